@@ -1,0 +1,63 @@
+"""What can go wrong, as one tree.
+
+KdbenchError            exit code 1: something failed while running
+├── BadInput            exit code 2: nothing was run
+│   └── BadSuite        every problem of a suite file, each with its place
+├── BadRecord           a file of the results directory does not hold what it should
+└── Interrupted         exit code 130: stopped on request; resumable
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class KdbenchError(Exception):
+    """Any failure that a user can understand from its message alone."""
+
+    exit_code = 1
+
+
+class BadInput(KdbenchError):
+    """A name, file or option that cannot be used. Nothing was run."""
+
+    exit_code = 2
+
+
+class BadRecord(KdbenchError):
+    """A file of the results directory that does not hold what it should."""
+
+
+class Interrupted(KdbenchError):
+    """The user stopped the work. It can be resumed."""
+
+    exit_code = 130
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a file.
+
+    ``line`` counts from 1 (0 where no line applies); ``path`` is written like ``grid[0].student[2]``.
+    """
+
+    file: str
+    line: int
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place}  {self.path}: {self.message}" if self.path else f"{place}  {self.message}"
+
+
+class BadSuite(BadInput):
+    """All the problems that were found in one or several files, ordered by place."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = sorted(set(problems), key=lambda p: (p.file, p.line, p.path, p.message))
+        count = len(self.problems)
+        lines = [str(problem) for problem in self.problems]
+        lines.append(f"{count} problem{'s' if count != 1 else ''}. Nothing was run.")
+        super().__init__("\n".join(lines))

@@ -1,0 +1,55 @@
+"""The contract of a loss term. One file per term; see CONTRIBUTING.md for how to add one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from kdbench.data.batch import Batch
+from kdbench.models.outputs import Outputs, Shapes
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a term is built for. For a term that needs no teacher, ``teacher`` equals ``student``.
+
+    train_size counts the images that the student trains on (after subset and few-shot), batch_size is the nominal one.
+    """
+
+    student: Shapes
+    teacher: Shapes
+    classes: int
+    train_size: int
+    batch_size: int
+
+
+class Term(nn.Module):
+    """One loss. Its parameters, if any, train with the student's optimiser; its buffers are saved with the run.
+
+    Hyper-parameters are the keyword-only arguments of ``__init__``, annotated, with defaults: a suite file may set
+    exactly these. The class constants below are read from the source without importing it, so they are literals.
+    """
+
+    paper: ClassVar[str] = ""
+    """Citation, as printed by `kdbench show`."""
+
+    reads: ClassVar[str] = ""
+    """What the term looks at: labels, logits, embedding, feature maps …"""
+
+    needs_teacher: ClassVar[bool] = True
+
+    requires: ClassVar[tuple[str, ...]] = ()
+    """Conditions on the pair of networks, checked before anything runs (kdbench/suite/feasibility.py)."""
+
+    version: ClassVar[int] = 1
+    """Raised when a change of the code changes results, so that old and new numbers never mix."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        self.setting = setting
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """Return the unweighted loss, a scalar. The teacher's outputs carry no gradient."""
+        raise NotImplementedError

@@ -1,0 +1,30 @@
+"""EGA's head: a node embedding between a backbone and its classes (Ma et al., BMVC 2022)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from kdbench.models.backbone import Backbone
+from kdbench.models.outputs import Outputs
+
+
+class NodeEmbedding(Backbone):
+    """Backbone → Linear(D, width) → Linear(width, classes), nothing between, for teachers and students alike.
+
+    It takes the backbone over: the backbone's own classifier is removed. ``embedding`` in the outputs is the node
+    embedding [B, width]; feature maps and pre-activations are the backbone's.
+    """
+
+    def __init__(self, backbone: Backbone, *, classes: int, width: int = 256) -> None:
+        super().__init__()
+        backbone.remove_classifier()
+        self.width = width
+        self.backbone = backbone
+        self.node = nn.Linear(backbone.width, width)
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Return the head's logits and the node embedding with the backbone's maps."""
+        below: Outputs = self.backbone(images)
+        embedding = self.node(below.embedding)
+        return Outputs(self.fc(embedding), embedding, below.features, below.preactivations)

@@ -1,0 +1,75 @@
+"""What training costs, counted in multiply-accumulates, and how long that takes on a given machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kdbench.catalogue.datasets import dataset
+from kdbench.catalogue.networks import network
+from kdbench.store.store import Store
+from kdbench.suite.specs import DatasetSpec, RunSpec, TeacherSpec
+
+
+ASSUMED_SPEED = {"cpu": 60e9, "gpu": 5e12}
+"""Multiply-accumulates per second where nothing has been measured yet. CPU: about what two AVX-512 cores reach on
+resnet32x4 → resnet8x4; GPU: an assumption, not a measurement."""
+
+_BACKWARD = 2
+"""A backward pass costs about twice the forward pass."""
+
+
+def image_counts(spec: DatasetSpec, fraction: float = 1.0) -> tuple[int, int]:
+    """Training and test images of a data set as a suite uses it (nominal: classes taken as equal)."""
+    whole = dataset(spec.name)
+    classes = spec.classes or whole.classes
+    train = spec.train_per_class or whole.train / whole.classes
+    test = spec.test_per_class or whole.test / whole.classes
+    return round(train * fraction * classes), round(test * classes)
+
+
+def forward_macs(name: str, spec: DatasetSpec) -> float:
+    """Multiply-accumulates of one image's forward pass."""
+    return network(name).macs * (dataset(spec.name).size / 32) ** 2
+
+
+def student_cost(spec: RunSpec) -> float:
+    """Multiply-accumulates of a student's training and tests, without its teacher."""
+    train, test = image_counts(spec.dataset, spec.scenario.fraction)
+    tests = -(-spec.recipe.epochs // spec.recipe.evaluate_every)
+    images = (1 + _BACKWARD) * train * spec.recipe.epochs + test * tests
+    return images * forward_macs(spec.student, spec.dataset)
+
+
+def teacher_pass_cost(spec: RunSpec) -> float:
+    """Multiply-accumulates of the teacher's forward passes beside one run or a whole cohort."""
+    if spec.teacher is None:
+        return 0.0
+    train, _ = image_counts(spec.dataset, spec.scenario.fraction)
+    return train * spec.recipe.epochs * forward_macs(spec.teacher.network, spec.dataset)
+
+
+def teacher_cost(spec: TeacherSpec) -> float:
+    """Multiply-accumulates of training a teacher (or only its head)."""
+    train, test = image_counts(spec.dataset)
+    recipe, backward = (spec.head.recipe, 0) if spec.head else (spec.recipe, _BACKWARD)
+    images = (1 + backward) * train * recipe.epochs + test * -(-recipe.epochs // recipe.evaluate_every)
+    return images * forward_macs(spec.network, spec.dataset)
+
+
+def cohort_cost(runs: Iterable[RunSpec]) -> float:
+    """Multiply-accumulates of runs that share one teacher pass."""
+    runs = list(runs)
+    return max(map(teacher_pass_cost, runs), default=0.0) + sum(map(student_cost, runs))
+
+
+def measured_speed(store: Store) -> dict[str, float]:
+    """Multiply-accumulates per second by kind of device, from the finished runs of a results directory."""
+    work: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    for record in store.records("runs"):
+        about = record.about()
+        device = str(about.get("device", {}).get("kind", ""))
+        if device and about.get("seconds", 0) > 0 and about.get("macs", 0) > 0:
+            work[device] = work.get(device, 0.0) + float(about["macs"])
+            seconds[device] = seconds.get(device, 0.0) + float(about["seconds"])
+    return {device: work[device] / seconds[device] for device in work}

@@ -1,0 +1,140 @@
+"""From runs to jobs: which teachers, which cohorts, what is done already, and how long the rest takes."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from kdbench.plan.cost import cohort_cost, student_cost, teacher_cost
+from kdbench.store.store import Store
+from kdbench.suite.specs import HeadSpec, RunSpec, TeacherSpec
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Runs that share one stream and one teacher and train in one process."""
+
+    runs: tuple[RunSpec, ...]
+
+    @property
+    def teacher(self) -> TeacherSpec | None:
+        return next((run.teacher for run in self.runs if run.teacher), None)
+
+    @property
+    def head(self) -> HeadSpec | None:
+        return next((run.head for run in self.runs if run.head), None)
+
+    @property
+    def cost(self) -> float:
+        return cohort_cost(self.runs)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is left to do. Teachers come in an order in which each follows the backbone that it needs."""
+
+    teachers: tuple[TeacherSpec, ...]
+    cohorts: tuple[Cohort, ...]
+    runs_done: int
+    teachers_done: int
+
+    @property
+    def runs(self) -> int:
+        return sum(len(cohort.runs) for cohort in self.cohorts)
+
+    @property
+    def cost(self) -> float:
+        """Multiply-accumulates of all that is left."""
+        return sum(map(teacher_cost, self.teachers)) + sum(cohort.cost for cohort in self.cohorts)
+
+    @property
+    def cost_alone(self) -> float:
+        """The same if every run were trained by itself, with its own teacher passes."""
+        runs = [run for cohort in self.cohorts for run in cohort.runs]
+        return sum(map(teacher_cost, self.teachers)) + sum(cohort_cost([run]) for run in runs)
+
+    def makespan(self, slots: int) -> float:
+        """Multiply-accumulates until the last slot is idle, if each job goes to the slot that is free first."""
+        ready = schedule(list(map(teacher_cost, self.teachers)), [0.0] * slots)
+        return max(schedule([cohort.cost for cohort in self.cohorts], [max(ready)] * slots if self.teachers else ready))
+
+
+def schedule(costs: Sequence[float], loads: Sequence[float]) -> list[float]:
+    """Give the costliest jobs first to the slot that is free first; returns the loads of the slots."""
+    heap = list(loads)
+    heapq.heapify(heap)
+    for cost in sorted(costs, reverse=True):
+        heapq.heappush(heap, heapq.heappop(heap) + cost)
+    return heap
+
+
+def make_plan(specs: Iterable[RunSpec], store: Store, slots: int = 1, *, retry_diverged: bool = False) -> Plan:
+    """Plan the runs that have no result yet. Runs that diverged stay so unless ``retry_diverged``."""
+    todo, done = [], 0
+    for spec in {spec.id: spec for spec in specs}.values():
+        record = store.run(spec.id)
+        failure = record.failure()
+        settled = record.done() or (failure is not None and failure.kind == "diverged" and not retry_diverged)
+        done += settled
+        if not settled:
+            todo.append(spec)
+    needed: dict[str, TeacherSpec] = {}
+    for spec in todo:
+        if spec.teacher:
+            for teacher in (spec.teacher.backbone, spec.teacher):
+                needed[teacher.id] = teacher
+    missing = [teacher for id, teacher in needed.items() if not store.teacher(id).done()]
+    cohorts = split(group(todo), slots)
+    return Plan(tuple(missing), tuple(cohorts), done, len(needed) - len(missing))
+
+
+def group(specs: Iterable[RunSpec]) -> list[Cohort]:
+    """Put runs of one stream and one teacher together; runs without a teacher join the first cohort of their stream."""
+    with_teacher: dict[tuple[str, ...], list[RunSpec]] = {}
+    without: list[RunSpec] = []
+    for spec in specs:
+        if spec.teacher is None:
+            without.append(spec)
+        else:
+            key = (_stream(spec), spec.teacher.id, spec.head.id if spec.head else "")
+            with_teacher.setdefault(key, []).append(spec)
+    hosts: dict[str, list[RunSpec]] = {}
+    for key, runs in with_teacher.items():
+        hosts.setdefault(key[0], runs)
+    alone: dict[str, list[RunSpec]] = {}
+    for spec in without:
+        target = hosts.get(_stream(spec))
+        (alone.setdefault(_stream(spec), []) if target is None else target).append(spec)
+    return [Cohort(tuple(runs)) for runs in (*with_teacher.values(), *alone.values())]
+
+
+def split(cohorts: list[Cohort], slots: int) -> list[Cohort]:
+    """Halve the costliest cohort for as long as that brings the end nearer. The costliest come first."""
+    cohorts = sorted(cohorts, key=lambda cohort: -cohort.cost)
+    while cohorts and len(cohorts[0].runs) > 1:
+        halves = _halves(cohorts[0])
+        candidate = sorted((*halves, *cohorts[1:]), key=lambda cohort: -cohort.cost)
+        if _end(candidate, slots) >= 0.98 * _end(cohorts, slots):
+            break
+        cohorts = candidate
+    return cohorts
+
+
+def _halves(cohort: Cohort) -> tuple[Cohort, Cohort]:
+    left: list[RunSpec] = []
+    right: list[RunSpec] = []
+    load = [0.0, 0.0]
+    for run in sorted(cohort.runs, key=student_cost, reverse=True):
+        side = int(load[1] < load[0])
+        load[side] += student_cost(run)
+        (left, right)[side].append(run)
+    return Cohort(tuple(left)), Cohort(tuple(right))
+
+
+def _end(cohorts: Sequence[Cohort], slots: int) -> float:
+    return max(schedule([cohort.cost for cohort in cohorts], [0.0] * slots))
+
+
+def _stream(spec: RunSpec) -> str:
+    return f"{spec.stream_id}-{spec.recipe.precision}"

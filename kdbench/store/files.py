@@ -1,0 +1,63 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Call ``write`` on a temporary file beside ``path``, flush it to disk and move it into place.
+
+    Whoever reads ``path`` sees the old content or the new one. Raises OSError (disk full, no permission) with the old
+    content untouched and no temporary file left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_atomically(path, lambda file: _write(file, text.encode()))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically, indented, in the order of the keys given."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file so that it is not read again but not lost either. Returns the new name."""
+    for number in range(1, 10_000):
+        target = path.with_name(f"{path.name}.damaged-{number}")
+        if not target.exists():
+            path.rename(target)
+            return target
+    raise OSError(f"{path}: too many damaged copies")
+
+
+def _write(file: BinaryIO, content: bytes) -> None:
+    file.write(content)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,197 @@
+"""One trained network on disk, a run's student or a teacher.
+
+spec.json            what is trained; its hash is the folder's name
+metrics.jsonl        one line per epoch
+weights.safetensors  the trained network
+about.json           when, on what machine, how long: all that may differ between two equal runs
+result.json          what was measured. Its presence, valid, means done; it is written last
+failure.json         why it stopped for good, instead of a result
+state.pt             while it is in training: everything needed to go on from the last checkpoint
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kdbench.errors import BadRecord
+from kdbench.store.files import set_aside, write_json, write_text
+
+
+Percent = Annotated[float, Field(ge=0.0, le=100.0)]
+
+
+class Accuracy(BaseModel):
+    """Test accuracy in percent after an epoch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epoch: int
+    top1: Percent
+    top5: Percent
+
+
+class Result(BaseModel):
+    """What was measured on a finished network. Equal runs give equal results, byte for byte, on the same CPU."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    kind: Literal["run", "teacher"]
+    last: Accuracy
+    best: Accuracy
+    train_images: int
+    test_images: int
+    weights_sha256: str
+
+
+class Failure(BaseModel):
+    """Why a run stopped for good. A diverged run would diverge again; an error may be gone next time."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["diverged", "error"]
+    epoch: int
+    reason: str
+    detail: str = ""
+
+
+class Record:
+    """The folder of one run or teacher. All writes are atomic; nothing is created by reading."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.id = folder.name
+
+    @property
+    def state_file(self) -> Path:
+        return self.folder / "state.pt"
+
+    @property
+    def weights_file(self) -> Path:
+        return self.folder / "weights.safetensors"
+
+    def result(self) -> Result | None:
+        """The result, or None while there is none. Raises BadRecord where the file does not hold one."""
+        try:
+            text = (self.folder / "result.json").read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            result = Result.model_validate_json(text)
+        except ValidationError as error:
+            raise BadRecord(f"{self.folder / 'result.json'}: {error.errors()[0]['msg'].lower()}") from None
+        if result.id != self.id:
+            raise BadRecord(f"{self.folder / 'result.json'}: belongs to {result.id}")
+        return result
+
+    def failure(self) -> Failure | None:
+        """The failure, or None where there is none that can be read."""
+        try:
+            return Failure.model_validate_json((self.folder / "failure.json").read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def done(self) -> bool:
+        """Whether there is a valid result."""
+        try:
+            return self.result() is not None
+        except BadRecord:
+            return False
+
+    def started(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return self.state_file.exists()
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The epochs so far. Lines that cannot be read are left out."""
+        try:
+            lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
+            return []
+        rows = []
+        for line in lines:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+        return rows
+
+    def about(self) -> dict[str, Any]:
+        """Machine, versions and times, or {} where there are none."""
+        return _read_mapping(self.folder / "about.json")
+
+    def spec(self) -> dict[str, Any]:
+        """The spec as stored, or {} where there is none."""
+        return _read_mapping(self.folder / "spec.json")
+
+    def begin(self, spec: dict[str, Any]) -> list[str]:
+        """Make the folder ready for training: write the spec, clear an old failure, set damaged results aside.
+
+        Returns messages for the user.
+        """
+        messages = []
+        try:
+            self.result()
+        except BadRecord as error:
+            messages.append(f"{error}; set aside as {set_aside(self.folder / 'result.json').name}, it is trained again")
+        (self.folder / "failure.json").unlink(missing_ok=True)
+        if self.spec() != spec:
+            write_json(self.folder / "spec.json", spec)
+        return messages
+
+    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        """Replace the epochs so far."""
+        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def fail(self, failure: Failure) -> None:
+        """Store why training stopped for good."""
+        write_json(self.folder / "failure.json", failure.model_dump())
+        self.state_file.unlink(missing_ok=True)
+
+    def finish(self, result: Result, about: dict[str, Any]) -> None:
+        """Store the result, last of all, and drop the resume state."""
+        write_json(self.folder / "about.json", about)
+        write_json(self.folder / "result.json", result.model_dump())
+        self.state_file.unlink(missing_ok=True)
+
+    def lock(self) -> FileLock:
+        """The lock that whoever trains this holds. The system frees it when the process ends, however it ends."""
+        locks = self.folder.parent.parent / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        return FileLock(locks / f"{self.folder.parent.name}-{self.id}.lock")
+
+    def busy(self) -> bool:
+        """Whether another process holds the lock."""
+        lock = self.lock()
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def timestamp() -> str:
+    """Now, in UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,57 @@
+"""Conditions that a term may put on the pair of networks, checked before anything runs.
+
+A term names its conditions in ``requires``. Each is a function of student, teacher and the term's hyper-parameters that
+returns what is wrong, or None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kdbench.catalogue.networks import Network, network
+from kdbench.catalogue.terms import term
+from kdbench.suite.specs import TermUse
+
+
+Condition = Callable[[Network, Network, dict[str, Any]], str | None]
+
+
+def infeasible(student: str, teacher: str, terms: tuple[TermUse, ...]) -> list[str]:
+    """What makes a method impossible for a pair; an empty list where it is possible."""
+    reasons = []
+    for use in terms:
+        info = term(use.name)
+        options = {key: hyper.default for key, hyper in info.hyperparameters.items()} | use.hyperparameters
+        for name in info.requires:
+            reason = CONDITIONS[name](network(student), network(teacher), options)
+            if reason:
+                reasons.append(f"{use.name} {reason}")
+    return reasons
+
+
+def layer_exists(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+    """The feature map ``layer`` exists in both networks."""
+    for net in (student, teacher):
+        if not 0 <= options["layer"] < len(net.features):
+            return f"reads layer {options['layer']}, but {net.name} has the layers 0 to {len(net.features) - 1}"
+    return None
+
+
+def equal_maps_without_regressor(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+    """Without a regressor, the two maps of ``layer`` must have the same channels and size."""
+    if options["regressor"] or layer_exists(student, teacher, options):
+        return None
+    ours, theirs = student.features[options["layer"]], teacher.features[options["layer"]]
+    if tuple(ours) == tuple(theirs):
+        return None
+    return (
+        f"without a regressor needs equal maps, but layer {options['layer']} has {ours[0]} channels at stride {ours[1]} "
+        f"in {student.name} and {theirs[0]} at stride {theirs[1]} in {teacher.name}"
+    )
+
+
+CONDITIONS: dict[str, Condition] = {
+    "layer_exists": layer_exists,
+    "equal_maps_without_regressor": equal_maps_without_regressor,
+}

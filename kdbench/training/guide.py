@@ -1,0 +1,78 @@
+"""The teacher's side of a cohort: what it shows the students for each batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from kdbench.data.batch import Batch
+from kdbench.models.node_embedding import NodeEmbedding
+from kdbench.models.outputs import Outputs
+from kdbench.suite.specs import Recipe
+from kdbench.training.optimiser import make_optimiser, set_learning_rate
+
+
+class Guide:
+    """A finished teacher, frozen: strategies `pretrained` and `sequential`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network.eval().requires_grad_(False)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Nothing changes from epoch to epoch."""
+
+    @torch.no_grad()
+    def show(self, batch: Batch, *, bf16: bool) -> Outputs:
+        """The teacher's outputs, without gradient."""
+        with torch.autocast(batch.images.device.type, dtype=torch.bfloat16, enabled=bf16):
+            outputs: Outputs = self.network(batch.images)
+        return outputs
+
+    def state(self) -> dict[str, Any]:
+        """What changes while it teaches."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to a ``state``."""
+
+
+class LearningGuide(Guide):
+    """A frozen backbone whose new layers learn from cross-entropy beside the students: strategy `simultaneous`.
+
+    The students see the outputs from before each update, and no gradient of theirs reaches the teacher (Ma et al., BMVC
+    2022, Algorithm A). How many students there are changes nothing for the teacher.
+    """
+
+    def __init__(self, network: NodeEmbedding, recipe: Recipe) -> None:
+        super().__init__(network)
+        self.head = nn.ModuleList([network.node, network.fc]).requires_grad_(True)
+        self.recipe = recipe
+        self.optimiser = make_optimiser(list(self.head.parameters()), recipe)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Set the learning rate of the new layers."""
+        set_learning_rate(self.optimiser, self.recipe.lr_at(epoch))
+
+    def show(self, batch: Batch, *, bf16: bool) -> Outputs:
+        """The outputs for the students; then one step of the new layers."""
+        self.optimiser.zero_grad(set_to_none=True)
+        with torch.enable_grad(), torch.autocast(batch.images.device.type, dtype=torch.bfloat16, enabled=bf16):
+            outputs: Outputs = self.network(batch.images)
+            loss = F.cross_entropy(outputs.logits, batch.labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        shown = Outputs(outputs.logits.detach(), outputs.embedding.detach(), outputs.features, outputs.preactivations)
+        self.optimiser.step()
+        return shown
+
+    def state(self) -> dict[str, Any]:
+        """Weights and momentum of the new layers."""
+        return {"head": self.head.state_dict(), "optimiser": self.optimiser.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to a ``state``."""
+        if state:
+            self.head.load_state_dict(state["head"])
+            self.optimiser.load_state_dict(state["optimiser"])

@@ -1,0 +1,200 @@
+"""The two jobs of a worker: train a teacher, train a cohort. Both can stop after any epoch and go on later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from filelock import Timeout
+
+from kdbench.data.stream import DataSource
+from kdbench.errors import BadRecord
+from kdbench.plan.cost import student_cost, teacher_cost
+from kdbench.plan.plan import Cohort
+from kdbench.store.files import set_aside
+from kdbench.store.record import Failure, Record
+from kdbench.store.store import Store
+from kdbench.suite.specs import RunSpec, Scenario, TeacherSpec
+from kdbench.training.build import load_teacher, on_device, student_learner, teacher_learner, with_head
+from kdbench.training.checkpoint import DamagedCheckpoint, finish, load_checkpoint
+from kdbench.training.environment import describe
+from kdbench.training.guide import Guide, LearningGuide
+from kdbench.training.learner import Learner
+from kdbench.training.loop import Hooks, out_of_memory, train
+
+
+Emit = Callable[..., None]
+
+
+@dataclass
+class Outcome:
+    """What became of a job's records, by id."""
+
+    busy: list[str] = field(default_factory=list)
+    stopped: bool = False
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What every job of a worker needs. ``emit(event, **fields)`` tells the parent process."""
+
+    store: Store
+    data: DataSource
+    device: torch.device
+    emit: Emit
+    stopped: Callable[[], bool]
+    checkpoint_seconds: float
+
+    def hooks(self) -> Hooks:
+        """The loop's view of this worker."""
+        return Hooks(self._epoch_done, self.stopped, self.checkpoint_seconds)
+
+    def _epoch_done(self, learner: Learner, speed: float) -> None:
+        row = learner.progress.metrics[-1]
+        facts = {"id": learner.record.id, "epochs": learner.recipe.epochs, "images_per_second": speed}
+        self.emit("epoch", **facts, **{key: row.get(key) for key in ("epoch", "loss", "top1")})
+
+
+def train_teacher(spec: TeacherSpec, shop: Workshop) -> Outcome:
+    """Train a teacher unless it is there, or another process is at it."""
+    record = shop.store.teacher(spec.id)
+    with claimed([record]) as mine:
+        if not mine:
+            return Outcome(busy=[spec.id])
+        if record.done():
+            return Outcome()
+        recipe = spec.head.recipe if spec.head else spec.recipe
+        stream = shop.data.stream(spec.dataset, Scenario(), recipe, seed_trial(spec))
+        test = shop.data.test(spec.dataset, recipe)
+        begin(record, {"kind": "teacher", **spec.canonical()}, shop)
+        learner, _ = resumed(lambda: teacher_learner(spec, shop.store, shop.device), shop)
+        complete = train([learner], None, stream, test, shop.hooks())
+        _conclude(learner, "teacher", len(stream), len(test), teacher_cost(spec), shop)
+        return Outcome(stopped=not complete)
+
+
+def train_cohort(runs: Sequence[RunSpec], shop: Workshop) -> Outcome:
+    """Train those of a cohort's runs that are not done and that no other process is at."""
+    outcome = Outcome()
+    with claimed([shop.store.run(spec.id) for spec in runs]) as mine:
+        owned = [spec for spec in runs if spec.id in {record.id for record in mine}]
+        outcome.busy = [spec.id for spec in runs if spec not in owned]
+        todo = [spec for spec in owned if not shop.store.run(spec.id).done()]
+        if todo:
+            outcome.stopped = not _train_runs(todo, shop)
+    return outcome
+
+
+def _train_runs(specs: Sequence[RunSpec], shop: Workshop) -> bool:
+    """Train runs together; where memory runs out, one half after the other. False if asked to stop before the end."""
+    try:
+        return _train_together(specs, shop)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0]
+    if shop.device.type == "cuda":
+        torch.cuda.empty_cache()
+    if len(specs) == 1:
+        fail(shop.store.run(specs[0].id), Failure(kind="error", epoch=0, reason=f"out of memory: {reason}"), shop)
+        return True
+    shop.emit("message", text=f"out of memory with {len(specs)} students at once: going on with half of them at a time")
+    middle = len(specs) // 2
+    return _train_runs(specs[:middle], shop) and _train_runs(specs[middle:], shop)
+
+
+def _train_together(specs: Sequence[RunSpec], shop: Workshop) -> bool:
+    first = specs[0]
+    stream = shop.data.stream(first.dataset, first.scenario, first.recipe, first.trial)
+    test = shop.data.test(first.dataset, first.recipe)
+    guide = make_guide(Cohort(tuple(specs)), shop)
+    learners: dict[str, Learner] = {}
+    latest: tuple[int, dict[str, Any]] | None = None
+    for spec in specs:
+        begin(shop.store.run(spec.id), {"kind": "run", **spec.canonical()}, shop)
+        network = guide.network if guide and spec.teacher else None
+        learner, state = resumed(
+            lambda s=spec, n=network: student_learner(s, shop.store, n, len(stream), shop.device), shop
+        )
+        learners[spec.id] = learner
+        if spec.teacher and (latest is None or learner.progress.epoch < latest[0]):
+            latest = (learner.progress.epoch, state)
+    if guide and latest:
+        guide.restore(latest[1])
+    complete = train(list(learners.values()), guide, stream, test, shop.hooks())
+    for spec in specs:
+        _conclude(learners[spec.id], "run", len(stream), len(test), student_cost(spec), shop)
+    return complete
+
+
+def make_guide(cohort: Cohort, shop: Workshop) -> Guide | None:
+    """The teacher of a cohort, finished or learning beside it; None where no run reads one."""
+    if cohort.teacher is None:
+        return None
+    try:
+        network = load_teacher(cohort.teacher, shop.store, shop.device)
+    except BadRecord as error:
+        folder = shop.store.teacher(cohort.teacher.id).folder
+        aside = set_aside(folder)
+        raise BadRecord(f"{error}; the teacher is set aside as {aside.name} and trained again") from None
+    if cohort.head is None:
+        return Guide(network)
+    spec = cohort.teacher.model_copy(update={"head": cohort.head})
+    head = on_device(with_head(network, spec), shop.device)
+    return LearningGuide(head, cohort.head.recipe)  # type: ignore[arg-type]
+
+
+def resumed(build: Callable[[], Learner], shop: Workshop) -> tuple[Learner, dict[str, Any]]:
+    """A learner at its last checkpoint, or at its beginning; and the teacher's state at that moment."""
+    learner = build()
+    try:
+        state, message = load_checkpoint(learner)
+    except DamagedCheckpoint as error:
+        learner, state, message = build(), {}, str(error)
+    if message:
+        shop.emit("resumed", id=learner.record.id, text=message, epoch=learner.progress.epoch)
+    learner.progress.sessions += 1
+    return learner, state
+
+
+def begin(record: Record, spec: dict[str, Any], shop: Workshop) -> None:
+    """Prepare a record for training."""
+    for message in record.begin(spec):
+        shop.emit("message", text=message)
+
+
+def fail(record: Record, failure: Failure, shop: Workshop) -> None:
+    """Store a failure and tell of it."""
+    record.fail(failure)
+    shop.emit("failed", id=record.id, reason=failure.reason)
+
+
+def _conclude(learner: Learner, kind: str, train: int, test: int, macs: float, shop: Workshop) -> None:
+    if learner.failure is not None:
+        fail(learner.record, learner.failure, shop)
+    elif learner.finished:
+        result = finish(learner, kind, train, test, {"macs": macs, **describe(shop.device)})
+        shop.emit("finished", id=result.id, top1=result.last.top1)
+
+
+def seed_trial(spec: TeacherSpec) -> int:
+    """A teacher's stream is that of a trial of its own, so that no student sees the teacher's batches."""
+    return -1 - spec.seed
+
+
+@contextmanager
+def claimed(records: Sequence[Record]) -> Iterator[list[Record]]:
+    """Hold the locks of those records that no other process holds."""
+    with ExitStack() as stack:
+        mine = []
+        for record in records:
+            lock = record.lock()
+            try:
+                stack.enter_context(lock.acquire(timeout=0))
+            except Timeout:
+                continue
+            mine.append(record)
+        yield mine

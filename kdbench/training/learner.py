@@ -1,0 +1,136 @@
+"""One network in training: a run's student, or a teacher before it teaches."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.data.batch import Batch
+from kdbench.evaluation.accuracy import Scores
+from kdbench.methods.term import Term
+from kdbench.models.outputs import Outputs
+from kdbench.store.record import Accuracy, Failure, Record
+from kdbench.suite.specs import Recipe
+from kdbench.training.optimiser import make_optimiser, set_learning_rate
+
+
+@dataclass
+class Progress:
+    """What a learner has behind it; part of its checkpoint."""
+
+    epoch: int = 0
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    sessions: int = 0
+
+
+class Learner:
+    """A network, its weighted loss terms and one optimiser over the trainable parts of both.
+
+    ``modules`` says which parts of the network train; the others stay in eval mode and are not touched.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        network: nn.Module,
+        terms: dict[str, Term],
+        weights: dict[str, float],
+        recipe: Recipe,
+        *,
+        modules: list[nn.Module] | None = None,
+        keep_best: bool = False,
+    ) -> None:
+        self.record = record
+        self.network = network
+        self.terms = nn.ModuleDict(terms)
+        self.weights = weights
+        self.recipe = recipe
+        self.trained = modules if modules is not None else [network]
+        self.keep_best = keep_best
+        parameters = [p for module in (*self.trained, self.terms) for p in module.parameters()]
+        self.device = parameters[0].device
+        self.optimiser = make_optimiser(parameters, recipe)
+        self.progress = Progress()
+        self.best_weights: dict[str, Tensor] | None = None
+        self.failure: Failure | None = None
+        self.saved_at = time.monotonic()
+        self._started = 0.0
+        self._sums: dict[str, Tensor] = {}
+        self._images = 0
+
+    @property
+    def finished(self) -> bool:
+        return self.progress.epoch >= self.recipe.epochs
+
+    @property
+    def active(self) -> bool:
+        return self.failure is None and not self.finished
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Set modes and learning rate, and forget the last epoch's sums."""
+        self.network.eval()
+        for module in (*self.trained, self.terms):
+            module.train()
+        set_learning_rate(self.optimiser, self.recipe.lr_at(epoch))
+        self._sums = {name: torch.zeros((), device=self.device) for name in ("loss", *self.terms)}
+        self._images = 0
+
+    def step(self, batch: Batch, teacher: Outputs | None) -> None:
+        """Forward, weighted sum of the terms, backward, SGD."""
+        self.optimiser.zero_grad(set_to_none=True)
+        bf16 = self.recipe.precision == "bf16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
+            outputs = self.network(batch.images)
+            values = {name: term(outputs, teacher or outputs, batch) for name, term in self.terms.items()}
+        loss = sum((self.weights[name] * value for name, value in values.items()), torch.zeros((), device=self.device))
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+        for name, value in {"loss": loss, **values}.items():
+            self._sums[name] += value.detach() * len(batch)
+        self._images += len(batch)
+
+    def end_epoch(self, epoch: int, scores: Scores | None, seconds: float) -> None:
+        """Write down an epoch's mean losses and test accuracy; a loss that is not a number ends the run."""
+        means = {name: float(value) / self._images for name, value in self._sums.items()}
+        wrong = [name for name, value in means.items() if not math.isfinite(value)]
+        if wrong:
+            reason = f"{wrong[0]} is not finite in epoch {epoch}"
+            self.failure = Failure(kind="diverged", epoch=epoch, reason=reason)
+            return
+        row: dict[str, Any] = {
+            "epoch": epoch,
+            "lr": self.recipe.lr_at(epoch),
+            "loss": means.pop("loss"),
+            "terms": means,
+        }
+        if scores is not None:
+            row |= {"top1": scores.top1, "top5": scores.top5}
+        self.progress.metrics.append(row)
+        self.progress.epoch = epoch
+        self.progress.seconds += seconds
+        if self.keep_best and scores is not None and self.best().epoch == epoch:
+            self.best_weights = {key: value.clone() for key, value in self.network.state_dict().items()}
+
+    def due_for_test(self, epoch: int) -> bool:
+        return epoch % self.recipe.evaluate_every == 0 or epoch == self.recipe.epochs
+
+    def last(self) -> Accuracy:
+        """Test accuracy after the last epoch that was tested."""
+        return _accuracy(self._tested()[-1])
+
+    def best(self) -> Accuracy:
+        """Test accuracy after the first of the best epochs."""
+        return _accuracy(max(self._tested(), key=lambda row: row["top1"]))
+
+    def _tested(self) -> list[dict[str, Any]]:
+        return [row for row in self.progress.metrics if "top1" in row]
+
+
+def _accuracy(row: dict[str, Any]) -> Accuracy:
+    return Accuracy(epoch=row["epoch"], top1=row["top1"], top5=row["top5"])

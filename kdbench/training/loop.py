@@ -1,0 +1,87 @@
+"""The training loop: each batch is loaded once, the teacher runs once, then every student takes its step."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kdbench.data.batch import Batch
+from kdbench.data.stream import Stream, TestSet
+from kdbench.evaluation.accuracy import measure
+from kdbench.models.outputs import Outputs
+from kdbench.store.record import Failure
+from kdbench.training.checkpoint import save_checkpoint
+from kdbench.training.guide import Guide
+from kdbench.training.learner import Learner
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """How the loop talks to its surroundings.
+
+    ``epoch_done`` hears of each learner's epoch (learner, images per second); ``stopped`` says after each epoch whether to
+    save and leave; a checkpoint is written whenever the last one is ``checkpoint_seconds`` old.
+    """
+
+    epoch_done: Callable[[Learner, float], None]
+    stopped: Callable[[], bool]
+    checkpoint_seconds: float = 30.0
+
+
+def train(learners: Sequence[Learner], guide: Guide | None, stream: Stream, test: TestSet, hooks: Hooks) -> bool:
+    """Train all learners to their last epoch. Returns False if asked to stop before.
+
+    Learners that are behind (after a crash, say) train alone until they have caught up: the stream and the teacher replay
+    any epoch, so the result is the same in any company.
+    """
+    while behind := [learner.progress.epoch for learner in learners if learner.active]:
+        epoch = min(behind) + 1
+        group = [learner for learner in learners if learner.active and learner.progress.epoch == epoch - 1]
+        started = time.perf_counter()
+        for each in (*group, *([guide] if guide else [])):
+            each.begin_epoch(epoch)
+        bf16 = group[0].recipe.precision == "bf16"
+        for batch in stream.epoch(epoch):
+            shown = guide.show(batch, bf16=bf16) if guide else None
+            for learner in group:
+                if learner.failure is None:
+                    _guarded_step(learner, batch, shown, epoch)
+        alive = [learner for learner in group if learner.failure is None]
+        tested = [learner for learner in alive if learner.due_for_test(epoch)]
+        scores = dict(zip(map(id, tested), measure([learner.network for learner in tested], test), strict=True))
+        seconds = time.perf_counter() - started
+        for learner in alive:
+            learner.end_epoch(epoch, scores.get(id(learner)), seconds / len(alive))
+            hooks.epoch_done(learner, len(stream) * len(alive) / seconds)
+        stopping = hooks.stopped()
+        _save(alive, guide.state() if guide else {}, hooks.checkpoint_seconds, now=stopping)
+        if stopping:
+            return False
+    return True
+
+
+def _guarded_step(learner: Learner, batch: Batch, shown: Outputs | None, epoch: int) -> None:
+    """One run's error ends that run, not its neighbours. Running out of memory concerns the whole cohort."""
+    try:
+        learner.step(batch, shown)
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__} in epoch {epoch}: {error}"
+        learner.failure = Failure(kind="error", epoch=epoch, reason=reason, detail=traceback.format_exc())
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or in torch's allocator on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+
+
+def _save(learners: Sequence[Learner], guide_state: dict[str, Any], interval: float, *, now: bool) -> None:
+    for learner in learners:
+        if learner.active and (now or time.monotonic() - learner.saved_at >= interval):
+            save_checkpoint(learner, guide_state)

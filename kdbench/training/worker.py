@@ -1,0 +1,104 @@
+"""A worker process: one device slot, one job at a time.
+
+    python -m kdbench.training.worker --device cpu --results results --data data
+
+It reads jobs as JSON lines from standard input and writes events as JSON lines to standard output. When its input closes,
+because the parent ended however it did, it ends at once; a line {"stop": true} lets it finish the epoch, save and end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any, TextIO
+
+from kdbench.data.stream import DataSource
+from kdbench.errors import KdbenchError
+from kdbench.store.store import Store
+from kdbench.suite.specs import RunSpec, TeacherSpec
+from kdbench.training.environment import prepare
+from kdbench.training.jobs import Outcome, Workshop, train_cohort, train_teacher
+
+
+class Channel:
+    """Both directions of the talk with the parent process."""
+
+    def __init__(self, source: TextIO, sink: TextIO) -> None:
+        self.sink = sink
+        self.jobs: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.stopping = threading.Event()
+        threading.Thread(target=self._read, args=(source,), daemon=True).start()
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Send one event."""
+        self.sink.write(json.dumps({"event": event, **fields}) + "\n")
+        self.sink.flush()
+
+    def _read(self, source: TextIO) -> None:
+        for line in source:
+            message = json.loads(line)
+            if message.get("stop"):
+                self.stopping.set()
+            self.jobs.put(message)
+        os._exit(0)
+
+
+def main() -> None:
+    """Work until told to stop or until the parent is gone."""
+    options = _options()
+    sink = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    channel = Channel(sys.stdin, sink)
+    device = prepare(options.device, options.threads)
+    shop = Workshop(
+        store=Store(options.results),
+        data=DataSource(options.data, device, download=options.download),
+        device=device,
+        emit=channel.emit,
+        stopped=channel.stopping.is_set,
+        checkpoint_seconds=options.checkpoint_seconds,
+    )
+    channel.emit("ready")
+    while not channel.stopping.is_set():
+        job = channel.jobs.get()
+        if not job.get("stop"):
+            channel.emit("done", job=job["job"], **_work(job, shop))
+
+
+def _work(job: dict[str, Any], shop: Workshop) -> dict[str, Any]:
+    try:
+        outcome = _dispatch(job, shop)
+    except KdbenchError as error:
+        return {"error": str(error)}
+    except OSError as error:
+        return {"error": f"{error.strerror or error}: {error.filename or shop.store.root}"}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}", "detail": traceback.format_exc()}
+    return {"busy": outcome.busy, "stopped": outcome.stopped}
+
+
+def _dispatch(job: dict[str, Any], shop: Workshop) -> Outcome:
+    if "teacher" in job:
+        return train_teacher(TeacherSpec.model_validate(job["teacher"]), shop)
+    return train_cohort([RunSpec.model_validate(spec) for spec in job["runs"]], shop)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train what the parent process asks for.")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--download", action="store_true")
+    parser.add_argument("--checkpoint-seconds", type=float, default=30.0)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

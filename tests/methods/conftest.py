@@ -1,0 +1,78 @@
+"""Made-up outputs of a student and a teacher, small enough that every test takes milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdbench.data.batch import Batch
+from kdbench.methods import Setting
+from kdbench.models.outputs import Outputs, Shapes
+
+
+CLASSES = 10
+STUDENT = Shapes(CLASSES, 24, ((8, 8, 8), (8, 8, 8), (16, 4, 4), (24, 2, 2)))
+TEACHER = Shapes(CLASSES, 32, ((12, 8, 8), (16, 8, 8), (20, 4, 4), (32, 2, 2)))
+
+
+def _outputs(shapes: Shapes, size: int, seed: int, grad: bool = False) -> Outputs:
+    rng = torch.Generator().manual_seed(seed)
+
+    def leaf(*shape: int, relu: bool = True) -> Tensor:
+        values = torch.randn(size, *shape, generator=rng)
+        return (values.relu() if relu else values).requires_grad_(grad)
+
+    return Outputs(
+        logits=leaf(shapes.logits, relu=False),
+        embedding=leaf(shapes.embedding),
+        features=[leaf(*shape) for shape in shapes.features],
+        preactivations=[leaf(*shape, relu=False) for shape in shapes.stages],
+    )
+
+
+@pytest.fixture
+def setting() -> Setting:
+    return Setting(student=STUDENT, teacher=TEACHER, classes=CLASSES, train_size=50, batch_size=8)
+
+
+@pytest.fixture
+def make_outputs() -> Callable[..., Outputs]:
+    """make_outputs(shapes, size, seed, grad=False): random outputs; maps and embedding are not negative."""
+    return _outputs
+
+
+@pytest.fixture
+def make_batch() -> Callable[[int], Batch]:
+    def batch(size: int) -> Batch:
+        positions = torch.arange(size)
+        images = torch.randn(size, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+        return Batch(images=images, labels=positions % 4, indices=positions)
+
+    return batch
+
+
+@pytest.fixture
+def leaves() -> Callable[[Outputs], list[Tensor]]:
+    """All tensors of an Outputs in a row."""
+    return lambda out: [out.logits, out.embedding, *out.features, *out.preactivations]
+
+
+@pytest.fixture
+def outputs_from() -> Callable[..., Outputs]:
+    """outputs_from(logits=, embedding=, stages=): what a test has, zeros for the rest, a stem before the stages."""
+
+    def build(logits: Tensor | None = None, embedding: Tensor | None = None, stages: list[Tensor] | None = None):
+        given = [t for t in (logits, embedding, *(stages or [])) if t is not None]
+        like = given[0].detach()
+        stages = stages or [like.new_zeros(len(like), 1, 1, 1)]
+        return Outputs(
+            logits=like.new_zeros(len(like), 2) if logits is None else logits,
+            embedding=like.new_zeros(len(like), 2) if embedding is None else embedding,
+            features=[like.new_zeros(len(like), 1, 1, 1), *stages],
+            preactivations=stages,
+        )
+
+    return build

@@ -1,0 +1,193 @@
+"""What holds for every loss term. A new one is tested here without a line of its own."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+
+import pytest
+import torch
+
+from kdbench.catalogue.terms import term_names
+from kdbench.data.batch import Batch
+from kdbench.errors import BadInput
+from kdbench.methods import Term, build_term
+
+
+SIZE = 8
+
+
+def each(outputs, change):
+    """Outputs with every tensor but the logits changed."""
+    maps, before = ([change(x) for x in xs] for xs in (outputs.features, outputs.preactivations))
+    return outputs._replace(embedding=change(outputs.embedding), features=maps, preactivations=before)
+
+
+def zero(x):
+    return torch.zeros_like(x)
+
+
+def same_sample(x):
+    return x[:1].expand_as(x).clone()
+
+
+def constant(x):
+    return torch.full_like(x, 0.3)
+
+
+def one_dead(x):
+    return torch.cat([torch.zeros_like(x[:1]), x[1:]])
+
+
+def twins(x):
+    return torch.cat([x[1:2], x[1:]])
+
+
+def near_twins(x):
+    return torch.cat([x[1:2] * (1 + 1e-7), x[1:]])
+
+
+def tiny(x):
+    return x * 1e-12
+
+
+CHANGES = [zero, same_sample, constant, one_dead, twins, near_twins, tiny]
+DEGENERATE = (
+    {f"student {change.__name__}": (change, None) for change in CHANGES}
+    | {f"teacher {change.__name__}": (None, change) for change in CHANGES}
+    | {f"both {change.__name__}": (change, change) for change in CHANGES}
+)
+
+
+@pytest.fixture(params=term_names())
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def build(name, setting):
+    """Build the term after seeding, so that two calls give the same initial weights."""
+
+    def make(seed=0) -> Term:
+        torch.manual_seed(seed)
+        return build_term(name, setting).train()
+
+    return make
+
+
+@pytest.fixture
+def networks(setting, make_outputs):
+    """Outputs of student (leaves) and teacher."""
+
+    def make(size=SIZE, grad=True):
+        return make_outputs(setting.student, size, 1, grad), make_outputs(setting.teacher, size, 2)
+
+    return make
+
+
+def gradients(term, outputs, leaves):
+    return [leaf.grad for leaf in [*leaves(outputs), *term.parameters()] if leaf.grad is not None]
+
+
+def check_sane(loss, grads):
+    assert loss.shape == ()
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+    assert all(grad.isfinite().all() for grad in grads)
+    assert all(grad.abs().max() < 1e4 for grad in grads)
+
+
+def test_value_and_gradient(build, networks, make_batch, leaves):
+    term, (student, teacher) = build(), networks()
+    loss = term(student, teacher, make_batch(SIZE))
+    loss.backward()
+    grads = gradients(term, student, leaves)
+    check_sane(loss, grads)
+    assert any(leaf.grad is not None and leaf.grad.abs().max() > 0 for leaf in leaves(student))
+    assert all(p.grad is not None for p in term.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_degenerate_outputs(case, build, networks, make_batch, leaves):
+    term, (student, teacher) = build(), networks(grad=False)
+    of_student, of_teacher = DEGENERATE[case]
+    student = each(student, of_student) if of_student else student
+    teacher = each(teacher, of_teacher) if of_teacher else teacher
+    for leaf in leaves(student):
+        leaf.requires_grad_()
+    loss = term(student, teacher, make_batch(SIZE))
+    loss.backward()
+    check_sane(loss, gradients(term, student, leaves))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_short_batch(size, build, networks, make_batch, leaves):
+    term, (student, teacher) = build(), networks(size)
+    loss = term(student, teacher, make_batch(size))
+    loss.backward()
+    check_sane(loss, gradients(term, student, leaves))
+
+
+def test_one_class_batch(build, networks, make_batch, leaves):
+    term, (student, teacher) = build(), networks()
+    batch = make_batch(SIZE)
+    loss = term(student, teacher, Batch(batch.images, torch.zeros_like(batch.labels), batch.indices))
+    loss.backward()
+    check_sane(loss, gradients(term, student, leaves))
+
+
+def test_inputs_stay_as_they_are_and_the_teacher_gets_no_gradient(build, networks, make_batch, leaves):
+    """The teacher's outputs come out of a trainable layer, detached, as the training loop hands them over."""
+    term, (student, teacher) = build(), networks()
+    gain = torch.ones((), requires_grad=True)
+    teacher = each(teacher, lambda x: (x * gain).detach())._replace(logits=(teacher.logits * gain).detach())
+    before = [x.detach().clone() for x in [*leaves(student), *leaves(teacher)]]
+    term(student, teacher, make_batch(SIZE)).backward()
+    after = [*leaves(student), *leaves(teacher)]
+    assert gain.grad is None
+    assert all(x.grad is None for x in leaves(teacher))
+    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+def test_saved_and_loaded_it_gives_the_same_loss(build, networks, make_batch):
+    first, (student, teacher) = build(seed=1), networks()
+    batch = make_batch(SIZE)
+    first(student, teacher, batch)
+    second = build(seed=2)
+    second.load_state_dict(first.state_dict())
+    torch.manual_seed(5)
+    expected = first(student, teacher, batch)
+    torch.manual_seed(5)
+    assert torch.equal(second(student, teacher, batch), expected)
+
+
+def test_bfloat16_autocast(build, networks, make_batch):
+    term, (student, teacher) = build(), networks(grad=False)
+    batch = make_batch(SIZE)
+    low = [each(x, torch.Tensor.bfloat16)._replace(logits=x.logits.bfloat16()) for x in (student, teacher)]
+    wide = [each(x, torch.Tensor.float)._replace(logits=x.logits.float()) for x in low]
+    twin = copy.deepcopy(term)
+    expected = term(*wide, batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = twin(*low, batch)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-2)
+
+
+def test_it_follows_the_contract(name, build, setting):
+    """A file defines one term, and everything it can be told is keyword-only with a default."""
+    term = build()
+    assert isinstance(term, Term)
+    assert term.setting == setting
+    parameters = list(inspect.signature(type(term)).parameters.values())
+    assert parameters[0].name == "setting"
+    assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in parameters[1:])
+
+
+def test_unknown_and_mistyped_hyperparameters_are_refused(name, setting):
+    with pytest.raises(BadInput, match=f"{name}: unknown hyper-parameter 'no_such_thing'"):
+        build_term(name, setting, no_such_thing=1)
+    parameters = inspect.signature(type(build_term(name, setting))).parameters
+    for key in list(parameters)[1:]:
+        with pytest.raises(BadInput, match=f"{name}: {key} must be"):
+            build_term(name, setting, **{key: ["no", "such"]})

@@ -1,0 +1,224 @@
+"""kdbench.catalogue.terms: what is read from a term's source equals what the class says."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kdbench
+from kdbench.catalogue import terms
+from kdbench.catalogue.terms import Hyperparameter, check_hyperparameters, term, term_names
+from kdbench.errors import BadInput
+from kdbench.methods import Term, build_term
+
+
+PLUGIN = '''
+"""Losses of someone else."""
+from __future__ import annotations
+import torch
+from typing import Literal
+import kdbench.methods.kd as published
+from kdbench.methods import Term as Base
+
+class Mine(Base):
+    """Half of nothing.
+
+    Equation: L = 0
+    """
+    reads = "logits"
+    requires = ("equal_maps_without_regressor",)
+    version = 3
+
+    def __init__(self, setting, *, scale: float = -1.0, mode: Literal["sum", "mean"] = "sum", warm: int | None = None,
+                 name: str = "x", flag: bool = False):
+        super().__init__(setting)
+
+    def forward(self, student, teacher, batch):
+        return student.logits.sum() * 0
+
+class Warmer(published.KD):
+    """KD with more."""
+
+    def __init__(self, setting, *, extra: int = 1, **others):
+        super().__init__(setting, **others)
+
+class Same(Warmer):
+    """As it was."""
+    needs_teacher: bool = False
+
+class Computed(Base):
+    """Not literal."""
+    version = 1 + len("x")
+
+class NoTerm:
+    """Something else."""
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """A package outside kdbench: folder/mylosses/deep/losses.py, re-exported one level up."""
+    deep = tmp_path / "mylosses" / "deep"
+    deep.mkdir(parents=True)
+    (tmp_path / "mylosses" / "__init__.py").write_text("from .deep.losses import Mine\n")
+    (deep / "__init__.py").write_text("")
+    (deep / "losses.py").write_text(PLUGIN)
+    (deep / "broken.py").write_text("class A(:\n")
+    (deep / "failing.py").write_text(
+        "from kdbench.methods import Term\nimport no_such_package\n\nclass Late(Term):\n    'Fails at import.'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    clear()
+    yield deep / "losses.py"
+    clear()
+    for module in [name for name in sys.modules if name.partition(".")[0] == "mylosses"]:
+        del sys.modules[module]
+
+
+def clear():
+    importlib.invalidate_caches()
+    for cached in (terms.term, terms.term_names, terms._announced, terms._bundled, terms._locate, terms._parse):
+        cached.cache_clear()
+
+
+def test_the_bundled_terms():
+    assert {"at", "ce", "fitnet", "kd", "pkt", "rkd", "sp", "vid"} <= set(term_names())
+    assert term_names() == sorted(term_names())
+
+
+@pytest.mark.parametrize("name", term_names())
+def test_facts_equal_the_class(name):
+    info = term(name)
+    module, class_name = info.target.split(":")
+    kind = getattr(importlib.import_module(module), class_name)
+    assert issubclass(kind, Term)
+    assert info.name == name
+    assert info.path == Path(inspect.getfile(kind))
+    assert info.description == inspect.cleandoc(kind.__doc__)
+    assert info.summary == info.description.splitlines()[0]
+    for fact in ("paper", "reads", "needs_teacher", "requires", "version"):
+        assert getattr(info, fact) == getattr(kind, fact)
+    parameters = list(inspect.signature(kind).parameters.values())[1:]
+    expected = {p.name: Hyperparameter(p.annotation, p.default) for p in parameters}
+    assert info.hyperparameters == expected
+    assert check_hyperparameters(info, {p.name: p.default for p in parameters}) == []
+
+
+@pytest.mark.parametrize("name", term_names())
+def test_the_docstring_informs_and_the_file_holds_one_term(name):
+    info = term(name)
+    assert info.summary.endswith(".")
+    assert info.reads
+    assert "Equation:" in info.description
+    assert "Weights:" in info.description
+    module = importlib.import_module(info.target.split(":")[0])
+    own = [k for k in vars(module).values() if isinstance(k, type) and issubclass(k, Term)]
+    assert [k.__name__ for k in own if k.__module__ == module.__name__] == [info.target.split(":")[1]]
+
+
+def test_nothing_is_imported():
+    code = (
+        "import sys; from kdbench.catalogue.terms import *; names = [term(name).version for name in term_names()];"
+        "assert names; assert 'torch' not in sys.modules and 'kdbench.methods' not in sys.modules, 'imported'"
+    )
+    root = Path(kdbench.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+def test_either_spelling(monkeypatch):
+    monkeypatch.setattr(terms, "_bundled", lambda: {"two-words": "kdbench.methods.kd:KD"})
+    clear_term = term.__wrapped__
+    assert clear_term("two-words") == clear_term("Two_Words")
+    assert clear_term("two_words").name == "two-words"
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("kdd", r"unknown term 'kdd'. Did you mean 'kd'\?  \(kdbench list methods\)"),
+        ("mypackage.losses:Mine", r"cannot find the module 'mypackage.losses' \(is its folder on PYTHONPATH\?\)"),
+        ("kdbench.methods.nothing:Mine", "cannot find the module 'kdbench.methods.nothing'"),
+        (":Mine", "cannot find the module ''"),
+        ("sys:Mine", "cannot find the module 'sys'"),
+        ("kdbench.methods.vid:Vid", r"no class 'Vid' in .*vid.py. Did you mean 'VID'\?"),
+    ],
+)
+def test_names_that_mean_nothing(name, message, setting):
+    with pytest.raises(BadInput, match=message):
+        term(name)
+    with pytest.raises(BadInput, match=message):
+        build_term(name, setting)
+
+
+def test_a_term_of_another_package(plugin, setting):
+    info = term("mylosses.deep.losses:Mine")
+    assert info.path == plugin
+    assert (info.summary, info.reads, info.version, info.needs_teacher) == ("Half of nothing.", "logits", 3, True)
+    assert info.requires == ("equal_maps_without_regressor",)
+    assert info.hyperparameters["scale"] == Hyperparameter("float", -1.0)
+    assert "mylosses" not in sys.modules
+    assert term("mylosses:Mine").path == plugin
+    built = build_term("mylosses:Mine", setting, mode="mean")
+    assert type(built).__module__ == "mylosses.deep.losses"
+
+
+def test_facts_and_hyperparameters_are_inherited(plugin, setting):
+    info = term("mylosses.deep.losses:Same")
+    assert info.reads == "logits"
+    assert not info.needs_teacher
+    assert list(info.hyperparameters) == ["extra", "temperature"]
+    assert build_term("mylosses.deep.losses:Same", setting, temperature=2).temperature == 2
+
+
+def test_terms_that_an_installed_package_announces(plugin, setting, monkeypatch):
+    entry = importlib.metadata.EntryPoint("my_own", "mylosses:Mine", terms.PLUGINS)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry] if group == terms.PLUGINS else [])
+    assert {"my-own", "kd"} <= set(term_names())
+    assert term("my-own").target == "mylosses:Mine"
+    assert type(build_term("my-own", setting)).__name__ == "Mine"
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("mylosses.deep.losses:NoTerm", "is no loss term: it must be a subclass of kdbench.methods.Term"),
+        ("mylosses.deep.losses:Computed", "losses.py:.* Computed: version must be a literal"),
+        ("mylosses.deep.broken:A", "broken.py:1  invalid syntax"),
+        (
+            "mylosses.deep.failing:Late",
+            "cannot import the term .*ModuleNotFoundError: No module named 'no_such_package'",
+        ),
+    ],
+)
+def test_broken_terms(plugin, setting, name, message):
+    with pytest.raises(BadInput, match=message):
+        build_term(name, setting)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("scale", "four", "scale must be a number, not 'four'"),
+        ("scale", True, "scale must be a number, not True"),
+        ("scale", float("nan"), "scale must be a number, not nan"),
+        ("mode", "max", "mode must be one of 'sum', 'mean', not 'max'"),
+        ("warm", 1.5, "warm must be a whole number or null, not 1.5"),
+        ("name", 1, "name must be text, not 1"),
+        ("flag", 1, "flag must be true or false, not 1"),
+        ("scael", 1, "unknown hyper-parameter 'scael' of mylosses:Mine. Did you mean 'scale'?"),
+        ("zzz", 1, "unknown hyper-parameter 'zzz' of mylosses:Mine. It has scale, mode, warm, name, flag."),
+    ],
+)
+def test_hyperparameters_that_do_not_fit(plugin, key, value, message):
+    assert check_hyperparameters(term("mylosses:Mine"), {key: value}) == [(key, message)]
+
+
+def test_hyperparameters_that_fit(plugin):
+    fitting = [{"scale": 2, "mode": "mean", "warm": None}, {"scale": 0.5, "warm": 3, "name": "y", "flag": True}, {}]
+    assert [check_hyperparameters(term("mylosses:Mine"), values) for values in fitting] == [[], [], []]

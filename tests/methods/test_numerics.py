@@ -1,0 +1,182 @@
+"""What single terms do at the edges: where the published code breaks down, and where shapes differ."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from kdbench.errors import BadInput
+from kdbench.methods import Setting, build_term
+from kdbench.methods.functional import in_float32, pool_to_smaller, unit_rows
+from kdbench.methods.pkt import pkt_loss
+from kdbench.methods.rkd import cosines, relative_distances, rkd_angle_loss, rkd_distance_loss
+from kdbench.methods.sp import sp_loss
+from kdbench.methods.vid import vid_loss
+from kdbench.models.outputs import Shapes
+
+
+READS = {
+    "ce": {"logits"},
+    "kd": {"logits"},
+    "fitnet": {"f2"},
+    "at": {"f1", "f2", "f3"},
+    "sp": {"f3"},
+    "vid": {"f1", "f2", "f3"},
+    "rkd": {"embedding"},
+    "pkt": {"embedding"},
+}
+
+
+@pytest.fixture
+def normal():
+    rng = torch.Generator().manual_seed(0)
+    return lambda *shape: torch.randn(*shape, generator=rng)
+
+
+@pytest.mark.parametrize("name", READS)
+def test_gradient_reaches_exactly_what_the_term_reads(name, setting, make_outputs, make_batch):
+    student = make_outputs(setting.student, 8, 1, True)
+    build_term(name, setting)(student, make_outputs(setting.teacher, 8, 2), make_batch(8)).backward()
+    named = {"logits": student.logits, "embedding": student.embedding}
+    named |= {f"f{i}": x for i, x in enumerate(student.features)}
+    named |= {f"pre{i}": x for i, x in enumerate(student.preactivations, 1)}
+    assert {key for key, x in named.items() if x.grad is not None and x.grad.abs().max() > 0} == READS[name]
+
+
+def test_shared_helpers(normal):
+    wide, narrow = normal(2, 3, 8, 8), normal(2, 5, 4, 4)
+    a, b = pool_to_smaller(wide, narrow)
+    c, d = pool_to_smaller(narrow, wide)
+    assert torch.allclose(a, wide.reshape(2, 3, 4, 2, 4, 2).mean((3, 5)), atol=1e-6)
+    assert b is narrow
+    assert c is narrow
+    assert torch.equal(d, a)
+    rows = unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0], [1e-9, 0.0]]), epsilon=1e-6)
+    assert torch.allclose(rows, torch.tensor([[0.6, 0.8], [0.0, 0.0], [0.0, 0.0]]))
+
+
+def test_losses_run_in_float32_under_autocast(normal):
+    product = in_float32(lambda a, *, b: a @ b)
+    a, b = normal(4, 4), normal(4, 4).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = product(a, b=b)
+    assert inside.dtype == torch.float32
+    assert torch.equal(inside, a @ b.float())
+
+
+def test_zero_samples_get_no_gradient(normal):
+    maps = normal(6, 3, 2, 2)
+    maps[2] = 0
+    embedding = normal(6, 5)
+    embedding[2] = 0
+    for loss, x in ((sp_loss, maps), (pkt_loss, embedding)):
+        x.requires_grad_()
+        loss(x, normal(6, 7)).backward()
+        assert x.grad[[0, 1, 3, 4, 5]].abs().max() > 0
+        assert x.grad.abs().max() < 10
+    assert embedding.grad[2].abs().max() == 0
+
+
+@pytest.mark.parametrize("loss", [rkd_distance_loss, rkd_angle_loss])
+@pytest.mark.parametrize("gap", [0.0, 1e-12, 1e-9, 1e-7, 1e-5])
+def test_rkd_of_coincident_embeddings(loss, gap, normal):
+    embedding = normal(8, 16)
+    embedding[1] = embedding[0]
+    embedding[1, 0] += gap
+    embedding.requires_grad_()
+    loss(embedding, normal(8, 16)).backward()
+    assert embedding.grad.isfinite().all()
+    assert embedding.grad.abs().max() < 1
+
+
+def test_rkd_relations_equal_the_difference_vectors(normal):
+    """Also for a tight cluster far from the origin, where a float32 product would lose the cosines."""
+    embedding = normal(1, 64) + 1e-3 * normal(12, 64)
+    wide = embedding.double()
+    difference = wide[:, None] - wide[None]
+    direction = torch.nn.functional.normalize(difference, dim=2)
+    expected = torch.einsum("ijd,ikd->ijk", direction, direction).float()
+    torch.testing.assert_close(cosines(embedding), expected, rtol=0, atol=1e-5)
+    lengths = difference.norm(dim=2)
+    relative = (lengths / lengths[lengths > 0].mean()).float()
+    torch.testing.assert_close(relative_distances(embedding), relative, rtol=1e-5, atol=0)
+
+
+def test_rkd_gradient_by_finite_differences(normal):
+    embedding, teacher = normal(5, 4).double().requires_grad_(), normal(5, 6).double()
+    assert torch.autograd.gradcheck(lambda e: rkd_distance_loss(e, teacher), embedding)
+    assert torch.autograd.gradcheck(lambda e: rkd_angle_loss(e, teacher), embedding)
+
+
+def test_vid_variance(setting, normal):
+    term = build_term("vid", setting, initial_variance=2.0)
+    for rho in term.rhos:
+        assert torch.allclose(torch.nn.functional.softplus(rho) + term.epsilon, torch.tensor(2.0))
+    assert all(parameter.requires_grad for parameter in term.parameters())
+    assert len(list(term.parameters())) == 3 * (3 + 1)
+    huge = vid_loss(normal(2, 3, 4, 4), normal(2, 3, 4, 4), torch.full((3,), 200.0), 1e-5)
+    assert huge.item() == pytest.approx(0.5 * math.log(200), rel=0.01)
+
+
+def shapes(*maps):
+    return Shapes(10, 16, ((4, 16, 16), *maps))
+
+
+def pair(student, teacher):
+    return Setting(student, teacher, classes=10, train_size=50, batch_size=8)
+
+
+@pytest.mark.parametrize(
+    "h_s, h_t, kernel, stride, compared",
+    [(8, 4, 3, 2, 4), (4, 8, 4, 2, 8), (8, 8, 1, 1, 8), (8, 6, 3, 1, 6), (3, 8, 3, 1, 3), (2, 8, 3, 1, 2)],
+)
+def test_fitnet_geometry(h_s, h_t, kernel, stride, compared, make_outputs, make_batch):
+    student, teacher = shapes((6, h_s, h_s)), shapes((9, h_t, h_t))
+    term = build_term("fitnet", pair(student, teacher), layer=1)
+    convolution, norm, relu = term.regressor
+    assert convolution.kernel_size == (kernel, kernel)
+    assert convolution.stride == (stride, stride)
+    assert convolution.bias is not None
+    assert isinstance(convolution, torch.nn.ConvTranspose2d) == (2 * h_s == h_t)
+    assert isinstance(norm, torch.nn.BatchNorm2d)
+    assert isinstance(relu, torch.nn.ReLU)
+    s, t = make_outputs(student, 4, 1), make_outputs(teacher, 4, 2)
+    assert term.regressor(s.features[1]).shape == (4, 9, compared, compared)
+    assert term(s, t, make_batch(4)).isfinite()
+
+
+def test_fitnet_without_regressor_is_the_plain_error(make_outputs, make_batch):
+    same = shapes((6, 8, 8))
+    s, t = make_outputs(same, 4, 1), make_outputs(same, 4, 2)
+    term = build_term("fitnet", pair(same, same), layer=1, regressor=False)
+    assert not list(term.parameters())
+    assert term(s, t, make_batch(4)) == (s.features[1] - t.features[1]).square().mean()
+
+
+@pytest.mark.parametrize(
+    "term, hyper, message",
+    [
+        ("fitnet", {"layer": 3}, "layer must lie between 0 and 2"),
+        ("fitnet", {"layer": -1}, "layer must lie between 0 and 2"),
+        ("fitnet", {"regressor": False}, "a regressor is needed"),
+        ("kd", {"temperature": 0.0}, "temperature must be positive"),
+        ("vid", {"epsilon": 6.0}, "epsilon must lie between 0 and initial_variance"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(term, hyper, message):
+    setting = pair(shapes((6, 8, 8), (8, 4, 4)), shapes((6, 8, 8), (9, 4, 4)))
+    with pytest.raises(BadInput, match=message):
+        build_term(term, setting, **hyper)
+
+
+@pytest.mark.parametrize("name", ["at", "vid"])
+def test_networks_of_different_depth_pair_up_to_the_shorter(name, make_outputs, make_batch):
+    student = shapes((6, 8, 8), (8, 4, 4), (8, 2, 2))
+    teacher = shapes((9, 16, 16), (9, 4, 4), (9, 4, 4), (9, 2, 2))
+    s, t = make_outputs(student, 4, 1), make_outputs(teacher, 4, 2)
+    term = build_term(name, pair(student, teacher))
+    whole = term(s, t, make_batch(4))
+    shorter = t._replace(features=t.features[:-1], preactivations=t.preactivations[:-1])
+    assert torch.equal(whole, term(s, shorter, make_batch(4)))

@@ -1,0 +1,49 @@
+"""The terms' plain functions against values that the published implementations give on inputs made by a formula."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from kdbench.methods.at import at_loss
+from kdbench.methods.ce import cross_entropy
+from kdbench.methods.fitnet import fitnet_loss
+from kdbench.methods.kd import kd_loss
+from kdbench.methods.pkt import pkt_loss
+from kdbench.methods.rkd import rkd_angle_loss, rkd_distance_loss
+from kdbench.methods.sp import sp_loss
+from kdbench.methods.vid import vid_loss
+
+
+def u(*shape, a, b):
+    """sin(a·n + b), n = 0, 1, 2, …, row by row."""
+    return torch.sin(a * torch.arange(math.prod(shape), dtype=torch.float64) + b).reshape(shape).float()
+
+
+ES, ET = u(8, 12, a=0.7, b=0.1), u(8, 16, a=0.3, b=0.5)
+FS, FT = u(8, 6, 8, 8, a=0.011, b=0.2), u(8, 10, 4, 4, a=0.017, b=0.4)
+FS2 = u(8, 10, 4, 4, a=0.013, b=0.3)
+ZS, ZT = 3 * u(8, 5, a=0.9, b=0.2), 3 * u(8, 5, a=0.4, b=0.7)
+LABELS = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
+RHO = torch.full((10,), math.log(math.expm1(5 - 1e-5)))
+
+ORACLE = {
+    "ce": (lambda: cross_entropy(ZS, LABELS), 3.6366845),
+    "kd": (lambda: kd_loss(ZS, ZT, 4.0), 2.9133106),
+    "fitnet": (lambda: fitnet_loss(FS2, FT), 1.2023419),
+    "at": (lambda: at_loss(FS, FT), 2.7871192e-4),
+    "sp": (lambda: sp_loss(FS, FT), 0.23713768),
+    "vid": (lambda: vid_loss(FS2, FT, RHO, 1e-5), 0.92495316),
+    "rkd distance": (lambda: rkd_distance_loss(ES, ET), 0.24032037),
+    "rkd angle": (lambda: rkd_angle_loss(ES, ET), 0.20154825),
+    "rkd": (lambda: 25 * rkd_distance_loss(ES, ET) + 50 * rkd_angle_loss(ES, ET), 16.085422),
+    "pkt": (lambda: pkt_loss(ES, ET), 0.06544838),
+}
+
+
+@pytest.mark.parametrize("name", ORACLE)
+def test_value(name):
+    loss, expected = ORACLE[name]
+    assert loss().item() == pytest.approx(expected, rel=1e-5)

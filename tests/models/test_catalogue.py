@@ -1,0 +1,90 @@
+"""The catalogue says what the networks measure, and finds them by any of their names."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from kdbench.catalogue.names import nearest, normalise, unknown
+from kdbench.catalogue.networks import network, networks
+from kdbench.errors import BadInput
+from kdbench.models import build
+from kdbench.models.counting import count_macs, count_parameters
+from kdbench.models.shapes import measure_shapes
+
+
+@pytest.mark.parametrize("name", networks())
+def test_every_entry_is_what_its_network_measures(name):
+    entry, net = network(name), build(name)
+    shapes = measure_shapes(net, 32)
+    assert (entry.parameters, entry.macs) == (count_parameters(net), count_macs(net))
+    assert (entry.embedding, shapes.logits) == (shapes.embedding, 100)
+    assert entry.embedding == net.width
+    assert [list(pair) for pair in entry.features] == [
+        [channels, 32 // height] for channels, height, _ in shapes.features
+    ]
+
+
+def test_measuring_leaves_a_network_as_it_was():
+    net = build("wrn-16-1")
+    net.block1.eval()
+    modes = [module.training for module in net.modules()]
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    count_macs(net)
+    assert [module.training for module in net.modules()] == modes
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_macs_grow_with_the_image():
+    assert count_macs(build("vgg8"), size=64) == 271_370_240
+    assert count_macs(build("resnet8x4"), size=96) == 1_593_435_136
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("wrn_40_2", "wrn-40-2"),
+        ("WRN-40-2", "wrn-40-2"),
+        ("wrn16-2", "wrn-16-2"),
+        ("ResNet-32x4", "resnet32x4"),
+        ("resnet8×4", "resnet8x4"),
+        ("VGG-13", "vgg13"),
+    ],
+)
+def test_aliases(alias, name):
+    assert network(alias).name == name
+
+
+def test_no_two_networks_share_a_spelling():
+    spellings = [{normalise(spelling) for spelling in (entry.name, *entry.aliases)} for entry in networks().values()]
+    assert len(set().union(*spellings)) == sum(map(len, spellings))
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(BadInput) as error:
+        build("resnet8x5")
+    assert str(error.value) == "unknown model 'resnet8x5'. Did you mean 'resnet8x4'?  (kdbench list models)"
+    with pytest.raises(BadInput) as error:
+        build("perceiver")
+    assert str(error.value) == "unknown model 'perceiver'.  (kdbench list models)"
+
+
+def test_nearest_sees_through_case_and_separators():
+    assert nearest("WRN_40_3", networks()) == "wrn-40-2"
+    assert nearest("semkcd", ["crd", "semckd"]) == "semckd"
+    assert nearest("zzz", ["crd", "semckd"]) is None
+    assert unknown("method", "zzz", ["crd"], "methods") == "unknown method 'zzz'.  (kdbench list methods)"
+
+
+def test_the_catalogue_does_not_import_torch():
+    code = "import kdbench.catalogue.networks as n, sys; n.networks(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("builder", "depth", "rule"), [("resnet", 9, "6n \\+ 2"), ("wrn", 4, "6n \\+ 4")])
+def test_a_depth_that_does_not_exist_is_refused(builder, depth, rule):
+    module = pytest.importorskip(f"kdbench.models.{builder}")
+    with pytest.raises(ValueError, match=rule):
+        module.build(classes=10, depth=depth, **({"factor": 1} if builder == "wrn" else {"widths": (16, 16, 32, 64)}))

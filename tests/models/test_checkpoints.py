@@ -1,0 +1,183 @@
+"""What load_checkpoint takes, and with which words it refuses the rest."""
+
+import argparse
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from kdbench.errors import BadInput
+from kdbench.models import build, load_checkpoint
+from kdbench.models.node_embedding import NodeEmbedding
+
+
+@pytest.fixture(scope="module")
+def source():
+    torch.manual_seed(1)
+    net = build("resnet8", 10)
+    net(torch.randn(4, 3, 32, 32))
+    return net
+
+
+def state(net, prefix=""):
+    return {prefix + key: value.clone() for key, value in net.state_dict().items()}
+
+
+def assert_loads(source, path):
+    net = build("resnet8", 10)
+    load_checkpoint(net, path)
+    for key, value in source.state_dict().items():
+        if not key.endswith("num_batches_tracked"):
+            assert torch.equal(net.state_dict()[key], value), key
+
+
+def refusal(net, path):
+    before = state(net)
+    with pytest.raises(BadInput) as error:
+        load_checkpoint(net, path)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert error.value.__cause__ is None
+    return str(error.value).removeprefix(f"{path}: ")
+
+
+WRAPPINGS = {
+    "bare": lambda net: state(net),
+    "ordered": lambda net: net.state_dict(),
+    "model": lambda net: {"epoch": 240, "model": state(net), "optimizer": {"state": {}}},
+    "state_dict": lambda net: {"state_dict": state(net), "accuracy": 0.5},
+    "options": lambda net: {"opt": argparse.Namespace(learning_rate=0.05), "model": state(net)},
+    "module": lambda net: {"model": state(net, "module.")},
+    "backbone": lambda net: {**state(net, "backbone."), "proj_head.0.weight": torch.zeros(64, 64)},
+    "both": lambda net: {**state(net, "module.backbone."), "module.proj_head.0.weight": torch.zeros(64, 64)},
+    "no counters": lambda net: {key: value for key, value in state(net).items() if "num_batches" not in key},
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_torch_files(source, tmp_path, wrapping, zipped):
+    path = tmp_path / "weights.pth"
+    torch.save(WRAPPINGS[wrapping](source), path, _use_new_zipfile_serialization=zipped)
+    assert_loads(source, path)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone."])
+def test_safetensors(source, tmp_path, prefix):
+    path = tmp_path / "weights.safetensors"
+    save_file(state(source, prefix), path)
+    assert_loads(source, str(path))
+
+
+def test_a_network_whose_own_names_begin_with_backbone(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.manual_seed(1)
+    source, net = (NodeEmbedding(build("resnet8", 10), classes=10) for _ in range(2))
+    torch.save(state(source, "module."), path)
+    load_checkpoint(net, path)
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in net.state_dict().items())
+
+
+class Command:
+    """What a hostile file holds: unpickling it runs a command."""
+
+    def __init__(self, sentinel):
+        self.sentinel = sentinel
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.sentinel}'",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_is_refused_and_does_not_run(source, tmp_path, zipped):
+    path, sentinel = tmp_path / "weights.pth", tmp_path / "sentinel"
+    torch.save({"model": state(source), "extra": Command(sentinel)}, path, _use_new_zipfile_serialization=zipped)
+    message = refusal(build("resnet8", 10), path)
+    assert "posix.system" in message
+    assert "could run code, so it is refused" in message
+    assert "state_dict() as .safetensors" in message
+    assert not sentinel.exists()
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_plain_pickle_does_not_run_either(tmp_path, protocol):
+    path, sentinel = tmp_path / "weights.pkl", tmp_path / "sentinel"
+    path.write_bytes(pickle.dumps(Command(sentinel), protocol=protocol))
+    assert "Traceback" not in refusal(build("resnet8", 10), path)
+    assert not sentinel.exists()
+    pickle.loads(path.read_bytes())
+    assert sentinel.exists(), "the sentinel proves nothing unless the file could run"
+
+
+def test_a_pickled_network_is_refused(source, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(source, path)
+    assert refusal(build("resnet8", 10), path).startswith("holds more than weights (kdbench.models.resnet.ResNet)")
+
+
+def test_files_that_are_no_checkpoint(tmp_path):
+    net, path = build("resnet8", 10), tmp_path / "weights.pth"
+    assert refusal(net, path).startswith("no such file.")
+    assert refusal(net, tmp_path).startswith("this is a folder.")
+    path.write_text("\n<!DOCTYPE html><html><body>Please sign in</body></html>")
+    assert refusal(net, path).startswith("a web page, not weights")
+    path.write_bytes(b"")
+    assert refusal(net, path).startswith("truncated, damaged or not a checkpoint (0 bytes)")
+    path.write_text("hello world")
+    assert refusal(net, path).startswith("truncated, damaged or not a checkpoint (11 bytes)")
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_truncated_files(source, tmp_path, kind, share):
+    path = tmp_path / ("weights.safetensors" if kind == "safetensors" else "weights.pth")
+    if kind == "safetensors":
+        save_file(state(source), path)
+    else:
+        torch.save(state(source), path, _use_new_zipfile_serialization=kind == "zip")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    assert refusal(build("resnet8", 10), path).startswith("truncated, damaged or not a checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("content", "held"),
+    [
+        ({"epoch": 3, "best_acc": 0.7}, "the keys epoch, best_acc"),
+        ({"model": {}}, "the keys model"),
+        ([1, 2], "a list"),
+        (torch.zeros(3), "a Tensor"),
+    ],
+)
+def test_files_without_weights(tmp_path, content, held):
+    path = tmp_path / "weights.pth"
+    torch.save(content, path)
+    message = refusal(build("resnet8", 10), path)
+    assert message.startswith(f"no weights found: it holds {held}.")
+    assert "bare or under 'model' or 'state_dict'" in message
+
+
+def test_another_architecture(source, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(state(source), path)
+    message = refusal(build("wrn-16-1", 10), path)
+    assert message.startswith("weights of another architecture (missing: block1.layer.0.bn1.weight, ")
+    assert "unexpected: bn1" not in message
+    assert "unexpected: layer1.0.conv1.weight, " in message
+    assert "more" in message
+
+
+def test_another_width(source, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(state(build("resnet8x4", 10)), path)
+    message = refusal(build("resnet8", 10), path)
+    assert "other shapes: conv1.weight is [32, 3, 3, 3] instead of [16, 3, 3, 3]" in message
+
+
+@pytest.mark.parametrize("name", ["resnet8", "vgg8"])
+def test_another_class_count(tmp_path, name):
+    path = tmp_path / "weights.pth"
+    torch.save(state(build(name, 10)), path)
+    message = refusal(build(name, 100), path)
+    assert message == "trained for 10 classes, but 100 are expected. Give a checkpoint of 100 classes."

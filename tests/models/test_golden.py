@@ -1,0 +1,68 @@
+"""The networks against values that the reference implementations give (tests/golden/models)."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kdbench.models import build
+from kdbench.models.counting import count_parameters
+
+
+FOLDER = Path(__file__).parents[1] / "golden" / "models"
+
+
+@pytest.fixture(scope="module", params=sorted(path.stem for path in FOLDER.glob("*.json")))
+def golden(request):
+    return json.loads((FOLDER / f"{request.param}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def net(golden):
+    return build(golden["name"]).eval()
+
+
+def test_has_the_reference_parameters_and_keys(golden, net):
+    assert count_parameters(net) == golden["parameters"]
+    assert {key: list(value.shape) for key, value in net.state_dict().items()} == golden["state"]
+
+
+def test_gives_the_reference_values(golden, net):
+    seed = golden["seed"]
+    net.load_state_dict({key: draw(key, shape, seed) for key, shape in golden["state"].items()})
+    images = np.random.RandomState(seed).randn(2, 3, 32, 32).astype(np.float32)
+    with torch.no_grad():
+        outputs = net(torch.from_numpy(images))
+
+    taps = [*outputs.features, outputs.embedding]
+    before = [outputs.features[0], *outputs.preactivations, outputs.embedding]
+    assert [list(tap.shape[1:]) for tap in taps] == golden["feature_shapes"]
+    close([tap.abs().mean().item() for tap in taps], golden["feature_mean_abs"])
+    close([tap.abs().mean().item() for tap in before], golden["preact_mean_abs"])
+    close(outputs.logits.tolist(), golden["logits"])
+
+
+def close(measured, expected):
+    expected = np.asarray(expected)
+    np.testing.assert_allclose(measured, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def draw(key, shape, seed):
+    """The rule that fills one tensor: random, but the same in every implementation with the same names."""
+    values = np.random.RandomState((zlib.crc32(key.encode()) ^ seed) & 0xFFFFFFFF).randn(*shape)
+    if key.endswith("num_batches_tracked"):
+        return torch.tensor(0)
+    if key.endswith("running_var"):
+        values = 1 + 0.5 * np.abs(values)
+    elif key.endswith("running_mean"):
+        values = 0.1 * values
+    elif len(shape) >= 2:
+        values = values * np.sqrt(2 / np.prod(shape[1:]))
+    elif key.endswith("weight"):
+        values = 1 + 0.1 * values
+    else:
+        values = 0.1 * values
+    return torch.from_numpy(values.astype(np.float32))
