@@ -4,6 +4,7 @@ KdbenchError            exit code 1: something failed while running
 ├── BadInput            exit code 2: nothing was run
 │   └── BadSuite        every problem of a suite file, each with its place
 ├── BadRecord           a file of the results directory does not hold what it should
+│   └── LostTeacher     a teacher's weights are damaged; they are set aside and trained again
 └── Interrupted         exit code 130: stopped on request; resumable
 """
 
@@ -27,6 +28,10 @@ class BadInput(KdbenchError):
 
 class BadRecord(KdbenchError):
     """A file of the results directory that does not hold what it should."""
+
+
+class LostTeacher(BadRecord):
+    """A teacher whose weights are not what was stored. They have been set aside; it must be trained again."""
 
 
 class Interrupted(KdbenchError):

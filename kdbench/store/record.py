@@ -151,9 +151,10 @@ class Record:
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def fail(self, failure: Failure) -> None:
-        """Store why training stopped for good."""
+        """Store why training stopped. After an error the last checkpoint stays: the next try goes on from it."""
         write_json(self.folder / "failure.json", failure.model_dump())
-        self.state_file.unlink(missing_ok=True)
+        if failure.kind == "diverged":
+            self.state_file.unlink(missing_ok=True)
 
     def finish(self, result: Result, about: dict[str, Any]) -> None:
         """Store the result, last of all, and drop the resume state."""

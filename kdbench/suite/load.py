@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -16,7 +16,7 @@ from kdbench.errors import BadInput, BadSuite, Problem
 from kdbench.suite.fields import problems_of
 from kdbench.suite.feasibility import infeasible
 from kdbench.suite.methods import formula, parse_terms, reads_teacher
-from kdbench.suite.protocols import ResolvedProtocol, bundled_protocol, derived_protocol
+from kdbench.suite.protocols import ResolvedProtocol, bundled_protocol, derived_protocol, protocol_names
 from kdbench.suite.schema import GridEntry, MethodEntry, Selector, Shared, SuiteHead
 from kdbench.suite.specs import DatasetSpec, TermUse
 from kdbench.suite.suite import Cell, Run, Suite, make_spec
@@ -87,7 +87,7 @@ class _Loader:
             self._report(("grid",), "describes no run")
         if self.problems or head is None:
             raise BadSuite(self.problems)
-        return Suite(name, self.document.file, head.description, tuple(dict.fromkeys(runs)))
+        return Suite(name, self.document.file, head.description, tuple({run.key: run for run in runs}.values()))
 
     def _grids(self, data: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Path_]]:
         grids = data.get("grid")
@@ -104,15 +104,15 @@ class _Loader:
                 self._report(("grid", index), "must be a mapping (teacher: …, student: …, method: …)")
 
     def _grid(self, suite: str, raw: dict[str, Any], path: Path_, data: dict[str, Any]) -> list[Run]:
-        own_protocol = "protocol" in raw
-        protocol = self._protocol(raw if own_protocol else data, path if own_protocol else ())
-        grid = self._validate(
-            GridEntry, {**{k: data[k] for k in _SHARED if k in data and k not in raw}, **raw}, path, raw
-        )
-        known = {**(protocol.methods if protocol else {}), **self.methods}
-        entries = dict(enumerate(grid.method)) if grid else _named_entries(raw.get("method"))
-        terms = {_method_name(e): self._method(e, known, protocol, (*path, "method", i)) for i, e in entries.items()}
-        if grid is None or protocol is None or not all(terms.values()):
+        owner, here = (raw, path) if "protocol" in raw else (data, ())
+        protocol = self._protocol(owner, here)
+        inherited = {key: data[key] for key in _SHARED if key in data and key not in raw}
+        grid = self._validate(GridEntry, {**inherited, **raw}, path, silent=inherited)
+        if grid is None:
+            return []
+        known = {**_methods_of(protocol, owner), **self.methods}
+        terms = {_method_name(e): self._method(e, known, (*path, "method", i)) for i, e in enumerate(grid.method)}
+        if protocol is None:
             return []
         for dataset in grid.dataset:
             self._check_dataset(dataset, path)
@@ -124,8 +124,8 @@ class _Loader:
         count = self.trials or grid.trials or protocol.settings.trials
         runs = []
         for cell in cells:
-            method = terms.get(cell.method) or known[cell.method]
-            if self._possible(cell, method, protocol, path):
+            method = terms.get(cell.method) or known.get(cell.method) or ()
+            if method and self._possible(cell, method, protocol, path):
                 specs = [make_spec(cell, method, protocol, trial) for trial in range(count)]
                 runs += [Run(suite, protocol, cell.method, cell.teacher, cell.strategy, spec) for spec in specs]
         return runs
@@ -146,21 +146,15 @@ class _Loader:
         self._report(path, "'protocol' is missing: name one (kdbench list protocols), or {base: NAME, …changes}")
         return None
 
-    def _method(
-        self, entry: MethodEntry, known: dict[str, Terms], protocol: ResolvedProtocol | None, path: Path_
-    ) -> Terms:
+    def _method(self, entry: MethodEntry, known: dict[str, Terms], path: Path_) -> Terms:
         if entry.terms is not None:
             return self._terms(entry.terms, (*path, "terms"))
         if entry.name in known:
             return known[entry.name]
         if entry.name is None:
             self._report(path, "needs a 'name', or 'terms' such as {ce: 1, kd: 0.9}")
-        elif protocol is not None:
-            under = f" under protocol '{protocol.name}'"
-            self._report(
-                path,
-                unknown("method", entry.name, known, "methods").replace(f"'{entry.name}'", f"'{entry.name}'{under}", 1),
-            )
+        elif known:
+            self._report(path, unknown("method", entry.name, known, "methods"))
         return ()
 
     def _select(self, grid: GridEntry, cells: list[Cell], terms: dict[str, Terms], path: Path_) -> list[Cell]:
@@ -213,22 +207,24 @@ class _Loader:
     def _terms(self, value: Any, path: Path_) -> Terms:
         return parse_terms(value, lambda inner, message: self._report((*path, *inner), message))
 
-    def _validate(
-        self, schema: type[Any], value: dict[str, Any], path: Path_, shown: dict[str, Any] | None = None
-    ) -> Any:
-        """Validate; report problems at ``path``, except those of keys that ``shown`` (the file's own mapping) lacks."""
+    def _validate(self, schema: type[Any], value: dict[str, Any], path: Path_, silent: Container[str] = ()) -> Any:
+        """Validate a mapping. What is wrong is reported (but for the keys in ``silent``) and left out of the result.
+
+        So the checks that follow see all the rest. Returns None where too little is left.
+        """
         try:
             return schema.model_validate(value)
         except ValidationError as error:
+            details = error.errors()
             found = problems_of(error, self.document, path, schema.model_fields)
-            if shown is not None:
-                inherited = [k for k in value if k not in shown]
-                found = [
-                    p
-                    for p, d in zip(found, error.errors(), strict=True)
-                    if not d["loc"] or d["loc"][0] not in inherited
-                ]
-            self.problems += found
+        traps = tuple(problem.path for problem in self.document.problems)
+        for problem, detail in zip(found, details, strict=True):
+            own = not detail["loc"] or detail["loc"][0] not in silent
+            if own and not problem.path.startswith(traps or ("\0",)):
+                self.problems.append(problem)
+        try:
+            return schema.model_validate(_without(value, [detail["loc"] for detail in details]))
+        except ValidationError:
             return None
 
     def _report(self, path: Path_, message: str) -> None:
@@ -274,7 +270,22 @@ def _method_name(entry: MethodEntry) -> str:
     return entry.name or "+".join(entry.terms or ())
 
 
-def _named_entries(value: Any) -> dict[int, MethodEntry]:
-    """The methods that are given by name, by position, where the grid as a whole could not be read."""
-    values = value if isinstance(value, list) else [value]
-    return {index: MethodEntry(name=name) for index, name in enumerate(values) if isinstance(name, str) and name}
+def _without(value: dict[str, Any], locations: list[tuple[str | int, ...]]) -> dict[str, Any]:
+    """The mapping without its wrong keys, and without the wrong items of its lists."""
+    wrong_items = {key: {loc[1] for loc in locations if loc[:1] == (key,) and len(loc) > 1} for key in value}
+    result = {}
+    for key, content in value.items():
+        if isinstance(content, list) and all(isinstance(index, int) for index in wrong_items[key]):
+            result[key] = [item for index, item in enumerate(content) if index not in wrong_items[key]]
+        elif not any(loc[:1] == (key,) for loc in locations):
+            result[key] = content
+    return result
+
+
+def _methods_of(protocol: ResolvedProtocol | None, owner: dict[str, Any]) -> dict[str, Terms]:
+    """The methods of a protocol; where that could not be read, those of the one that it changes."""
+    if protocol is not None:
+        return protocol.methods
+    value = owner.get("protocol")
+    base = value.get("base") if isinstance(value, dict) else None
+    return bundled_protocol(base).methods if base in protocol_names() else {}

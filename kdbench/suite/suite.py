@@ -28,6 +28,11 @@ class Run:
         return self.spec.id
 
     @property
+    def key(self) -> tuple[str, ...]:
+        """What tells two runs of a suite apart: the spec, and the place in a table."""
+        return (self.id, self.protocol.name, self.method, self.teacher, self.strategy)
+
+    @property
     def label(self) -> str:
         """One line for progress and messages."""
         teacher = f"{self.teacher} → " if self.spec.teacher else ""

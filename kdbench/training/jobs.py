@@ -11,7 +11,7 @@ import torch
 from filelock import Timeout
 
 from kdbench.data.stream import DataSource
-from kdbench.errors import BadRecord
+from kdbench.errors import BadRecord, KdbenchError, LostTeacher
 from kdbench.plan.cost import student_cost, teacher_cost
 from kdbench.plan.plan import Cohort
 from kdbench.store.files import set_aside
@@ -137,14 +137,24 @@ def make_guide(cohort: Cohort, shop: Workshop) -> Guide | None:
     try:
         network = load_teacher(cohort.teacher, shop.store, shop.device)
     except BadRecord as error:
-        folder = shop.store.teacher(cohort.teacher.id).folder
-        aside = set_aside(folder)
-        raise BadRecord(f"{error}; the teacher is set aside as {aside.name} and trained again") from None
+        raise lost_teacher(cohort.teacher, str(error), shop) from None
     if cohort.head is None:
         return Guide(network)
     spec = cohort.teacher.model_copy(update={"head": cohort.head})
     head = on_device(with_head(network, spec), shop.device)
     return LearningGuide(head, cohort.head.recipe)  # type: ignore[arg-type]
+
+
+def lost_teacher(spec: TeacherSpec, reason: str, shop: Workshop) -> LostTeacher:
+    """Set a damaged teacher aside, unless another process has done so already."""
+    record = shop.store.teacher(spec.id)
+    with record.lock():
+        try:
+            load_teacher(spec, shop.store, shop.device)
+        except KdbenchError:
+            name = set_aside(record.folder).name if record.folder.is_dir() else "already"
+            return LostTeacher(f"{reason}; the teacher is set aside ({name}) and trained again")
+    return LostTeacher(f"{reason}; another process has trained it again")
 
 
 def resumed(build: Callable[[], Learner], shop: Workshop) -> tuple[Learner, dict[str, Any]]:
@@ -155,7 +165,8 @@ def resumed(build: Callable[[], Learner], shop: Workshop) -> tuple[Learner, dict
     except DamagedCheckpoint as error:
         learner, state, message = build(), {}, str(error)
     if message:
-        shop.emit("resumed", id=learner.record.id, text=message, epoch=learner.progress.epoch)
+        facts = {"epoch": learner.progress.epoch, "epochs": learner.recipe.epochs}
+        shop.emit("resumed", id=learner.record.id, text=message, **facts)
     learner.progress.sessions += 1
     return learner, state
 

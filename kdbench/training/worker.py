@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from kdbench.data.stream import DataSource
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, LostTeacher
 from kdbench.store.store import Store
 from kdbench.suite.specs import RunSpec, TeacherSpec
 from kdbench.training.environment import prepare
@@ -68,12 +68,14 @@ def main() -> None:
     while not channel.stopping.is_set():
         job = channel.jobs.get()
         if not job.get("stop"):
-            channel.emit("done", job=job["job"], **_work(job, shop))
+            channel.emit("done", **_work(job, shop))
 
 
 def _work(job: dict[str, Any], shop: Workshop) -> dict[str, Any]:
     try:
         outcome = _dispatch(job, shop)
+    except LostTeacher as error:
+        return {"lost_teacher": str(error)}
     except KdbenchError as error:
         return {"error": str(error)}
     except OSError as error:

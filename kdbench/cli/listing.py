@@ -1,0 +1,153 @@
+"""kdbench list: what there is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kdbench.cli.options import Json, Results
+
+
+Lines = list[dict[str, Any]]
+
+
+class Kind(str, Enum):
+    """What can be listed."""
+
+    methods = "methods"
+    models = "models"
+    datasets = "datasets"
+    protocols = "protocols"
+    suites = "suites"
+    teachers = "teachers"
+    runs = "runs"
+
+
+def list_things(
+    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    results: Results = Path("results"),
+    json_output: Json = False,
+) -> None:
+    """List methods, models, data sets, protocols, suites, teachers or runs."""
+    lines = _LISTS[kind](results)
+    if json_output:
+        typer.echo(json.dumps(lines, indent=1))
+        return
+    if not lines:
+        typer.echo(f"no {kind.value} in {results}")
+        return
+    from tabulate import tabulate
+
+    typer.echo(tabulate(lines, headers="keys", tablefmt="simple", disable_numparse=True))
+
+
+def _methods(_: Path) -> Lines:
+    from kdbench.catalogue.terms import term, term_names
+    from kdbench.suite.methods import formula
+    from kdbench.suite.protocols import bundled_protocol
+
+    papers = {name: bundled_protocol(name) for name in ("crd", "sskd", "semckd", "ega")}
+    return [
+        {
+            "method": name,
+            "reads": term(name).reads,
+            **{
+                p: formula(protocol.methods[name]) if name in protocol.methods else "" for p, protocol in papers.items()
+            },
+        }
+        for name in term_names()
+    ]
+
+
+def _models(_: Path) -> Lines:
+    from kdbench.catalogue.networks import networks
+
+    return [
+        {
+            "model": net.name,
+            "parameters": f"{net.parameters:,}",
+            "MACs at 32x32": f"{net.macs:,}",
+            "embedding": net.embedding,
+            "feature maps": len(net.features),
+            "": net.summary,
+        }
+        for net in networks().values()
+    ]
+
+
+def _datasets(_: Path) -> Lines:
+    from kdbench.catalogue.datasets import datasets
+
+    return [
+        {"dataset": d.name, "classes": d.classes, "size": d.size, "train": d.train, "test": d.test, "": d.summary}
+        for d in datasets().values()
+    ]
+
+
+def _protocols(_: Path) -> Lines:
+    from kdbench.suite.protocols import bundled_protocol, protocol_names
+
+    protocols = {name: bundled_protocol(name) for name in protocol_names()}
+    return [
+        {
+            "protocol": name,
+            "": p.settings.title,
+            "epochs": p.settings.epochs,
+            "batch": p.settings.batch,
+            "lr": p.settings.lr,
+            "score": p.settings.score,
+            "trials": p.settings.trials,
+            "methods": " ".join(p.methods),
+        }
+        for name, p in protocols.items()
+    ]
+
+
+def _suites(_: Path) -> Lines:
+    from kdbench.suite.load import bundled_suites, load_suite
+
+    loaded = {name: load_suite(path) for name, path in bundled_suites().items()}
+    return [{"suite": name, "runs": len(suite.specs), "": suite.description} for name, suite in loaded.items()]
+
+
+def _records(results: Path, kind: str) -> Lines:
+    from kdbench.errors import BadRecord
+    from kdbench.store.store import Store
+
+    lines = []
+    for record in Store(results).records(kind):
+        spec = record.spec()
+        failure = record.failure()
+        status = "in training" if record.started() else "not finished"
+        accuracy = ""
+        try:
+            if result := record.result():
+                status, accuracy = "done", f"{result.last.top1:.2f} / {result.best.top1:.2f}"
+            elif failure:
+                status = f"failed: {failure.reason}"
+        except BadRecord as error:
+            status = f"damaged: {error}"
+        teacher = spec.get("teacher") or {}
+        names = {"network": spec.get("network")} if kind == "teachers" else {"student": spec.get("student")}
+        if kind == "runs":
+            terms = " + ".join(f"{use.get('weight', 1.0):g}·{use['name']}" for use in spec.get("terms", ()))
+            names |= {"teacher": teacher.get("network", ""), "loss": terms, "trial": spec.get("trial", 0)}
+        dataset = spec.get("dataset", {}).get("name", "")
+        lines.append({"id": record.id, **names, "dataset": dataset, "status": status, "last / best": accuracy})
+    return lines
+
+
+_LISTS: dict[Kind, Callable[[Path], Lines]] = {
+    Kind.methods: _methods,
+    Kind.models: _models,
+    Kind.datasets: _datasets,
+    Kind.protocols: _protocols,
+    Kind.suites: _suites,
+    Kind.teachers: lambda results: _records(results, "teachers"),
+    Kind.runs: lambda results: _records(results, "runs"),
+}

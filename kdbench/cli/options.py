@@ -1,0 +1,62 @@
+"""Options that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdbench.catalogue.names import normalise, unknown
+from kdbench.errors import BadInput
+from kdbench.suite.suite import Run, Suite
+
+
+Suites = Annotated[list[str], typer.Argument(metavar="SUITE…", help="Suite files, or names of bundled suites.")]
+Results = Annotated[
+    Path, typer.Option("--results", envvar="KDBENCH_RESULTS", help="Folder of the results.", show_default=True)
+]
+Data = Annotated[Path, typer.Option("--data", envvar="KDBENCH_DATA", help="Folder of the data sets.")]
+Trials = Annotated[
+    int | None, typer.Option("--trials", min=1, help="Trials of each run, instead of the suite's number.")
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only", metavar="KEY=VALUE", help="Only runs with this method, student, teacher, dataset or strategy."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+_KEYS = ("method", "student", "teacher", "dataset", "strategy", "trial")
+
+
+def select(suites: Sequence[Suite], only: Sequence[str] | None) -> list[Suite]:
+    """Keep the runs that match every ``KEY=VALUE[,VALUE…]``. Raises BadInput for keys and values that match nothing."""
+    for condition in only or ():
+        key, _, values = condition.partition("=")
+        if key not in _KEYS or not values:
+            raise BadInput(f"--only {condition}: write KEY=VALUE with a KEY of {', '.join(_KEYS)}")
+        wanted = {normalise(value) for value in values.split(",")}
+        there = {_value(run, key) for suite in suites for run in suite.runs}
+        for value in wanted - set(map(normalise, there)):
+            raise BadInput(f"--only {condition}: " + unknown(key, value, there, "…").partition("  (")[0])
+        suites = [
+            replace(suite, runs=tuple(run for run in suite.runs if normalise(_value(run, key)) in wanted))
+            for suite in suites
+        ]
+    return [suite for suite in suites if suite.runs]
+
+
+def _value(run: Run, key: str) -> str:
+    values = {
+        "method": run.method,
+        "student": run.spec.student,
+        "teacher": run.teacher,
+        "dataset": run.spec.dataset.name,
+        "strategy": run.strategy,
+        "trial": str(run.spec.trial),
+    }
+    return values[key]

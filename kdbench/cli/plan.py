@@ -1,0 +1,111 @@
+"""kdbench plan: what would run, and what it costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kdbench.cli.options import Json, Only, Results, Suites, Trials, select
+
+
+Slots = Annotated[int, typer.Option("--slots", min=1, help="Jobs that run at the same time.")]
+On = Annotated[str, typer.Option("--on", help="The kind of device to estimate for: cpu or gpu.")]
+Speed = Annotated[
+    float | None, typer.Option("--speed", min=0.001, help="Billions of multiply-accumulates per second of a slot.")
+]
+
+
+def plan(
+    suites: Suites,
+    results: Results = Path("results"),
+    slots: Slots = 1,
+    on: On = "",
+    speed: Speed = None,
+    trials: Trials = None,
+    only: Only = None,
+    json_output: Json = False,
+) -> None:
+    """Show what would run: teachers, cohorts, runs, hours. Nothing is trained."""
+    from kdbench.suite.load import load_suites
+
+    loaded = select(load_suites(suites, trials), only)
+    specs = [spec for suite in loaded for spec in suite.specs.values()]
+    facts = summarise(specs, results, slots, on, speed)
+    if json_output:
+        typer.echo(json.dumps(facts, indent=1))
+    else:
+        typer.echo(describe(facts))
+
+
+def summarise(specs: Any, results: Path, slots: int, on: str = "", speed: float | None = None) -> dict[str, Any]:
+    """A plan as JSON-ready facts. Hours come from speeds measured in the results folder where there are any."""
+    from kdbench.errors import BadInput
+    from kdbench.plan.cost import ASSUMED_SPEED, measured_speed
+    from kdbench.plan.plan import make_plan
+    from kdbench.store.store import Store
+
+    if on not in ("", "cpu", "gpu"):
+        raise BadInput(f"--on {on}: write cpu or gpu")
+    store = Store(results)
+    plan = make_plan(specs, store, slots)
+    measured = measured_speed(store)
+    kind = on or next(iter(measured), "cpu")
+    rate = speed * 1e9 if speed else measured.get(kind, ASSUMED_SPEED[kind])
+    source = "given" if speed else "measured here" if kind in measured else "assumed"
+    return {
+        "runs": plan.runs,
+        "runs_settled": plan.runs_done,
+        "teachers": [f"{t.network} on {t.dataset.name}" + (" + new layers" if t.head else "") for t in plan.teachers],
+        "teachers_done": plan.teachers_done,
+        "cohorts": [
+            {"runs": len(c.runs), "teacher": c.teacher.network if c.teacher else "", "dataset": c.runs[0].dataset.name}
+            for c in plan.cohorts
+        ],
+        "slots": slots,
+        "device": kind,
+        "speed": rate,
+        "speed_source": source,
+        "device_hours": plan.cost / rate / 3600,
+        "device_hours_without_cohorts": plan.cost_alone / rate / 3600,
+        "makespan_hours": plan.makespan(slots) / rate / 3600,
+    }
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """The facts of a plan as lines."""
+    lines = [f"{facts['runs']} runs to do in {len(facts['cohorts'])} cohorts, {facts['runs_settled']} settled already."]
+    if facts["teachers"] or facts["teachers_done"]:
+        names = ", ".join(_counted(facts["teachers"])) or "none"
+        lines.append(f"Teachers to train: {names}; {facts['teachers_done']} at hand.")
+    for cohort, count in _counted_pairs(facts["cohorts"]):
+        teacher = f" with teacher {cohort['teacher']}" if cohort["teacher"] else " without teacher"
+        lines.append(f"  {count} × cohort of {cohort['runs']} on {cohort['dataset']}{teacher}")
+    if facts["runs"]:
+        kind = facts["device"].upper()
+        source = f"{facts['speed'] / 1e9:,.0f} billion multiply-accumulates per second, {facts['speed_source']}"
+        alone = duration(facts["device_hours_without_cohorts"])
+        lines.append(f"{kind} time {duration(facts['device_hours'])} ({alone} if every run had its own teacher pass);")
+        lines.append(f"done after {duration(facts['makespan_hours'])} on {facts['slots']} slot(s). Estimate: {source}.")
+    return "\n".join(lines)
+
+
+def duration(hours: float) -> str:
+    """Hours as ``3.2 h``, ``12 min`` or ``40 s``."""
+    if hours >= 1:
+        return f"{hours:,.1f} h"
+    return f"{hours * 60:.0f} min" if hours * 60 >= 2 else f"{hours * 3600:.0f} s"
+
+
+def _counted(names: list[str]) -> list[str]:
+    return [f"{names.count(name)} × {name}" if names.count(name) > 1 else name for name in dict.fromkeys(names)]
+
+
+def _counted_pairs(cohorts: list[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
+    distinct: dict[str, tuple[dict[str, Any], int]] = {}
+    for cohort in cohorts:
+        key = json.dumps(cohort)
+        distinct[key] = (cohort, distinct.get(key, (cohort, 0))[1] + 1)
+    return list(distinct.values())

@@ -1,0 +1,196 @@
+"""Live progress on standard error: one display on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from kdbench.cli.plan import duration
+from kdbench.plan.cost import student_cost, teacher_cost
+from kdbench.plan.plan import Plan
+from kdbench.suite.specs import RunSpec, TeacherSpec
+from kdbench.suite.suite import Suite
+
+
+PLAIN_SECONDS = 10.0
+
+
+@dataclass
+class Member:
+    """One network in training."""
+
+    label: str
+    cost: float
+    epoch: int = 0
+    epochs: int = 0
+    loss: float | None = None
+    top1: float | None = None
+
+
+@dataclass
+class Work:
+    """What a slot is at."""
+
+    title: str
+    ids: list[str]
+    speed: float = 0.0
+    printed: float = 0.0
+
+
+@dataclass
+class Tally:
+    """What has been done of a plan, in multiply-accumulates and in runs; ``earlier``: what a session before had done."""
+
+    total: float
+    runs: int
+    done: dict[str, float] = field(default_factory=dict)
+    finished: int = 0
+    failed: int = 0
+    started: float = field(default_factory=time.monotonic)
+    earlier: dict[str, float] = field(default_factory=dict)
+
+    def left(self) -> str:
+        """The time left, from the pace so far."""
+        done = sum(self.done.values())
+        fresh = done - sum(self.earlier.values())
+        elapsed = time.monotonic() - self.started
+        if fresh <= 0 or elapsed < 2:
+            return "time left unknown"
+        hours = (self.total - done) * elapsed / fresh / 3600
+        return f"about {duration(max(0.0, hours))} left"
+
+
+class Progress:
+    """Listens to a pool. Use it as a context manager; ``listen`` takes the pool's events."""
+
+    def __init__(self, suites: Sequence[Suite], plan: Plan) -> None:
+        labels = {run.id: run.label for suite in suites for run in suite.runs}
+        self.members: dict[str, Member] = {}
+        for teacher in plan.teachers:
+            self.members[teacher.id] = Member(teacher_label(teacher), teacher_cost(teacher))
+        for cohort in plan.cohorts:
+            for run in cohort.runs:
+                self.members[run.id] = Member(labels.get(run.id, run.student), student_cost(run))
+        self.tally = Tally(sum(member.cost for member in self.members.values()), plan.runs)
+        self.slots: dict[str, Work] = {}
+        self.live: Any = None
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self.live = Live(console=Console(stderr=True), get_renderable=self._render, refresh_per_second=4)
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.live.stop()
+
+    def say(self, text: str) -> None:
+        """Print one line above the display."""
+        if self.live:
+            self.live.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def listen(self, slot: str, event: dict[str, Any]) -> None:
+        """Take note of one event."""
+        match event["event"]:
+            case "started":
+                self._started(slot, event["teacher"], event["runs"])
+            case "epoch":
+                self._epoch(slot, event)
+            case "resumed":
+                self._resumed(event)
+            case "finished":
+                self._finished(event)
+            case "failed":
+                self.tally.failed += 1
+                self.say(f"FAILED {self._label(event['id'])}: {event['reason']}")
+            case "message":
+                self.say(event["text"])
+            case "done" | "exit":
+                self.slots.pop(slot, None)
+
+    def _started(self, slot: str, teacher: TeacherSpec | None, runs: Sequence[RunSpec]) -> None:
+        if teacher:
+            self.members.setdefault(teacher.id, Member(teacher_label(teacher), teacher_cost(teacher)))
+            self.slots[slot] = Work(teacher_label(teacher), [teacher.id])
+        else:
+            name = next((run.teacher.network for run in runs if run.teacher), "")
+            title = f"{len(runs)} student{'s' if len(runs) > 1 else ''}" + (
+                f" of {name}" if name else " without teacher"
+            )
+            self.slots[slot] = Work(f"{title}, trial {runs[0].trial}", [run.id for run in runs])
+        if not self.live:
+            self.say(f"[{slot}] {self.slots[slot].title}: starts")
+
+    def _epoch(self, slot: str, event: dict[str, Any]) -> None:
+        member = self.members[event["id"]]
+        member.epoch, member.epochs, member.loss = event["epoch"], event["epochs"], event["loss"]
+        member.top1 = event["top1"] if event["top1"] is not None else member.top1
+        self.tally.done[event["id"]] = member.cost * member.epoch / member.epochs
+        work = self.slots.get(slot)
+        if work is None:
+            return
+        work.speed = event["images_per_second"]
+        now = time.monotonic()
+        if not self.live and (now - work.printed > PLAIN_SECONDS):
+            work.printed = now
+            top1 = f", top-1 {member.top1:.2f}" if member.top1 is not None else ""
+            where = f"epoch {member.epoch}/{member.epochs}, loss {member.loss:.3f}{top1}, {work.speed:,.0f} images/s"
+            self.say(f"[{slot}] {work.title}: {where}; {self._summary()}")
+
+    def _resumed(self, event: dict[str, Any]) -> None:
+        member = self.members[event["id"]]
+        if event["epoch"]:
+            self.tally.earlier[event["id"]] = member.cost * event["epoch"] / event["epochs"]
+        self.say(f"{member.label}: {event['text']}")
+
+    def _finished(self, event: dict[str, Any]) -> None:
+        member = self.members[event["id"]]
+        self.tally.done[event["id"]] = member.cost
+        self.tally.finished += not member.label.startswith("teacher ")
+        if not self.live:
+            self.say(f"finished {member.label}: top-1 {event['top1']:.2f}")
+
+    def _label(self, id: str) -> str:
+        return self.members[id].label if id in self.members else id
+
+    def _summary(self) -> str:
+        failed = f", {self.tally.failed} failed" if self.tally.failed else ""
+        return f"{self.tally.finished} of {self.tally.runs} runs{failed}, {self.tally.left()}"
+
+    def _render(self) -> Any:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(padding=(0, 2))
+        for slot, work in sorted(self.slots.items()):
+            table.add_row(Text(f"[{slot}] {work.title}", style="bold"), "", "", "", Text(f"{work.speed:,.0f} images/s"))
+            for id in work.ids[:20]:
+                member = self.members[id]
+                table.add_row(
+                    Text(f"  {member.label}"),
+                    Text(f"{member.epoch}/{member.epochs}" if member.epochs else "waiting", style="cyan"),
+                    Text(f"loss {member.loss:.3f}" if member.loss is not None else ""),
+                    Text(f"top-1 {member.top1:.2f}" if member.top1 is not None else "", style="green"),
+                    "",
+                )
+            if len(work.ids) > 20:
+                table.add_row(Text(f"  … and {len(work.ids) - 20} more", style="dim"), "", "", "", "")
+        table.add_row(Text(self._summary(), style="bold cyan"), "", "", "", Text("Ctrl-C: save and stop", style="dim"))
+        return table
+
+
+def teacher_label(spec: TeacherSpec) -> str:
+    """One line for a teacher."""
+    return f"teacher {spec.network} on {spec.dataset.name}" + (" + new layers" if spec.head else "")

@@ -1,0 +1,117 @@
+"""kdbench show: one thing in full."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdbench.cli.options import Results
+
+
+def show(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME|ID", help="A method, model, data set, protocol, suite, or run id.")
+    ],
+    results: Results = Path("results"),
+) -> None:
+    """Show one thing in full: a method's equation and weights, a network, a protocol, a suite, a run and its curve."""
+    from kdbench.catalogue.datasets import datasets
+    from kdbench.catalogue.names import nearest, normalise
+    from kdbench.catalogue.networks import networks
+    from kdbench.catalogue.terms import term_names
+    from kdbench.errors import BadInput
+    from kdbench.suite.load import bundled_suites
+    from kdbench.suite.protocols import protocol_names
+
+    spellings = {normalise(s): n.name for n in networks().values() for s in (n.name, *n.aliases)}
+    kinds: list[tuple[list[str], Callable[[str], str]]] = [
+        (term_names(), _method),
+        (list(networks()), _model),
+        (list(datasets()), _dataset),
+        (protocol_names(), _protocol),
+        (list(bundled_suites()), _suite),
+    ]
+    wanted = spellings.get(normalise(name), name)
+    found = [describe(wanted) for names, describe in kinds if wanted in names]
+    found += [text for kind in ("runs", "teachers") if (text := _record(results, kind, name))]
+    if not found:
+        near = nearest(name, [n for names, _ in kinds for n in names])
+        hint = f" Did you mean '{near}'?" if near else ""
+        raise BadInput(f"nothing is called '{name}', and no run or teacher in {results} has this id.{hint}")
+    typer.echo("\n\n".join(found))
+
+
+def _method(name: str) -> str:
+    from kdbench.catalogue.terms import term
+    from kdbench.suite.methods import formula
+    from kdbench.suite.protocols import bundled_protocol, protocol_names
+
+    info = term(name)
+    options = [f"  {key}: {h.annotation} = {h.default!r}" for key, h in info.hyperparameters.items()]
+    protocols = {p: bundled_protocol(p).methods for p in protocol_names()}
+    weights = [f"  {p}: {formula(methods[name])}" for p, methods in protocols.items() if name in methods]
+    lines = [f"method {name}", "", info.description, "", f"Paper: {info.paper}", f"Reads: {info.reads}"]
+    lines += ["", "Hyper-parameters:", *(options or ["  none"]), "", "Under the protocols:", *weights]
+    return "\n".join(lines)
+
+
+def _model(name: str) -> str:
+    from kdbench.catalogue.networks import network
+
+    net = network(name)
+    maps = "  ".join(f"f{i}: {channels} × {32 // stride}²" for i, (channels, stride) in enumerate(net.features))
+    return "\n".join(
+        [
+            f"model {name}",
+            net.summary,
+            f"Parameters (100 classes): {net.parameters:,}",
+            f"Multiply-accumulates (32 × 32): {net.macs:,}",
+            f"Feature maps (32 × 32): {maps}",
+            f"Embedding: {net.embedding}",
+            f"Also known as: {', '.join(net.aliases) or '–'}",
+        ]
+    )
+
+
+def _dataset(name: str) -> str:
+    from kdbench.catalogue.datasets import dataset
+
+    d = dataset(name)
+    lines = [f"dataset {name}", d.summary, f"{d.classes} classes, {d.train:,} training and {d.test:,} test images"]
+    lines.append(f"{d.size} × {d.size} pixels, mean {list(d.mean)}, std {list(d.std)}")
+    return "\n".join(lines + ([f"Files: {d.folder}/ with {', '.join(d.files)}"] if d.files else []))
+
+
+def _protocol(name: str) -> str:
+    from importlib.resources import files
+
+    return files("kdbench.suite").joinpath(f"protocols/{name}.yaml").read_text(encoding="utf-8").rstrip()
+
+
+def _suite(name: str) -> str:
+    from kdbench.suite.load import bundled_suites
+
+    path = bundled_suites()[name]
+    return f"# {path}\n{path.read_text(encoding='utf-8').rstrip()}"
+
+
+def _record(results: Path, kind: str, id: str) -> str | None:
+    from tabulate import tabulate
+
+    from kdbench.store.store import Store
+
+    matches = [record for record in Store(results).records(kind) if len(id) >= 4 and record.id.startswith(id)]
+    if len(matches) != 1:
+        return None
+    record = matches[0]
+    parts = {"spec": record.spec(), "about": record.about()}
+    failure = record.failure()
+    if failure:
+        parts["failure"] = failure.model_dump()
+    curve = [{**{k: v for k, v in row.items() if k != "terms"}, **row.get("terms", {})} for row in record.metrics()]
+    table = tabulate(curve, headers="keys", tablefmt="simple", floatfmt=".4g")
+    return f"{kind[:-1]} {record.id}\n{json.dumps(parts, indent=1)}\n\n{table}"

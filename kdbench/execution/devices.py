@@ -1,0 +1,78 @@
+"""Which devices there are, and the slots that jobs run on. Asks a short-lived process, so that torch stays out of this one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from kdbench.errors import BadInput, KdbenchError
+
+
+_PROBE = """
+import json, torch
+print(json.dumps({
+    "torch": torch.__version__,
+    "cuda": torch.version.cuda,
+    "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    "threads": torch.get_num_threads(),
+}))
+"""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one job at a time runs: a device, the worker's environment for it, and its CPU threads (0: torch's choice)."""
+
+    name: str
+    kind: str
+    environment: dict[str, str]
+    threads: int = 0
+
+
+def probe() -> dict[str, Any]:
+    """What torch sees on this machine: its version, CUDA's, the visible GPUs' names, the CPU threads."""
+    done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise KdbenchError(f"torch cannot be imported here:\n{done.stderr.strip()[-2000:]}")
+    facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return facts
+
+
+def make_slots(wanted: str, jobs_per_device: int) -> list[Slot]:
+    """Slots for ``auto``, ``cpu``, or GPU numbers like ``0,2``, which count within CUDA_VISIBLE_DEVICES.
+
+    ``auto`` takes all visible GPUs, else the CPU. Raises BadInput for a GPU that is not there.
+    """
+    if jobs_per_device < 1:
+        raise BadInput("--jobs-per-device must be 1 or more")
+    facts = probe()
+    count = len(facts["gpus"])
+    if wanted == "cpu" or (wanted == "auto" and count == 0):
+        threads = max(1, facts["threads"] // jobs_per_device)
+        return [Slot(f"cpu:{n}" if jobs_per_device > 1 else "cpu", "cpu", {}, threads) for n in range(jobs_per_device)]
+    numbers = list(range(count)) if wanted == "auto" else _numbers(wanted, count)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [name.strip() for name in visible.split(",")] if visible is not None else [str(n) for n in range(count)]
+    return [
+        Slot(
+            f"gpu:{number}" + (f".{job}" if jobs_per_device > 1 else ""), "gpu", {"CUDA_VISIBLE_DEVICES": names[number]}
+        )
+        for job in range(jobs_per_device)
+        for number in numbers
+    ]
+
+
+def _numbers(wanted: str, count: int) -> list[int]:
+    try:
+        numbers = [int(part) for part in wanted.split(",")]
+    except ValueError:
+        raise BadInput(f"--devices {wanted}: write auto, cpu, or GPU numbers such as 0,1") from None
+    absent = [number for number in numbers if not 0 <= number < count]
+    if absent:
+        there = f"the visible GPUs are 0 to {count - 1}" if count else "torch sees no GPU here (kdbench doctor)"
+        raise BadInput(f"--devices {wanted}: there is no GPU {absent[0]}; {there}")
+    return list(dict.fromkeys(numbers))

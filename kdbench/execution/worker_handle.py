@@ -1,0 +1,94 @@
+"""The parent's end of a worker process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdbench.execution.devices import Slot
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """What all workers of a pool have in common."""
+
+    results: Path
+    data: Path
+    download: bool = False
+    checkpoint_seconds: float = 30.0
+
+
+class WorkerHandle:
+    """Starts a worker on a slot and talks to it. Its events arrive in ``inbox`` as (slot name, event).
+
+    The worker has a session of its own: Ctrl-C reaches only the parent, which then asks its workers to stop. Its standard
+    error goes to a log file.
+    """
+
+    def __init__(self, slot: Slot, options: WorkerOptions, inbox: queue.Queue[tuple[str, dict[str, Any]]]) -> None:
+        self.slot = slot
+        self.log = options.results / "logs" / f"worker-{slot.name.replace(':', '-')}-{os.getpid()}.log"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "kdbench.training.worker"]
+        command += ["--device", "cuda" if slot.kind == "gpu" else "cpu", "--threads", str(slot.threads)]
+        command += ["--results", str(options.results), "--data", str(options.data)]
+        command += ["--checkpoint-seconds", str(options.checkpoint_seconds)]
+        command += ["--download"] if options.download else []
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=_environment(slot),
+                start_new_session=True,
+            )
+        threading.Thread(target=self._listen, args=(inbox,), daemon=True).start()
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send a job or a request; a worker that is gone is noticed through its "exit" event."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError, ValueError, OSError):
+            self.process.stdin.write(json.dumps(message) + "\n")
+            self.process.stdin.flush()
+
+    def kill(self) -> None:
+        """End the process at once. What it trained since its last checkpoint is lost."""
+        self.process.kill()
+        self.process.wait()
+
+    def last_words(self) -> str:
+        """The end of its log, for the report of a crash."""
+        try:
+            lines = self.log.read_text(errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        return lines[-1] if lines else ""
+
+    def discard_empty_log(self) -> None:
+        """Remove the log of a worker that had nothing to say."""
+        with contextlib.suppress(OSError):
+            if self.log.stat().st_size == 0:
+                self.log.unlink()
+
+    def _listen(self, inbox: queue.Queue[tuple[str, dict[str, Any]]]) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with contextlib.suppress(ValueError):
+                inbox.put((self.slot.name, json.loads(line)))
+        inbox.put((self.slot.name, {"event": "exit", "code": self.process.wait()}))
+
+
+def _environment(slot: Slot) -> dict[str, str]:
+    """glibc keeps freed memory instead of returning it to the system: training asks for the same sizes again."""
+    keep = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
+    return {**keep, **os.environ, "PYTHONUNBUFFERED": "1", **slot.environment}

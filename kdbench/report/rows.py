@@ -1,0 +1,120 @@
+"""One row per run of a suite: where it stands in the tables, and what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from kdbench.catalogue.datasets import datasets
+from kdbench.errors import BadRecord
+from kdbench.store.record import Result
+from kdbench.store.store import Store
+from kdbench.suite.specs import DatasetSpec, Scenario
+from kdbench.suite.suite import Run, Suite
+
+
+Status = Literal["done", "failed", "started", "missing"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run in a table. Accuracies in percent; ``top1`` follows the protocol's score rule. ``reason`` says why not."""
+
+    suite: str
+    protocol: str
+    paper: str
+    score: str
+    dataset: str
+    scenario: str
+    strategy: str
+    teacher: str
+    student: str
+    method: str
+    trial: int
+    run_id: str
+    teacher_id: str
+    status: Status
+    reason: str = ""
+    top1: float | None = None
+    top1_last: float | None = None
+    top1_best: float | None = None
+    best_epoch: int | None = None
+    top5_last: float | None = None
+    version: str = ""
+
+
+def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> list[Row]:
+    """Rows of all runs of all suites, in the suites' order. The first store that has a result of a run gives it."""
+    return [_row(run, stores) for suite in suites for run in suite.runs]
+
+
+def _row(run: Run, stores: Sequence[Store]) -> Row:
+    spec, settings = run.spec, run.protocol.settings
+    status, reason, result, version = _look_up(run.id, stores)
+    accuracy = None if result is None else result.best if settings.score == "best" else result.last
+    return Row(
+        suite=run.suite,
+        protocol=run.protocol.name,
+        paper=settings.paper or "",
+        score=settings.score,
+        dataset=dataset_label(spec.dataset),
+        scenario=scenario_label(spec.scenario),
+        strategy=run.strategy,
+        teacher=run.teacher,
+        student=spec.student,
+        method=run.method,
+        trial=spec.trial,
+        run_id=run.id,
+        teacher_id=spec.teacher.id if spec.teacher and spec.head is None else "",
+        status=status,
+        reason=reason,
+        top1=accuracy.top1 if accuracy else None,
+        top1_last=result.last.top1 if result else None,
+        top1_best=result.best.top1 if result else None,
+        best_epoch=result.best.epoch if result else None,
+        top5_last=result.last.top5 if result else None,
+        version=version,
+    )
+
+
+def _look_up(id: str, stores: Sequence[Store]) -> tuple[Status, str, Result | None, str]:
+    status: Status = "missing"
+    reason = "not run"
+    for store in stores:
+        record = store.run(id)
+        try:
+            result = record.result()
+        except BadRecord as error:
+            status, reason = "failed", f"damaged record: {error}"
+            continue
+        if result is not None:
+            return "done", "", result, str(record.about().get("versions", {}).get("kdbench", ""))
+        failure = record.failure()
+        if failure is not None:
+            status, reason = "failed", failure.reason
+        elif record.started():
+            status, reason = "started", f"in training, {len(record.metrics())} epochs so far"
+    return status, reason, None, ""
+
+
+@cache
+def dataset_label(spec: DatasetSpec) -> str:
+    """``cifar100``, or ``cifar100 (20 classes, 100 + 50 images each)`` for a part of it."""
+    if spec.classes is None and spec.train_per_class is None and spec.test_per_class is None:
+        return spec.name
+    whole = datasets()[spec.name]
+    train = spec.train_per_class or whole.train // whole.classes
+    test = spec.test_per_class or whole.test // whole.classes
+    return f"{spec.name} ({spec.classes or whole.classes} classes, {train} + {test} images each)"
+
+
+def scenario_label(scenario: Scenario) -> str:
+    """What is done to the training set, in words; empty for nothing."""
+    parts = []
+    if scenario.fraction < 1:
+        parts.append(f"{scenario.fraction:.0%} of the labels")
+    if scenario.label_noise > 0:
+        parts.append(f"{scenario.label_noise:.0%} label noise")
+    return ", ".join(parts)
