@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,9 +15,13 @@ from kdbench.errors import BadInput, Problem
 from kdbench.suite.yaml_reader import Document, Path_
 
 
+Keys = Mapping[str, Iterable[str]]
+"""The keys that are allowed in a mapping, under "", and those allowed in the mappings that its values are."""
+
+
 def as_list(value: Any) -> Any:
     """Let a single value stand for a list of one."""
-    return value if isinstance(value, list | tuple) else [value]
+    return value if isinstance(value, list | tuple) or value is None else [value]
 
 
 def known_network(name: str) -> str:
@@ -37,26 +41,53 @@ def _canonical(look_up: Any, name: str) -> str:
         raise PydanticCustomError("unknown", "{message}", {"message": str(error)}) from None
 
 
-def problems_of(error: ValidationError, document: Document, path: Path_, keys: Iterable[str]) -> list[Problem]:
-    """Turn pydantic's errors into problems with lines. ``keys`` are the allowed keys at ``path``, for suggestions."""
-    return [document.problem((*path, *_location(detail)), _message(detail, keys)) for detail in error.errors()]
+def not_empty(value: Any) -> Any:
+    """Refuse a key whose value was left out, where None would mean the default."""
+    if value is None:
+        raise PydanticCustomError("empty", "is empty")
+    return value
 
 
-def _location(detail: ErrorDetails) -> Path_:
+def problems_of(error: ValidationError, document: Document, path: Path_, keys: Keys) -> list[Problem]:
+    """Turn pydantic's errors into problems with lines. ``keys``: what is allowed at ``path``, for suggestions."""
+    return [
+        document.problem((*path, *_location(detail, document, path)), _message(detail, keys))
+        for detail in error.errors()
+    ]
+
+
+def shorten(value: Any) -> str:
+    """A value as a message shows it."""
+    text = f"'{value}'" if isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 else f"{text[:56]} …{text[-1]}"
+
+
+def _location(detail: ErrorDetails, document: Document, path: Path_) -> Path_:
     location = tuple(part for part in detail["loc"] if part != "[key]")
-    return location[:-1] if detail["type"] == "missing" else location
+    if detail["type"] == "missing":
+        return location[:-1]
+    if location and location[-1] in _PAIR and (*path, *location) not in document.lines:
+        return (*location[:-1], _PAIR[location[-1]])
+    return location
 
 
-def _message(detail: ErrorDetails, keys: Iterable[str]) -> str:
+_PAIR: dict[str | int, int] = {"teacher": 0, "student": 1}
+"""Where a pair that is written as a list has its members."""
+
+
+def _message(detail: ErrorDetails, keys: Keys) -> str:
     kind, value, context = detail["type"], detail.get("input"), detail.get("ctx", {})
-    shown = f"'{value}'" if isinstance(value, str) else repr(value)
+    shown = shorten(value)
+    if value is None and kind != "missing":
+        return "is empty: give it a value, or leave the key out"
     match kind:
         case "missing":
             return f"'{detail['loc'][-1]}' is missing"
         case "extra_forbidden":
-            near = nearest(str(detail["loc"][-1]), keys)
-            hint = f"Did you mean '{near}'?" if near else f"Known keys: {', '.join(sorted(keys))}."
-            return f"unknown key. {hint}"
+            allowed = keys.get("" if len(detail["loc"]) == 1 else str(detail["loc"][0]), ())
+            near = nearest(str(detail["loc"][-1]), allowed)
+            known = f" Known keys: {', '.join(sorted(allowed))}." if allowed else ""
+            return "unknown key." + (f" Did you mean '{near}'?" if near else known)
         case "int_type" | "int_from_float" | "int_parsing":
             return f"must be a whole number, not {shown}"
         case "float_type" | "float_parsing":
@@ -64,18 +95,22 @@ def _message(detail: ErrorDetails, keys: Iterable[str]) -> str:
         case "bool_type" | "bool_parsing":
             return f"must be true or false, not {shown}"
         case "string_type":
-            return f"must be a name, not {shown}" + (
-                " (put it in quotes)" if not isinstance(value, dict | list) else ""
-            )
+            hint = "" if isinstance(value, dict | list) else " (put it in quotes)"
+            return f"must be a name, not {shown}{hint}"
         case "literal_error":
-            near = nearest(str(value), str(context["expected"]).replace("'", "").replace(" or ", ", ").split(", "))
-            return f"{shown} is not one of {context['expected']}." + (f" Did you mean '{near}'?" if near else "")
+            expected = str(context["expected"])
+            near = nearest(str(value), expected.replace("'", "").replace(" or ", ", ").split(", "))
+            return f"{shown} is not one of {expected}." + (f" Did you mean '{near}'?" if near else "")
         case "greater_than_equal" | "greater_than" | "less_than_equal" | "less_than":
             return f"{detail['msg'].replace('Input should', 'must')}, not {shown}"
+        case "too_short":
+            return "is an empty list: name at least one, or leave the key out"
         case "tuple_type" | "list_type":
             return f"must be a list, not {shown}"
         case "dict_type" | "model_type" | "model_attributes_type":
             return f"must be a mapping (key: value), not {shown}"
+        case "string_pattern_mismatch" | "string_too_short":
+            return f"{shown} is not a name: it must be one line of text"
         case "value_error":
             return str(context["error"])
         case _:

@@ -2,62 +2,76 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from kdbench.catalogue.terms import check_hyperparameters, term
+from kdbench.catalogue.terms import TermInfo, check_hyperparameters, term
 from kdbench.errors import BadInput
+from kdbench.suite.fields import shorten
 from kdbench.suite.specs import TermUse
 from kdbench.suite.yaml_reader import Path_
 
 
 Report = Callable[[Path_, str], None]
+Terms = tuple[TermUse, ...]
 
 
-def parse_terms(value: Any, report: Report) -> tuple[TermUse, ...]:
+def parse_terms(value: Any, report: Report) -> Terms:
     """Read ``{ce: 0.1, kd: {weight: 0.9, temperature: 4}}``; what is wrong goes to ``report(path, message)``.
 
     Sorted by name, without terms of weight 0 and without hyper-parameters that equal the default, so that two ways of
-    writing one method are the same method.
+    writing one method are the same method. Empty where the method cannot be used as it is written.
     """
     if not isinstance(value, dict) or not value:
         report((), "must be a sum of terms, such as {ce: 1, kd: 0.9}")
         return ()
-    uses = [
-        _parse_use(name, entry, lambda path, message, name=name: report((name, *path), message))
-        for name, entry in value.items()
-    ]
-    if not any(use is None or use.weight for use in uses):
+    uses = [_parse_use(name, entry, report) for name, entry in value.items()]
+    found = [use for use in uses if use is not None]
+    for name, count in Counter(use.name for use in found).items():
+        if count > 1:
+            report((), f"the term '{name}' is given {count} times: add the weights up")
+    if len(found) < len(uses):
+        return ()
+    if not any(use.weight for use in found):
         report((), "every weight is 0")
-    return tuple(sorted((use for use in uses if use and use.weight), key=lambda use: use.name))
+    return tuple(sorted((use for use in found if use.weight), key=lambda use: use.name))
 
 
 def _parse_use(name: str, entry: Any, report: Report) -> TermUse | None:
     try:
         info = term(name)
     except BadInput as error:
-        report((), str(error))
+        report((name,), str(error))
         return None
     options = dict(entry) if isinstance(entry, dict) else {"weight": entry}
     weight = options.pop("weight", 1.0)
-    wrong = [(key, message) for key, message in check_hyperparameters(info, options)]
+    wrong = check_hyperparameters(info, options)
     if isinstance(weight, bool) or not isinstance(weight, int | float):
-        wrong.append(("weight", f"the weight must be a number, not {weight!r}"))
+        wrong.append(("weight", f"the weight must be a number, not {shorten(weight)}"))
     for key, message in wrong:
-        report((key,), message)
+        report((name, key), message)
     if wrong:
         return None
-    defaults = {key: hyperparameter.default for key, hyperparameter in info.hyperparameters.items()}
-    changed = {key: type(defaults[key])(value) for key, value in options.items() if value != defaults[key]}
-    return TermUse(name=name, weight=weight, hyperparameters=changed, version=info.version)
+    return TermUse(name=info.name, weight=weight, hyperparameters=_changed(info, options), version=info.version)
 
 
-def reads_teacher(terms: tuple[TermUse, ...]) -> bool:
+def _changed(info: TermInfo, options: dict[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters that differ from the default; a whole number is a float where the default is one."""
+    changed = {}
+    for key, value in options.items():
+        default = info.hyperparameters[key].default
+        if value != default or isinstance(value, bool) != isinstance(default, bool):
+            changed[key] = float(value) if isinstance(default, float) and isinstance(value, int) else value
+    return changed
+
+
+def reads_teacher(terms: Terms) -> bool:
     """Whether any of the terms needs a teacher."""
     return any(term(use.name).needs_teacher for use in terms)
 
 
-def formula(terms: tuple[TermUse, ...]) -> str:
+def formula(terms: Terms) -> str:
     """Write a method as ``1·ce + 0.9·kd(temperature=2)``."""
     parts = []
     for use in terms:

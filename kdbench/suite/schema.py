@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StrictStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictStr, model_validator
+from pydantic_core import PydanticCustomError
 
-from kdbench.suite.fields import as_list, known_dataset, known_network
+from kdbench.catalogue.datasets import dataset
+from kdbench.suite.fields import Keys, as_list, known_dataset, known_network, not_empty
 from kdbench.suite.specs import DatasetSpec, Name, PositiveInt, Scenario, Strategy
 
 
@@ -17,19 +19,29 @@ class Schema(BaseModel):
 
 
 NetworkName = Annotated[StrictStr, AfterValidator(known_network)]
+DatasetName = Annotated[StrictStr, AfterValidator(known_dataset)]
+OneOrMany = BeforeValidator(as_list)
+NotEmpty = BeforeValidator(not_empty)
+AtLeastOne = Field(min_length=1)
 
 
 class DatasetEntry(DatasetSpec):
     """A data set by name, or with the part of it that is used."""
 
-    name: Annotated[Name, AfterValidator(known_dataset)]
+    name: DatasetName
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """The data set for a run's spec: all classes are the same as no choice of classes."""
+        whole = self.classes == dataset(self.name).classes
+        return DatasetSpec(**{**self.model_dump(), "classes": None if whole else self.classes})
 
 
 class MethodEntry(Schema):
     """A method by name, or written on the spot as a weighted sum of terms."""
 
-    name: Name | None = None
-    terms: dict[str, Any] | None = None
+    name: Annotated[Name | None, NotEmpty] = None
+    terms: Any = None
 
 
 class Pair(Schema):
@@ -40,55 +52,84 @@ class Pair(Schema):
 
 
 class Selector(Schema):
-    """Some of a grid's axes, to leave runs out or to add them."""
+    """Some of a grid's axes, to leave runs out or to add them. An axis that is not named is free."""
 
-    teacher: Annotated[tuple[NetworkName, ...] | None, BeforeValidator(as_list)] = None
-    student: Annotated[tuple[NetworkName, ...] | None, BeforeValidator(as_list)] = None
-    method: Annotated[tuple[Name, ...] | None, BeforeValidator(as_list)] = None
-    dataset: Annotated[tuple[Name, ...] | None, BeforeValidator(as_list)] = None
-    strategy: Annotated[tuple[Strategy, ...] | None, BeforeValidator(as_list)] = None
+    teacher: Annotated[tuple[NetworkName, ...], OneOrMany, AtLeastOne] = ()
+    student: Annotated[tuple[NetworkName, ...], OneOrMany, AtLeastOne] = ()
+    method: Annotated[tuple[Name, ...], OneOrMany, AtLeastOne] = ()
+    dataset: Annotated[tuple[DatasetName, ...], OneOrMany, AtLeastOne] = ()
+    strategy: Annotated[tuple[Strategy, ...], OneOrMany, AtLeastOne] = ()
+
+    @model_validator(mode="after")
+    def _selects(self) -> Selector:
+        if not self.model_fields_set:
+            raise PydanticCustomError("empty", "must name at least one of {keys}", {"keys": ", ".join(SELECTOR_KEYS)})
+        return self
+
+
+SELECTOR_KEYS = tuple(Selector.model_fields)
 
 
 def _pair(value: Any) -> Any:
     if isinstance(value, list) and len(value) == 2:
         return {"teacher": value[0], "student": value[1]}
-    return value
+    if isinstance(value, dict):
+        return value
+    raise PydanticCustomError("pair", "must be [teacher, student], or {{teacher: …, student: …}}")
 
 
 def _named(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
+    return value if isinstance(value, dict) or value is None else {"name": value}
 
 
-Datasets = Annotated[tuple[Annotated[DatasetEntry, BeforeValidator(_named)], ...], BeforeValidator(as_list)]
-Strategies = Annotated[tuple[Strategy, ...], BeforeValidator(as_list)]
-Scenarios = Annotated[tuple[Scenario, ...], BeforeValidator(as_list)]
+Networks = Annotated[tuple[NetworkName, ...], OneOrMany, AtLeastOne]
+Datasets = Annotated[tuple[Annotated[DatasetEntry, BeforeValidator(_named)], ...], OneOrMany, AtLeastOne]
+Strategies = Annotated[tuple[Strategy, ...], OneOrMany, AtLeastOne]
+Scenarios = Annotated[tuple[Scenario, ...], OneOrMany, AtLeastOne]
+Methods = Annotated[tuple[Annotated[MethodEntry, BeforeValidator(_named)], ...], OneOrMany, AtLeastOne]
+Selectors = Annotated[tuple[Selector, ...], OneOrMany]
 
 
 class Shared(Schema):
     """What may stand at the top of a suite, for all its grids, or in one grid."""
 
-    protocol: StrictStr | dict[str, Any] | None = None
+    protocol: Any = None
     dataset: Datasets = ()
     strategy: Strategies = ("pretrained",)
     scenario: Scenarios = (Scenario(),)
-    trials: PositiveInt | None = None
+    trials: Annotated[PositiveInt | None, NotEmpty] = None
 
 
 class GridEntry(Shared):
     """One grid: the product of its axes. Networks come as ``teacher`` × ``student`` or as explicit ``pairs``."""
 
-    teacher: Annotated[tuple[NetworkName, ...], BeforeValidator(as_list)] = ()
-    student: Annotated[tuple[NetworkName, ...], BeforeValidator(as_list)] = ()
-    pairs: tuple[Annotated[Pair, BeforeValidator(_pair)], ...] = ()
-    method: Annotated[tuple[Annotated[MethodEntry, BeforeValidator(_named)], ...], BeforeValidator(as_list)]
-    include: tuple[Selector, ...] = ()
-    exclude: tuple[Selector, ...] = ()
+    teacher: Networks = ()
+    student: Networks = ()
+    pairs: Annotated[tuple[Annotated[Pair, BeforeValidator(_pair)], ...], AtLeastOne] = ()
+    method: Methods = ()
+    include: Selectors = ()
+    exclude: Selectors = ()
 
 
 class SuiteHead(Shared):
     """A suite file without its grids."""
 
-    name: StrictStr | None = None
+    name: Annotated[Name | None, NotEmpty] = None
     description: StrictStr = ""
     methods: dict[str, Any] = {}
     grid: Any = None
+
+
+_NESTED: Keys = {
+    "dataset": DatasetEntry.model_fields,
+    "scenario": Scenario.model_fields,
+    "method": MethodEntry.model_fields,
+    "pairs": Pair.model_fields,
+    "include": SELECTOR_KEYS,
+    "exclude": SELECTOR_KEYS,
+}
+
+
+def keys_of(schema: type[Schema]) -> Keys:
+    """The keys that a mapping and its values may have, to find the one that was meant."""
+    return {**_NESTED, "": schema.model_fields}

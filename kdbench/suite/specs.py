@@ -17,7 +17,7 @@ Strategy = Literal["pretrained", "sequential", "simultaneous"]
 Triple = tuple[StrictFloat, StrictFloat, StrictFloat]
 PositiveInt = Annotated[StrictInt, Field(ge=1)]
 Share = Annotated[StrictFloat, Field(ge=0.0, lt=1.0)]
-Name = Annotated[StrictStr, Field(min_length=1)]
+Name = Annotated[StrictStr, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 
 
 class Spec(BaseModel):

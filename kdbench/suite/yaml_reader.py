@@ -6,41 +6,55 @@ Each of these has spoilt a benchmark's configuration before; here each is a prob
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from kdbench.errors import BadInput, Problem
+from kdbench.errors import BadSuite, Problem
+from kdbench.suite.yaml_scalars import read_scalar
 
 
 Path_ = tuple[str | int, ...]
-_Loader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_EXPONENT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")
-_OCTAL = re.compile(r"[-+]?0[0-7]+")
-_SEXAGESIMAL = re.compile(r"[-+]?\d+(:[0-5]?\d)+(\.\d*)?")
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_MOST_LEVELS = 50
+_MOST_VALUES = 100_000
+_MAPPING_TAG, _SEQUENCE_TAG = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
 
 
 @dataclass
 class Document:
-    """A YAML file as plain Python values, the line of every value and key, and what is wrong with the text itself."""
+    """A YAML file as plain Python values, the line of every value and key, and what is wrong with the text itself.
+
+    ``trapped`` holds the places of values that YAML 1.1 reads as something else than what was meant.
+    """
 
     file: str
     data: Any
     lines: dict[Path_, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    trapped: set[Path_] = field(default_factory=set)
+
+    def place(self, path: Path_) -> Path_:
+        """The part of ``path`` that stands in the file: ``student`` for ``student[0]`` where no list was written."""
+        while path and path not in self.lines:
+            path = path[:-1]
+        return path
 
     def line(self, path: Path_) -> int:
         """The line of ``path``, or of the nearest thing that encloses it."""
-        while path and path not in self.lines:
-            path = path[:-1]
-        return self.lines.get(path, 1)
+        return self.lines.get(self.place(path), 1)
 
     def problem(self, path: Path_, message: str) -> Problem:
         """A problem at ``path``, with its line filled in."""
-        return Problem(self.file, self.line(path), show_path(path), message)
+        return Problem(self.file, self.line(path), show_path(self.place(path)), message)
+
+    def all_problems(self, found: Iterable[Problem]) -> list[Problem]:
+        """The text's own problems and those ``found`` in its values, without what only repeats a trap."""
+        repeated = {show_path(path) for path in self.trapped}
+        return self.problems + [problem for problem in found if problem.path not in repeated]
 
 
 def show_path(path: Path_) -> str:
@@ -54,104 +68,89 @@ def show_path(path: Path_) -> str:
 def read_yaml(file: Path) -> Document:
     """Read a YAML file.
 
-    Raises BadInput where the file cannot be read or is not YAML at all; smaller problems are collected in the document.
+    Raises BadSuite where the file cannot be read or is not YAML at all; smaller problems are collected in the document.
     """
     try:
         text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise BadInput(f"{file}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{file}: cannot be read: {error}") from None
+    except UnicodeDecodeError:
+        raise _refused(str(file), 0, "cannot be read: it is not UTF-8 text") from None
+    except OSError as error:
+        raise _refused(str(file), 0, f"cannot be read: {error.strerror or error}") from None
     return parse_yaml(text, str(file))
 
 
 def parse_yaml(text: str, file: str) -> Document:
-    """Parse YAML text; ``file`` is the name used in messages."""
-    loader = _Loader(text)
+    """Parse YAML text; ``file`` is the name used in messages. Raises BadSuite for what is not YAML."""
     try:
-        node = loader.get_single_node()
+        _check_depth(text, file)
+        node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise BadInput(f"{file}:{line}  is not valid YAML: {error.problem or error}") from None
+        raise _refused(file, line, f"is not valid YAML: {error.problem or error}") from None
     except yaml.YAMLError as error:
-        raise BadInput(f"{file}  is not valid YAML: {error}") from None
-    finally:
-        loader.dispose()
+        raise _refused(file, 0, "is not valid YAML: " + str(error).partition("\n")[0]) from None
     document = Document(file, None)
     if node is not None:
-        document.data = _convert(node, (), document, set())
+        document.data = _convert(node, (), document, frozenset())
     return document
 
 
-def _convert(node: yaml.Node, path: Path_, document: Document, open_nodes: set[int]) -> Any:
+def _check_depth(text: str, file: str) -> None:
+    """Refuse nesting that no suite needs; the composer would recurse into it until the stack is full."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MOST_LEVELS:
+            line = event.start_mark.line + 1
+            raise _refused(file, line, f"is nested more than {_MOST_LEVELS} levels deep")
+
+
+def _refused(file: str, line: int, message: str) -> BadSuite:
+    return BadSuite([Problem(file, line, "", message)])
+
+
+def _convert(node: yaml.Node, path: Path_, document: Document, enclosing: frozenset[int]) -> Any:
     document.lines[path] = node.start_mark.line + 1
-    if id(node) in open_nodes:
-        document.problems.append(document.problem(path, "an alias must not contain itself"))
-        return None
+    if len(document.lines) > _MOST_VALUES:
+        raise _refused(document.file, node.start_mark.line + 1, "holds too many values, counting every alias")
+    if id(node) in enclosing:
+        return _trapped(path, "an alias must not contain itself", document)
     if isinstance(node, yaml.ScalarNode):
-        return _scalar(node, path, document)
-    open_nodes = open_nodes | {id(node)}
+        value, trap = read_scalar(node)
+        return _trapped(path, trap, document, value) if trap else value
+    if node.tag not in (_MAPPING_TAG, _SEQUENCE_TAG):
+        message = f"has the tag '{node.tag.removeprefix('tag:yaml.org,2002:')}': suites use plain values only"
+        return _trapped(path, message, document)
+    enclosing = enclosing | {id(node)}
     if isinstance(node, yaml.SequenceNode):
-        return [_convert(child, (*path, index), document, open_nodes) for index, child in enumerate(node.value)]
-    return _mapping(node, path, document, open_nodes)
+        return [_convert(child, (*path, index), document, enclosing) for index, child in enumerate(node.value)]
+    assert isinstance(node, yaml.MappingNode)
+    return _mapping(node, path, document, enclosing)
 
 
-def _mapping(node: yaml.MappingNode, path: Path_, document: Document, open_nodes: set[int]) -> dict[str, Any]:
+def _mapping(node: yaml.MappingNode, path: Path_, document: Document, enclosing: frozenset[int]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key_node, value_node in node.value:
-        here = (*path, key_node.value if isinstance(key_node, yaml.ScalarNode) else "?")
         line = key_node.start_mark.line + 1
-        if not isinstance(key_node, yaml.ScalarNode):
-            document.problems.append(Problem(document.file, line, show_path(path), "a key must be a plain name"))
-            continue
-        if key_node.value == "<<":
-            message = "merge keys (<<) are not read: write the values out"
-            document.problems.append(Problem(document.file, line, show_path(path), message))
-            continue
-        key = key_node.value
-        if key in result:
-            message = f"is given twice (first in line {document.lines[here]}): keep one of them"
-            document.problems.append(Problem(document.file, line, show_path(here), message))
-            continue
-        result[key] = _convert(value_node, here, document, open_nodes)
-        document.lines[here] = line
+        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+        if key is None:
+            _complain(document, line, path, "a key must be a plain name")
+        elif key == "<<" and key_node.style is None:
+            _complain(document, line, path, "merge keys (<<) are not read: write the values out")
+        elif key in result:
+            first = document.lines[*path, key]
+            _complain(document, line, (*path, key), f"is given twice (first in line {first}): keep one of them")
+        else:
+            result[key] = _convert(value_node, (*path, key), document, enclosing)
+            document.lines[*path, key] = line
     return result
 
 
-def _scalar(node: yaml.ScalarNode, path: Path_, document: Document) -> Any:
-    text: str = node.value
-    kind = node.tag.rpartition(":")[2]
-    if node.style in ("'", '"', "|", ">"):
-        return text
-    trap = _trap(kind, text)
-    if trap:
-        document.problems.append(document.problem(path, trap))
-        if _SEXAGESIMAL.fullmatch(text) and ":" in text:
-            return text
-    if kind == "null":
-        return None
-    if kind == "bool":
-        return text.lower() in ("true", "yes", "on")
-    if kind == "float" or (kind == "str" and trap):
-        return float(text.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan"))
-    if kind == "int":
-        return int(text, 8) if trap and _OCTAL.fullmatch(text) else int(text.replace("_", ""), 0)
-    return text
+def _complain(document: Document, line: int, path: Path_, message: str) -> None:
+    document.problems.append(Problem(document.file, line, show_path(path), message))
 
 
-def _trap(kind: str, text: str) -> str | None:
-    if kind == "str" and _EXPONENT.fullmatch(text):
-        mantissa, _, exponent = text.lower().partition("e")
-        mantissa = mantissa if "." in mantissa else f"{mantissa}.0"
-        sign = exponent if exponent[0] in "+-" else f"+{exponent}"
-        return f"'{text}' is text in YAML 1.1: write {mantissa}e{sign}."
-    if kind == "bool" and text.lower() not in ("true", "false"):
-        meaning = "true" if text.lower() in ("yes", "on") else "false"
-        return f"'{text}' is {meaning} in YAML 1.1: write {meaning} if that is meant, else '{text}' in quotes."
-    if kind == "int" and _OCTAL.fullmatch(text):
-        return f"'{text}' is the octal number {int(text, 8)} in YAML 1.1: write it without the leading zero."
-    if kind in ("int", "float") and _SEXAGESIMAL.fullmatch(text):
-        return f"'{text}' is a base-60 number in YAML 1.1: put it in quotes, or write the number out."
-    if kind not in ("str", "int", "float", "bool", "null"):
-        return f"'{text}' is read as a {kind} in YAML 1.1: put it in quotes."
-    return None
+def _trapped(path: Path_, message: str, document: Document, value: Any = None) -> Any:
+    document.problems.append(document.problem(path, message))
+    document.trapped.add(path)
+    return value

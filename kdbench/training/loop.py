@@ -43,14 +43,7 @@ def train(learners: Sequence[Learner], guide: Guide | None, stream: Stream, test
         epoch = min(behind) + 1
         group = [learner for learner in learners if learner.active and learner.progress.epoch == epoch - 1]
         started = time.perf_counter()
-        for each in (*group, *([guide] if guide else [])):
-            each.begin_epoch(epoch)
-        bf16 = group[0].recipe.precision == "bf16"
-        for batch in stream.epoch(epoch):
-            shown = guide.show(batch, bf16=bf16) if guide else None
-            for learner in group:
-                if learner.failure is None:
-                    _guarded_step(learner, batch, shown, epoch)
+        train_epoch(group, guide, stream, epoch)
         alive = [learner for learner in group if learner.failure is None]
         tested = [learner for learner in alive if learner.due_for_test(epoch)]
         scores = dict(zip(map(id, tested), measure([learner.network for learner in tested], test), strict=True))
@@ -63,6 +56,20 @@ def train(learners: Sequence[Learner], guide: Guide | None, stream: Stream, test
         if stopping:
             return False
     return True
+
+
+def train_epoch(group: Sequence[Learner], guide: Guide | None, stream: Stream, epoch: int) -> None:
+    """One pass over the stream."""
+    if guide:
+        guide.begin_epoch(epoch)
+    for learner in group:
+        learner.begin_epoch(epoch)
+    bf16 = group[0].recipe.precision == "bf16"
+    for batch in stream.epoch(epoch):
+        shown = guide.show(batch, bf16=bf16) if guide else None
+        for learner in group:
+            if learner.failure is None:
+                _guarded_step(learner, batch, shown, epoch)
 
 
 def _guarded_step(learner: Learner, batch: Batch, shown: Outputs | None, epoch: int) -> None:
