@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 from kdbench.errors import KdbenchError
@@ -11,6 +12,9 @@ def main() -> None:
     """Run a command. Exit codes: 0 all done, 1 some runs failed, 2 bad input, 130 interrupted."""
     from kdbench.cli.app import app
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no → or ± shows ? instead
     try:
         app()
     except KdbenchError as error:
@@ -18,6 +22,9 @@ def main() -> None:
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        print(error, file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -39,8 +39,9 @@ class Dataset:
     def how_to_get(self, root: Path) -> str:
         """What to tell a user whose files are missing or damaged."""
         return (
-            f"{self.name}: {root / self.folder} lacks one of the files {', '.join(self.files)}, or one is not the official one. "
-            f"Name the folder that holds {self.folder}/ with --data, or let kdbench fetch it with --download."
+            f"{self.name}: {root / self.folder} lacks one of the files {', '.join(self.files)}, "
+            f"or one is not the official one. Name the folder that holds {self.folder}/ with --data, "
+            "or let kdbench fetch it with --download."
         )
 
 
@@ -54,10 +55,15 @@ def datasets() -> dict[str, Dataset]:
 
 def dataset(name: str) -> Dataset:
     """One data set by name or alias. Raises BadInput for an unknown name."""
-    for known in datasets().values():
-        if normalise(name) in {normalise(known.name), *map(normalise, known.aliases)}:
-            return known
-    raise BadInput(unknown("dataset", name, datasets(), "datasets"))
+    try:
+        return _spellings()[normalise(name)]
+    except KeyError:
+        raise BadInput(unknown("dataset", name, datasets(), "datasets")) from None
+
+
+@cache
+def _spellings() -> dict[str, Dataset]:
+    return {normalise(spelling): known for known in datasets().values() for spelling in (known.name, *known.aliases)}
 
 
 def _dataset(name: str, entry: dict[str, object]) -> Dataset:

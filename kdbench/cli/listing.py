@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kdbench.cli.options import Json, Results
 
 
+if TYPE_CHECKING:
+    from kdbench.store.record import Record
+
+
 Lines = list[dict[str, Any]]
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
     """What can be listed."""
 
     methods = "methods"
@@ -116,30 +120,53 @@ def _suites(_: Path) -> Lines:
 
 
 def _records(results: Path, kind: str) -> Lines:
-    from kdbench.errors import BadRecord
     from kdbench.store.store import Store
 
-    lines = []
-    for record in Store(results).records(kind):
-        spec = record.spec()
-        failure = record.failure()
-        status = "in training" if record.started() else "not finished"
-        accuracy = ""
-        try:
-            if result := record.result():
-                status, accuracy = "done", f"{result.last.top1:.2f} / {result.best.top1:.2f}"
-            elif failure:
-                status = f"failed: {failure.reason}"
-        except BadRecord as error:
-            status = f"damaged: {error}"
-        teacher = spec.get("teacher") or {}
-        names = {"network": spec.get("network")} if kind == "teachers" else {"student": spec.get("student")}
-        if kind == "runs":
-            terms = " + ".join(f"{use.get('weight', 1.0):g}·{use['name']}" for use in spec.get("terms", ()))
-            names |= {"teacher": teacher.get("network", ""), "loss": terms, "trial": spec.get("trial", 0)}
-        dataset = spec.get("dataset", {}).get("name", "")
-        lines.append({"id": record.id, **names, "dataset": dataset, "status": status, "last / best": accuracy})
-    return lines
+    return [
+        {"id": record.id, **(_teacher(record) if kind == "teachers" else _run(record)), **_outcome(record)}
+        for record in Store(results).records(kind)
+    ]
+
+
+def _run(record: Record) -> dict[str, Any]:
+    from pydantic import ValidationError
+
+    from kdbench.suite.methods import formula
+    from kdbench.suite.specs import RunSpec
+
+    try:
+        spec = RunSpec.model_validate(record.spec())
+    except ValidationError:
+        return {"student": "(spec.json cannot be read)", "teacher": "", "loss": "", "trial": "", "dataset": ""}
+    teacher = spec.teacher.network if spec.teacher else ""
+    loss, dataset = formula(spec.terms), spec.dataset.name
+    return {"student": spec.student, "teacher": teacher, "loss": loss, "trial": spec.trial, "dataset": dataset}
+
+
+def _teacher(record: Record) -> dict[str, Any]:
+    from pydantic import ValidationError
+
+    from kdbench.suite.specs import TeacherSpec
+
+    try:
+        spec = TeacherSpec.model_validate(record.spec())
+    except ValidationError:
+        return {"network": "(spec.json cannot be read)", "dataset": ""}
+    return {"network": spec.network + (" + new layers" if spec.head else ""), "dataset": spec.dataset.name}
+
+
+def _outcome(record: Record) -> dict[str, Any]:
+    from kdbench.errors import BadRecord
+
+    status, accuracy = "in training" if record.started() else "not finished", ""
+    try:
+        if result := record.result():
+            status, accuracy = "done", f"{result.last.top1:.2f} / {result.best.top1:.2f}"
+        elif failure := record.failure():
+            status = f"failed: {failure.reason}"
+    except BadRecord as error:
+        status = f"damaged: {error}"
+    return {"status": status, "last / best": accuracy}
 
 
 _LISTS: dict[Kind, Callable[[Path], Lines]] = {

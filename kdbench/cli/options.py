@@ -9,7 +9,9 @@ from typing import Annotated
 
 import typer
 
-from kdbench.catalogue.names import normalise, unknown
+from kdbench.catalogue.datasets import dataset
+from kdbench.catalogue.names import nearest, normalise
+from kdbench.catalogue.networks import network
 from kdbench.errors import BadInput
 from kdbench.suite.suite import Run, Suite
 
@@ -25,7 +27,7 @@ Trials = Annotated[
 Only = Annotated[
     list[str] | None,
     typer.Option(
-        "--only", metavar="KEY=VALUE", help="Only runs with this method, student, teacher, dataset or strategy."
+        "--only", metavar="KEY=VALUE", help="Only runs with this method, student, teacher, dataset, strategy or trial."
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -34,20 +36,37 @@ _KEYS = ("method", "student", "teacher", "dataset", "strategy", "trial")
 
 
 def select(suites: Sequence[Suite], only: Sequence[str] | None) -> list[Suite]:
-    """Keep the runs that match every ``KEY=VALUE[,VALUE…]``. Raises BadInput for keys and values that match nothing."""
+    """Keep the runs that match every ``KEY=VALUE[,VALUE…]``. Raises BadInput for what matches nothing."""
+    chosen = list(suites)
     for condition in only or ():
         key, _, values = condition.partition("=")
         if key not in _KEYS or not values:
             raise BadInput(f"--only {condition}: write KEY=VALUE with a KEY of {', '.join(_KEYS)}")
-        wanted = {normalise(value) for value in values.split(",")}
-        there = {_value(run, key) for suite in suites for run in suite.runs}
-        for value in wanted - set(map(normalise, there)):
-            raise BadInput(f"--only {condition}: " + unknown(key, value, there, "…").partition("  (")[0])
-        suites = [
-            replace(suite, runs=tuple(run for run in suite.runs if normalise(_value(run, key)) in wanted))
-            for suite in suites
+        wanted = {_spelling(key, value) for value in values.split(",")}
+        there = {_spelling(key, _value(run, key)) for suite in suites for run in suite.runs}
+        for value in sorted(wanted - there):
+            near = nearest(value, there)
+            hint = f"Did you mean '{near}'?" if near else f"There are {', '.join(sorted(there))}."
+            raise BadInput(f"--only {condition}: no run has the {key} '{value}'. {hint}")
+        chosen = [
+            replace(suite, runs=tuple(run for run in suite.runs if _spelling(key, _value(run, key)) in wanted))
+            for suite in chosen
         ]
-    return [suite for suite in suites if suite.runs]
+    if only and not any(suite.runs for suite in chosen):
+        raise BadInput(f"--only {' --only '.join(only)}: no run matches all of these")
+    return [suite for suite in chosen if suite.runs]
+
+
+def _spelling(key: str, value: str) -> str:
+    """One spelling for all the names of a thing."""
+    try:
+        if key in ("student", "teacher"):
+            return network(value).name
+        if key == "dataset":
+            return dataset(value).name
+    except BadInput:
+        pass
+    return normalise(value)
 
 
 def _value(run: Run, key: str) -> str:

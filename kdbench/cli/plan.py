@@ -53,7 +53,7 @@ def summarise(specs: Any, results: Path, slots: int, on: str = "", speed: float 
     plan = make_plan(specs, store, slots)
     measured = measured_speed(store)
     kind = on or next(iter(measured), "cpu")
-    rate = speed * 1e9 if speed else measured.get(kind, ASSUMED_SPEED[kind])
+    rate = speed * 1e9 if speed else (measured.get(kind) or ASSUMED_SPEED[kind])
     source = "given" if speed else "measured here" if kind in measured else "assumed"
     return {
         "runs": plan.runs,

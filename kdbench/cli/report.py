@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +15,7 @@ from kdbench.cli.options import Only, Trials, select
 from kdbench.suite.suite import Suite
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """How tables are written."""
 
     terminal = "terminal"
@@ -24,7 +24,7 @@ class Format(str, Enum):
     json = "json"
 
 
-class Compare(str, Enum):
+class Compare(StrEnum):
     """What stands beside the measured numbers."""
 
     published = "published"
@@ -47,6 +47,7 @@ def report(
     only: Only = None,
 ) -> None:
     """Print the tables of suites, as far as they have been measured."""
+    from kdbench.errors import BadInput
     from kdbench.store.files import write_text
     from kdbench.store.store import Store
     from kdbench.suite.load import load_suites
@@ -59,7 +60,10 @@ def report(
     if output is None:
         typer.echo(text, nl=False)
     else:
-        write_text(output, text)
+        try:
+            write_text(output, text)
+        except OSError as error:
+            raise BadInput(f"--output {output}: cannot be written: {error.strerror or error}") from None
         typer.echo(f"written to {output}", err=True)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
-import threading
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,6 @@ from kdbench.errors import BadSuite, Interrupted, KdbenchError, Problem
 
 
 if TYPE_CHECKING:
-    from kdbench.cli.progress import Progress
     from kdbench.execution.pool import Pool, PoolResult
     from kdbench.plan.plan import Plan
     from kdbench.store.store import Store
@@ -68,9 +68,13 @@ def run(
         plan = make_plan(specs, store, len(slots), retry_diverged=retry_diverged)
         options = WorkerOptions(results, data, download, checkpoint_seconds)
         outcome = _train(loaded, plan, slots, options)
+        again = "go on with the same command:\n  " + shlex.join(["kdbench", *sys.argv[1:]])
         if outcome.interrupted:
-            again = "kdbench run " + " ".join(suites)
-            raise Interrupted(f"Stopped. What was trained is saved; go on with the same command: {again} …")
+            raise Interrupted(f"Stopped. What was trained up to the last checkpoint is saved; {again}")
+        if outcome.fatal:
+            raise KdbenchError(
+                f"{outcome.fatal}\nNothing can be saved there, so the work stops here. Repair that, then {again}"
+            )
         failed = outcome.failed
     typer.echo(render(loaded, [store], format), nl=False)
     _report_failures(loaded, store, failed)
@@ -82,24 +86,19 @@ def _train(suites: Sequence[Suite], plan: Plan, slots: Sequence[object], options
 
     with Progress(suites, plan) as progress:
         pool = Pool(slots, options, progress.listen)  # type: ignore[arg-type]
-        with _signals(pool, progress):
+        with _signals(pool):
             return pool.run(plan)
 
 
 @contextmanager
-def _signals(pool: Pool, progress: Progress) -> Iterator[None]:
+def _signals(pool: Pool) -> Iterator[None]:
     """The first Ctrl-C (or SIGTERM) lets the workers finish the epoch and save, the second ends them at once."""
     count = 0
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal count
         count += 1
-        # Not in the handler itself: the main thread may hold the lock of a pipe or of the display just now.
-        threading.Thread(target=stop_gently if count == 1 else pool.kill, daemon=True).start()
-
-    def stop_gently() -> None:
-        progress.say("Finishing the epoch and saving; Ctrl-C again stops at once.")
-        pool.stop()
+        (pool.stop if count == 1 else pool.kill)()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -126,7 +125,7 @@ def _report_failures(suites: Sequence[Suite], store: Store, failed: dict[str, st
     reasons = {run.id: (run.label, failed.get(run.id)) for suite in suites for run in suite.runs}
     lines = []
     for id, (label, reason) in reasons.items():
-        failure = None if reason else store.run(id).failure()
+        failure = None if reason or store.run(id).done() else store.run(id).failure()
         if reason or failure:
             lines.append(f"  {label} ({id}): {reason or (failure and failure.reason)}")
     lines += [f"  teacher {id}: {reason}" for id, reason in failed.items() if id not in reasons]

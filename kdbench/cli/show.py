@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,7 +27,7 @@ def show(
     from kdbench.suite.load import bundled_suites
     from kdbench.suite.protocols import protocol_names
 
-    spellings = {normalise(s): n.name for n in networks().values() for s in (n.name, *n.aliases)}
+    spellings = {normalise(s): normalise(n.name) for n in networks().values() for s in (n.name, *n.aliases)}
     kinds: list[tuple[list[str], Callable[[str], str]]] = [
         (term_names(), _method),
         (list(networks()), _model),
@@ -35,8 +35,8 @@ def show(
         (protocol_names(), _protocol),
         (list(bundled_suites()), _suite),
     ]
-    wanted = spellings.get(normalise(name), name)
-    found = [describe(wanted) for names, describe in kinds if wanted in names]
+    wanted = spellings.get(normalise(name), normalise(name))
+    found = [describe(known) for names, describe in kinds for known in names if normalise(known) == wanted]
     found += [text for kind in ("runs", "teachers") if (text := _record(results, kind, name))]
     if not found:
         near = nearest(name, [n for names, _ in kinds for n in names])
@@ -102,16 +102,30 @@ def _suite(name: str) -> str:
 def _record(results: Path, kind: str, id: str) -> str | None:
     from tabulate import tabulate
 
+    from kdbench.errors import BadInput, BadRecord
     from kdbench.store.store import Store
 
     matches = [record for record in Store(results).records(kind) if len(id) >= 4 and record.id.startswith(id)]
-    if len(matches) != 1:
+    if not matches:
         return None
+    if len(matches) > 1:
+        raise BadInput(f"'{id}' begins the ids of several {kind}: {', '.join(record.id for record in matches[:10])}")
     record = matches[0]
-    parts = {"spec": record.spec(), "about": record.about()}
-    failure = record.failure()
-    if failure:
-        parts["failure"] = failure.model_dump()
-    curve = [{**{k: v for k, v in row.items() if k != "terms"}, **row.get("terms", {})} for row in record.metrics()]
-    table = tabulate(curve, headers="keys", tablefmt="simple", floatfmt=".4g")
-    return f"{kind[:-1]} {record.id}\n{json.dumps(parts, indent=1)}\n\n{table}"
+    parts: dict[str, Any] = {"spec": record.spec(), "about": record.about()}
+    try:
+        result, failure = record.result(), record.failure()
+        parts |= {"result": result.model_dump()} if result else {}
+        parts |= {"failure": failure.model_dump()} if failure else {}
+    except BadRecord as error:
+        parts["damaged"] = str(error)
+    table = tabulate([_flat(row) for row in record.metrics()], headers="keys", tablefmt="simple", floatfmt=".4g")
+    return f"{kind[:-1]} {record.id}\n{json.dumps(parts, indent=1, ensure_ascii=False)}\n\n{table}"
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """One epoch's values side by side, those of the terms among them."""
+    terms = row.get("terms")
+    return {
+        **{key: value for key, value in row.items() if key != "terms"},
+        **(terms if isinstance(terms, dict) else {}),
+    }

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from kdbench.catalogue.datasets import Dataset, dataset
@@ -82,7 +86,8 @@ def _cifar(facts: Dataset, root: Path, download: bool) -> tuple[ImageSet, ImageS
     datasets = import_torchvision().datasets
     load = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[facts.name]
     try:
-        splits = [load(str(root), train=train, download=download) for train in (True, False)]
+        with _one_at_a_time(root) if download else nullcontext():
+            splits = [load(str(root), train=train, download=download) for train in (True, False)]
     except RuntimeError:
         raise BadInput(facts.how_to_get(root)) from None
     except OSError as error:
@@ -91,23 +96,36 @@ def _cifar(facts: Dataset, root: Path, download: bool) -> tuple[ImageSet, ImageS
     return train, test
 
 
+def _one_at_a_time(root: Path) -> FileLock:
+    """The lock of whoever downloads: several workers may want the same files at once."""
+    root.mkdir(parents=True, exist_ok=True)
+    return FileLock(root / ".download.lock")
+
+
 def _from_archive(facts: Dataset, path: Path) -> tuple[ImageSet, ImageSet]:
     """One NumPy file: train_images (N, H, W, 3) uint8, train_labels (N,), and the same for test."""
     try:
-        with np.load(path) as file:
-            arrays = {key: file[key] for key in ("train_images", "train_labels", "test_images", "test_labels")}
-    except (OSError, ValueError, KeyError) as error:
+        with path.open("rb") as opened, np.load(opened) as file:
+            splits = [
+                _checked(facts, path, split, file[f"{split}_images"], file[f"{split}_labels"], count)
+                for split, count in (("train", facts.train), ("test", facts.test))
+            ]
+    except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise BadInput(f"{path}: does not hold {facts.name}: {error}") from None
-    side, expected = facts.size, {"train": facts.train, "test": facts.test}
-    for split, count in expected.items():
-        found = arrays[f"{split}_images"].shape
-        if found != (count, side, side, 3) or arrays[f"{split}_labels"].shape != (count,):
-            raise BadInput(f"{path}: {split} images have shape {found}, expected {(count, side, side, 3)}")
-    train, test = (
-        ImageSet(_channels_first(arrays[f"{s}_images"]), torch.from_numpy(arrays[f"{s}_labels"]).long(), facts.classes)
-        for s in expected
-    )
-    return train, test
+    return splits[0], splits[1]
+
+
+def _checked(facts: Dataset, path: Path, split: str, images: np.ndarray, labels: np.ndarray, count: int) -> ImageSet:
+    expected = (count, facts.size, facts.size, 3)
+    if images.shape != expected or images.dtype != np.uint8:
+        raise BadInput(f"{path}: {split}_images is {images.dtype} {images.shape}, expected uint8 {expected}")
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise BadInput(f"{path}: {split}_labels is {labels.dtype} {labels.shape}, expected whole numbers {(count,)}")
+    if labels.min() < 0 or labels.max() >= facts.classes:
+        raise BadInput(
+            f"{path}: {split}_labels goes from {labels.min()} to {labels.max()}, not 0 to {facts.classes - 1}"
+        )
+    return ImageSet(_channels_first(images), torch.from_numpy(labels.astype(np.int64)), facts.classes)
 
 
 def _channels_first(images: np.ndarray) -> Tensor:

@@ -22,9 +22,8 @@ def measure(networks: Sequence[nn.Module], test: Iterable[tuple[Tensor, Tensor]]
     """Test several networks in one pass over the test set. They are left in eval mode."""
     for network in networks:
         network.eval()
-    hits = [[0, 0] for _ in networks]
+    totals: list[Tensor | int] = [0] * len(networks)
     count = 0
-    totals: list[Tensor | int] = [0 for _ in networks]
     for images, labels in test:
         count += len(labels)
         for index, network in enumerate(networks):

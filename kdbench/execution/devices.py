@@ -1,4 +1,4 @@
-"""Which devices there are, and the slots that jobs run on. Asks a short-lived process, so that torch stays out of this one."""
+"""Which devices there are, and the slots that jobs run on. A short-lived process asks torch, which stays out of this one."""
 
 from __future__ import annotations
 

@@ -10,15 +10,16 @@ import contextlib
 import queue
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
+from kdbench.errors import KdbenchError
 from kdbench.execution.devices import Slot
+from kdbench.execution.job import Job, jobs_of
 from kdbench.execution.worker_handle import WorkerHandle, WorkerOptions
 from kdbench.plan.plan import Plan
-from kdbench.store.record import Failure
+from kdbench.store.record import Failure, Record
 from kdbench.store.store import Store
-from kdbench.suite.specs import RunSpec, TeacherSpec
 
 
 RETRY_SECONDS = 1.0
@@ -26,28 +27,12 @@ MAX_CRASHES = 3
 
 
 @dataclass
-class Job:
-    """A teacher to train, or a cohort."""
-
-    teacher: TeacherSpec | None = None
-    runs: tuple[RunSpec, ...] = ()
-    needs: tuple[str, ...] = ()
-    not_before: float = 0.0
-    crashes: int = 0
-
-    def message(self) -> dict[str, Any]:
-        """What a worker is sent."""
-        if self.teacher:
-            return {"teacher": self.teacher.model_dump(mode="json")}
-        return {"runs": [run.model_dump(mode="json") for run in self.runs]}
-
-
-@dataclass
 class PoolResult:
-    """Ids of what failed, with the reason; whether the pool was asked to stop."""
+    """Ids of what failed, with the reason; whether the pool was asked to stop, or why it could not go on."""
 
     failed: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
+    fatal: str = ""
 
 
 class Pool:
@@ -67,38 +52,44 @@ class Pool:
         self.workers: dict[str, WorkerHandle] = {}
         self.running: dict[str, Job] = {}
         self.pending: list[Job] = []
-        self.unfit: dict[str, str] = {}
         self.result = PoolResult()
+        self.told = False
+        self.killed = False
 
     def stop(self) -> None:
-        """Let every worker finish its epoch and save; no new job is started."""
+        """Let every worker finish its epoch and save; no new job is started. May be called from a signal handler."""
         self.result.interrupted = True
-        for worker in list(self.workers.values()):
-            worker.send({"stop": True})
 
     def kill(self) -> None:
-        """End every worker at once."""
-        self.result.interrupted = True
-        for worker in list(self.workers.values()):
-            worker.kill()
+        """End every worker at once. May be called from a signal handler."""
+        self.result.interrupted = self.killed = True
 
     def run(self, plan: Plan) -> PoolResult:
-        """Work until all jobs are done or failed, or until stopped."""
-        self.pending = _jobs(plan)
+        """Work until all jobs are done or failed, or until stopped. Raises KdbenchError where no worker can start."""
+        self.pending = jobs_of(plan)
         try:
-            while self.running or (self.pending and not self.result.interrupted):
-                if not self.result.interrupted:
+            while not self.killed and (self.running or (self.pending and not self._stopping)):
+                if self._stopping:
+                    self._tell_workers()
+                else:
                     self._start_jobs()
-                try:
-                    slot, event = self.inbox.get(timeout=0.2)
-                except queue.Empty:
-                    continue
-                self._handle(slot, event)
+                with contextlib.suppress(queue.Empty):
+                    self._handle(*self.inbox.get(timeout=0.2))
         finally:
             for worker in self.workers.values():
-                worker.kill()
-                worker.discard_empty_log()
+                worker.close()
         return self.result
+
+    @property
+    def _stopping(self) -> bool:
+        return self.result.interrupted or bool(self.result.fatal)
+
+    def _tell_workers(self) -> None:
+        if not self.told:
+            self.told = True
+            self._say("Finishing the epoch and saving; Ctrl-C again stops at once." if self.result.interrupted else "")
+            for worker in self.workers.values():
+                worker.send({"stop": True})
 
     def _start_jobs(self) -> None:
         for slot in self.slots:
@@ -107,72 +98,91 @@ class Pool:
             job = self._next_job()
             if job is None:
                 return
+            if slot.name not in self.workers:
+                try:
+                    self.workers[slot.name] = WorkerHandle(slot, self.options, self.inbox)
+                except OSError as error:
+                    reason = f"{error.strerror or error}: {error.filename or self.options.results}"
+                    raise KdbenchError(f"no worker process can be started: {reason}") from None
             self.pending.remove(job)
             self.running[slot.name] = job
-            if slot.name not in self.workers:
-                self.workers[slot.name] = WorkerHandle(slot, self.options, self.inbox)
             self.listen(slot.name, {"event": "started", "teacher": job.teacher, "runs": job.runs})
             self.workers[slot.name].send(job.message())
 
     def _next_job(self) -> Job | None:
+        """The first job that can start now."""
         self._drop_hopeless()
-        ready = [j for j in self.pending if j.not_before <= time.monotonic() and all(map(self._teacher_done, j.needs))]
-        return ready[0] if ready else None
-
-    def _teacher_done(self, id: str) -> bool:
-        return self.store.teacher(id).done()
+        needed = {job.needs.id: job.needs for job in self.pending if job.needs}
+        absent = {id for id in needed if not self.store.teacher(id).done()}
+        coming = {job.teacher.id for job in (*self.pending, *self.running.values()) if job.teacher}
+        self.pending[:0] = [Job(teacher=needed[id]) for id in sorted(absent - coming)]
+        now = time.monotonic()
+        ready = (
+            job
+            for job in self.pending
+            if job.not_before <= now and (job.needs is None or (job.needs.id in needed and job.needs.id not in absent))
+        )
+        return next(ready, None)
 
     def _drop_hopeless(self) -> None:
-        """Give up the jobs whose teacher could not be trained."""
-        for job in [job for job in self.pending if any(need in self.result.failed for need in job.needs)]:
-            need = next(need for need in job.needs if need in self.result.failed)
-            self.pending.remove(job)
-            for id in _ids(job):
-                self.result.failed[id] = f"its teacher failed: {self.result.failed[need]}"
+        """Give up the jobs whose teacher could not be trained, and those that need them in turn."""
+        failed = self.result.failed
+        while hopeless := [(job, job.needs.id) for job in self.pending if job.needs and job.needs.id in failed]:
+            for job, teacher in hopeless:
+                self.pending.remove(job)
+                self._fail(job.ids, job, f"its teacher failed: {failed[teacher]}")
 
     def _handle(self, slot: str, event: dict[str, Any]) -> None:
-        if event["event"] == "done":
-            self._done(slot, self.running.pop(slot), event)
-        elif event["event"] == "failed":
-            self.result.failed[event["id"]] = event["reason"]
-        elif event["event"] == "exit":
-            self._exited(slot, event["code"])
+        match event["event"]:
+            case "done":
+                self._done(self.running.pop(slot), event)
+            case "failed":
+                self.result.failed[event["id"]] = event["reason"]
+            case "epoch" if slot in self.running:
+                self.running[slot].note_epoch(event["id"], event["epoch"])
+            case "exit":
+                self._exited(slot, event["code"])
         self.listen(slot, event)
 
-    def _done(self, slot: str, job: Job, event: dict[str, Any]) -> None:
-        if "error" in event:
-            self._failed(job, event["error"], event.get("detail", ""))
+    def _done(self, job: Job, event: dict[str, Any]) -> None:
+        if event.get("fatal"):
+            self.result.fatal = event["error"]
+        elif "error" in event:
+            taken = [id for id in job.ids if self._record(job, id).busy()]
+            self._fail([id for id in job.ids if id not in taken], job, event["error"], event.get("detail", ""))
+            self._wait(job, taken)
         elif "lost_teacher" in event:
-            self._replace_teacher(job, event["lost_teacher"])
-        elif event["busy"]:
-            runs = tuple(run for run in job.runs if run.id in event["busy"])
-            again = time.monotonic() + RETRY_SECONDS
-            self.pending.append(replace(job, runs=runs, not_before=again))
+            self._say(event["lost_teacher"])
+            self.pending.insert(0, job)
+        else:
+            self._wait(job, event["busy"])
 
-    def _replace_teacher(self, job: Job, message: str) -> None:
-        """A cohort found its teacher damaged: train the teacher again, then the cohort."""
-        self.listen("", {"event": "message", "text": message})
-        teacher = next(run.teacher for run in job.runs if run.teacher)
-        self.pending[:0] = [*_teacher_jobs([teacher.backbone, teacher] if teacher.head else [teacher]), job]
+    def _wait(self, job: Job, busy: Sequence[str]) -> None:
+        """Try again later what another process is at."""
+        if busy:
+            self.pending.append(job.waiting(busy, time.monotonic() + RETRY_SECONDS))
 
     def _exited(self, slot: str, code: int) -> None:
         worker = self.workers.pop(slot)
         job = self.running.pop(slot, None)
         words = worker.last_words()
-        worker.discard_empty_log()
-        if job is None or self.result.interrupted:
+        worker.close()
+        if job is None or self._stopping:
             return
         job.crashes += 1
         reason = f"the worker process ended ({_exit_reason(code)})" + (f": {words}" if words else "")
         if job.crashes < MAX_CRASHES:
-            self.listen(slot, {"event": "message", "text": f"{reason}; starting it again from the last checkpoint"})
+            self._say(f"{reason}; starting it again from the last checkpoint")
             self.pending.insert(0, job)
+        elif len(job.runs) > 1:
+            self._say(f"{reason}, {job.crashes} times: going on with half of the students at a time")
+            self.pending[:0] = job.halves(crashes=MAX_CRASHES - 1)
         else:
-            self._failed(job, reason, "")
+            self._fail(job.ids, job, reason)
 
-    def _failed(self, job: Job, reason: str, detail: str) -> None:
-        for id in _ids(job):
-            record = self.store.teacher(id) if job.teacher else self.store.run(id)
+    def _fail(self, ids: Iterable[str], job: Job, reason: str, detail: str = "") -> None:
+        for id in ids:
+            record = self._record(job, id)
             if record.done() or id in self.result.failed:
                 continue
             self.result.failed[id] = reason
@@ -180,18 +190,12 @@ class Pool:
             with contextlib.suppress(OSError):
                 record.fail(Failure(kind="error", epoch=0, reason=reason, detail=detail))
 
+    def _record(self, job: Job, id: str) -> Record:
+        return self.store.teacher(id) if job.teacher else self.store.run(id)
 
-def _jobs(plan: Plan) -> list[Job]:
-    cohorts = [Job(runs=cohort.runs, needs=(cohort.teacher.id,) if cohort.teacher else ()) for cohort in plan.cohorts]
-    return [*_teacher_jobs(plan.teachers), *cohorts]
-
-
-def _teacher_jobs(teachers: Iterable[TeacherSpec]) -> list[Job]:
-    return [Job(teacher=teacher, needs=(teacher.backbone.id,) if teacher.head else ()) for teacher in teachers]
-
-
-def _ids(job: Job) -> list[str]:
-    return [job.teacher.id] if job.teacher else [run.id for run in job.runs]
+    def _say(self, text: str) -> None:
+        if text:
+            self.listen("", {"event": "message", "text": text})
 
 
 def _exit_reason(code: int) -> str:

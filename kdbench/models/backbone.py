@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.models.outputs import Outputs
@@ -13,10 +15,12 @@ class Backbone(nn.Module):
     """A network whose forward takes images [B, 3, H, W] and gives Outputs.
 
     classifier_name: the attribute that holds the classifier; None for encoders that have none
+    key_aliases:     names that other authors' checkpoints give to tensors of the same network → its own names
     width:           D, the width of the embedding
     """
 
     classifier_name: ClassVar[str | None] = "fc"
+    key_aliases: ClassVar[Mapping[str, str]] = {}
     width: int
 
     def forward(self, images: Tensor) -> Outputs:
@@ -27,6 +31,22 @@ class Backbone(nn.Module):
         """Delete the classifier's parameters; from then on the logits are the embedding."""
         if self.classifier_name is not None:
             setattr(self, self.classifier_name, nn.Identity())
+
+
+def run_residual_stages(stages: Iterable[nn.Sequential], x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Return x and each stage's last map after its ReLU, and the residual sums before these ReLUs.
+
+    stages: sequences of blocks that leave their last ReLU to this function and give a map of their own, never their input
+    """
+    features, sums = [x], []
+    for stage in stages:
+        *inner, last = stage
+        for block in inner:
+            x = F.relu(block(x), inplace=True)
+        sums.append(last(x))
+        x = F.relu(sums[-1])
+        features.append(x)
+    return features, sums
 
 
 def initialise_convolutions(net: nn.Module) -> None:

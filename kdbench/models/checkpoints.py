@@ -25,8 +25,9 @@ PREFIXES = ("module.", "backbone.")
 def load_checkpoint(net: nn.Module, path: str | PathLike[str]) -> None:
     """Fill the network with the weights of a .safetensors file or of a torch file.
 
-    The weights may lie bare or under 'model' or 'state_dict', their names may begin with 'module.' or 'backbone.', and
-    batch counters may be absent. Raises BadInput, leaving the network as it was, where they do not fit it exactly.
+    The weights may lie bare or under 'model' or 'state_dict', their names may begin with 'module.' or 'backbone.' or be
+    one of the network's key_aliases, and batch counters may be absent. Raises BadInput, leaving the network as it was,
+    where they do not fit it exactly.
     """
     path = Path(path)
     found = _adapt(net, _state(path, _read(path)))
@@ -94,10 +95,13 @@ def _state(path: Path, content: object) -> dict[str, Tensor]:
 def _adapt(net: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state dict under the network's own names, without SSKD's projection head, with all batch counters."""
     expected = net.state_dict()
+    aliases = net.key_aliases if isinstance(net, Backbone) else {}
     found = {key: value for key, value in expected.items() if key.endswith("num_batches_tracked")}
     for key, value in state.items():
         while key not in expected and key.startswith(PREFIXES):
             key = key.split(".", 1)[1]
+        if key not in expected:
+            key = aliases.get(key, key)
         if key in expected or not key.startswith("proj_head."):
             found[key] = value
     return found

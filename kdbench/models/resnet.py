@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.models.backbone import Backbone, initialise_convolutions
+from kdbench.models.backbone import Backbone, initialise_convolutions, run_residual_stages
 from kdbench.models.outputs import Outputs
 
 
@@ -32,6 +32,12 @@ class BasicBlock(nn.Module):
         return self.bn2(self.conv2(branch)).add_(shortcut)  # type: ignore[no-any-return]
 
 
+def stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
+    """Basic blocks of one width; the first one carries the stride."""
+    rest = [BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)]
+    return nn.Sequential(BasicBlock(inputs, outputs, stride), *rest)
+
+
 class ResNet(Backbone):
     """A stem and three stages of ``blocks`` basic blocks, at 1, 1/2 and 1/4 of the image's size.
 
@@ -44,24 +50,17 @@ class ResNet(Backbone):
         self.width = third
         self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)
-        self.layer1 = _stage(stem, first, blocks, stride=1)
-        self.layer2 = _stage(first, second, blocks, stride=2)
-        self.layer3 = _stage(second, third, blocks, stride=2)
+        self.layer1 = stage(stem, first, blocks, stride=1)
+        self.layer2 = stage(first, second, blocks, stride=2)
+        self.layer3 = stage(second, third, blocks, stride=2)
         self.fc = nn.Linear(third, classes)
         initialise_convolutions(self)
 
     def forward(self, images: Tensor) -> Outputs:
         """Return the maps after each stage's last ReLU, and before it as pre-activations."""
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)
-        features, preactivations = [x], []
-        for stage in (self.layer1, self.layer2, self.layer3):
-            *inner, last = stage
-            for block in inner:
-                x = F.relu(block(x), inplace=True)
-            preactivations.append(last(x))
-            x = F.relu(preactivations[-1])
-            features.append(x)
-        embedding = x.mean((2, 3))
+        features, preactivations = run_residual_stages((self.layer1, self.layer2, self.layer3), x)
+        embedding = features[-1].mean((2, 3))
         return Outputs(self.fc(embedding), embedding, features, preactivations)
 
 
@@ -71,8 +70,3 @@ def build(*, classes: int, depth: int, widths: Sequence[int]) -> ResNet:
     if rest or blocks < 1:
         raise ValueError(f"depth {depth} is not 6n + 2")
     return ResNet(blocks=blocks, widths=widths, classes=classes)
-
-
-def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
-    rest = [BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)]
-    return nn.Sequential(BasicBlock(inputs, outputs, stride), *rest)

@@ -18,18 +18,19 @@ class VGG(Backbone):
     """Five blocks of 3 × 3 convolutions. Max-pooling halves the map after each of the first three.
 
     convolutions: how many in each block
+    widths:       channels of each block
     """
 
     classifier_name = "classifier"
 
-    def __init__(self, *, convolutions: Sequence[int], classes: int) -> None:
+    def __init__(self, *, convolutions: Sequence[int], widths: Sequence[int], classes: int) -> None:
         super().__init__()
-        self.width = WIDTHS[-1]
-        self.block0 = _block(3, WIDTHS[0], convolutions[0])
-        self.block1 = _block(WIDTHS[0], WIDTHS[1], convolutions[1])
-        self.block2 = _block(WIDTHS[1], WIDTHS[2], convolutions[2])
-        self.block3 = _block(WIDTHS[2], WIDTHS[3], convolutions[3])
-        self.block4 = _block(WIDTHS[3], WIDTHS[4], convolutions[4])
+        self.width = widths[-1]
+        self.block0 = _block(3, widths[0], convolutions[0])
+        self.block1 = _block(widths[0], widths[1], convolutions[1])
+        self.block2 = _block(widths[1], widths[2], convolutions[2])
+        self.block3 = _block(widths[2], widths[3], convolutions[3])
+        self.block4 = _block(widths[3], widths[4], convolutions[4])
         self.classifier = nn.Linear(self.width, classes)
         self._initialise()
 
@@ -38,9 +39,8 @@ class VGG(Backbone):
         x = F.relu(self.block0(images), inplace=True)
         features, preactivations = [x], []
         for position, block in enumerate((self.block1, self.block2, self.block3, self.block4)):
-            if (
-                position < 3 or images.shape[2] == 64
-            ):  # the authors' rule: one more pooling for images 64 pixels high only
+            # the authors' rule: one more pooling for images 64 pixels high only
+            if position < 3 or images.shape[2] == 64:
                 x = F.max_pool2d(x, 2)
             preactivations.append(block(x))
             x = F.relu(preactivations[-1])
@@ -57,9 +57,9 @@ class VGG(Backbone):
         nn.init.zeros_(self.classifier.bias)
 
 
-def build(*, classes: int, convolutions: Sequence[int]) -> VGG:
-    """Build the network with so many convolutions in each of its five blocks."""
-    return VGG(convolutions=convolutions, classes=classes)
+def build(*, classes: int, convolutions: Sequence[int], widths: Sequence[int] = WIDTHS) -> VGG:
+    """Build the network with so many convolutions, of so many channels, in each of its five blocks."""
+    return VGG(convolutions=convolutions, widths=widths, classes=classes)
 
 
 def _block(inputs: int, outputs: int, convolutions: int) -> nn.Sequential:

@@ -67,9 +67,8 @@ def measured_speed(store: Store) -> dict[str, float]:
     work: dict[str, float] = {}
     seconds: dict[str, float] = {}
     for record in store.records("runs"):
-        about = record.about()
-        device = str(about.get("device", {}).get("kind", ""))
-        if device and about.get("seconds", 0) > 0 and about.get("macs", 0) > 0:
-            work[device] = work.get(device, 0.0) + float(about["macs"])
-            seconds[device] = seconds.get(device, 0.0) + float(about["seconds"])
+        device, macs, spent = record.work()
+        if device in ASSUMED_SPEED and macs > 0 and spent > 0:
+            work[device] = work.get(device, 0.0) + macs
+            seconds[device] = seconds.get(device, 0.0) + spent
     return {device: work[device] / seconds[device] for device in work}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from kdbench.plan.cost import cohort_cost, student_cost, teacher_cost
 from kdbench.store.store import Store
@@ -25,8 +26,9 @@ class Cohort:
     def head(self) -> HeadSpec | None:
         return next((run.head for run in self.runs if run.head), None)
 
-    @property
+    @cached_property
     def cost(self) -> float:
+        """Multiply-accumulates of all runs and of the teacher pass that they share."""
         return cohort_cost(self.runs)
 
 
@@ -100,8 +102,8 @@ def group(specs: Iterable[RunSpec]) -> list[Cohort]:
             key = (_stream(spec), spec.teacher.id, spec.head.id if spec.head else "")
             with_teacher.setdefault(key, []).append(spec)
     hosts: dict[str, list[RunSpec]] = {}
-    for key, runs in with_teacher.items():
-        hosts.setdefault(key[0], runs)
+    for (stream, *_), runs in with_teacher.items():
+        hosts.setdefault(stream, runs)
     alone: dict[str, list[RunSpec]] = {}
     for spec in without:
         target = hosts.get(_stream(spec))
@@ -110,15 +112,19 @@ def group(specs: Iterable[RunSpec]) -> list[Cohort]:
 
 
 def split(cohorts: list[Cohort], slots: int) -> list[Cohort]:
-    """Halve the costliest cohort for as long as that brings the end nearer. The costliest come first."""
-    cohorts = sorted(cohorts, key=lambda cohort: -cohort.cost)
-    while cohorts and len(cohorts[0].runs) > 1:
-        halves = _halves(cohorts[0])
-        candidate = sorted((*halves, *cohorts[1:]), key=lambda cohort: -cohort.cost)
-        if _end(candidate, slots) >= 0.98 * _end(cohorts, slots):
+    """Halve the costliest cohorts as far as that brings the end nearer. The costliest come first.
+
+    One halving may bring nothing while several do (four equal cohorts on six slots), so all are tried; the fewest that
+    come within 2 % of the best are taken, for each costs another teacher pass.
+    """
+    best = current = sorted(cohorts, key=_cost, reverse=True)
+    for _ in range(2 * slots if slots > 1 else 0):
+        if not current or len(current[0].runs) == 1:
             break
-        cohorts = candidate
-    return cohorts
+        current = sorted((*_halves(current[0]), *current[1:]), key=_cost, reverse=True)
+        if _end(current, slots) < 0.98 * _end(best, slots):
+            best = current
+    return best
 
 
 def _halves(cohort: Cohort) -> tuple[Cohort, Cohort]:
@@ -130,6 +136,10 @@ def _halves(cohort: Cohort) -> tuple[Cohort, Cohort]:
         load[side] += student_cost(run)
         (left, right)[side].append(run)
     return Cohort(tuple(left)), Cohort(tuple(right))
+
+
+def _cost(cohort: Cohort) -> float:
+    return cohort.cost
 
 
 def _end(cohorts: Sequence[Cohort], slots: int) -> float:

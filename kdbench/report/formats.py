@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from kdbench.report.rows import Row
@@ -85,10 +86,12 @@ def terminal(tables: Sequence[Table], *, compare: bool, width: int, colour: bool
 
 def csv_text(rows: Sequence[Row]) -> str:
     """One line per run."""
-    import pandas as pd
-
-    frame = pd.DataFrame([asdict(row) for row in rows], columns=list(Row.__dataclass_fields__))
-    return frame.to_csv(index=False)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = [field.name for field in fields(Row)]
+    writer.writerow(names)
+    writer.writerows([getattr(row, name) for name in names] for row in rows)
+    return text.getvalue()
 
 
 def json_text(rows: Sequence[Row], tables: Sequence[Table]) -> str:
@@ -98,7 +101,7 @@ def json_text(rows: Sequence[Row], tables: Sequence[Table]) -> str:
         for table in tables
         for (method, (teacher, student)), cell in table.cells.items()
     ]
-    return json.dumps({"runs": [asdict(row) for row in rows], "cells": cells}, indent=1, allow_nan=False) + "\n"
+    return json.dumps({"runs": [vars(row) for row in rows], "cells": cells}, indent=1, allow_nan=False) + "\n"
 
 
 def _setting(table: Table) -> dict[str, Any]:

@@ -32,9 +32,9 @@ def _index() -> dict[tuple[str, ...], dict[str, str]]:
 def published(row: Row) -> str | None:
     """What the row's paper prints for the same setting, such as ``76.23`` or ``75.27 ± 0.13``; None where it does not.
 
-    Only runs under the paper's own protocol, on the whole data set and without scenario, are comparable.
+    Only runs that are trained as the paper trains them, on the whole data set and without scenario, are comparable.
     """
-    if not row.paper or row.protocol.endswith("*") or row.scenario:
+    if not row.paper or row.scenario:
         return None
     key = (row.paper, row.method, row.teacher, row.student, row.dataset, row.strategy)
     plain = (row.paper, row.method, "", row.student, row.dataset, row.strategy)

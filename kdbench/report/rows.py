@@ -20,7 +20,10 @@ Status = Literal["done", "failed", "started", "missing"]
 
 @dataclass(frozen=True)
 class Row:
-    """A run in a table. Accuracies in percent; ``top1`` follows the protocol's score rule. ``reason`` says why not."""
+    """A run in a table. Accuracies in percent; ``top1`` follows the protocol's score rule. ``reason`` says why not.
+
+    ``paper`` is set where the run is trained as that paper trains it: its protocol, its weights for the method.
+    """
 
     suite: str
     protocol: str
@@ -57,7 +60,7 @@ def _row(run: Run, stores: Sequence[Store]) -> Row:
     return Row(
         suite=run.suite,
         protocol=run.protocol.name,
-        paper=settings.paper or "",
+        paper=(settings.paper or "") if run.protocol.as_published(run.method, spec.terms) else "",
         score=settings.score,
         dataset=dataset_label(spec.dataset),
         scenario=scenario_label(spec.scenario),
@@ -90,10 +93,10 @@ def _look_up(id: str, stores: Sequence[Store]) -> tuple[Status, str, Result | No
             status, reason = "failed", f"damaged record: {error}"
             continue
         if result is not None:
-            return "done", "", result, str(record.about().get("versions", {}).get("kdbench", ""))
+            return "done", "", result, record.version()
         failure = record.failure()
         if failure is not None:
-            status, reason = "failed", failure.reason
+            status, reason = "failed", " ".join(failure.reason.split())
         elif record.started():
             status, reason = "started", f"in training, {len(record.metrics())} epochs so far"
     return status, reason, None, ""
@@ -114,7 +117,7 @@ def scenario_label(scenario: Scenario) -> str:
     """What is done to the training set, in words; empty for nothing."""
     parts = []
     if scenario.fraction < 1:
-        parts.append(f"{scenario.fraction:.0%} of the labels")
+        parts.append(f"{100 * scenario.fraction:g}% of the labels")
     if scenario.label_noise > 0:
-        parts.append(f"{scenario.label_noise:.0%} label noise")
+        parts.append(f"{100 * scenario.label_noise:g}% label noise")
     return ", ".join(parts)

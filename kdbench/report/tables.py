@@ -84,9 +84,9 @@ def make_tables(rows: Sequence[Row], stores: Sequence[Store] = ()) -> list[Table
             table.methods.append(row.method)
         if pair not in table.pairs:
             table.pairs.append(pair)
-    for key, table in tables.items():
-        table.cells = {place: make_cell(found) for place, found in members[key].items()}
-        everything = [row for found in members[key].values() for row in found]
+    for name, table in tables.items():
+        table.cells = {place: make_cell(found) for place, found in members[name].items()}
+        everything = [row for found in members[name].values() for row in found]
         table.versions = tuple(sorted({row.version for row in everything if row.version}))
         table.teachers = _teacher_accuracies(everything, stores)
     return list(tables.values())

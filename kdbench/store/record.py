@@ -83,6 +83,8 @@ class Record:
             text = (self.folder / "result.json").read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise BadRecord(f"{self.folder / 'result.json'}: {error.strerror or error}") from None
         try:
             result = Result.model_validate_json(text)
         except ValidationError as error:
@@ -119,13 +121,27 @@ class Record:
         for line in lines:
             try:
                 rows.append(json.loads(line))
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-        return rows
+        return [row for row in rows if isinstance(row, dict)]
 
     def about(self) -> dict[str, Any]:
         """Machine, versions and times, or {} where there are none."""
         return _read_mapping(self.folder / "about.json")
+
+    def version(self) -> str:
+        """The version of kdbench that made the result, or "" where that is not known."""
+        versions = self.about().get("versions")
+        return str(versions.get("kdbench", "")) if isinstance(versions, dict) else ""
+
+    def work(self) -> tuple[str, float, float]:
+        """Kind of device, multiply-accumulates and seconds of the training; ("", 0, 0) where they are not known."""
+        about = self.about()
+        device, macs, seconds = about.get("device"), about.get("macs"), about.get("seconds")
+        kind = device.get("kind") if isinstance(device, dict) else None
+        if isinstance(kind, str) and isinstance(macs, int | float) and isinstance(seconds, int | float):
+            return kind, float(macs), float(seconds)
+        return "", 0.0, 0.0
 
     def spec(self) -> dict[str, Any]:
         """The spec as stored, or {} where there is none."""
@@ -193,6 +209,6 @@ def timestamp() -> str:
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

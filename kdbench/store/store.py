@@ -33,9 +33,10 @@ class Store:
     def check_writable(self) -> None:
         """Raise BadInput unless results can be written."""
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.root, prefix=".probe-"):
-                pass
+            for folder in (self.root, self.root / "runs", self.root / "teachers", self.root / "locks"):
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-"):
+                    pass
         except OSError as error:
             reason = error.strerror or str(error)
             raise BadInput(

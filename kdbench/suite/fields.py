@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, StrictStr, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from kdbench.catalogue.datasets import dataset
@@ -20,7 +20,9 @@ Keys = Mapping[str, Iterable[str]]
 
 
 def as_list(value: Any) -> Any:
-    """Let a single value stand for a list of one."""
+    """Let a single value stand for a list of one; an empty list is refused."""
+    if isinstance(value, list) and not value:
+        raise PydanticCustomError("empty", "is an empty list: name at least one, or leave the key out")
     return value if isinstance(value, list | tuple) or value is None else [value]
 
 
@@ -46,6 +48,10 @@ def not_empty(value: Any) -> Any:
     if value is None:
         raise PydanticCustomError("empty", "is empty")
     return value
+
+
+NetworkName = Annotated[StrictStr, AfterValidator(known_network)]
+DatasetName = Annotated[StrictStr, AfterValidator(known_dataset)]
 
 
 def problems_of(error: ValidationError, document: Document, path: Path_, keys: Keys) -> list[Problem]:
@@ -81,6 +87,8 @@ def _message(detail: ErrorDetails, keys: Keys) -> str:
     if value is None and kind != "missing":
         return "is empty: give it a value, or leave the key out"
     match kind:
+        case "missing" if isinstance(detail["loc"][-1], int):
+            return "must hold 3 values"
         case "missing":
             return f"'{detail['loc'][-1]}' is missing"
         case "extra_forbidden":
@@ -103,8 +111,6 @@ def _message(detail: ErrorDetails, keys: Keys) -> str:
             return f"{shown} is not one of {expected}." + (f" Did you mean '{near}'?" if near else "")
         case "greater_than_equal" | "greater_than" | "less_than_equal" | "less_than":
             return f"{detail['msg'].replace('Input should', 'must')}, not {shown}"
-        case "too_short":
-            return "is an empty list: name at least one, or leave the key out"
         case "tuple_type" | "list_type":
             return f"must be a list, not {shown}"
         case "dict_type" | "model_type" | "model_attributes_type":

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictStr, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictStr, model_validator
 from pydantic_core import PydanticCustomError
 
 from kdbench.catalogue.datasets import dataset
-from kdbench.suite.fields import Keys, as_list, known_dataset, known_network, not_empty
+from kdbench.suite.fields import DatasetName, Keys, NetworkName, as_list, not_empty
 from kdbench.suite.specs import DatasetSpec, Name, PositiveInt, Scenario, Strategy
 
 
@@ -18,11 +18,8 @@ class Schema(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-NetworkName = Annotated[StrictStr, AfterValidator(known_network)]
-DatasetName = Annotated[StrictStr, AfterValidator(known_dataset)]
 OneOrMany = BeforeValidator(as_list)
 NotEmpty = BeforeValidator(not_empty)
-AtLeastOne = Field(min_length=1)
 
 
 class DatasetEntry(DatasetSpec):
@@ -54,11 +51,11 @@ class Pair(Schema):
 class Selector(Schema):
     """Some of a grid's axes, to leave runs out or to add them. An axis that is not named is free."""
 
-    teacher: Annotated[tuple[NetworkName, ...], OneOrMany, AtLeastOne] = ()
-    student: Annotated[tuple[NetworkName, ...], OneOrMany, AtLeastOne] = ()
-    method: Annotated[tuple[Name, ...], OneOrMany, AtLeastOne] = ()
-    dataset: Annotated[tuple[DatasetName, ...], OneOrMany, AtLeastOne] = ()
-    strategy: Annotated[tuple[Strategy, ...], OneOrMany, AtLeastOne] = ()
+    teacher: Annotated[tuple[NetworkName, ...], OneOrMany] = ()
+    student: Annotated[tuple[NetworkName, ...], OneOrMany] = ()
+    method: Annotated[tuple[Name, ...], OneOrMany] = ()
+    dataset: Annotated[tuple[DatasetName, ...], OneOrMany] = ()
+    strategy: Annotated[tuple[Strategy, ...], OneOrMany] = ()
 
     @model_validator(mode="after")
     def _selects(self) -> Selector:
@@ -82,11 +79,11 @@ def _named(value: Any) -> Any:
     return value if isinstance(value, dict) or value is None else {"name": value}
 
 
-Networks = Annotated[tuple[NetworkName, ...], OneOrMany, AtLeastOne]
-Datasets = Annotated[tuple[Annotated[DatasetEntry, BeforeValidator(_named)], ...], OneOrMany, AtLeastOne]
-Strategies = Annotated[tuple[Strategy, ...], OneOrMany, AtLeastOne]
-Scenarios = Annotated[tuple[Scenario, ...], OneOrMany, AtLeastOne]
-Methods = Annotated[tuple[Annotated[MethodEntry, BeforeValidator(_named)], ...], OneOrMany, AtLeastOne]
+Networks = Annotated[tuple[NetworkName, ...], OneOrMany]
+Datasets = Annotated[tuple[Annotated[DatasetEntry, BeforeValidator(_named)], ...], OneOrMany]
+Strategies = Annotated[tuple[Strategy, ...], OneOrMany]
+Scenarios = Annotated[tuple[Scenario, ...], OneOrMany]
+Methods = Annotated[tuple[Annotated[MethodEntry, BeforeValidator(_named)], ...], OneOrMany]
 Selectors = Annotated[tuple[Selector, ...], OneOrMany]
 
 
@@ -105,7 +102,7 @@ class GridEntry(Shared):
 
     teacher: Networks = ()
     student: Networks = ()
-    pairs: Annotated[tuple[Annotated[Pair, BeforeValidator(_pair)], ...], AtLeastOne] = ()
+    pairs: tuple[Annotated[Pair, BeforeValidator(_pair)], ...] = ()
     method: Methods = ()
     include: Selectors = ()
     exclude: Selectors = ()

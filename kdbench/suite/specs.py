@@ -10,11 +10,28 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
+
+
+def _rising(values: tuple[int, ...]) -> tuple[int, ...]:
+    if list(values) != sorted(set(values)):
+        raise ValueError("must rise from one to the next")
+    return values
 
 
 Strategy = Literal["pretrained", "sequential", "simultaneous"]
-Triple = tuple[StrictFloat, StrictFloat, StrictFloat]
+Number = Annotated[StrictFloat, Field(allow_inf_nan=False)]
+PositiveNumber = Annotated[Number, Field(gt=0.0)]
 PositiveInt = Annotated[StrictInt, Field(ge=1)]
 Share = Annotated[StrictFloat, Field(ge=0.0, lt=1.0)]
 Name = Annotated[StrictStr, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
@@ -53,16 +70,16 @@ class Recipe(Spec):
 
     epochs: PositiveInt
     batch: Annotated[StrictInt, Field(ge=2)]
-    lr: Annotated[StrictFloat, Field(gt=0.0)]
-    momentum: Annotated[StrictFloat, Field(ge=0.0, lt=1.0)] = 0.0
-    weight_decay: Annotated[StrictFloat, Field(ge=0.0)] = 0.0
+    lr: PositiveNumber
+    momentum: Share = 0.0
+    weight_decay: Annotated[Number, Field(ge=0.0)] = 0.0
     nesterov: StrictBool = False
-    milestones: tuple[PositiveInt, ...] = ()
+    milestones: Annotated[tuple[PositiveInt, ...], AfterValidator(_rising)] = ()
     decay: Annotated[StrictFloat, Field(gt=0.0, le=1.0)] = 0.1
     crop_padding: Annotated[StrictInt, Field(ge=0)] = 0
     flip: StrictBool = False
-    mean: Triple | None = None
-    std: Triple | None = None
+    mean: tuple[Number, Number, Number] | None = None
+    std: tuple[PositiveNumber, PositiveNumber, PositiveNumber] | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     node_embedding: PositiveInt | None = None
     evaluate_every: PositiveInt = 1
@@ -75,10 +92,6 @@ class Recipe(Spec):
     def _consistent(self) -> Recipe:
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
-        if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError("milestones must rise")
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError("std must be above 0")
         return self
 
 
@@ -105,7 +118,7 @@ class TermUse(Spec):
     """One term of a method: its name, weight, and the hyper-parameters that differ from the term's defaults."""
 
     name: Name
-    weight: StrictFloat = 1.0
+    weight: Number = 1.0
     hyperparameters: dict[str, Any] = {}
     version: StrictInt = 1
 

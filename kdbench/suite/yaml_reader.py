@@ -39,9 +39,13 @@ class Document:
 
     def place(self, path: Path_) -> Path_:
         """The part of ``path`` that stands in the file: ``student`` for ``student[0]`` where no list was written."""
-        while path and path not in self.lines:
-            path = path[:-1]
-        return path
+        found: Path_ = ()
+        for part in path:
+            if (*found, part) in self.lines:
+                found = (*found, part)
+            elif part != 0:
+                break
+        return found
 
     def line(self, path: Path_) -> int:
         """The line of ``path``, or of the nearest thing that encloses it."""
@@ -101,7 +105,7 @@ def _check_depth(text: str, file: str) -> None:
     for event in yaml.parse(text, Loader=_Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _MOST_LEVELS:
-            line = event.start_mark.line + 1
+            line = event.start_mark.line + 1 if event.start_mark else 0
             raise _refused(file, line, f"is nested more than {_MOST_LEVELS} levels deep")
 
 
@@ -135,7 +139,7 @@ def _mapping(node: yaml.MappingNode, path: Path_, document: Document, enclosing:
         key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
         if key is None:
             _complain(document, line, path, "a key must be a plain name")
-        elif key == "<<" and key_node.style is None:
+        elif key_node.tag == "tag:yaml.org,2002:merge":
             _complain(document, line, path, "merge keys (<<) are not read: write the values out")
         elif key in result:
             first = document.lines[*path, key]

@@ -25,7 +25,8 @@ def read_scalar(node: yaml.ScalarNode) -> tuple[Any, str]:
         value = _value(kind, text)
     except (ValueError, OverflowError):
         return text, trap or f"'{_short(text)}' cannot be read as {kind}: put it in quotes."
-    if isinstance(value, int | float) and not math.isfinite(value) or isinstance(value, int) and abs(value) >= _LARGEST:
+    usable = abs(value) < _LARGEST if isinstance(value, int) else not isinstance(value, float) or math.isfinite(value)
+    if not usable:
         return None, trap or f"'{_short(text)}' is not a number that can be used: write a finite, smaller one."
     return value, trap
 

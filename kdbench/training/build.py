@@ -8,7 +8,7 @@ from torch import nn
 
 from kdbench.catalogue.datasets import dataset
 from kdbench.data.seeds import seed_of
-from kdbench.errors import BadRecord, KdbenchError
+from kdbench.errors import BadRecord
 from kdbench.methods import build_term
 from kdbench.methods.term import Setting, Term
 from kdbench.models import build
@@ -56,11 +56,15 @@ def student_learner(
 
 
 def teacher_learner(spec: TeacherSpec, store: Store, device: torch.device) -> Learner:
-    """The learner of a teacher: cross-entropy alone, on all of the network, or on the new layers of a frozen backbone."""
+    """The learner of a teacher: cross-entropy alone, on all of the network, or on the new layers of a frozen backbone.
+
+    Raises BadRecord where that backbone is not what was stored.
+    """
     modules: list[nn.Module] | None = None
     recipe = spec.recipe
-    network = new_network(spec.network, spec.dataset, None, "teacher", spec.seed)
-    if spec.head is not None:
+    if spec.head is None:
+        network = new_network(spec.network, spec.dataset, None, "teacher", spec.seed)
+    else:
         recipe = spec.head.recipe
         network = with_head(load_teacher(spec.backbone, store, device), spec)
         modules = [network.node, network.fc]
@@ -89,7 +93,7 @@ def load_teacher(spec: TeacherSpec, store: Store, device: torch.device) -> Backb
     record = store.teacher(spec.id)
     result = record.result()
     if result is None:
-        raise KdbenchError(f"teacher {spec.network} ({spec.id}) has not been trained")
+        raise BadRecord(f"teacher {spec.network} ({spec.id}) is not there")
     path = record.weights_file
     if not path.is_file() or file_hash(path) != result.weights_sha256:
         raise BadRecord(f"{path}: is not the file that was stored")

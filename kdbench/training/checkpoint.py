@@ -1,18 +1,22 @@
-"""A learner's resume state, written whole or not at all, and its final record."""
+"""A learner's resume state, written whole or not at all, and its final record.
+
+The state file is the SHA-256 of what follows, and what torch.save made: torch.load alone takes flipped bits as they come.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
-import pickle
 import time
 from dataclasses import asdict
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors.torch import save
 
 from kdbench.store.files import set_aside, write_atomically
 from kdbench.store.record import Record, Result, file_hash, timestamp
+from kdbench.training.environment import out_of_memory
 from kdbench.training.learner import Learner, Progress
 
 
@@ -28,7 +32,8 @@ def save_checkpoint(learner: Learner, guide_state: dict[str, Any]) -> None:
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomically(learner.record.state_file, lambda file: _write(file, buffer.getbuffer()))
+    content = buffer.getbuffer()
+    write_atomically(learner.record.state_file, lambda file: _write(file, hashlib.sha256(content).digest(), content))
     learner.record.write_metrics(learner.progress.metrics)
     learner.saved_at = time.monotonic()
 
@@ -36,23 +41,32 @@ def save_checkpoint(learner: Learner, guide_state: dict[str, Any]) -> None:
 def load_checkpoint(learner: Learner) -> tuple[dict[str, Any], str]:
     """Bring a learner to its last checkpoint; returns the teacher's state then, and a message for the user.
 
-    A state file that cannot be read is set aside, and the learner starts anew.
+    Raises DamagedCheckpoint where the file is not what was stored; it is set aside, and the learner must be built anew.
     """
     path = learner.record.state_file
     if not path.exists():
         return {}, ""
+    content = path.read_bytes()
     try:
-        state = torch.load(path, map_location=learner.device, weights_only=True)
+        if hashlib.sha256(memoryview(content)[_DIGEST:]).digest() != content[:_DIGEST]:
+            raise ValueError("its hash is wrong")
+        state = torch.load(io.BytesIO(content[_DIGEST:]), map_location=learner.device, weights_only=True)
         learner.network.load_state_dict(state["network"])
         learner.terms.load_state_dict(state["terms"])
         learner.optimiser.load_state_dict(state["optimiser"])
         learner.progress = Progress(**state["progress"])
         learner.best_weights = state["best_weights"]
         guide: dict[str, Any] = state["guide"]
-    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
-        aside = set_aside(path)
-        raise DamagedCheckpoint(f"{path}: cannot be read ({type(error).__name__}); set aside as {aside.name}") from None
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        message = f"{path}: cannot be used ({reason}); set aside as {set_aside(path).name}, training starts again"
+        raise DamagedCheckpoint(message) from None
     return guide, f"goes on after epoch {learner.progress.epoch}"
+
+
+_DIGEST = hashlib.sha256().digest_size
 
 
 class DamagedCheckpoint(Exception):
@@ -89,5 +103,6 @@ def write_weights(record: Record, weights: dict[str, Any] | None) -> None:
     write_atomically(record.weights_file, lambda file: _write(file, content))
 
 
-def _write(file: Any, content: Any) -> None:
-    file.write(content)
+def _write(file: BinaryIO, *parts: bytes | memoryview) -> None:
+    for part in parts:
+        file.write(part)

@@ -1,4 +1,4 @@
-"""The machine under a training process: device, threads, versions."""
+"""The machine under a training process: device, threads, memory, versions."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ def describe(device: torch.device) -> dict[str, Any]:
         },
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or in torch's allocator on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def cpu_name() -> str:

@@ -11,7 +11,7 @@ import torch
 from filelock import Timeout
 
 from kdbench.data.stream import DataSource
-from kdbench.errors import BadRecord, KdbenchError, LostTeacher
+from kdbench.errors import BadRecord, LostTeacher
 from kdbench.plan.cost import student_cost, teacher_cost
 from kdbench.plan.plan import Cohort
 from kdbench.store.files import set_aside
@@ -20,10 +20,10 @@ from kdbench.store.store import Store
 from kdbench.suite.specs import RunSpec, Scenario, TeacherSpec
 from kdbench.training.build import load_teacher, on_device, student_learner, teacher_learner, with_head
 from kdbench.training.checkpoint import DamagedCheckpoint, finish, load_checkpoint
-from kdbench.training.environment import describe
+from kdbench.training.environment import describe, out_of_memory
 from kdbench.training.guide import Guide, LearningGuide
 from kdbench.training.learner import Learner
-from kdbench.training.loop import Hooks, out_of_memory, train
+from kdbench.training.loop import Hooks, failure_of, train
 
 
 Emit = Callable[..., None]
@@ -58,34 +58,51 @@ class Workshop:
         self.emit("epoch", **facts, **{key: row.get(key) for key in ("epoch", "loss", "top1")})
 
 
-def train_teacher(spec: TeacherSpec, shop: Workshop) -> Outcome:
+def train_teacher(spec: TeacherSpec, shop: Workshop, *, waited: bool = False) -> Outcome:
     """Train a teacher unless it is there, or another process is at it."""
     record = shop.store.teacher(spec.id)
     with claimed([record]) as mine:
         if not mine:
             return Outcome(busy=[spec.id])
-        if record.done():
+        if settled(record, shop, waited):
             return Outcome()
         recipe = spec.head.recipe if spec.head else spec.recipe
         stream = shop.data.stream(spec.dataset, Scenario(), recipe, seed_trial(spec))
         test = shop.data.test(spec.dataset, recipe)
         begin(record, {"kind": "teacher", **spec.canonical()}, shop)
-        learner, _ = resumed(lambda: teacher_learner(spec, shop.store, shop.device), shop)
+        try:
+            learner, _ = resumed(lambda: teacher_learner(spec, shop.store, shop.device), shop)
+        except BadRecord as error:
+            raise lost_teacher(spec.backbone, str(error), shop) from None
         complete = train([learner], None, stream, test, shop.hooks())
         _conclude(learner, "teacher", len(stream), len(test), teacher_cost(spec), shop)
         return Outcome(stopped=not complete)
 
 
-def train_cohort(runs: Sequence[RunSpec], shop: Workshop) -> Outcome:
+def train_cohort(runs: Sequence[RunSpec], shop: Workshop, *, waited: bool = False) -> Outcome:
     """Train those of a cohort's runs that are not done and that no other process is at."""
     outcome = Outcome()
     with claimed([shop.store.run(spec.id) for spec in runs]) as mine:
-        owned = [spec for spec in runs if spec.id in {record.id for record in mine}]
-        outcome.busy = [spec.id for spec in runs if spec not in owned]
-        todo = [spec for spec in owned if not shop.store.run(spec.id).done()]
+        owned = {record.id for record in mine}
+        outcome.busy = [spec.id for spec in runs if spec.id not in owned]
+        todo = [spec for spec in runs if spec.id in owned and not settled(shop.store.run(spec.id), shop, waited)]
         if todo:
             outcome.stopped = not _train_runs(todo, shop)
     return outcome
+
+
+def settled(record: Record, shop: Workshop, waited: bool) -> bool:
+    """Whether a claimed record needs no training; tells how it ended.
+
+    ``waited`` says that another process was at it when this one first asked: its failure counts, too.
+    """
+    failure = record.failure() if waited else None
+    if record.done() and (result := record.result()):
+        shop.emit("finished", id=record.id, top1=result.last.top1)
+        return True
+    if failure:
+        shop.emit("failed", id=record.id, reason=failure.reason)
+    return failure is not None
 
 
 def _train_runs(specs: Sequence[RunSpec], shop: Workshop) -> bool:
@@ -111,23 +128,33 @@ def _train_together(specs: Sequence[RunSpec], shop: Workshop) -> bool:
     stream = shop.data.stream(first.dataset, first.scenario, first.recipe, first.trial)
     test = shop.data.test(first.dataset, first.recipe)
     guide = make_guide(Cohort(tuple(specs)), shop)
-    learners: dict[str, Learner] = {}
-    latest: tuple[int, dict[str, Any]] | None = None
+    entries = {spec.id: _enrol(spec, guide, len(stream), shop) for spec in specs}
+    enrolled = {id: entry for id, entry in entries.items() if entry is not None}
+    taught = [(learner, state) for learner, state in enrolled.values() if learner.reads_teacher]
+    if guide and taught:
+        _, earliest = min(taught, key=lambda entry: entry[0].progress.epoch)
+        guide.restore(earliest)
+    complete = train([learner for learner, _ in enrolled.values()], guide, stream, test, shop.hooks())
     for spec in specs:
-        begin(shop.store.run(spec.id), {"kind": "run", **spec.canonical()}, shop)
-        network = guide.network if guide and spec.teacher else None
-        learner, state = resumed(
-            lambda s=spec, n=network: student_learner(s, shop.store, n, len(stream), shop.device), shop
-        )
-        learners[spec.id] = learner
-        if spec.teacher and (latest is None or learner.progress.epoch < latest[0]):
-            latest = (learner.progress.epoch, state)
-    if guide and latest:
-        guide.restore(latest[1])
-    complete = train(list(learners.values()), guide, stream, test, shop.hooks())
-    for spec in specs:
-        _conclude(learners[spec.id], "run", len(stream), len(test), student_cost(spec), shop)
+        if spec.id in enrolled:
+            _conclude(enrolled[spec.id][0], "run", len(stream), len(test), student_cost(spec), shop)
     return complete
+
+
+def _enrol(
+    spec: RunSpec, guide: Guide | None, train_size: int, shop: Workshop
+) -> tuple[Learner, dict[str, Any]] | None:
+    """A run's learner and the teacher's state at its last checkpoint; None, and a failure, where it cannot be built."""
+    record = shop.store.run(spec.id)
+    begin(record, {"kind": "run", **spec.canonical()}, shop)
+    network = guide.network if guide and spec.teacher else None
+    try:
+        return resumed(lambda: student_learner(spec, shop.store, network, train_size, shop.device), shop)
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        fail(record, failure_of(error, 0), shop)
+        return None
 
 
 def make_guide(cohort: Cohort, shop: Workshop) -> Guide | None:
@@ -148,10 +175,12 @@ def make_guide(cohort: Cohort, shop: Workshop) -> Guide | None:
 def lost_teacher(spec: TeacherSpec, reason: str, shop: Workshop) -> LostTeacher:
     """Set a damaged teacher aside, unless another process has done so already."""
     record = shop.store.teacher(spec.id)
-    with record.lock():
+    with claimed([record]) as mine:
+        if not mine:
+            return LostTeacher(f"{reason}; another process is at it")
         try:
             load_teacher(spec, shop.store, shop.device)
-        except KdbenchError:
+        except BadRecord:
             name = set_aside(record.folder).name if record.folder.is_dir() else "already"
             return LostTeacher(f"{reason}; the teacher is set aside ({name}) and trained again")
     return LostTeacher(f"{reason}; another process has trained it again")
@@ -172,7 +201,9 @@ def resumed(build: Callable[[], Learner], shop: Workshop) -> tuple[Learner, dict
 
 
 def begin(record: Record, spec: dict[str, Any], shop: Workshop) -> None:
-    """Prepare a record for training."""
+    """Prepare a record for training. What a killed process was just writing is removed."""
+    for leftover in record.folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
     for message in record.begin(spec):
         shop.emit("message", text=message)
 

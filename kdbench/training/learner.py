@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.data.batch import Batch
+from kdbench.data.seeds import seed_of
 from kdbench.evaluation.accuracy import Scores
 from kdbench.methods.term import Term
 from kdbench.models.outputs import Outputs
@@ -53,6 +54,7 @@ class Learner:
         self.recipe = recipe
         self.trained = modules if modules is not None else [network]
         self.keep_best = keep_best
+        self.reads_teacher = any(term.needs_teacher for term in terms.values())
         parameters = [p for module in (*self.trained, self.terms) for p in module.parameters()]
         self.device = parameters[0].device
         self.optimiser = make_optimiser(parameters, recipe)
@@ -82,14 +84,18 @@ class Learner:
         self._images = 0
 
     def step(self, batch: Batch, teacher: Outputs | None) -> None:
-        """Forward, weighted sum of the terms, backward, SGD."""
+        """Forward, weighted sum of the terms, backward, SGD.
+
+        What draws random numbers on its way gets those of this run and step, whoever else trains in the process.
+        """
+        torch.manual_seed(seed_of("step", self.record.id, self.progress.epoch, self._images))
         self.optimiser.zero_grad(set_to_none=True)
         bf16 = self.recipe.precision == "bf16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
             outputs = self.network(batch.images)
             values = {name: term(outputs, teacher or outputs, batch) for name, term in self.terms.items()}
         loss = sum((self.weights[name] * value for name, value in values.items()), torch.zeros((), device=self.device))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimiser.step()
         for name, value in {"loss": loss, **values}.items():
             self._sums[name] += value.detach() * len(batch)

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from kdbench.data.batch import Batch
 from kdbench.data.stream import Stream, TestSet
+from kdbench.errors import KdbenchError
 from kdbench.evaluation.accuracy import measure
 from kdbench.models.outputs import Outputs
 from kdbench.store.record import Failure
 from kdbench.training.checkpoint import save_checkpoint
+from kdbench.training.environment import out_of_memory
 from kdbench.training.guide import Guide
 from kdbench.training.learner import Learner
 
@@ -50,7 +50,8 @@ def train(learners: Sequence[Learner], guide: Guide | None, stream: Stream, test
         seconds = time.perf_counter() - started
         for learner in alive:
             learner.end_epoch(epoch, scores.get(id(learner)), seconds / len(alive))
-            hooks.epoch_done(learner, len(stream) * len(alive) / seconds)
+            if learner.failure is None:
+                hooks.epoch_done(learner, len(stream) * len(alive) / seconds)
         stopping = hooks.stopped()
         _save(alive, guide.state() if guide else {}, hooks.checkpoint_seconds, now=stopping)
         if stopping:
@@ -59,7 +60,9 @@ def train(learners: Sequence[Learner], guide: Guide | None, stream: Stream, test
 
 
 def train_epoch(group: Sequence[Learner], guide: Guide | None, stream: Stream, epoch: int) -> None:
-    """One pass over the stream."""
+    """One pass over the stream. The teacher stays out of an epoch in which no learner reads it."""
+    if not any(learner.reads_teacher for learner in group):
+        guide = None
     if guide:
         guide.begin_epoch(epoch)
     for learner in group:
@@ -79,13 +82,14 @@ def _guarded_step(learner: Learner, batch: Batch, shown: Outputs | None, epoch: 
     except Exception as error:
         if out_of_memory(error):
             raise
-        reason = f"{type(error).__name__} in epoch {epoch}: {error}"
-        learner.failure = Failure(kind="error", epoch=epoch, reason=reason, detail=traceback.format_exc())
+        learner.failure = failure_of(error, epoch)
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or in torch's allocator on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+def failure_of(error: Exception, epoch: int) -> Failure:
+    """What is stored of an error that ends a run."""
+    where = f" in epoch {epoch}" if epoch else ""
+    reason = str(error) if isinstance(error, KdbenchError) else f"{type(error).__name__}{where}: {error}"
+    return Failure(kind="error", epoch=epoch, reason=reason, detail="".join(traceback.format_exception(error)))
 
 
 def _save(learners: Sequence[Learner], guide_state: dict[str, Any], interval: float, *, now: bool) -> None:

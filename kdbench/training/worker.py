@@ -9,6 +9,7 @@ because the parent ended however it did, it ends at once; a line {"stop": true} 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import queue
@@ -79,16 +80,21 @@ def _work(job: dict[str, Any], shop: Workshop) -> dict[str, Any]:
     except KdbenchError as error:
         return {"error": str(error)}
     except OSError as error:
-        return {"error": f"{error.strerror or error}: {error.filename or shop.store.root}"}
+        reason = f"{error.strerror or error}: {error.filename or shop.store.root}"
+        return {"error": reason, "fatal": error.errno in _STORAGE}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}", "detail": traceback.format_exc()}
     return {"busy": outcome.busy, "stopped": outcome.stopped}
 
 
+_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+"""What the system says where results cannot be written. It would say the same to the next job."""
+
+
 def _dispatch(job: dict[str, Any], shop: Workshop) -> Outcome:
     if "teacher" in job:
-        return train_teacher(TeacherSpec.model_validate(job["teacher"]), shop)
-    return train_cohort([RunSpec.model_validate(spec) for spec in job["runs"]], shop)
+        return train_teacher(TeacherSpec.model_validate(job["teacher"]), shop, waited=job["waited"])
+    return train_cohort([RunSpec.model_validate(spec) for spec in job["runs"]], shop, waited=job["waited"])
 
 
 def _options() -> argparse.Namespace:

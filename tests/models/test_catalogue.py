@@ -1,7 +1,9 @@
 """The catalogue says what the networks measure, and finds them by any of their names."""
 
+import csv
 import subprocess
 import sys
+from importlib.resources import files
 
 import pytest
 import torch
@@ -51,10 +53,27 @@ def test_macs_grow_with_the_image():
         ("ResNet-32x4", "resnet32x4"),
         ("resnet8×4", "resnet8x4"),
         ("VGG-13", "vgg13"),
+        ("MobileNetV2", "mobilenetv2"),
+        ("ShuffleV1", "shufflenetv1"),
+        ("ShuffleNetV2", "shufflenetv2"),
+        ("ShuffleV2", "shufflenetv2"),
+        ("ResNet50", "resnet50"),
+        ("ResNet18", "resnet18"),
+        ("ResNet-34", "resnet34"),
+        ("ShuffleNetV2x0.5", "shufflenetv2x0.5"),
+        ("shufflenet_v2_x0_5", "shufflenetv2x0.5"),
+        ("resnet8x4_double", "resnet8x4-double"),
+        ("wrn_16_4", "wrn-16-4"),
     ],
 )
 def test_aliases(alias, name):
     assert network(alias).name == name
+
+
+def test_every_published_student_can_be_built():
+    with files("kdbench.report").joinpath("reference.csv").open(encoding="utf-8") as file:
+        published = {row["student"] for row in csv.DictReader(file)} - {""}
+    assert published <= set(networks())
 
 
 def test_no_two_networks_share_a_spelling():

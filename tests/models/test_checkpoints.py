@@ -181,3 +181,31 @@ def test_another_class_count(tmp_path, name):
     torch.save(state(build(name, 10)), path)
     message = refusal(build(name, 100), path)
     assert message == "trained for 10 classes, but 100 are expected. Give a checkpoint of 100 classes."
+
+
+SSKD = {
+    "bare": {"classifier.weight": "classifier.0.weight", "classifier.bias": "classifier.0.bias"},
+    "wrapped": {"backbone.classifier.weight": "classifier.0.weight", "backbone.classifier.bias": "classifier.0.bias"},
+}
+
+
+@pytest.mark.parametrize("layout", [*SSKD, "own"])
+def test_mobilenetv2_under_either_authors_names(tmp_path, layout):
+    path = tmp_path / "weights.pth"
+    source, net = build("mobilenetv2", 10), build("mobilenetv2", 10)
+    content = state(source)
+    for theirs, ours in SSKD.get(layout, {}).items():
+        content[theirs] = content.pop(ours)
+    torch.save({"state_dict": content}, path)
+    load_checkpoint(net, path)
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in net.state_dict().items())
+    assert refusal(build("mobilenetv2", 100), path).startswith("trained for 10 classes, but 100 are expected.")
+
+
+def test_an_alias_serves_its_own_network_only(tmp_path):
+    path = tmp_path / "weights.pth"
+    content = state(build("shufflenetv2", 10))
+    content["classifier.weight"] = content.pop("linear.weight")
+    torch.save(content, path)
+    message = refusal(build("shufflenetv2", 10), path)
+    assert "missing: linear.weight; unexpected: classifier.weight" in message

@@ -9,12 +9,27 @@ from kdbench.catalogue.networks import networks
 from kdbench.models import build
 
 
-SMALL = ("resnet8", "wrn-16-1", "vgg8")
-SIZES = [(name, size, classes) for name in SMALL for size in (32, 64, 96) for classes in (10, 100, 200)]
-OTHERS = [(name, 32, 100) for name in networks() if name not in SMALL and name != "resnet110"]
+LIGHT = {
+    "resnet": "resnet8",
+    "wrn": "wrn-16-1",
+    "vgg": "vgg8",
+    "mobilenetv2": "mobilenetv2",
+    "shufflenetv1": "shufflenetv1",
+    "shufflenetv2": "shufflenetv2",
+    "imagenet_resnet": "resnet18",
+    "imagenet_shufflenetv2": "shufflenetv2x0.5",
+}
+"""One cheap network of each builder but resnet50's."""
+SIZES, CLASSES = (32, 64, 96), (10, 100, 200)
+CASES = [(name, size, classes) for name in LIGHT.values() for size in SIZES for classes in CLASSES]
+CASES += [
+    (name, size, CLASSES[(row + column) % 3])
+    for row, name in enumerate(name for name in networks() if name not in LIGHT.values())
+    for column, size in enumerate(SIZES)
+]
 
 
-@pytest.mark.parametrize(("name", "size", "classes"), [*SIZES, *OTHERS])
+@pytest.mark.parametrize(("name", "size", "classes"), CASES)
 def test_one_step_keeps_the_batch_and_reaches_every_parameter(name, size, classes):
     net = build(name, classes)
     outputs = net(torch.randn(2, 3, size, size))
@@ -28,7 +43,11 @@ def test_one_step_keeps_the_batch_and_reaches_every_parameter(name, size, classe
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in net.parameters())
 
 
-@pytest.mark.parametrize("name", SMALL)
+def test_every_builder_is_represented():
+    assert {known.builder for known in networks().values()} == {*LIGHT, "resnet50"}
+
+
+@pytest.mark.parametrize("name", [*LIGHT.values(), "resnet50"])
 def test_gradients_are_those_of_the_same_network_without_in_place_operations(name, monkeypatch):
     net, images = build(name, 10).eval(), torch.randn(2, 3, 32, 32)
 
@@ -45,7 +64,7 @@ def test_gradients_are_those_of_the_same_network_without_in_place_operations(nam
     assert all(torch.equal(a, b) for a, b in zip(fast, gradients(), strict=True))
 
 
-@pytest.mark.parametrize("name", ["resnet14", "vgg13"])
+@pytest.mark.parametrize("name", ["resnet14", "vgg13", "shufflenetv1", "resnet50", "resnet18"])
 def test_features_are_the_preactivations_after_relu(name):
     outputs = build(name)(torch.randn(2, 3, 32, 32))
     for before, after in zip(outputs.preactivations, outputs.stages, strict=True):
@@ -53,7 +72,22 @@ def test_features_are_the_preactivations_after_relu(name):
         assert torch.equal(F.relu(before), after)
 
 
-@pytest.mark.parametrize("name", ["wrn-16-1", "wrn-40-2"])
+def test_shufflenetv2_exposes_the_maps_before_relu_and_shuffle():
+    outputs = build("shufflenetv2")(torch.randn(2, 3, 32, 32))
+    for before, after in zip(outputs.preactivations, outputs.stages, strict=True):
+        assert before.min() < 0
+        assert torch.equal(torch.stack(F.relu(before).chunk(2, dim=1), dim=2).flatten(1, 2), after)
+
+
+@pytest.mark.parametrize(("name", "signed"), [("mobilenetv2", True), ("shufflenetv2x0.5", False)])
+def test_stages_without_a_last_activation_of_their_own_give_their_maps_twice(name, signed):
+    outputs = build(name)(torch.randn(2, 3, 32, 32))
+    for before, after in zip(outputs.preactivations, outputs.stages, strict=True):
+        assert before is after
+        assert (after.min() < 0) == signed
+
+
+@pytest.mark.parametrize("name", ["wrn-16-1", "wrn-40-2", *LIGHT.values()])
 def test_one_forward_updates_each_batch_norm_once(name):
     net = build(name)
     net(torch.randn(2, 3, 32, 32))
@@ -68,18 +102,31 @@ def test_wide_resnets_expose_the_following_batch_norms_output():
         assert torch.equal(norm(stage), before)
 
 
-@pytest.mark.parametrize("name", ["resnet8x4", "wrn-16-2", "vgg8"])
+@pytest.mark.parametrize("name", ["resnet8x4", "wrn-16-2", "vgg8", "mobilenetv2", "resnet50", "resnet18"])
 def test_initial_weights(name):
     net = build(name)
+    assert_initial(net, lambda weight: 2 / (weight.shape[0] * weight[0, 0].numel()))
+    assert all(not m.bias.any() for m in net.modules() if isinstance(m, nn.Conv2d) and m.bias is not None)
+    (head,) = (m for m in getattr(net, net.classifier_name).modules() if isinstance(m, nn.Linear))
+    std = 0.01 if name in ("vgg8", "mobilenetv2") else (1 / (3 * net.width)) ** 0.5
+    torch.testing.assert_close(head.weight.std().item(), std, rtol=0.05, atol=0)
+    assert bool(head.bias.any()) == name.startswith("resnet")
+
+
+@pytest.mark.parametrize("name", ["shufflenetv1", "shufflenetv2", "shufflenetv2x0.5"])
+def test_shufflenets_start_from_pytorchs_defaults(name):
+    net = build(name)
+    assert_initial(net, lambda weight: 1 / (3 * weight[0].numel()))
+    head = getattr(net, net.classifier_name)
+    torch.testing.assert_close(head.weight.std().item(), (1 / (3 * net.width)) ** 0.5, rtol=0.05, atol=0)
+
+
+def assert_initial(net, variance):
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
-            fan_out = module.out_channels * module.kernel_size[0] ** 2
-            torch.testing.assert_close(module.weight.std().item(), (2 / fan_out) ** 0.5, rtol=0.1, atol=0)
-            assert module.bias is None or not module.bias.any()
+            weight = module.weight
+            spread = max(0.02, 4 / (2 * weight.numel()) ** 0.5)
+            torch.testing.assert_close(weight.std().item(), variance(weight) ** 0.5, rtol=spread, atol=0)
         if isinstance(module, nn.BatchNorm2d):
             assert module.weight.eq(1).all()
             assert not module.bias.any()
-    head = getattr(net, net.classifier_name)
-    std = 0.01 if name == "vgg8" else (1 / (3 * net.width)) ** 0.5
-    torch.testing.assert_close(head.weight.std().item(), std, rtol=0.05, atol=0)
-    assert bool(head.bias.any()) == (name == "resnet8x4")

@@ -1,0 +1,41 @@
+# Every target sets up .venv first, if it is missing or older than pyproject.toml or constraints.txt.
+#   make demo    train the demonstration grid and print its table
+#   make test    run the tests
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+KDBENCH := $(VENV)/bin/kdbench
+# What kdbench sets for its workers, too: freed memory is kept, and threads that wait for each other sleep.
+export MALLOC_TRIM_THRESHOLD_ := 1073741824
+export MALLOC_MMAP_THRESHOLD_ := 1073741824
+export OMP_WAIT_POLICY := passive
+
+.PHONY: demo test lint smoke bench clean
+
+demo: $(READY)
+	$(KDBENCH) run demo
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+smoke: $(READY)
+	$(KDBENCH) run smoke --results $(VENV)/smoke
+
+bench: $(READY)
+	$(VENV)/bin/python benchmarks/step.py
+
+clean:
+	rm -rf $(VENV)
+
+# torch comes first and alone: the build that is installed then decides between CPU and CUDA for all that follows.
+$(READY): pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,66 @@
+"""What the pool gives to workers: a teacher to train, or a cohort."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from kdbench.plan.plan import Cohort, Plan
+from kdbench.suite.specs import RunSpec, TeacherSpec
+
+
+@dataclass(eq=False)
+class Job:
+    """A teacher to train, or the runs of a cohort.
+
+    ``waited``: another process was at it before; ``crashes``: how often a worker has died over it without getting further
+    than ever before; ``reached``: the last epoch of each of its networks.
+    """
+
+    teacher: TeacherSpec | None = None
+    runs: tuple[RunSpec, ...] = ()
+    not_before: float = 0.0
+    waited: bool = False
+    crashes: int = 0
+    reached: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def ids(self) -> list[str]:
+        """What it trains."""
+        return [self.teacher.id] if self.teacher else [run.id for run in self.runs]
+
+    @property
+    def needs(self) -> TeacherSpec | None:
+        """The teacher that must be there before it can start."""
+        if self.teacher:
+            return self.teacher.backbone if self.teacher.head else None
+        return Cohort(self.runs).teacher
+
+    def message(self) -> dict[str, Any]:
+        """What a worker is sent."""
+        if self.teacher:
+            return {"teacher": self.teacher.model_dump(mode="json"), "waited": self.waited}
+        return {"runs": [run.model_dump(mode="json") for run in self.runs], "waited": self.waited}
+
+    def waiting(self, ids: Container[str], until: float) -> Job:
+        """The part of it that another process is at, to be tried again."""
+        runs = tuple(run for run in self.runs if run.id in ids)
+        return replace(self, runs=runs, not_before=until, waited=True)
+
+    def halves(self, crashes: int) -> list[Job]:
+        """Both halves of a cohort."""
+        middle = len(self.runs) // 2
+        parts = self.runs[:middle], self.runs[middle:]
+        return [replace(self, runs=part, crashes=crashes) for part in parts]
+
+    def note_epoch(self, id: str, epoch: int) -> None:
+        """A worker that gets further than any before is not in a crash loop."""
+        if epoch > self.reached.get(id, 0):
+            self.reached[id] = epoch
+            self.crashes = 0
+
+
+def jobs_of(plan: Plan) -> list[Job]:
+    """A plan's teachers, then its cohorts."""
+    return [*(Job(teacher=teacher) for teacher in plan.teachers), *(Job(runs=cohort.runs) for cohort in plan.cohorts)]

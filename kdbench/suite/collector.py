@@ -1,0 +1,106 @@
+"""Reads parts of a suite. What is wrong is collected and left out, so that all the rest is checked, too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from kdbench.catalogue.datasets import datasets
+from kdbench.errors import BadInput, Problem
+from kdbench.suite.fields import problems_of, shorten
+from kdbench.suite.methods import Terms, parse_terms
+from kdbench.suite.protocols import ResolvedProtocol, bundled_protocol, derived_protocol, stand_in
+from kdbench.suite.schema import DatasetEntry, Schema, keys_of
+from kdbench.suite.yaml_reader import Document, Path_, show_path
+
+
+AnySchema = TypeVar("AnySchema", bound=Schema)
+Wrong = dict[str, set[Any]]
+"""The keys of which something was left out, and which items of their lists."""
+
+
+class Collector:
+    """Collects the problems of one document; ``meanings`` holds what each method's name stands for in a protocol."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.problems: list[Problem] = []
+        self.meanings: dict[tuple[str, str], Terms] = {}
+
+    def all_problems(self) -> list[Problem]:
+        """Everything that has been found so far, each once."""
+        return list(dict.fromkeys(self.document.all_problems(self.problems)))
+
+    def report(self, path: Path_, message: str) -> None:
+        """Note a problem at a place of the document."""
+        self.problems.append(self.document.problem(path, message))
+
+    def validate(
+        self, schema: type[AnySchema], own: dict[str, Any], path: Path_, inherited: Mapping[str, Any] | None = None
+    ) -> tuple[AnySchema, Wrong]:
+        """Validate a mapping, together with values that it inherits and that are reported where they stand."""
+        inherited = inherited or {}
+        value = {**inherited, **own}
+        try:
+            return schema.model_validate(value), {}
+        except ValidationError as error:
+            details = error.errors()
+            found = problems_of(error, self.document, path, keys_of(schema))
+        wrong: Wrong = {}
+        for problem, detail in zip(found, details, strict=True):
+            key, *rest = detail["loc"]
+            wrong.setdefault(str(key), set()).update(rest[:1])
+            if key not in inherited:
+                self.problems.append(problem)
+        whole = {str(detail["loc"][0]) for detail in details if len(detail["loc"]) == 1}
+        return schema.model_validate(_without(value, wrong, whole)), wrong
+
+    def protocol(self, owner: dict[str, Any], path: Path_) -> tuple[ResolvedProtocol, bool]:
+        """The protocol of a suite or grid, as far as it is right, and whether its base and its new layers are."""
+        value, here = owner.get("protocol"), (*path, "protocol")
+        if isinstance(value, dict):
+            protocol, problems = derived_protocol(value, self.document, here)
+            self.problems += problems
+            doubtful = (show_path(here), show_path((*here, "base")), show_path((*here, "node_embedding")))
+            return protocol, not any(problem.path in doubtful for problem in problems)
+        if isinstance(value, str):
+            try:
+                return bundled_protocol(value), True
+            except BadInput as error:
+                self.report(here, str(error))
+                return stand_in(value), False
+        what = "is missing" if value is None else f"must be a name or a mapping, not {shorten(value)}"
+        self.report(here, f"'protocol' {what}: name one (kdbench list protocols), or {{base: NAME, …changes}}")
+        return stand_in(""), False
+
+    def terms(self, value: Any, path: Path_) -> Terms:
+        """A weighted sum of terms, empty where it is wrong."""
+        return parse_terms(value, lambda inner, message: self.report((*path, *inner), message))
+
+    def check_datasets(self, entries: tuple[DatasetEntry, ...], path: Path_) -> None:
+        """Report parts of data sets that are larger than the whole."""
+        for index, entry in enumerate(entries):
+            whole = datasets()[entry.name]
+            limits = {
+                "classes": whole.classes,
+                "train_per_class": whole.train // whole.classes,
+                "test_per_class": whole.test // whole.classes,
+            }
+            for key, limit in limits.items():
+                if (getattr(entry, key) or 0) > limit:
+                    message = f"{entry.name} has only {limit} {key.replace('_', ' ')}, not {getattr(entry, key)}"
+                    self.report((*path, index, key), message)
+
+
+def _without(value: dict[str, Any], wrong: Wrong, whole: set[str]) -> dict[str, Any]:
+    """The mapping without its wrong keys, and without the wrong items of its lists."""
+    result = {}
+    for key, content in value.items():
+        items = wrong.get(key, set())
+        if key not in wrong:
+            result[key] = content
+        elif key not in whole and isinstance(content, list):
+            result[key] = [item for index, item in enumerate(content) if index not in items]
+    return {key: content for key, content in result.items() if content != [] or key not in wrong}

@@ -1,0 +1,162 @@
+"""One grid of a suite: its methods and cells, and everything that is wrong with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kdbench.catalogue.datasets import datasets
+from kdbench.catalogue.names import unknown
+from kdbench.suite.cells import cells, matches, method_name
+from kdbench.suite.collector import Collector
+from kdbench.suite.feasibility import infeasible
+from kdbench.suite.methods import Terms, formula, reads_teacher
+from kdbench.suite.schema import SELECTOR_KEYS, DatasetEntry, GridEntry, MethodEntry, Selector, Shared
+from kdbench.suite.suite import Cell, Run, make_spec
+from kdbench.suite.yaml_reader import Path_
+
+
+class Grid:
+    """Reads the mapping ``raw`` at ``path``. What it does not say is taken from ``data``, the whole suite."""
+
+    def __init__(
+        self, raw: dict[str, Any], path: Path_, data: dict[str, Any], methods: dict[str, Terms], collector: Collector
+    ) -> None:
+        self.raw = raw
+        self.path = path
+        self.collector = collector
+        owner, here = (raw, path) if "protocol" in raw else (data, ())
+        self.protocol, self.certain = collector.protocol(owner, here)
+        inherited = {key: data[key] for key in Shared.model_fields if key in data and key not in raw}
+        self.entry, self.wrong = collector.validate(GridEntry, raw, path, inherited)
+        if "dataset" in raw:
+            collector.check_datasets(self.entry.dataset, (*path, "dataset"))
+        self.terms: dict[str, Terms] = {**self.protocol.methods, **methods}
+        self.places: dict[str, Path_] = {}
+        for entry, place in zip(self.entry.method, self._places("method"), strict=True):
+            self._read_method(entry, place)
+
+    def runs(self, suite: str, trials: int | None) -> list[Run]:
+        """The grid's runs; none where something is wrong. ``trials`` overrides what the grid says."""
+        self._report_missing()
+        chosen = self._chosen()
+        self._report_impossible(chosen)
+        if self.collector.all_problems():
+            return []
+        count = trials or self.entry.trials or self.protocol.settings.trials
+        return [
+            Run(suite, self.protocol, cell.method, cell.teacher, cell.strategy, spec)
+            for cell in chosen
+            for spec in (make_spec(cell, self.terms[cell.method], self.protocol, trial) for trial in range(count))
+        ]
+
+    def _report_missing(self) -> None:
+        """Report the keys without which there is no run; what follows from that is not reported again."""
+        missing = {key: f"'{key}' is missing" for key in ("dataset", "method") if not getattr(self.entry, key)}
+        if not self.entry.pairs and not self.entry.student and "pairs" not in self.wrong:
+            missing["student"] = "'student' is missing (or give 'pairs' of teacher and student)"
+        for key in missing.keys() - self.wrong.keys():
+            self.collector.report(self.path, missing[key])
+            self.wrong[key] = set()
+
+    def _places(self, key: str) -> list[Path_]:
+        """Where the right items of a list stand in the file."""
+        written = self.raw.get(key)
+        count = len(written) if isinstance(written, list) else 1
+        right = [(*self.path, key, index) for index in range(count) if index not in self.wrong.get(key, ())]
+        return right if getattr(self.entry, key) else []
+
+    def _read_method(self, entry: MethodEntry, place: Path_) -> None:
+        name = method_name(entry)
+        self.places.setdefault(name, place)
+        if "terms" in entry.model_fields_set:
+            terms = self.collector.terms(entry.terms, (*place, "terms"))
+        elif name in self.terms:
+            terms = self.terms[name]
+        else:
+            terms = ()
+            message = unknown("method", name, self.terms, "methods")
+            self.collector.report(place, message if name else "needs a 'name', or 'terms' such as {ce: 1, kd: 0.9}")
+        self.terms[name] = terms
+        self._check_meaning(name, place)
+
+    def _check_meaning(self, name: str, place: Path_) -> None:
+        """Two methods of one name would share a place in the tables."""
+        terms = self.terms[name]
+        before = self.collector.meanings.setdefault((self.protocol.name, name), terms) if terms else terms
+        if before != terms:
+            message = f"'{name}' is {formula(terms)} here but {formula(before)} above: give one another name"
+            self.collector.report(place, message)
+
+    def _chosen(self) -> dict[Cell, Path_]:
+        """The cells that are left after exclusion, and those included, with the place to which a problem belongs."""
+        grid = self.entry
+        if not grid.dataset:  # the methods are to be checked against the pairs all the same
+            grid = grid.model_copy(update={"dataset": (DatasetEntry(name=next(iter(datasets()))),)})
+        chosen = {cell: self.places[cell.method] for cell in cells(grid)}
+        everything = list(chosen)
+        for selector, place in zip(self.entry.exclude, self._places("exclude"), strict=True):
+            found = {cell for cell in everything if matches(selector, cell)}
+            if self._names_exist(selector, place) and not found and not self.wrong:
+                self.collector.report(place, "matches no run of this grid")
+            chosen = {cell: where for cell, where in chosen.items() if cell not in found}
+        for selector, place in zip(self.entry.include, self._places("include"), strict=True):
+            if self._names_exist(selector, place, free=("teacher", "student", "strategy")):
+                for name in selector.method:
+                    self._check_meaning(name, place)
+                chosen |= {cell: place for cell in cells(grid, selector) if cell not in chosen}
+        return chosen
+
+    def _names_exist(self, selector: Selector, place: Path_, free: tuple[str, ...] = ()) -> bool:
+        """Whether what a selector names is in the grid; axes in ``free`` may name anything, methods any known one."""
+        entry, good = self.entry, True
+        there: dict[str, list[str]] = {
+            "teacher": [*entry.teacher, *(pair.teacher for pair in entry.pairs)],
+            "student": [*entry.student, *(pair.student for pair in entry.pairs)],
+            "method": list(self.terms if free or "method" in self.wrong else self.places),
+            "dataset": [dataset.name for dataset in entry.dataset],
+            "strategy": list(entry.strategy),
+        }
+        for key in SELECTOR_KEYS:
+            incomplete = self.wrong.keys() & ({key, "pairs"} if key in ("teacher", "student") else {key})
+            if key in free or (incomplete and key != "method"):
+                continue
+            for index, value in enumerate(getattr(selector, key)):
+                if value not in there[key]:
+                    good = False
+                    message = unknown("method", value, there[key], "methods")
+                    other = f"the {key} '{value}' is not in this grid, which has {', '.join(there[key]) or 'none'}"
+                    self.collector.report((*place, key, index), message if key == "method" else other)
+        return good
+
+    def _report_impossible(self, chosen: dict[Cell, Path_]) -> None:
+        """Report what cannot be trained: one problem for each place and reason, however many cells it concerns."""
+        reasons: dict[tuple[Path_, str], list[str]] = {}
+        for cell, place in chosen.items():
+            for where, reason, detail in self._impossible(cell, place):
+                found = reasons.setdefault((where, reason), [])
+                found += [detail] if detail not in found else []
+        for (where, reason), details in reasons.items():
+            more = f" (and {len(details) - 1} more like this)" if len(details) > 1 else ""
+            self.collector.report(where, f"{reason}{details[0]}{more}")
+
+    def _impossible(self, cell: Cell, place: Path_) -> list[tuple[Path_, str, str]]:
+        """Why a cell cannot be trained: place, reason, and the detail that differs from pair to pair."""
+        terms = self.terms[cell.method]
+        if not reads_teacher(terms):
+            return []
+        named = f"method '{cell.method}' "
+        if not cell.teacher:
+            known = not self.wrong.keys() & {"teacher", "pairs"}
+            return [(place, f"{named}({formula(terms)}) needs a teacher, and the grid names none", "")] if known else []
+        found = [
+            (place, f"{named}cannot train ", f"{cell.student} with {cell.teacher}: {reason}. Exclude the pair.")
+            for reason in infeasible(cell.student, cell.teacher, terms)
+        ]
+        if cell.strategy != "pretrained" and self.protocol.settings.node_embedding is None and self.certain:
+            where = (*self.path, "strategy") if "strategy" in self.raw else ("strategy",)
+            message = (
+                f"strategy '{cell.strategy}' trains new layers on a frozen backbone, but protocol "
+                f"'{self.protocol.name}' has none: set protocol: {{base: …, node_embedding: 256}}, or use 'ega'"
+            )
+            found.append((where, message, ""))
+        return found

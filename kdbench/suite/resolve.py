@@ -1,0 +1,121 @@
+"""From a protocol's raw values to its settings and methods, with every problem on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from kdbench.catalogue.datasets import dataset
+from kdbench.errors import BadInput, Problem
+from kdbench.suite.fields import problems_of
+from kdbench.suite.methods import Terms, parse_terms
+from kdbench.suite.settings import Protocol
+from kdbench.suite.specs import Recipe
+from kdbench.suite.yaml_reader import Document, Path_
+
+
+Schema = TypeVar("Schema", bound=Recipe)
+
+
+def merged(original: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The original's values with single ones replaced, within teacher, head and each data set, too."""
+    raw = {**original, **changes}
+    for key in ("lr_for", "teacher", "head", "head_simultaneous"):
+        raw[key] = _merge(original.get(key), raw[key])
+    if isinstance(raw["datasets"], dict):
+        old = original.get("datasets", {})
+        new = {name: _merge(old.get(_canonical(name)), values) for name, values in raw["datasets"].items()}
+        raw["datasets"] = {**old, **new}
+    return raw
+
+
+def _merge(original: Any, changes: Any) -> Any:
+    return {**original, **changes} if isinstance(original, dict) and isinstance(changes, dict) else changes
+
+
+def _canonical(name: str) -> str:
+    try:
+        return dataset(name).name
+    except BadInput:
+        return name
+
+
+def resolve(
+    raw: Any, fallback: dict[str, Any], document: Document, path: Path_
+) -> tuple[Protocol | None, dict[str, Terms], list[Problem]]:
+    """Validate a protocol's raw values. Where one is wrong, the one in ``fallback`` takes its place.
+
+    Returns settings (None without a fallback), methods, and the problems.
+    """
+    if not isinstance(raw, dict):
+        return None, {}, [document.problem(path, "a protocol is a mapping")]
+    problems: list[Problem] = []
+    settings = _check(Protocol, raw, fallback, document, path, problems)
+    if settings is not None:
+        whole = settings.model_dump(include=set(Recipe.model_fields))
+        for where, values in _sections(raw).items():
+            _check(Recipe, {**whole, **values}, whole, document, (*path, *where), problems)
+        if not problems:
+            problems += _clashes(settings, document, path)
+    methods: dict[str, Terms] = {}
+    given = raw.get("methods")
+    for name, value in given.items() if isinstance(given, dict) else ():
+        methods[name] = parse_terms(value, _reporter(problems, document, (*path, "methods", name)))
+    return settings, methods, problems
+
+
+def _check(
+    schema: type[Schema],
+    values: dict[str, Any],
+    fallback: dict[str, Any],
+    document: Document,
+    path: Path_,
+    problems: list[Problem],
+) -> Schema | None:
+    """Validate values; those that are wrong are reported, and the fallback's are taken."""
+    keys = {"": schema.model_fields}
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        problems += problems_of(error, document, path, keys)
+        wrong = {detail["loc"][0] for detail in error.errors() if detail["loc"]}
+    rest = {key: value for key, value in values.items() if key not in wrong}
+    restored = {key: fallback[key] for key in wrong if key in fallback}
+    try:
+        return schema.model_validate({**rest, **restored})
+    except ValidationError as error:
+        if wrong:  # what fields say together was not looked at before
+            problems += [p for p in problems_of(error, document, path, keys) if not error.errors()[0]["loc"]]
+    return schema.model_validate(fallback) if fallback else None
+
+
+def _sections(raw: dict[str, Any]) -> dict[Path_, dict[str, Any]]:
+    """The parts of a protocol that override single values of its recipe, by their place."""
+    parts: dict[Path_, Any] = {(key,): raw.get(key) for key in ("teacher", "head", "head_simultaneous")}
+    each = raw.get("datasets")
+    parts |= {("datasets", name): values for name, values in (each.items() if isinstance(each, dict) else ())}
+    return {where: values for where, values in parts.items() if isinstance(values, dict)}
+
+
+def _clashes(settings: Protocol, document: Document, path: Path_) -> list[Problem]:
+    """Overrides that are right one by one but not together, such as Nesterov here and no momentum there."""
+    found = []
+    for name in ("", *settings.datasets):
+        for section, build in (
+            ("teacher", lambda name: settings.teacher_recipe("", name)),
+            ("head", lambda name: settings.head_spec(name, simultaneous=False)),
+            ("head_simultaneous", lambda name: settings.head_spec(name, simultaneous=True)),
+        ):
+            try:
+                build(name)
+            except ValidationError as error:
+                where = f" on {name}" if name else ""
+                message = error.errors()[0]["msg"].removeprefix("Value error, ")
+                found.append(document.problem((*path, section), message + where))
+    return found
+
+
+def _reporter(problems: list[Problem], document: Document, path: Path_) -> Callable[[Path_, str], None]:
+    return lambda inner, message: problems.append(document.problem((*path, *inner), message))

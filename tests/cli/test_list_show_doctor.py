@@ -1,0 +1,106 @@
+"""kdbench list, show and doctor."""
+
+import json
+
+import pytest
+
+
+KINDS = ["methods", "models", "datasets", "protocols", "suites", "teachers", "runs"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_listed(kdbench, finished, kind):
+    text = kdbench("list", kind).stdout
+    lines = json.loads(kdbench("list", kind, "--json").stdout)
+    if kind == "teachers":
+        assert text == "no teachers in results\n"
+        assert lines == []
+    else:
+        assert len(text.splitlines()) == len(lines) + 2
+    known = {"methods": "pkt", "models": "resnet32x4", "datasets": "digits", "protocols": "semckd", "suites": "smoke"}
+    assert known.get(kind, "") in text
+
+
+def test_an_unknown_kind(kdbench):
+    done = kdbench("list", "method")
+    assert done.returncode == 2
+    assert "methods" in done.stderr
+
+
+def test_runs_are_listed_whatever_their_state(kdbench, finished):
+    (run,) = json.loads(kdbench("list", "runs", "--json").stdout)
+    assert (run["student"], run["loss"], run["status"], run["last / best"]) == (
+        "resnet8",
+        "1·ce",
+        "done",
+        "43.21 / 43.21",
+    )
+    for content in ("[]", "{", '{"terms": 5}', '{"student": {}}', '{"teacher": "x"}'):
+        (finished.folder / "spec.json").write_text(content)
+        assert "spec.json cannot be read" in kdbench("list", "runs").stdout
+    (finished.folder / "result.json").write_text("{")
+    assert "damaged" in kdbench("list", "runs").stdout
+    (finished.folder / "result.json").unlink()
+    assert "not finished" in kdbench("list", "runs").stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("pkt", ["method pkt", "Equation", "crd: 1·ce + 30000·pkt"]),
+        ("KD", ["method kd", "temperature", "semckd: 1·ce + 1·kd"]),
+        ("resnet8x4", ["model resnet8x4", "Parameters"]),
+        ("ResNet_8x4", ["model resnet8x4"]),
+        ("cifar100", ["dataset cifar100", "100 classes, 50,000 training"]),
+        ("digits", ["dataset digits"]),
+        ("crd", ["title: CRD benchmark"]),
+        ("smoke", ["title: smoke test", "grid:"]),
+        ("demo", ["title: kdbench demo", "grid:"]),
+    ],
+)
+def test_show(kdbench, name, words):
+    done = kdbench("show", name)
+    assert done.returncode == 0
+    for word in words:
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("pkd", "Did you mean"), ("resnet8x5", "'resnet8x4'"), ("ffffffffffff", "no run")]
+)
+def test_show_what_is_not_there(kdbench, name, near):
+    done = kdbench("show", name)
+    assert done.returncode == 2
+    assert f"nothing is called '{name}'" in done.stderr
+    assert near in done.stderr
+
+
+def test_show_a_run_and_its_curve(kdbench, finished):
+    for id in (finished.id, finished.id[:6]):
+        done = kdbench("show", id)
+        assert done.returncode == 0
+        for word in (f"run {finished.id}", '"student": "resnet8"', '"top1": 43.21', "loss", "2.5"):
+            assert word in done.stdout
+    (finished.folder / "result.json").write_text("{")
+    assert '"damaged"' in kdbench("show", finished.id).stdout
+    (finished.folder / "metrics.jsonl").write_text('5\n[]\n{"epoch": {}, "terms": []}\n')
+    assert kdbench("show", finished.id).returncode == 0
+
+
+def test_a_prefix_of_two_ids(kdbench, finished):
+    twin = finished.folder.with_name(finished.id[:6] + "zzzzzz")
+    twin.mkdir()
+    done = kdbench("show", finished.id[:6])
+    assert done.returncode == 2
+    assert "several runs" in done.stderr
+
+
+def test_doctor(kdbench, tmp_path):
+    done = kdbench("doctor", "--results", "new")
+    assert done.returncode == 0, done.stdout
+    for word in ("kdbench 0.", "torch 2", "GPUs: ", "results go to", "data set digits: ready", "cifar-100-python"):
+        assert word in done.stdout
+    (tmp_path / "file").write_text("")
+    done = kdbench("doctor", "--results", "file/below")
+    assert done.returncode == 1
+    assert "BAD  cannot write results to file/below" in done.stdout

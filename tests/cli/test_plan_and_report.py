@@ -1,0 +1,124 @@
+"""kdbench plan and kdbench report."""
+
+import csv
+import io
+import json
+
+import pytest
+
+
+def test_plan(kdbench, suite_file, tmp_path):
+    text = kdbench("plan", suite_file).stdout
+    assert "2 runs to do in 1 cohorts, 0 settled already." in text
+    assert "Teachers to train: resnet8x4 on digits" in text
+    assert not (tmp_path / "results").exists()
+
+
+def test_plan_as_json(kdbench, suite_file, finished):
+    facts = json.loads(kdbench("plan", suite_file, "--json", "--slots", 2, "--on", "gpu").stdout)
+    assert (facts["runs"], facts["runs_settled"], facts["slots"], facts["device"]) == (1, 1, 2, "gpu")
+    assert facts["teachers"] == ["resnet8x4 on digits"]
+    assert facts["speed_source"] == "assumed"
+    assert 0 < facts["makespan_hours"] <= facts["device_hours"]
+
+
+def test_plan_with_a_given_speed_and_with_a_measured_one(kdbench, suite_file, finished):
+    slow, fast = (json.loads(kdbench("plan", suite_file, "--json", "--speed", s).stdout) for s in (1, 10))
+    assert slow["device_hours"] == pytest.approx(10 * fast["device_hours"])
+    about = {"device": {"kind": "gpu"}, "macs": 5e9, "seconds": 1}
+    (finished.folder / "about.json").write_text(json.dumps(about))
+    facts = json.loads(kdbench("plan", suite_file, "--json").stdout)
+    assert (facts["device"], facts["speed"], facts["speed_source"]) == ("gpu", 5e9, "measured here")
+    for junk in ('{"device": {"kind": "tpu"}, "macs": 1, "seconds": 1}', '{"device": "x"}', "{", '{"macs": "a"}'):
+        (finished.folder / "about.json").write_text(junk)
+        assert kdbench("plan", suite_file).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--on", "tpu"], "write cpu or gpu"),
+        (["--slots", "0"], "--slots"),
+        (["--trials", "0"], "--trials"),
+        (["--speed", "0"], "--speed"),
+        (["--only", "kd"], "write KEY=VALUE"),
+        (["--only", "colour=red"], "write KEY=VALUE"),
+        (["--only", "method="], "write KEY=VALUE"),
+        (["--only", "method=kdd"], "no run has the method 'kdd'. Did you mean 'kd'?"),
+        (["--only", "student=vgg8"], "no run has the student 'vgg8'. There are resnet8."),
+        (["--only", "trial=1"], "no run has the trial '1'"),
+        (["--colour"], "No such option"),
+    ],
+)
+def test_options_that_cannot_be_used(kdbench, suite_file, options, word):
+    done = kdbench("plan", suite_file, *options)
+    assert done.returncode == 2
+    assert word in done.stderr
+
+
+def test_only(kdbench, suite_file):
+    def count(*only):
+        return json.loads(kdbench("plan", suite_file, "--json", *(f"--only={each}" for each in only)).stdout)["runs"]
+
+    assert count("method=kd") == 1
+    assert count("method=KD,ce") == 2
+    assert count("student=ResNet_8", "dataset=Digits", "method=ce", "trial=0", "teacher=resnet8x4") == 1
+    suite_file.write_text(suite_file.read_text() + "  - {student: resnet14, method: ce}\n")
+    done = kdbench("plan", suite_file, "--only=student=resnet14", "--only=method=kd")
+    assert done.returncode == 2
+    assert "no run matches all of these" in done.stderr
+
+
+def test_report_on_nothing(kdbench, suite_file):
+    done = kdbench("report")
+    assert done.returncode == 2
+    assert "holds no run of a bundled suite" in done.stderr
+    done = kdbench("report", suite_file)
+    assert done.returncode == 0
+    assert "not run (1 of 1)" in done.stdout
+
+
+def test_report_in_every_format(kdbench, suite_file, finished):
+    assert "43.21 (1)" in kdbench("report", suite_file).stdout
+    assert "| ce" in kdbench("report", suite_file, "--format", "markdown").stdout
+    rows = list(csv.DictReader(io.StringIO(kdbench("report", suite_file, "-f", "csv").stdout)))
+    assert [(row["method"], row["top1"], row["status"]) for row in rows] == [
+        ("ce", "43.21", "done"),
+        ("kd", "", "missing"),
+    ]
+    data = json.loads(kdbench("report", suite_file, "-f", "json").stdout)
+    assert [cell["mean"] for cell in data["cells"]] == [43.21, None]
+    assert kdbench("report", suite_file, "-f", "word").returncode == 2
+
+
+def test_report_to_a_file(kdbench, suite_file, finished, tmp_path):
+    done = kdbench("report", suite_file, "-f", "markdown", "-o", "out/table.md")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "43.21" in (tmp_path / "out" / "table.md").read_text()
+    done = kdbench("report", suite_file, "-o", suite_file / "x")
+    assert done.returncode == 2
+    assert "cannot be written" in done.stderr
+    assert kdbench("report", suite_file, "-o", ".").returncode == 2
+
+
+def test_report_of_several_results(kdbench, suite_file, finished):
+    done = kdbench("report", suite_file, "--results", "none", "--results", "results")
+    assert "43.21" in done.stdout
+
+
+def test_a_suite_named_twice_counts_once(kdbench, suite_file, finished):
+    assert "43.21 (1)" in kdbench("report", suite_file, suite_file).stdout
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"id": "x"}'])
+def test_a_damaged_result_is_named(kdbench, suite_file, finished, content):
+    (finished.folder / "result.json").write_text(content)
+    done = kdbench("report", suite_file)
+    assert done.returncode == 0
+    assert "damaged record" in done.stdout
+
+
+def test_folders_that_cannot_be_read(kdbench, suite_file, tmp_path):
+    assert kdbench("plan", suite_file, "--results", "x" * 5000).returncode in (1, 2)
+    assert kdbench("plan", suite_file, "--results", suite_file).returncode == 0
+    assert kdbench("list", "runs", "--results", suite_file).returncode == 0

@@ -1,0 +1,47 @@
+"""The commands that need no torch do not import it, and answer at once."""
+
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from kdbench.suite.load import bundled_suites
+
+
+DEMO = str(bundled_suites()["demo"])
+HEAVY = {"torch", "torchvision", "numpy", "pandas", "sklearn", "scipy", "open_clip", "matplotlib"}
+COMMANDS = [["--help"], ["plan", DEMO], ["validate", DEMO], ["report", DEMO], ["list", "methods"], ["show", "kd"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_nothing_heavy_is_imported(command, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "kdbench", *command],
+        capture_output=True, text=True, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    imported = set(re.findall(r"^import time:.*\|\s+(\w+)", done.stderr, flags=re.MULTILINE))
+    assert "typer" in imported
+    assert not imported & HEAVY
+
+
+@pytest.mark.parametrize("command", COMMANDS[:2], ids=" ".join)
+def test_the_answer_comes_at_once(command, tmp_path):
+    times = []
+    for _ in range(10):  # one quick answer is enough: the machine may be busy with something else
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "kdbench", *command], capture_output=True, cwd=tmp_path, check=True)
+        times.append(time.perf_counter() - start)
+        if times[-1] < 0.6:
+            break
+    assert min(times) < 0.6
+
+
+def test_help_of_every_command_and_no_command(kdbench):
+    for command in ("run", "plan", "report", "validate", "list", "show", "doctor"):
+        assert kdbench(command, "--help").returncode == 0
+    assert "kdbench 0." in kdbench("--version").stdout
+    assert kdbench("nonsense").returncode == 2
+    assert "Usage" in kdbench().stdout + kdbench().stderr

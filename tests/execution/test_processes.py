@@ -1,0 +1,148 @@
+"""Real processes: killed, interrupted, doubled, crashed, without room. Nothing is lost, nothing done twice."""
+
+import json
+import os
+import random
+import resource
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks at processes through /proc")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_at_any_moment_and_run_again(place, undisturbed, gone, seed):
+    draw, here = random.Random(seed), place()
+    for target in draw.sample(["worker", "parent", "both"], 3):
+        session = here.start()
+        session.wait_for("starts")
+        time.sleep(draw.uniform(0.0, 2.0))
+        workers = session.workers()
+        victims = (workers if target != "parent" else []) + ([session.process.pid] if target != "worker" else [])
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+        if target == "worker":
+            assert session.end() == 0, session.said
+            assert "killed by signal 9" in session.said or not workers
+        gone(workers)
+        session.end()
+    code, said = here.run()
+    assert code == 0, said
+    assert here.files() == undisturbed
+    assert not list(here.results.glob("*/*/.*")), "temporary files are left"
+
+
+def test_a_worker_that_is_killed_is_started_again_and_goes_on(place, undisturbed):
+    here = place()
+    session = here.start()
+    session.wait_for("3 students of resnet8, trial 0: epoch")
+    (worker,) = session.workers()
+    os.kill(worker, signal.SIGKILL)
+    assert session.end() == 0, session.said
+    assert "the worker process ended (killed by signal 9); starting it again from the last checkpoint" in session.said
+    assert "goes on after epoch" in session.said
+    assert here.files() == undisturbed
+
+
+def test_signals_save_and_stop_and_the_same_command_goes_on(place, undisturbed, gone):
+    here = place()
+    for number, moment in (
+        (signal.SIGINT, "teacher resnet8 on digits: epoch 1"),
+        (signal.SIGTERM, "students of resnet8, trial 0: epoch"),
+    ):
+        session = here.start("--checkpoint-seconds", "1000")
+        session.wait_for(moment)
+        workers = session.workers()
+        session.process.send_signal(number)
+        assert session.end() == 130
+        assert "Finishing the epoch and saving; Ctrl-C again stops at once." in session.said
+        assert f"go on with the same command:\n  kdbench run {here.root}/tiny.yaml --devices cpu" in session.said
+        assert "Traceback" not in session.said
+        gone(workers)
+        assert list(here.results.glob("*/*/state.pt"))
+    session = here.start()
+    session.wait_for("goes on after epoch")
+    assert session.end() == 0
+    assert here.files() == undisturbed
+
+    code, imports = here.run(python=("-X", "importtime"))
+    assert code == 0
+    assert "kdbench.plan.plan" in imports
+    assert "torch" not in imports, "nothing is left to do, so torch is not needed"
+    assert here.files() == undisturbed
+
+
+def test_a_second_signal_ends_at_once(place, gone):
+    here = place(
+        suite="""
+protocol: {base: smoke, epochs: 3, batch: 2}
+dataset: digits
+grid: {student: vgg8, method: ce}
+"""
+    )
+    session = here.start()
+    session.wait_for("starts")
+    time.sleep(2)
+    workers = session.workers()
+    session.process.send_signal(signal.SIGINT)
+    session.wait_for("Finishing the epoch")
+    session.process.send_signal(signal.SIGINT)
+    assert session.end(seconds=5) == 130
+    gone(workers, seconds=2)
+
+
+def test_two_at_once_do_everything_once(place, undisturbed):
+    here = place()
+    sessions = [here.start() for _ in range(2)]
+    assert [session.end() for session in sessions] == [0, 0]
+    assert here.files() == undisturbed
+    abouts = [json.loads(path.read_text()) for path in here.results.glob("*/*/about.json")]
+    assert [about["sessions"] for about in abouts] == [1] * 5
+    said = "".join(session.said for session in sessions)
+    assert "goes on after" not in said
+    assert "FAILED" not in said
+
+
+def test_a_crash_loop_ends_and_takes_only_its_own_run_along(place):
+    here = place(
+        suite="""
+protocol: {base: smoke, epochs: 2}
+dataset: {name: digits, train_per_class: 2, test_per_class: 1}
+grid:
+  student: resnet8
+  method: [ce, {name: deadly, terms: {ce: 1, "faulty_terms:Deadly": 1}}]
+"""
+    )
+    code, said = here.run()
+    assert code == 1
+    assert "going on with half of the students at a time" in said
+    assert said.count("FAILED") == 1
+    assert "FAILED resnet8 deadly #0: the worker process ended (exit code 7)" in said
+    assert "Traceback" not in said
+    failures = [json.loads(path.read_text()) for path in here.results.glob("runs/*/failure.json")]
+    assert [failure["kind"] for failure in failures] == ["error"]
+    assert len(list(here.results.glob("runs/*/result.json"))) == 1
+
+
+def test_no_room_for_results_is_one_message_and_loses_nothing(place, undisturbed):
+    """A limit on the size of files stands for a full disk: writing fails in the same places."""
+    here = place()
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    code, said = here.run(preexec_fn=limit)
+    assert code == 1
+    assert f"File too large: {here.results}" in said
+    assert "go on with the same command" in said
+    assert "Traceback" not in said
+    assert "FAILED" not in said
+    assert not list(here.results.glob("*/*/.*"))
+    assert not list(here.results.glob("*/*/result.json"))
+    code, said = here.run()
+    assert code == 0, said
+    assert here.files() == undisturbed

@@ -1,0 +1,73 @@
+"""What training costs: by hand for one case, and what is measured."""
+
+import json
+
+import pytest
+
+from kdbench.catalogue.networks import network
+from kdbench.plan.cost import (
+    cohort_cost,
+    image_counts,
+    measured_speed,
+    student_cost,
+    teacher_cost,
+    teacher_pass_cost,
+)
+from kdbench.store.store import Store
+from kdbench.suite.specs import DatasetSpec, HeadSpec, Recipe, RunSpec, Scenario, TeacherSpec, TermUse
+
+
+RECIPE = Recipe(epochs=10, batch=64, lr=0.1, evaluate_every=4)
+CIFAR = DatasetSpec(name="cifar100")
+TEACHER = TeacherSpec(network="vgg13", dataset=CIFAR, recipe=RECIPE)
+RUN = RunSpec(student="vgg8", teacher=TEACHER, terms=(TermUse(name="kd"),), dataset=CIFAR, recipe=RECIPE)
+VGG8, VGG13 = 96_192_512, 284_936_192
+
+
+def test_by_hand():
+    assert (network("vgg8").macs, network("vgg13").macs) == (VGG8, VGG13)
+    # 10 epochs of 50,000 images forward and backward (three passes), and tests of 10,000 after epochs 4, 8 and 10
+    student = (3 * 10 * 50_000 + 3 * 10_000) * VGG8
+    assert student_cost(RUN) == student
+    assert teacher_pass_cost(RUN) == 10 * 50_000 * VGG13
+    assert cohort_cost([RUN, RUN, RUN]) == 3 * student + 10 * 50_000 * VGG13
+    assert teacher_cost(TEACHER) == (3 * 10 * 50_000 + 3 * 10_000) * VGG13
+
+
+def test_a_head_costs_one_pass_of_the_backbone():
+    head = HeadSpec(width=256, recipe=RECIPE.model_copy(update={"epochs": 2}))
+    assert teacher_cost(TEACHER.model_copy(update={"head": head})) == (2 * 50_000 + 10_000) * VGG13
+
+
+def test_few_shots_cost_less_but_for_the_tests():
+    few = RUN.model_copy(update={"scenario": Scenario(fraction=0.1)})
+    assert student_cost(few) == (3 * 10 * 5_000 + 3 * 10_000) * VGG8
+    assert teacher_pass_cost(few) == 10 * 5_000 * VGG13
+
+
+def test_image_counts():
+    assert image_counts(CIFAR) == (50_000, 10_000)
+    assert image_counts(DatasetSpec(name="digits")) == (1000, 797)
+    assert image_counts(DatasetSpec(name="cifar100", classes=20, train_per_class=100, test_per_class=50)) == (
+        2000,
+        1000,
+    )
+    assert image_counts(CIFAR, 0.25) == (12_500, 10_000)
+
+
+def test_no_teacher_no_pass():
+    assert teacher_pass_cost(RUN.model_copy(update={"teacher": None})) == 0
+    assert cohort_cost([]) == 0
+
+
+def test_the_speed_is_measured_from_finished_runs_and_junk_is_left_out(tmp_path):
+    junk = ["[]", "{", '{"device": 3}', '{"device": {"kind": "tpu"}, "macs": 1, "seconds": 1}', "[" * 100_000,
+            '{"device": {"kind": "cpu"}, "macs": "x", "seconds": 1}',
+            '{"device": {"kind": "cpu"}, "macs": 1, "seconds": 0}']  # fmt: skip
+    good = [json.dumps({"device": {"kind": "cpu"}, "macs": macs, "seconds": 2.0}) for macs in (4e9, 8e9)]
+    for index, text in enumerate([*junk, *good]):
+        folder = tmp_path / "runs" / f"{index:012d}"
+        folder.mkdir(parents=True)
+        (folder / "about.json").write_text(text)
+    assert measured_speed(Store(tmp_path)) == {"cpu": pytest.approx(3e9)}
+    assert measured_speed(Store(tmp_path / "none")) == {}

@@ -1,0 +1,190 @@
+"""Plans: what runs together, what is done already, and how the rest is spread over slots."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from kdbench.plan.plan import Cohort, group, make_plan, schedule, split
+from kdbench.store.record import Accuracy, Failure, Result
+from kdbench.store.store import Store
+from kdbench.suite.specs import DatasetSpec, HeadSpec, Recipe, RunSpec, TeacherSpec, TermUse
+
+
+RECIPE = Recipe(epochs=4, batch=64, lr=0.1)
+CIFAR = DatasetSpec(name="cifar100")
+
+
+def teacher(network="vgg13", **values):
+    return TeacherSpec(network=network, dataset=CIFAR, recipe=RECIPE, **values)
+
+
+def run(student="vgg8", method="kd", trial=0, **values):
+    spec = {"teacher": teacher() if method != "ce" else None, "recipe": RECIPE, "dataset": CIFAR, **values}
+    return RunSpec(student=student, terms=(TermUse(name=method),), trial=trial, **spec)
+
+
+def finish(record, kind):
+    accuracy = Accuracy(epoch=4, top1=50.0, top5=80.0)
+    result = Result(
+        id=record.id, kind=kind, last=accuracy, best=accuracy, train_images=1, test_images=1, weights_sha256=""
+    )
+    record.finish(result, {})
+
+
+def test_runs_of_one_stream_and_teacher_train_together():
+    cohorts = group([run(), run(method="at"), run("resnet8"), run(teacher=teacher("vgg19"))])
+    assert sorted(len(cohort.runs) for cohort in cohorts) == [1, 3]
+
+
+def test_runs_without_a_teacher_join_a_cohort_of_their_stream():
+    (cohort,) = group([run(method="ce"), run(), run("resnet8", "ce")])
+    assert len(cohort.runs) == 3
+    assert cohort.teacher == teacher()
+    (alone,) = group([run(method="ce"), run("resnet8", "ce")])
+    assert alone.teacher is None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"trial": 1},
+        {"recipe": RECIPE.model_copy(update={"precision": "bf16"})},
+        {"recipe": RECIPE.model_copy(update={"flip": True})},
+        {"teacher": teacher(seed=1)},
+        {"head": HeadSpec(width=8, recipe=RECIPE)},
+    ],
+)
+def test_what_trains_apart(values):
+    assert len(group([run(), run(**values)])) == 2
+
+
+def test_different_epochs_may_train_together():
+    assert len(group([run(), run(recipe=RECIPE.model_copy(update={"epochs": 2, "lr": 0.2}))])) == 1
+
+
+def test_schedule():
+    assert sorted(schedule([3, 3, 2, 2, 2], [0.0, 0.0])) == [5, 7]
+    assert schedule([], [0.0, 0.0]) == [0, 0]
+    assert sorted(schedule([1], [5.0, 0.0])) == [1, 5]
+
+
+def runs_of(cohorts):
+    return sorted(spec.id for cohort in cohorts for spec in cohort.runs)
+
+
+def ends(cohorts, slots):
+    return max(schedule([cohort.cost for cohort in cohorts], [0.0] * slots))
+
+
+def test_one_slot_needs_no_split():
+    cohorts = group([run(method=m) for m in ("kd", "at", "sp", "vid")])
+    assert split(cohorts, 1) == cohorts
+    assert split([], 4) == []
+
+
+@pytest.mark.parametrize("slots", [2, 3, 8, 64])
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_splitting_brings_the_end_nearer_and_loses_nothing(slots, count):
+    cohorts = group(
+        [run(m, t, trial) for m in ("vgg8", "resnet8") for t in ("kd", "at", "sp") for trial in range(count)]
+    )
+    result = split(cohorts, slots)
+    assert runs_of(result) == runs_of(cohorts)
+    assert ends(result, slots) <= ends(cohorts, slots)
+    if 2 * len(cohorts) <= slots:
+        assert ends(result, slots) < 0.98 * ends(cohorts, slots)
+    costs = [cohort.cost for cohort in result]
+    assert costs == sorted(costs, reverse=True)
+
+
+def test_a_split_that_does_not_help_is_not_made():
+    cohorts = group([run(method=method, trial=trial) for method in ("kd", "at") for trial in range(4)])
+    assert len(split(cohorts, 2)) == 4
+    assert len(split(cohorts, 4)) == 4
+    assert len(split(cohorts, 8)) == 8
+
+
+def test_halves_are_balanced():
+    (cohort,) = group(
+        [run(student, "kd") for student in ("vgg13", "vgg8", "resnet8", "resnet8x4", "resnet20", "resnet32")]
+    )
+    result = split([cohort], 2)
+    assert len(result) == 2
+    assert max(each.cost for each in result) < 0.75 * cohort.cost
+
+
+def test_done_runs_are_left_out(tmp_path):
+    store, specs = Store(tmp_path), [run(), run(method="at"), run(method="ce")]
+    plan = make_plan([*specs, *specs], store)
+    assert (plan.runs, plan.runs_done, len(plan.teachers)) == (3, 0, 1)
+    finish(store.run(specs[0].id), "run")
+    finish(store.teacher(specs[0].teacher.id), "teacher")
+    plan = make_plan(specs, store)
+    assert (plan.runs, plan.runs_done, len(plan.teachers), plan.teachers_done) == (2, 1, 0, 1)
+    for spec in specs:
+        finish(store.run(spec.id), "run")
+    plan = make_plan(specs, store)
+    assert (plan.runs, plan.runs_done, plan.cost, plan.makespan(3)) == (0, 3, 0, 0)
+    assert plan.teachers_done == 0
+
+
+def test_a_damaged_result_is_trained_again(tmp_path):
+    store = Store(tmp_path)
+    finish(store.run(run().id), "run")
+    (store.run(run().id).folder / "result.json").write_text("{")
+    assert make_plan([run()], store).runs == 1
+
+
+def test_failures(tmp_path):
+    store = Store(tmp_path)
+    store.run(run().id).fail(Failure(kind="diverged", epoch=1, reason="nan"))
+    store.run(run(method="at").id).fail(Failure(kind="error", epoch=1, reason="no memory"))
+    plan = make_plan([run(), run(method="at")], store)
+    assert (plan.runs, plan.runs_done) == (1, 1)
+    assert make_plan([run(), run(method="at")], store, retry_diverged=True).runs == 2
+
+
+def test_a_backbone_comes_before_its_head():
+    head = teacher(head=HeadSpec(width=8, recipe=RECIPE))
+    plan = make_plan([run(teacher=head)], Store(Path("/nowhere")))
+    assert plan.teachers == (teacher(), head)
+
+
+def test_the_makespan_counts_teachers_first():
+    plan = make_plan([run(), run(trial=1)], Store(Path("/nowhere")), slots=2)
+    one, two = plan.makespan(1), plan.makespan(2)
+    assert one == pytest.approx(plan.cost)
+    assert two == pytest.approx(plan.cost - plan.cohorts[0].cost)
+    assert plan.cost_alone == plan.cost
+
+
+def test_cohorts_save_teacher_passes():
+    plan = make_plan([run(), run(method="at")], Store(Path("/nowhere")))
+    assert plan.cost_alone > plan.cost
+    assert Cohort(()).cost == 0
+
+
+@pytest.mark.parametrize("slots", [1, 8, 64])
+def test_three_thousand_runs_are_planned_within_a_second(slots):
+    teachers = [teacher(name) for name in ("vgg13", "vgg16", "vgg19", "resnet110", "resnet56")]
+    students = [
+        "vgg8",
+        "vgg11",
+        "resnet8",
+        "resnet14",
+        "resnet20",
+        "resnet32",
+        "wrn-16-1",
+        "wrn-16-2",
+        "wrn-40-1",
+        "resnet8x4",
+    ]
+    methods = ["kd", "at", "sp", "vid", "rkd", "pkt", "fitnet", "ce", "x", "y", "z", "w"]
+    specs = [run(s, m, t, teacher=teach) for s in students for m in methods for teach in teachers for t in range(5)]
+    assert len(specs) == 3000
+    start = time.process_time()
+    plan = make_plan(specs, Store(Path("/nowhere")), slots)
+    plan.makespan(slots)
+    assert time.process_time() - start < 1.0
+    assert plan.runs == 3000

@@ -1,0 +1,77 @@
+"""Rows: what the stores hold of a suite's runs."""
+
+import pytest
+
+from kdbench.report.rows import collect, dataset_label, scenario_label
+from kdbench.store.record import Failure
+from kdbench.store.store import Store
+from kdbench.suite.specs import DatasetSpec, Scenario
+
+
+TEXT = """
+protocol: {protocol}
+dataset: {{name: digits, train_per_class: 8}}
+trials: 2
+grid: {{teacher: resnet8x4, student: resnet8, method: [ce, kd]}}
+"""
+
+
+@pytest.fixture
+def suite(load):
+    return load(TEXT.format(protocol="smoke"))
+
+
+def test_every_state_of_a_run(suite, tmp_path, finish):
+    store = Store(tmp_path / "results")
+    done, failed, started, missing = [store.run(run.id) for run in suite.runs]
+    finish(done, versions={"kdbench": "0.1"})
+    failed.fail(Failure(kind="diverged", epoch=3, reason="loss is nan\n  in epoch 3"))
+    started.write_metrics([{"epoch": 1}])
+    started.state_file.write_bytes(b"")
+    rows = collect([suite], [store])
+    assert [row.status for row in rows] == ["done", "failed", "started", "missing"]
+    assert [row.reason for row in rows] == ["", "loss is nan in epoch 3", "in training, 1 epochs so far", "not run"]
+    assert (rows[0].top1, rows[0].top1_last, rows[0].top1_best, rows[0].best_epoch) == (50.0, 50.0, 60.0, 2)
+    assert rows[0].version == "0.1"
+    missing.begin({"a": 1})
+    (missing.folder / "result.json").write_text("{")
+    row = collect([suite], [store])[3]
+    assert row.status == "failed"
+    assert row.reason.startswith("damaged record: ")
+
+
+def test_the_protocol_says_which_epoch_counts(load, tmp_path, finish):
+    suite = load(TEXT.format(protocol="{base: smoke, score: best}"))
+    store = Store(tmp_path / "results")
+    finish(store.run(suite.runs[0].id))
+    assert collect([suite], [store])[0].top1 == 60.0
+
+
+def test_stores_are_merged_and_the_first_result_counts(suite, tmp_path, finish):
+    first, second = Store(tmp_path / "a"), Store(tmp_path / "b")
+    finish(first.run(suite.runs[0].id), last=10.0)
+    finish(second.run(suite.runs[0].id), last=20.0)
+    finish(second.run(suite.runs[1].id), last=30.0)
+    first.run(suite.runs[1].id).begin({"a": 1})
+    (first.run(suite.runs[1].id).folder / "result.json").write_text("damaged")
+    assert [row.top1 for row in collect([suite], [first, second])] == [10.0, 30.0, None, None]
+    assert [row.top1 for row in collect([suite], [second, first])][:2] == [20.0, 30.0]
+
+
+def test_hostile_records(suite, tmp_path, finish):
+    store = Store(tmp_path / "results")
+    for run in suite.runs:
+        finish(store.run(run.id))
+        (store.run(run.id).folder / "about.json").write_text('{"versions": [1]}')
+        (store.run(run.id).folder / "spec.json").write_text("[]")
+    assert {row.version for row in collect([suite], [store])} == {""}
+
+
+def test_labels():
+    assert dataset_label(DatasetSpec(name="cifar100")) == "cifar100"
+    part = DatasetSpec(name="cifar100", classes=20, train_per_class=100, test_per_class=50)
+    assert dataset_label(part) == "cifar100 (20 classes, 100 + 50 images each)"
+    assert scenario_label(Scenario()) == ""
+    assert scenario_label(Scenario(fraction=0.25, label_noise=0.1)) == "25% of the labels, 10% label noise"
+    assert scenario_label(Scenario(fraction=0.254)) != scenario_label(Scenario(fraction=0.25))
+    assert scenario_label(Scenario(fraction=0.07)) == "7% of the labels"

@@ -1,0 +1,79 @@
+"""Files are written whole or not at all."""
+
+import errno
+import os
+
+import pytest
+
+from kdbench.store.files import set_aside, write_atomically, write_json, write_text
+
+
+def names(folder):
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_folders_are_made_and_nothing_else_is_left(tmp_path):
+    write_text(tmp_path / "a" / "b" / "c.txt", "→ x\n")
+    assert (tmp_path / "a" / "b" / "c.txt").read_bytes() == "→ x\n".encode()
+    assert names(tmp_path / "a" / "b") == ["c.txt"]
+
+
+def test_json_keeps_its_order_and_refuses_nan(tmp_path):
+    write_json(tmp_path / "x.json", {"b": 1, "a": [1.5]})
+    assert (tmp_path / "x.json").read_text() == '{\n "b": 1,\n "a": [\n  1.5\n ]\n}\n'
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "x.json", {"a": float("nan")})
+    assert '"b": 1' in (tmp_path / "x.json").read_text()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), RuntimeError("x"), KeyboardInterrupt()])
+def test_a_failure_leaves_the_old_content(tmp_path, error):
+    file = tmp_path / "x"
+    write_text(file, "old")
+
+    def write(handle):
+        handle.write(b"half")
+        raise error
+
+    with pytest.raises(type(error)):
+        write_atomically(file, write)
+    assert file.read_text() == "old"
+    assert names(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_full_disk_at_the_end_leaves_the_old_content(tmp_path, monkeypatch, step):
+    write_text(tmp_path / "x", "old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(*((os, "fsync", full) if step == "fsync" else ("pathlib.Path.replace", full)))
+    with pytest.raises(OSError, match="No space left"):
+        write_text(tmp_path / "x", "new")
+    assert (tmp_path / "x").read_text() == "old"
+    assert names(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_permissions_follow_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_text(tmp_path / "x", "y")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == mode
+
+
+def test_below_a_file_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        write_text(tmp_path / "file" / "x", "y")
+
+
+def test_damaged_files_are_set_aside_one_by_one(tmp_path):
+    for number in (1, 2, 3):
+        (tmp_path / "x.json").write_text(str(number))
+        assert set_aside(tmp_path / "x.json").name == f"x.json.damaged-{number}"
+    assert [(tmp_path / f"x.json.damaged-{n}").read_text() for n in (1, 2, 3)] == ["1", "2", "3"]
+    assert not (tmp_path / "x.json").exists()

@@ -1,0 +1,172 @@
+"""Records: done, failed, started, damaged."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from kdbench.errors import BadInput, BadRecord
+from kdbench.store.record import Accuracy, Failure, Result, file_hash
+from kdbench.store.store import Store
+
+
+ID = "0123456789ab"
+ACCURACY = Accuracy(epoch=2, top1=51.25, top5=80.0)
+RESULT = Result(id=ID, kind="run", last=ACCURACY, best=ACCURACY, train_images=10, test_images=5, weights_sha256="00")
+
+
+@pytest.fixture
+def record(tmp_path):
+    return Store(tmp_path / "results").run(ID)
+
+
+def write(record, name, content):
+    record.folder.mkdir(parents=True, exist_ok=True)
+    (record.folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def test_reading_creates_nothing(record):
+    assert record.result() is None
+    assert record.failure() is None
+    assert not record.done()
+    assert not record.started()
+    assert (record.metrics(), record.about(), record.spec()) == ([], {}, {})
+    assert (record.version(), record.work()) == ("", ("", 0.0, 0.0))
+    assert not record.folder.parent.parent.exists()
+
+
+def test_the_life_of_a_record(record):
+    assert record.begin({"student": "vgg8"}) == []
+    assert record.spec() == {"student": "vgg8"}
+    write(record, "state.pt", b"x")
+    assert record.started()
+    record.write_metrics([{"epoch": 1}, {"epoch": 2}])
+    assert record.metrics() == [{"epoch": 1}, {"epoch": 2}]
+    record.finish(RESULT, {"versions": {"kdbench": "1"}, "device": {"kind": "cpu"}, "macs": 8, "seconds": 2})
+    assert record.done()
+    assert record.result() == RESULT
+    assert not record.started()
+    assert (record.version(), record.work()) == ("1", ("cpu", 8.0, 2.0))
+
+
+def test_equal_results_are_equal_bytes(record):
+    record.finish(RESULT, {})
+    first = (record.folder / "result.json").read_bytes()
+    record.finish(RESULT, {"when": "later"})
+    assert (record.folder / "result.json").read_bytes() == first
+
+
+GOOD = RESULT.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "{", GOOD[:-20], "[]", "null", "5", b"\xff\xfe", "[" * 100_000,
+        GOOD.replace("51.25", "151.25"), GOOD.replace("51.25", "NaN"), GOOD.replace("51.25", "null"),
+        GOOD.replace(ID, "ffffffffffff"), GOOD.replace('"run"', '"walk"'), GOOD.replace('"id"', '"ID"'),
+        json.dumps({**json.loads(GOOD), "more": 1}),
+    ],
+)  # fmt: skip
+def test_damaged_results(record, content):
+    write(record, "result.json", content)
+    with pytest.raises(BadRecord, match=r"result\.json: "):
+        record.result()
+    assert not record.done()
+    (message,) = record.begin({})
+    assert "set aside as result.json.damaged-1" in message
+    assert record.result() is None
+    assert (record.folder / "result.json.damaged-1").exists()
+
+
+def test_a_folder_in_the_place_of_a_result(record):
+    (record.folder / "result.json").mkdir(parents=True)
+    with pytest.raises(BadRecord, match="Is a directory"):
+        record.result()
+    assert "set aside" in record.begin({})[0]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "5", b"\xff", '{"kind": "x"}', "[" * 100_000])
+def test_damaged_side_files_are_as_if_absent(record, content):
+    for name in ("failure.json", "about.json", "spec.json", "metrics.jsonl"):
+        write(record, name, content)
+    assert record.failure() is None
+    assert record.about() in ({}, {"kind": "x"})
+    assert record.version() == ""
+    assert record.metrics() in ([], [{"kind": "x"}])
+
+
+def test_torn_lines_of_metrics_are_left_out(record):
+    write(record, "metrics.jsonl", '{"epoch": 1}\n5\n{"epoch": 2}\n{"epo')
+    assert record.metrics() == [{"epoch": 1}, {"epoch": 2}]
+
+
+def test_failures(record):
+    write(record, "state.pt", b"x")
+    record.fail(Failure(kind="error", epoch=3, reason="out of memory"))
+    assert record.failure().reason == "out of memory"
+    assert record.started()
+    record.fail(Failure(kind="diverged", epoch=3, reason="loss is nan"))
+    assert not record.started()
+    record.begin({"a": 1})
+    assert record.failure() is None
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from kdbench.store.store import Store
+with Store(Path(sys.argv[1])).run(sys.argv[2]).lock():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_locks_are_held_across_processes_and_freed_by_death(record):
+    root = record.folder.parent.parent
+    assert not record.busy()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(root), ID], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        assert record.busy()
+        assert not Store(root).run("ffffffffffff").busy()
+        assert not Store(root).teacher(ID).busy()
+        holder.kill()
+        holder.wait()
+    assert not record.busy()
+
+
+def test_listing(tmp_path):
+    store = Store(tmp_path)
+    assert list(store.records("runs")) == []
+    for name in ("bb", "aa"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    (tmp_path / "runs" / "file").write_text("")
+    assert [record.id for record in store.records("runs")] == ["aa", "bb"]
+
+
+def test_writable(tmp_path):
+    store = Store(tmp_path / "new" / "results")
+    store.check_writable()
+    assert not [entry for entry in store.root.rglob("*") if entry.is_file()]
+
+
+@pytest.mark.parametrize("blocked", ["", "runs", "teachers", "locks"])
+def test_not_writable(tmp_path, blocked):
+    root = tmp_path / "results"
+    if blocked:
+        root.mkdir()
+    (root / blocked if blocked else root).write_text("a file")
+    with pytest.raises(BadInput, match=r"cannot write results to .*Choose another folder with --results"):
+        Store(root).check_writable()
+    with pytest.raises(BadInput, match="cannot write results"):
+        Store((root / blocked if blocked else root) / "below").check_writable()
+
+
+def test_file_hash(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc" + os.urandom(0))
+    assert file_hash(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

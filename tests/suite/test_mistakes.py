@@ -1,0 +1,356 @@
+"""Many mistakes in one file: each is reported at its line, once, and none hides another."""
+
+import random
+from copy import deepcopy
+from itertools import combinations
+
+import pytest
+import yaml
+
+from kdbench.errors import BadSuite, KdbenchError
+from kdbench.suite.load import bundled_suites, load_suite
+
+
+BASE = """\
+name: suite
+description: nothing
+protocol: crd
+dataset: cifar100
+trials: 2
+methods:
+  mine: {ce: 1, kd: 2}
+grid:
+  - teacher: [resnet32x4, vgg13]
+    student:
+      - resnet8x4
+      - vgg8
+    method: [ce, kd, mine]
+    exclude:
+      - {teacher: vgg13, student: resnet8x4}
+  - pairs:
+      - [resnet56, resnet20]
+    method:
+      - at
+      - name: half
+        terms: {ce: 0.5, kd: {weight: 0.5, temperature: 2}}
+    include:
+      - {method: sp}
+    scenario: {fraction: 0.5}
+  - teacher: vgg13
+    student: vgg8
+    method: kd
+    protocol: {base: ega, epochs: 20}
+    strategy: sequential
+"""
+
+MISTAKES = {
+    "name": ("name: suite", "name: 5", 1, "must be a name, not 5"),
+    "description": ("nothing", "[a]", 2, "must be a name"),
+    "trials": ("trials: 2", "trials: 0", 5, "greater than or equal to 1, not 0"),
+    "unknown key at the top": ("description:", "descripton:", 2, "Did you mean 'description'?"),
+    "term": ("mine: {ce: 1", "mine: {cee: 1", 7, "unknown term 'cee'. Did you mean 'ce'?"),
+    "weight": ("kd: 2}", "kd: x}", 7, "the weight must be a number, not 'x'"),
+    "teacher": ("[resnet32x4, vgg13]", "[resnet32x4, vgg133]", 9, "Did you mean 'vgg13'?"),
+    "student": ("      - vgg8", "      - resnet8x5", 12, "unknown model 'resnet8x5'"),
+    "method": ("[ce, kd, mine]", "[ce, kd, mien]", 13, "Did you mean 'mine'?"),
+    "unknown key in a selector": ("{teacher: vgg13, student", "{teacher: vgg13, studet", 15, "Did you mean 'student'?"),
+    "student of a pair": ("resnet56, resnet20", "resnet56, resnet21", 17, "unknown model 'resnet21'"),
+    "null in a pair": ("resnet56, resnet20", "resnet56, ~", 17, "is empty"),
+    "method is a number": ("      - at", "      - 7", 19, "must be a name, not 7"),
+    "method is a list": ("      - at", "      - [at]", 19, "must be a name"),
+    "hyper-parameter": ("temperature: 2", "temprature: 2", 21, "Did you mean 'temperature'?"),
+    "type of a hyper-parameter": ("temperature: 2", "temperature: hot", 21, "must be a number"),
+    "exponent": ("ce: 0.5", "ce: 5e-1", 21, "write 5.0e-1"),
+    "included method": ("{method: sp}", "{method: spp}", 23, "Did you mean 'sp'?"),
+    "scenario": ("fraction: 0.5", "fraction: 1.5", 24, "less than or equal to 1"),
+    "key of a scenario": ("{fraction", "{fractoin", 24, "Did you mean 'fraction'?"),
+    "empty value": ("    student: vgg8", "    student:", 26, "is empty"),
+    "protocol's value": ("epochs: 20", "epochs: many", 28, "must be a whole number"),
+    "protocol's key": ("epochs: 20", "epoch: 20", 28, "Did you mean 'epochs'?"),
+    "base": ("base: ega", "base: eag", 28, "Did you mean 'ega'?"),
+    "strategy": ("sequential", "sequentiel", 29, "Did you mean 'sequential'?"),
+}
+
+
+def broken(*names):
+    text = BASE
+    for name in names:
+        before, after, *_ = MISTAKES[name]
+        head, found, tail = text.partition(before)
+        assert found, name
+        text = head + after + tail
+    return text
+
+
+def problems_of(load, text):
+    with pytest.raises(BadSuite) as caught:
+        load(text)
+    return caught.value.problems
+
+
+def test_the_base_is_right(load):
+    assert len(load(BASE).runs) == 26
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_one_mistake(load, name):
+    (problem,) = problems_of(load, broken(name))
+    assert problem.line == MISTAKES[name][2]
+    assert MISTAKES[name][3] in str(problem)
+
+
+def test_pairs_of_mistakes(load):
+    for names in combinations(MISTAKES, 2):
+        if len({MISTAKES[name][0] for name in names}) == 2 and not together(*names):
+            check(load, names)
+
+
+def test_five_mistakes_at_once(load):
+    draw = random.Random(0)
+    for _ in range(150):
+        names = sorted(draw.sample(sorted(MISTAKES), 5), key=list(MISTAKES).index)
+        if len({MISTAKES[name][2] for name in names}) == 5:
+            check(load, names)
+
+
+def together(*names):
+    """Whether two mistakes are in one value, so that they cannot both be seen."""
+    return set(names) in ({"description", "unknown key at the top"}, {"scenario", "key of a scenario"})
+
+
+def check(load, names):
+    try:
+        text = broken(*names)
+    except AssertionError:
+        return
+    found = [(p.line, p.message) for p in problems_of(load, text)]
+    lines = sorted(MISTAKES[name][2] for name in names)
+    assert sorted(line for line, _ in found) == lines, (names, found)
+    for name in names:
+        assert any(MISTAKES[name][3] in message for _, message in found) or name == "base", (name, found)
+
+
+def test_all_at_once(load):
+    text = """\
+protocol: {base: crd, lr: fast, teacher: {epochz: 5}, datasets: {cifar100: {batch: no}}, lr_for: {resnet8x5: 0.1}}
+dataset: cifar101
+dataset: digits
+trials: 1e1
+colour: red
+methods:
+  mine: [ce]
+grid:
+  - teacher: [resnet32x4, 7]
+    pairs: [[resnet32x4, resnet8x9]]
+    method:
+      - kdd
+      - {terms: {ce: 1, kd: {weight: 1, temprature: 4}}}
+      - 3
+      - name: deep
+        terms: {ce: 1, fitnet: {layer: 9}}
+    student: [resnet8x4]
+    exclude:
+      - {student: vgg8}
+      - {studnt: vgg8}
+      - {method: foo}
+    scenario: {label_noise: lots}
+  - 5
+  - student: [resnet8]
+    method: kd
+"""
+    lines = [problem.line for problem in problems_of(load, text)]
+    assert sorted(lines) == [1, 1, 1, 1, 2, 3, 4, 5, 7, 9, 10, 12, 13, 14, 15, 20, 21, 22, 23, 25]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "word"),
+    [
+        ("", 1, "a suite is a mapping"),
+        ("- a", 1, "a suite is a mapping"),
+        ("just text", 1, "a suite is a mapping"),
+        ("protocol: crd\ndataset: digits\n", 1, "'grid' must be a list"),
+        ("protocol: crd\ngrid: 5\n", 2, "'grid' must be a list"),
+        ("protocol: crd\ngrid: []\n", 2, "'grid' must be a list"),
+        ("protocol: crd\ngrid:\n", 2, "'grid' must be a list"),
+        ("protocol: crd\ngrid:\n  - \n", 3, "must be a mapping"),
+        ("grid: [{student: vgg8, method: ce, dataset: digits}]", 1, "'protocol' is missing"),
+        ("protocol:\ngrid: [{student: vgg8, method: ce, dataset: digits}]", 1, "'protocol' is missing"),
+        ("protocol: 3\ngrid: [{student: vgg8, method: ce, dataset: digits}]", 1, "must be a name or a mapping, not 3"),
+        ("protocol: [crd]\ngrid: [{student: vgg8, method: ce, dataset: digits}]", 1, "must be a name or a mapping"),
+        ("protocol: {epochs: 3}\ngrid: [{student: vgg8, method: ce, dataset: digits}]", 1, "'base' is missing"),
+        ("protocol: crd\ngrid:\n - {student: vgg8, method: ce}", 3, "'dataset' is missing"),
+        ("protocol: crd\ndataset: digits\ngrid:\n - {method: ce}", 4, "'student' is missing"),
+        ("protocol: crd\ndataset: digits\ngrid:\n - {student: vgg8}", 4, "'method' is missing"),
+        ("protocol: crd\ndataset: digits\ngrid:\n - {student: vgg8, method: {}}", 4, "needs a 'name', or 'terms'"),
+        ("protocol: crd\ndataset: digits\ngrid:\n - {student: vgg8, method: []}", 4, "is an empty list"),
+        ("protocol: crd\ndataset: digits\ngrid:\n - {student: vgg8, method: kd}", 4, "needs a teacher"),
+        ("protocol: crd\ndataset: digits\nmethods: 5\ngrid:\n - {student: vgg8, method: ce}", 3, "must be a mapping"),
+        ("protocol: crd\ndataset: digits\nmethods:\ngrid:\n - {student: vgg8, method: ce}", 3, "is empty"),
+        ("protocol: crd\ndataset: null\ngrid:\n - {student: vgg8, method: ce}", 2, "is empty"),
+        ("protocol: crd\ndataset: digits\ntrials:\ngrid:\n - {student: vgg8, method: ce}", 3, "is empty"),
+    ],
+)
+def test_shapes(load, text, line, word):
+    (problem,) = problems_of(load, text)
+    assert problem.line == line
+    assert word in problem.message
+
+
+@pytest.mark.parametrize(
+    ("keys", "word"),
+    [
+        ({"teacher": ""}, "is empty"),
+        ({"method": "null"}, "is empty"),
+        ({"scenario": "5"}, "must be a mapping"),
+        ({"scenario": "{label_noise: 1.0}"}, "must be less than 1"),
+        ({"scenario": "{fraction: 0}"}, "must be greater than 0"),
+        ({"scenario": "{fraction: no}"}, "false in YAML 1.1"),
+        ({"strategy": "3"}, "is not one of"),
+        ({"trials": "-1"}, "greater than or equal to 1"),
+        ({"trials": "1.5"}, "must be a whole number"),
+        ({"trials": "true"}, "must be a whole number"),
+        ({"dataset": "{name: cifar100, classes: 101}"}, "has only 100 classes"),
+        ({"dataset": "{name: cifar100, train_per_class: 501}"}, "has only 500 train per class"),
+        ({"dataset": "{classes: 10}"}, "'name' is missing"),
+        ({"dataset": "{name: cifar100, clases: 10}"}, "Did you mean 'classes'?"),
+        ({"exclude": "{}"}, "must name at least one of"),
+        ({"exclude": "[{method: at}]"}, "unknown method 'at'"),
+        ({"exclude": "[{student: vgg8}]"}, "is not in this grid"),
+        ({"exclude": "[{dataset: digits}]"}, "is not in this grid"),
+        ({"pairs": "[[vgg13, vgg8]]", "exclude": "[{teacher: vgg13, student: resnet8x4}]"}, "matches no run"),
+        ({"include": "{dataset: digits}"}, "is not in this grid"),
+        ({"include": "{student: vgg9}"}, "unknown model 'vgg9'"),
+        ({"include": "{method: kdd}"}, "Did you mean 'kd'?"),
+        ({"include": "{teacher: []}"}, "is an empty list"),
+        ({"pairs": "[vgg13]", "student": None}, "must be [teacher, student]"),
+        ({"pairs": "5"}, "must be a list"),
+        ({"pairs": "[[vgg13, vgg8, vgg8]]"}, "must be [teacher, student]"),
+        ({"method": "{terms: {ce: 0, kd: 0}}"}, "every weight is 0"),
+        ({"method": "{terms: null}"}, "must be a sum of terms"),
+        ({"method": "{terms: {kd: 1, KD: 2}}"}, "is given 2 times"),
+        ({"method": "{terms: {kd: true}}"}, "the weight must be a number"),
+        ({"method": "{terms: {kd: 1e400}}"}, "is text in YAML 1.1"),
+        ({"method": "{terms: {kd: .nan}}"}, "finite"),
+        ({"method": '{name: "a\\nb", terms: {kd: 1}}'}, "is not a name"),
+        ({"method": "{terms: {fitnet: {weight: 1, layer: 9}}}"}, "reads layer 9"),
+        ({"method": "{terms: {fitnet: {weight: 1, regressor: false}}}", "student": "vgg8"}, "needs equal maps"),
+        ({"method": "{terms: {'no.module:Term': 1}}"}, "cannot find the module"),
+        ({"strategy": "sequential"}, "trains new layers on a frozen backbone"),
+        ({"protocol": "{base: crd, nesterov: true, momentum: 0}"}, "nesterov needs a momentum"),
+        ({"protocol": "{base: crd, milestones: [3, 2]}"}, "must rise"),
+        ({"protocol": "{base: crd, lr_for: {resnet8x4: -1}}"}, "must be greater than 0"),
+        ({"protocol": "{base: crd, lr_for: [a]}"}, "must be a mapping"),
+        ({"protocol": "{base: crd, methods: [a]}"}, "must be a mapping"),
+        ({"protocol": "{base: crd, methods: {kd: {ce: x}}}"}, "the weight must be a number"),
+        ({"protocol": "{base: crd, datasets: 5}"}, "must be a mapping"),
+        ({"protocol": "{base: crd, datasets: {cifar100: 5}}"}, "must be a mapping"),
+        ({"protocol": "{base: crd, datasets: {cifar101: {lr: 1}}}"}, "unknown dataset"),
+        ({"protocol": "{base: crd, datasets: {cifar100: {lr: x}}}"}, "must be a number"),
+        ({"protocol": "{base: crd, teacher: {momentum: 0}, datasets: {digits: {nesterov: true}}}"}, "on digits"),
+        ({"protocol": "{base: crd, teacher: 5}"}, "must be a mapping"),
+        ({"protocol": "{base: crd, std: [1, 1, 0]}"}, "must be greater than 0"),
+        ({"protocol": "{base: crd, mean: [1, 1]}"}, "must hold 3 values"),
+        ({"protocol": "{base: crd, epochs: 1e2}"}, "write 1.0e+2"),
+    ],
+)  # fmt: skip
+def test_values_of_a_grid(grid, keys, word):
+    with pytest.raises(BadSuite) as caught:
+        grid(**keys)
+    (problem,) = caught.value.problems
+    assert word in problem.message
+    assert problem.line > 2
+
+
+def test_mistakes_that_depend_on_each_other_are_reported_once(load):
+    """What follows from a mistake is not reported again, what does not is."""
+    text = """\
+protocol: {base: crd, lr: fast}
+dataset: digits
+grid:
+  - {teacher: vgg13, student: vgg8, method: kd, strategy: sequential}
+  - {teacher: vgg13, method: [kd, at], exclude: {student: vgg8}}
+  - {teacher: vgg13x, student: vgg8, method: kd, exclude: {teacher: vgg13}}
+  - {teacher: vgg13, student: vgg8, protocol: {base: crdd, node_embedding: 8}, method: kdd, strategy: sequential}
+  - {teacher: vgg13, student: vgg8, method: {name: kd, terms: {ce: 1}}, include: {method: nst}}
+"""
+    assert [problem.line for problem in problems_of(load, text)] == [1, 4, 5, 6, 7, 7, 8, 8]
+
+
+def test_long_values_are_shortened(grid):
+    with pytest.raises(BadSuite) as caught:
+        grid(trials="[" + "1, " * 500 + "]")
+    assert len(str(caught.value)) < 300
+
+
+JUNK = [
+    None, True, 0, -1, 3, 1.5, "", "x", "resnet8", "kd", "no", [], {}, [[]], [None], {"a": 1}, {"name": None}, {"terms": 5},
+    {"base": "crd"}, {"base": 7}, ["kd", 3], [["a", "b"]], {"ce": 1}, {"kd": {"weight": {}}}, float("inf"), float("nan"),
+    10**25, "a\nb", "\u2028", {"": ""}, [{"teacher": "vgg13"}], {"datasets": {"digits": []}}, 1e308,
+]  # fmt: skip
+
+
+def spots(value, path=()):
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in items:
+        yield from spots(child, (*path, key))
+
+
+def mutate(value, path, draw):
+    if not path:
+        return deepcopy(draw.choice(JUNK))
+    target = value
+    for key in path[:-1]:
+        target = target[key]
+    action = draw.random()
+    if action < 0.7:
+        target[path[-1]] = deepcopy(draw.choice(JUNK))
+    elif action < 0.85:
+        del target[path[-1]]
+    elif isinstance(target, dict):
+        target[draw.choice(["x", "", "protocol", "method", "teacher", "exclude", "terms"])] = deepcopy(
+            draw.choice(JUNK)
+        )
+    return value
+
+
+def refusal(file):
+    """What is wrong with a file, None where nothing is. Anything but a KdbenchError is a bug."""
+    try:
+        load_suite(file)
+    except KdbenchError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("name", ["demo", "smoke"])
+def test_junk_never_leads_to_a_traceback(name, tmp_path):
+    draw = random.Random(name)
+    original = yaml.safe_load(bundled_suites()[name].read_text(encoding="utf-8"))
+    file = tmp_path / "suite.yaml"
+    errors = []
+    for _ in range(300):
+        data = deepcopy(original)
+        for _ in range(draw.choice([1, 1, 2, 4])):
+            data = mutate(data, draw.choice(list(spots(data))), draw)
+        file.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        errors.append(refusal(file))
+    found = [error.problems for error in errors if error]
+    assert len(found) > 180
+    assert all(problem.line > 0 and problem.message for problems in found for problem in problems)
+    assert all(len(set(problems)) == len(problems) for problems in found)
+
+
+def test_torn_text_never_leads_to_a_traceback(tmp_path):
+    draw = random.Random(1)
+    original = bundled_suites()["smoke"].read_text(encoding="utf-8")
+    file = tmp_path / "suite.yaml"
+    errors = []
+    for _ in range(250):
+        text = list(original)
+        for _ in range(draw.choice([1, 3, 10])):
+            text[draw.randrange(len(text))] = draw.choice("[]{}:,-&*!|>'\"%@`#? \n\tax0.\x00\u00e9")
+        file.write_text("".join(text), encoding="utf-8")
+        errors.append(refusal(file))
+    assert sum(error is not None for error in errors) > 100
+    assert all(str(error) for error in errors if error)

@@ -1,0 +1,126 @@
+"""A worker's surroundings in this process, tiny specs, and a way to compare what runs leave on disk."""
+
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdbench.data.stream import DataSource
+from kdbench.store.store import Store
+from kdbench.suite.specs import DatasetSpec, HeadSpec, Recipe, RunSpec, TeacherSpec, TermUse
+from kdbench.training import jobs
+from kdbench.training.jobs import Workshop
+
+
+CPU = torch.device("cpu")
+TINY = DatasetSpec(name="digits", train_per_class=4, test_per_class=3)
+RECIPE = Recipe(epochs=3, batch=16, lr=0.02, momentum=0.9, weight_decay=5e-4, milestones=(2,), crop_padding=2)
+KEPT = ("spec.json", "metrics.jsonl", "result.json", "weights.safetensors")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def faulty_terms():
+    """The module of misbehaving terms can be imported by name."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    yield
+    sys.path.remove(str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Batches of 16 small images are no work for two, least of all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@dataclass
+class Bench:
+    """A results folder with a worker's view of it. ``stop_after``: so many epochs, counted over all learners."""
+
+    root: Path
+    checkpoint_seconds: float = 1e9
+    stop_after: int | None = None
+    events: list = field(default_factory=list)
+
+    def __post_init__(self):
+        self.store = Store(self.root)
+        self.data = DataSource(self.root, CPU)
+
+    def emit(self, event, **fields):
+        self.events.append({"event": event, **fields})
+
+    def stopped(self):
+        return self.stop_after is not None and self.count("epoch") >= self.stop_after
+
+    @property
+    def shop(self):
+        return Workshop(self.store, self.data, CPU, self.emit, self.stopped, self.checkpoint_seconds)
+
+    def count(self, event):
+        return sum(entry["event"] == event for entry in self.events)
+
+    def texts(self, event="message"):
+        return [entry.get("text", entry.get("reason")) for entry in self.events if entry["event"] == event]
+
+    def teachers(self, *runs):
+        for run in runs:
+            if run.teacher:
+                for spec in dict.fromkeys((run.teacher.backbone, run.teacher)):
+                    jobs.train_teacher(spec, self.shop)
+
+    def train(self, *runs, **options):
+        self.teachers(*runs)
+        return jobs.train_cohort(runs, self.shop, **options)
+
+    def files(self, *specs):
+        """What must be the same byte for byte, of runs or teachers."""
+        records = [self.store.teacher(s.id) if isinstance(s, TeacherSpec) else self.store.run(s.id) for s in specs]
+        return {(record.id, name): (record.folder / name).read_bytes() for record in records for name in KEPT}
+
+    def again(self, **changes):
+        """The same results folder after a restart."""
+        return replace(self, events=[], **changes)
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """bench(name, …): a results folder."""
+    return lambda name="results", **options: Bench(tmp_path / name, **options)
+
+
+@pytest.fixture
+def recipe():
+    return RECIPE
+
+
+@pytest.fixture
+def teacher():
+    return TeacherSpec(network="resnet8", dataset=TINY, recipe=RECIPE.model_copy(update={"epochs": 2}))
+
+
+@pytest.fixture
+def make_run(teacher):
+    """make_run({term: weight or {weight, …}}, strategy, recipe={…}, **fields): a run on a handful of digits."""
+
+    def make(terms, strategy="pretrained", recipe=None, **fields):
+        uses = []
+        for name, value in sorted(terms.items()):
+            options = dict(value) if isinstance(value, dict) else {"weight": value}
+            uses.append(TermUse(name=name, weight=float(options.pop("weight", 1)), hyperparameters=options))
+        changes = {"node_embedding": None if strategy == "pretrained" else 16, **(recipe or {})}
+        head = HeadSpec(width=16, recipe=RECIPE.model_copy(update={"lr": 0.05}))
+        parts = {
+            "pretrained": {"teacher": teacher},
+            "sequential": {"teacher": teacher.model_copy(update={"head": head})},
+            "simultaneous": {"teacher": teacher, "head": head},
+        }[strategy]
+        if set(terms) <= {"ce"} or all(":" in name or name == "ce" for name in terms):
+            parts = {}
+        spec = {"student": "resnet8", "dataset": TINY, "recipe": RECIPE.model_copy(update=changes), **parts, **fields}
+        return RunSpec(terms=tuple(uses), **spec)
+
+    return make

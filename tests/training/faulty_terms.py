@@ -1,0 +1,93 @@
+"""Terms that misbehave, for tests; named in suites and specs by import path."""
+
+import os
+import weakref
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from kdbench.methods.term import Term
+
+
+class _Counting(Term):
+    """Counts its steps in a buffer, which is part of the checkpoint."""
+
+    reads = "nothing"
+    needs_teacher = False
+
+    def __init__(self, setting, *, after: int = 0):
+        super().__init__(setting)
+        self.after = after
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def forward(self, student, teacher, batch):
+        self.steps += 1
+        if self.steps > self.after:
+            return self.fault(student)
+        return student.logits.sum() * 0
+
+
+class NotANumber(_Counting):
+    """Diverges."""
+
+    def fault(self, student):
+        return student.logits.sum() * float("nan")
+
+
+class Broken(_Counting):
+    """Raises."""
+
+    def fault(self, student):
+        raise ValueError("broken on purpose")
+
+
+class Deadly(_Counting):
+    """Ends the process, as a crash in compiled code would."""
+
+    def fault(self, student):
+        os._exit(7)
+
+
+class Unbuildable(Term):
+    """Cannot be made."""
+
+    reads = "nothing"
+    needs_teacher = False
+
+    def __init__(self, setting, *, file: str = ""):
+        super().__init__(setting)
+        if file:
+            Path(file).read_text()
+        raise ValueError("cannot be built")
+
+
+class Hungry(Term):
+    """Runs out of memory where more than ``most`` of it are alive."""
+
+    reads = "nothing"
+    needs_teacher = False
+    alive: ClassVar = weakref.WeakSet()
+
+    def __init__(self, setting, *, most: int = 1):
+        super().__init__(setting)
+        self.most = most
+        self.alive.add(self)
+
+    def __hash__(self):
+        return id(self)
+
+    def forward(self, student, teacher, batch):
+        if len(self.alive) > self.most:
+            raise torch.OutOfMemoryError(f"room for {self.most} only")
+        return student.logits.sum() * 0
+
+
+class Random(Term):
+    """Draws from torch's global generator."""
+
+    reads = "logits"
+    needs_teacher = False
+
+    def forward(self, student, teacher, batch):
+        return (student.logits * torch.randn_like(student.logits)).mean()

@@ -1,0 +1,198 @@
+"""A run in a cohort gives, byte for byte, what it gives alone; and one run's end is not its neighbours'."""
+
+import re
+
+import pytest
+import torch
+
+from kdbench.data.scenario import apply_scenario
+from kdbench.suite.specs import Scenario
+from kdbench.training import jobs
+from kdbench.training.environment import out_of_memory
+
+
+METHODS = [
+    {"ce": 1},
+    {"ce": 0.1, "kd": 0.9},
+    {"ce": 1, "fitnet": {"weight": 1, "layer": 2}},
+    {"ce": 1, "at": 100},
+    {"ce": 1, "sp": 300},
+    {"ce": 1, "vid": 1},
+    {"ce": 1, "rkd": 1},
+    {"ce": 1, "pkt": 300},
+    {"ce": 1, "faulty_terms:Random": 0.1},
+]
+
+
+@pytest.mark.parametrize("strategy", ["pretrained", "sequential", "simultaneous"])
+def test_nine_together_are_nine_alone(bench, make_run, strategy):
+    runs = [
+        make_run(terms, strategy, {"epochs": 2}) for terms in (METHODS if strategy == "pretrained" else METHODS[::4])
+    ]
+    together = bench("together")
+    together.train(*runs)
+    alone = bench("alone")
+    for run in reversed(runs):
+        alone.train(run)
+    assert together.files(*runs) == alone.files(*runs)
+    assert len({together.store.run(run.id).result().weights_sha256 for run in runs}) == len(runs)
+
+
+def test_other_students_other_lengths_and_other_rates_in_one_cohort(bench, make_run):
+    runs = [
+        make_run({"ce": 1, "kd": 1}),
+        make_run({"ce": 1, "kd": 1}, student="wrn-16-1", recipe={"epochs": 1}),
+        make_run({"ce": 1}, student="vgg8", recipe={"lr": 0.005, "evaluate_every": 2, "epochs": 4}),
+    ]
+    together, alone = bench("together"), bench("alone")
+    together.train(*runs)
+    for run in runs:
+        alone.train(run)
+    assert together.files(*runs) == alone.files(*runs)
+
+
+def test_scenarios_reach_the_student_and_leave_the_teacher_alone(bench, make_run):
+    shop = bench()
+    runs = [make_run({"ce": 1, "kd": 1}, scenario=s) for s in (Scenario(), Scenario(fraction=0.5, label_noise=0.5))]
+    for run in runs:
+        shop.train(run)
+    plain, changed = (shop.store.run(run.id).result() for run in runs)
+    assert (plain.train_images, changed.train_images) == (40, 20)
+    assert shop.count("finished") == 2 + 2
+    assert shop.store.teacher(runs[0].teacher.id).result().train_images == 40
+
+
+def test_methods_of_a_trial_start_from_the_same_weights(bench, make_run):
+    from kdbench.training.build import student_learner
+
+    shop = bench()
+    a, b, other = make_run({"ce": 1}), make_run({"ce": 1, "faulty_terms:Random": 1}), make_run({"ce": 1}, trial=1)
+    weights = []
+    for run in (a, b, other):
+        torch.manual_seed(len(weights))
+        learner = student_learner(run, shop.store, None, 40, torch.device("cpu"))
+        weights.append(torch.cat([p.flatten() for p in learner.network.parameters()]))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_methods_of_a_trial_see_the_same_subset(bench, make_run):
+    shop = bench()
+    train, _ = shop.data.sets(make_run({"ce": 1}).dataset)
+    scenario = Scenario(fraction=0.5, label_noise=0.2)
+    parts = [apply_scenario(train, scenario, make_run(terms).dataset, 0) for terms in METHODS]
+    assert all(torch.equal(part.images, parts[0].images) for part in parts)
+    assert all(torch.equal(part.labels, parts[0].labels) for part in parts)
+
+
+@pytest.mark.parametrize("after", [0, 4])
+@pytest.mark.parametrize(
+    ("term", "kind", "reason"),
+    [("NotANumber", "diverged", "loss is not finite"), ("Broken", "error", "ValueError in epoch .: broken on purpose")],
+)
+def test_a_faulty_run_ends_alone(bench, make_run, term, kind, reason, after):
+    good = [make_run({"ce": 1, "kd": 1}), make_run({"ce": 1, "at": 100})]
+    bad = make_run({"ce": 1, f"faulty_terms:{term}": {"after": after}})
+    shop, alone = bench(), bench("alone")
+    shop.train(good[0], bad, good[1])
+    alone.train(*good)
+    assert shop.files(*good) == alone.files(*good)
+    record = shop.store.run(bad.id)
+    failure = record.failure()
+    assert not record.done()
+    assert (failure.kind, failure.epoch) == (kind, 1 if after == 0 else 2)
+    assert re.match(reason, failure.reason)
+    assert shop.texts("failed") == [failure.reason]
+    assert ("Traceback" in failure.detail) == (kind == "error")
+
+
+def test_a_run_that_cannot_be_built_ends_alone(bench, make_run, tmp_path):
+    good = make_run({"ce": 1, "kd": 1})
+    bad = [
+        make_run({"ce": 1, "faulty_terms:Unbuildable": 1}),
+        make_run({"ce": 1, "faulty_terms:Unbuildable": {"file": str(tmp_path / "absent")}}),
+        make_run({"ce": 1, "faulty_terms:Unbuildable": {"nonsense": 1}}),
+    ]
+    shop = bench()
+    shop.train(*bad[:1], good, *bad[1:])
+    assert shop.store.run(good.id).done()
+    reasons = [shop.store.run(run.id).failure().reason for run in bad]
+    assert reasons[0] == "ValueError: cannot be built"
+    assert "FileNotFoundError" in reasons[1]
+    assert (
+        reasons[2]
+        == "faulty_terms:Unbuildable: unknown hyper-parameter 'nonsense' of faulty_terms:Unbuildable. It has file."
+    )
+
+
+def test_when_all_fail_the_job_still_ends(bench, make_run):
+    shop = bench()
+    runs = [make_run({"ce": 1, "faulty_terms:Broken": {"after": n}}) for n in (0, 1)]
+    runs += [make_run({"faulty_terms:Unbuildable": 1})]
+    assert not shop.train(*runs).stopped
+    assert shop.count("failed") == 3
+
+
+def test_a_failed_run_is_tried_again_and_its_old_failure_forgotten(bench, make_run, monkeypatch):
+    import faulty_terms
+
+    run = make_run({"ce": 1, "faulty_terms:Broken": 1})
+    shop = bench()
+    shop.train(run)
+    monkeypatch.setattr(faulty_terms.Broken, "fault", lambda self, student: student.logits.sum() * 0)
+    shop.train(run)
+    assert shop.store.run(run.id).done()
+    assert shop.store.run(run.id).failure() is None
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_out_of_memory_splits_the_cohort_and_goes_on(bench, make_run, most):
+    runs = [make_run({"ce": 1, "faulty_terms:Hungry": {"most": most, "weight": w}}) for w in (1, 2, 3, 4, 5)]
+    shop, alone = bench(), bench("alone")
+    shop.train(*runs)
+    assert any("out of memory with 5 students" in text for text in shop.texts())
+    for run in runs:
+        alone.train(run)
+    assert shop.files(*runs) == alone.files(*runs)
+    assert shop.count("failed") == 0
+
+
+def test_a_run_without_room_for_itself_fails_alone(bench, make_run):
+    big = make_run({"ce": 1, "faulty_terms:Hungry": {"most": 0}})
+    good = make_run({"ce": 1, "kd": 1})
+    shop = bench()
+    shop.train(big, good)
+    assert shop.store.run(good.id).done()
+    assert shop.store.run(big.id).failure().reason == "out of memory: room for 0 only"
+
+
+def test_memory_errors_of_torch_are_known():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    assert out_of_memory(caught.value)
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert out_of_memory(MemoryError())
+    assert not out_of_memory(RuntimeError("shapes do not fit"))
+
+
+def test_runs_that_another_process_is_at_are_left_to_it(bench, make_run):
+    runs = [make_run({"ce": 1}, trial=n) for n in range(3)]
+    shop = bench()
+    with shop.store.run(runs[1].id).lock():
+        outcome = jobs.train_cohort(runs, shop.shop)  # a second lock object on the same file: another process
+    assert outcome.busy == [runs[1].id]
+    assert [shop.store.run(run.id).done() for run in runs] == [True, False, True]
+    assert not shop.store.run(runs[1].id).folder.exists()
+
+
+def test_what_another_process_has_done_or_failed_meanwhile_is_not_done_again(bench, make_run):
+    done, failed = make_run({"ce": 1}), make_run({"ce": 1, "faulty_terms:Broken": 1})
+    shop = bench()
+    shop.train(done, failed)
+    before = shop.files(done)
+    later = shop.again()
+    later.train(done, failed, waited=True)
+    assert later.count("epoch") == 0
+    assert later.texts("failed") == ["ValueError in epoch 1: broken on purpose"]
+    assert [e["id"] for e in later.events if e["event"] == "finished"] == [done.id]
+    assert later.files(done) == before

@@ -1,0 +1,156 @@
+"""What a recipe says reaches SGD, and what an epoch gives is written down."""
+
+import pytest
+import torch
+from torch import nn
+
+from kdbench.data.batch import Batch
+from kdbench.evaluation.accuracy import Scores
+from kdbench.methods import Setting, build_term
+from kdbench.models import build
+from kdbench.models.shapes import measure_shapes
+from kdbench.store.store import Store
+from kdbench.suite.specs import Recipe
+from kdbench.training.learner import Learner
+from kdbench.training.optimiser import make_optimiser, set_learning_rate
+
+
+@pytest.fixture
+def learner(tmp_path, recipe):
+    """learner(keep_best=False, **changes): a resnet8 that learns from cross-entropy."""
+
+    def make(keep_best=False, weight=1.0, **changes):
+        torch.manual_seed(0)
+        network = build("resnet8", 10)
+        shapes = measure_shapes(network, 32)
+        terms = {"ce": build_term("ce", Setting(shapes, shapes, 10, 40, 16))}
+        settings = recipe.model_copy(update=changes)
+        return Learner(Store(tmp_path).run("x"), network, terms, {"ce": weight}, settings, keep_best=keep_best)
+
+    return make
+
+
+def batch(seed=0, size=16):
+    draw = torch.Generator().manual_seed(seed)
+    return Batch(
+        torch.randn(size, 3, 32, 32, generator=draw), torch.randint(0, 10, (size,), generator=draw), torch.arange(size)
+    )
+
+
+def test_the_rate_falls_after_each_milestone(learner, bench, make_run):
+    recipe = Recipe(epochs=6, batch=16, lr=0.5, milestones=(2, 4), decay=0.1)
+    assert [recipe.lr_at(epoch) for epoch in range(1, 7)] == pytest.approx([0.5, 0.5, 0.05, 0.05, 0.005, 0.005])
+    one = learner(lr=0.5, milestones=(2, 4))
+    for epoch in (1, 3, 5):
+        one.begin_epoch(epoch)
+        assert one.optimiser.param_groups[0]["lr"] == recipe.lr_at(epoch)
+    shop, run = bench(), make_run({"ce": 1}, recipe={"lr": 0.02, "milestones": (1, 2), "decay": 0.5})
+    shop.train(run)
+    assert [row["lr"] for row in shop.store.run(run.id).metrics()] == pytest.approx([0.02, 0.01, 0.005])
+
+
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+def test_sgd_is_the_textbook_one(momentum, nesterov):
+    recipe = Recipe(epochs=1, batch=2, lr=0.1, momentum=momentum, nesterov=nesterov, weight_decay=0.01)
+    weight = nn.Parameter(torch.randn(50, dtype=torch.float32))
+    expected, velocity = weight.detach().double().clone(), None
+    optimiser = make_optimiser([weight], recipe)
+    for step in range(5):
+        rate = 0.1 if step < 3 else 0.01
+        set_learning_rate(optimiser, rate)
+        weight.grad = torch.randn(50)
+        gradient = weight.grad.double() + 0.01 * expected
+        velocity = gradient if velocity is None else momentum * velocity + gradient
+        expected = expected - rate * (gradient + momentum * velocity if nesterov else velocity)
+        optimiser.step()
+    assert torch.allclose(weight.double(), expected, atol=1e-6)
+
+
+def test_the_parameters_of_terms_train_with_the_network(bench, make_run):
+    from kdbench.training.build import student_learner
+
+    run, shop = make_run({"ce": 1, "vid": 1}), bench()
+    torch.manual_seed(0)
+    learner = student_learner(run, shop.store, build("resnet8x4", 10), 40, torch.device("cpu"))
+    inside = {id(p) for group in learner.optimiser.param_groups for p in group["params"]}
+    assert {id(p) for p in learner.terms.parameters()} < inside
+    assert len(list(learner.terms.parameters())) > 0
+    before = [p.clone() for p in learner.terms.parameters()]
+    teacher = build("resnet8x4", 10).eval().requires_grad_(False)
+    learner.begin_epoch(1)
+    learner.step(batch(), teacher(batch().images))
+    assert all(not torch.equal(a, b) for a, b in zip(before, learner.terms.parameters(), strict=True) if b.grad.any())
+
+
+def test_the_loss_written_down_is_the_mean_over_images(learner):
+    one = learner(weight=2.0, lr=1e-12)
+    one.begin_epoch(1)
+    batches = [batch(0, 16), batch(1, 4)]
+    losses = []
+    for each in batches:
+        losses.append(nn.functional.cross_entropy(one.network(each.images).logits, each.labels).item())
+        one.step(each, None)
+    one.end_epoch(1, Scores(12.5, 50.0), 3.0)
+    (row,) = one.progress.metrics
+    mean = (16 * losses[0] + 4 * losses[1]) / 20
+    assert row["terms"] == {"ce": pytest.approx(mean, rel=1e-4)}
+    assert row["loss"] == pytest.approx(2 * mean, rel=1e-4)
+    assert (row["epoch"], row["top1"], row["top5"]) == (1, 12.5, 50.0)
+    assert one.progress.seconds == 3.0
+
+
+def test_best_is_the_first_of_the_best_and_last_the_last_that_was_tested(learner):
+    one = learner(keep_best=True, epochs=4)
+    kept = []
+    for epoch, top1 in enumerate([10.0, 30.0, 30.0, 20.0], start=1):
+        one.begin_epoch(epoch)
+        one.step(batch(epoch), None)
+        one.end_epoch(epoch, Scores(top1, 90.0), 0.0)
+        kept.append(one.best_weights["conv1.weight"])
+    assert (one.best().epoch, one.best().top1) == (2, 30.0)
+    assert (one.last().epoch, one.last().top1) == (4, 20.0)
+    assert kept[1] is kept[2] is kept[3]
+    assert not torch.equal(kept[3], one.network.conv1.weight)
+    assert one.finished
+    assert not one.active
+
+
+def test_only_every_so_many_epochs_are_tested_and_the_last_one_always(learner, bench, make_run):
+    assert [e for e in range(1, 8) if learner(epochs=7, evaluate_every=3).due_for_test(e)] == [3, 6, 7]
+    shop, run = bench(), make_run({"ce": 1}, recipe={"epochs": 3, "evaluate_every": 2})
+    shop.train(run)
+    assert [row.get("top1") is not None for row in shop.store.run(run.id).metrics()] == [False, True, True]
+    assert shop.store.run(run.id).result().last.epoch == 3
+
+
+@pytest.mark.parametrize("strategy", ["pretrained", "simultaneous"])
+def test_bf16_trains_to_finite_numbers_and_stores_float32(bench, make_run, strategy):
+    from safetensors.torch import load_file
+
+    runs = [
+        make_run({"ce": 1, **t}, strategy, {"precision": "bf16", "epochs": 2})
+        for t in ({"kd": 1}, {"at": 100, "sp": 300})
+    ]
+    shop = bench()
+    shop.train(*runs)
+    for run in runs:
+        assert shop.store.run(run.id).result()
+        tensors = load_file(shop.store.run(run.id).weights_file)
+        assert all(t.dtype in (torch.float32, torch.int64) and t.isfinite().all() for t in tensors.values())
+
+
+def test_what_is_random_in_a_step_belongs_to_the_run_the_epoch_and_the_step(learner):
+    one = learner()
+    drawn = []
+    for epoch in (1, 2):
+        one.progress.epoch = epoch - 1
+        one.begin_epoch(epoch)
+        for each in (batch(0), batch(1)):
+            one.step(each, None)
+            drawn.append(torch.rand(()).item())
+    torch.manual_seed(5)
+    again = learner()
+    again.begin_epoch(1)
+    again.step(batch(0), None)
+    assert torch.rand(()).item() == drawn[0]
+    assert len(set(drawn)) == 4

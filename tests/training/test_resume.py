@@ -1,0 +1,167 @@
+"""Stopped or killed after any epoch, a run ends bit for bit where the uninterrupted one ends."""
+
+import random
+
+import pytest
+
+from kdbench.store.record import Record
+from kdbench.training import checkpoint, jobs
+
+
+def mixed(make_run, strategy):
+    return [make_run(t, strategy) for t in ({"ce": 1}, {"ce": 1, "kd": 1}, {"ce": 1, "vid": 1})]
+
+
+@pytest.mark.parametrize("strategy", ["pretrained", "sequential", "simultaneous"])
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_stopped_after_any_epoch(bench, make_run, strategy, epochs):
+    runs = mixed(make_run, strategy)
+    whole, halting = bench("whole"), bench("halting")
+    whole.train(*runs)
+    halting.teachers(*runs)
+    first = halting.again(stop_after=epochs * len(runs))
+    assert jobs.train_cohort(runs, first.shop).stopped
+    assert all(first.store.run(run.id).started() and not first.store.run(run.id).done() for run in runs)
+    second = halting.again()
+    jobs.train_cohort(runs, second.shop)
+    assert second.texts("resumed") == [f"goes on after epoch {epochs}"] * 3
+    assert second.count("epoch") == (3 - epochs) * 3
+    assert halting.files(*runs) == whole.files(*runs)
+    assert not any(halting.store.run(run.id).started() for run in runs)
+    assert {halting.store.run(run.id).about()["sessions"] for run in runs} == {2}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+@pytest.mark.parametrize("strategy", ["pretrained", "simultaneous"])
+def test_killed_between_the_writes_of_a_checkpoint(bench, make_run, strategy, monkeypatch):
+    """Learners are left at different epochs; those behind catch up, and all end as if nothing had been."""
+    runs = mixed(make_run, strategy)
+    whole = bench("whole")
+    whole.train(*runs)
+    save = checkpoint.save_checkpoint
+    for fatal in (2, 4, 6):
+        hurt = bench(f"hurt{fatal}", checkpoint_seconds=0)
+        hurt.teachers(*runs)
+        calls = iter(range(1, 100))
+
+        def dying(learner, state, calls=calls, fatal=fatal):
+            if next(calls) == fatal:
+                raise Killed
+            save(learner, state)
+
+        monkeypatch.setattr("kdbench.training.loop.save_checkpoint", dying)
+        with pytest.raises(Killed):
+            jobs.train_cohort(runs, hurt.shop)
+        monkeypatch.setattr("kdbench.training.loop.save_checkpoint", save)
+        jobs.train_cohort(runs, hurt.shop)
+        assert hurt.files(*runs) == whole.files(*runs)
+
+
+@pytest.mark.parametrize("fatal", [2, 3])
+def test_killed_while_the_results_are_written(bench, make_run, fatal, monkeypatch):
+    runs = [make_run({"ce": 1}), make_run({"ce": 2})]
+    whole, hurt = bench("whole"), bench("hurt", checkpoint_seconds=0)
+    whole.train(*runs)
+    hurt.teachers(*runs)
+    finish, calls = Record.finish, iter(range(1, 100))
+
+    def dying(record, result, about):
+        if next(calls) == fatal:
+            raise Killed
+        finish(record, result, about)
+        if next(calls) == fatal:
+            raise Killed
+
+    monkeypatch.setattr(Record, "finish", dying)
+    with pytest.raises(Killed):
+        jobs.train_cohort(runs, hurt.shop)
+    monkeypatch.setattr(Record, "finish", finish)
+    jobs.train_cohort(runs, hurt.shop)
+    assert hurt.files(*runs) == whole.files(*runs)
+
+
+def test_other_company_after_a_stop(bench, make_run):
+    """A plain student that starts late does not disturb a teacher that is learning."""
+    runs = mixed(make_run, "simultaneous")
+    whole, apart = bench("whole"), bench("apart")
+    whole.train(*runs)
+    apart.teachers(*runs)
+    jobs.train_cohort(runs[1:], apart.again(stop_after=4).shop)
+    jobs.train_cohort(runs, apart.shop)
+    assert apart.files(*runs) == whole.files(*runs)
+
+
+@pytest.mark.parametrize("head", [False, True])
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_teacher_that_keeps_its_best_epoch(bench, make_run, epochs, head):
+    run = make_run({"ce": 1, "kd": 1}, "sequential" if head else "pretrained")
+    spec = run.teacher.model_copy(update={"checkpoint": "best", "recipe": run.recipe.model_copy(update={"lr": 0.3})})
+    whole, halting = bench("whole"), bench("halting")
+    for each in (whole, halting):
+        jobs.train_teacher(spec.backbone, each.shop) if head else None
+    jobs.train_teacher(spec, whole.shop)
+    jobs.train_teacher(spec, halting.again(stop_after=epochs).shop)
+    jobs.train_teacher(spec, halting.shop)
+    assert halting.files(spec) == whole.files(spec)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_damaged_state_is_set_aside_and_the_run_starts_again(bench, make_run, seed):
+    runs = mixed(make_run, "simultaneous")[:2]
+    whole, hurt = bench("whole"), bench("hurt")
+    whole.train(*runs)
+    hurt.teachers(*runs)
+    jobs.train_cohort(runs, hurt.again(stop_after=4).shop)
+    path = hurt.store.run(runs[1].id).state_file
+    content = bytearray(path.read_bytes())
+    draw = random.Random(seed)
+    if seed < 2:
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    else:
+        del content[0 if seed == 2 else len(content) // 2 :]
+    path.write_bytes(content)
+    last = hurt.again()
+    jobs.train_cohort(runs, last.shop)
+    assert any("set aside as state.pt.damaged-1" in text for text in last.texts("resumed"))
+    assert (path.parent / "state.pt.damaged-1").exists()
+    assert hurt.files(*runs) == whole.files(*runs)
+
+
+def test_a_state_that_does_not_fit_in_memory_is_kept(bench, make_run, monkeypatch):
+    import torch
+
+    run = make_run({"ce": 1})
+    shop = bench()
+    jobs.train_cohort([run], shop.again(stop_after=1).shop)
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "load", full)
+    jobs.train_cohort([run], shop.shop)
+    assert shop.store.run(run.id).failure().reason == "out of memory: CUDA out of memory"
+    assert shop.store.run(run.id).started()
+
+
+def test_what_a_killed_process_was_writing_is_removed(bench, make_run):
+    run = make_run({"ce": 1})
+    shop = bench()
+    folder = shop.store.run(run.id).folder
+    folder.mkdir(parents=True)
+    (folder / ".state.pt.abc123.tmp").write_bytes(b"half")
+    shop.train(run)
+    assert not list(folder.glob(".*"))
+
+
+def test_a_damaged_result_is_set_aside_and_the_run_repeated(bench, make_run):
+    run = make_run({"ce": 1})
+    shop = bench()
+    shop.train(run)
+    before = shop.files(run)
+    (shop.store.run(run.id).folder / "result.json").write_text("{}")
+    shop.train(run)
+    assert shop.files(run) == before
+    assert any("set aside as result.json.damaged-1" in text for text in shop.texts())

@@ -1,0 +1,204 @@
+"""Teachers: trained once, checked at every load, changed by nobody; and what each strategy does with them."""
+
+import pytest
+import torch
+from torch import nn
+
+from kdbench.errors import BadRecord, LostTeacher
+from kdbench.plan.plan import Cohort
+from kdbench.training import jobs
+from kdbench.training.build import load_teacher, with_head
+from kdbench.training.guide import Guide, LearningGuide
+
+
+CPU = torch.device("cpu")
+
+
+def weights(network):
+    return {key: value.clone() for key, value in network.state_dict().items()}
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """The guides that cohorts make."""
+    made, make = [], jobs.make_guide
+    monkeypatch.setattr(jobs, "make_guide", lambda *a: made.append(make(*a)) or made[-1])
+    return made
+
+
+def test_a_teacher_is_trained_once(bench, make_run):
+    shop = bench()
+    runs = [make_run({"ce": 1, "kd": 1}, trial=n) for n in range(2)]
+    for run in runs:
+        shop.train(run)
+    teacher = runs[0].teacher
+    assert sum(e["event"] == "epoch" and e["id"] == teacher.id for e in shop.events) == teacher.recipe.epochs
+    before = shop.files(teacher)
+    jobs.train_teacher(teacher, shop.shop)
+    assert shop.files(teacher) == before
+
+
+def test_who_finds_a_teacher_taken_comes_back_later(bench, teacher):
+    shop = bench()
+    with shop.store.teacher(teacher.id).lock():
+        assert jobs.train_teacher(teacher, shop.shop).busy == [teacher.id]
+    assert not shop.store.teacher(teacher.id).folder.exists()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "result", "other"])
+@pytest.mark.parametrize("strategy", ["pretrained", "sequential", "simultaneous"])
+def test_a_damaged_teacher_is_set_aside_and_rebuilt_bit_for_bit(bench, make_run, damage, strategy):
+    run, shop = make_run({"ce": 1, "kd": 1}, strategy, {"epochs": 1}), bench()
+    shop.teachers(run)
+    before = shop.files(run.teacher)
+    record = shop.store.teacher(run.teacher.id)
+    content = bytearray(record.weights_file.read_bytes())
+    if damage == "flip":
+        content[-1000] ^= 1
+        record.weights_file.write_bytes(content)
+    elif damage == "cut":
+        record.weights_file.write_bytes(content[:-5000])
+    elif damage == "gone":
+        record.weights_file.unlink()
+    else:
+        (record.folder / "result.json").write_text("{}" if damage == "result" else '{"id": 3}')
+    with pytest.raises(LostTeacher, match=r"set aside \(.*damaged-1\) and trained again"):
+        jobs.train_cohort([run], shop.shop)
+    assert not shop.store.run(run.id).done()
+    assert not record.folder.exists()
+    shop.train(run)
+    assert shop.files(run.teacher) == before
+    assert shop.store.run(run.id).done()
+
+
+def test_a_damaged_backbone_is_found_before_its_new_layers_are_trained(bench, make_run):
+    run, shop = make_run({"ce": 1, "kd": 1}, "sequential"), bench()
+    jobs.train_teacher(run.teacher.backbone, shop.shop)
+    shop.store.teacher(run.teacher.backbone.id).weights_file.write_bytes(b"nonsense")
+    with pytest.raises(LostTeacher, match="set aside"):
+        jobs.train_teacher(run.teacher, shop.shop)
+    shop.train(run)
+    assert shop.store.run(run.id).done()
+
+
+def test_a_teacher_that_is_lost_and_rebuilt_by_others_is_left_alone(bench, teacher):
+    shop = bench()
+    jobs.train_teacher(teacher, shop.shop)
+    assert "another process has trained it again" in str(jobs.lost_teacher(teacher, "odd", shop.shop))
+    with shop.store.teacher(teacher.id).lock():
+        assert "another process is at it" in str(jobs.lost_teacher(teacher, "odd", shop.shop))
+    assert shop.store.teacher(teacher.id).done()
+
+
+def test_a_teacher_that_is_not_there_is_a_lost_one(bench, make_run, teacher):
+    shop = bench()
+    with pytest.raises(BadRecord, match="is not there"):
+        load_teacher(teacher, shop.store, CPU)
+    with pytest.raises(LostTeacher):
+        jobs.train_cohort([make_run({"ce": 1, "kd": 1})], shop.shop)
+
+
+@pytest.mark.parametrize("strategy", ["pretrained", "sequential", "simultaneous"])
+def test_students_change_nothing_of_a_finished_teacher(bench, make_run, watched, strategy):
+    shop, run = bench(), make_run({"ce": 1, "kd": 1, "at": 100}, strategy)
+    shop.teachers(run)
+    before = weights(load_teacher(run.teacher, shop.store, CPU))
+    jobs.train_cohort([run], shop.shop)
+    after = weights(watched[0].network)
+    if strategy == "simultaneous":
+        before = {f"backbone.{key}": value for key, value in before.items() if not key.startswith("fc.")}
+        changed = {key: after.pop(key) for key in list(after) if not key.startswith("backbone.")}
+        assert set(changed) == {"node.weight", "node.bias", "fc.weight", "fc.bias"}
+    assert same(before, after)
+    norms = [module for module in watched[0].network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms
+    assert not any(norm.training for norm in norms)
+
+
+def test_the_backbone_of_a_sequential_teacher_stays_as_it_was(bench, make_run):
+    shop, run = bench(), make_run({"ce": 1, "kd": 1}, "sequential")
+    shop.teachers(run)
+    backbone = weights(load_teacher(run.teacher.backbone, shop.store, CPU))
+    whole = weights(load_teacher(run.teacher, shop.store, CPU))
+    for key, value in backbone.items():
+        if not key.startswith("fc."):
+            assert torch.equal(whole[f"backbone.{key}"], value)
+    fresh = with_head(load_teacher(run.teacher.backbone, shop.store, CPU), run.teacher)
+    assert not torch.equal(fresh.node.weight, whole["node.weight"])
+
+
+@pytest.mark.parametrize("strategy", ["pretrained", "sequential"])
+def test_a_finished_teacher_shows_what_its_file_computes(bench, make_run, strategy):
+    shop, run = bench(), make_run({"ce": 1, "kd": 1}, strategy)
+    shop.teachers(run)
+    guide = jobs.make_guide(Cohort((run,)), shop.shop)
+    assert type(guide) is Guide
+    stream = shop.data.stream(run.dataset, run.scenario, run.recipe, 0)
+    batch = next(stream.epoch(1))
+    shown = guide.show(batch, bf16=False)
+    expected = load_teacher(run.teacher, shop.store, CPU).eval()(batch.images)
+    assert torch.equal(shown.logits, expected.logits)
+    assert torch.equal(shown.embedding, expected.embedding)
+    assert not any(t.requires_grad for t in (shown.logits, shown.embedding, *shown.features, *shown.preactivations))
+
+
+def test_new_layers_end_the_same_with_one_student_and_with_three(bench, make_run, watched):
+    runs = [make_run(t, "simultaneous") for t in ({"ce": 1, "kd": 1}, {"ce": 1, "vid": 5}, {"ce": 1, "rkd": 1})]
+    three, one = bench("three"), bench("one")
+    three.train(*runs)
+    one.train(runs[1])
+    assert same(weights(watched[0].network), weights(watched[1].network))
+
+
+def test_new_layers_learn_from_cross_entropy_alone_and_show_what_they_were_before_each_step(bench, make_run):
+    shop, run = bench(), make_run({"ce": 1, "kd": 1}, "simultaneous")
+    shop.teachers(run)
+    guide = jobs.make_guide(Cohort((run,)), shop.shop)
+    assert isinstance(guide, LearningGuide)
+    copy = with_head(
+        load_teacher(run.teacher, shop.store, CPU), run.teacher.model_copy(update={"head": run.head})
+    ).eval()
+    plain = torch.optim.SGD([*copy.node.parameters(), *copy.fc.parameters()], lr=0.05, momentum=0.9, weight_decay=5e-4)
+    stream = shop.data.stream(run.dataset, run.scenario, run.recipe, 0)
+    guide.begin_epoch(1)
+    for batch in stream.epoch(1):
+        outputs = copy(batch.images)
+        shown = guide.show(batch, bf16=False)
+        assert torch.allclose(shown.logits, outputs.logits, atol=1e-5)
+        assert not any(t.requires_grad for t in (shown.logits, shown.embedding, *shown.features, *shown.preactivations))
+        plain.zero_grad()
+        nn.functional.cross_entropy(outputs.logits, batch.labels).backward()
+        plain.step()
+    assert torch.allclose(guide.network.node.weight, copy.node.weight, atol=1e-5)
+    guide.begin_epoch(3)
+    assert guide.optimiser.param_groups[0]["lr"] == pytest.approx(0.005)
+
+
+def test_a_teacher_that_keeps_its_best_epoch_is_stored_with_it(bench, teacher):
+    spec = teacher.model_copy(
+        update={"checkpoint": "best", "recipe": teacher.recipe.model_copy(update={"epochs": 5, "lr": 0.2})}
+    )
+    shop = bench()
+    jobs.train_teacher(spec, shop.shop)
+    record = shop.store.teacher(spec.id)
+    rows = record.metrics()
+    best = max(rows, key=lambda row: row["top1"])
+    assert record.result().best.model_dump() == {key: best[key] for key in ("epoch", "top1", "top5")}
+    network = load_teacher(spec, shop.store, CPU).eval()
+    hits = [
+        (network(images).logits.argmax(1) == labels) for images, labels in shop.data.test(spec.dataset, spec.recipe)
+    ]
+    assert 100 * torch.cat(hits).float().mean().item() == pytest.approx(best["top1"])
+    assert record.result().last.epoch == 5
+
+
+def test_a_teacher_that_diverges_says_so(bench, teacher):
+    spec = teacher.model_copy(update={"recipe": teacher.recipe.model_copy(update={"lr": 1e30})})
+    shop = bench()
+    jobs.train_teacher(spec, shop.shop)
+    assert shop.store.teacher(spec.id).failure().kind == "diverged"
+    assert shop.count("failed") == 1
