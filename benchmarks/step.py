@@ -41,7 +41,14 @@ def main() -> None:
     recipe = protocol.settings.recipe(options.student, "cifar100").model_copy(update={"batch": options.batch})
     teacher = TeacherSpec(network=options.teacher, dataset=dataset, recipe=recipe)
     runs = [
-        RunSpec(student=options.student, teacher=teacher, terms=protocol.methods["kd"], dataset=dataset, recipe=recipe, trial=n)
+        RunSpec(
+            student=options.student,
+            teacher=teacher,
+            terms=protocol.methods["kd"],
+            dataset=dataset,
+            recipe=recipe,
+            trial=n,
+        )
         for n in range(options.runs)
     ]
     count = options.batch * options.steps
@@ -65,7 +72,11 @@ def main() -> None:
         )
     steps = options.steps
     floor_one, floor_many = teacher_floor + student_floor, teacher_floor + options.runs * student_floor
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu_name()}, {torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{cpu_name()}, {torch.get_num_threads()} threads"
+    )
     print(f"{options.teacher} -> {options.student}, kd, batch {options.batch}; torch {torch.__version__}; {name}")
     print(f"teacher forward        {teacher_floor / steps * 1e3:8.1f} ms")
     print(f"student step           {student_floor / steps * 1e3:8.1f} ms")

@@ -254,7 +254,7 @@ def _hyperparameters(classes: list[_Class]) -> dict[str, Hyperparameter]:
     return found
 
 
-def _constant(name: str, classes: list[_Class]) -> Any:  # noqa: ANN401 (whatever the class says)
+def _constant(name: str, classes: list[_Class]) -> Any:
     """Value of a class constant, taken from the nearest class that sets it."""
     for each in classes:
         for node in each.node.body:
@@ -264,7 +264,7 @@ def _constant(name: str, classes: list[_Class]) -> Any:  # noqa: ANN401 (whateve
     raise BadInput(f"{classes[-1].path} does not set {name}")
 
 
-def _literal(node: ast.expr | None, what: str, owner: _Class) -> Any:  # noqa: ANN401 (any literal)
+def _literal(node: ast.expr | None, what: str, owner: _Class) -> Any:
     """Evaluate a literal expression."""
     try:
         return ast.literal_eval(node or ast.Name("missing"))

@@ -13,7 +13,7 @@ from kdbench.methods.term import Setting, Term
 __all__ = ["Setting", "Term", "build_term"]
 
 
-def build_term(name: str, setting: Setting, **hyper: Any) -> Term:  # noqa: ANN401 (each term has its own)
+def build_term(name: str, setting: Setting, **hyper: Any) -> Term:
     """Build a loss term.
 
     name is a bundled term ("kd"), one that an installed package announces (entry points of the group "kdbench.terms"),
