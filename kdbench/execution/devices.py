@@ -49,6 +49,8 @@ def make_slots(wanted: str, jobs_per_device: int) -> list[Slot]:
     """
     if jobs_per_device < 1:
         raise BadInput("--jobs-per-device must be 1 or more")
+    if wanted == "cpu" and jobs_per_device == 1:
+        return [Slot("cpu", "cpu", {})]
     facts = probe()
     count = len(facts["gpus"])
     if wanted == "cpu" or (wanted == "auto" and count == 0):

@@ -43,10 +43,9 @@ class Job:
             return {"teacher": self.teacher.model_dump(mode="json"), "waited": self.waited}
         return {"runs": [run.model_dump(mode="json") for run in self.runs], "waited": self.waited}
 
-    def waiting(self, ids: Container[str], until: float) -> Job:
-        """The part of it that another process is at, to be tried again."""
-        runs = tuple(run for run in self.runs if run.id in ids)
-        return replace(self, runs=runs, not_before=until, waited=True)
+    def only(self, ids: Container[str], **changes: Any) -> Job:
+        """The same job with these of its runs alone; a teacher stays a teacher."""
+        return replace(self, runs=tuple(run for run in self.runs if run.id in ids), **changes)
 
     def halves(self, crashes: int) -> list[Job]:
         """Both halves of a cohort."""

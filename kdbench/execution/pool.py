@@ -125,12 +125,15 @@ class Pool:
         return next(ready, None)
 
     def _drop_hopeless(self) -> None:
-        """Give up the jobs whose teacher could not be trained, and those that need them in turn."""
+        """Give up what needs a teacher that could not be trained, and what needs that in turn."""
         failed = self.result.failed
         while hopeless := [(job, job.needs.id) for job in self.pending if job.needs and job.needs.id in failed]:
             for job, teacher in hopeless:
                 self.pending.remove(job)
-                self._fail(job.ids, job, f"its teacher failed: {failed[teacher]}")
+                rest = [run.id for run in job.runs if run.teacher is None]
+                self._fail([id for id in job.ids if id not in rest], job, f"its teacher failed: {failed[teacher]}")
+                if rest:
+                    self.pending.append(job.only(rest))
 
     def _handle(self, slot: str, event: dict[str, Any]) -> None:
         match event["event"]:
@@ -160,7 +163,7 @@ class Pool:
     def _wait(self, job: Job, busy: Sequence[str]) -> None:
         """Try again later what another process is at."""
         if busy:
-            self.pending.append(job.waiting(busy, time.monotonic() + RETRY_SECONDS))
+            self.pending.append(job.only(busy, not_before=time.monotonic() + RETRY_SECONDS, waited=True))
 
     def _exited(self, slot: str, code: int) -> None:
         worker = self.workers.pop(slot)

@@ -1,0 +1,113 @@
+"""Progress: plain lines where standard error is no terminal, one display where it is."""
+
+import io
+import sys
+
+import pytest
+
+from kdbench.cli.progress import Progress, Tally
+from kdbench.plan.plan import make_plan
+from kdbench.store.store import Store
+from kdbench.suite.specs import DatasetSpec, Recipe, RunSpec, TeacherSpec, TermUse
+
+
+DIGITS = DatasetSpec(name="digits")
+RECIPE = Recipe(epochs=4, batch=16, lr=0.1)
+TEACHER = TeacherSpec(network="resnet20", dataset=DIGITS, recipe=RECIPE)
+RUNS = [
+    RunSpec(student="resnet8", teacher=TEACHER, terms=(TermUse(name="kd", weight=w),), dataset=DIGITS, recipe=RECIPE)
+    for w in (1.0, 2.0)
+]
+
+
+def epoch(id, number, top1=None):
+    return {
+        "event": "epoch",
+        "id": id,
+        "epoch": number,
+        "epochs": 4,
+        "loss": 1.25,
+        "top1": top1,
+        "images_per_second": 1234.5,
+    }
+
+
+@pytest.fixture
+def progress(tmp_path):
+    return Progress([], make_plan(RUNS, Store(tmp_path)))
+
+
+def drive(progress):
+    progress.listen("cpu", {"event": "started", "teacher": TEACHER, "runs": ()})
+    progress.listen("cpu", epoch(TEACHER.id, 1, 50.0))
+    progress.listen("cpu", epoch(TEACHER.id, 2, 51.0))
+    progress.listen("cpu", {"event": "finished", "id": TEACHER.id, "top1": 99.0})
+    progress.listen("cpu", {"event": "done", "busy": []})
+    progress.listen("cpu", {"event": "started", "teacher": None, "runs": RUNS})
+    progress.listen(
+        "cpu", {"event": "resumed", "id": RUNS[0].id, "epoch": 2, "epochs": 4, "text": "goes on after epoch 2"}
+    )
+    progress.listen("cpu", epoch(RUNS[0].id, 3))
+    progress.listen("", {"event": "failed", "id": RUNS[1].id, "reason": "loss is not finite"})
+    progress.listen("cpu", {"event": "finished", "id": RUNS[0].id, "top1": 91.5})
+    progress.listen("", {"event": "message", "text": "[not markup]"})
+    progress.listen("cpu", {"event": "ready"})
+
+
+def test_plain_lines(progress, capsys):
+    with progress:
+        drive(progress)
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert lines[0] == "[cpu] teacher resnet20 on digits: starts"
+    assert lines[1].startswith(
+        "[cpu] teacher resnet20 on digits: epoch 1/4, loss 1.250, top-1 50.00, 1,234 images/s; 0 of 2 runs"
+    )
+    assert "finished teacher resnet20 on digits: top-1 99.00" in lines
+    assert "[cpu] 2 students of resnet20, trial 0: starts" in lines
+    assert "resnet8: goes on after epoch 2" in lines
+    assert "FAILED resnet8: loss is not finite" in lines
+    assert "finished resnet8: top-1 91.50" in lines
+    assert lines[-1] == "[not markup]"
+    assert not any("epoch 2/4" in line for line in lines), "not every epoch is a line"
+    assert progress._summary().startswith("1 of 2 runs, 1 failed")
+
+
+def test_a_terminal_gets_one_display(progress, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress:
+        drive(progress)
+        table = progress._render()
+        assert table.row_count == 4
+    assert "[not markup]" in screen.getvalue()
+
+
+def test_the_display_of_a_large_cohort_is_cut(progress):
+    many = [run.model_copy(update={"trial": n}) for n in range(15) for run in RUNS]
+    progress.members |= {run.id: progress.members[RUNS[0].id] for run in many}
+    progress.listen("gpu:0", {"event": "started", "teacher": None, "runs": many})
+    assert progress._render().row_count == 1 + 20 + 1 + 1
+
+
+def test_time_left_counts_what_this_session_has_done():
+    tally = Tally(total=100.0, runs=2)
+    tally.started -= 60
+    assert tally.left() == "time left unknown"
+    tally.done["a"] = tally.earlier["a"] = 50.0
+    assert tally.left() == "time left unknown"
+    tally.done["a"] = 75.0
+    assert tally.left() == "about 60 s left"
+
+
+def test_a_teacher_that_was_not_planned_is_shown_all_the_same(progress, capsys):
+    other = TEACHER.model_copy(update={"seed": 3})
+    progress.listen("cpu", {"event": "started", "teacher": other, "runs": ()})
+    progress.listen("cpu", epoch(other.id, 1))
+    assert "teacher resnet20 on digits: epoch 1/4" in capsys.readouterr().err

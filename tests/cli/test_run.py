@@ -1,0 +1,184 @@
+"""kdbench run: what it refuses, what it reports, and what it hands to the pool. The pool itself is made up."""
+
+import signal
+import sys
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from kdbench.cli.app import app
+from kdbench.errors import BadInput, BadSuite, Interrupted, KdbenchError
+from kdbench.execution import devices, pool
+from kdbench.execution.pool import PoolResult
+from kdbench.store.record import Accuracy, Failure, Result
+from kdbench.store.store import Store
+from kdbench.suite.load import load_suite
+
+
+SUITE = {
+    "protocol": "smoke",
+    "dataset": {"name": "digits", "train_per_class": 4, "test_per_class": 2},
+    "grid": [{"teacher": "resnet8", "student": "resnet8", "method": ["ce", "kd"]}],
+}
+
+
+class Place:
+    """A folder with a suite; ``result`` is what the pool gives back, ``plans`` what it was given."""
+
+    def __init__(self, root):
+        self.root, self.results = root, root / "results"
+        self.plans, self.options, self.result, self.work = [], [], PoolResult(), lambda plan: None
+        self.write(SUITE)
+
+    def write(self, content):
+        self.suite = self.root / "tiny.yaml"
+        self.suite.write_text(yaml.safe_dump(content))
+
+    def runs(self):
+        return {run.method: run for run in load_suite(self.suite).runs}
+
+    def run(self, *arguments):
+        command = ["run", str(self.suite), "--results", str(self.results), "--data", str(self.root), *arguments]
+        done = CliRunner().invoke(app, command)
+        if done.exception and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return done
+
+    def finish(self, run):
+        accuracy = Accuracy(epoch=2, top1=50.0, top5=90.0)
+        facts = {"train_images": 1, "test_images": 1, "weights_sha256": ""}
+        record = Store(self.results).run(run.id)
+        record.finish(Result(id=run.id, kind="run", last=accuracy, best=accuracy, **facts), {})
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    place = Place(tmp_path)
+
+    class Pretender:
+        def __init__(self, slots, options, listen):
+            place.options.append((slots, options))
+
+        def run(self, plan):
+            place.plans.append(plan)
+            place.work(plan)
+            return place.result
+
+        def stop(self):
+            place.result.interrupted = True
+
+        def kill(self):
+            place.result.fatal = "killed"
+
+    monkeypatch.setattr(pool, "Pool", Pretender)
+    monkeypatch.setattr(devices, "probe", lambda: {"gpus": [], "threads": 2})
+    return place
+
+
+def test_the_plan_the_slots_and_the_options_reach_the_pool(place):
+    place.run("--jobs-per-device", "2", "--checkpoint-seconds", "7", "--trials", "3", "--only", "method=kd")
+    (plan,), ((slots, options),) = place.plans, place.options
+    assert plan.runs == 3
+    assert len(plan.teachers) == 1
+    assert [slot.name for slot in slots] == ["cpu:0", "cpu:1"]
+    assert (options.checkpoint_seconds, options.download, options.results) == (7.0, False, place.results)
+
+
+def test_tables_are_printed_at_the_end(place):
+    place.work = lambda plan: [place.finish(run) for run in place.runs().values()]
+    done = place.run("--format", "csv")
+    assert done.exit_code == 0
+    assert "kd" in done.stdout
+    assert "50" in done.stdout
+
+
+def test_with_nothing_left_no_pool_is_made(place, monkeypatch):
+    for run in place.runs().values():
+        place.finish(run)
+    monkeypatch.setattr(devices, "probe", lambda: pytest.fail("no device is needed"))
+    assert place.run().exit_code == 0
+    assert not place.plans
+
+
+def test_dry_run_writes_nothing(place):
+    assert place.run("--dry-run").exit_code == 0
+    assert not place.results.exists()
+    assert not place.plans
+
+
+def test_results_that_cannot_be_written_are_refused_before_any_work(place):
+    place.results.write_text("a file")
+    with pytest.raises(BadInput, match=r"cannot write results to .*--results"):
+        place.run()
+    assert not place.plans
+
+
+def test_missing_data_are_refused_before_any_work(place):
+    place.write({**SUITE, "dataset": ["cifar100", "cifar10", "digits"]})
+    with pytest.raises(BadSuite, match=r"(?s)cifar100: .*cifar10: .*2 problems. Nothing was run.") as caught:
+        place.run()
+    assert caught.value.exit_code == 2
+    assert not place.plans
+    assert not list(place.root.glob("results/*/*"))
+    place.run("--download")
+    assert place.plans
+
+
+def test_an_interrupt_says_how_to_go_on(place, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["kdbench", "run", "my suite.yaml", "--devices", "cpu"])
+    place.result.interrupted = True
+    with pytest.raises(
+        Interrupted, match=r"go on with the same command:\n  kdbench run 'my suite.yaml' --devices cpu"
+    ) as e:
+        place.run()
+    assert e.value.exit_code == 130
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_stops_and_the_second_kills(place, number):
+    before = signal.getsignal(number)
+
+    def work(plan):
+        signal.raise_signal(number)
+        assert place.result.interrupted
+        assert not place.result.fatal
+        signal.raise_signal(number)
+        assert place.result.fatal == "killed"
+
+    place.work = work
+    with pytest.raises(Interrupted):
+        place.run()
+    assert signal.getsignal(number) is before
+
+
+def test_no_room_is_one_message(place):
+    place.result.fatal = "No space left on device: results"
+    with pytest.raises(
+        KdbenchError, match=r"No space left on device: results\n.*go on with the same command"
+    ) as caught:
+        place.run()
+    assert caught.value.exit_code == 1
+
+
+def test_failures_of_now_and_before_end_with_exit_code_1(place):
+    runs = place.runs()
+    store = Store(place.results)
+    store.run(runs["ce"].id).fail(Failure(kind="diverged", epoch=3, reason="loss is not finite in epoch 3"))
+    place.result.failed = {runs["kd"].id: "ValueError in epoch 1: no", "0123456789ab": "broken teacher"}
+    with pytest.raises(KdbenchError) as caught:
+        place.run()
+    text = str(caught.value)
+    assert text.startswith("3 failed:\n")
+    assert "loss is not finite in epoch 3" in text
+    assert "ValueError in epoch 1: no" in text
+    assert "teacher 0123456789ab: broken teacher" in text
+    assert [run.id for cohort in place.plans[0].cohorts for run in cohort.runs] == [runs["kd"].id]
+
+
+def test_a_diverged_run_is_tried_again_when_asked(place):
+    runs = place.runs()
+    Store(place.results).run(runs["ce"].id).fail(Failure(kind="diverged", epoch=3, reason="x"))
+    place.work = lambda plan: [place.finish(run) for run in runs.values()]
+    assert place.run("--retry-diverged").exit_code == 0, "a failure that a result has overtaken does not count"
+    assert place.plans[0].runs == 2

@@ -1,0 +1,297 @@
+"""The pool's order of work, with workers that only pretend."""
+
+import json
+from dataclasses import dataclass, field
+
+import pytest
+
+from kdbench.errors import KdbenchError
+from kdbench.execution import pool as pool_module
+from kdbench.execution.devices import Slot
+from kdbench.execution.pool import Pool
+from kdbench.execution.worker_handle import WorkerHandle, WorkerOptions
+from kdbench.plan.plan import make_plan
+from kdbench.store.record import Accuracy, Result
+from kdbench.store.store import Store
+from kdbench.suite.specs import DatasetSpec, HeadSpec, Recipe, RunSpec, TeacherSpec, TermUse
+
+
+DIGITS = DatasetSpec(name="digits", train_per_class=4)
+RECIPE = Recipe(epochs=2, batch=16, lr=0.1)
+
+
+def teacher(network="resnet20", head=False):
+    return TeacherSpec(
+        network=network, dataset=DIGITS, recipe=RECIPE, head=HeadSpec(width=8, recipe=RECIPE) if head else None
+    )
+
+
+def student(of=None, trial=0, weight=1.0):
+    terms = (TermUse(name="kd" if of else "ce", weight=weight),)
+    return RunSpec(student="resnet8", teacher=of, terms=terms, dataset=DIGITS, recipe=RECIPE, trial=trial)
+
+
+def finish(record):
+    accuracy = Accuracy(epoch=2, top1=50.0, top5=90.0)
+    kind = record.folder.parent.name.removesuffix("s")
+    record.finish(
+        Result(id=record.id, kind=kind, last=accuracy, best=accuracy, train_images=1, test_images=1, weights_sha256=""),
+        {},
+    )
+
+
+@dataclass
+class Stage:
+    """A results folder, what workers were sent, and what they answer.
+
+    ``answers``: id → list of answers, taken one by one; an answer is "crash", a dictionary that is sent as "done" event, or
+    a list of events. Without an answer, a job is done as it should be.
+    """
+
+    root: object
+    answers: dict = field(default_factory=dict)
+    sent: list = field(default_factory=list)
+    heard: list = field(default_factory=list)
+
+    def __post_init__(self):
+        self.store = Store(self.root)
+        self.stops = []
+
+    def run(self, *runs, slots=1, plan=None):
+        named = [Slot(f"cpu:{n}", "cpu", {}) for n in range(slots)]
+        self.pool = Pool(named, WorkerOptions(self.root, self.root), lambda slot, event: self.heard.append(event))
+        return self.pool.run(plan or make_plan(runs, self.store, slots))
+
+    def said(self, kind="message"):
+        return [event.get("text", event.get("reason")) for event in self.heard if event["event"] == kind]
+
+
+class Pretender:
+    """Takes the place of a WorkerHandle."""
+
+    stage: Stage
+
+    def __init__(self, slot, options, inbox):
+        self.slot, self.inbox = slot, inbox
+
+    def send(self, message):
+        if message.get("stop"):
+            self.stage.stops.append(self.slot.name)
+            self.tell({"event": "done", "busy": [], "stopped": True})
+            return
+        runs = [RunSpec.model_validate(spec) for spec in message.get("runs", [])]
+        spec = TeacherSpec.model_validate(message["teacher"]) if "teacher" in message else None
+        records = [self.stage.store.teacher(spec.id)] if spec else [self.stage.store.run(run.id) for run in runs]
+        ids = [record.id for record in records]
+        self.stage.sent.append(ids if runs else ids[0])
+        answers = next((self.stage.answers[id] for id in ids if self.stage.answers.get(id)), None)
+        answer = answers.pop(0) if answers else {"busy": []}
+        if answer == "never":
+            return
+        if answer == "crash":
+            self.tell({"event": "exit", "code": -11})
+            return
+        for event in answer.pop("events", []):
+            self.tell(event)
+        if answer.get("exit"):
+            self.tell({"event": "exit", "code": answer["exit"]})
+            return
+        skipped = {*answer.get("busy", []), *answer.get("failed", [])}
+        if not {"error", "lost_teacher"} & set(answer):
+            for record in records:
+                if record.id not in skipped:
+                    finish(record)
+        self.tell({"event": "done", **answer})
+
+    def tell(self, event):
+        self.inbox.put((self.slot.name, event))
+
+    def last_words(self):
+        return "Segmentation fault"
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def stage(tmp_path, monkeypatch):
+    stage = Stage(tmp_path)
+    monkeypatch.setattr(pool_module, "WorkerHandle", type("Bound", (Pretender,), {"stage": stage}))
+    monkeypatch.setattr(pool_module, "RETRY_SECONDS", 0.0)
+    return stage
+
+
+def test_teachers_come_before_the_cohorts_that_need_them(stage):
+    headed = teacher(head=True)
+    runs = [student(headed), student(teacher("resnet8")), student()]
+    result = stage.run(*runs)
+    assert not result.failed
+    order = [entry if isinstance(entry, str) else sorted(entry) for entry in stage.sent]
+    assert order.index(teacher().id) < order.index(headed.id) < next(i for i, e in enumerate(order) if runs[0].id in e)
+    assert order.index(teacher("resnet8").id) < next(i for i, e in enumerate(order) if runs[1].id in e)
+    assert all(stage.store.run(run.id).done() for run in runs)
+
+
+def test_what_needs_no_teacher_does_not_wait_for_one(stage):
+    """While the only teacher trains on one slot, the plain student trains on the other."""
+    plain = student(trial=5)
+    stage.answers[teacher().id] = [{"busy": [teacher().id]}, {"busy": [teacher().id]}]
+    stage.run(student(teacher()), plain, slots=2)
+    assert stage.sent[:2] == [teacher().id, [plain.id]]
+
+
+def test_busy_is_tried_again_until_the_other_process_is_done(stage):
+    runs = [student(trial=0), student(trial=0, weight=2.0)]
+    stage.answers[runs[0].id] = [{"busy": [runs[1].id]}, {"busy": [runs[1].id]}]
+    stage.answers[runs[1].id] = [{"busy": [runs[1].id]}]
+    result = stage.run(*runs)
+    assert [sorted(entry) for entry in stage.sent] == [sorted(r.id for r in runs), [runs[1].id], [runs[1].id]]
+    assert not result.failed
+
+
+def test_the_failure_of_a_teacher_is_that_of_its_students(stage):
+    headed = teacher(head=True)
+    runs = [student(headed), student(headed, trial=1), student()]
+    failed = {"event": "failed", "id": teacher().id, "reason": "loss is not finite in epoch 1"}
+    stage.answers[teacher().id] = [{"events": [failed], "busy": [], "failed": [teacher().id]}]
+    result = stage.run(*runs)
+    assert set(result.failed) == {teacher().id, headed.id, runs[0].id, runs[1].id}
+    reason = stage.store.run(runs[1].id).failure().reason
+    assert reason == "its teacher failed: its teacher failed: loss is not finite in epoch 1"
+    assert stage.store.run(runs[2].id).done()
+    assert len(stage.said("failed")) == 4
+
+
+def test_a_lost_teacher_is_trained_again_before_its_cohort(stage):
+    headed, run = teacher(head=True), student(teacher(head=True))
+    for spec in (teacher(), headed):
+        finish(stage.store.teacher(spec.id))
+    stage.answers[run.id] = [{"lost_teacher": "weights.safetensors: is not the file that was stored"}]
+    send = Pretender.send
+
+    def losing(self, message):
+        send(self, message)
+        if len(stage.sent) == 1:
+            stage.store.teacher(headed.id).folder.rename(stage.root / "aside")
+
+    pool_module.WorkerHandle.send = losing
+    result = stage.run(run)
+    assert not result.failed
+    assert stage.sent == [[run.id], headed.id, [run.id]]
+    assert stage.said() == ["weights.safetensors: is not the file that was stored"]
+
+
+def test_a_teacher_that_vanishes_while_others_work_is_trained_here(stage):
+    """Another process had it when the plan was made, and set it aside."""
+    finish(stage.store.teacher(teacher().id))
+    plan = make_plan([student(teacher())], stage.store)
+    assert not plan.teachers
+    stage.store.teacher(teacher().id).folder.rename(stage.root / "aside")
+    assert not stage.run(plan=plan).failed
+    assert stage.sent == [teacher().id, [student(teacher()).id]]
+
+
+def test_a_crash_loop_halves_the_cohort_until_the_culprit_is_alone(stage):
+    runs = [student(trial=0, weight=float(n)) for n in range(1, 6)]
+    stage.answers[runs[3].id] = ["crash"] * 20
+    result = stage.run(*runs)
+    assert result.failed == {runs[3].id: "the worker process ended (killed by signal 11): Segmentation fault"}
+    assert stage.store.run(runs[3].id).failure().kind == "error"
+    assert all(stage.store.run(run.id).done() for run in runs if run is not runs[3])
+    assert sum(runs[3].id in entry for entry in stage.sent) <= 3 + 3
+
+
+def test_crashes_with_progress_between_them_are_no_loop(stage):
+    run = student()
+    epochs = [{"events": [{"event": "epoch", "id": run.id, "epoch": n}], "exit": 1} for n in range(1, 8)]
+    stage.answers[run.id] = epochs
+    assert not stage.run(run).failed
+    assert stage.store.run(run.id).done()
+    stage.answers[student(trial=1).id] = [
+        {"events": [{"event": "epoch", "id": student(trial=1).id, "epoch": 1}], "exit": 1} for _ in range(9)
+    ]
+    assert set(stage.run(student(trial=1)).failed) == {student(trial=1).id}
+
+
+def test_an_error_of_a_job_spares_what_is_done_and_what_others_are_at(stage):
+    done, taken, wrong = student(weight=1.0), student(weight=2.0), student(weight=3.0)
+    finish(stage.store.run(done.id))
+    plan = make_plan([taken, wrong], stage.store)
+    stage.answers[wrong.id] = [{"error": "cifar100: lacks one of the files", "detail": "Traceback …"}]
+    with stage.store.run(taken.id).lock():
+        result = stage.run(plan=plan)
+    assert set(result.failed) == {wrong.id}
+    assert stage.store.run(wrong.id).failure().detail == "Traceback …"
+    assert stage.store.run(taken.id).failure() is None
+    assert stage.sent[1:] == [[taken.id]]
+
+
+def test_no_room_stops_the_pool(stage):
+    runs = [student(trial=n) for n in range(4)]
+    stage.answers[runs[1].id] = [{"error": "No space left on device: results", "fatal": True}]
+    stage.answers[runs[0].id] = ["never"]
+    result = stage.run(*runs, slots=2)
+    assert result.fatal == "No space left on device: results"
+    assert not result.failed
+    assert not result.interrupted
+    assert len(stage.sent) == 2
+    assert stage.stops
+
+
+def test_stop_lets_workers_save_and_starts_nothing_more(stage):
+    runs = [student(trial=n) for n in range(3)]
+    stage.answers[runs[0].id] = ["never"]
+    stage.heard = heard = _Listener(lambda: stage.pool.stop())
+    result = stage.run(*runs)
+    assert result.interrupted
+    assert stage.sent == [[runs[0].id]]
+    assert stage.stops == ["cpu:0"]
+    assert any("Finishing the epoch" in event.get("text", "") for event in heard)
+
+
+class _Listener(list):
+    """Hears events, and does something as soon as the first job has started."""
+
+    def __init__(self, react):
+        super().__init__()
+        self.react = react
+
+    def append(self, event):
+        super().append(event)
+        if event["event"] == "started":
+            self.react()
+
+
+def test_kill_waits_for_nobody(stage):
+    stage.answers[student().id] = ["never"]
+    stage.heard = _Listener(lambda: stage.pool.kill())
+    result = stage.run(student())
+    assert result.interrupted
+    assert stage.stops == []
+
+
+def test_a_worker_that_cannot_be_started_is_one_message(stage, monkeypatch):
+    def broken(*_):
+        raise OSError(28, "No space left on device", "results/logs")
+
+    monkeypatch.setattr(pool_module, "WorkerHandle", broken)
+    with pytest.raises(KdbenchError, match="no worker process can be started: No space left on device: results/logs"):
+        stage.run(student())
+
+
+def test_a_real_worker_answers_in_json_lines_and_ends_with_its_input(tmp_path):
+    """No training: a job whose data set is not there, and a stop."""
+    import queue
+
+    inbox = queue.Queue()
+    worker = WorkerHandle(Slot("cpu", "cpu", {"OMP_NUM_THREADS": "1"}, 1), WorkerOptions(tmp_path, tmp_path), inbox)
+    run = student().model_copy(update={"dataset": DatasetSpec(name="cifar100")})
+    worker.send({"runs": [json.loads(run.model_dump_json())], "waited": False})
+    events = [inbox.get(timeout=60)[1] for _ in range(2)]
+    assert events[0]["event"] == "ready"
+    assert events[1]["event"] == "done"
+    assert "--data" in events[1]["error"]
+    worker.send({"stop": True})
+    assert inbox.get(timeout=60) == ("cpu", {"event": "exit", "code": 0})
+    worker.close()
+    assert not list((tmp_path / "logs").iterdir())
