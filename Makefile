@@ -5,10 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 KDBENCH := $(VENV)/bin/kdbench
-# What kdbench sets for its workers, too: freed memory is kept, and threads that wait for each other sleep.
+# What kdbench sets for its workers, too: freed memory is kept, and threads that wait for each other soon sleep.
 export MALLOC_TRIM_THRESHOLD_ := 1073741824
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
-export OMP_WAIT_POLICY := passive
+export GOMP_SPINCOUNT := 10000
 
 .PHONY: demo test lint smoke bench clean
 

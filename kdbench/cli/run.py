@@ -30,7 +30,12 @@ def run(
     results: Results = Path("results"),
     data: Data = Path("data"),
     devices: Annotated[str, typer.Option("--devices", help="auto, cpu, or GPU numbers such as 0,1.")] = "auto",
-    jobs_per_device: Annotated[int, typer.Option("--jobs-per-device", min=1, help="Workers that share a device.")] = 1,
+    jobs_per_device: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs-per-device", min=1, help="Workers that share a device. Default: 1 on a GPU, cores on a CPU."
+        ),
+    ] = None,
     trials: Trials = None,
     only: Only = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,

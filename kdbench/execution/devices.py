@@ -23,6 +23,9 @@ print(json.dumps({
 """
 
 
+MAX_CPU_SLOTS = 8
+
+
 @dataclass(frozen=True)
 class Slot:
     """Where one job at a time runs: a device, the worker's environment for it, and its CPU threads (0: torch's choice)."""
@@ -42,28 +45,28 @@ def probe() -> dict[str, Any]:
     return facts
 
 
-def make_slots(wanted: str, jobs_per_device: int) -> list[Slot]:
+def make_slots(wanted: str, jobs_per_device: int | None = None) -> list[Slot]:
     """Slots for ``auto``, ``cpu``, or GPU numbers like ``0,2``, which count within CUDA_VISIBLE_DEVICES.
 
-    ``auto`` takes all visible GPUs, else the CPU. Raises BadInput for a GPU that is not there.
+    ``auto`` takes all visible GPUs, else the CPU. Unless told otherwise a GPU has one slot and the CPU one for each core,
+    up to MAX_CPU_SLOTS: small networks train fastest with a core each, and slots of one thread do not slow down where
+    other processes want the cores. Raises BadInput for a GPU that is not there.
     """
-    if jobs_per_device < 1:
+    if jobs_per_device is not None and jobs_per_device < 1:
         raise BadInput("--jobs-per-device must be 1 or more")
-    if wanted == "cpu" and jobs_per_device == 1:
-        return [Slot("cpu", "cpu", {})]
     facts = probe()
     count = len(facts["gpus"])
     if wanted == "cpu" or (wanted == "auto" and count == 0):
-        threads = max(1, facts["threads"] // jobs_per_device)
-        return [Slot(f"cpu:{n}" if jobs_per_device > 1 else "cpu", "cpu", {}, threads) for n in range(jobs_per_device)]
+        jobs = jobs_per_device or min(facts["threads"], MAX_CPU_SLOTS)
+        threads = max(1, facts["threads"] // jobs)
+        return [Slot(f"cpu:{n}" if jobs > 1 else "cpu", "cpu", {}, threads) for n in range(jobs)]
+    jobs = jobs_per_device or 1
     numbers = list(range(count)) if wanted == "auto" else _numbers(wanted, count)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = [name.strip() for name in visible.split(",")] if visible is not None else [str(n) for n in range(count)]
     return [
-        Slot(
-            f"gpu:{number}" + (f".{job}" if jobs_per_device > 1 else ""), "gpu", {"CUDA_VISIBLE_DEVICES": names[number]}
-        )
-        for job in range(jobs_per_device)
+        Slot(f"gpu:{number}" + (f".{job}" if jobs > 1 else ""), "gpu", {"CUDA_VISIBLE_DEVICES": names[number]})
+        for job in range(jobs)
         for number in numbers
     ]
 

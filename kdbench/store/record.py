@@ -176,6 +176,7 @@ class Record:
         """Store the result, last of all, and drop the resume state."""
         write_json(self.folder / "about.json", about)
         write_json(self.folder / "result.json", result.model_dump())
+        (self.folder / "failure.json").unlink(missing_ok=True)
         self.state_file.unlink(missing_ok=True)
 
     def lock(self) -> FileLock:

@@ -25,10 +25,10 @@ class Store:
         return Record(self.root / "teachers" / id)
 
     def records(self, kind: str) -> Iterator[Record]:
-        """All existing records of a kind, ``runs`` or ``teachers``, by id."""
+        """All existing records of a kind, ``runs`` or ``teachers``, by id; not those that were set aside as damaged."""
         folder = self.root / kind
         if folder.is_dir():
-            yield from (Record(entry) for entry in sorted(folder.iterdir()) if entry.is_dir())
+            yield from (Record(entry) for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.suffix)
 
     def check_writable(self) -> None:
         """Raise BadInput unless results can be written."""

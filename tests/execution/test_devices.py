@@ -55,10 +55,15 @@ def test_no_visible_gpu_means_the_cpu(machine, visible):
     assert (slot.name, slot.kind, slot.threads, slot.environment) == ("cpu", "cpu", 8, {})
 
 
-def test_one_job_on_the_cpu_needs_no_look_at_the_machine(monkeypatch):
-    monkeypatch.setattr(devices, "probe", lambda: pytest.fail("asked torch"))
-    (slot,) = make_slots("cpu", 1)
-    assert (slot.name, slot.kind, slot.threads) == ("cpu", "cpu", 0)
+def test_the_cpu_has_a_slot_for_each_core_up_to_a_limit(machine):
+    machine(0, threads=2)
+    assert [(slot.name, slot.threads) for slot in make_slots("cpu")] == [("cpu:0", 1), ("cpu:1", 1)]
+    machine(0, threads=1)
+    assert [(slot.name, slot.threads) for slot in make_slots("auto")] == [("cpu", 1)]
+    machine(0, threads=32)
+    assert [slot.threads for slot in make_slots("cpu")] == [4] * 8
+    machine(1, threads=32)
+    assert [slot.name for slot in make_slots("auto")] == ["gpu:0"]
 
 
 def test_jobs_on_one_device_share_it(machine):
