@@ -105,7 +105,7 @@ class Progress:
         """Take note of one event."""
         match event["event"]:
             case "started":
-                self._started(slot, event["teacher"], event["runs"])
+                self._started(slot, event["teacher"], event["runs"], quiet=event["waited"])
             case "epoch":
                 self._epoch(slot, event)
             case "resumed":
@@ -120,7 +120,7 @@ class Progress:
             case "done" | "exit":
                 self.slots.pop(slot, None)
 
-    def _started(self, slot: str, teacher: TeacherSpec | None, runs: Sequence[RunSpec]) -> None:
+    def _started(self, slot: str, teacher: TeacherSpec | None, runs: Sequence[RunSpec], *, quiet: bool) -> None:
         if teacher:
             self.members.setdefault(teacher.id, Member(teacher_label(teacher), teacher_cost(teacher)))
             self.slots[slot] = Work(teacher_label(teacher), [teacher.id])
@@ -130,7 +130,7 @@ class Progress:
                 f" of {name}" if name else " without teacher"
             )
             self.slots[slot] = Work(f"{title}, trial {runs[0].trial}", [run.id for run in runs])
-        if not self.live:
+        if not self.live and not quiet:
             self.say(f"[{slot}] {self.slots[slot].title}: starts")
 
     def _epoch(self, slot: str, event: dict[str, Any]) -> None:

@@ -14,11 +14,13 @@ class Batch:
     images:  [B, 3, H, W] float, normalised
     labels:  [B] int64, the labels that the student learns from (noisy under label noise)
     indices: [B] int64, positions in the training set as the scenario leaves it, 0 … train_size - 1
+    clean_labels: [B] int64, the labels before label noise; None where there is none
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
+    clean_labels: Tensor | None = None
 
     def __len__(self) -> int:
         return self.images.shape[0]

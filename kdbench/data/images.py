@@ -22,18 +22,20 @@ from kdbench.suite.specs import DatasetSpec
 
 @dataclass(frozen=True)
 class ImageSet:
-    """images: [N, 3, H, W] uint8, labels: [N] int64 in 0 … classes - 1."""
+    """images: [N, 3, H, W] uint8, labels: [N] int64 in 0 … classes - 1; clean: the labels before label noise, if any."""
 
     images: Tensor
     labels: Tensor
     classes: int
+    clean: Tensor | None = None
 
     def __len__(self) -> int:
         return self.images.shape[0]
 
     def select(self, indices: Tensor) -> ImageSet:
         """The images at ``indices``, in that order."""
-        return ImageSet(self.images[indices], self.labels[indices], self.classes)
+        clean = None if self.clean is None else self.clean[indices]
+        return ImageSet(self.images[indices], self.labels[indices], self.classes, clean)
 
 
 def load_images(spec: DatasetSpec, root: Path, *, download: bool = False) -> tuple[ImageSet, ImageSet]:

@@ -19,7 +19,7 @@ def apply_scenario(train: ImageSet, scenario: Scenario, spec: DatasetSpec, trial
         train = train.select(_few_shot(train, scenario.fraction, generator("fraction", spec.canonical(), trial)))
     if scenario.label_noise > 0.0:
         noisy = _noisy_labels(train, scenario.label_noise, generator("label noise", spec.canonical(), trial))
-        train = ImageSet(train.images, noisy, train.classes)
+        train = ImageSet(train.images, noisy, train.classes, clean=train.labels)
     return train
 
 

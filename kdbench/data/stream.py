@@ -47,6 +47,7 @@ class Stream:
         self.device = device
         self.normalise = Normalisation(recipe, spec, device)
         self.labels = train.labels.to(device)
+        self.clean = None if train.clean is None else train.clean.to(device)
         side, pad = train.images.shape[-1], recipe.crop_padding
         padded = F.pad(train.images.to(device), (pad, pad, pad, pad))
         self.windows = padded.unfold(2, side, 1).unfold(3, side, 1)
@@ -71,7 +72,8 @@ class Stream:
         images = self.windows[indices, :, offsets[0], offsets[1]]
         if self.recipe.flip:
             images = torch.where(flips.view(-1, 1, 1, 1), images.flip(-1), images)
-        return Batch(self.normalise(images), self.labels[indices], indices)
+        clean = None if self.clean is None else self.clean[indices]
+        return Batch(self.normalise(images), self.labels[indices], indices, clean)
 
 
 class TestSet:

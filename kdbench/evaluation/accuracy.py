@@ -20,6 +20,8 @@ class Scores:
 @torch.no_grad()
 def measure(networks: Sequence[nn.Module], test: Iterable[tuple[Tensor, Tensor]]) -> list[Scores]:
     """Test several networks in one pass over the test set. They are left in eval mode."""
+    if not networks:
+        return []
     for network in networks:
         network.eval()
     totals: list[Tensor | int] = [0] * len(networks)

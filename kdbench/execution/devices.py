@@ -23,7 +23,7 @@ print(json.dumps({
 """
 
 
-MAX_CPU_SLOTS = 8
+MAX_CPU_SLOTS = 4
 
 
 @dataclass(frozen=True)

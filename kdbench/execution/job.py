@@ -37,6 +37,10 @@ class Job:
             return self.teacher.backbone if self.teacher.head else None
         return Cohort(self.runs).teacher
 
+    def facts(self) -> dict[str, Any]:
+        """What a listener hears when it starts."""
+        return {"teacher": self.teacher, "runs": self.runs, "waited": self.waited}
+
     def message(self) -> dict[str, Any]:
         """What a worker is sent."""
         if self.teacher:

@@ -106,7 +106,7 @@ class Pool:
                     raise KdbenchError(f"no worker process can be started: {reason}") from None
             self.pending.remove(job)
             self.running[slot.name] = job
-            self.listen(slot.name, {"event": "started", "teacher": job.teacher, "runs": job.runs})
+            self.listen(slot.name, {"event": "started", **job.facts()})
             self.workers[slot.name].send(job.message())
 
     def _next_job(self) -> Job | None:
@@ -141,6 +141,8 @@ class Pool:
                 self._done(self.running.pop(slot), event)
             case "failed":
                 self.result.failed[event["id"]] = event["reason"]
+            case "finished":
+                self.result.failed.pop(event["id"], None)
             case "epoch" if slot in self.running:
                 self.running[slot].note_epoch(event["id"], event["epoch"])
             case "exit":
@@ -156,6 +158,7 @@ class Pool:
             self._wait(job, taken)
         elif "lost_teacher" in event:
             self._say(event["lost_teacher"])
+            job.not_before = time.monotonic() + RETRY_SECONDS
             self.pending.insert(0, job)
         else:
             self._wait(job, event["busy"])

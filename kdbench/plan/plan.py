@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from kdbench.plan.cost import cohort_cost, student_cost, teacher_cost
+from kdbench.store.record import Record
 from kdbench.store.store import Store
 from kdbench.suite.specs import HeadSpec, RunSpec, TeacherSpec
 
@@ -72,12 +73,12 @@ def schedule(costs: Sequence[float], loads: Sequence[float]) -> list[float]:
 
 
 def make_plan(specs: Iterable[RunSpec], store: Store, slots: int = 1, *, retry_diverged: bool = False) -> Plan:
-    """Plan the runs that have no result yet. Runs that diverged stay so unless ``retry_diverged``."""
+    """Plan the runs that have no result yet. What diverged, run or teacher, stays so unless ``retry_diverged``."""
     todo, done = [], 0
+    diverged: dict[str, bool] = {}
     for spec in {spec.id: spec for spec in specs}.values():
         record = store.run(spec.id)
-        failure = record.failure()
-        settled = record.done() or (failure is not None and failure.kind == "diverged" and not retry_diverged)
+        settled = record.done() or (not retry_diverged and _hopeless(spec, store, diverged))
         done += settled
         if not settled:
             todo.append(spec)
@@ -89,6 +90,20 @@ def make_plan(specs: Iterable[RunSpec], store: Store, slots: int = 1, *, retry_d
     missing = [teacher for id, teacher in needed.items() if not store.teacher(id).done()]
     cohorts = split(group(todo), slots)
     return Plan(tuple(missing), tuple(cohorts), done, len(needed) - len(missing))
+
+
+def _hopeless(spec: RunSpec, store: Store, diverged: dict[str, bool]) -> bool:
+    """Whether the run or its teacher diverged. ``diverged`` remembers the teachers that have been looked up."""
+    teachers = (spec.teacher, spec.teacher.backbone) if spec.teacher else ()
+    for teacher in teachers:
+        if teacher.id not in diverged:
+            diverged[teacher.id] = _diverged(store.teacher(teacher.id))
+    return any(diverged[teacher.id] for teacher in teachers) or _diverged(store.run(spec.id))
+
+
+def _diverged(record: Record) -> bool:
+    failure = record.failure()
+    return failure is not None and failure.kind == "diverged" and not record.done()
 
 
 def group(specs: Iterable[RunSpec]) -> list[Cohort]:

@@ -46,6 +46,7 @@ class Row:
     best_epoch: int | None = None
     top5_last: float | None = None
     version: str = ""
+    teacher_checkpoint: str = "last"
 
 
 def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> list[Row]:
@@ -71,6 +72,7 @@ def _row(run: Run, stores: Sequence[Store]) -> Row:
         trial=spec.trial,
         run_id=run.id,
         teacher_id=spec.teacher.id if spec.teacher and spec.head is None else "",
+        teacher_checkpoint=settings.teacher_checkpoint,
         status=status,
         reason=reason,
         top1=accuracy.top1 if accuracy else None,

@@ -108,7 +108,7 @@ def make_cell(rows: Sequence[Row]) -> Cell:
 
 
 def _teacher_accuracies(rows: Iterable[Row], stores: Sequence[Store]) -> dict[str, float]:
-    """Each teacher's own test accuracy, where it has been measured."""
+    """Test accuracy of each teacher as it taught, with the weights of its last or of its best epoch."""
     found: dict[str, float] = {}
     for row in rows:
         if not row.teacher_id or row.teacher in found:
@@ -119,6 +119,6 @@ def _teacher_accuracies(rows: Iterable[Row], stores: Sequence[Store]) -> dict[st
             except BadRecord:
                 continue
             if result is not None and not math.isnan(result.last.top1):
-                found[row.teacher] = result.best.top1 if row.score == "best" else result.last.top1
+                found[row.teacher] = (result.best if row.teacher_checkpoint == "best" else result.last).top1
                 break
     return found

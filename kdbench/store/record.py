@@ -176,6 +176,10 @@ class Record:
         """Store the result, last of all, and drop the resume state."""
         write_json(self.folder / "about.json", about)
         write_json(self.folder / "result.json", result.model_dump())
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove what a finished record does not need: the resume state, and the failure of an earlier try."""
         (self.folder / "failure.json").unlink(missing_ok=True)
         self.state_file.unlink(missing_ok=True)
 

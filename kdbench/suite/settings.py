@@ -36,8 +36,12 @@ class Protocol(Recipe):
         return self._recipe(network, dataset, {})
 
     def teacher_recipe(self, network: str, dataset: str) -> Recipe:
-        """How the protocol trains a teacher from scratch. It keeps its own classifier."""
-        return self._recipe(network, dataset, {"node_embedding": None, **self.teacher})
+        """How the protocol trains a teacher from scratch. It keeps its own classifier.
+
+        How often it is tested does not change it, unless its best epoch is the one that is kept.
+        """
+        tested = {"evaluate_every": 1} if self.teacher_checkpoint == "last" else {}
+        return self._recipe(network, dataset, {"node_embedding": None, **tested, **self.teacher})
 
     def head_spec(self, dataset: str, *, simultaneous: bool) -> HeadSpec | None:
         """The new layers on a foundation backbone, or None where the protocol has none."""

@@ -41,8 +41,21 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or in torch's allocator on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    """Whether an error says that memory ran out: in torch, on the CPU, in cuBLAS or cuDNN, or in the GPU's driver."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in _NO_MEMORY)
+
+
+_NO_MEMORY = (
+    "DefaultCPUAllocator",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+)
+
+
+def device_lost(error: BaseException) -> bool:
+    """Whether an error leaves the GPU unusable for this process: whatever runs next would fail, too."""
+    return "CUDA error" in str(error) and not out_of_memory(error)
 
 
 def cpu_name() -> str:

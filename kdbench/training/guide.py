@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdbench.data.batch import Batch
+from kdbench.data.stream import Stream
 from kdbench.models.node_embedding import NodeEmbedding
 from kdbench.models.outputs import Outputs
 from kdbench.suite.specs import Recipe
@@ -18,16 +19,17 @@ from kdbench.training.optimiser import make_optimiser, set_learning_rate
 class Guide:
     """A finished teacher, frozen: strategies `pretrained` and `sequential`."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *, bf16: bool = False) -> None:
         self.network = network.eval().requires_grad_(False)
+        self.bf16 = bf16
 
-    def begin_epoch(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int, stream: Stream) -> None:
         """Nothing changes from epoch to epoch."""
 
     @torch.no_grad()
-    def show(self, batch: Batch, *, bf16: bool) -> Outputs:
+    def show(self, batch: Batch) -> Outputs:
         """The teacher's outputs, without gradient."""
-        with torch.autocast(batch.images.device.type, dtype=torch.bfloat16, enabled=bf16):
+        with torch.autocast(batch.images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             outputs: Outputs = self.network(batch.images)
         return outputs
 
@@ -43,36 +45,45 @@ class LearningGuide(Guide):
     """A frozen backbone whose new layers learn from cross-entropy beside the students: strategy `simultaneous`.
 
     The students see the outputs from before each update, and no gradient of theirs reaches the teacher (Ma et al., BMVC
-    2022, Algorithm A). How many students there are changes nothing for the teacher.
+    2022, Algorithm A). How many students there are changes nothing for the teacher. It learns from the students' images,
+    under few-shot only from those, and from their clean labels.
     """
 
-    def __init__(self, network: NodeEmbedding, recipe: Recipe) -> None:
-        super().__init__(network)
+    def __init__(self, network: NodeEmbedding, recipe: Recipe, *, bf16: bool = False) -> None:
+        super().__init__(network, bf16=bf16)
         self.head = nn.ModuleList([network.node, network.fc]).requires_grad_(True)
         self.recipe = recipe
         self.optimiser = make_optimiser(list(self.head.parameters()), recipe)
+        self.epoch = 0
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Set the learning rate of the new layers."""
+    def begin_epoch(self, epoch: int, stream: Stream) -> None:
+        """Replay the epochs that were missed, because no student that reads the teacher was there, and begin this one."""
+        for missed in range(self.epoch + 1, epoch):
+            self.begin_epoch(missed, stream)
+            for batch in stream.epoch(missed):
+                self.show(batch)
+        self.epoch = epoch
         set_learning_rate(self.optimiser, self.recipe.lr_at(epoch))
 
-    def show(self, batch: Batch, *, bf16: bool) -> Outputs:
+    def show(self, batch: Batch) -> Outputs:
         """The outputs for the students; then one step of the new layers."""
         self.optimiser.zero_grad(set_to_none=True)
-        with torch.enable_grad(), torch.autocast(batch.images.device.type, dtype=torch.bfloat16, enabled=bf16):
+        labels = batch.labels if batch.clean_labels is None else batch.clean_labels
+        with torch.enable_grad(), torch.autocast(batch.images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             outputs: Outputs = self.network(batch.images)
-            loss = F.cross_entropy(outputs.logits, batch.labels)
+            loss = F.cross_entropy(outputs.logits, labels)
         loss.backward()  # type: ignore[no-untyped-call]
         shown = Outputs(outputs.logits.detach(), outputs.embedding.detach(), outputs.features, outputs.preactivations)
         self.optimiser.step()
         return shown
 
     def state(self) -> dict[str, Any]:
-        """Weights and momentum of the new layers."""
-        return {"head": self.head.state_dict(), "optimiser": self.optimiser.state_dict()}
+        """Weights and momentum of the new layers, and the last epoch that they have learned."""
+        return {"epoch": self.epoch, "head": self.head.state_dict(), "optimiser": self.optimiser.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to a ``state``."""
         if state:
+            self.epoch = state["epoch"]
             self.head.load_state_dict(state["head"])
             self.optimiser.load_state_dict(state["optimiser"])

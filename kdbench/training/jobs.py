@@ -12,15 +12,15 @@ from filelock import Timeout
 
 from kdbench.data.stream import DataSource
 from kdbench.errors import BadRecord, LostTeacher
-from kdbench.plan.cost import student_cost, teacher_cost
+from kdbench.plan.cost import student_cost, teacher_cost, teacher_pass_cost
 from kdbench.plan.plan import Cohort
 from kdbench.store.files import set_aside
-from kdbench.store.record import Failure, Record
+from kdbench.store.record import Failure, Record, Result
 from kdbench.store.store import Store
 from kdbench.suite.specs import RunSpec, Scenario, TeacherSpec
 from kdbench.training.build import load_teacher, on_device, student_learner, teacher_learner, with_head
 from kdbench.training.checkpoint import DamagedCheckpoint, finish, load_checkpoint
-from kdbench.training.environment import describe, out_of_memory
+from kdbench.training.environment import describe, device_lost, out_of_memory
 from kdbench.training.guide import Guide, LearningGuide
 from kdbench.training.learner import Learner
 from kdbench.training.loop import Hooks, failure_of, train
@@ -48,9 +48,9 @@ class Workshop:
     stopped: Callable[[], bool]
     checkpoint_seconds: float
 
-    def hooks(self) -> Hooks:
+    def hooks(self, ended: Callable[[Learner], None]) -> Hooks:
         """The loop's view of this worker."""
-        return Hooks(self._epoch_done, self.stopped, self.checkpoint_seconds)
+        return Hooks(self._epoch_done, ended, self.stopped, self.checkpoint_seconds)
 
     def _epoch_done(self, learner: Learner, speed: float) -> None:
         row = learner.progress.metrics[-1]
@@ -69,13 +69,13 @@ def train_teacher(spec: TeacherSpec, shop: Workshop, *, waited: bool = False) ->
         recipe = spec.head.recipe if spec.head else spec.recipe
         stream = shop.data.stream(spec.dataset, Scenario(), recipe, seed_trial(spec))
         test = shop.data.test(spec.dataset, recipe)
-        begin(record, {"kind": "teacher", **spec.canonical()}, shop)
+        begin(record, spec.canonical(), shop)
         try:
             learner, _ = resumed(lambda: teacher_learner(spec, shop.store, shop.device), shop)
         except BadRecord as error:
             raise lost_teacher(spec.backbone, str(error), shop) from None
-        complete = train([learner], None, stream, test, shop.hooks())
-        _conclude(learner, "teacher", len(stream), len(test), teacher_cost(spec), shop)
+        conclude = Conclusion(shop, "teacher", len(stream), len(test), {spec.id: teacher_cost(spec)})
+        complete = train([learner], None, stream, test, shop.hooks(conclude))
         return Outcome(stopped=not complete)
 
 
@@ -97,7 +97,9 @@ def settled(record: Record, shop: Workshop, waited: bool) -> bool:
     ``waited`` says that another process was at it when this one first asked: its failure counts, too.
     """
     failure = record.failure() if waited else None
-    if record.done() and (result := record.result()):
+    result = _valid_result(record)
+    if result:
+        record.tidy()
         shop.emit("finished", id=record.id, top1=result.last.top1)
         return True
     if failure:
@@ -134,11 +136,9 @@ def _train_together(specs: Sequence[RunSpec], shop: Workshop) -> bool:
     if guide and taught:
         _, earliest = min(taught, key=lambda entry: entry[0].progress.epoch)
         guide.restore(earliest)
-    complete = train([learner for learner, _ in enrolled.values()], guide, stream, test, shop.hooks())
-    for spec in specs:
-        if spec.id in enrolled:
-            _conclude(enrolled[spec.id][0], "run", len(stream), len(test), student_cost(spec), shop)
-    return complete
+    macs = {spec.id: student_cost(spec) + teacher_pass_cost(spec) / max(1, len(taught)) for spec in specs}
+    conclude = Conclusion(shop, "run", len(stream), len(test), macs)
+    return train([learner for learner, _ in enrolled.values()], guide, stream, test, shop.hooks(conclude))
 
 
 def _enrol(
@@ -146,12 +146,12 @@ def _enrol(
 ) -> tuple[Learner, dict[str, Any]] | None:
     """A run's learner and the teacher's state at its last checkpoint; None, and a failure, where it cannot be built."""
     record = shop.store.run(spec.id)
-    begin(record, {"kind": "run", **spec.canonical()}, shop)
+    begin(record, spec.canonical(), shop)
     network = guide.network if guide and spec.teacher else None
     try:
         return resumed(lambda: student_learner(spec, shop.store, network, train_size, shop.device), shop)
     except Exception as error:
-        if out_of_memory(error):
+        if out_of_memory(error) or device_lost(error):
             raise
         fail(record, failure_of(error, 0), shop)
         return None
@@ -165,11 +165,12 @@ def make_guide(cohort: Cohort, shop: Workshop) -> Guide | None:
         network = load_teacher(cohort.teacher, shop.store, shop.device)
     except BadRecord as error:
         raise lost_teacher(cohort.teacher, str(error), shop) from None
+    bf16 = cohort.runs[0].recipe.precision == "bf16"
     if cohort.head is None:
-        return Guide(network)
+        return Guide(network, bf16=bf16)
     spec = cohort.teacher.model_copy(update={"head": cohort.head})
     head = on_device(with_head(network, spec), shop.device)
-    return LearningGuide(head, cohort.head.recipe)  # type: ignore[arg-type]
+    return LearningGuide(head, cohort.head.recipe, bf16=bf16)  # type: ignore[arg-type]
 
 
 def lost_teacher(spec: TeacherSpec, reason: str, shop: Workshop) -> LostTeacher:
@@ -214,12 +215,31 @@ def fail(record: Record, failure: Failure, shop: Workshop) -> None:
     shop.emit("failed", id=record.id, reason=failure.reason)
 
 
-def _conclude(learner: Learner, kind: str, train: int, test: int, macs: float, shop: Workshop) -> None:
-    if learner.failure is not None:
-        fail(learner.record, learner.failure, shop)
-    elif learner.finished:
-        result = finish(learner, kind, train, test, {"macs": macs, **describe(shop.device)})
-        shop.emit("finished", id=result.id, top1=result.last.top1)
+@dataclass(frozen=True)
+class Conclusion:
+    """Stores how each learner of a job ended. ``macs`` holds the multiply-accumulates of each, by id."""
+
+    shop: Workshop
+    kind: str
+    train_images: int
+    test_images: int
+    macs: dict[str, float]
+
+    def __call__(self, learner: Learner) -> None:
+        """Store the failure or the result, and tell of it."""
+        if learner.failure is not None:
+            fail(learner.record, learner.failure, self.shop)
+            return
+        about = {"macs": self.macs[learner.record.id], **describe(self.shop.device)}
+        result = finish(learner, self.kind, self.train_images, self.test_images, about)
+        self.shop.emit("finished", id=result.id, top1=result.last.top1)
+
+
+def _valid_result(record: Record) -> Result | None:
+    try:
+        return record.result()
+    except BadRecord:
+        return None
 
 
 def seed_trial(spec: TeacherSpec) -> int:

@@ -62,7 +62,6 @@ class Learner:
         self.best_weights: dict[str, Tensor] | None = None
         self.failure: Failure | None = None
         self.saved_at = time.monotonic()
-        self._started = 0.0
         self._sums: dict[str, Tensor] = {}
         self._images = 0
 
@@ -104,7 +103,11 @@ class Learner:
     def end_epoch(self, epoch: int, scores: Scores | None, seconds: float) -> None:
         """Write down an epoch's mean losses and test accuracy; a loss that is not a number ends the run."""
         means = {name: float(value) / self._images for name, value in self._sums.items()}
-        wrong = [name for name, value in means.items() if not math.isfinite(value)]
+        wrong = [
+            "the loss" if n == "loss" else f"the term '{n}'" for n, value in means.items() if not math.isfinite(value)
+        ]
+        if epoch == self.recipe.epochs:
+            wrong += [f"the weight '{name}'" for name, value in self.network.state_dict().items() if not _finite(value)]
         if wrong:
             reason = f"{wrong[0]} is not finite in epoch {epoch}"
             self.failure = Failure(kind="diverged", epoch=epoch, reason=reason)
@@ -136,6 +139,10 @@ class Learner:
 
     def _tested(self) -> list[dict[str, Any]]:
         return [row for row in self.progress.metrics if "top1" in row]
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
 
 
 def _accuracy(row: dict[str, Any]) -> Accuracy:

@@ -15,7 +15,7 @@ from kdbench.evaluation.accuracy import measure
 from kdbench.models.outputs import Outputs
 from kdbench.store.record import Failure
 from kdbench.training.checkpoint import save_checkpoint
-from kdbench.training.environment import out_of_memory
+from kdbench.training.environment import device_lost, out_of_memory
 from kdbench.training.guide import Guide
 from kdbench.training.learner import Learner
 
@@ -24,11 +24,13 @@ from kdbench.training.learner import Learner
 class Hooks:
     """How the loop talks to its surroundings.
 
-    ``epoch_done`` hears of each learner's epoch (learner, images per second); ``stopped`` says after each epoch whether to
-    save and leave; a checkpoint is written whenever the last one is ``checkpoint_seconds`` old.
+    ``epoch_done`` hears of each learner's epoch (learner, images per second), ``ended`` of each learner that has finished or
+    failed, at once; ``stopped`` says after each epoch whether to save and leave; a checkpoint is written whenever the last
+    one is ``checkpoint_seconds`` old.
     """
 
     epoch_done: Callable[[Learner, float], None]
+    ended: Callable[[Learner], None]
     stopped: Callable[[], bool]
     checkpoint_seconds: float = 30.0
 
@@ -52,6 +54,9 @@ def train(learners: Sequence[Learner], guide: Guide | None, stream: Stream, test
             learner.end_epoch(epoch, scores.get(id(learner)), seconds / len(alive))
             if learner.failure is None:
                 hooks.epoch_done(learner, len(stream) * len(alive) / seconds)
+        for learner in group:
+            if not learner.active:
+                hooks.ended(learner)
         stopping = hooks.stopped()
         _save(alive, guide.state() if guide else {}, hooks.checkpoint_seconds, now=stopping)
         if stopping:
@@ -64,23 +69,22 @@ def train_epoch(group: Sequence[Learner], guide: Guide | None, stream: Stream, e
     if not any(learner.reads_teacher for learner in group):
         guide = None
     if guide:
-        guide.begin_epoch(epoch)
+        guide.begin_epoch(epoch, stream)
     for learner in group:
         learner.begin_epoch(epoch)
-    bf16 = group[0].recipe.precision == "bf16"
     for batch in stream.epoch(epoch):
-        shown = guide.show(batch, bf16=bf16) if guide else None
+        shown = guide.show(batch) if guide else None
         for learner in group:
             if learner.failure is None:
                 _guarded_step(learner, batch, shown, epoch)
 
 
 def _guarded_step(learner: Learner, batch: Batch, shown: Outputs | None, epoch: int) -> None:
-    """One run's error ends that run, not its neighbours. Running out of memory concerns the whole cohort."""
+    """One run's error ends that run, not its neighbours. Running out of memory or losing the device concerns them all."""
     try:
         learner.step(batch, shown)
     except Exception as error:
-        if out_of_memory(error):
+        if out_of_memory(error) or device_lost(error):
             raise
         learner.failure = failure_of(error, epoch)
 

@@ -23,7 +23,7 @@ from kdbench.data.stream import DataSource
 from kdbench.errors import KdbenchError, LostTeacher
 from kdbench.store.store import Store
 from kdbench.suite.specs import RunSpec, TeacherSpec
-from kdbench.training.environment import prepare
+from kdbench.training.environment import device_lost, prepare
 from kdbench.training.jobs import Outcome, Workshop, train_cohort, train_teacher
 
 
@@ -83,8 +83,12 @@ def _work(job: dict[str, Any], shop: Workshop) -> dict[str, Any]:
         reason = f"{error.strerror or error}: {error.filename or shop.store.root}"
         return {"error": reason, "fatal": error.errno in _STORAGE}
     except Exception as error:
+        if device_lost(error):  # a new process gets the device back
+            traceback.print_exc()
+            print(f"{type(error).__name__}: {error}".partition("\n")[0], file=sys.stderr)
+            os._exit(1)
         return {"error": f"{type(error).__name__}: {error}", "detail": traceback.format_exc()}
-    return {"busy": outcome.busy, "stopped": outcome.stopped}
+    return {"busy": outcome.busy}
 
 
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}

@@ -61,7 +61,7 @@ def test_the_cpu_has_a_slot_for_each_core_up_to_a_limit(machine):
     machine(0, threads=1)
     assert [(slot.name, slot.threads) for slot in make_slots("auto")] == [("cpu", 1)]
     machine(0, threads=32)
-    assert [slot.threads for slot in make_slots("cpu")] == [4] * 8
+    assert [slot.threads for slot in make_slots("cpu")] == [8] * 4
     machine(1, threads=32)
     assert [slot.name for slot in make_slots("auto")] == ["gpu:0"]
 

@@ -188,3 +188,15 @@ def test_three_thousand_runs_are_planned_within_a_second(slots):
     plan.makespan(slots)
     assert time.process_time() - start < 1.0
     assert plan.runs == 3000
+
+
+def test_a_diverged_teacher_settles_its_students_until_it_is_tried_again(tmp_path):
+    store = Store(tmp_path)
+    lost, fine = run(), run(method="at", teacher=teacher("vgg19"))
+    record = store.teacher(lost.teacher.id)
+    record.folder.mkdir(parents=True)
+    record.fail(Failure(kind="diverged", epoch=3, reason="the loss is not finite"))
+    plan = make_plan([lost, fine], store)
+    assert [spec.network for spec in plan.teachers] == ["vgg19"]
+    assert plan.runs == 1
+    assert make_plan([lost, fine], store, retry_diverged=True).runs == 2

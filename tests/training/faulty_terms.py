@@ -42,6 +42,20 @@ class Broken(_Counting):
         raise ValueError("broken on purpose")
 
 
+class LastStraw(_Counting):
+    """Has a finite loss whose gradient is too large for the weights."""
+
+    def fault(self, student):
+        return (student.logits - student.logits.detach()).sum() * 3e38
+
+
+class DeviceLost(_Counting):
+    """Raises what torch raises when the GPU's context is broken."""
+
+    def fault(self, student):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+
 class Deadly(_Counting):
     """Ends the process, as a crash in compiled code would."""
 

@@ -88,7 +88,10 @@ def test_methods_of_a_trial_see_the_same_subset(bench, make_run):
 @pytest.mark.parametrize("after", [0, 4])
 @pytest.mark.parametrize(
     ("term", "kind", "reason"),
-    [("NotANumber", "diverged", "loss is not finite"), ("Broken", "error", "ValueError in epoch .: broken on purpose")],
+    [
+        ("NotANumber", "diverged", "the loss is not finite"),
+        ("Broken", "error", "ValueError in epoch .: broken on purpose"),
+    ],
 )
 def test_a_faulty_run_ends_alone(bench, make_run, term, kind, reason, after):
     good = [make_run({"ce": 1, "kd": 1}), make_run({"ce": 1, "at": 100})]
@@ -123,6 +126,33 @@ def test_a_run_that_cannot_be_built_ends_alone(bench, make_run, tmp_path):
         reasons[2]
         == "faulty_terms:Unbuildable: unknown hyper-parameter 'nonsense' of faulty_terms:Unbuildable. It has file."
     )
+
+
+def test_a_failure_is_stored_at_once_not_when_the_cohort_ends(bench, make_run):
+    good = make_run({"ce": 1, "kd": 1})
+    bad = make_run({"ce": 1, "faulty_terms:Broken": {"after": 0}})
+    shop = bench()
+    shop.teachers(good)
+    assert jobs.train_cohort([good, bad], shop.again(stop_after=1).shop).stopped
+    assert shop.store.run(bad.id).failure().epoch == 1
+    assert not shop.store.run(good.id).done()
+
+
+def test_weights_that_the_last_step_spoils_are_not_a_result(bench, make_run):
+    run = make_run({"ce": 1, "faulty_terms:LastStraw": {"after": 8}})
+    shop = bench()
+    shop.train(run)
+    assert not shop.store.run(run.id).done()
+    assert shop.store.run(run.id).failure().kind == "diverged"
+    assert "is not finite in epoch 3" in shop.store.run(run.id).failure().reason
+
+
+def test_a_lost_device_is_nobodys_fault(bench, make_run):
+    runs = [make_run({"ce": 1, "kd": 1}), make_run({"ce": 1, "faulty_terms:DeviceLost": {"after": 1}})]
+    shop = bench()
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        shop.train(*runs)
+    assert all(shop.store.run(run.id).failure() is None for run in runs)
 
 
 def test_when_all_fail_the_job_still_ends(bench, make_run):

@@ -31,6 +31,19 @@ def test_stopped_after_any_epoch(bench, make_run, strategy, epochs):
     assert {halting.store.run(run.id).about()["sessions"] for run in runs} == {2}
 
 
+def test_new_layers_keep_step_when_the_run_that_lags_fails(bench, make_run):
+    good = make_run({"ce": 1, "kd": 1}, "simultaneous", recipe={"epochs": 4})
+    bad = make_run({"ce": 1, "kd": 1, "faulty_terms:Broken": {"after": 3}}, "simultaneous", recipe={"epochs": 4})
+    alone, shop = bench("alone"), bench("together")
+    alone.train(good)
+    shop.teachers(good)
+    jobs.train_cohort([good], shop.again(stop_after=3).shop)
+    jobs.train_cohort([bad], shop.again(stop_after=1).shop)
+    jobs.train_cohort([bad, good], shop.again().shop)
+    assert shop.store.run(bad.id).failure().epoch == 2
+    assert shop.files(good) == alone.files(good)
+
+
 class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it."""
 

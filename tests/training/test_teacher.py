@@ -1,11 +1,14 @@
 """Teachers: trained once, checked at every load, changed by nobody; and what each strategy does with them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from kdbench.errors import BadRecord, LostTeacher
 from kdbench.plan.plan import Cohort
+from kdbench.suite.specs import Scenario
 from kdbench.training import jobs
 from kdbench.training.build import load_teacher, with_head
 from kdbench.training.guide import Guide, LearningGuide
@@ -139,7 +142,7 @@ def test_a_finished_teacher_shows_what_its_file_computes(bench, make_run, strate
     assert type(guide) is Guide
     stream = shop.data.stream(run.dataset, run.scenario, run.recipe, 0)
     batch = next(stream.epoch(1))
-    shown = guide.show(batch, bf16=False)
+    shown = guide.show(batch)
     expected = load_teacher(run.teacher, shop.store, CPU).eval()(batch.images)
     assert torch.equal(shown.logits, expected.logits)
     assert torch.equal(shown.embedding, expected.embedding)
@@ -164,18 +167,35 @@ def test_new_layers_learn_from_cross_entropy_alone_and_show_what_they_were_befor
     ).eval()
     plain = torch.optim.SGD([*copy.node.parameters(), *copy.fc.parameters()], lr=0.05, momentum=0.9, weight_decay=5e-4)
     stream = shop.data.stream(run.dataset, run.scenario, run.recipe, 0)
-    guide.begin_epoch(1)
+    guide.begin_epoch(1, stream)
     for batch in stream.epoch(1):
         outputs = copy(batch.images)
-        shown = guide.show(batch, bf16=False)
+        shown = guide.show(batch)
         assert torch.allclose(shown.logits, outputs.logits, atol=1e-5)
         assert not any(t.requires_grad for t in (shown.logits, shown.embedding, *shown.features, *shown.preactivations))
         plain.zero_grad()
         nn.functional.cross_entropy(outputs.logits, batch.labels).backward()
         plain.step()
     assert torch.allclose(guide.network.node.weight, copy.node.weight, atol=1e-5)
-    guide.begin_epoch(3)
+    guide.begin_epoch(3, stream)
+    assert guide.epoch == 3
     assert guide.optimiser.param_groups[0]["lr"] == pytest.approx(0.005)
+
+
+def test_new_layers_learn_from_clean_labels_where_the_students_see_wrong_ones(bench, make_run, watched):
+    noisy = Scenario(label_noise=0.5)
+    shop, run = bench(), make_run({"ce": 1, "kd": 1}, "simultaneous", scenario=noisy)
+    stream = shop.data.stream(run.dataset, noisy, run.recipe, 0)
+    wrong = [batch.labels != batch.clean_labels for batch in stream.epoch(1)]
+    assert torch.cat(wrong).float().mean().item() == 0.5
+    shop.train(run)
+    seen = make_run({"ce": 1, "kd": 1}, "simultaneous", scenario=noisy, trial=0)
+    guide = jobs.make_guide(Cohort((seen,)), shop.shop)
+    for epoch in range(1, run.recipe.epochs + 1):
+        guide.begin_epoch(epoch, stream)
+        for batch in stream.epoch(epoch):
+            guide.show(replace(batch, labels=batch.clean_labels, clean_labels=None))
+    assert same(weights(watched[0].network), weights(guide.network))
 
 
 def test_a_teacher_that_keeps_its_best_epoch_is_stored_with_it(bench, teacher):
