@@ -38,12 +38,12 @@ def progress(tmp_path):
 
 
 def drive(progress):
-    progress.listen("cpu", {"event": "started", "teacher": TEACHER, "runs": ()})
+    progress.listen("cpu", {"event": "started", "teacher": TEACHER, "runs": (), "waited": False})
     progress.listen("cpu", epoch(TEACHER.id, 1, 50.0))
     progress.listen("cpu", epoch(TEACHER.id, 2, 51.0))
     progress.listen("cpu", {"event": "finished", "id": TEACHER.id, "top1": 99.0})
     progress.listen("cpu", {"event": "done", "busy": []})
-    progress.listen("cpu", {"event": "started", "teacher": None, "runs": RUNS})
+    progress.listen("cpu", {"event": "started", "teacher": None, "runs": RUNS, "waited": False})
     progress.listen(
         "cpu", {"event": "resumed", "id": RUNS[0].id, "epoch": 2, "epochs": 4, "text": "goes on after epoch 2"}
     )
@@ -92,7 +92,7 @@ def test_a_terminal_gets_one_display(progress, monkeypatch):
 def test_the_display_of_a_large_cohort_is_cut(progress):
     many = [run.model_copy(update={"trial": n}) for n in range(15) for run in RUNS]
     progress.members |= {run.id: progress.members[RUNS[0].id] for run in many}
-    progress.listen("gpu:0", {"event": "started", "teacher": None, "runs": many})
+    progress.listen("gpu:0", {"event": "started", "teacher": None, "runs": many, "waited": False})
     assert progress._render().row_count == 1 + 20 + 1 + 1
 
 
@@ -108,6 +108,6 @@ def test_time_left_counts_what_this_session_has_done():
 
 def test_a_teacher_that_was_not_planned_is_shown_all_the_same(progress, capsys):
     other = TEACHER.model_copy(update={"seed": 3})
-    progress.listen("cpu", {"event": "started", "teacher": other, "runs": ()})
+    progress.listen("cpu", {"event": "started", "teacher": other, "runs": (), "waited": False})
     progress.listen("cpu", epoch(other.id, 1))
     assert "teacher resnet20 on digits: epoch 1/4" in capsys.readouterr().err
