@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +13,10 @@ from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.names import nearest, normalise
 from kdbench.catalogue.networks import network
 from kdbench.errors import BadInput
-from kdbench.suite.suite import Run, Suite
+
+
+if TYPE_CHECKING:
+    from kdbench.suite.suite import Run, Suite
 
 
 Suites = Annotated[list[str], typer.Argument(metavar="SUITE…", help="Suite files, or names of bundled suites.")]

@@ -7,12 +7,15 @@ import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdbench.cli.options import Only, Trials, select
-from kdbench.suite.suite import Suite
+
+
+if TYPE_CHECKING:
+    from kdbench.suite.suite import Suite
 
 
 class Format(StrEnum):
