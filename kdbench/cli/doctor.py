@@ -50,7 +50,7 @@ def doctor(results: Results = Path("results"), data: Data = Path("data")) -> Non
         _line(False, str(error))
     for entry in datasets().values():
         ready = not entry.missing(data)
-        _line(ready, f"data set {entry.name}: " + ("ready" if ready else entry.how_to_get(data)), optional=True)
+        _line(ready, "data set " + (f"{entry.name}: ready" if ready else entry.how_to_get(data)), optional=True)
     if problems:
         raise typer.Exit(1)
 
