@@ -15,6 +15,7 @@ from kdbench.cli.options import Only, Trials, select
 
 
 if TYPE_CHECKING:
+    from kdbench.store.store import Store
     from kdbench.suite.suite import Suite
 
 
@@ -72,7 +73,7 @@ def report(
 
 def render(
     suites: Sequence[Suite],
-    stores: Sequence[object],
+    stores: Sequence[Store],
     format: Format = Format.terminal,
     compare: Compare = Compare.published,
     *,
@@ -83,10 +84,10 @@ def render(
     from kdbench.report.rows import collect
     from kdbench.report.tables import make_tables
 
-    rows = collect(suites, stores)  # type: ignore[arg-type]
+    rows = collect(suites, stores)
     if format is Format.csv:
         return formats.csv_text(rows)
-    tables = make_tables(rows, stores)  # type: ignore[arg-type]
+    tables = make_tables(rows, stores)
     if format is Format.json:
         return formats.json_text(rows, tables)
     beside = compare is Compare.published

@@ -19,7 +19,9 @@ from kdbench.errors import BadSuite, Interrupted, KdbenchError, Problem
 
 
 if TYPE_CHECKING:
+    from kdbench.execution.devices import Slot
     from kdbench.execution.pool import Pool, PoolResult
+    from kdbench.execution.worker_handle import WorkerOptions
     from kdbench.plan.plan import Plan
     from kdbench.store.store import Store
     from kdbench.suite.suite import Suite
@@ -85,12 +87,12 @@ def run(
     _report_failures(loaded, store, failed)
 
 
-def _train(suites: Sequence[Suite], plan: Plan, slots: Sequence[object], options: object) -> PoolResult:
+def _train(suites: Sequence[Suite], plan: Plan, slots: Sequence[Slot], options: WorkerOptions) -> PoolResult:
     from kdbench.cli.progress import Progress
     from kdbench.execution.pool import Pool
 
     with Progress(suites, plan) as progress:
-        pool = Pool(slots, options, progress.listen)  # type: ignore[arg-type]
+        pool = Pool(slots, options, progress.listen)
         with _signals(pool):
             return pool.run(plan)
 
