@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import yaml
 
@@ -15,14 +16,41 @@ from kdbench.errors import BadInput
 
 
 @dataclass(frozen=True)
+class PublicWeights:
+    """Weights that a network's makers publish.
+
+    sha256:    of the file: whole, or the leading digits that torchvision puts into the file's name
+    size:      the side of the images, in pixels, that they were trained on
+    mean, std: the normalisation of the images' channels, for values from 0 to 1
+    classes:   of the classifier in the file; 0 where it holds an encoder
+    """
+
+    source: Literal["openai", "torchvision"]
+    file: str
+    sha256: str
+    url: str
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    classes: int
+
+    def how_to_get(self, folder: Path) -> str:
+        """The sentence for a file that is not in its folder."""
+        return f"{folder / self.file} is missing: download {self.url} to there, or add --download."
+
+
+@dataclass(frozen=True)
 class Network:
     """One network.
 
     builder:    the module of kdbench.models whose ``build(classes=…, **arguments)`` makes it
     embedding:  D, the width of the classifier's input
-    features:   (channels, total stride) of f0 … fL at 32 × 32 pixels
+    features:   (channels, total stride) of f0 … fL
     parameters: learnable, with 100 classes
-    macs:       multiply-accumulates of convolutions and linear layers for one image of 32 × 32, with 100 classes
+    macs:       multiply-accumulates for one image of 32 × 32 pixels, or of its own size, with 100 classes
+    size:       the only side of image, in pixels, that it takes; None: any
+    classifier: False for an encoder, whose logits are its embedding
+    public:     weights that its makers publish
     """
 
     name: str
@@ -34,6 +62,9 @@ class Network:
     features: tuple[tuple[int, int], ...]
     parameters: int
     macs: int
+    size: int | None = None
+    classifier: bool = True
+    public: PublicWeights | None = None
 
 
 @cache
@@ -62,4 +93,9 @@ def _spellings() -> dict[str, str]:
 
 def _network(name: str, entry: dict[str, Any]) -> Network:
     features = tuple((channels, stride) for channels, stride in entry.pop("features"))
-    return Network(name=name, aliases=tuple(entry.pop("aliases")), features=features, **entry)
+    public = _public_weights(**entry.pop("public")) if "public" in entry else None
+    return Network(name=name, aliases=tuple(entry.pop("aliases")), features=features, public=public, **entry)
+
+
+def _public_weights(*, mean: list[float], std: list[float], **rest: Any) -> PublicWeights:
+    return PublicWeights(mean=(mean[0], mean[1], mean[2]), std=(std[0], std[1], std[2]), **rest)

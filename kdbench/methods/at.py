@@ -28,6 +28,7 @@ class AttentionTransfer(Term):
 
     paper = "Zagoruyko, Komodakis. Paying More Attention to Attention. ICLR 2017"
     reads = "all stages' feature maps"
+    requires = ("feature_maps",)
     version = 1
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:

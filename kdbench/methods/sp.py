@@ -26,6 +26,7 @@ class SimilarityPreserving(Term):
 
     paper = "Tung, Mori. Similarity-Preserving Knowledge Distillation. ICCV 2019"
     reads = "the last stage's feature map"
+    requires = ("feature_maps",)
     version = 1
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:

@@ -33,6 +33,7 @@ class VID(Term):
 
     paper = "Ahn, Hu, Damianou, Lawrence, Dai. Variational Information Distillation for Knowledge Transfer. CVPR 2019"
     reads = "all stages' feature maps"
+    requires = ("feature_maps",)
     version = 1
 
     def __init__(self, setting: Setting, *, initial_variance: float = 5.0, epsilon: float = 1e-5) -> None:

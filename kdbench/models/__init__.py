@@ -17,7 +17,8 @@ __all__ = ["Outputs", "Shapes", "build", "load_checkpoint"]
 def build(name: str, classes: int = 100) -> Backbone:
     """Build a network by name or alias, with fresh weights.
 
-    Images [B, 3, H, W] of any size give Outputs with logits [B, classes]. Raises BadInput for an unknown name.
+    Images [B, 3, H, W] of any size give Outputs with logits [B, classes]. An encoder has no use for ``classes`` and takes
+    images of its own size alone. Raises BadInput for an unknown name.
     """
     known = network(name)
     builder = import_module(f"kdbench.models.{known.builder}")

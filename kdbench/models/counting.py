@@ -15,7 +15,8 @@ def count_parameters(net: nn.Module) -> int:
 def count_macs(net: nn.Module, size: int = 32) -> int:
     """Multiply-accumulates of convolutions and linear layers for one image of ``size`` × ``size`` pixels.
 
-    Biases, batch norms, activations and pooling are not counted, as is the field's habit.
+    Biases, batch norms, activations and pooling are not counted, as is the field's habit; nor is what attention
+    computes, as no layer of its own does it.
     """
     counts: list[int] = []
 

@@ -1,4 +1,4 @@
-"""ResNet-18 and ResNet-34 for ImageNet (He et al., CVPR 2016), under torchvision's names."""
+"""The ResNets for ImageNet (He et al., CVPR 2016), under torchvision's names."""
 
 from __future__ import annotations
 
@@ -12,21 +12,51 @@ from kdbench.models.outputs import Outputs
 from kdbench.models.resnet import stage
 
 
-class ImageNetResNet(Backbone):
-    """A 7 × 7 stem with max-pooling and four stages of basic blocks, at 1/4, 1/8, 1/16 and 1/32 of the image's size.
+EXPANSION = 4
 
-    blocks: how many in each stage
+
+class Bottleneck(nn.Module):
+    """1 × 1, 3 × 3 with the stride, and 1 × 1 convolution and a shortcut. The last ReLU is left to the caller."""
+
+    def __init__(self, inputs: int, inner: int, stride: int) -> None:
+        super().__init__()
+        outputs = inner * EXPANSION
+        self.conv1 = nn.Conv2d(inputs, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or inputs != outputs:
+            projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the residual sum."""
+        branch = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        branch = F.relu(self.bn2(self.conv2(branch)), inplace=True)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.bn3(self.conv3(branch)).add_(shortcut)  # type: ignore[no-any-return]
+
+
+class ImageNetResNet(Backbone):
+    """A 7 × 7 stem with max-pooling and four stages of blocks, at 1/4, 1/8, 1/16 and 1/32 of the image's size.
+
+    blocks:     how many in each stage
+    bottleneck: whether they are bottlenecks of four times the channels, or basic blocks
     """
 
-    def __init__(self, *, blocks: Sequence[int], classes: int) -> None:
+    def __init__(self, *, blocks: Sequence[int], bottleneck: bool, classes: int) -> None:
         super().__init__()
-        self.width = 512
+        expansion, make = (EXPANSION, _bottlenecks) if bottleneck else (1, stage)
+        self.width = 512 * expansion
         self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        self.layer1 = stage(64, 64, blocks[0], stride=1)
-        self.layer2 = stage(64, 128, blocks[1], stride=2)
-        self.layer3 = stage(128, 256, blocks[2], stride=2)
-        self.layer4 = stage(256, 512, blocks[3], stride=2)
+        self.layer1 = make(64, 64, blocks[0], 1)
+        self.layer2 = make(64 * expansion, 128, blocks[1], 2)
+        self.layer3 = make(128 * expansion, 256, blocks[2], 2)
+        self.layer4 = make(256 * expansion, 512, blocks[3], 2)
         self.fc = nn.Linear(self.width, classes)
         initialise_convolutions(self)
 
@@ -39,6 +69,11 @@ class ImageNetResNet(Backbone):
         return Outputs(self.fc(embedding), embedding, features, preactivations)
 
 
-def build(*, classes: int, blocks: Sequence[int]) -> ImageNetResNet:
-    """Build the network with so many basic blocks in each of its four stages."""
-    return ImageNetResNet(blocks=blocks, classes=classes)
+def build(*, classes: int, blocks: Sequence[int], bottleneck: bool = False) -> ImageNetResNet:
+    """Build the network with so many basic blocks or bottlenecks in each of its four stages."""
+    return ImageNetResNet(blocks=blocks, bottleneck=bottleneck, classes=classes)
+
+
+def _bottlenecks(inputs: int, inner: int, blocks: int, stride: int) -> nn.Sequential:
+    rest = [Bottleneck(inner * EXPANSION, inner, 1) for _ in range(blocks - 1)]
+    return nn.Sequential(Bottleneck(inputs, inner, stride), *rest)

@@ -33,8 +33,19 @@ def infeasible(student: str, teacher: str, terms: tuple[TermUse, ...]) -> list[s
 def layer_exists(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
     """The feature map ``layer`` exists in both networks."""
     for net in (student, teacher):
+        if not net.features:
+            return f"reads layer {options['layer']}, but {net.name} exposes no feature maps, only its embedding"
         if not 0 <= options["layer"] < len(net.features):
             return f"reads layer {options['layer']}, but {net.name} has the layers 0 to {len(net.features) - 1}"
+    return None
+
+
+def feature_maps(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+    """Both networks expose the map of a stage, beyond the stem's."""
+    for net in (student, teacher):
+        if len(net.features) < 2:
+            exposed = "the stem's map alone" if net.features else "no feature maps, only its embedding"
+            return f"reads the stages' feature maps, but {net.name} exposes {exposed}"
     return None
 
 
@@ -51,7 +62,23 @@ def equal_maps_without_regressor(student: Network, teacher: Network, options: di
     )
 
 
+def layer_pair_exists(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+    """A fixed pair of stages, where there is one, names an existing stage of each network, counted from 1."""
+    chosen = {"student_layer": student, "teacher_layer": teacher}
+    given = [key for key in chosen if options[key] is not None]
+    if len(given) == 1:
+        missing = next(key for key in chosen if key not in given)
+        return f"fixes {given[0]} but no {missing}: set both or neither"
+    for key in given:
+        last = len(chosen[key].features) - 1
+        if not 1 <= options[key] <= last:
+            return f"reads {key} {options[key]}, but {chosen[key].name} has the layers 1 to {last}"
+    return None
+
+
 CONDITIONS: dict[str, Condition] = {
     "layer_exists": layer_exists,
+    "feature_maps": feature_maps,
     "equal_maps_without_regressor": equal_maps_without_regressor,
+    "layer_pair_exists": layer_pair_exists,
 }

@@ -18,14 +18,48 @@ from kdbench.models.shapes import measure_shapes
 
 @pytest.mark.parametrize("name", networks())
 def test_every_entry_is_what_its_network_measures(name):
-    entry, net = network(name), build(name)
-    shapes = measure_shapes(net, 32)
-    assert (entry.parameters, entry.macs) == (count_parameters(net), count_macs(net))
-    assert (entry.embedding, shapes.logits) == (shapes.embedding, 100)
+    entry = network(name)
+    with torch.device("meta"):
+        net = build(name)
+    size = entry.size or 32
+    shapes = measure_shapes(net, size)
+    assert entry.parameters == count_parameters(net)
+    assert entry.macs == count_macs(net, size) + attention_macs(net)
+    assert (entry.embedding, shapes.logits) == (shapes.embedding, 100 if entry.classifier else entry.embedding)
     assert entry.embedding == net.width
+    assert entry.classifier == (net.classifier_name is not None)
     assert [list(pair) for pair in entry.features] == [
-        [channels, 32 // height] for channels, height, _ in shapes.features
+        [channels, size // height] for channels, height, _ in shapes.features
     ]
+
+
+def attention_macs(net):
+    """What CLIP's towers compute outside of layers.
+
+    A transformer: queries, keys, values and output of every token, QKᵀ and AV in each block, and the class token's
+    projection. A ResNet's attention pool: its four linear layers for every token.
+    """
+    tower = getattr(net, "visual", None)
+    if tower is None:
+        return 0
+    if hasattr(tower, "attnpool"):
+        pool = tower.attnpool
+        layers = (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj)
+        return len(pool.positional_embedding) * sum(layer.weight.numel() for layer in layers)
+    tokens, width = tower.positional_embedding.shape
+    block = tokens * 4 * width**2 + 2 * tokens**2 * width
+    return len(tower.transformer.resblocks) * block + tower.proj.numel()
+
+
+def test_published_weights_are_named_after_their_contents():
+    published = {name: entry.public for name, entry in networks().items() if entry.public}
+    assert len({weights.file for weights in published.values()}) == len(published) == 9
+    for name, weights in published.items():
+        assert weights.url.endswith(f"/{weights.file}")
+        assert weights.sha256 in weights.url
+        assert len(weights.sha256) == 64 or f"-{weights.sha256}.pth" in weights.file
+        assert bool(weights.classes) == network(name).classifier
+        assert weights.size == 224
 
 
 def test_measuring_leaves_a_network_as_it_was():
@@ -64,6 +98,12 @@ def test_macs_grow_with_the_image():
         ("shufflenet_v2_x0_5", "shufflenetv2x0.5"),
         ("resnet8x4_double", "resnet8x4-double"),
         ("wrn_16_4", "wrn-16-4"),
+        ("ViT-B/32", "clip-vit-b32"),
+        ("clip-vit-b/16", "clip-vit-b16"),
+        ("vit_b_32", "clip-vit-b32"),
+        ("CLIP-RN101", "clip-rn101"),
+        ("RN50", "rn50"),
+        ("ResNet101", "rn101"),
     ],
 )
 def test_aliases(alias, name):

@@ -8,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from kdbench.catalogue.networks import networks
 from kdbench.errors import BadInput
 from kdbench.models import build, load_checkpoint
+from kdbench.models.checkpoints import published_accuracy
 from kdbench.models.node_embedding import NodeEmbedding
 
 
@@ -166,6 +168,7 @@ def test_another_architecture(source, tmp_path):
     assert "unexpected: bn1" not in message
     assert "unexpected: layer1.0.conv1.weight, " in message
     assert "more" in message
+    assert message.endswith("These are the weights of resnet8: name that network, or give another file.")
 
 
 def test_another_width(source, tmp_path):
@@ -173,6 +176,83 @@ def test_another_width(source, tmp_path):
     torch.save(state(build("resnet8x4", 10)), path)
     message = refusal(build("resnet8", 10), path)
     assert "other shapes: conv1.weight is [32, 3, 3, 3] instead of [16, 3, 3, 3]" in message
+    assert "These are the weights of resnet8x4" in message
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2", "wrn-40-1", "vgg13-double", "shufflenetv1", "rn50"])
+def test_the_network_that_weights_belong_to_is_named(tmp_path, name):
+    path = tmp_path / "weights.pth"
+    torch.save({"model": state(build(name, 7), "module.")}, path)
+    assert f"These are the weights of {name}:" in refusal(build("resnet8", 10), path)
+
+
+def test_weights_of_no_known_network(source, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({**state(source), "layer9.weight": torch.zeros(3)}, path)
+    assert refusal(build("resnet8x4", 10), path).endswith("Name the network that they belong to.")
+
+
+def test_no_two_networks_have_the_same_tensors():
+    shapes = {}
+    for name in networks():
+        with torch.device("meta"):
+            net = build(name)
+        shapes[name] = frozenset((key, tuple(value.shape)) for key, value in net.state_dict().items())
+    assert len(set(shapes.values())) == len(shapes)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "shufflenetv2x0.5", "mobilenetv2", "vgg8"])
+def test_without_the_files_classifier(tmp_path, name):
+    path = tmp_path / "weights.pth"
+    source, net = build(name, 1000), build(name, 10)
+    torch.save(state(source), path)
+    before = state(net)
+    load_checkpoint(net, path, classifier=False)
+    for key, value in net.state_dict().items():
+        mine = key.startswith(f"{net.classifier_name}.")
+        assert torch.equal(value, before[key] if mine else source.state_dict()[key]), key
+    without = {key: value for key, value in state(source).items() if not key.startswith(f"{net.classifier_name}.")}
+    torch.save(without, path)
+    load_checkpoint(net, path, classifier=False)
+    assert "missing: " in refusal(net, path)
+
+
+def test_half_precision_becomes_the_networks_own(source, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({key: value.half() for key, value in state(source).items() if value.is_floating_point()}, path)
+    net = build("resnet8", 10)
+    load_checkpoint(net, path)
+    for key, value in source.state_dict().items():
+        if value.is_floating_point():
+            assert net.state_dict()[key].dtype == torch.float32
+            assert torch.equal(net.state_dict()[key], value.half().float())
+
+
+@pytest.mark.parametrize(
+    ("entries", "percent"),
+    [
+        ({"accuracy": torch.tensor(75.61)}, 75.61),
+        ({"best_acc": torch.tensor([72.5]), "epoch": 240}, 72.5),
+        ({"acc": 0.7461}, 74.61),
+        ({"acc": 1}, 100.0),
+        ({"accuracy": "high"}, None),
+        ({"accuracy": torch.tensor([1.0, 2.0])}, None),
+        ({"accuracy": float("nan"), "best_acc": True}, None),
+        ({"accuracy": 240.0}, None),
+        ({}, None),
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_a_checkpoint_says_of_itself(source, tmp_path, entries, percent, zipped):
+    path = tmp_path / "weights.pth"
+    torch.save({"state_dict": state(source), **entries}, path, _use_new_zipfile_serialization=zipped)
+    assert published_accuracy(path) == (None if percent is None else pytest.approx(percent, abs=1e-4))
+
+
+def test_bare_weights_say_nothing_of_themselves(source, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file(state(source), path)
+    assert published_accuracy(path) is None
 
 
 @pytest.mark.parametrize("name", ["resnet8", "vgg8"])

@@ -7,7 +7,15 @@ from kdbench.models.node_embedding import NodeEmbedding
 from kdbench.models.shapes import measure_shapes
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("resnet8x4", 1_299_332), ("vgg13", 9_567_908)])
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("resnet8x4", 1_299_332),
+        ("vgg13", 9_567_908),
+        ("rn50", 23_508_032 + 550_244),
+        ("clip-rn50", 38_316_896 + 288_100),
+    ],
+)
 def test_replaces_the_classifier(name, parameters):
     net = NodeEmbedding(build(name), classes=100)
     assert count_parameters(net) == parameters

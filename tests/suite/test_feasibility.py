@@ -1,9 +1,12 @@
 """Conditions that terms put on pairs of networks."""
 
+from dataclasses import replace
+
 import pytest
 
+from kdbench.catalogue.networks import network
 from kdbench.catalogue.terms import term, term_names
-from kdbench.suite.feasibility import CONDITIONS, infeasible
+from kdbench.suite.feasibility import CONDITIONS, feature_maps, infeasible
 from kdbench.suite.methods import parse_terms
 
 
@@ -38,6 +41,25 @@ def test_without_a_regressor_the_maps_must_be_equal():
     (reason,) = infeasible("resnet20", "resnet32x4", same)
     assert "32 channels at stride 2 in resnet20 and 128 at stride 2 in resnet32x4" in reason
     assert len(infeasible("resnet20", "resnet32x4", terms(fitnet={"layer": 9, "regressor": False}))) == 1
+
+
+@pytest.mark.parametrize("method", ["at", "sp", "vid"])
+def test_terms_that_read_maps_need_networks_that_have_some(method):
+    (reason,) = infeasible("resnet8x4", "clip-vit-b32", terms(**{method: 1}))
+    expected = "reads the stages' feature maps, but clip-vit-b32 exposes no feature maps, only its embedding"
+    assert reason == f"{method} {expected}"
+    assert infeasible("resnet8x4", "clip-rn101", terms(**{method: 1})) == []
+
+
+def test_a_layer_of_a_network_without_maps():
+    (reason,) = infeasible("resnet8x4", "clip-vit-b16", terms(fitnet={"layer": 2}))
+    assert reason == "fitnet reads layer 2, but clip-vit-b16 exposes no feature maps, only its embedding"
+    assert infeasible("resnet8x4", "clip-vit-b16", terms(ce=1, kd=1, rkd=1, pkt=1)) == []
+
+
+def test_the_stems_map_alone_is_no_stage():
+    net = replace(network("resnet8x4"), features=((32, 1),))
+    assert feature_maps(net, net, {}) == "reads the stages' feature maps, but resnet8x4 exposes the stem's map alone"
 
 
 def test_all_reasons_are_given():
