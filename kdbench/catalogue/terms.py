@@ -20,6 +20,10 @@ PLUGINS = "kdbench.terms"
 """The group of entry points with which another package gives its terms short names."""
 
 
+FACTS = ("paper", "reads", "needs_teacher", "requires", "full_batches", "version")
+"""The constants of a term's class that describe it."""
+
+
 @dataclass(frozen=True)
 class Hyperparameter:
     """One keyword-only argument of a term, as its source writes it."""
@@ -41,6 +45,7 @@ class TermInfo:
     reads: str
     needs_teacher: bool
     requires: tuple[str, ...]
+    full_batches: bool
     version: int
     hyperparameters: dict[str, Hyperparameter]
 
@@ -73,7 +78,7 @@ def term(name: str) -> TermInfo:
         summary=description.partition("\n")[0],
         description=description,
         hyperparameters=_hyperparameters(classes),
-        **{fact: _constant(fact, classes) for fact in ("paper", "reads", "needs_teacher", "requires", "version")},
+        **{fact: _constant(fact, classes) for fact in FACTS},
     )
 
 

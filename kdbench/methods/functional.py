@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdbench.errors import BadInput
+from kdbench.methods.term import Setting
 from kdbench.models.outputs import Outputs
 
 
@@ -37,6 +39,17 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
 def _widen(value: object) -> object:
     narrow = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
     return cast(Tensor, value).float() if narrow else value
+
+
+def check_equal_embeddings(term: str, setting: Setting) -> None:
+    """Refuse a pair of networks whose embeddings differ in width. Raises BadInput."""
+    ours, theirs = setting.student.embedding, setting.teacher.embedding
+    if ours != theirs:
+        raise BadInput(
+            f"{term} compares the embeddings themselves, and the student's has {ours} values, the teacher's {theirs}. "
+            "Give both a node embedding: strategy sequential or simultaneous, under protocol ega or "
+            "{base: …, node_embedding: 256}"
+        )
 
 
 def paired_stages(student: Outputs, teacher: Outputs) -> Iterator[tuple[Tensor, Tensor]]:

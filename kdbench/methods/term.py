@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from kdbench.data.batch import Batch
+from kdbench.errors import BadInput
 from kdbench.models.outputs import Outputs, Shapes
 
 
@@ -16,6 +17,7 @@ class Setting:
     """What a term is built for. For a term that needs no teacher, ``teacher`` equals ``student``.
 
     train_size counts the images that the student trains on (after subset and few-shot), batch_size is the nominal one.
+    labels are theirs, [train_size] int64, as the student learns them; None where no student is trained.
     """
 
     student: Shapes
@@ -23,6 +25,7 @@ class Setting:
     classes: int
     train_size: int
     batch_size: int
+    labels: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 class Term(nn.Module):
@@ -43,11 +46,19 @@ class Term(nn.Module):
     requires: ClassVar[tuple[str, ...]] = ()
     """Conditions on the pair of networks, checked before anything runs (kdbench/suite/feasibility.py)."""
 
+    full_batches: ClassVar[bool] = False
+    """Whether a batch must have the nominal size. A run with such a term leaves its epoch's short last batch out."""
+
     version: ClassVar[int] = 1
     """Raised when a change of the code changes results, so that old and new numbers never mix."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
+        if self.full_batches and setting.train_size < setting.batch_size:
+            raise BadInput(
+                f"{type(self).__name__} learns from full batches only, and {setting.train_size} training images do not "
+                f"fill one of {setting.batch_size}. Set a smaller batch in the protocol: {{base: …, batch: 16}}"
+            )
         self.setting = setting
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:

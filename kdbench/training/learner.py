@@ -55,6 +55,7 @@ class Learner:
         self.trained = modules if modules is not None else [network]
         self.keep_best = keep_best
         self.reads_teacher = any(term.needs_teacher for term in terms.values())
+        self.full_batches = any(term.full_batches for term in terms.values())
         parameters = [p for module in (*self.trained, self.terms) for p in module.parameters()]
         self.device = parameters[0].device
         self.optimiser = make_optimiser(parameters, recipe)
@@ -85,8 +86,11 @@ class Learner:
     def step(self, batch: Batch, teacher: Outputs | None) -> None:
         """Forward, weighted sum of the terms, backward, SGD.
 
-        What draws random numbers on its way gets those of this run and step, whoever else trains in the process.
+        What draws random numbers on its way gets those of this run and step, whoever else trains in the process. A short
+        batch is left out whole where a term needs full ones.
         """
+        if self.full_batches and len(batch) < self.recipe.batch:
+            return
         torch.manual_seed(seed_of("step", self.record.id, self.progress.epoch, self._images))
         self.optimiser.zero_grad(set_to_none=True)
         bf16 = self.recipe.precision == "bf16"
@@ -124,7 +128,21 @@ class Learner:
         self.progress.epoch = epoch
         self.progress.seconds += seconds
         if self.keep_best and scores is not None and self.best().epoch == epoch:
-            self.best_weights = {key: value.clone() for key, value in self.network.state_dict().items()}
+            self.best_weights = {key: value.clone() for key, value in self.weights_now().items()}
+
+    def weights_now(self) -> dict[str, Tensor]:
+        """The network's weights, as far as they are trained."""
+        state = self.network.state_dict()
+        if self.trained == [self.network]:
+            return state
+        parts = tuple(f"{name}." for name, module in self.network.named_modules() if module in self.trained)
+        return {key: value for key, value in state.items() if key.startswith(parts)}
+
+    def load_weights(self, state: dict[str, Tensor]) -> None:
+        """Go back to what ``weights_now`` gave. Raises ValueError for weights of something else."""
+        if state.keys() != self.weights_now().keys():
+            raise ValueError("it holds the weights of another network")
+        self.network.load_state_dict(state, strict=False)
 
     def due_for_test(self, epoch: int) -> bool:
         return epoch % self.recipe.evaluate_every == 0 or epoch == self.recipe.epochs

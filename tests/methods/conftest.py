@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -16,6 +17,7 @@ from kdbench.models.outputs import Outputs, Shapes
 CLASSES = 10
 STUDENT = Shapes(CLASSES, 24, ((8, 8, 8), (8, 8, 8), (16, 4, 4), (24, 2, 2)))
 TEACHER = Shapes(CLASSES, 32, ((12, 8, 8), (16, 8, 8), (20, 4, 4), (32, 2, 2)))
+LABELS = torch.arange(50) % 4
 
 
 def _outputs(shapes: Shapes, size: int, seed: int, grad: bool = False) -> Outputs:
@@ -33,9 +35,24 @@ def _outputs(shapes: Shapes, size: int, seed: int, grad: bool = False) -> Output
     )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Maps of a few hundred numbers are no work for two, least of all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def setting() -> Setting:
-    return Setting(student=STUDENT, teacher=TEACHER, classes=CLASSES, train_size=50, batch_size=8)
+    return Setting(STUDENT, TEACHER, classes=CLASSES, train_size=50, batch_size=8, labels=LABELS)
+
+
+@pytest.fixture
+def equal_setting(setting: Setting) -> Setting:
+    """The same with embeddings of one width, for the terms that compare the embeddings themselves."""
+    return dataclasses.replace(setting, teacher=dataclasses.replace(TEACHER, embedding=STUDENT.embedding))
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ class Mine(Base):
     """
     reads = "logits"
     requires = ("equal_maps_without_regressor",)
+    full_batches = True
     version = 3
 
     def __init__(self, setting, *, scale: float = -1.0, mode: Literal["sum", "mean"] = "sum", warm: int | None = None,
@@ -102,7 +103,7 @@ def test_facts_equal_the_class(name):
     assert info.path == Path(inspect.getfile(kind))
     assert info.description == inspect.cleandoc(kind.__doc__)
     assert info.summary == info.description.splitlines()[0]
-    for fact in ("paper", "reads", "needs_teacher", "requires", "version"):
+    for fact in ("paper", "reads", "needs_teacher", "requires", "full_batches", "version"):
         assert getattr(info, fact) == getattr(kind, fact)
     parameters = list(inspect.signature(kind).parameters.values())[1:]
     expected = {p.name: Hyperparameter(p.annotation, p.default) for p in parameters}
@@ -161,6 +162,7 @@ def test_a_term_of_another_package(plugin, setting):
     assert info.path == plugin
     assert (info.summary, info.reads, info.version, info.needs_teacher) == ("Half of nothing.", "logits", 3, True)
     assert info.requires == ("equal_maps_without_regressor",)
+    assert info.full_batches
     assert info.hyperparameters["scale"] == Hyperparameter("float", -1.0)
     assert "mylosses" not in sys.modules
     assert term("mylosses:Mine").path == plugin

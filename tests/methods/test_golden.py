@@ -11,6 +11,12 @@ from torch import nn
 
 from kdbench.data.batch import Batch
 from kdbench.methods import Setting, build_term
+from kdbench.methods.cc import cc_loss
+from kdbench.methods.ccl import symmetric_kl
+from kdbench.methods.crd import contrast_loss, exponentials, first_z, updated
+from kdbench.methods.ega import ega_losses
+from kdbench.methods.irg import irg_loss, transformation_loss
+from kdbench.methods.nce import nce_loss
 from kdbench.models.outputs import Shapes
 
 
@@ -24,6 +30,8 @@ PARTS = {
     "rkd": ("embedding", "embedding"),
     "pkt": ("embedding", "embedding"),
     "vid": ("stages", "feature"),
+    "semckd": ("stages", "features"),
+    "nst": ("stages", "features"),
 }
 
 
@@ -41,6 +49,20 @@ def load_vid(term, golden):
         term.regressors[0][layer].weight = weight
 
 
+def load_semckd(term, golden):
+    queries, keys, pairs = term.allocation.queries, term.allocation.keys, term.errors.pairs
+    parts = {f"query_weight{i}": module for i, module in enumerate(queries)}
+    parts |= {f"key_weight{j}": module for j, module in enumerate(keys)}
+    parts |= {"regressor{}{}".format(*divmod(n, len(keys))): module for n, module in enumerate(pairs)}
+    for name, module in parts.items():
+        values = [golden[key] for key in golden.files if key.startswith(f"param.{name}.")]
+        for parameter, value in zip(module.parameters(), values, strict=True):
+            parameter.data = torch.from_numpy(value).reshape(parameter.shape)
+
+
+LOAD = {"vid": load_vid, "semckd": load_semckd}
+
+
 @pytest.mark.parametrize("name", PARTS)
 def test_loss_and_gradient_equal_the_published_code(name, outputs_from):
     golden = np.load(GOLDEN / f"{name}.npz")
@@ -53,8 +75,8 @@ def test_loss_and_gradient_equal_the_published_code(name, outputs_from):
     size = len(s.logits)
     batch = Batch(torch.zeros(size, 3, 8, 8), torch.zeros(size, dtype=torch.long), torch.arange(size))
     term = build_term(name, Setting(Shapes.of(s), Shapes.of(t), classes=10, train_size=50, batch_size=size))
-    if name == "vid":
-        load_vid(term, golden)
+    if name in LOAD:
+        LOAD[name](term, golden)
 
     loss = term(s, t, batch)
     loss.backward()
@@ -65,3 +87,71 @@ def test_loss_and_gradient_equal_the_published_code(name, outputs_from):
         expected = torch.from_numpy(golden[f"grad.{key}"])
         torch.testing.assert_close(tensor.grad, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
         assert (tensor.grad - expected).norm() <= 1e-3 * expected.norm()
+
+
+def test_the_attention_of_semckd_equals_the_published_code(outputs_from):
+    golden = np.load(GOLDEN / "semckd.npz")
+    student, teacher = (list(inputs(golden, who, "features").values()) for who in ("student", "teacher"))
+    shapes = [Shapes.of(outputs_from(stages=stages)) for stages in (student, teacher)]
+    term = build_term("semckd", Setting(*shapes, classes=10, train_size=50, batch_size=8))
+    load_semckd(term, golden)
+    expected = torch.from_numpy(golden["out.attention"])
+    torch.testing.assert_close(term.allocation(student, teacher), expected, rtol=1e-4, atol=0)
+
+
+def irg(x):
+    maps = (x[f"{who}_features.{i}"] for who in ("student", "teacher") for i in range(2))
+    return irg_loss(x["student_embedding"], x["teacher_embedding"]) + transformation_loss(*maps)
+
+
+def ega(x):
+    node, edge = ega_losses(x["student_nodes"], x["teacher_nodes"])
+    return x["node_weight"] * node + x["edge_weight"] * edge
+
+
+def nce(x, temperature=0.1):
+    return nce_loss(x["student_nodes"], x["teacher_nodes"], x["labels"], temperature)
+
+
+def crd(x):
+    used = torch.ones_like(x["contrast_index"], dtype=torch.bool)
+    sides = ("student_embedding", "memory_teacher"), ("teacher_embedding", "memory_student")
+    scores = [exponentials(x[own], x[bank], x["contrast_index"], 0.07) for own, bank in sides]
+    return sum(contrast_loss(each / first_z(each, used, 50), used, noise=12 / 50) for each in scores)
+
+
+FUNCTIONS = {
+    "cc": lambda x: cc_loss(x["student_embedding"], x["teacher_embedding"]),
+    "irg": irg,
+    "nce": nce,
+    "ccl": lambda x: nce(x) + symmetric_kl(x["student_logits"], x["teacher_logits"]),
+    "ega": ega,
+    "crd": crd,
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_function_equals_the_published_code(name):
+    golden = np.load(GOLDEN / f"{name}.npz")
+    given = {key.removeprefix("in."): torch.from_numpy(golden[key]) for key in golden.files if key.startswith("in.")}
+    expected = {key.removeprefix("grad."): torch.from_numpy(golden[key]) for key in golden.files if "grad." in key}
+    for key in expected:
+        given[key].requires_grad_()
+    loss = FUNCTIONS[name](given)
+    loss.backward()
+    assert loss.item() == pytest.approx(golden["out.loss"].item(), rel=1e-4)
+    assert expected
+    for key, gradient in expected.items():
+        torch.testing.assert_close(given[key].grad, gradient, rtol=1e-3, atol=1e-3 * gradient.abs().max().item())
+
+
+def test_the_banks_and_constants_of_crd_equal_the_published_code():
+    golden = np.load(GOLDEN / "crd.npz")
+    x = {key: torch.from_numpy(golden[key]) for key in golden.files}
+    used = torch.ones_like(x["in.contrast_index"], dtype=torch.bool)
+    for own, other in (("student", "teacher"), ("teacher", "student")):
+        embedding, bank = x[f"in.{own}_embedding"], x[f"in.memory_{other}"]
+        scores = exponentials(embedding, bank, x["in.contrast_index"], 0.07)
+        torch.testing.assert_close(first_z(scores, used, 50), x[f"out.z_{own}"], rtol=1e-4, atol=0)
+        moved = updated(x[f"in.memory_{own}"], x["in.index"], embedding, 0.5)
+        torch.testing.assert_close(moved, x[f"out.memory_{own}_after"], rtol=1e-5, atol=1e-6)

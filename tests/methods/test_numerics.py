@@ -26,6 +26,7 @@ READS = {
     "vid": {"f1", "f2", "f3"},
     "rkd": {"embedding"},
     "pkt": {"embedding"},
+    "semckd": {"f1", "f2", "f3"},
 }
 
 

@@ -8,11 +8,20 @@ import pytest
 import torch
 
 from kdbench.methods.at import at_loss
+from kdbench.methods.cc import cc_loss
+from kdbench.methods.ccl import symmetric_kl
 from kdbench.methods.ce import cross_entropy
+from kdbench.methods.crd import contrast_loss
+from kdbench.methods.crosslayer import squared_error
+from kdbench.methods.ega import ega_losses
 from kdbench.methods.fitnet import fitnet_loss
+from kdbench.methods.irg import irg_loss
 from kdbench.methods.kd import kd_loss
+from kdbench.methods.nce import nce_loss
+from kdbench.methods.nst import nst_loss
 from kdbench.methods.pkt import pkt_loss
 from kdbench.methods.rkd import rkd_angle_loss, rkd_distance_loss
+from kdbench.methods.semckd import semckd_loss
 from kdbench.methods.sp import sp_loss
 from kdbench.methods.vid import vid_loss
 
@@ -23,11 +32,22 @@ def u(*shape, a, b):
 
 
 ES, ET = u(8, 12, a=0.7, b=0.1), u(8, 16, a=0.3, b=0.5)
+ET2 = u(8, 12, a=0.3, b=0.5)
 FS, FT = u(8, 6, 8, 8, a=0.011, b=0.2), u(8, 10, 4, 4, a=0.017, b=0.4)
 FS2 = u(8, 10, 4, 4, a=0.013, b=0.3)
 ZS, ZT = 3 * u(8, 5, a=0.9, b=0.2), 3 * u(8, 5, a=0.4, b=0.7)
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
 RHO = torch.full((10,), math.log(math.expm1(5 - 1e-5)))
+WEIGHTS = torch.softmax(u(8, 2, 3, a=0.5, b=0.1), dim=2)
+P = (0.5 + 0.4 * u(4, 7, a=1.3, b=0.2)) / 50
+
+
+def semckd_errors():
+    """Errors [8, 2, 3] of two projected student maps, each with three maps of a teacher."""
+    source = [u(8, 4, 3, 3, a=0.021 * (i + 1), b=0.1 * j) for i in range(2) for j in range(3)]
+    target = [u(8, 4, 3, 3, a=0.033, b=0.2 * j) for _ in range(2) for j in range(3)]
+    return torch.stack([squared_error(s, t) for s, t in zip(source, target, strict=True)], dim=1).reshape(8, 2, 3)
+
 
 ORACLE = {
     "ce": (lambda: cross_entropy(ZS, LABELS), 3.6366845),
@@ -39,6 +59,17 @@ ORACLE = {
     "rkd distance": (lambda: rkd_distance_loss(ES, ET), 0.24032037),
     "rkd angle": (lambda: rkd_angle_loss(ES, ET), 0.20154825),
     "rkd": (lambda: 25 * rkd_distance_loss(ES, ET) + 50 * rkd_angle_loss(ES, ET), 16.085422),
+    "semckd": (lambda: semckd_loss(semckd_errors(), WEIGHTS), 0.937433),
+    "cc": (lambda: cc_loss(ES, ET2), 9.0645477),
+    "nst": (lambda: nst_loss(FS, FT), 0.031886635),
+    "crd": (lambda: contrast_loss(P, torch.ones_like(P), 6 / 50), 2.9875438),
+    "nce": (lambda: nce_loss(ES, ET2, LABELS, 0.1), 3.9982934),
+    "symmetric kl": (lambda: symmetric_kl(ZS, ZT), 1.7962814),
+    "ccl": (lambda: nce_loss(ES, ET2, LABELS, 0.1) + symmetric_kl(ZS, ZT), 5.7945748),
+    "ega node": (lambda: ega_losses(ES, ET2)[0], 4.0626037),
+    "ega edge": (lambda: ega_losses(ES, ET2)[1], 7.8622508),
+    "irg edge": (lambda: irg_loss(ES, ET), 0.26311039),
+    "irg": (lambda: irg_loss(ES, ET2), 1.2387194),
     "pkt": (lambda: pkt_loss(ES, ET), 0.06544838),
 }
 

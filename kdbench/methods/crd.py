@@ -1,0 +1,140 @@
+"""Contrastive representation distillation."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.data.batch import Batch
+from kdbench.errors import BadInput
+from kdbench.methods.functional import in_float32, unit_rows
+from kdbench.methods.negatives import Negatives
+from kdbench.methods.term import Setting, Term
+from kdbench.models.outputs import Outputs
+
+
+EPSILON = 1e-7
+"""The reference's, beside a probability that is compared with noise."""
+
+
+class CRD(Term):
+    """Contrastive representation distillation: an image's two embeddings find each other among thousands of others.
+
+    Equation:   u = g(e) / |g(e)|,  g = linear with bias;  M_s, M_t [n, width] = banks: a memory of u for every image
+                P_s(i, j) = exp( u_s,i · M_t,j / T ) / Z_s,  P_t(i, j) = exp( u_t,i · M_s,j / T ) / Z_t,  c = K / n
+                l(P) = -mean_i [ log P_ip / (P_ip + c)  +  sum over K negatives j of  log c / (P_ij + c) ]
+                L = l(P_s) + l(P_t);  the positive p is the image itself (`exact`), or one of its class (`relax`)
+    Shapes:     embeddings e [B, D]; the two widths may differ. n = all images that the student trains on.
+    Negatives:  K = `negatives` images of other classes for each image, drawn anew in every step, without replacement.
+                Where some class leaves fewer than K others they are drawn with replacement, for all images: so it is
+                with a quarter of CIFAR-100 (12,375 others), and with tiny data sets, where each recurs many times.
+    Banks:      start at random; after a step, row i = momentum · row i + (1 - momentum) · u_i, scaled to length 1.
+                Z = n · mean of exp in the first step, then constant. Banks and Z are saved with the run.
+    Reduction:  sum over negatives, mean over the batch. It starts near 2·(log(1 + K) + 1) = 21.4.
+    Trained:    both linear maps, the teacher's, too.
+    Weights:    CRD, SSKD, SemCKD 0.8; EGA 0.8 on its node embeddings (ours).
+    Departures: the paper has one critic of both embeddings; its code, and this, one anchored at either. The reference
+                gathers K rows of the bank for each image; here one product scores an image against the whole bank and
+                the drawn columns are taken: the same values. For how negatives are drawn see kdbench/methods/negatives.py.
+    Source:     CRD's code (crd/criterion.py, crd/memory.py, dataset/cifar100.py).
+    """
+
+    paper = "Tian, Krishnan, Isola. Contrastive Representation Distillation. ICLR 2020"
+    reads = "embedding, sample indices, the labels of the training set"
+    version = 1
+
+    student_bank: Tensor
+    teacher_bank: Tensor
+    student_z: Tensor
+    teacher_z: Tensor
+
+    def __init__(
+        self,
+        setting: Setting,
+        *,
+        negatives: int = 16384,
+        momentum: float = 0.5,
+        temperature: float = 0.07,
+        width: int = 128,
+        mode: Literal["exact", "relax"] = "exact",
+    ) -> None:
+        super().__init__(setting)
+        if setting.labels is None:
+            raise BadInput("crd: draws its negatives by the labels of the training set, and Setting.labels has none")
+        if negatives < 1 or width < 1 or temperature <= 0 or not 0 <= momentum < 1:
+            given = f"{negatives}, {width}, {temperature} and {momentum}"
+            raise BadInput(
+                f"crd: negatives and width must be 1 or more, temperature positive, momentum in [0, 1), not {given}"
+            )
+        self.negatives = Negatives(setting.labels, negatives)
+        self.momentum = momentum
+        self.temperature = temperature
+        self.relax = mode == "relax"
+        self.embed_student = nn.Linear(setting.student.embedding, width)
+        self.embed_teacher = nn.Linear(setting.teacher.embedding, width)
+        for side in ("student", "teacher"):
+            self.register_buffer(f"{side}_bank", new_bank(setting.train_size, width))
+            self.register_buffer(f"{side}_z", torch.zeros(()))
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """Return the sum of both sides' losses; bring the banks up to date."""
+        drawn = self.negatives.draw(batch.indices, relax=self.relax)
+        s = unit(self.embed_student(student.embedding))
+        t = unit(self.embed_teacher(teacher.embedding))
+        s_scores = exponentials(s, self.teacher_bank, drawn.columns, self.temperature)
+        t_scores = exponentials(t, self.student_bank, drawn.columns, self.temperature)
+        self.student_z = self._constant(self.student_z, s_scores, drawn.used)
+        self.teacher_z = self._constant(self.teacher_z, t_scores, drawn.used)
+        noise = self.negatives.count / self.setting.train_size
+        loss = contrast_loss(s_scores / self.student_z, drawn.used, noise)
+        loss = loss + contrast_loss(t_scores / self.teacher_z, drawn.used, noise)
+        # Out of place: the backward pass still needs the banks as they were scored.
+        self.student_bank = updated(self.student_bank, batch.indices, s, self.momentum)
+        self.teacher_bank = updated(self.teacher_bank, batch.indices, t, self.momentum)
+        return loss
+
+    def _constant(self, z: Tensor, scores: Tensor, used: Tensor) -> Tensor:
+        """Z as it is, or set from the first scores. Chosen on the device: asking it would stop the step."""
+        return torch.where(z > 0, z, first_z(scores, used, self.setting.train_size))
+
+
+@in_float32
+def unit(rows: Tensor) -> Tensor:
+    """Rows of [B, D] scaled to length 1."""
+    return unit_rows(rows, epsilon=1e-6)
+
+
+@in_float32
+def exponentials(embedding: Tensor, bank: Tensor, columns: Tensor, temperature: float) -> Tensor:
+    """exp( inner product / temperature ) of each row of [B, D] with the bank's rows that it drew; columns [B, 1 + W]."""
+    return ((embedding @ bank.T).gather(1, columns) / temperature).exp()
+
+
+@torch.no_grad()
+def first_z(scores: Tensor, used: Tensor, images: int) -> Tensor:
+    """The number of images times the mean of the used scores [B, 1 + W]."""
+    return images * (scores * used).sum() / used.sum()
+
+
+@in_float32
+def contrast_loss(probabilities: Tensor, used: Tensor, noise: float) -> Tensor:
+    """Loss of one side: probabilities [B, 1 + W], the positive first; those not ``used`` [B, 1 + W] count for nothing."""
+    positive, others = probabilities[:, 0], probabilities[:, 1:]
+    found = (positive / (positive + noise + EPSILON)).log()
+    rejected = (((others + EPSILON) / noise).log1p() * used[:, 1:]).sum(1)
+    return (rejected - found).mean()
+
+
+def new_bank(images: int, width: int) -> Tensor:
+    """Random rows [images, width] of length about 1."""
+    return (2 * torch.rand(images, width) - 1) * math.sqrt(3 / width)
+
+
+@torch.no_grad()
+def updated(bank: Tensor, indices: Tensor, embedding: Tensor, momentum: float) -> Tensor:
+    """The bank with the rows ``indices`` moved towards an embedding [B, width]."""
+    rows = unit_rows(momentum * bank[indices] + (1 - momentum) * embedding, epsilon=1e-6)
+    return bank.index_copy(0, indices, rows)

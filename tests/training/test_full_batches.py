@@ -1,0 +1,128 @@
+"""A run whose loss needs full batches leaves its epoch's short last one out; its neighbours do not."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from kdbench.data.batch import Batch
+from kdbench.evaluation.accuracy import Scores
+from kdbench.methods import Setting, Term, build_term
+from kdbench.models import build
+from kdbench.models.shapes import measure_shapes
+from kdbench.store.store import Store
+from kdbench.training import jobs
+from kdbench.training.learner import Learner
+
+
+SEMCKD = {"ce": 1, "kd": 1, "semckd": 10}  # on 40 images in batches of 16, 16 and 8
+
+
+class Picky(Term):
+    """Nothing, from full batches."""
+
+    reads = "nothing"
+    needs_teacher = False
+    full_batches = True
+
+    def forward(self, student, teacher, batch):
+        return student.logits.sum() * 0
+
+
+@pytest.fixture
+def learner(tmp_path, recipe):
+    """learner(picky=True): a resnet8 that learns from cross-entropy, with or without a term that wants full batches."""
+
+    def make(picky=True):
+        torch.manual_seed(0)
+        network = build("resnet8", 10)
+        shapes = measure_shapes(network, 32)
+        setting = Setting(shapes, shapes, 10, 40, 16)
+        terms = {"ce": build_term("ce", setting)} | ({"picky": Picky(setting)} if picky else {})
+        return Learner(Store(tmp_path).run("x"), network, terms, dict.fromkeys(terms, 1.0), recipe)
+
+    return make
+
+
+def batch(size):
+    draw = torch.Generator().manual_seed(size)
+    images, labels = torch.randn(size, 3, 32, 32, generator=draw), torch.randint(0, 10, (size,), generator=draw)
+    return Batch(images, labels, torch.arange(size))
+
+
+@pytest.mark.parametrize("picky", [True, False])
+def test_a_short_batch_changes_nothing_where_a_term_wants_full_ones(learner, picky):
+    one = learner(picky)
+    one.begin_epoch(1)
+    one.step(batch(16), None)
+    before = {key: value.clone() for key, value in one.network.state_dict().items()}
+    one.step(batch(8), None)
+    after = one.network.state_dict()
+    same = {key: torch.equal(value, after[key]) for key, value in before.items()}
+    assert all(same.values()) if picky else not any(same.values())
+
+
+def test_the_epochs_loss_is_the_mean_over_the_batches_taken(learner):
+    one = learner()
+    one.begin_epoch(1)
+    losses = []
+    for size in (16, 16, 8):
+        each = batch(size)
+        losses.append(nn.functional.cross_entropy(one.network(each.images).logits, each.labels).item())
+        one.step(each, None)
+    one.end_epoch(1, Scores(12.5, 50.0), 1.0)
+    assert one.progress.metrics[0]["terms"]["ce"] == pytest.approx(sum(losses[:2]) / 2, rel=1e-4)
+
+
+def steps(shop, run):
+    """How many steps a run has taken, by its batch norms' count."""
+    return load_file(shop.store.run(run.id).weights_file)["bn1.num_batches_tracked"].item()
+
+
+def test_neighbours_take_the_step_and_nobody_is_disturbed(bench, make_run):
+    runs = [make_run(terms, recipe={"epochs": 2}) for terms in ({"ce": 1, "kd": 1}, SEMCKD, {"ce": 1, "at": 100})]
+    shop, alone = bench(), bench("alone")
+    shop.train(*runs)
+    assert [steps(shop, run) for run in runs] == [6, 4, 6]
+    for run in runs:
+        alone.train(run)
+    assert shop.files(*runs) == alone.files(*runs)
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "simultaneous"])
+def test_a_teacher_that_learns_takes_every_batch(bench, make_run, strategy):
+    runs = [make_run(terms, strategy, {"epochs": 2}) for terms in (SEMCKD, {"ce": 1, "kd": 1})]
+    shop, alone = bench(), bench("alone")
+    shop.train(*runs)
+    alone.train(runs[1])
+    assert shop.files(runs[1]) == alone.files(runs[1])
+    metrics = shop.store.run(runs[0].id).metrics()
+    assert [sorted(row["terms"]) for row in metrics] == [["ce", "kd", "semckd"]] * 2
+
+
+def test_a_training_set_of_full_batches_is_used_whole(bench, make_run):
+    run = make_run(SEMCKD, recipe={"batch": 20})
+    shop = bench()
+    shop.train(run)
+    assert steps(shop, run) == 6
+
+
+def test_a_run_of_full_batches_resumes_where_it_was(bench, make_run):
+    run = make_run(SEMCKD, recipe={"epochs": 2})
+    whole, cut = bench("whole"), bench("cut")
+    whole.train(run)
+    cut.teachers(run)
+    assert jobs.train_cohort([run], cut.again(stop_after=1).shop).stopped
+    cut.again().train(run)
+    assert whole.files(run) == cut.files(run)
+
+
+def test_a_training_set_smaller_than_a_batch_fails_with_a_reason_and_alone(bench, make_run):
+    small, good = make_run(SEMCKD, recipe={"batch": 64}), make_run({"ce": 1, "kd": 1}, recipe={"batch": 64})
+    shop = bench()
+    shop.train(small, good)
+    failure = shop.store.run(small.id).failure()
+    assert failure.reason.startswith(
+        "SemCKD learns from full batches only, and 40 training images do not fill one of 64"
+    )
+    assert shop.store.run(good.id).done()
