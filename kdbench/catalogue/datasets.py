@@ -14,8 +14,26 @@ from kdbench.errors import BadInput
 
 
 @dataclass(frozen=True)
+class Archive:
+    """A file that the data set's authors publish, and its MD5 sum."""
+
+    url: str
+    md5: str
+
+    @property
+    def name(self) -> str:
+        """The file's own name."""
+        return self.url.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
 class Dataset:
-    """One data set: image side in pixels, image counts, per-channel mean and std, and its files' MD5 sums."""
+    """One data set: image side in pixels, image counts, per-channel mean and std, and the files it is read from.
+
+    ``files`` are paths below ``folder`` with their MD5 sums, None where the authors' own sum is that of the archive alone.
+    ``archives`` are what those files come from; none where the data set cannot be downloaded, and ``by_hand`` then says how
+    to get it. ``streamed`` says that its images stay files and are decoded in every epoch.
+    """
 
     name: str
     summary: str
@@ -27,22 +45,34 @@ class Dataset:
     std: tuple[float, float, float]
     aliases: tuple[str, ...] = ()
     folder: str = ""
-    files: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str | None] = field(default_factory=dict)
+    archives: tuple[Archive, ...] = ()
+    by_hand: str = ""
+    streamed: bool = False
+
+    def packed(self, root: Path) -> Path:
+        """The one NumPy file that can take the place of all others."""
+        return root / f"{self.name}.npz"
+
+    def lacking(self, root: Path) -> list[Path]:
+        """The files that are absent below ``root``."""
+        if not self.streamed and self.packed(root).is_file():
+            return []
+        return [path for path in (root / self.folder / file for file in self.files) if not path.exists()]
 
     def missing(self, root: Path) -> bool:
         """Whether files that must be downloaded first are absent below ``root``."""
-        ready = (root / f"{self.name}.npz").is_file() or all(
-            (root / self.folder / file).is_file() for file in self.files
-        )
-        return bool(self.files) and not ready
+        return bool(self.lacking(root))
 
     def how_to_get(self, root: Path) -> str:
         """What to tell a user whose files are missing or damaged."""
-        return (
+        found = (
             f"{self.name}: {root / self.folder} lacks one of the files {', '.join(self.files)}, "
             f"or one is not the official one. Name the folder that holds {self.folder}/ with --data, "
-            "or let kdbench fetch it with --download."
         )
+        if not self.archives:
+            return found + f"or arrange it by hand: {self.by_hand}"
+        return found + f"or let kdbench fetch it: kdbench data download {self.name}, or --download."
 
 
 @cache
@@ -67,7 +97,8 @@ def _spellings() -> dict[str, Dataset]:
 
 
 def _dataset(name: str, entry: dict[str, object]) -> Dataset:
+    archives = tuple(Archive(**archive) for archive in entry.pop("archives", ()))  # type: ignore[attr-defined]
     for key in ("mean", "std", "aliases"):
         if key in entry:
             entry[key] = tuple(entry[key])  # type: ignore[arg-type]
-    return Dataset(name=name, **entry)  # type: ignore[arg-type]
+    return Dataset(name=name, archives=archives, **entry)  # type: ignore[arg-type]

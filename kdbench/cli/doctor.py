@@ -50,7 +50,9 @@ def doctor(results: Results = Path("results"), data: Data = Path("data")) -> Non
         _line(False, str(error))
     for entry in datasets().values():
         ready = not entry.missing(data)
-        _line(ready, "data set " + (f"{entry.name}: ready" if ready else entry.how_to_get(data)), optional=True)
+        todo = f"kdbench data {'download' if entry.archives else 'status'} {entry.name}"
+        lacking = f"{data / entry.folder} is not there or lacks files: {todo}"
+        _line(ready, f"data set {entry.name}: {'ready' if ready else lacking}", optional=True)
     if problems:
         raise typer.Exit(1)
 

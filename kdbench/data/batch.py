@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
@@ -15,12 +17,24 @@ class Batch:
     labels:  [B] int64, the labels that the student learns from (noisy under label noise)
     indices: [B] int64, positions in the training set as the scenario leaves it, 0 … train_size - 1
     clean_labels: [B] int64, the labels before label noise; None where there is none
+    teacher_images: [B, 3, H', W'], the teacher's own view of the images; None where it sees the students'
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
     clean_labels: Tensor | None = None
+    teacher_images: Tensor | None = None
 
     def __len__(self) -> int:
         return self.images.shape[0]
+
+
+class Batches(Protocol):
+    """A source of batches that can replay any epoch: what the training loop needs of a stream."""
+
+    def __len__(self) -> int:
+        """Images per epoch."""
+
+    def epoch(self, epoch: int, *, taught: bool = True) -> Iterator[Batch]:
+        """The batches of an epoch, counted from 1; ``taught`` says whether a teacher looks on."""

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from kdbench.catalogue.datasets import Dataset, dataset
+from kdbench.data.image_files import ImageFiles, image_files
 from kdbench.data.seeds import generator
-from kdbench.data.vision import import_torchvision
+from kdbench.datafiles.fetch import fetch
+from kdbench.datafiles.folders import list_folders
+from kdbench.datafiles.read import read_splits
 from kdbench.errors import BadInput
 from kdbench.suite.specs import DatasetSpec
 
@@ -38,24 +38,49 @@ class ImageSet:
         return ImageSet(self.images[indices], self.labels[indices], self.classes, clean)
 
 
-def load_images(spec: DatasetSpec, root: Path, *, download: bool = False) -> tuple[ImageSet, ImageSet]:
-    """Training and test set. Raises BadInput where the files are missing or not what they should be."""
+AnySet = TypeVar("AnySet", ImageSet, ImageFiles)
+Sets = tuple[ImageSet, ImageSet] | tuple[ImageFiles, ImageFiles]
+"""Training and test set, both in memory or both as files."""
+
+
+def load_images(spec: DatasetSpec, root: Path, *, download: bool = False) -> Sets:
+    """Training and test set; with ``download``, what is missing or damaged is fetched first.
+
+    Raises BadInput where the files are missing or not what they should be, KdbenchError where a download fails.
+    """
     facts = dataset(spec.name)
-    train, test = _digits() if spec.name == "digits" else _cifar(facts, root, download)
-    return (
-        _part(train, spec, "train", spec.train_per_class),
-        _part(test, spec, "test", spec.test_per_class),
+    try:
+        return _load(facts, spec, root)
+    except BadInput:
+        if not (download and fetch(facts, root)):
+            raise
+    return _load(facts, spec, root)
+
+
+def _load(facts: Dataset, spec: DatasetSpec, root: Path) -> Sets:
+    if facts.streamed:
+        train_files, test_files = (image_files(each, facts.classes, facts.size) for each in list_folders(facts, root))
+        return _parts(train_files, test_files, spec)
+    if not facts.files:
+        return _parts(*_digits(), spec)
+    train, test = (
+        ImageSet(torch.from_numpy(split.images), torch.from_numpy(split.labels), facts.classes)
+        for split in read_splits(facts, root)
     )
+    return _parts(train, test, spec)
 
 
-def _part(whole: ImageSet, spec: DatasetSpec, split: str, per_class: int | None) -> ImageSet:
+def _parts(train: AnySet, test: AnySet, spec: DatasetSpec) -> tuple[AnySet, AnySet]:
+    return _part(train, spec, "train", spec.train_per_class), _part(test, spec, "test", spec.test_per_class)
+
+
+def _part(whole: AnySet, spec: DatasetSpec, split: str, per_class: int | None) -> AnySet:
     if spec.classes is None and per_class is None:
         return whole
     classes = spec.classes or whole.classes
     draw = generator("subset", spec.name, split)
     kept = [_draw_class(whole.labels, label, per_class, draw) for label in range(classes)]
-    part = whole.select(torch.cat(kept).sort().values)
-    return ImageSet(part.images, part.labels, classes)
+    return replace(whole.select(torch.cat(kept).sort().values), classes=classes)
 
 
 def _draw_class(labels: Tensor, label: int, count: int | None, draw: torch.Generator) -> Tensor:
@@ -79,56 +104,3 @@ def _digits() -> tuple[ImageSet, ImageSet]:
     rest = torch.ones(len(whole), dtype=torch.bool)
     rest[train] = False
     return whole.select(train), whole.select(rest.nonzero().flatten())
-
-
-def _cifar(facts: Dataset, root: Path, download: bool) -> tuple[ImageSet, ImageSet]:
-    archive = root / f"{facts.name}.npz"
-    if archive.is_file():
-        return _from_archive(facts, archive)
-    datasets = import_torchvision().datasets
-    load = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[facts.name]
-    try:
-        with _one_at_a_time(root) if download else nullcontext():
-            splits = [load(str(root), train=train, download=download) for train in (True, False)]
-    except RuntimeError:
-        raise BadInput(facts.how_to_get(root)) from None
-    except OSError as error:
-        raise BadInput(f"{facts.name} cannot be read from {root}: {error}") from None
-    train, test = (ImageSet(_channels_first(s.data), torch.tensor(s.targets), facts.classes) for s in splits)
-    return train, test
-
-
-def _one_at_a_time(root: Path) -> FileLock:
-    """The lock of whoever downloads: several workers may want the same files at once."""
-    root.mkdir(parents=True, exist_ok=True)
-    return FileLock(root / ".download.lock")
-
-
-def _from_archive(facts: Dataset, path: Path) -> tuple[ImageSet, ImageSet]:
-    """One NumPy file: train_images (N, H, W, 3) uint8, train_labels (N,), and the same for test."""
-    try:
-        with path.open("rb") as opened, np.load(opened) as file:
-            splits = [
-                _checked(facts, path, split, file[f"{split}_images"], file[f"{split}_labels"], count)
-                for split, count in (("train", facts.train), ("test", facts.test))
-            ]
-    except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise BadInput(f"{path}: does not hold {facts.name}: {error}") from None
-    return splits[0], splits[1]
-
-
-def _checked(facts: Dataset, path: Path, split: str, images: np.ndarray, labels: np.ndarray, count: int) -> ImageSet:
-    expected = (count, facts.size, facts.size, 3)
-    if images.shape != expected or images.dtype != np.uint8:
-        raise BadInput(f"{path}: {split}_images is {images.dtype} {images.shape}, expected uint8 {expected}")
-    if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise BadInput(f"{path}: {split}_labels is {labels.dtype} {labels.shape}, expected whole numbers {(count,)}")
-    if labels.min() < 0 or labels.max() >= facts.classes:
-        raise BadInput(
-            f"{path}: {split}_labels goes from {labels.min()} to {labels.max()}, not 0 to {facts.classes - 1}"
-        )
-    return ImageSet(_channels_first(images), torch.from_numpy(labels.astype(np.int64)), facts.classes)
-
-
-def _channels_first(images: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))

@@ -1,7 +1,7 @@
 """The sequence of training batches: a pure function of data set, scenario, settings, trial and epoch.
 
-The whole data set lives on the device as padded uint8 pixels. A crop is an index into all its windows, so that a batch
-is one gather, one flip and one multiply-add: no loader, no workers, no state.
+The whole data set lives on the device as padded uint8 pixels, so that a batch is one gather, one flip and one
+multiply-add: no loader, no workers, no state.
 """
 
 from __future__ import annotations
@@ -11,69 +11,65 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from kdbench.catalogue.datasets import dataset
 from kdbench.data.batch import Batch
-from kdbench.data.images import ImageSet, load_images
+from kdbench.data.file_stream import FileStream, FileTestSet
+from kdbench.data.image_files import ImageFiles
+from kdbench.data.images import ImageSet, Sets, load_images
 from kdbench.data.scenario import apply_scenario
 from kdbench.data.seeds import generator
-from kdbench.suite.specs import DatasetSpec, Recipe, Scenario
-
-
-class Normalisation:
-    """uint8 pixels to float: (x / 255 - mean) / std per channel, as one multiply-add, in channels-last memory."""
-
-    def __init__(self, recipe: Recipe, spec: DatasetSpec, device: torch.device) -> None:
-        facts = dataset(spec.name)
-        mean = torch.tensor(recipe.mean or facts.mean, device=device).view(1, 3, 1, 1)
-        std = torch.tensor(recipe.std or facts.std, device=device).view(1, 3, 1, 1)
-        self.scale = 1 / (255 * std)
-        self.shift = -mean / std
-
-    def __call__(self, images: Tensor) -> Tensor:
-        floats = images.to(torch.float32, memory_format=torch.channels_last)
-        return floats.mul_(self.scale).add_(self.shift)
+from kdbench.data.two_views import TwoViews
+from kdbench.data.view import Normalisation, Viewer, resized
+from kdbench.errors import BadInput
+from kdbench.suite.specs import DatasetSpec, Pretraining, Recipe, Scenario, View
 
 
 class Stream:
-    """The training batches of a data set under a recipe. The short last batch is kept."""
+    """The training batches of a data set under a recipe, with the teacher's own ``view`` of each image where it has one.
+
+    The short last batch is kept.
+    """
 
     def __init__(
-        self, train: ImageSet, recipe: Recipe, spec: DatasetSpec, seed: tuple[object, ...], device: torch.device
+        self,
+        train: ImageSet,
+        recipe: Recipe,
+        spec: DatasetSpec,
+        seed: tuple[object, ...],
+        device: torch.device,
+        view: View | None = None,
     ) -> None:
-        self.recipe = recipe
+        self.batch = recipe.batch
         self.seed = seed
         self.device = device
-        self.normalise = Normalisation(recipe, spec, device)
+        self.student = Viewer(train.images, recipe, spec, device)
+        self.teacher = Viewer(train.images, view, spec, device) if view else None
         self.labels = train.labels.to(device)
         self.clean = None if train.clean is None else train.clean.to(device)
-        side, pad = train.images.shape[-1], recipe.crop_padding
-        padded = F.pad(train.images.to(device), (pad, pad, pad, pad))
-        self.windows = padded.unfold(2, side, 1).unfold(3, side, 1)
 
     def __len__(self) -> int:
         """Images per epoch."""
         return self.labels.shape[0]
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch, counted from 1."""
+    def epoch(self, epoch: int, *, taught: bool = True) -> Iterator[Batch]:
+        """The batches of an epoch, counted from 1. Without a teacher that looks on, its view is left out."""
         draw = generator("epoch", *self.seed, epoch)
         count = len(self)
-        order = torch.randperm(count, generator=draw)
-        offsets = torch.randint(0, 2 * self.recipe.crop_padding + 1, (2, count), generator=draw)
-        flips = torch.rand(count, generator=draw) < (0.5 if self.recipe.flip else 0.0)
-        order, offsets, flips = order.to(self.device), offsets.to(self.device), flips.to(self.device)
-        for start in range(0, count, self.recipe.batch):
-            part = slice(start, start + self.recipe.batch)
-            yield self._batch(order[part], offsets[:, part], flips[part])
-
-    def _batch(self, indices: Tensor, offsets: Tensor, flips: Tensor) -> Batch:
-        images = self.windows[indices, :, offsets[0], offsets[1]]
-        if self.recipe.flip:
-            images = torch.where(flips.view(-1, 1, 1, 1), images.flip(-1), images)
-        clean = None if self.clean is None else self.clean[indices]
-        return Batch(self.normalise(images), self.labels[indices], indices, clean)
+        order = torch.randperm(count, generator=draw).to(self.device)
+        offsets, flips = self.student.draw(count, draw)
+        teacher = self.teacher if taught else None
+        if teacher:
+            its_offsets, its_flips = teacher.draw(count, generator("teacher's view", *self.seed, epoch))
+        for start in range(0, count, self.batch):
+            part = slice(start, start + self.batch)
+            indices = order[part]
+            yield Batch(
+                images=self.student(indices, offsets[:, part], flips[part]),
+                labels=self.labels[indices],
+                indices=indices,
+                clean_labels=None if self.clean is None else self.clean[indices],
+                teacher_images=teacher(indices, its_offsets[:, part], its_flips[part]) if teacher else None,
+            )
 
 
 class TestSet:
@@ -81,11 +77,10 @@ class TestSet:
 
     __test__ = False
 
-    def __init__(
-        self, test: ImageSet, recipe: Recipe, spec: DatasetSpec, device: torch.device, batch: int = 256
-    ) -> None:
+    def __init__(self, test: ImageSet, view: View, spec: DatasetSpec, device: torch.device, batch: int = 256) -> None:
         self.images, self.labels = test.images.to(device), test.labels.to(device)
-        self.normalise = Normalisation(recipe, spec, device)
+        self.size = view.size
+        self.normalise = Normalisation(view, spec, device)
         self.batch = batch
 
     def __len__(self) -> int:
@@ -95,7 +90,7 @@ class TestSet:
         """Pairs of images [B, 3, H, W] and labels [B]."""
         for start in range(0, len(self), self.batch):
             part = slice(start, start + self.batch)
-            yield self.normalise(self.images[part]), self.labels[part]
+            yield self.normalise(resized(self.images[part], self.size)), self.labels[part]
 
 
 class DataSource:
@@ -103,19 +98,43 @@ class DataSource:
 
     def __init__(self, root: Path, device: torch.device, *, download: bool = False) -> None:
         self.root, self.device, self.download = root, device, download
-        self._loaded: dict[str, tuple[ImageSet, ImageSet]] = {}
+        self._loaded: dict[str, Sets] = {}
 
-    def sets(self, spec: DatasetSpec) -> tuple[ImageSet, ImageSet]:
+    def sets(self, spec: DatasetSpec) -> Sets:
         """Training and test set as they are, before any scenario."""
         if spec.id not in self._loaded:
             self._loaded = {spec.id: load_images(spec, self.root, download=self.download)}
         return self._loaded[spec.id]
 
-    def stream(self, spec: DatasetSpec, scenario: Scenario, recipe: Recipe, trial: int) -> Stream:
-        """The batches that a student of this trial sees."""
-        train = apply_scenario(self.sets(spec)[0], scenario, spec, trial)
-        return Stream(train, recipe, spec, (spec.canonical(), scenario.canonical(), trial), self.device)
+    def stream(
+        self, spec: DatasetSpec, scenario: Scenario, recipe: Recipe, trial: int, view: View | None = None
+    ) -> Stream | FileStream:
+        """The batches that a student of this trial sees, and its teacher where it has a ``view`` of its own."""
+        whole = self.sets(spec)[0]
+        seed = (spec.canonical(), scenario.canonical(), trial)
+        if isinstance(whole, ImageFiles):
+            files = apply_scenario(whole, scenario, spec, trial)
+            return FileStream(files, recipe, spec, seed, self.device, view)
+        return Stream(apply_scenario(whole, scenario, spec, trial), recipe, spec, seed, self.device, view)
 
-    def test(self, spec: DatasetSpec, recipe: Recipe) -> TestSet:
-        """The test set under the recipe's normalisation."""
-        return TestSet(self.sets(spec)[1], recipe, spec, self.device)
+    def two_views(self, spec: DatasetSpec, how: Pretraining, trial: int) -> TwoViews:
+        """The batches of a pre-training without labels. Raises BadInput for images that stay files."""
+        train = self.sets(spec)[0]
+        if isinstance(train, ImageFiles):
+            raise BadInput(
+                f"a pre-training with SimCLR needs its images in memory, and those of {spec.name} stay files"
+            )
+        return TwoViews(train, how, spec, (spec.canonical(), trial), self.device)
+
+    def test(self, spec: DatasetSpec, view: View) -> TestSet | FileTestSet:
+        """The test set as a network sees it under a view."""
+        return self._as_tested(self.sets(spec)[1], view, spec)
+
+    def train(self, spec: DatasetSpec, view: View) -> TestSet | FileTestSet:
+        """The training set as a network sees it under a view, without augmentation."""
+        return self._as_tested(self.sets(spec)[0], view, spec)
+
+    def _as_tested(self, images: ImageSet | ImageFiles, view: View, spec: DatasetSpec) -> TestSet | FileTestSet:
+        if isinstance(images, ImageFiles):
+            return FileTestSet(images, view, spec, self.device)
+        return TestSet(images, view, spec, self.device)

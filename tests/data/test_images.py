@@ -152,24 +152,24 @@ def test_a_damaged_archive_is_refused(small_cifar, tmp_path, damage):
         load(tmp_path, name="cifar100")
 
 
-def test_downloads_take_turns(tmp_path, monkeypatch):
-    """Two workers may want the same files at once: the second finds what the first has fetched."""
-    from types import SimpleNamespace
+def test_what_is_missing_or_damaged_is_fetched_when_asked_for(tmp_path, monkeypatch):
+    from pathlib import Path
+    from runpy import run_path
 
-    from filelock import FileLock, Timeout
-
-    held = []
-
-    def fake(root, train, download):
-        try:
-            FileLock(f"{root}/.download.lock", is_singleton=False).acquire(timeout=0).lock.release()
-        except Timeout:
-            held.append(download)
-        return SimpleNamespace(data=np.zeros((2, 32, 32, 3), np.uint8), targets=[0, 1])
-
-    fakes = SimpleNamespace(datasets=SimpleNamespace(CIFAR10=fake, CIFAR100=fake))
-    monkeypatch.setattr(images, "import_torchvision", lambda: fakes)
-    load_images(DatasetSpec(name="cifar100"), tmp_path / "new", download=True)
-    assert held == [True, True]
-    load_images(DatasetSpec(name="cifar100"), tmp_path / "new")
-    assert len(held) == 2
+    official = run_path(str(Path(__file__).parents[1] / "datafiles" / "official.py"))
+    facts, files, _ = official["cifar100"]()
+    archive = tmp_path / "there" / "set.tar.gz"
+    archive.parent.mkdir()
+    archive.write_bytes(official["tar_gz"](files, facts.folder))
+    facts = official["published"](facts, archive.as_uri(), archive.read_bytes())
+    monkeypatch.setattr(images, "dataset", lambda name: facts)
+    root, spec = tmp_path / "here", DatasetSpec(name="cifar100")
+    with pytest.raises(BadInput, match="--download"):
+        load_images(spec, root)
+    assert not root.exists()
+    assert len(load_images(spec, root, download=True)[0]) == 200
+    (root / facts.folder / "train").write_bytes(b"damaged")
+    with pytest.raises(BadInput, match="--download"):
+        load_images(spec, root)
+    assert len(load_images(spec, root, download=True)[0]) == 200
+    assert len(load_images(spec, root)[1]) == 100

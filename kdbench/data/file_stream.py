@@ -1,0 +1,202 @@
+"""Batches of images that stay files: worker processes decode and cut them while the networks train.
+
+Every image's cut depends on (seed, epoch, image) alone, and the batches come in the order in which they were asked for. So
+an epoch is the same whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from kdbench.data.batch import Batch
+from kdbench.data.cuts import centre_cut, pixels, random_cut
+from kdbench.data.image_files import ImageFiles
+from kdbench.data.seeds import generator
+from kdbench.data.view import Normalisation
+from kdbench.errors import BadInput
+from kdbench.suite.specs import DatasetSpec, Recipe, View
+
+
+Order = tuple[int, bool, list[int]]
+"""What a worker is asked for: the epoch (0: the centres of the images), whether a teacher looks on, the images."""
+
+
+def loader_workers() -> int:
+    """As many processes as there are cores for this one, up to eight."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, usable)
+
+
+class Cutter(Dataset[Any]):
+    """What runs in the workers: from an order to the views, one stack of pixels [B, 3, H, W] uint8 for each of ``views``."""
+
+    def __init__(self, files: ImageFiles, views: Sequence[View], seed: tuple[object, ...]) -> None:
+        self.files, self.views, self.seed = files, views, seed
+
+    def __getitem__(self, order: Order) -> list[Tensor] | BadInput:
+        epoch, taught, indices = order
+        views = self.views if taught else self.views[:1]
+        try:
+            seen = [self._cut(index, epoch, views) for index in indices]
+        except BadInput as error:  # travels as a value: what is raised in a worker arrives as a traceback
+            return error
+        # stacked with the channels last, as the images are decoded and as convolutions want them
+        return [
+            torch.stack([cut.permute(1, 2, 0) for cut in cuts]).permute(0, 3, 1, 2) for cuts in zip(*seen, strict=True)
+        ]
+
+    def _cut(self, index: int, epoch: int, views: Sequence[View]) -> list[Tensor]:
+        image = self.files.read(index)
+        cuts = []
+        for number, view in enumerate(views):
+            size = view.size or self.files.size
+            if epoch:
+                draw = generator("cut", number, *self.seed, epoch, index)
+                cuts.append(pixels(random_cut(image, size, draw, flip=view.flip)))
+            else:
+                cuts.append(pixels(centre_cut(image, size)))
+        return cuts
+
+
+class Loader:
+    """Asks the workers for batches and hands them over on the device, in order. The workers live as long as it does."""
+
+    def __init__(self, cutter: Cutter, device: torch.device) -> None:
+        self.device = device
+        self.orders = _Orders()
+        self.loader: DataLoader[Any] = DataLoader(
+            cutter,
+            batch_size=None,
+            sampler=self.orders,
+            num_workers=loader_workers(),
+            generator=torch.Generator(),  # or it would draw from the one that the networks draw from
+            collate_fn=_as_it_is,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=_settle,
+            multiprocessing_context=_context(),
+            persistent_workers=True,
+        )
+
+    def __call__(self, orders: list[Order]) -> Iterator[list[Tensor]]:
+        """The answers to the orders. Raises BadInput for a file that cannot be decoded."""
+        self.orders.wanted = orders
+        for answer in self.loader:
+            if isinstance(answer, BadInput):
+                raise answer
+            yield [stack.to(self.device, non_blocking=True) for stack in answer]
+
+
+class _Orders:
+    """A sampler: what is asked for in this pass."""
+
+    def __init__(self) -> None:
+        self.wanted: list[Order] = []
+
+    def __iter__(self) -> Iterator[Order]:
+        return iter(self.wanted)
+
+    def __len__(self) -> int:
+        return len(self.wanted)
+
+
+class FileStream:
+    """The training batches of image files under a recipe, with the teacher's own ``view`` of each image where it has one.
+
+    A random part of the image, resized to the view's size or the data set's, takes the place of a padded crop. The short
+    last batch is kept.
+    """
+
+    def __init__(
+        self,
+        train: ImageFiles,
+        recipe: Recipe,
+        spec: DatasetSpec,
+        seed: tuple[object, ...],
+        device: torch.device,
+        view: View | None = None,
+    ) -> None:
+        views: list[View] = [recipe, *([view] if view else [])]
+        self.batch, self.seed, self.device = recipe.batch, seed, device
+        self.normalise = [Normalisation(each, spec, device) for each in views]
+        self.labels = train.labels.to(device)
+        self.clean = None if train.clean is None else train.clean.to(device)
+        self.load = Loader(Cutter(train, [each.view for each in views], seed), device)
+
+    def __len__(self) -> int:
+        """Images per epoch."""
+        return self.labels.shape[0]
+
+    def epoch(self, epoch: int, *, taught: bool = True) -> Iterator[Batch]:
+        """The batches of an epoch, counted from 1. Without a teacher that looks on, its view is left out."""
+        order = torch.randperm(len(self), generator=generator("epoch", *self.seed, epoch))
+        parts = _split(order, self.batch)
+        answers = self.load([(epoch, taught, part.tolist()) for part in parts])
+        for part, stacks in zip(parts, answers, strict=True):
+            indices = part.to(self.device)
+            images = [normalise(stack) for normalise, stack in zip(self.normalise, stacks, strict=False)]
+            yield Batch(
+                images=images[0],
+                labels=self.labels[indices],
+                indices=indices,
+                clean_labels=None if self.clean is None else self.clean[indices],
+                teacher_images=images[1] if len(images) > 1 else None,
+            )
+
+
+class FileTestSet:
+    """The centres of the test images as normalised batches, in order."""
+
+    def __init__(self, test: ImageFiles, view: View, spec: DatasetSpec, device: torch.device, batch: int = 256) -> None:
+        self.labels = test.labels.to(device)
+        self.normalise = Normalisation(view, spec, device)
+        self.orders: list[Order] = [(0, False, part.tolist()) for part in _split(torch.arange(len(test)), batch)]
+        self.load = Loader(Cutter(test, [view.view], ()), device)
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pairs of images [B, 3, H, W] and labels [B]."""
+        for (stack,), labels in zip(self.load(self.orders), _split(self.labels, self.batch), strict=True):
+            yield self.normalise(stack), labels
+
+
+def _split(values: Tensor, size: int) -> list[Tensor]:
+    return [values[start : start + size] for start in range(0, len(values), size)]
+
+
+def _as_it_is(answer: list[Tensor] | BadInput) -> list[Tensor] | BadInput:
+    return answer
+
+
+def _context() -> Any:
+    """How workers start: from a server process that has imported what they need once, and that runs no threads.
+
+    A plain fork would copy the locks of this process's threads, held or not.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _settle(worker: int) -> None:
+    """Leave signals to the parent, and end when it is gone, however it ended and whenever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,1 @@
+"""The official files of the data sets: fetched, unpacked, checked, and read into arrays. Free of torch."""

@@ -1,0 +1,109 @@
+"""One file from the net: resumed where it broke off, checked, then moved into place."""
+
+from __future__ import annotations
+
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import BinaryIO
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from kdbench.catalogue.datasets import Archive
+from kdbench.datafiles.checksum import md5_of
+from kdbench.datafiles.listener import Listener, Silent
+from kdbench.errors import KdbenchError
+from kdbench.store.files import set_aside
+
+
+BLOCK = 2**20
+PATIENCE = 60.0
+"""Seconds without a byte after which the connection counts as broken."""
+
+
+def download(archive: Archive, folder: Path, listener: Listener) -> Path:
+    """Fetch a file into ``folder`` unless the right one is there; another one of its name is set aside.
+
+    Raises KdbenchError, with what to do by hand, where it cannot be had or is not the official file.
+    """
+    target = folder / archive.name
+    if target.is_file():
+        if md5_of(target) == archive.md5:
+            return target
+        listener.note(f"{target} is not the official file. It is set aside as {set_aside(target).name}.")
+    fetch_file(archive.url, target, md5=archive.md5, listener=listener)
+    return target
+
+
+def fetch_file(url: str, target: Path, *, md5: str | None = None, listener: Listener | None = None) -> None:
+    """Fetch a file. What has arrived of it is kept as NAME.part, and goes to its place when it is whole.
+
+    Raises KdbenchError where it cannot be had, or written, or has not the MD5 sum that it should have.
+    """
+    part = target.with_name(target.name + ".part")
+    by_hand = f"To fetch it by other means, put {url} at {target} and give the same command again."
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _fetch(url, part, listener or Silent())
+        if md5 and (found := md5_of(part)) != md5:
+            part.unlink()
+            raise KdbenchError(
+                f"{url}: what arrived has the MD5 sum {found}, not {md5}, and is thrown away. Try again; "
+                f"if that does not help, the file has changed at its source. {by_hand}"
+            )
+        part.replace(target)
+    except _Unavailable as error:
+        raise KdbenchError(f"{url}: {error}. {by_hand}") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise KdbenchError(f"{target} cannot be written: {reason}. The same command goes on from there.") from None
+
+
+class _Unavailable(Exception):
+    """Why the server does not give the file."""
+
+
+def _fetch(url: str, part: Path, listener: Listener) -> None:
+    """Append what is lacking to ``part``; start afresh where the server cannot go on in the middle."""
+    start = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": "kdbench", **({"Range": f"bytes={start}-"} if start else {})}
+    try:
+        answer = urlopen(Request(url, headers=headers), timeout=PATIENCE)
+    except HTTPError as error:
+        error.close()
+        if error.code == 416 and start:  # nothing comes after what is there
+            return
+        raise _Unavailable(f"the server answers {error.code} {error.reason}") from None
+    except URLError as error:
+        raise _Unavailable(f"cannot be reached: {error.reason}") from None
+    except (OSError, HTTPException) as error:
+        raise _Unavailable(f"cannot be reached: {error}") from None
+    with answer:
+        if answer.headers.get_content_type() == "text/html":
+            raise _Unavailable("the server answers with a web page, not with the file")
+        if not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            start = 0
+        with part.open("ab" if start else "wb", buffering=0) as file:
+            _receive(answer, file, start, part.name.removesuffix(".part"), listener)
+
+
+def _receive(answer: HTTPResponse, file: BinaryIO, start: int, name: str, listener: Listener) -> None:
+    length = answer.headers.get("Content-Length")
+    total = start + int(length) if length else None
+    done = start
+    listener.progress(name, done, total)
+    while block := _next_block(answer):
+        file.write(block)
+        done += len(block)
+        listener.progress(name, done, total)
+    if total is not None and done < total:
+        raise _Unavailable(
+            f"the connection broke after {done:,} of {total:,} bytes; the same command goes on from there"
+        )
+
+
+def _next_block(answer: HTTPResponse) -> bytes:
+    """The next bytes; none where the file ends."""
+    try:
+        return answer.read(BLOCK)
+    except (OSError, HTTPException) as error:
+        raise _Unavailable(f"the connection broke ({error}); the same command goes on from there") from None

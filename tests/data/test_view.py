@@ -1,0 +1,81 @@
+"""What a teacher sees of an image when it has a view of its own."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kdbench.data.stream import Stream, TestSet
+from kdbench.data.view import Normalisation, Viewer, resized
+from kdbench.suite.specs import View
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("size", [224, 96, 20])
+def test_resizing_is_pillows_bicubic_to_within_one_level(images, size):
+    ours = resized(images.images[:4], size)
+    for tensor, result in zip(images.images[:4], ours, strict=True):
+        picture = Image.fromarray(tensor.permute(1, 2, 0).numpy())
+        theirs = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC)).astype(np.float32)
+        difference = np.abs(result.permute(1, 2, 0).numpy() - theirs)
+        assert difference.max() <= 1
+        assert difference.mean() < 0.02
+
+
+def test_images_of_the_right_size_are_left_as_they_are(images):
+    assert resized(images.images, None) is images.images
+    assert resized(images.images, 32) is images.images
+
+
+@pytest.fixture
+def view():
+    return View(crop_padding=4, flip=True, size=48, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+
+
+def test_a_view_is_cropped_resized_flipped_and_normalised(images, digits, view):
+    viewer = Viewer(images.images, view, digits, CPU)
+    indices, offsets = torch.tensor([3, 5]), torch.tensor([[0, 8], [2, 4]])
+    shown = viewer(indices, offsets, torch.tensor([False, True]))
+    padded = torch.nn.functional.pad(images.images, (4, 4, 4, 4))
+    crops = torch.stack([padded[3, :, 0:32, 2:34], padded[5, :, 8:40, 4:36]])
+    expected = Normalisation(view, digits, CPU)(resized(crops, 48))
+    assert shown.shape == (2, 3, 48, 48)
+    assert torch.equal(shown[0], expected[0])
+    assert torch.equal(shown[1], expected[1].flip(-1))
+
+
+def test_the_teachers_view_is_drawn_apart_from_the_students(images, recipe, digits, view):
+    with_view = list(Stream(images, recipe, digits, ("seed",), CPU, view).epoch(1))
+    without = list(Stream(images, recipe, digits, ("seed",), CPU).epoch(1))
+    again = list(Stream(images, recipe, digits, ("seed",), CPU, view).epoch(1))
+    for first, second, third in zip(with_view, without, again, strict=True):
+        assert torch.equal(first.images, second.images)
+        assert torch.equal(first.indices, second.indices)
+        assert first.teacher_images.shape == (len(first), 3, 48, 48)
+        assert second.teacher_images is None
+        assert torch.equal(first.teacher_images, third.teacher_images)
+    same_settings = View(crop_padding=recipe.crop_padding, flip=recipe.flip)
+    pairs = Stream(images, recipe, digits, ("seed",), CPU, same_settings).epoch(1)
+    equal = torch.cat([(b.images == b.teacher_images).flatten(1).all(1) for b in pairs])
+    assert equal.float().mean() < 0.3, "two independent draws of 25 crops and a flip seldom agree"
+
+
+def test_both_see_the_same_images(images, recipe, digits):
+    plain = recipe.model_copy(update={"crop_padding": 0, "flip": False})
+    for batch in Stream(images, plain, digits, ("seed",), CPU, View()).epoch(2):
+        assert torch.equal(batch.images, batch.teacher_images)
+
+
+def test_an_epoch_without_a_teacher_leaves_its_view_out(images, recipe, digits, view):
+    stream = Stream(images, recipe, digits, ("seed",), CPU, view)
+    for seen, unseen in zip(stream.epoch(1), stream.epoch(1, taught=False), strict=True):
+        assert unseen.teacher_images is None
+        assert torch.equal(seen.images, unseen.images)
+
+
+def test_tests_see_the_whole_image_at_the_size_of_the_view(images, digits, view):
+    test = TestSet(images, view, digits, CPU, batch=32)
+    shown = torch.cat([pixels for pixels, _ in test])
+    assert torch.equal(shown, Normalisation(view, digits, CPU)(resized(images.images, 48)))
