@@ -11,21 +11,33 @@ import kdbench
 ROOT = Path(kdbench.__file__).parent
 MODULES = {".".join((ROOT.name, *p.relative_to(ROOT).with_suffix("").parts)): p for p in ROOT.rglob("*.py")}
 HEAVY = {"torch", "torchvision", "open_clip", "safetensors", "sklearn"}
-TORCH_FREE = {"catalogue", "suite", "plan", "store", "report", "cli", "execution"}
+TORCH_FREE = {"catalogue", "suite", "plan", "store", "report", "cli", "execution", "datafiles"}
 MAY_IMPORT = {
     "errors": set(),
     "catalogue": {"errors"},
     "suite": {"errors", "catalogue"},
-    "store": {"errors", "suite"},
+    "store": {"errors", "catalogue", "suite"},
     "plan": {"errors", "catalogue", "suite", "store"},
     "report": {"errors", "catalogue", "suite", "store"},
-    "models": {"errors", "catalogue", "suite"},
-    "data": {"errors", "catalogue", "suite"},
+    "models": {"errors", "catalogue", "suite", "data"},
+    "datafiles": {"errors", "catalogue", "store"},
+    "data": {"errors", "catalogue", "suite", "datafiles"},
     "methods": {"errors", "catalogue", "suite", "models", "data"},
     "evaluation": {"errors", "catalogue", "suite", "models", "data"},
-    "training": {"errors", "catalogue", "suite", "store", "plan", "models", "data", "methods", "evaluation"},
+    "training": {
+        "errors",
+        "catalogue",
+        "suite",
+        "store",
+        "plan",
+        "models",
+        "data",
+        "methods",
+        "evaluation",
+        "datafiles",
+    },
     "execution": {"errors", "catalogue", "suite", "store", "plan"},
-    "cli": {"errors", "catalogue", "suite", "store", "plan", "report", "execution"},
+    "cli": {"errors", "catalogue", "suite", "store", "plan", "report", "execution", "datafiles"},
     "__main__": {"errors", "cli"},
 }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import typer
 
 from kdbench import __version__
+from kdbench.cli import teachers
+from kdbench.cli.data import data
 from kdbench.cli.doctor import doctor
 from kdbench.cli.listing import list_things
 from kdbench.cli.plan import plan
@@ -28,7 +30,9 @@ app.command("report")(report)
 app.command("validate")(validate)
 app.command("list")(list_things)
 app.command("show")(show)
+app.add_typer(data, name="data")
 app.command("doctor")(doctor)
+app.add_typer(teachers.app, name="teachers")
 
 
 def _version(wanted: bool) -> None:

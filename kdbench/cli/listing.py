@@ -14,7 +14,7 @@ from kdbench.cli.options import Json, Results
 
 
 if TYPE_CHECKING:
-    from kdbench.store.record import Record
+    from kdbench.store.record import Record, Result
 
 
 Lines = list[dict[str, Any]]
@@ -75,7 +75,7 @@ def _models(_: Path) -> Lines:
         {
             "model": net.name,
             "parameters": f"{net.parameters:,}",
-            "MACs at 32x32": f"{net.macs:,}",
+            "MACs at 32x32": f"{net.macs:,}" + (f" at {net.size}²" if net.size else ""),
             "embedding": net.embedding,
             "feature maps": len(net.features),
             "": net.summary,
@@ -151,8 +151,8 @@ def _teacher(record: Record) -> dict[str, Any]:
     try:
         spec = TeacherSpec.model_validate(record.spec())
     except ValidationError:
-        return {"network": "(spec.json cannot be read)", "dataset": ""}
-    return {"network": spec.network + (" + new layers" if spec.head else ""), "dataset": spec.dataset.name}
+        return {"teacher": "(spec.json cannot be read)"}
+    return {"teacher": spec.label}
 
 
 def _outcome(record: Record) -> dict[str, Any]:
@@ -161,12 +161,21 @@ def _outcome(record: Record) -> dict[str, Any]:
     status, accuracy = "in training" if record.started() else "not finished", ""
     try:
         if result := record.result():
-            status, accuracy = "done", f"{result.last.top1:.2f} / {result.best.top1:.2f}"
+            status, accuracy = "done", _accuracies(result)
         elif failure := record.failure():
             status = f"failed: {failure.reason}"
     except BadRecord as error:
         status = f"damaged: {error}"
     return {"status": status, "last / best": accuracy}
+
+
+def _accuracies(result: Result) -> str:
+    """Last and best accuracy; how they came about where not by the network's own classifier."""
+    if result.last is None or result.best is None:
+        return "–"
+    how = " (neighbours)" if result.measure == "neighbours" else ""
+    stated = f" ({result.published_top1:.2f} stated)" if result.published_top1 is not None else ""
+    return f"{result.last.top1:.2f} / {result.best.top1:.2f}{how}{stated}"
 
 
 _LISTS: dict[Kind, Callable[[Path], Lines]] = {

@@ -58,7 +58,7 @@ def summarise(specs: Any, results: Path, slots: int, on: str = "", speed: float 
     return {
         "runs": plan.runs,
         "runs_settled": plan.runs_done,
-        "teachers": [f"{t.network} on {t.dataset.name}" + (" + new layers" if t.head else "") for t in plan.teachers],
+        "teachers": [teacher.label for teacher in plan.teachers],
         "teachers_done": plan.teachers_done,
         "cohorts": [
             {"runs": len(c.runs), "teacher": c.teacher.network if c.teacher else "", "dataset": c.runs[0].dataset.name}

@@ -160,14 +160,15 @@ class Progress:
         self.tally.done[event["id"]] = member.cost
         self.tally.finished += not member.label.startswith("teacher ")
         if not self.live:
-            self.say(f"finished {member.label}: top-1 {event['top1']:.2f}")
+            self.say(f"finished {member.label}" + (f": top-1 {event['top1']:.2f}" if event["top1"] is not None else ""))
 
     def _label(self, id: str) -> str:
         return self.members[id].label if id in self.members else id
 
     def _summary(self) -> str:
-        failed = f", {self.tally.failed} failed" if self.tally.failed else ""
-        return f"{self.tally.finished} of {self.tally.runs} runs{failed}, {self.tally.left()}"
+        runs = [f"{self.tally.finished} of {self.tally.runs} runs"] if self.tally.runs else []
+        failed = [f"{self.tally.failed} failed"] if self.tally.failed else []
+        return ", ".join([*runs, *failed, self.tally.left()])
 
     def _render(self) -> Any:
         from rich.table import Table
@@ -193,4 +194,4 @@ class Progress:
 
 def teacher_label(spec: TeacherSpec) -> str:
     """One line for a teacher."""
-    return f"teacher {spec.network} on {spec.dataset.name}" + (" + new layers" if spec.head else "")
+    return f"teacher {spec.label}"

@@ -63,18 +63,20 @@ def _model(name: str) -> str:
     from kdbench.catalogue.networks import network
 
     net = network(name)
-    maps = "  ".join(f"f{i}: {channels} × {32 // stride}²" for i, (channels, stride) in enumerate(net.features))
-    return "\n".join(
-        [
-            f"model {name}",
-            net.summary,
-            f"Parameters (100 classes): {net.parameters:,}",
-            f"Multiply-accumulates (32 × 32): {net.macs:,}",
-            f"Feature maps (32 × 32): {maps}",
-            f"Embedding: {net.embedding}",
-            f"Also known as: {', '.join(net.aliases) or '–'}",
-        ]
-    )
+    side = net.size or 32
+    maps = "  ".join(f"f{i}: {channels} × {-(-side // stride)}²" for i, (channels, stride) in enumerate(net.features))
+    lines = [
+        f"model {name}",
+        net.summary,
+        f"Parameters{' (100 classes)' if net.classifier else ''}: {net.parameters:,}",
+        f"Multiply-accumulates ({side} × {side}): {net.macs:,}",
+        f"Feature maps ({side} × {side}): {maps or 'none'}",
+        f"Embedding: {net.embedding}" + ("" if net.classifier else "; an encoder, without classes of its own"),
+        f"Takes images of {f'{side} × {side} pixels only' if net.size else 'any size'}",
+    ]
+    if net.public:
+        lines.append(f"As a teacher it starts from {net.public.source}'s weights: {net.public.file}, {net.public.url}")
+    return "\n".join([*lines, f"Also known as: {', '.join(net.aliases) or '–'}"])
 
 
 def _dataset(name: str) -> str:

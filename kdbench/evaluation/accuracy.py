@@ -29,12 +29,12 @@ def measure(networks: Sequence[nn.Module], test: Iterable[tuple[Tensor, Tensor]]
     for images, labels in test:
         count += len(labels)
         for index, network in enumerate(networks):
-            totals[index] = totals[index] + _hits(network(images).logits, labels)
+            totals[index] = totals[index] + count_hits(network(images).logits, labels)
     hits = [total.tolist() if isinstance(total, Tensor) else [0, 0] for total in totals]
     return [Scores(100 * first / count, 100 * fifth / count) for first, fifth in hits]
 
 
-def _hits(logits: Tensor, labels: Tensor) -> Tensor:
+def count_hits(logits: Tensor, labels: Tensor) -> Tensor:
     """[2] int64: how many labels are the first, and among the first five, of the classes."""
     top = logits.topk(min(5, logits.shape[1]), dim=1).indices
     right = top == labels[:, None]

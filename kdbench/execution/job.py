@@ -34,7 +34,7 @@ class Job:
     def needs(self) -> TeacherSpec | None:
         """The teacher that must be there before it can start."""
         if self.teacher:
-            return self.teacher.backbone if self.teacher.head else None
+            return self.teacher.before
         return Cohort(self.runs).teacher
 
     def facts(self) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import queue
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from kdbench.execution.devices import Slot
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """What all workers of a pool have in common."""
+    """What all workers of a pool have in common; ``weights``: the user's files of weights by SHA-256."""
 
     results: Path
     data: Path
     download: bool = False
     checkpoint_seconds: float = 30.0
+    weights: Mapping[str, Path] = field(default_factory=dict)
 
 
 class WorkerHandle:
@@ -42,6 +44,8 @@ class WorkerHandle:
         command += ["--results", str(options.results), "--data", str(options.data)]
         command += ["--checkpoint-seconds", str(options.checkpoint_seconds)]
         command += ["--download"] if options.download else []
+        for sha256, file in options.weights.items():
+            command += ["--weights", f"{sha256}={file.resolve()}"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,

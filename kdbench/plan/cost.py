@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.networks import network
 from kdbench.store.store import Store
-from kdbench.suite.specs import DatasetSpec, RunSpec, TeacherSpec
+from kdbench.suite.specs import DatasetSpec, RunSpec, TeacherSpec, View
 
 
 ASSUMED_SPEED = {"cpu": 60e9, "gpu": 5e12}
@@ -27,9 +27,11 @@ def image_counts(spec: DatasetSpec, fraction: float = 1.0) -> tuple[int, int]:
     return round(train * fraction * classes), round(test * classes)
 
 
-def forward_macs(name: str, spec: DatasetSpec) -> float:
-    """Multiply-accumulates of one image's forward pass."""
-    return network(name).macs * (dataset(spec.name).size / 32) ** 2
+def forward_macs(name: str, spec: DatasetSpec, view: View | None = None) -> float:
+    """Multiply-accumulates of one image's forward pass, at the size in which the network sees it."""
+    known = network(name)
+    side = (view.size if view else None) or dataset(spec.name).size
+    return known.macs * (1.0 if known.size else (side / 32) ** 2)
 
 
 def student_cost(spec: RunSpec) -> float:
@@ -45,15 +47,23 @@ def teacher_pass_cost(spec: RunSpec) -> float:
     if spec.teacher is None:
         return 0.0
     train, _ = image_counts(spec.dataset, spec.scenario.fraction)
-    return train * spec.recipe.epochs * forward_macs(spec.teacher.network, spec.dataset)
+    return train * spec.recipe.epochs * forward_macs(spec.teacher.network, spec.dataset, spec.view)
 
 
 def teacher_cost(spec: TeacherSpec) -> float:
-    """Multiply-accumulates of training a teacher (or only its head)."""
+    """Multiply-accumulates of the last stage of a teacher: nothing for weights that are used as they are."""
+    recipe = spec.stage_recipe
+    if recipe is None or spec.dataset is None:
+        return 0.0
     train, test = image_counts(spec.dataset)
-    recipe, backward = (spec.head.recipe, 0) if spec.head else (spec.recipe, _BACKWARD)
-    images = (1 + backward) * train * recipe.epochs + test * -(-recipe.epochs // recipe.evaluate_every)
-    return images * forward_macs(spec.network, spec.dataset)
+    tests = -(-recipe.epochs // recipe.evaluate_every)
+    if spec.head:
+        images = train * recipe.epochs + test * tests
+    elif spec.recipe:
+        images = (1 + _BACKWARD) * train * recipe.epochs + test * tests
+    else:  # two views of each image; the test compares with all training images
+        images = 2 * (1 + _BACKWARD) * train * recipe.epochs + (train + test) * tests
+    return images * forward_macs(spec.network, spec.dataset, recipe)
 
 
 def cohort_cost(runs: Iterable[RunSpec]) -> float:

@@ -10,7 +10,7 @@ from functools import cached_property
 from kdbench.plan.cost import cohort_cost, student_cost, teacher_cost
 from kdbench.store.record import Record
 from kdbench.store.store import Store
-from kdbench.suite.specs import HeadSpec, RunSpec, TeacherSpec
+from kdbench.suite.specs import HeadSpec, RunSpec, TeacherSpec, View
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,10 @@ class Cohort:
     def head(self) -> HeadSpec | None:
         return next((run.head for run in self.runs if run.head), None)
 
+    @property
+    def view(self) -> View | None:
+        return next((run.view for run in self.runs if run.view), None)
+
     @cached_property
     def cost(self) -> float:
         """Multiply-accumulates of all runs and of the teacher pass that they share."""
@@ -35,7 +39,7 @@ class Cohort:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is left to do. Teachers come in an order in which each follows the backbone that it needs."""
+    """What is left to do. Teachers come in an order in which each follows the stages that it needs."""
 
     teachers: tuple[TeacherSpec, ...]
     cohorts: tuple[Cohort, ...]
@@ -72,8 +76,18 @@ def schedule(costs: Sequence[float], loads: Sequence[float]) -> list[float]:
     return heap
 
 
-def make_plan(specs: Iterable[RunSpec], store: Store, slots: int = 1, *, retry_diverged: bool = False) -> Plan:
-    """Plan the runs that have no result yet. What diverged, run or teacher, stays so unless ``retry_diverged``."""
+def make_plan(
+    specs: Iterable[RunSpec],
+    store: Store,
+    slots: int = 1,
+    *,
+    retry_diverged: bool = False,
+    teachers: Iterable[TeacherSpec] = (),
+) -> Plan:
+    """Plan the runs that have no result yet, and the ``teachers`` that are wanted whether or not such a run needs them.
+
+    What diverged, run or teacher, stays so unless ``retry_diverged``.
+    """
     todo, done = [], 0
     diverged: dict[str, bool] = {}
     for spec in {spec.id: spec for spec in specs}.values():
@@ -82,11 +96,8 @@ def make_plan(specs: Iterable[RunSpec], store: Store, slots: int = 1, *, retry_d
         done += settled
         if not settled:
             todo.append(spec)
-    needed: dict[str, TeacherSpec] = {}
-    for spec in todo:
-        if spec.teacher:
-            for teacher in (spec.teacher.backbone, spec.teacher):
-                needed[teacher.id] = teacher
+    wanted = [*(spec.teacher for spec in todo if spec.teacher), *teachers]
+    needed = {stage.id: stage for teacher in wanted for stage in teacher.stages}
     missing = [teacher for id, teacher in needed.items() if not store.teacher(id).done()]
     cohorts = split(group(todo), slots)
     return Plan(tuple(missing), tuple(cohorts), done, len(needed) - len(missing))
@@ -94,7 +105,7 @@ def make_plan(specs: Iterable[RunSpec], store: Store, slots: int = 1, *, retry_d
 
 def _hopeless(spec: RunSpec, store: Store, diverged: dict[str, bool]) -> bool:
     """Whether the run or its teacher diverged. ``diverged`` remembers the teachers that have been looked up."""
-    teachers = (spec.teacher, spec.teacher.backbone) if spec.teacher else ()
+    teachers = spec.teacher.stages if spec.teacher else []
     for teacher in teachers:
         if teacher.id not in diverged:
             diverged[teacher.id] = _diverged(store.teacher(teacher.id))
@@ -108,17 +119,16 @@ def _diverged(record: Record) -> bool:
 
 def group(specs: Iterable[RunSpec]) -> list[Cohort]:
     """Put runs of one stream and one teacher together; runs without a teacher join the first cohort of their stream."""
-    with_teacher: dict[tuple[str, ...], list[RunSpec]] = {}
+    with_teacher: dict[str, list[RunSpec]] = {}
     without: list[RunSpec] = []
     for spec in specs:
         if spec.teacher is None:
             without.append(spec)
         else:
-            key = (_stream(spec), spec.teacher.id, spec.head.id if spec.head else "")
-            with_teacher.setdefault(key, []).append(spec)
+            with_teacher.setdefault(spec.company_id, []).append(spec)
     hosts: dict[str, list[RunSpec]] = {}
-    for (stream, *_), runs in with_teacher.items():
-        hosts.setdefault(stream, runs)
+    for runs in with_teacher.values():
+        hosts.setdefault(_stream(runs[0]), runs)
     alone: dict[str, list[RunSpec]] = {}
     for spec in without:
         target = hosts.get(_stream(spec))

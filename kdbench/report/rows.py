@@ -57,7 +57,7 @@ def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> list[Row]:
 def _row(run: Run, stores: Sequence[Store]) -> Row:
     spec, settings = run.spec, run.protocol.settings
     status, reason, result, version = _look_up(run.id, stores)
-    accuracy = None if result is None else result.best if settings.score == "best" else result.last
+    accuracy = result.accuracy(settings.score) if result else None
     return Row(
         suite=run.suite,
         protocol=run.protocol.name,
@@ -76,10 +76,10 @@ def _row(run: Run, stores: Sequence[Store]) -> Row:
         status=status,
         reason=reason,
         top1=accuracy.top1 if accuracy else None,
-        top1_last=result.last.top1 if result else None,
-        top1_best=result.best.top1 if result else None,
-        best_epoch=result.best.epoch if result else None,
-        top5_last=result.last.top5 if result else None,
+        top1_last=result.last.top1 if result and result.last else None,
+        top1_best=result.best.top1 if result and result.best else None,
+        best_epoch=result.best.epoch if result and result.best else None,
+        top5_last=result.last.top5 if result and result.last else None,
         version=version,
     )
 

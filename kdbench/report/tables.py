@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -118,7 +117,8 @@ def _teacher_accuracies(rows: Iterable[Row], stores: Sequence[Store]) -> dict[st
                 result = store.teacher(row.teacher_id).result()
             except BadRecord:
                 continue
-            if result is not None and not math.isnan(result.last.top1):
-                found[row.teacher] = (result.best if row.teacher_checkpoint == "best" else result.last).top1
+            accuracy = result.accuracy(row.teacher_checkpoint) if result else None
+            if accuracy is not None:
+                found[row.teacher] = accuracy.top1
                 break
     return found

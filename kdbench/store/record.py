@@ -11,15 +11,15 @@ state.pt             while it is in training: everything needed to go on from th
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from kdbench.catalogue.hashing import file_hash
 from kdbench.errors import BadRecord
 from kdbench.store.files import set_aside, write_json, write_text
 
@@ -38,17 +38,34 @@ class Accuracy(BaseModel):
 
 
 class Result(BaseModel):
-    """What was measured on a finished network. Equal runs give equal results, byte for byte, on the same CPU."""
+    """What was measured on a finished network. Equal runs give equal results, byte for byte, on the same CPU.
+
+    ``measure`` is how the accuracy came about: by the network's classifier, or, where it has none, by a vote of the nearest
+    training images (kdbench.evaluation.knn). It is None for an encoder that was trained elsewhere. ``published_top1`` is
+    what an imported file says of itself.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     kind: Literal["run", "teacher"]
-    last: Accuracy
-    best: Accuracy
-    train_images: int
-    test_images: int
+    last: Accuracy | None = None
+    best: Accuracy | None = None
+    measure: Literal["classifier", "neighbours"] = "classifier"
+    published_top1: Percent | None = None
+    train_images: int = 0
+    test_images: int = 0
     weights_sha256: str
+
+    @model_validator(mode="after")
+    def _measured(self) -> Result:
+        if self.kind == "run" and (self.last is None or self.best is None):
+            raise ValueError("a run's result holds its last and its best accuracy")
+        return self
+
+    def accuracy(self, score: str) -> Accuracy | None:
+        """The accuracy by a score rule, ``last`` or ``best``; None for an encoder without classes."""
+        return self.best if score == "best" else self.last
 
 
 class Failure(BaseModel):
@@ -92,6 +109,17 @@ class Record:
         if result.id != self.id:
             raise BadRecord(f"{self.folder / 'result.json'}: belongs to {result.id}")
         return result
+
+    def check_weights(self) -> None:
+        """Raise BadRecord unless there is a result and the weights are the very bytes that were stored with it."""
+        result = self.result()
+        if result is None:
+            raise BadRecord(f"{self.folder}: there is no finished network")
+        path = self.weights_file
+        if not path.is_file():
+            raise BadRecord(f"{path}: is missing")
+        if file_hash(path) != result.weights_sha256:
+            raise BadRecord(f"{path}: is not the file that was stored (its SHA-256 has changed)")
 
     def failure(self) -> Failure | None:
         """The failure, or None where there is none that can be read."""
@@ -175,7 +203,7 @@ class Record:
     def finish(self, result: Result, about: dict[str, Any]) -> None:
         """Store the result, last of all, and drop the resume state."""
         write_json(self.folder / "about.json", about)
-        write_json(self.folder / "result.json", result.model_dump())
+        write_json(self.folder / "result.json", result.model_dump(exclude_none=True))
         self.tidy()
 
     def tidy(self) -> None:
@@ -198,12 +226,6 @@ class Record:
             return True
         lock.release()
         return False
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def timestamp() -> str:

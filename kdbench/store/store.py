@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from kdbench.errors import BadInput
+from filelock import Timeout
+
+from kdbench.errors import BadInput, BadRecord
+from kdbench.store.files import set_aside
 from kdbench.store.record import Record
 
 
@@ -29,6 +33,32 @@ class Store:
         folder = self.root / kind
         if folder.is_dir():
             yield from (Record(entry) for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.suffix)
+
+    def set_aside_damaged_teachers(self, ids: Iterable[str]) -> dict[str, str]:
+        """Check the weights of finished teachers; set aside those that are not what was stored, unless in use elsewhere.
+
+        Returns a message for each of these, by id.
+        """
+        messages: dict[str, str] = {}
+        for id in ids:
+            record = self.teacher(id)
+            try:
+                if (record.folder / "result.json").exists():
+                    record.check_weights()
+            except BadRecord as error:
+                messages |= self._set_aside(record, str(error))
+        return messages
+
+    @staticmethod
+    def _set_aside(record: Record, reason: str) -> dict[str, str]:
+        """Set a teacher aside unless another process is at it, or has made it again since."""
+        with contextlib.suppress(Timeout), record.lock().acquire(timeout=0):
+            try:
+                record.check_weights()
+            except BadRecord:
+                name = set_aside(record.folder).name
+                return {record.id: f"{reason}; the teacher is set aside ({name}) and made again"}
+        return {}
 
     def check_writable(self) -> None:
         """Raise BadInput unless results can be written."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from kdbench.catalogue.datasets import datasets
+from kdbench.catalogue.networks import network, networks
 from kdbench.errors import BadInput, Problem
 from kdbench.suite.fields import problems_of, shorten
 from kdbench.suite.methods import Terms, parse_terms
 from kdbench.suite.protocols import ResolvedProtocol, bundled_protocol, derived_protocol, stand_in
-from kdbench.suite.schema import DatasetEntry, Schema, keys_of
+from kdbench.suite.schema import DatasetEntry, Schema, TeacherEntry, keys_of
+from kdbench.suite.teachers import NamedTeacher, by_network, named_teacher
 from kdbench.suite.yaml_reader import Document, Path_, show_path
 
 
@@ -22,10 +25,14 @@ Wrong = dict[str, set[Any]]
 
 
 class Collector:
-    """Collects the problems of one document; ``meanings`` holds what each method's name stands for in a protocol."""
+    """Collects the problems of one document.
+
+    ``meanings`` holds what each method's name stands for in a protocol, ``teachers`` the suite's own teachers.
+    """
 
     def __init__(self, document: Document) -> None:
         self.document = document
+        self.teachers: dict[str, NamedTeacher] = {}
         self.problems: list[Problem] = []
         self.meanings: dict[tuple[str, str], Terms] = {}
 
@@ -42,9 +49,10 @@ class Collector:
     ) -> tuple[AnySchema, Wrong]:
         """Validate a mapping, together with values that it inherits and that are reported where they stand."""
         inherited = inherited or {}
+        context = {"teachers": self.teachers}
         value = {**inherited, **own}
         try:
-            return schema.model_validate(value), {}
+            return schema.model_validate(value, context=context), {}
         except ValidationError as error:
             details = error.errors()
             found = problems_of(error, self.document, path, keys_of(schema))
@@ -55,7 +63,7 @@ class Collector:
             if key not in inherited:
                 self.problems.append(problem)
         whole = {str(detail["loc"][0]) for detail in details if len(detail["loc"]) == 1}
-        return schema.model_validate(_without(value, wrong, whole)), wrong
+        return schema.model_validate(_without(value, wrong, whole), context=context), wrong
 
     def protocol(self, owner: dict[str, Any], path: Path_) -> tuple[ResolvedProtocol, bool]:
         """The protocol of a suite or grid, as far as it is right, and whether its base and its new layers are."""
@@ -79,6 +87,30 @@ class Collector:
         """A weighted sum of terms, empty where it is wrong."""
         return parse_terms(value, lambda inner, message: self.report((*path, *inner), message))
 
+    def name_teachers(self, given: dict[str, Any]) -> None:
+        """Take note of what the suite's own names of teachers stand for."""
+        for name, value in given.items():
+            here: Path_ = ("teachers", name)
+            if _is_network(name):
+                self.report(here, f"'{name}' is the name of a network: give the teacher another")
+            elif not isinstance(value, dict):
+                self.report(here, "must be a mapping (network: …, weights: … or pretraining: …)")
+            else:
+                self._name_teacher(name, value, here)
+
+    def _name_teacher(self, name: str, value: dict[str, Any], here: Path_) -> None:
+        try:
+            entry = TeacherEntry.model_validate(value)
+            folder = Path(self.document.file).parent
+            self.teachers[name] = named_teacher(entry.network, entry.weights, entry.pretraining, folder)
+        except ValidationError as error:
+            self.problems += problems_of(error, self.document, here, {"": TeacherEntry.model_fields})
+            self.teachers[name] = by_network(next(iter(networks())))  # so that its use is not a problem, too
+        except BadInput as error:
+            key = "weights" if "weights" in value else "pretraining"
+            self.report((*here, key), str(error))
+            self.teachers[name] = by_network(network(value["network"]).name)
+
     def check_datasets(self, entries: tuple[DatasetEntry, ...], path: Path_) -> None:
         """Report parts of data sets that are larger than the whole."""
         for index, entry in enumerate(entries):
@@ -92,6 +124,14 @@ class Collector:
                 if (getattr(entry, key) or 0) > limit:
                     message = f"{entry.name} has only {limit} {key.replace('_', ' ')}, not {getattr(entry, key)}"
                     self.report((*path, index, key), message)
+
+
+def _is_network(name: str) -> bool:
+    try:
+        network(name)
+    except BadInput:
+        return False
+    return True
 
 
 def _without(value: dict[str, Any], wrong: Wrong, whole: set[str]) -> dict[str, Any]:

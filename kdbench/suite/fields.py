@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, StrictStr, ValidationError
+from pydantic import AfterValidator, StrictStr, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from kdbench.catalogue.datasets import dataset
-from kdbench.catalogue.names import nearest
-from kdbench.catalogue.networks import network
+from kdbench.catalogue.names import nearest, unknown
+from kdbench.catalogue.networks import network, networks
 from kdbench.errors import BadInput, Problem
 from kdbench.suite.yaml_reader import Document, Path_
 
@@ -50,7 +50,31 @@ def not_empty(value: Any) -> Any:
     return value
 
 
+def known_student(name: str) -> str:
+    """Return the canonical name of a network that can be trained as a student."""
+    found = known_network(name)
+    if not network(found).classifier:
+        raise PydanticCustomError(
+            "student", "{name} is an encoder for teachers: it has no classes to train for", {"name": found}
+        )
+    return found
+
+
+def known_teacher(name: str, info: ValidationInfo) -> str:
+    """Return a teacher's name: one of the suite's own (in the validation context), or a network's canonical name."""
+    own = (info.context or {}).get("teachers", ())
+    if name in own:
+        return name
+    try:
+        return str(network(name).name)
+    except BadInput:
+        message = unknown("teacher", name, [*own, *networks()], "models")
+        raise PydanticCustomError("unknown", "{message}", {"message": message}) from None
+
+
 NetworkName = Annotated[StrictStr, AfterValidator(known_network)]
+StudentName = Annotated[StrictStr, AfterValidator(known_student)]
+TeacherName = Annotated[StrictStr, AfterValidator(known_teacher)]
 DatasetName = Annotated[StrictStr, AfterValidator(known_dataset)]
 
 

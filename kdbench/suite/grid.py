@@ -11,7 +11,9 @@ from kdbench.suite.collector import Collector
 from kdbench.suite.feasibility import infeasible
 from kdbench.suite.methods import Terms, formula, reads_teacher
 from kdbench.suite.schema import SELECTOR_KEYS, DatasetEntry, GridEntry, MethodEntry, Selector, Shared
+from kdbench.suite.specs import RunSpec
 from kdbench.suite.suite import Cell, Run, make_spec
+from kdbench.suite.teachers import NamedTeacher, by_network
 from kdbench.suite.yaml_reader import Path_
 
 
@@ -46,8 +48,16 @@ class Grid:
         return [
             Run(suite, self.protocol, cell.method, cell.teacher, cell.strategy, spec)
             for cell in chosen
-            for spec in (make_spec(cell, self.terms[cell.method], self.protocol, trial) for trial in range(count))
+            for spec in self._specs(cell, count)
         ]
+
+    def _specs(self, cell: Cell, trials: int) -> list[RunSpec]:
+        kind, terms = self._teacher(cell), self.terms[cell.method]
+        return [make_spec(cell, kind, terms, self.protocol, trial) for trial in range(trials)]
+
+    def _teacher(self, cell: Cell) -> NamedTeacher | None:
+        """What the cell's teacher is; None where it has none."""
+        return self.collector.teachers.get(cell.teacher) or (by_network(cell.teacher) if cell.teacher else None)
 
     def _report_missing(self) -> None:
         """Report the keys without which there is no run; what follows from that is not reported again."""
@@ -145,13 +155,18 @@ class Grid:
         if not reads_teacher(terms):
             return []
         named = f"method '{cell.method}' "
-        if not cell.teacher:
+        teacher = self._teacher(cell)
+        if teacher is None:
             known = not self.wrong.keys() & {"teacher", "pairs"}
             return [(place, f"{named}({formula(terms)}) needs a teacher, and the grid names none", "")] if known else []
         found = [
             (place, f"{named}cannot train ", f"{cell.student} with {cell.teacher}: {reason}. Exclude the pair.")
-            for reason in infeasible(cell.student, cell.teacher, terms)
+            for reason in infeasible(cell.student, teacher.network, terms)
         ]
+        if not teacher.has_classifier(cell.strategy):
+            where = (*self.path, "strategy") if "strategy" in self.raw else ("strategy",)
+            message = f"{cell.teacher} has no classifier: use strategy sequential or simultaneous"
+            found.append((where, message, ""))
         if cell.strategy != "pretrained" and self.protocol.settings.node_embedding is None and self.certain:
             where = (*self.path, "strategy") if "strategy" in self.raw else ("strategy",)
             message = (

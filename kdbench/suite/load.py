@@ -74,6 +74,7 @@ def read_suite(document: Document, trials: int | None = None) -> Suite:
         collector.report((), "a suite is a mapping with the keys 'protocol', 'dataset' and 'grid'")
         raise BadSuite(collector.all_problems())
     head, _ = collector.validate(SuiteHead, data, ())
+    collector.name_teachers(head.teachers)
     if "protocol" in data:
         collector.protocol(data, ())
     collector.check_datasets(head.dataset, ("dataset",))
@@ -90,7 +91,8 @@ def read_suite(document: Document, trials: int | None = None) -> Suite:
         collector.report(("grid",), "describes no run")
     if problems := collector.all_problems():
         raise BadSuite(problems)
-    return Suite(name, document.file, head.description, tuple({run.key: run for run in runs}.values()))
+    files = {each.sha256: each.file for each in collector.teachers.values() if each.sha256 and each.file}
+    return Suite(name, document.file, head.description, tuple({run.key: run for run in runs}.values()), files)
 
 
 def _grids(data: dict[str, Any], collector: Collector) -> Iterator[tuple[dict[str, Any], Path_]]:

@@ -17,12 +17,14 @@ from kdbench.suite.yaml_reader import Document, Path_
 
 
 Schema = TypeVar("Schema", bound=Recipe)
+SECTIONS = ("teacher", "head", "head_simultaneous", "pretraining", "fine_tune")
+"""The parts of a protocol that override single values of its recipe."""
 
 
 def merged(original: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """The original's values with single ones replaced, within teacher, head and each data set, too."""
     raw = {**original, **changes}
-    for key in ("lr_for", "teacher", "head", "head_simultaneous"):
+    for key in ("lr_for", "simclr", *SECTIONS):
         raw[key] = _merge(original.get(key), raw[key])
     if isinstance(raw["datasets"], dict):
         old = original.get("datasets", {})
@@ -93,7 +95,7 @@ def _check(
 
 def _sections(raw: dict[str, Any]) -> dict[Path_, dict[str, Any]]:
     """The parts of a protocol that override single values of its recipe, by their place."""
-    parts: dict[Path_, Any] = {(key,): raw.get(key) for key in ("teacher", "head", "head_simultaneous")}
+    parts: dict[Path_, Any] = {(key,): raw.get(key) for key in SECTIONS}
     each = raw.get("datasets")
     parts |= {("datasets", name): values for name, values in (each.items() if isinstance(each, dict) else ())}
     return {where: values for where, values in parts.items() if isinstance(values, dict)}
@@ -107,7 +109,11 @@ def _clashes(settings: Protocol, document: Document, path: Path_) -> list[Proble
             ("teacher", lambda name: settings.teacher_recipe("", name)),
             ("head", lambda name: settings.head_spec(name, simultaneous=False)),
             ("head_simultaneous", lambda name: settings.head_spec(name, simultaneous=True)),
+            ("pretraining", lambda name: settings.pretraining_spec("", name)),
+            ("fine_tune", lambda name: settings.fine_tune_recipe("", name)),
         ):
+            if section in ("pretraining", "fine_tune") and not getattr(settings, section):
+                continue  # what it inherits is reported where it stands
             try:
                 build(name)
             except ValidationError as error:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictStr, model_validator
 from pydantic_core import PydanticCustomError
 
 from kdbench.catalogue.datasets import dataset
-from kdbench.suite.fields import DatasetName, Keys, NetworkName, as_list, not_empty
+from kdbench.suite.fields import DatasetName, Keys, NetworkName, StudentName, TeacherName, as_list, not_empty
 from kdbench.suite.specs import DatasetSpec, Name, PositiveInt, Scenario, Strategy
 
 
@@ -41,18 +41,29 @@ class MethodEntry(Schema):
     terms: Any = None
 
 
+class TeacherEntry(Schema):
+    """What a teacher's name stands for: a network, and where its weights come from before the protocol trains it.
+
+    ``weights`` is a file, `sha256:…` of one that was imported, `openai` or `torchvision`, or `random` for none.
+    """
+
+    network: NetworkName
+    weights: Annotated[StrictStr | None, NotEmpty] = None
+    pretraining: Annotated[Literal["simclr"] | None, NotEmpty] = None
+
+
 class Pair(Schema):
     """A teacher and a student that belong together."""
 
-    teacher: NetworkName
-    student: NetworkName
+    teacher: TeacherName
+    student: StudentName
 
 
 class Selector(Schema):
     """Some of a grid's axes, to leave runs out or to add them. An axis that is not named is free."""
 
-    teacher: Annotated[tuple[NetworkName, ...], OneOrMany] = ()
-    student: Annotated[tuple[NetworkName, ...], OneOrMany] = ()
+    teacher: Annotated[tuple[TeacherName, ...], OneOrMany] = ()
+    student: Annotated[tuple[StudentName, ...], OneOrMany] = ()
     method: Annotated[tuple[Name, ...], OneOrMany] = ()
     dataset: Annotated[tuple[DatasetName, ...], OneOrMany] = ()
     strategy: Annotated[tuple[Strategy, ...], OneOrMany] = ()
@@ -79,7 +90,8 @@ def _named(value: Any) -> Any:
     return value if isinstance(value, dict) or value is None else {"name": value}
 
 
-Networks = Annotated[tuple[NetworkName, ...], OneOrMany]
+Teachers = Annotated[tuple[TeacherName, ...], OneOrMany]
+Students = Annotated[tuple[StudentName, ...], OneOrMany]
 Datasets = Annotated[tuple[Annotated[DatasetEntry, BeforeValidator(_named)], ...], OneOrMany]
 Strategies = Annotated[tuple[Strategy, ...], OneOrMany]
 Scenarios = Annotated[tuple[Scenario, ...], OneOrMany]
@@ -100,8 +112,8 @@ class Shared(Schema):
 class GridEntry(Shared):
     """One grid: the product of its axes. Networks come as ``teacher`` × ``student`` or as explicit ``pairs``."""
 
-    teacher: Networks = ()
-    student: Networks = ()
+    teacher: Teachers = ()
+    student: Students = ()
     pairs: tuple[Annotated[Pair, BeforeValidator(_pair)], ...] = ()
     method: Methods = ()
     include: Selectors = ()
@@ -114,6 +126,7 @@ class SuiteHead(Shared):
     name: Annotated[Name | None, NotEmpty] = None
     description: StrictStr = ""
     methods: dict[str, Any] = {}
+    teachers: dict[str, Any] = {}
     grid: Any = None
 
 

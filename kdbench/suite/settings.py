@@ -7,16 +7,22 @@ from typing import Any, Literal
 from pydantic import Field, StrictStr
 
 from kdbench.suite.fields import DatasetName, NetworkName
-from kdbench.suite.specs import HeadSpec, PositiveInt, PositiveNumber, Recipe
+from kdbench.suite.specs import HeadSpec, PositiveInt, PositiveNumber, Pretraining, Recipe, SimCLR
+
+
+Changes = dict[str, Any]
+"""Values of a recipe that take the place of others."""
 
 
 class Protocol(Recipe):
     """The recipe of the students, and how it differs for teachers, heads, networks and data sets.
 
     ``teacher`` and ``head`` override single values of the recipe for the teacher and for the new layers on a foundation
-    backbone; ``head_simultaneous`` overrides ``head`` where those layers learn beside the student. ``lr_for`` names the
-    networks that train at another rate; ``datasets`` overrides values for one data set. ``score`` is the epoch whose
-    accuracy the paper reports.
+    backbone; ``head_simultaneous`` overrides ``head`` where those layers learn beside the student. ``pretraining``
+    overrides the recipe where a teacher is first trained without labels, and ``simclr`` says how; ``fine_tune`` overrides
+    ``teacher`` where it starts from such or from published weights. Under ``teacher_view: own`` the teacher sees its own
+    augmented view of each image instead of the students'. ``lr_for`` names the networks that train at another rate;
+    ``datasets`` overrides values for one data set. ``score`` is the epoch whose accuracy the paper reports.
     """
 
     title: StrictStr
@@ -28,6 +34,10 @@ class Protocol(Recipe):
     teacher_checkpoint: Literal["last", "best"] = "last"
     head: dict[str, Any] = {}
     head_simultaneous: dict[str, Any] = {}
+    pretraining: dict[str, Any] = {}
+    simclr: SimCLR = SimCLR()
+    fine_tune: dict[str, Any] = {}
+    teacher_view: Literal["shared", "own"] = "shared"
     datasets: dict[DatasetName, dict[str, Any]] = {}
     methods: dict[str, Any] = Field(default_factory=dict)
 
@@ -35,22 +45,41 @@ class Protocol(Recipe):
         """How the protocol trains a student."""
         return self._recipe(network, dataset, {})
 
-    def teacher_recipe(self, network: str, dataset: str) -> Recipe:
+    def teacher_recipe(self, network: str, dataset: str, view: Changes | None = None) -> Recipe:
         """How the protocol trains a teacher from scratch. It keeps its own classifier.
 
-        How often it is tested does not change it, unless its best epoch is the one that is kept.
+        How often it is tested does not change it, unless its best epoch is the one that is kept. ``view`` overrides how it
+        sees the images.
         """
-        tested = {"evaluate_every": 1} if self.teacher_checkpoint == "last" else {}
-        return self._recipe(network, dataset, {"node_embedding": None, **tested, **self.teacher})
+        return self._teacher_recipe(network, dataset, {}, view)
 
-    def head_spec(self, dataset: str, *, simultaneous: bool) -> HeadSpec | None:
+    def fine_tune_recipe(self, network: str, dataset: str, view: Changes | None = None) -> Recipe:
+        """How the protocol trains a teacher on from weights that know something already."""
+        return self._teacher_recipe(network, dataset, self.fine_tune, view)
+
+    def pretraining_spec(self, network: str, dataset: str) -> Pretraining:
+        """How the protocol trains a network without labels."""
+        changes = {"node_embedding": None, "evaluate_every": 1, **self.pretraining}
+        return Pretraining(recipe=self._recipe(network, dataset, changes), **self.simclr.model_dump())
+
+    def head_spec(self, dataset: str, *, simultaneous: bool, view: Changes | None = None) -> HeadSpec | None:
         """The new layers on a foundation backbone, or None where the protocol has none."""
         if self.node_embedding is None:
             return None
-        changes = {**self.head, **(self.head_simultaneous if simultaneous else {}), "node_embedding": None}
+        changes = {
+            **self.head,
+            **(self.head_simultaneous if simultaneous else {}),
+            "node_embedding": None,
+            **(view or {}),
+        }
         return HeadSpec(width=self.node_embedding, recipe=self._recipe("", dataset, changes))
 
-    def _recipe(self, network: str, dataset: str, changes: dict[str, Any]) -> Recipe:
+    def _teacher_recipe(self, network: str, dataset: str, changes: Changes, view: Changes | None) -> Recipe:
+        tested = {"evaluate_every": 1} if self.teacher_checkpoint == "last" else {}
+        changes = {"node_embedding": None, **tested, **self.teacher, **changes, **(view or {})}
+        return self._recipe(network, dataset, changes)
+
+    def _recipe(self, network: str, dataset: str, changes: Changes) -> Recipe:
         own = self.model_dump(include=set(Recipe.model_fields))
         if network in self.lr_for:
             own["lr"] = self.lr_for[network]

@@ -58,14 +58,32 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-class Recipe(Spec):
-    """How one network is trained: SGD with stepwise decay, crop and flip.
+class View(Spec):
+    """How a network sees an image.
 
-    The learning rate is multiplied by ``decay`` after each of the ``milestones`` (epochs, counted from 1). Images are
-    zero-padded by ``crop_padding`` pixels and cropped back, flipped with probability one half if ``flip``, and
-    normalised with ``mean`` and ``std`` (the data set's own where None). ``node_embedding`` is the width of EGA's layer
-    between backbone and classifier (None: the network's own classifier). Test accuracy is measured after every
-    ``evaluate_every``-th epoch and after the last.
+    Images are zero-padded by ``crop_padding`` pixels and cropped back, resized bicubically to ``size`` × ``size`` pixels
+    (None: as they are), flipped with probability one half if ``flip``, and normalised with ``mean`` and ``std`` (the data
+    set's own where None). Tests see the whole image, without crop and flip.
+    """
+
+    crop_padding: Annotated[StrictInt, Field(ge=0)] = 0
+    flip: StrictBool = False
+    mean: tuple[Number, Number, Number] | None = None
+    std: tuple[PositiveNumber, PositiveNumber, PositiveNumber] | None = None
+    size: PositiveInt | None = None
+
+    @property
+    def view(self) -> View:
+        """The view alone, without what a subclass adds."""
+        return View(**{name: getattr(self, name) for name in View.model_fields})
+
+
+class Recipe(View):
+    """How one network is trained: SGD with stepwise decay on augmented views.
+
+    The learning rate is multiplied by ``decay`` after each of the ``milestones`` (epochs, counted from 1).
+    ``node_embedding`` is the width of EGA's layer between backbone and classifier (None: the network's own classifier).
+    Test accuracy is measured after every ``evaluate_every``-th epoch and after the last.
     """
 
     epochs: PositiveInt
@@ -76,10 +94,6 @@ class Recipe(Spec):
     nesterov: StrictBool = False
     milestones: Annotated[tuple[PositiveInt, ...], AfterValidator(_rising)] = ()
     decay: Annotated[StrictFloat, Field(gt=0.0, le=1.0)] = 0.1
-    crop_padding: Annotated[StrictInt, Field(ge=0)] = 0
-    flip: StrictBool = False
-    mean: tuple[Number, Number, Number] | None = None
-    std: tuple[PositiveNumber, PositiveNumber, PositiveNumber] | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     node_embedding: PositiveInt | None = None
     evaluate_every: PositiveInt = 1
@@ -130,35 +144,126 @@ class HeadSpec(Spec):
     recipe: Recipe
 
 
-class TeacherSpec(Spec):
-    """A trained teacher: what made it. With ``head``, the backbone is frozen and only the head was trained.
+class Weights(Spec):
+    """Weights that were trained elsewhere.
 
-    ``checkpoint`` says which epoch's weights are the teacher: the last, or the best by test accuracy.
+    ``source`` is who publishes them, or `file` for one that the user names, known by the ``sha256`` of its content.
+    ``classifier`` says whether their own classifier is used, too.
+    """
+
+    source: Literal["openai", "torchvision", "file"]
+    sha256: Annotated[StrictStr, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    classifier: StrictBool = True
+
+    @model_validator(mode="after")
+    def _known(self) -> Weights:
+        if (self.source == "file") != (self.sha256 is not None):
+            raise ValueError("a file's weights are known by their sha256, published ones by their source")
+        return self
+
+
+class SimCLR(Spec):
+    """Contrastive learning without labels (Chen et al., ICML 2020): an image's two views against those of other images.
+
+    ``temperature`` divides the similarities; ``projection`` is the width of the two-layer head that is thrown away
+    afterwards. The views are random crops of at least ``smallest_crop`` of the area, flipped if the recipe flips, with
+    colours changed at ``colour`` times the authors' full strength.
+    """
+
+    temperature: PositiveNumber = 0.5
+    projection: PositiveInt = 128
+    smallest_crop: Annotated[Number, Field(gt=0.0, le=1.0)] = 0.08
+    colour: Annotated[Number, Field(ge=0.0, le=1.0)] = 0.5
+
+
+class Pretraining(SimCLR):
+    """SimCLR and how the network is trained with it."""
+
+    recipe: Recipe
+
+
+class TeacherSpec(Spec):
+    """A teacher: what made it, in up to three stages, each with a record of its own.
+
+    It starts from fresh weights, from ``weights`` that were trained elsewhere, or from ``pretraining`` without labels. With
+    a ``recipe``, all of it is then trained on the labels of ``dataset``. With a ``head``, what there is so far is frozen and
+    new layers are trained on it. ``checkpoint`` says which epoch's weights are the teacher: the last, or the best by test
+    accuracy. ``dataset`` is None for an encoder that was trained elsewhere and is used as it is.
     """
 
     network: Name
-    dataset: DatasetSpec
-    recipe: Recipe
+    dataset: DatasetSpec | None = None
+    recipe: Recipe | None = None
     checkpoint: Literal["last", "best"] = "last"
     seed: StrictInt = 0
+    weights: Weights | None = None
+    pretraining: Pretraining | None = None
     head: HeadSpec | None = None
 
     @property
-    def backbone(self) -> TeacherSpec:
-        """The teacher that must exist before the head can be trained."""
-        return self.model_copy(update={"head": None})
+    def stage_recipe(self) -> Recipe | None:
+        """How the last stage is trained; None where there is nothing to train."""
+        if self.head:
+            return self.head.recipe
+        return self.recipe or (self.pretraining.recipe if self.pretraining else None)
+
+    @property
+    def before(self) -> TeacherSpec | None:
+        """The stage that must be there before the last one; None where that is the first."""
+        if self.head:
+            return self._without("head")
+        if self.recipe and (self.weights or self.pretraining):
+            return self._without("recipe", "checkpoint")
+        return None
+
+    @property
+    def stages(self) -> list[TeacherSpec]:
+        """The teacher and all that come before it, the first stage first."""
+        return [*(self.before.stages if self.before else ()), self]
+
+    @property
+    def label(self) -> str:
+        """One line for lists and messages, e.g. ``resnet20 (SimCLR) on digits + new layers``."""
+        origin = " (SimCLR)" if self.pretraining else f" ({self.weights.source} weights)" if self.weights else ""
+        tuned = ", fine-tuned" if self.recipe and (self.weights or self.pretraining) else ""
+        place = f" on {self.dataset.name}" if self.dataset else ""
+        return f"{self.network}{origin}{tuned}{place}" + (" + new layers" if self.head else "")
+
+    @property
+    def has_classifier(self) -> bool:
+        """Whether it gives class scores, not only an embedding."""
+        return bool(self.head or self.recipe or (self.weights and self.weights.classifier))
+
+    def _without(self, *names: str) -> TeacherSpec:
+        """The teacher without some of its fields; an encoder from elsewhere is the same whatever it is used on."""
+        rest = {name: getattr(self, name) for name in type(self).model_fields if name not in names}
+        encoder = self.weights and not self.weights.classifier and not rest.get("recipe")
+        return TeacherSpec(**{**rest, **({"dataset": None, "seed": 0} if encoder else {})})
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TeacherSpec:
+        if not (self.recipe or self.weights or self.pretraining):
+            raise ValueError("a teacher needs a recipe, weights or pretraining")
+        if self.weights and self.pretraining:
+            raise ValueError("a teacher starts from weights or from pretraining, not from both")
+        encoder = self.weights and not (self.weights.classifier or self.recipe or self.head)
+        if self.dataset is None and not encoder:
+            raise ValueError("a teacher that has a classifier, or was trained here, needs a dataset")
+        return self
 
 
 class RunSpec(Spec):
     """One student trained once.
 
     ``teacher`` is None for methods that read no teacher; ``head`` is what the teacher learns beside the student under the
-    strategy `simultaneous`, else None.
+    strategy `simultaneous`, else None. ``view`` is how the teacher sees the images, drawn independently of the student's;
+    None where it is shown the student's batch.
     """
 
     student: Name
     teacher: TeacherSpec | None = None
     head: HeadSpec | None = None
+    view: View | None = None
     terms: tuple[TermUse, ...]
     dataset: DatasetSpec
     scenario: Scenario = Scenario()
@@ -168,5 +273,11 @@ class RunSpec(Spec):
     @property
     def stream_id(self) -> str:
         """Equal for the runs that see the same batches."""
-        recipe = self.recipe.model_dump(mode="json", include={"batch", "crop_padding", "flip", "mean", "std"})
-        return digest([self.dataset.canonical(), self.scenario.canonical(), recipe, self.trial])
+        recipe = self.recipe
+        return digest([self.dataset.canonical(), self.scenario.canonical(), recipe.batch, recipe.view.id, self.trial])
+
+    @property
+    def company_id(self) -> str:
+        """Equal for the runs that can share a pass of the teacher: the same batches, teacher, new layers and view of it."""
+        parts = (self.teacher, self.head, self.view)
+        return digest([self.stream_id, self.recipe.precision, *(part.id if part else "" for part in parts)])

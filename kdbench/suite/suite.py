@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from kdbench.suite.methods import reads_teacher
 from kdbench.suite.protocols import ResolvedProtocol
-from kdbench.suite.specs import DatasetSpec, RunSpec, Scenario, TeacherSpec, TermUse
+from kdbench.suite.specs import DatasetSpec, RunSpec, Scenario, TermUse
+from kdbench.suite.teachers import NamedTeacher, resolve_teacher
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite file's content: its runs in the order of the file."""
+    """A suite file's content: its runs in the order of the file, and the files of weights that it names, by SHA-256."""
 
     name: str
     file: str
     description: str
     runs: tuple[Run, ...]
+    weight_files: dict[str, Path] = field(default_factory=dict)
 
     @property
     def specs(self) -> dict[str, RunSpec]:
@@ -66,26 +69,20 @@ class Cell:
     scenario: Scenario
 
 
-def make_spec(cell: Cell, terms: tuple[TermUse, ...], protocol: ResolvedProtocol, trial: int) -> RunSpec:
+def make_spec(
+    cell: Cell, kind: NamedTeacher | None, terms: tuple[TermUse, ...], protocol: ResolvedProtocol, trial: int
+) -> RunSpec:
     """Resolve a combination under a protocol. A method that reads no teacher has none, so all pairs share its runs."""
-    settings, dataset = protocol.settings, cell.dataset
-    teacher, head = None, None
-    if cell.teacher and reads_teacher(terms):
-        recipe = settings.teacher_recipe(cell.teacher, dataset.name)
-        teacher = TeacherSpec(
-            network=cell.teacher, dataset=dataset, recipe=recipe, checkpoint=settings.teacher_checkpoint
-        )
-        if cell.strategy == "sequential":
-            teacher = teacher.model_copy(update={"head": settings.head_spec(dataset.name, simultaneous=False)})
-        elif cell.strategy == "simultaneous":
-            head = settings.head_spec(dataset.name, simultaneous=True)
+    settings, data = protocol.settings, cell.dataset
+    found = resolve_teacher(kind, data, cell.strategy, settings) if kind and reads_teacher(terms) else None
     return RunSpec(
         student=cell.student,
-        teacher=teacher,
-        head=head,
+        teacher=found.spec if found else None,
+        head=found.head if found else None,
+        view=found.view if found else None,
         terms=terms,
-        dataset=dataset,
+        dataset=data,
         scenario=cell.scenario,
-        recipe=settings.recipe(cell.student, dataset.name),
+        recipe=settings.recipe(cell.student, data.name),
         trial=trial,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from kdbench.catalogue.datasets import dataset
 from kdbench.data.seeds import seed_of
@@ -15,15 +15,15 @@ from kdbench.models import build
 from kdbench.models.backbone import Backbone
 from kdbench.models.node_embedding import NodeEmbedding
 from kdbench.models.shapes import measure_shapes
-from kdbench.store.record import file_hash
 from kdbench.store.store import Store
-from kdbench.suite.specs import DatasetSpec, RunSpec, TeacherSpec
+from kdbench.suite.specs import DatasetSpec, RunSpec, TeacherSpec, View
 from kdbench.training.learner import Learner
+from kdbench.training.simclr import NTXent
 
 
 def new_network(name: str, spec: DatasetSpec, node_embedding: int | None, *seed: object) -> Backbone:
     """A network with fresh weights, drawn from ``seed`` on the CPU, whatever the device and whatever was drawn before."""
-    classes = spec.classes or dataset(spec.name).classes
+    classes = class_count(spec)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("weights", name, spec.canonical(), *seed))
         network = build(name, classes)
@@ -33,18 +33,22 @@ def new_network(name: str, spec: DatasetSpec, node_embedding: int | None, *seed:
 
 
 def student_learner(
-    spec: RunSpec, store: Store, guide: nn.Module | None, train_size: int, device: torch.device
+    spec: RunSpec, store: Store, guide: nn.Module | None, labels: Tensor, device: torch.device
 ) -> Learner:
-    """The learner of a run. Its first weights depend on student, data set and trial; its terms' on the run."""
+    """The learner of a run. Its first weights depend on student, data set and trial; its terms' on the run.
+
+    labels: [N] int64, of all training images, as the student learns them
+    """
     network = new_network(spec.student, spec.dataset, spec.recipe.node_embedding, "student", spec.trial)
-    size = dataset(spec.dataset.name).size
-    shapes = measure_shapes(network, size)
+    shapes = measure_shapes(network, seen_size(spec.dataset, spec.recipe))
+    shown = spec.view or spec.recipe
     setting = Setting(
         student=shapes,
-        teacher=measure_shapes(guide, size) if guide is not None else shapes,
+        teacher=measure_shapes(guide, seen_size(spec.dataset, shown)) if guide is not None else shapes,
         classes=shapes.logits,
-        train_size=train_size,
+        train_size=len(labels),
         batch_size=spec.recipe.batch,
+        labels=labels,
     )
     terms: dict[str, Term] = {}
     with torch.random.fork_rng(devices=[]):
@@ -56,52 +60,114 @@ def student_learner(
 
 
 def teacher_learner(spec: TeacherSpec, store: Store, device: torch.device) -> Learner:
-    """The learner of a teacher: cross-entropy alone, on all of the network, or on the new layers of a frozen backbone.
+    """The learner of a teacher's last stage: SimCLR, cross-entropy on all of the network, or on new layers alone.
 
-    Raises BadRecord where that backbone is not what was stored.
+    Raises BadRecord where the stage before is not what was stored.
     """
+    recipe, data = spec.stage_recipe, spec.dataset
+    if recipe is None or data is None:
+        raise ValueError("there is nothing to train in this stage of the teacher")
     modules: list[nn.Module] | None = None
-    recipe = spec.recipe
-    if spec.head is None:
-        network = new_network(spec.network, spec.dataset, None, "teacher", spec.seed)
+    if spec.head:
+        headed = with_head(_stored(spec.before, store, device), spec)
+        network: Backbone = headed
+        modules = [headed.node, headed.fc]
     else:
-        recipe = spec.head.recipe
-        network = with_head(load_teacher(spec.backbone, store, device), spec)
-        modules = [network.node, network.fc]
+        network = new_network(spec.network, data, None, "teacher", spec.seed)
+        if spec.recipe is None:
+            network.remove_classifier()
+        elif spec.before:
+            adopt(network, _stored(spec.before, store, torch.device("cpu")))
     network = on_device(network, device)
-    shapes = measure_shapes(network, dataset(spec.dataset.name).size)
-    ce = build_term("ce", Setting(shapes, shapes, shapes.logits, 0, recipe.batch))
+    shapes = measure_shapes(network, seen_size(data, recipe))
+    setting = Setting(shapes, shapes, shapes.logits, 0, recipe.batch)
+    if spec.has_classifier:
+        terms: dict[str, Term] = {"ce": build_term("ce", setting)}
+    else:
+        terms = {"simclr": _contrast(spec, setting).to(device)}
     keep_best = spec.checkpoint == "best"
     return Learner(
-        store.teacher(spec.id), network, {"ce": ce}, {"ce": 1.0}, recipe, modules=modules, keep_best=keep_best
+        store.teacher(spec.id), network, terms, dict.fromkeys(terms, 1.0), recipe, modules=modules, keep_best=keep_best
     )
 
 
+def _contrast(spec: TeacherSpec, setting: Setting) -> Term:
+    if spec.pretraining is None:
+        raise ValueError("the teacher's spec has no pretraining")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of("projection", spec.id))
+        return NTXent(setting, temperature=spec.pretraining.temperature, projection=spec.pretraining.projection)
+
+
+def adopt(network: Backbone, encoder: Backbone) -> None:
+    """Fill a network with an encoder's weights; its classifier stays as it is."""
+    name = f"{network.classifier_name}."
+    own = {key: value for key, value in network.state_dict().items() if key.startswith(name)}
+    network.load_state_dict({**encoder.state_dict(), **own})
+
+
 def with_head(backbone: Backbone, spec: TeacherSpec) -> NodeEmbedding:
-    """New layers, freshly drawn, on a frozen backbone. The draw depends on the teacher's spec alone."""
-    if spec.head is None:
+    """New layers, freshly drawn, on a frozen backbone. The draw depends on backbone, data set and width alone."""
+    if spec.head is None or spec.dataset is None or spec.before is None:
         raise ValueError("the teacher's spec has no head")
-    classes = spec.dataset.classes or dataset(spec.dataset.name).classes
     backbone.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of("head", spec.backbone.id, spec.head.width))
-        return NodeEmbedding(backbone, classes=classes, width=spec.head.width)
+        torch.manual_seed(seed_of("head", spec.before.id, spec.dataset.canonical(), spec.head.width))
+        return NodeEmbedding(backbone, classes=class_count(spec.dataset), width=spec.head.width)
 
 
 def load_teacher(spec: TeacherSpec, store: Store, device: torch.device) -> Backbone:
-    """A trained teacher, checked against the hash in its record. Raises BadRecord where the file is not what was stored."""
+    """A trained teacher, each stage checked against the hash in its record.
+
+    Raises DamagedTeacher where a file is not what was stored.
+    """
     record = store.teacher(spec.id)
-    result = record.result()
-    if result is None:
-        raise BadRecord(f"teacher {spec.network} ({spec.id}) is not there")
-    path = record.weights_file
-    if not path.is_file() or file_hash(path) != result.weights_sha256:
-        raise BadRecord(f"{path}: is not the file that was stored")
-    network = new_network(spec.network, spec.dataset, None, "teacher", spec.seed)
-    if spec.head is not None:
-        network = with_head(network, spec)
-    network.load_state_dict(load_file(path))
+    try:
+        record.check_weights()
+    except BadRecord as error:
+        raise DamagedTeacher(str(error), spec) from None
+    state = load_file(record.weights_file)
+    if spec.head:
+        network: Backbone = with_head(_stored(spec.before, store, device), spec)
+    else:
+        network = skeleton(spec)
+    missing, unexpected = network.load_state_dict(state, strict=False, assign=not spec.head)
+    if unexpected or any(not (spec.head and key.startswith("backbone.")) for key in missing):
+        raise DamagedTeacher(f"{record.weights_file}: holds another network", spec)
     return on_device(network, device)
+
+
+class DamagedTeacher(BadRecord):
+    """A stage of a teacher whose record is not what was stored."""
+
+    def __init__(self, message: str, spec: TeacherSpec) -> None:
+        super().__init__(message)
+        self.spec = spec
+
+
+def skeleton(spec: TeacherSpec) -> Backbone:
+    """A stage's network without weights: the tensors have shapes but no memory."""
+    with torch.device("meta"):
+        network = build(spec.network, class_count(spec.dataset) if spec.dataset else 1)
+    if not spec.has_classifier:
+        network.remove_classifier()
+    return network
+
+
+def _stored(spec: TeacherSpec | None, store: Store, device: torch.device) -> Backbone:
+    if spec is None:
+        raise ValueError("the teacher has no stage before this one")
+    return load_teacher(spec, store, device)
+
+
+def class_count(spec: DatasetSpec) -> int:
+    """How many classes a data set has, or the part of it that is used."""
+    return spec.classes or dataset(spec.name).classes
+
+
+def seen_size(spec: DatasetSpec, view: View) -> int:
+    """The side in pixels of the images that a network sees."""
+    return view.size or dataset(spec.name).size
 
 
 def on_device(network: Backbone, device: torch.device) -> Backbone:

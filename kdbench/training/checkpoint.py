@@ -14,8 +14,9 @@ from typing import Any, BinaryIO
 import torch
 from safetensors.torch import save
 
+from kdbench.catalogue.hashing import file_hash
 from kdbench.store.files import set_aside, write_atomically
-from kdbench.store.record import Record, Result, file_hash, timestamp
+from kdbench.store.record import Record, Result, timestamp
 from kdbench.training.environment import out_of_memory
 from kdbench.training.learner import Learner, Progress
 
@@ -23,7 +24,7 @@ from kdbench.training.learner import Learner, Progress
 def save_checkpoint(learner: Learner, guide_state: dict[str, Any]) -> None:
     """Store everything that the learner needs to go on after its last epoch, and its metrics so far."""
     state = {
-        "network": learner.network.state_dict(),
+        "network": learner.weights_now(),
         "terms": learner.terms.state_dict(),
         "optimiser": learner.optimiser.state_dict(),
         "progress": asdict(learner.progress),
@@ -51,7 +52,7 @@ def load_checkpoint(learner: Learner) -> tuple[dict[str, Any], str]:
         if hashlib.sha256(memoryview(content)[_DIGEST:]).digest() != content[:_DIGEST]:
             raise ValueError("its hash is wrong")
         state = torch.load(io.BytesIO(content[_DIGEST:]), map_location=learner.device, weights_only=True)
-        learner.network.load_state_dict(state["network"])
+        learner.load_weights(state["network"])
         learner.terms.load_state_dict(state["terms"])
         learner.optimiser.load_state_dict(state["optimiser"])
         learner.progress = Progress(**state["progress"])
@@ -73,18 +74,17 @@ class DamagedCheckpoint(Exception):
     """A resume state that could not be read; it has been set aside and the learner must be built anew."""
 
 
-def finish(learner: Learner, kind: str, train_images: int, test_images: int, about: dict[str, Any]) -> Result:
-    """Write weights, metrics and, last of all, the result."""
+def finish(learner: Learner, kind: str, facts: dict[str, Any], about: dict[str, Any]) -> None:
+    """Write weights, metrics and, last of all, the result, with ``facts`` of how it was measured."""
     record = learner.record
-    write_weights(record, learner.best_weights if learner.keep_best else learner.network.state_dict())
+    write_weights(record, learner.best_weights if learner.keep_best else learner.weights_now())
     record.write_metrics(learner.progress.metrics)
     result = Result(
         id=record.id,
         kind="teacher" if kind == "teacher" else "run",
         last=learner.last(),
         best=learner.best(),
-        train_images=train_images,
-        test_images=test_images,
+        **facts,
         weights_sha256=file_hash(record.weights_file),
     )
     times = {
@@ -93,7 +93,6 @@ def finish(learner: Learner, kind: str, train_images: int, test_images: int, abo
         "sessions": learner.progress.sessions,
     }
     record.finish(result, {**times, **about})
-    return result
 
 
 def write_weights(record: Record, weights: dict[str, Any] | None) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdbench.data.batch import Batch
-from kdbench.data.stream import Stream
+from kdbench.data.batch import Batch, Batches
 from kdbench.models.node_embedding import NodeEmbedding
 from kdbench.models.outputs import Outputs
 from kdbench.suite.specs import Recipe
@@ -23,15 +22,21 @@ class Guide:
         self.network = network.eval().requires_grad_(False)
         self.bf16 = bf16
 
-    def begin_epoch(self, epoch: int, stream: Stream) -> None:
+    def begin_epoch(self, epoch: int, stream: Batches) -> None:
         """Nothing changes from epoch to epoch."""
 
     @torch.no_grad()
     def show(self, batch: Batch) -> Outputs:
         """The teacher's outputs, without gradient."""
-        with torch.autocast(batch.images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            outputs: Outputs = self.network(batch.images)
+        images = self.view_of(batch)
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            outputs: Outputs = self.network(images)
         return outputs
+
+    @staticmethod
+    def view_of(batch: Batch) -> Tensor:
+        """What the teacher sees: its own view of the images, or the students'."""
+        return batch.images if batch.teacher_images is None else batch.teacher_images
 
     def state(self) -> dict[str, Any]:
         """What changes while it teaches."""
@@ -56,7 +61,7 @@ class LearningGuide(Guide):
         self.optimiser = make_optimiser(list(self.head.parameters()), recipe)
         self.epoch = 0
 
-    def begin_epoch(self, epoch: int, stream: Stream) -> None:
+    def begin_epoch(self, epoch: int, stream: Batches) -> None:
         """Replay the epochs that were missed, because no student that reads the teacher was there, and begin this one."""
         for missed in range(self.epoch + 1, epoch):
             self.begin_epoch(missed, stream)
@@ -69,8 +74,9 @@ class LearningGuide(Guide):
         """The outputs for the students; then one step of the new layers."""
         self.optimiser.zero_grad(set_to_none=True)
         labels = batch.labels if batch.clean_labels is None else batch.clean_labels
-        with torch.enable_grad(), torch.autocast(batch.images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            outputs: Outputs = self.network(batch.images)
+        images = self.view_of(batch)
+        with torch.enable_grad(), torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            outputs: Outputs = self.network(images)
             loss = F.cross_entropy(outputs.logits, labels)
         loss.backward()  # type: ignore[no-untyped-call]
         shown = Outputs(outputs.logits.detach(), outputs.embedding.detach(), outputs.features, outputs.preactivations)

@@ -5,25 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from filelock import Timeout
+from torch import Tensor
 
+from kdbench.data.batch import Batches
 from kdbench.data.stream import DataSource
 from kdbench.errors import BadRecord, LostTeacher
+from kdbench.evaluation.accuracy import measure
+from kdbench.evaluation.knn import measure_neighbours
 from kdbench.plan.cost import student_cost, teacher_cost, teacher_pass_cost
 from kdbench.plan.plan import Cohort
 from kdbench.store.files import set_aside
 from kdbench.store.record import Failure, Record, Result
 from kdbench.store.store import Store
 from kdbench.suite.specs import RunSpec, Scenario, TeacherSpec
-from kdbench.training.build import load_teacher, on_device, student_learner, teacher_learner, with_head
+from kdbench.training.build import (
+    DamagedTeacher,
+    class_count,
+    load_teacher,
+    on_device,
+    student_learner,
+    teacher_learner,
+    with_head,
+)
 from kdbench.training.checkpoint import DamagedCheckpoint, finish, load_checkpoint
 from kdbench.training.environment import describe, device_lost, out_of_memory
 from kdbench.training.guide import Guide, LearningGuide
 from kdbench.training.learner import Learner
-from kdbench.training.loop import Hooks, failure_of, train
+from kdbench.training.loop import Examine, Hooks, failure_of, train
+from kdbench.training.weights import WeightFiles, store_weights
 
 
 Emit = Callable[..., None]
@@ -43,6 +57,7 @@ class Workshop:
 
     store: Store
     data: DataSource
+    weights: WeightFiles
     device: torch.device
     emit: Emit
     stopped: Callable[[], bool]
@@ -66,17 +81,36 @@ def train_teacher(spec: TeacherSpec, shop: Workshop, *, waited: bool = False) ->
             return Outcome(busy=[spec.id])
         if settled(record, shop, waited):
             return Outcome()
-        recipe = spec.head.recipe if spec.head else spec.recipe
-        stream = shop.data.stream(spec.dataset, Scenario(), recipe, seed_trial(spec))
-        test = shop.data.test(spec.dataset, recipe)
-        begin(record, spec.canonical(), shop)
-        try:
-            learner, _ = resumed(lambda: teacher_learner(spec, shop.store, shop.device), shop)
-        except BadRecord as error:
-            raise lost_teacher(spec.backbone, str(error), shop) from None
-        conclude = Conclusion(shop, "teacher", len(stream), len(test), {spec.id: teacher_cost(spec)})
-        complete = train([learner], None, stream, test, shop.hooks(conclude))
-        return Outcome(stopped=not complete)
+        if spec.stage_recipe is None:
+            path = shop.weights.find(spec)
+            result = store_weights(spec, record, path, shop.data, describe(shop.device))
+            shop.emit("finished", id=record.id, top1=result.last.top1 if result.last else None)
+            return Outcome()
+        return Outcome(stopped=not _train_stage(spec, record, shop))
+
+
+def _train_stage(spec: TeacherSpec, record: Record, shop: Workshop) -> bool:
+    """Train the last stage of a teacher. False if asked to stop before the end."""
+    recipe, data = spec.stage_recipe, spec.dataset
+    if recipe is None or data is None:
+        raise ValueError("there is nothing to train in this stage of the teacher")
+    test = shop.data.test(data, recipe)
+    stream: Batches
+    if spec.has_classifier or spec.pretraining is None:
+        stream = shop.data.stream(data, Scenario(), recipe, seed_trial(spec))
+        examine: Examine = partial(measure, test=test)
+    else:
+        stream = shop.data.two_views(data, spec.pretraining, seed_trial(spec))
+        train_set = shop.data.train(data, recipe)
+        examine = partial(measure_neighbours, train=train_set, test=test, classes=class_count(data))
+    begin(record, spec.canonical(), shop)
+    try:
+        learner, _ = resumed(lambda: teacher_learner(spec, shop.store, shop.device), shop)
+    except DamagedTeacher as error:
+        raise lost_teacher(error, shop) from None
+    kind: Literal["classifier", "neighbours"] = "classifier" if spec.has_classifier else "neighbours"
+    conclude = Conclusion(shop, "teacher", len(stream), len(test), {spec.id: teacher_cost(spec)}, kind)
+    return train([learner], None, stream, examine, shop.hooks(conclude))
 
 
 def train_cohort(runs: Sequence[RunSpec], shop: Workshop, *, waited: bool = False) -> Outcome:
@@ -100,7 +134,7 @@ def settled(record: Record, shop: Workshop, waited: bool) -> bool:
     result = _valid_result(record)
     if result:
         record.tidy()
-        shop.emit("finished", id=record.id, top1=result.last.top1)
+        shop.emit("finished", id=record.id, top1=result.last.top1 if result.last else None)
         return True
     if failure:
         shop.emit("failed", id=record.id, reason=failure.reason)
@@ -127,10 +161,11 @@ def _train_runs(specs: Sequence[RunSpec], shop: Workshop) -> bool:
 
 def _train_together(specs: Sequence[RunSpec], shop: Workshop) -> bool:
     first = specs[0]
-    stream = shop.data.stream(first.dataset, first.scenario, first.recipe, first.trial)
+    cohort = Cohort(tuple(specs))
+    stream = shop.data.stream(first.dataset, first.scenario, first.recipe, first.trial, cohort.view)
     test = shop.data.test(first.dataset, first.recipe)
-    guide = make_guide(Cohort(tuple(specs)), shop)
-    entries = {spec.id: _enrol(spec, guide, len(stream), shop) for spec in specs}
+    guide = make_guide(cohort, shop)
+    entries = {spec.id: _enrol(spec, guide, stream.labels, shop) for spec in specs}
     enrolled = {id: entry for id, entry in entries.items() if entry is not None}
     taught = [(learner, state) for learner, state in enrolled.values() if learner.reads_teacher]
     if guide and taught:
@@ -138,18 +173,17 @@ def _train_together(specs: Sequence[RunSpec], shop: Workshop) -> bool:
         guide.restore(earliest)
     macs = {spec.id: student_cost(spec) + teacher_pass_cost(spec) / max(1, len(taught)) for spec in specs}
     conclude = Conclusion(shop, "run", len(stream), len(test), macs)
-    return train([learner for learner, _ in enrolled.values()], guide, stream, test, shop.hooks(conclude))
+    learners = [learner for learner, _ in enrolled.values()]
+    return train(learners, guide, stream, partial(measure, test=test), shop.hooks(conclude))
 
 
-def _enrol(
-    spec: RunSpec, guide: Guide | None, train_size: int, shop: Workshop
-) -> tuple[Learner, dict[str, Any]] | None:
+def _enrol(spec: RunSpec, guide: Guide | None, labels: Tensor, shop: Workshop) -> tuple[Learner, dict[str, Any]] | None:
     """A run's learner and the teacher's state at its last checkpoint; None, and a failure, where it cannot be built."""
     record = shop.store.run(spec.id)
     begin(record, spec.canonical(), shop)
     network = guide.network if guide and spec.teacher else None
     try:
-        return resumed(lambda: student_learner(spec, shop.store, network, train_size, shop.device), shop)
+        return resumed(lambda: student_learner(spec, shop.store, network, labels, shop.device), shop)
     except Exception as error:
         if out_of_memory(error) or device_lost(error):
             raise
@@ -163,28 +197,28 @@ def make_guide(cohort: Cohort, shop: Workshop) -> Guide | None:
         return None
     try:
         network = load_teacher(cohort.teacher, shop.store, shop.device)
-    except BadRecord as error:
-        raise lost_teacher(cohort.teacher, str(error), shop) from None
+    except DamagedTeacher as error:
+        raise lost_teacher(error, shop) from None
     bf16 = cohort.runs[0].recipe.precision == "bf16"
     if cohort.head is None:
         return Guide(network, bf16=bf16)
-    spec = cohort.teacher.model_copy(update={"head": cohort.head})
+    spec = cohort.teacher.model_copy(update={"head": cohort.head, "dataset": cohort.runs[0].dataset})
     head = on_device(with_head(network, spec), shop.device)
     return LearningGuide(head, cohort.head.recipe, bf16=bf16)  # type: ignore[arg-type]
 
 
-def lost_teacher(spec: TeacherSpec, reason: str, shop: Workshop) -> LostTeacher:
-    """Set a damaged teacher aside, unless another process has done so already."""
-    record = shop.store.teacher(spec.id)
+def lost_teacher(error: DamagedTeacher, shop: Workshop) -> LostTeacher:
+    """Set a damaged stage of a teacher aside, unless another process has done so already."""
+    record = shop.store.teacher(error.spec.id)
     with claimed([record]) as mine:
         if not mine:
-            return LostTeacher(f"{reason}; another process is at it")
+            return LostTeacher(f"{error}; another process is at it")
         try:
-            load_teacher(spec, shop.store, shop.device)
+            load_teacher(error.spec, shop.store, shop.device)
         except BadRecord:
             name = set_aside(record.folder).name if record.folder.is_dir() else "already"
-            return LostTeacher(f"{reason}; the teacher is set aside ({name}) and trained again")
-    return LostTeacher(f"{reason}; another process has trained it again")
+            return LostTeacher(f"{error}; the teacher is set aside ({name}) and made again")
+    return LostTeacher(f"{error}; another process has made it again")
 
 
 def resumed(build: Callable[[], Learner], shop: Workshop) -> tuple[Learner, dict[str, Any]]:
@@ -224,6 +258,7 @@ class Conclusion:
     train_images: int
     test_images: int
     macs: dict[str, float]
+    measure: Literal["classifier", "neighbours"] = "classifier"
 
     def __call__(self, learner: Learner) -> None:
         """Store the failure or the result, and tell of it."""
@@ -231,8 +266,9 @@ class Conclusion:
             fail(learner.record, learner.failure, self.shop)
             return
         about = {"macs": self.macs[learner.record.id], **describe(self.shop.device)}
-        result = finish(learner, self.kind, self.train_images, self.test_images, about)
-        self.shop.emit("finished", id=result.id, top1=result.last.top1)
+        facts = {"train_images": self.train_images, "test_images": self.test_images, "measure": self.measure}
+        finish(learner, self.kind, facts, about)
+        self.shop.emit("finished", id=learner.record.id, top1=learner.last().top1)
 
 
 def _valid_result(record: Record) -> Result | None:

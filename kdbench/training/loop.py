@@ -8,16 +8,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdbench.data.batch import Batch
-from kdbench.data.stream import Stream, TestSet
+from torch import nn
+
+from kdbench.data.batch import Batch, Batches
 from kdbench.errors import KdbenchError
-from kdbench.evaluation.accuracy import measure
+from kdbench.evaluation.accuracy import Scores
 from kdbench.models.outputs import Outputs
 from kdbench.store.record import Failure
 from kdbench.training.checkpoint import save_checkpoint
 from kdbench.training.environment import device_lost, out_of_memory
 from kdbench.training.guide import Guide
 from kdbench.training.learner import Learner
+
+
+Examine = Callable[[Sequence[nn.Module]], list[Scores]]
+"""A test of networks, which it leaves in eval mode."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Hooks:
     checkpoint_seconds: float = 30.0
 
 
-def train(learners: Sequence[Learner], guide: Guide | None, stream: Stream, test: TestSet, hooks: Hooks) -> bool:
+def train(learners: Sequence[Learner], guide: Guide | None, stream: Batches, examine: Examine, hooks: Hooks) -> bool:
     """Train all learners to their last epoch. Returns False if asked to stop before.
 
     Learners that are behind (after a crash, say) train alone until they have caught up: the stream and the teacher replay
@@ -48,7 +53,7 @@ def train(learners: Sequence[Learner], guide: Guide | None, stream: Stream, test
         train_epoch(group, guide, stream, epoch)
         alive = [learner for learner in group if learner.failure is None]
         tested = [learner for learner in alive if learner.due_for_test(epoch)]
-        scores = dict(zip(map(id, tested), measure([learner.network for learner in tested], test), strict=True))
+        scores = dict(zip(map(id, tested), examine([learner.network for learner in tested]), strict=True))
         seconds = time.perf_counter() - started
         for learner in alive:
             learner.end_epoch(epoch, scores.get(id(learner)), seconds / len(alive))
@@ -64,7 +69,7 @@ def train(learners: Sequence[Learner], guide: Guide | None, stream: Stream, test
     return True
 
 
-def train_epoch(group: Sequence[Learner], guide: Guide | None, stream: Stream, epoch: int) -> None:
+def train_epoch(group: Sequence[Learner], guide: Guide | None, stream: Batches, epoch: int) -> None:
     """One pass over the stream. The teacher stays out of an epoch in which no learner reads it."""
     if not any(learner.reads_teacher for learner in group):
         guide = None
@@ -72,7 +77,7 @@ def train_epoch(group: Sequence[Learner], guide: Guide | None, stream: Stream, e
         guide.begin_epoch(epoch, stream)
     for learner in group:
         learner.begin_epoch(epoch)
-    for batch in stream.epoch(epoch):
+    for batch in stream.epoch(epoch, taught=guide is not None):
         shown = guide.show(batch) if guide else None
         for learner in group:
             if learner.failure is None:

@@ -25,6 +25,7 @@ from kdbench.store.store import Store
 from kdbench.suite.specs import RunSpec, TeacherSpec
 from kdbench.training.environment import device_lost, prepare
 from kdbench.training.jobs import Outcome, Workshop, train_cohort, train_teacher
+from kdbench.training.weights import WeightFiles
 
 
 class Channel:
@@ -60,6 +61,7 @@ def main() -> None:
     shop = Workshop(
         store=Store(options.results),
         data=DataSource(options.data, device, download=options.download),
+        weights=WeightFiles(options.data / "weights", _given(options.weights), options.download),
         device=device,
         emit=channel.emit,
         stopped=channel.stopping.is_set,
@@ -101,6 +103,11 @@ def _dispatch(job: dict[str, Any], shop: Workshop) -> Outcome:
     return train_cohort([RunSpec.model_validate(spec) for spec in job["runs"]], shop, waited=job["waited"])
 
 
+def _given(entries: list[str]) -> dict[str, Path]:
+    """Files of weights by SHA-256."""
+    return {sha256: Path(file) for sha256, _, file in (entry.partition("=") for entry in entries)}
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train what the parent process asks for.")
     parser.add_argument("--device", default="cpu")
@@ -108,6 +115,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--download", action="store_true")
+    parser.add_argument("--weights", action="append", default=[], metavar="SHA256=FILE")
     parser.add_argument("--checkpoint-seconds", type=float, default=30.0)
     return parser.parse_args()
 

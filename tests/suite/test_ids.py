@@ -16,7 +16,7 @@ SPEC = RunSpec(
 RECIPE_CHANGES = {
     "epochs": 241, "batch": 65, "lr": 0.06, "momentum": 0.8, "weight_decay": 0.0, "nesterov": True, "milestones": (150,),
     "decay": 0.2, "crop_padding": 4, "flip": True, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "precision": "bf16",
-    "node_embedding": 256, "evaluate_every": 5,
+    "node_embedding": 256, "evaluate_every": 5, "size": 224,
 }  # fmt: skip
 
 
@@ -47,7 +47,7 @@ grid: {{teacher: resnet32x4, student: resnet8x4, method: {method}, strategy: {st
     assert teacher.id == LITERAL_TEACHER
 
 
-LITERAL = ["bf0853eb55db", "d1f01e016915", "deb399e1587c", "0e922dedfd43", "816c990d3484", "b8b373bd7199"]
+LITERAL = ["bf0853eb55db", "d1f01e016915", "deb399e1587c", "0e922dedfd43", "6f831b72fc56", "bb8e880fe60c"]
 LITERAL_TEACHER = "aacc2744ab97"
 
 

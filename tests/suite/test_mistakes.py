@@ -271,7 +271,7 @@ grid:
   - {teacher: vgg13, method: [kd, at], exclude: {student: vgg8}}
   - {teacher: vgg13x, student: vgg8, method: kd, exclude: {teacher: vgg13}}
   - {teacher: vgg13, student: vgg8, protocol: {base: crdd, node_embedding: 8}, method: kdd, strategy: sequential}
-  - {teacher: vgg13, student: vgg8, method: {name: kd, terms: {ce: 1}}, include: {method: nst}}
+  - {teacher: vgg13, student: vgg8, method: {name: kd, terms: {ce: 1}}, include: {method: nosuch}}
 """
     assert [problem.line for problem in problems_of(load, text)] == [1, 4, 5, 6, 7, 7, 8, 8]
 

@@ -12,6 +12,7 @@ from kdbench.store.store import Store
 from kdbench.suite.specs import DatasetSpec, HeadSpec, Recipe, RunSpec, TeacherSpec, TermUse
 from kdbench.training import jobs
 from kdbench.training.jobs import Workshop
+from kdbench.training.weights import WeightFiles
 
 
 CPU = torch.device("cpu")
@@ -45,6 +46,7 @@ class Bench:
     checkpoint_seconds: float = 1e9
     stop_after: int | None = None
     events: list = field(default_factory=list)
+    files_given: dict = field(default_factory=dict)
 
     def __post_init__(self):
         self.store = Store(self.root)
@@ -58,7 +60,8 @@ class Bench:
 
     @property
     def shop(self):
-        return Workshop(self.store, self.data, CPU, self.emit, self.stopped, self.checkpoint_seconds)
+        weights = WeightFiles(self.root / "weights", self.files_given)
+        return Workshop(self.store, self.data, weights, CPU, self.emit, self.stopped, self.checkpoint_seconds)
 
     def count(self, event):
         return sum(entry["event"] == event for entry in self.events)
@@ -69,7 +72,7 @@ class Bench:
     def teachers(self, *runs):
         for run in runs:
             if run.teacher:
-                for spec in dict.fromkeys((run.teacher.backbone, run.teacher)):
+                for spec in run.teacher.stages:
                     jobs.train_teacher(spec, self.shop)
 
     def train(self, *runs, **options):

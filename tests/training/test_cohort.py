@@ -70,7 +70,7 @@ def test_methods_of_a_trial_start_from_the_same_weights(bench, make_run):
     weights = []
     for run in (a, b, other):
         torch.manual_seed(len(weights))
-        learner = student_learner(run, shop.store, None, 40, torch.device("cpu"))
+        learner = student_learner(run, shop.store, None, torch.zeros(40, dtype=torch.long), torch.device("cpu"))
         weights.append(torch.cat([p.flatten() for p in learner.network.parameters()]))
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])

@@ -114,7 +114,7 @@ def test_a_teacher_that_keeps_its_best_epoch(bench, make_run, epochs, head):
     spec = run.teacher.model_copy(update={"checkpoint": "best", "recipe": run.recipe.model_copy(update={"lr": 0.3})})
     whole, halting = bench("whole"), bench("halting")
     for each in (whole, halting):
-        jobs.train_teacher(spec.backbone, each.shop) if head else None
+        jobs.train_teacher(spec.before, each.shop) if head else None
     jobs.train_teacher(spec, whole.shop)
     jobs.train_teacher(spec, halting.again(stop_after=epochs).shop)
     jobs.train_teacher(spec, halting.shop)

@@ -10,7 +10,7 @@ from kdbench.errors import BadRecord, LostTeacher
 from kdbench.plan.plan import Cohort
 from kdbench.suite.specs import Scenario
 from kdbench.training import jobs
-from kdbench.training.build import load_teacher, with_head
+from kdbench.training.build import DamagedTeacher, load_teacher, with_head
 from kdbench.training.guide import Guide, LearningGuide
 
 
@@ -69,7 +69,7 @@ def test_a_damaged_teacher_is_set_aside_and_rebuilt_bit_for_bit(bench, make_run,
         record.weights_file.unlink()
     else:
         (record.folder / "result.json").write_text("{}" if damage == "result" else '{"id": 3}')
-    with pytest.raises(LostTeacher, match=r"set aside \(.*damaged-1\) and trained again"):
+    with pytest.raises(LostTeacher, match=r"set aside \(.*damaged-1\) and made again"):
         jobs.train_cohort([run], shop.shop)
     assert not shop.store.run(run.id).done()
     assert not record.folder.exists()
@@ -80,8 +80,8 @@ def test_a_damaged_teacher_is_set_aside_and_rebuilt_bit_for_bit(bench, make_run,
 
 def test_a_damaged_backbone_is_found_before_its_new_layers_are_trained(bench, make_run):
     run, shop = make_run({"ce": 1, "kd": 1}, "sequential"), bench()
-    jobs.train_teacher(run.teacher.backbone, shop.shop)
-    shop.store.teacher(run.teacher.backbone.id).weights_file.write_bytes(b"nonsense")
+    jobs.train_teacher(run.teacher.before, shop.shop)
+    shop.store.teacher(run.teacher.before.id).weights_file.write_bytes(b"nonsense")
     with pytest.raises(LostTeacher, match="set aside"):
         jobs.train_teacher(run.teacher, shop.shop)
     shop.train(run)
@@ -91,15 +91,15 @@ def test_a_damaged_backbone_is_found_before_its_new_layers_are_trained(bench, ma
 def test_a_teacher_that_is_lost_and_rebuilt_by_others_is_left_alone(bench, teacher):
     shop = bench()
     jobs.train_teacher(teacher, shop.shop)
-    assert "another process has trained it again" in str(jobs.lost_teacher(teacher, "odd", shop.shop))
+    assert "another process has made it again" in str(jobs.lost_teacher(DamagedTeacher("odd", teacher), shop.shop))
     with shop.store.teacher(teacher.id).lock():
-        assert "another process is at it" in str(jobs.lost_teacher(teacher, "odd", shop.shop))
+        assert "another process is at it" in str(jobs.lost_teacher(DamagedTeacher("odd", teacher), shop.shop))
     assert shop.store.teacher(teacher.id).done()
 
 
 def test_a_teacher_that_is_not_there_is_a_lost_one(bench, make_run, teacher):
     shop = bench()
-    with pytest.raises(BadRecord, match="is not there"):
+    with pytest.raises(BadRecord, match="no finished network"):
         load_teacher(teacher, shop.store, CPU)
     with pytest.raises(LostTeacher):
         jobs.train_cohort([make_run({"ce": 1, "kd": 1})], shop.shop)
@@ -125,12 +125,12 @@ def test_students_change_nothing_of_a_finished_teacher(bench, make_run, watched,
 def test_the_backbone_of_a_sequential_teacher_stays_as_it_was(bench, make_run):
     shop, run = bench(), make_run({"ce": 1, "kd": 1}, "sequential")
     shop.teachers(run)
-    backbone = weights(load_teacher(run.teacher.backbone, shop.store, CPU))
+    backbone = weights(load_teacher(run.teacher.before, shop.store, CPU))
     whole = weights(load_teacher(run.teacher, shop.store, CPU))
     for key, value in backbone.items():
         if not key.startswith("fc."):
             assert torch.equal(whole[f"backbone.{key}"], value)
-    fresh = with_head(load_teacher(run.teacher.backbone, shop.store, CPU), run.teacher)
+    fresh = with_head(load_teacher(run.teacher.before, shop.store, CPU), run.teacher)
     assert not torch.equal(fresh.node.weight, whole["node.weight"])
 
 

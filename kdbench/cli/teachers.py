@@ -1,0 +1,182 @@
+"""kdbench teachers: the cache of trained and imported teachers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdbench.cli.listing import Kind, list_things
+from kdbench.cli.options import Data, Json, Only, Results, Suites, select
+from kdbench.cli.work import Devices, Download, Jobs, Place, work
+
+
+if TYPE_CHECKING:
+    from kdbench.store.record import Record
+
+
+app = typer.Typer(
+    help="The teachers in a results folder: list, train, import, verify, export.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command("list")
+def list_teachers(results: Results = Path("results"), json_output: Json = False) -> None:
+    """List the teachers: what made them, and their accuracy."""
+    list_things(Kind.teachers, results, json_output)
+
+
+@app.command()
+def train(
+    suites: Suites,
+    results: Results = Path("results"),
+    data: Data = Path("data"),
+    devices: Devices = "auto",
+    jobs_per_device: Jobs = None,
+    only: Only = None,
+    download: Download = False,
+) -> None:
+    """Train the teachers of suites, and nothing else. Whoever asks at the same time waits for the same teacher."""
+    from kdbench.errors import KdbenchError
+    from kdbench.store.store import Store
+    from kdbench.suite.load import load_suites
+
+    loaded = select(load_suites(suites), only)
+    store = Store(results)
+    teachers = {
+        s.id: s for suite in loaded for spec in suite.specs.values() if spec.teacher for s in spec.teacher.stages
+    }
+    for message in store.set_aside_damaged_teachers(teachers).values():
+        typer.echo(message, err=True)
+    given = {sha256: file for suite in loaded for sha256, file in suite.weight_files.items()}
+    place = Place(results, data, devices, jobs_per_device, download, weights=given)
+    failed = work([], list(teachers.values()), place, store)
+    if failed:
+        lines = [f"  {teachers[id].label} ({id}): {reason}" for id, reason in failed.items()]
+        raise KdbenchError("\n".join([f"{len(failed)} failed:", *lines]))
+    typer.echo(f"{len(teachers)} teachers are there.")
+
+
+@app.command("import")
+def import_file(
+    file: Annotated[Path, typer.Argument(help="A checkpoint: .safetensors, .pth or .pt.")],
+    network: Annotated[str, typer.Option("--network", help="The network whose weights it holds.")],
+    dataset: Annotated[str | None, typer.Option("--dataset", help="The data set that its classes belong to.")] = None,
+    results: Results = Path("results"),
+    data: Data = Path("data"),
+    devices: Devices = "auto",
+) -> None:
+    """Take a checkpoint as a teacher, measure its accuracy here, and say how a suite names it.
+
+    RepDistiller's, SemCKD's, SSKD's, mdistiller's, torchvision's, open_clip's and OpenAI's layouts are read. Nothing in the
+    file is ever executed.
+    """
+    from kdbench.catalogue.datasets import dataset as find_dataset
+    from kdbench.catalogue.networks import network as find_network
+    from kdbench.errors import BadInput
+    from kdbench.store.store import Store
+    from kdbench.suite.specs import DatasetSpec, TeacherSpec, Weights
+    from kdbench.suite.teachers import named_teacher
+
+    facts = find_network(network)
+    if facts.classifier and dataset is None:
+        raise BadInput(f"--dataset is missing: {facts.name} is measured on the test set of the data set that it knows")
+    kind = named_teacher(facts.name, str(file.resolve()), None, Path())
+    weights = Weights(source="file", sha256=kind.sha256, classifier=facts.classifier)
+    known = DatasetSpec(name=find_dataset(dataset).name) if dataset and facts.classifier else None
+    spec = TeacherSpec(network=facts.name, dataset=known, weights=weights)
+    store = Store(results)
+    store.set_aside_damaged_teachers([spec.id])
+    record = store.teacher(spec.id)
+    given = {str(kind.sha256): file}
+    failed = work([], [spec], Place(results, data, devices, weights=given), store)
+    if failed:
+        if not record.done():
+            shutil.rmtree(record.folder, ignore_errors=True)
+        raise BadInput(failed[spec.id])
+    result = record.result()
+    here = f"top-1 {result.last.top1:.2f} % here" if result and result.last else "an encoder without classes"
+    stated = f", {result.published_top1:.2f} % stated by the file" if result and result.published_top1 else ""
+    typer.echo(f"teacher {record.id}: {spec.label}, {here}{stated}")
+    typer.echo(f"In a suite:\n  teachers:\n    mine: {{network: {facts.name}, weights: 'sha256:{kind.sha256}'}}")
+
+
+@app.command()
+def verify(results: Results = Path("results"), json_output: Json = False) -> None:
+    """Check the weights of all finished teachers against what was stored. Exit code 1 where one is damaged."""
+    from kdbench.errors import BadRecord
+    from kdbench.store.store import Store
+
+    found = []
+    for record in Store(results).records("teachers"):
+        problem = ""
+        if (record.folder / "result.json").exists():
+            try:
+                record.check_weights()
+            except BadRecord as error:
+                problem = str(error)
+            found.append({"id": record.id, "teacher": _label(record), "damaged": problem})
+    damaged = [entry for entry in found if entry["damaged"]]
+    if json_output:
+        typer.echo(json.dumps(found, indent=1))
+    else:
+        for entry in found:
+            typer.echo(f"{'BAD ' if entry['damaged'] else 'ok  '} {entry['id']}  {entry['teacher']}")
+            if entry["damaged"]:
+                typer.echo(f"     {entry['damaged']}")
+        typer.echo(f"{len(found)} finished teachers, {len(damaged)} damaged.")
+        if damaged:
+            typer.echo("The next kdbench run that uses a damaged one sets it aside and makes it again.")
+    if damaged:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    id: Annotated[str, typer.Argument(metavar="ID", help="A teacher's id, or how it begins.")],
+    folder: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
+    results: Results = Path("results"),
+) -> None:
+    """Copy a teacher, and the stages that it was made from, into a folder: weights as .safetensors, and their records."""
+    from kdbench.errors import BadInput, BadRecord
+    from kdbench.store.store import Store
+    from kdbench.suite.specs import TeacherSpec
+
+    store = Store(results)
+    matches = [record for record in store.records("teachers") if len(id) >= 4 and record.id.startswith(id)]
+    if len(matches) != 1:
+        found = ", ".join(record.id for record in matches) or "none"
+        raise BadInput(
+            f"'{id}' must be the beginning of one teacher's id in {results}, four digits or more; found: {found}"
+        )
+    if folder.exists():
+        raise BadInput(f"{folder}: is there already. Name a folder that does not exist yet.")
+    stages = [store.teacher(stage.id) for stage in TeacherSpec.model_validate(matches[0].spec()).stages]
+    try:
+        for record in stages:
+            record.check_weights()
+    except BadRecord as error:
+        raise BadInput(f"{error}. Run what needs it again, and it is made again.") from None
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    for record in stages:
+        shutil.copytree(record.folder, temporary / record.id)
+    temporary.rename(folder)
+    for record in stages:
+        typer.echo(f"{folder / record.id}: {_label(record)}")
+
+
+def _label(record: Record) -> str:
+    from pydantic import ValidationError
+
+    from kdbench.suite.specs import TeacherSpec
+
+    try:
+        return TeacherSpec.model_validate(record.spec()).label
+    except ValidationError:
+        return "(spec.json cannot be read)"

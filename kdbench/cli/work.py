@@ -1,0 +1,124 @@
+"""Training from the command line: slots, pool, progress, signals, and what is said in the end."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdbench.errors import BadSuite, Interrupted, KdbenchError, Problem
+
+
+if TYPE_CHECKING:
+    from kdbench.execution.pool import Pool
+    from kdbench.plan.plan import Plan
+    from kdbench.store.store import Store
+    from kdbench.suite.specs import TeacherSpec
+    from kdbench.suite.suite import Suite
+
+
+Devices = Annotated[str, typer.Option("--devices", help="auto, cpu, or GPU numbers such as 0,1.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs-per-device", min=1, help="Workers that share a device. Default: 1 on a GPU, cores on a CPU."),
+]
+Download = Annotated[bool, typer.Option("--download", help="Fetch data sets and published weights that are missing.")]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where things are and on what they run. ``weights``: files of weights by SHA-256, beside those that suites name."""
+
+    results: Path
+    data: Path
+    devices: str = "auto"
+    jobs_per_device: int | None = None
+    download: bool = False
+    checkpoint_seconds: float = 30.0
+    retry_diverged: bool = False
+    weights: Mapping[str, Path] = field(default_factory=dict)
+
+
+def work(suites: Sequence[Suite], teachers: Sequence[TeacherSpec], place: Place, store: Store) -> dict[str, str]:
+    """Train what is missing of the suites, and of the teachers; returns what failed, with the reason.
+
+    Raises BadInput where nothing can be started, Interrupted and KdbenchError where the work stopped before its end.
+    """
+    from kdbench.execution.devices import make_slots
+    from kdbench.execution.pool import Pool
+    from kdbench.execution.worker_handle import WorkerOptions
+    from kdbench.plan.plan import make_plan
+
+    specs = [spec for suite in suites for spec in suite.specs.values()]
+    plan = make_plan(specs, store, retry_diverged=place.retry_diverged, teachers=teachers)
+    if not plan.runs and not plan.teachers:
+        return {}
+    given = dict(place.weights)
+    for suite in suites:
+        given |= suite.weight_files
+    if not place.download:
+        check_files(plan, place.data)
+    store.check_writable()
+    slots = make_slots(place.devices, place.jobs_per_device)
+    plan = make_plan(specs, store, len(slots), retry_diverged=place.retry_diverged, teachers=teachers)
+    options = WorkerOptions(place.results, place.data, place.download, place.checkpoint_seconds, given)
+    from kdbench.cli.progress import Progress
+
+    with Progress(suites, plan) as progress:
+        pool = Pool(slots, options, progress.listen)
+        with _signals(pool):
+            outcome = pool.run(plan)
+    repeat = "go on with the same command:\n  " + shlex.join(["kdbench", *sys.argv[1:]])
+    if outcome.interrupted:
+        raise Interrupted(f"Stopped. What was trained up to the last checkpoint is saved; {repeat}")
+    if outcome.fatal:
+        raise KdbenchError(
+            f"{outcome.fatal}\nNothing can be saved there, so the work stops here. Repair that, then {repeat}"
+        )
+    return outcome.failed
+
+
+@contextmanager
+def _signals(pool: Pool) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) lets the workers finish the epoch and save, the second ends them at once."""
+    count = 0
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal count
+        count += 1
+        (pool.stop if count == 1 else pool.kill)()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def check_files(plan: Plan, data: Path) -> None:
+    """Raise unless the files of every data set and of all published weights that the plan needs are there."""
+    from kdbench.catalogue.datasets import dataset
+    from kdbench.catalogue.networks import network
+
+    names = {run.dataset.name for cohort in plan.cohorts for run in cohort.runs}
+    names |= {teacher.dataset.name for teacher in plan.teachers if teacher.dataset}
+    problems = [
+        Problem("--data", 0, "", dataset(n).how_to_get(data)) for n in sorted(names) if dataset(n).missing(data)
+    ]
+    for teacher in plan.teachers:
+        public = network(teacher.network).public
+        if teacher.stage_recipe is None and teacher.weights and teacher.weights.source != "file" and public:
+            folder = data / "weights"
+            if not (folder / public.file).is_file():
+                problems.append(Problem("--data", 0, "", public.how_to_get(folder)))
+    if problems:
+        raise BadSuite(problems)

@@ -1,0 +1,135 @@
+"""What a teacher's name stands for, and what it takes to have that teacher on a data set."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kdbench.catalogue.datasets import dataset
+from kdbench.catalogue.hashing import file_hash
+from kdbench.catalogue.networks import Network, network
+from kdbench.errors import BadInput
+from kdbench.suite.settings import Changes, Protocol
+from kdbench.suite.specs import DatasetSpec, HeadSpec, Recipe, TeacherSpec, View, Weights
+
+
+Source = Literal["random", "published", "file", "simclr"]
+
+
+@dataclass(frozen=True)
+class NamedTeacher:
+    """A network and where its weights come from; ``file`` is one of the user's, known by its ``sha256``."""
+
+    network: str
+    source: Source
+    sha256: str | None = None
+    file: Path | None = None
+
+    @property
+    def facts(self) -> Network:
+        return network(self.network)
+
+    def has_classifier(self, strategy: str) -> bool:
+        """Whether the teacher can give class scores under a strategy. An encoder cannot without new layers."""
+        return self.facts.classifier or strategy != "pretrained"
+
+
+@dataclass(frozen=True)
+class ResolvedTeacher:
+    """The teacher that must be there before a run, the layers that learn beside it, and the view that the teacher gets."""
+
+    spec: TeacherSpec
+    head: HeadSpec | None
+    view: View | None
+
+
+def by_network(name: str) -> NamedTeacher:
+    """A teacher that is named by its network alone: published weights where there are any, else trained from scratch."""
+    return NamedTeacher(name, "published" if network(name).public else "random")
+
+
+def named_teacher(name: str, weights: str | None, pretraining: str | None, folder: Path) -> NamedTeacher:
+    """A teacher as a suite describes it. Files are looked for from ``folder`` on. Raises BadInput for what cannot be."""
+    facts = network(name)
+    if weights and pretraining:
+        raise BadInput("a teacher starts from 'weights' or from 'pretraining', not from both")
+    if pretraining:
+        if not facts.classifier:
+            raise BadInput(f"{name} cannot be trained here, only used with weights from elsewhere")
+        return NamedTeacher(name, "simclr")
+    if not weights:
+        return by_network(name)
+    published = facts.public.source if facts.public else ""
+    if weights == published:
+        return NamedTeacher(name, "published")
+    if weights == "random":
+        if not facts.classifier:
+            raise BadInput(f"{name} cannot be trained here: name the file of its weights, or leave 'weights' out")
+        return NamedTeacher(name, "random")
+    if weights in ("openai", "torchvision"):
+        there = f"'{published}' does" if published else "nobody that kdbench knows does"
+        raise BadInput(f"'{weights}' publishes no weights of {name}; {there}")
+    if match := re.fullmatch(r"sha256:([0-9a-fA-F]{64})", weights):
+        return NamedTeacher(name, "file", match[1].lower())
+    path = folder / weights
+    if not path.is_file():
+        raise BadInput(f"'{weights}': no such file in {folder}. Give a path from the suite's folder on, or sha256:…")
+    try:
+        return NamedTeacher(name, "file", file_hash(path), path)
+    except OSError as error:
+        raise BadInput(f"'{weights}' cannot be read: {error.strerror or error}") from None
+
+
+def resolve_teacher(teacher: NamedTeacher, data: DatasetSpec, strategy: str, settings: Protocol) -> ResolvedTeacher:
+    """Everything that makes a teacher under a protocol.
+
+    Weights whose classes are not the data set's lose their classifier; the network is then fine-tuned, an encoder used as it
+    is. What SimCLR has trained is fine-tuned only where a finished classifier is wanted, under `pretrained`.
+    """
+    facts = teacher.facts
+    weights = _weights(teacher, data)
+    pretraining = settings.pretraining_spec(facts.name, data.name) if teacher.source == "simclr" else None
+    shown = _shown(teacher, data)
+    recipe: Recipe | None = None
+    if weights is None and pretraining is None:
+        recipe = settings.teacher_recipe(facts.name, data.name)
+    elif (weights and facts.classifier and not weights.classifier) or (pretraining and strategy == "pretrained"):
+        recipe = settings.fine_tune_recipe(facts.name, data.name, shown)
+    new = settings.head_spec(data.name, simultaneous=strategy == "simultaneous", view=shown)
+    head = None if strategy == "pretrained" else new
+    frozen = head if strategy == "sequential" else None
+    encoder = weights and not (weights.classifier or recipe or frozen)
+    spec = TeacherSpec(
+        network=facts.name,
+        dataset=None if encoder else data,
+        recipe=recipe,
+        checkpoint=settings.teacher_checkpoint if recipe else "last",
+        weights=weights,
+        pretraining=pretraining,
+        head=frozen,
+    )
+    seen = head.recipe if head else recipe or settings.teacher_recipe(facts.name, data.name, shown)
+    own = settings.teacher_view == "own" or shown is not None
+    return ResolvedTeacher(spec, head if strategy == "simultaneous" else None, seen.view if own else None)
+
+
+def _weights(teacher: NamedTeacher, data: DatasetSpec) -> Weights | None:
+    public = teacher.facts.public
+    if teacher.source == "published" and public:
+        classes = data.classes or dataset(data.name).classes
+        return Weights(source=public.source, classifier=teacher.facts.classifier and public.classes == classes)
+    if teacher.source == "file":
+        return Weights(source="file", sha256=teacher.sha256, classifier=teacher.facts.classifier)
+    return None
+
+
+def _shown(teacher: NamedTeacher, data: DatasetSpec) -> Changes | None:
+    """How published weights and fixed-size encoders must be shown the images, where the data set's own way will not do."""
+    public, whole = teacher.facts.public, dataset(data.name)
+    if public is None or (teacher.facts.classifier and teacher.source != "published"):
+        return None
+    if teacher.facts.classifier and public.size == whole.size:
+        return None
+    return {"size": public.size, "mean": public.mean, "std": public.std}

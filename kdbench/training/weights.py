@@ -1,0 +1,106 @@
+"""Weights from elsewhere: where their files are, and how they become a teacher's record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock
+
+from kdbench.catalogue.hashing import file_hash
+from kdbench.catalogue.networks import network
+from kdbench.data.stream import DataSource
+from kdbench.datafiles.download import fetch_file
+from kdbench.errors import BadInput
+from kdbench.evaluation.accuracy import measure
+from kdbench.models import build
+from kdbench.models.backbone import Backbone
+from kdbench.models.checkpoints import load_checkpoint, published_accuracy
+from kdbench.store.record import Accuracy, Record, Result, timestamp
+from kdbench.suite.specs import TeacherSpec, View
+from kdbench.training.build import class_count, on_device
+from kdbench.training.checkpoint import write_weights
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """Where files of weights are: the user's by their SHA-256, the published ones in one folder."""
+
+    folder: Path
+    given: Mapping[str, Path] = field(default_factory=dict)
+    download: bool = False
+
+    def find(self, spec: TeacherSpec) -> Path:
+        """The file of a teacher's first stage, checked. Raises BadInput with what to do where it is not there."""
+        if spec.weights is None:
+            raise ValueError("the teacher starts from no file")
+        if spec.weights.sha256 is not None:
+            return self._given(spec.weights.sha256)
+        return self._published(spec.network)
+
+    def _given(self, sha256: str) -> Path:
+        path = self.given.get(sha256)
+        if path is None:
+            raise BadInput(
+                f"the weights sha256:{sha256} are not among the teachers here. Import their file first: "
+                "kdbench teachers import FILE --network … --dataset …"
+            )
+        if not path.is_file() or file_hash(path) != sha256:
+            raise BadInput(f"{path}: is not the file any more that the suite was read with")
+        return path
+
+    def _published(self, name: str) -> Path:
+        facts = network(name)
+        if facts.public is None:
+            raise BadInput(f"kdbench knows no published weights of {name}")
+        path = self.folder / facts.public.file
+        if not path.is_file():
+            if not self.download:
+                raise BadInput(facts.public.how_to_get(self.folder))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_name(f".{path.name}.lock")):
+                if not path.is_file():
+                    fetch_file(facts.public.url, path)
+        found = file_hash(path)
+        if not found.startswith(facts.public.sha256):
+            raise BadInput(
+                f"{path}: is not the published file (SHA-256 {found[:12]}…, expected {facts.public.sha256[:12]}…). "
+                f"Remove it. {facts.public.how_to_get(self.folder)}"
+            )
+        return path
+
+
+def store_weights(spec: TeacherSpec, record: Record, path: Path, data: DataSource, about: dict[str, object]) -> Result:
+    """Keep a file's weights as a teacher, with the accuracy that they have here beside the one that the file states.
+
+    Raises BadInput, with nothing written, where the file does not hold the teacher's network.
+    """
+    weights = spec.weights
+    if weights is None:
+        raise ValueError("the teacher starts from no file")
+    net: Backbone = build(spec.network, class_count(spec.dataset) if spec.dataset else 1)
+    load_checkpoint(net, path, classifier=weights.classifier)
+    if not weights.classifier:
+        net.remove_classifier()
+    last: Accuracy | None = None
+    test_images = 0
+    if spec.dataset and weights.classifier:
+        test = data.test(spec.dataset, View())
+        test_images = len(test)
+        (scores,) = measure([on_device(net, data.device)], test)
+        last = Accuracy(epoch=0, top1=scores.top1, top5=scores.top5)
+    record.begin(spec.canonical())
+    write_weights(record, net.state_dict())
+    record.write_metrics([])
+    result = Result(
+        id=record.id,
+        kind="teacher",
+        last=last,
+        best=last,
+        published_top1=published_accuracy(path) if last else None,
+        test_images=test_images,
+        weights_sha256=file_hash(record.weights_file),
+    )
+    record.finish(result, {"finished": timestamp(), "seconds": 0.0, "sessions": 1, "file": path.name, **about})
+    return result

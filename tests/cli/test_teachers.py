@@ -1,0 +1,177 @@
+"""kdbench teachers, with real processes: trained once whoever asks, imported, verified, made again, exported."""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from kdbench.catalogue.hashing import file_hash
+from kdbench.models import build, load_checkpoint
+from kdbench.store.store import Store
+from kdbench.suite.load import load_suite
+
+
+SUITE = """\
+protocol: {base: smoke, node_embedding: 16}
+dataset: {name: digits, train_per_class: 4, test_per_class: 2}
+trials: 1
+teachers:
+  mine: {network: resnet8, pretraining: simclr}
+grid:
+  - teacher: mine
+    student: resnet8
+    method: kd
+    strategy: sequential
+"""
+
+
+@pytest.fixture
+def suite(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(SUITE)
+    return path
+
+
+@pytest.fixture
+def teachers(suite, tmp_path):
+    """The records of the suite's teachers, in the order of their stages."""
+    (run,) = load_suite(suite).runs
+    return [Store(tmp_path / "results").teacher(stage.id) for stage in run.spec.teacher.stages]
+
+
+def test_many_processes_train_one_teacher_once(kdbench, suite, teachers):
+    with ThreadPoolExecutor(3) as pool:
+        calls = [pool.submit(kdbench, "teachers", "train", suite, "--jobs-per-device", 1) for _ in range(3)]
+        done = [call.result() for call in calls]
+    assert [each.returncode for each in done] == [0, 0, 0], done
+    assert all("2 teachers are there." in each.stdout for each in done)
+    assert [record.about()["sessions"] for record in teachers] == [1, 1]
+    trained = sum(each.stderr.count("epoch") > 0 or "finished teacher" in each.stderr for each in done)
+    assert trained >= 1
+
+    listed = json.loads(kdbench("teachers", "list", "--json").stdout)
+    assert {entry["teacher"] for entry in listed} == {
+        "resnet8 (SimCLR) on digits",
+        "resnet8 (SimCLR) on digits + new layers",
+    }
+    assert {entry["status"] for entry in listed} == {"done"}
+    assert any("neighbours" in entry["last / best"] for entry in listed)
+
+
+def test_a_flipped_bit_is_found_said_and_repaired(kdbench, suite, teachers):
+    assert kdbench("run", suite, "--jobs-per-device", 1).returncode == 0
+    before = [file_hash(record.weights_file) for record in teachers]
+    good = kdbench("teachers", "verify")
+    assert (good.returncode, good.stdout.count("ok  ")) == (0, 2)
+
+    content = bytearray(teachers[0].weights_file.read_bytes())
+    content[len(content) // 2] ^= 4
+    teachers[0].weights_file.write_bytes(content)
+    bad = kdbench("teachers", "verify")
+    assert bad.returncode == 1
+    assert f"BAD  {teachers[0].id}" in bad.stdout
+    assert "its SHA-256 has changed" in bad.stdout
+
+    again = kdbench("run", suite, "--jobs-per-device", 1)
+    assert again.returncode == 0
+    assert f"set aside ({teachers[0].id}.damaged-1) and made again" in again.stderr
+    assert [file_hash(record.weights_file) for record in teachers] == before
+    assert kdbench("teachers", "verify").returncode == 0
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.manual_seed(0)
+    network = build("resnet8", 10)
+    path = tmp_path / "ckpt_epoch_240.pth"
+    torch.save({"epoch": 240, "model": network.state_dict(), "accuracy": torch.tensor(12.25)}, path)
+    return path
+
+
+def test_import_export_and_use(kdbench, tmp_path, checkpoint):
+    done = kdbench("teachers", "import", checkpoint, "--network", "resnet8", "--dataset", "digits")
+    assert done.returncode == 0, done.stderr
+    assert "12.25 % stated by the file" in done.stdout
+    sha256 = file_hash(checkpoint)
+    assert f"weights: 'sha256:{sha256}'" in done.stdout
+    (entry,) = json.loads(kdbench("teachers", "list", "--json").stdout)
+    assert entry["teacher"] == "resnet8 (file weights) on digits"
+    assert "(12.25 stated)" in entry["last / best"]
+
+    exported = kdbench("teachers", "export", entry["id"][:6], "out")
+    assert exported.returncode == 0, exported.stderr
+    network = build("resnet8", 10)
+    load_checkpoint(network, tmp_path / "out" / entry["id"] / "weights.safetensors")
+    original = torch.load(checkpoint)["model"]
+    assert all(torch.equal(value, original[key]) for key, value in network.state_dict().items())
+    assert kdbench("teachers", "export", entry["id"], "out").returncode == 2
+
+    checkpoint.unlink()
+    suite = tmp_path / "own.yaml"
+    suite.write_text(
+        SUITE.replace("pretraining: simclr", f"weights: 'sha256:{sha256}'").replace(
+            ", train_per_class: 4, test_per_class: 2", ""
+        )
+    )
+    planned = json.loads(kdbench("plan", suite, "--json").stdout)
+    assert planned["teachers"] == ["resnet8 (file weights) on digits + new layers"]
+
+
+def refused(kdbench, tmp_path, file, *options):
+    done = kdbench("teachers", "import", file, *(options or ("--network", "resnet8", "--dataset", "digits")))
+    assert done.returncode == 2, done
+    teachers = tmp_path / "results" / "teachers"
+    assert not teachers.exists() or not list(teachers.iterdir())
+    return done.stderr
+
+
+def test_what_cannot_be_imported(kdbench, tmp_path, checkpoint):
+    assert "Did you mean 'resnet8'?" in refused(
+        kdbench, tmp_path, checkpoint, "--network", "resnet8y", "--dataset", "digits"
+    )
+    assert "--dataset is missing" in refused(kdbench, tmp_path, checkpoint, "--network", "resnet8")
+    assert "no such file" in refused(kdbench, tmp_path, tmp_path / "none.pth")
+    page = tmp_path / "page.pth"
+    page.write_text("<!DOCTYPE html><html></html>")
+    assert "a web page, not weights" in refused(kdbench, tmp_path, page)
+    short = tmp_path / "short.pth"
+    short.write_bytes(checkpoint.read_bytes()[:5000])
+    assert "truncated, damaged" in refused(kdbench, tmp_path, short)
+    wrong = refused(kdbench, tmp_path, checkpoint, "--network", "wrn-16-1", "--dataset", "digits")
+    assert "weights of another architecture" in wrong
+    assert "resnet8" in wrong
+
+
+class Command:
+    def __init__(self, sentinel):
+        self.sentinel = sentinel
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.sentinel}'",)
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(kdbench, tmp_path):
+    file, sentinel = tmp_path / "hostile.pth", tmp_path / "sentinel"
+    torch.save({"model": build("resnet8", 10).state_dict(), "extra": Command(sentinel)}, file)
+    assert "could run code, so it is refused" in refused(kdbench, tmp_path, file)
+    assert not sentinel.exists()
+    subprocess.run([sys.executable, "-c", f"import torch; torch.load({str(file)!r}, weights_only=False)"], check=True)
+    assert sentinel.exists(), "the sentinel proves nothing unless the file could run"
+
+
+def test_missing_published_weights_are_named_before_anything_starts(kdbench, tmp_path):
+    suite = tmp_path / "clip.yaml"
+    suite.write_text(
+        "protocol: ega\ndataset: {name: digits, train_per_class: 2, test_per_class: 1}\n"
+        "grid: {teacher: clip-vit-b32, student: resnet8, method: kd, strategy: simultaneous}\n"
+    )
+    done = kdbench("run", suite)
+    assert done.returncode == 2
+    assert "ViT-B-32.pt" in done.stderr
+    assert "data/weights" in done.stderr.replace(os.sep, "/")
+    assert "openaipublic.azureedge.net/clip/models/40d36571" in done.stderr
+    assert not (tmp_path / "results").exists()

@@ -1,0 +1,165 @@
+"""SimCLR teachers: the loss, the test by neighbours, and their use under every strategy."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from kdbench.evaluation.knn import NEIGHBOURS, TEMPERATURE, measure_neighbours
+from kdbench.methods.term import Setting
+from kdbench.models import Outputs, Shapes
+from kdbench.suite.specs import HeadSpec, Pretraining, TeacherSpec
+from kdbench.training import jobs
+from kdbench.training.build import load_teacher
+from kdbench.training.simclr import NTXent, nt_xent
+
+
+CPU = torch.device("cpu")
+
+
+def test_nt_xent_is_the_papers_sum():
+    projections = torch.randn(10, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    total = 0.0
+    for i in range(10):
+        j = (i + 5) % 10
+        similarity = [math.exp(F.cosine_similarity(projections[i], projections[k], dim=0) / 0.3) for k in range(10)]
+        total -= math.log(similarity[j] / (sum(similarity) - similarity[i]))
+    assert nt_xent(projections, 0.3).item() == pytest.approx(total / 10, rel=1e-9)
+
+
+def test_nt_xent_of_dead_embeddings_has_finite_gradients():
+    projections = torch.zeros(6, 4, requires_grad=True)
+    loss = nt_xent(projections, 0.5)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(5))
+    assert projections.grad.isfinite().all()
+
+
+def test_the_projection_trains_and_half_precision_agrees():
+    shapes = Shapes(16, 16, ())
+    term = NTXent(Setting(shapes, shapes, 16, 0, 8), temperature=0.5, projection=4)
+    embedding = torch.randn(8, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    outputs = Outputs(embedding, embedding, [], [])
+    loss = term(outputs, outputs, None)
+    loss.backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in (embedding, *term.parameters()))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert term(outputs, outputs, None).item() == pytest.approx(loss.item(), abs=0.02)
+
+
+class Identity(torch.nn.Module):
+    def forward(self, images):
+        return Outputs(images, images, [], [])
+
+
+def test_neighbours_vote_with_weights():
+    draw = torch.Generator().manual_seed(0)
+    train = torch.randn(60, 5, generator=draw), torch.randint(0, 7, (60,), generator=draw)
+    test = torch.randn(30, 5, generator=draw), torch.randint(0, 7, (30,), generator=draw)
+    (scores,) = measure_neighbours(
+        [Identity()], [train], [(test[0][:20], test[1][:20]), (test[0][20:], test[1][20:])], 7
+    )
+    first = fifth = 0
+    for image, label in zip(*test, strict=True):
+        cosine = F.cosine_similarity(image[None], train[0])
+        votes = [0.0] * 7
+        for index in cosine.argsort(descending=True)[:NEIGHBOURS]:
+            votes[train[1][index]] += math.exp(cosine[index] / TEMPERATURE)
+        order = sorted(range(7), key=lambda k: -votes[k])
+        first += order[0] == int(label)
+        fifth += label in order[:5]
+    assert (scores.top1, scores.top5) == pytest.approx((100 * first / 30, 100 * fifth / 30))
+
+
+@pytest.fixture
+def simclr(teacher, recipe):
+    """A SimCLR encoder of a handful of digits."""
+    return TeacherSpec(
+        network="resnet8",
+        dataset=teacher.dataset,
+        pretraining=Pretraining(recipe=recipe.model_copy(update={"epochs": 2})),
+    )
+
+
+def strategies(simclr, teacher, recipe):
+    """A run's teacher, new layers, and the width of its node embedding, by strategy."""
+    head = HeadSpec(width=16, recipe=recipe)
+    return {
+        "pretrained": (simclr.model_copy(update={"recipe": teacher.recipe}), None),
+        "sequential": (simclr.model_copy(update={"head": head}), None),
+        "simultaneous": (simclr, head),
+    }
+
+
+def test_the_record_of_an_encoder(bench, simclr):
+    shop = bench()
+    jobs.train_teacher(simclr, shop.shop)
+    result = shop.store.teacher(simclr.id).result()
+    assert result.measure == "neighbours"
+    assert result.train_images == 40
+    assert 0 <= result.last.top1 <= 100
+    network = load_teacher(simclr, shop.store, CPU)
+    assert not [key for key in network.state_dict() if key.startswith("fc.")]
+    images = torch.randn(2, 3, 32, 32)
+    outputs = network(images)
+    assert torch.equal(outputs.logits, outputs.embedding)
+
+
+@pytest.mark.parametrize("strategy", ["pretrained", "sequential", "simultaneous"])
+def test_an_encoder_teaches_under_every_strategy(bench, make_run, simclr, teacher, recipe, strategy):
+    spec, head = strategies(simclr, teacher, recipe)[strategy]
+    run = make_run({"ce": 1, "kd": 1}, teacher=spec, head=head, recipe={"node_embedding": 16})
+    shop = bench()
+    shop.train(run)
+    assert shop.store.run(run.id).done()
+    assert [shop.store.teacher(stage.id).done() for stage in spec.stages] == [True] * len(spec.stages)
+    assert (len(spec.stages) == 1) == (strategy == "simultaneous")
+
+
+def test_fine_tuning_starts_from_the_encoders_weights(bench, simclr, teacher):
+    tuned = simclr.model_copy(update={"recipe": teacher.recipe.model_copy(update={"epochs": 1, "lr": 1e-30})})
+    shop = bench()
+    for stage in tuned.stages:
+        jobs.train_teacher(stage, shop.shop)
+    before, after = (load_teacher(stage, shop.store, CPU).state_dict() for stage in tuned.stages)
+    weights = [key for key in before if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+    assert all(torch.equal(before[key], after[key]) for key in weights)
+    assert {key for key in after if key not in before} == {"fc.weight", "fc.bias"}
+
+
+def test_new_layers_are_stored_without_the_backbone(bench, simclr, teacher, recipe):
+    spec, _ = strategies(simclr, teacher, recipe)["sequential"]
+    shop = bench()
+    for stage in spec.stages:
+        jobs.train_teacher(stage, shop.shop)
+    sizes = [shop.store.teacher(stage.id).weights_file.stat().st_size for stage in spec.stages]
+    assert sizes[1] < sizes[0] / 10
+
+
+def test_stopped_and_resumed_is_uninterrupted(bench, simclr):
+    whole, parts = bench("whole"), bench("parts", stop_after=1)
+    jobs.train_teacher(simclr, whole.shop)
+    assert jobs.train_teacher(simclr, parts.shop).stopped
+    rest = parts.again(stop_after=None)
+    jobs.train_teacher(simclr, rest.shop)
+    assert rest.count("resumed") == 1
+    assert rest.files(simclr) == whole.files(simclr)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_damaged_stage_is_set_aside_alone(bench, make_run, simclr, teacher, recipe, stage):
+    spec, _ = strategies(simclr, teacher, recipe)["sequential"]
+    run, shop = make_run({"ce": 1, "kd": 1}, teacher=spec, head=None, recipe={"node_embedding": 16}), bench()
+    shop.teachers(run)
+    before = shop.files(*spec.stages)
+    damaged, other = (shop.store.teacher(spec.stages[n].id) for n in (stage, 1 - stage))
+    content = bytearray(damaged.weights_file.read_bytes())
+    content[-1] ^= 1
+    damaged.weights_file.write_bytes(content)
+    with pytest.raises(jobs.LostTeacher, match=rf"set aside \({damaged.id}.damaged-1\)"):
+        jobs.train_cohort([run], shop.shop)
+    assert not damaged.folder.exists()
+    assert other.done()
+    shop.train(run)
+    assert shop.files(*spec.stages) == before
