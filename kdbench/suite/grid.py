@@ -52,8 +52,8 @@ class Grid:
         ]
 
     def _specs(self, cell: Cell, trials: int) -> list[RunSpec]:
-        kind, terms = self._teacher(cell), self.terms[cell.method]
-        return [make_spec(cell, kind, terms, self.protocol, trial) for trial in range(trials)]
+        first = make_spec(cell, self._teacher(cell), self.terms[cell.method], self.protocol)
+        return [first.model_copy(update={"trial": trial}) for trial in range(trials)]
 
     def _teacher(self, cell: Cell) -> NamedTeacher | None:
         """What the cell's teacher is; None where it has none."""
@@ -155,13 +155,15 @@ class Grid:
         if not reads_teacher(terms):
             return []
         named = f"method '{cell.method}' "
+        node = self.protocol.settings.node_embedding
+        new = None if cell.strategy == "pretrained" else node
         teacher = self._teacher(cell)
         if teacher is None:
             known = not self.wrong.keys() & {"teacher", "pairs"}
             return [(place, f"{named}({formula(terms)}) needs a teacher, and the grid names none", "")] if known else []
         found = [
             (place, f"{named}cannot train ", f"{cell.student} with {cell.teacher}: {reason}. Exclude the pair.")
-            for reason in infeasible(cell.student, teacher.network, terms)
+            for reason in infeasible(cell.student, teacher.network, terms, (node, new))
         ]
         if not teacher.has_classifier(cell.strategy):
             where = (*self.path, "strategy") if "strategy" in self.raw else ("strategy",)

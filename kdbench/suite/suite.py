@@ -69,10 +69,8 @@ class Cell:
     scenario: Scenario
 
 
-def make_spec(
-    cell: Cell, kind: NamedTeacher | None, terms: tuple[TermUse, ...], protocol: ResolvedProtocol, trial: int
-) -> RunSpec:
-    """Resolve a combination under a protocol. A method that reads no teacher has none, so all pairs share its runs."""
+def make_spec(cell: Cell, kind: NamedTeacher | None, terms: tuple[TermUse, ...], protocol: ResolvedProtocol) -> RunSpec:
+    """A combination's first trial under a protocol. A method that reads no teacher has none, so all pairs share its runs."""
     settings, data = protocol.settings, cell.dataset
     found = resolve_teacher(kind, data, cell.strategy, settings) if kind and reads_teacher(terms) else None
     return RunSpec(
@@ -84,5 +82,4 @@ def make_spec(
         dataset=data,
         scenario=cell.scenario,
         recipe=settings.recipe(cell.student, data.name),
-        trial=trial,
     )
