@@ -28,7 +28,7 @@ def test_a_changed_copy_has_an_id_of_its_own():
     before = SPEC.id
     copy = SPEC.model_copy(update={"trial": 1})
     assert copy.id == changed(SPEC, trial=1).id != before
-    assert SPEC == SPEC.model_copy()
+    assert SPEC.model_copy() == SPEC
     assert SPEC.model_copy().id == before
 
 
