@@ -27,8 +27,21 @@ class Member:
     cost: float
     epoch: int = 0
     epochs: int = 0
+    initial_epochs: int = 0
     loss: float | None = None
     top1: float | None = None
+
+    def reach(self, event: dict[str, Any]) -> float:
+        """Take note of the epoch that an event tells of; returns the cost so far."""
+        self.epoch, self.epochs, self.initial_epochs = event["epoch"], event["epochs"], event["initial_epochs"]
+        return self.cost * (self.epoch + self.initial_epochs) / (self.epochs + self.initial_epochs)
+
+    @property
+    def place(self) -> str:
+        """The last epoch of how many, e.g. ``3/240``, or ``initial 3/30``."""
+        if self.epoch + self.initial_epochs and self.epoch < 1:
+            return f"initial {self.epoch + self.initial_epochs}/{self.initial_epochs}"
+        return f"{self.epoch}/{self.epochs}" if self.epochs else "waiting"
 
 
 @dataclass
@@ -135,9 +148,9 @@ class Progress:
 
     def _epoch(self, slot: str, event: dict[str, Any]) -> None:
         member = self.members[event["id"]]
-        member.epoch, member.epochs, member.loss = event["epoch"], event["epochs"], event["loss"]
+        self.tally.done[event["id"]] = member.reach(event)
+        member.loss = event["loss"]
         member.top1 = event["top1"] if event["top1"] is not None else member.top1
-        self.tally.done[event["id"]] = member.cost * member.epoch / member.epochs
         work = self.slots.get(slot)
         if work is None:
             return
@@ -146,13 +159,13 @@ class Progress:
         if not self.live and (now - work.printed > PLAIN_SECONDS):
             work.printed = now
             top1 = f", top-1 {member.top1:.2f}" if member.top1 is not None else ""
-            where = f"epoch {member.epoch}/{member.epochs}, loss {member.loss:.3f}{top1}, {work.speed:,.0f} images/s"
+            where = f"epoch {member.place}, loss {member.loss:.3f}{top1}, {work.speed:,.0f} images/s"
             self.say(f"[{slot}] {work.title}: {where}; {self._summary()}")
 
     def _resumed(self, event: dict[str, Any]) -> None:
         member = self.members[event["id"]]
-        if event["epoch"]:
-            self.tally.earlier[event["id"]] = member.cost * event["epoch"] / event["epochs"]
+        if earlier := member.reach(event):
+            self.tally.earlier[event["id"]] = earlier
         self.say(f"{member.label}: {event['text']}")
 
     def _finished(self, event: dict[str, Any]) -> None:
@@ -181,7 +194,7 @@ class Progress:
                 member = self.members[id]
                 table.add_row(
                     Text(f"  {member.label}"),
-                    Text(f"{member.epoch}/{member.epochs}" if member.epochs else "waiting", style="cyan"),
+                    Text(member.place, style="cyan"),
                     Text(f"loss {member.loss:.3f}" if member.loss is not None else ""),
                     Text(f"top-1 {member.top1:.2f}" if member.top1 is not None else "", style="green"),
                     "",

@@ -59,7 +59,7 @@ class Job:
 
     def note_epoch(self, id: str, epoch: int) -> None:
         """A worker that gets further than any before is not in a crash loop."""
-        if epoch > self.reached.get(id, 0):
+        if id not in self.reached or epoch > self.reached[id]:
             self.reached[id] = epoch
             self.crashes = 0
 

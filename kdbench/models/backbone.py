@@ -15,17 +15,24 @@ class Backbone(nn.Module):
     """A network whose forward takes images [B, 3, H, W] and gives Outputs.
 
     classifier_name: the attribute that holds the classifier; None for encoders that have none
+    tail:            the attributes between the last exposed map and the classifier
     key_aliases:     names that other authors' checkpoints give to tensors of the same network → its own names
     width:           D, the width of the embedding
     """
 
     classifier_name: ClassVar[str | None] = "fc"
+    tail: ClassVar[tuple[str, ...]] = ()
     key_aliases: ClassVar[Mapping[str, str]] = {}
     width: int
 
     def forward(self, images: Tensor) -> Outputs:
         """Return logits, embedding and feature maps."""
         raise NotImplementedError
+
+    def feature_modules(self) -> list[nn.Module]:
+        """The modules that make the exposed maps: all but the classifier and what lies between it and the last map."""
+        rest = (self.classifier_name, *self.tail)
+        return [module for name, module in self.named_children() if name not in rest]
 
     def remove_classifier(self) -> None:
         """Delete the classifier's parameters; from then on the logits are the embedding."""

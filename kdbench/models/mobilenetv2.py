@@ -42,6 +42,7 @@ class MobileNetV2(Backbone):
     """
 
     classifier_name = "classifier"
+    tail = ("conv2",)
     key_aliases = {"classifier.weight": "classifier.0.weight", "classifier.bias": "classifier.0.bias"}  # SSKD's
 
     def __init__(self, *, multiplier: float, classes: int) -> None:

@@ -68,6 +68,7 @@ class ShuffleNetV2(Backbone):
     """
 
     classifier_name = "linear"
+    tail = ("conv2", "bn2")
 
     def __init__(self, *, widths: Sequence[int], classes: int) -> None:
         super().__init__()

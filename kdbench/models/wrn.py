@@ -60,6 +60,8 @@ class WideResNet(Backbone):
     factor: how many times wider than 16, 32 and 64 channels
     """
 
+    tail = ("bn1",)
+
     def __init__(self, *, blocks: int, factor: int, classes: int) -> None:
         super().__init__()
         self.width = 64 * factor

@@ -76,9 +76,45 @@ def layer_pair_exists(student: Network, teacher: Network, options: dict[str, Any
     return None
 
 
+def equal_levels(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+    """Both networks expose stages, and equally many."""
+    if reason := feature_maps(student, teacher, options):
+        return reason
+    ours, theirs = len(student.features) - 1, len(teacher.features) - 1
+    if ours == theirs:
+        return None
+    return f"pairs the stages one by one, but {student.name} has {ours} and {teacher.name} has {theirs}"
+
+
+def sides_within_reach(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+    """A stage of the student is as large as the teacher's, larger, or half as large."""
+    for level, (ours, theirs) in enumerate(zip(student.features, teacher.features, strict=False)):
+        if level and ours[1] > theirs[1] and ours[1] != 2 * theirs[1]:
+            return (
+                f"can double the student's map but no more, and stage {level} of {student.name} is at 1/{ours[1]} of the "
+                f"image's size, that of {teacher.name} at 1/{theirs[1]}"
+            )
+    return None
+
+
+def equal_channels(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+    """Stem and stages have the same channels in both networks."""
+    ours, theirs = ([channels for channels, _ in net.features] for net in (student, teacher))
+    if ours == theirs:
+        return None
+    return f"needs equal channels, but {student.name} has {_list(ours)} and {teacher.name} has {_list(theirs)}"
+
+
+def _list(numbers: list[int]) -> str:
+    return "-".join(map(str, numbers)) or "no maps"
+
+
 CONDITIONS: dict[str, Condition] = {
     "layer_exists": layer_exists,
     "feature_maps": feature_maps,
     "equal_maps_without_regressor": equal_maps_without_regressor,
     "layer_pair_exists": layer_pair_exists,
+    "equal_levels": equal_levels,
+    "sides_within_reach": sides_within_reach,
+    "equal_channels": equal_channels,
 }

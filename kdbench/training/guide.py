@@ -62,7 +62,12 @@ class LearningGuide(Guide):
         self.epoch = 0
 
     def begin_epoch(self, epoch: int, stream: Batches) -> None:
-        """Replay the epochs that were missed, because no student that reads the teacher was there, and begin this one."""
+        """Replay the epochs that were missed, because no student that reads the teacher was there, and begin this one.
+
+        In a student's initial stage the new layers do not learn yet.
+        """
+        if epoch < 1:
+            return
         for missed in range(self.epoch + 1, epoch):
             self.begin_epoch(missed, stream)
             for batch in stream.epoch(missed):
@@ -72,6 +77,8 @@ class LearningGuide(Guide):
 
     def show(self, batch: Batch) -> Outputs:
         """The outputs for the students; then one step of the new layers."""
+        if self.epoch < 1:
+            return super().show(batch)
         self.optimiser.zero_grad(set_to_none=True)
         labels = batch.labels if batch.clean_labels is None else batch.clean_labels
         images = self.view_of(batch)

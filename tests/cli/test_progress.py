@@ -26,6 +26,7 @@ def epoch(id, number, top1=None):
         "id": id,
         "epoch": number,
         "epochs": 4,
+        "initial_epochs": 0,
         "loss": 1.25,
         "top1": top1,
         "images_per_second": 1234.5,
@@ -44,9 +45,8 @@ def drive(progress):
     progress.listen("cpu", {"event": "finished", "id": TEACHER.id, "top1": 99.0})
     progress.listen("cpu", {"event": "done", "busy": []})
     progress.listen("cpu", {"event": "started", "teacher": None, "runs": RUNS, "waited": False})
-    progress.listen(
-        "cpu", {"event": "resumed", "id": RUNS[0].id, "epoch": 2, "epochs": 4, "text": "goes on after epoch 2"}
-    )
+    where = {"epoch": 2, "epochs": 4, "initial_epochs": 0}
+    progress.listen("cpu", {"event": "resumed", "id": RUNS[0].id, **where, "text": "goes on after epoch 2"})
     progress.listen("cpu", epoch(RUNS[0].id, 3))
     progress.listen("", {"event": "failed", "id": RUNS[1].id, "reason": "loss is not finite"})
     progress.listen("cpu", {"event": "finished", "id": RUNS[0].id, "top1": 91.5})

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from kdbench.methods.ab import ab_loss
 from kdbench.methods.at import at_loss
 from kdbench.methods.cc import cc_loss
 from kdbench.methods.ccl import symmetric_kl
@@ -15,6 +16,8 @@ from kdbench.methods.crd import contrast_loss
 from kdbench.methods.crosslayer import squared_error
 from kdbench.methods.ega import ega_losses
 from kdbench.methods.fitnet import fitnet_loss
+from kdbench.methods.fsp import flow
+from kdbench.methods.functional import pool_to_smaller
 from kdbench.methods.irg import irg_loss
 from kdbench.methods.kd import kd_loss
 from kdbench.methods.nce import nce_loss
@@ -49,6 +52,12 @@ def semckd_errors():
     return torch.stack([squared_error(s, t) for s, t in zip(source, target, strict=True)], dim=1).reshape(8, 2, 3)
 
 
+def fsp_loss():
+    pairs = (FS, FS2), (u(8, 6, 8, 8, a=0.019, b=0.2), FT)
+    ours, theirs = (flow(*pool_to_smaller(*pair)) for pair in pairs)
+    return torch.nn.functional.mse_loss(ours, theirs)
+
+
 ORACLE = {
     "ce": (lambda: cross_entropy(ZS, LABELS), 3.6366845),
     "kd": (lambda: kd_loss(ZS, ZT, 4.0), 2.9133106),
@@ -60,6 +69,9 @@ ORACLE = {
     "rkd angle": (lambda: rkd_angle_loss(ES, ET), 0.20154825),
     "rkd": (lambda: 25 * rkd_distance_loss(ES, ET) + 50 * rkd_angle_loss(ES, ET), 16.085422),
     "semckd": (lambda: semckd_loss(semckd_errors(), WEIGHTS), 0.937433),
+    "ab, last stage but one": (lambda: ab_loss(FS2, FT, 1.0) * 0.003 / 2, 0.42485705),
+    "ab, last stage": (lambda: ab_loss(-FS2, FT, 1.0) * 0.003, 0.58908772),
+    "fsp": (fsp_loss, 0.45934797),
     "cc": (lambda: cc_loss(ES, ET2), 9.0645477),
     "nst": (lambda: nst_loss(FS, FT), 0.031886635),
     "crd": (lambda: contrast_loss(P, torch.ones_like(P), 6 / 50), 2.9875438),

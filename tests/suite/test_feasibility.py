@@ -62,6 +62,30 @@ def test_the_stems_map_alone_is_no_stage():
     assert feature_maps(net, net, {}) == "reads the stages' feature maps, but resnet8x4 exposes the stem's map alone"
 
 
+def test_stages_that_are_paired_one_by_one():
+    assert infeasible("resnet8x4", "wrn-40-2", terms(ce=1, ab=1)) == []
+    (reason,) = infeasible("vgg8", "resnet32x4", terms(ce=1, ab=1))
+    assert reason == "ab pairs the stages one by one, but vgg8 has 4 and resnet32x4 has 3"
+    (reason,) = infeasible("resnet8", "clip-vit-b32", terms(ce=1, ab=1))
+    assert "clip-vit-b32 exposes no feature maps" in reason
+
+
+def test_how_far_abs_connectors_reach():
+    assert infeasible("shufflenetv1", "resnet32x4", terms(ce=1, ab=1)) == []
+    assert infeasible("mobilenetv2", "resnet50", terms(ce=1, ab=1)) == []
+    (reason,) = infeasible("resnet18", "resnet50", terms(ce=1, ab=1))
+    assert reason == (
+        "ab can double the student's map but no more, and stage 1 of resnet18 is at 1/4 of the image's size, that of "
+        "resnet50 at 1/1"
+    )
+
+
+def test_equal_channels():
+    assert infeasible("wrn-16-2", "wrn-40-2", terms(ce=1, fsp=1)) == []
+    (reason,) = infeasible("wrn-40-1", "wrn-40-2", terms(ce=1, fsp=1))
+    assert reason == "fsp needs equal channels, but wrn-40-1 has 16-16-32-64 and wrn-40-2 has 16-32-64-128"
+
+
 def test_all_reasons_are_given():
     uses = terms(fitnet={"layer": 9}, **{"kdbench.methods.fitnet:FitNet": {"layer": 8}})
     assert len(infeasible("resnet20", "resnet32x4", uses)) == 2
