@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from kdbench.data.batch import Batch
+from kdbench.data.batch import Batch, Batches
 from kdbench.errors import BadInput
+from kdbench.models.backbone import Backbone
 from kdbench.models.outputs import Outputs, Shapes
 
 
@@ -73,6 +74,12 @@ class Term(nn.Module):
         if epochs < 1:
             raise BadInput(f"{type(self).__name__}: initial_epochs must be 1 or more, not {epochs}")
         self.initial_epochs = epochs
+
+    def begin_epoch(self, epoch: int, student: Backbone, teacher: Backbone, stream: Batches) -> None:
+        """Do what must be done before an epoch of the main training. Both networks are in eval mode.
+
+        Batches of the stream may be asked for, of this epoch or any other. Nothing is to be done for most terms.
+        """
 
     def initial_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return what the initial stage minimises, a scalar; the term's weight does not count there."""

@@ -32,3 +32,7 @@ class NodeEmbedding(Backbone):
     def feature_modules(self) -> list[nn.Module]:
         """The backbone's."""
         return self.backbone.feature_modules()
+
+    def last_norms(self) -> list[nn.BatchNorm2d]:
+        """The backbone's."""
+        return self.backbone.last_norms()

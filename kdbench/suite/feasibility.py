@@ -6,7 +6,7 @@ returns what is wrong, or None.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kdbench.catalogue.networks import Network, network
@@ -105,6 +105,33 @@ def equal_channels(student: Network, teacher: Network, options: dict[str, Any]) 
     return f"needs equal channels, but {student.name} has {_list(ours)} and {teacher.name} has {_list(theirs)}"
 
 
+def matched_levels(ours: Sequence[tuple[int, int]], theirs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Pairs of stages of one size of which the teacher's has as many channels or more, as indices.
+
+    Each of the student's takes the first that lies deeper than the one taken last. ours, theirs: (channels, size) of each
+    stage, where size is anything that is equal for maps of one size.
+    """
+    pairs: list[tuple[int, int]] = []
+    for level, (channels, size) in enumerate(ours):
+        start = pairs[-1][1] + 1 if pairs else 0
+        fitting = (n for n in range(start, len(theirs)) if theirs[n][1] == size and theirs[n][0] >= channels)
+        if (found := next(fitting, None)) is not None:
+            pairs.append((level, found))
+    return pairs
+
+
+def matching_level(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+    """Some stage of the student has the size of one of the teacher's, and no more channels."""
+    if reason := feature_maps(student, teacher, options):
+        return reason
+    if matched_levels(student.features[1:], teacher.features[1:]):
+        return None
+    return (
+        f"needs a stage of the student with the size of one of the teacher's and no more channels, and {student.name} has "
+        f"none for {teacher.name}"
+    )
+
+
 def _list(numbers: list[int]) -> str:
     return "-".join(map(str, numbers)) or "no maps"
 
@@ -117,4 +144,5 @@ CONDITIONS: dict[str, Condition] = {
     "equal_levels": equal_levels,
     "sides_within_reach": sides_within_reach,
     "equal_channels": equal_channels,
+    "matching_level": matching_level,
 }

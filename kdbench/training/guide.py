@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdbench.data.batch import Batch, Batches
+from kdbench.models.backbone import Backbone
 from kdbench.models.node_embedding import NodeEmbedding
 from kdbench.models.outputs import Outputs
 from kdbench.suite.specs import Recipe
@@ -18,7 +19,7 @@ from kdbench.training.optimiser import make_optimiser, set_learning_rate
 class Guide:
     """A finished teacher, frozen: strategies `pretrained` and `sequential`."""
 
-    def __init__(self, network: nn.Module, *, bf16: bool = False) -> None:
+    def __init__(self, network: Backbone, *, bf16: bool = False) -> None:
         self.network = network.eval().requires_grad_(False)
         self.bf16 = bf16
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from kdbench.data.batch import Batch
+from kdbench.data.batch import Batch, Batches
 from kdbench.data.seeds import seed_of
 from kdbench.evaluation.accuracy import Scores
 from kdbench.methods.term import Term
@@ -95,10 +95,13 @@ class Learner:
             return [*self.network.feature_modules(), self.initial[1]]
         return [*self.trained, self.terms]
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Set modes and learning rate, and forget the last epoch's sums."""
+    def begin_epoch(self, epoch: int, teacher: Backbone | None = None, stream: Batches | None = None) -> None:
+        """Set modes and rate, and forget the last epoch's sums. Terms prepare themselves where there is a teacher."""
         self.network.eval()
         self.terms.eval()
+        if epoch > 0 and teacher is not None and stream is not None:
+            for term in cast(list[Term], list(self.terms.values())):
+                term.begin_epoch(epoch, self.network, teacher, stream)
         for module in self._training(epoch):
             module.train()
         set_learning_rate(self.optimiser, self.recipe.lr_at(epoch))

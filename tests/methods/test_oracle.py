@@ -20,6 +20,7 @@ from kdbench.methods.fsp import flow
 from kdbench.methods.functional import pool_to_smaller
 from kdbench.methods.irg import irg_loss
 from kdbench.methods.kd import kd_loss
+from kdbench.methods.mgd import channel_margins, mgd_loss
 from kdbench.methods.nce import nce_loss
 from kdbench.methods.nst import nst_loss
 from kdbench.methods.pkt import pkt_loss
@@ -72,6 +73,7 @@ ORACLE = {
     "ab, last stage but one": (lambda: ab_loss(FS2, FT, 1.0) * 0.003 / 2, 0.42485705),
     "ab, last stage": (lambda: ab_loss(-FS2, FT, 1.0) * 0.003, 0.58908772),
     "fsp": (fsp_loss, 0.45934797),
+    "mgd": (lambda: mgd_loss(FS2, FT, torch.full((10,), -0.3)), 1140.2407),
     "cc": (lambda: cc_loss(ES, ET2), 9.0645477),
     "nst": (lambda: nst_loss(FS, FT), 0.031886635),
     "crd": (lambda: contrast_loss(P, torch.ones_like(P), 6 / 50), 2.9875438),
@@ -90,3 +92,11 @@ ORACLE = {
 def test_value(name):
     loss, expected = ORACLE[name]
     assert loss().item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_margins():
+    norm = torch.nn.BatchNorm2d(6)
+    norm.weight.data = torch.tensor([1.0, 0.5, 0.1, -0.7, 0.0, 0.0])
+    norm.bias.data = torch.tensor([0.0, 0.2, 1.0, 0.3, 0.5, -0.5])
+    expected = [-0.79788456, -0.33437809, -0.3, -0.46247324, 0.0, -0.5]
+    assert channel_margins(norm).tolist() == pytest.approx(expected, rel=1e-6, abs=1e-9)

@@ -6,7 +6,7 @@ import pytest
 
 from kdbench.catalogue.networks import network
 from kdbench.catalogue.terms import term, term_names
-from kdbench.suite.feasibility import CONDITIONS, feature_maps, infeasible
+from kdbench.suite.feasibility import CONDITIONS, feature_maps, infeasible, matched_levels
 from kdbench.suite.methods import parse_terms
 
 
@@ -84,6 +84,24 @@ def test_equal_channels():
     assert infeasible("wrn-16-2", "wrn-40-2", terms(ce=1, fsp=1)) == []
     (reason,) = infeasible("wrn-40-1", "wrn-40-2", terms(ce=1, fsp=1))
     assert reason == "fsp needs equal channels, but wrn-40-1 has 16-16-32-64 and wrn-40-2 has 16-32-64-128"
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "pairs"),
+    [
+        ("vgg8", "resnet32x4", [(1, 2), (2, 3)]),
+        ("resnet8x4", "resnet32x4", [(1, 1), (2, 2), (3, 3)]),
+        ("mobilenetv2", "wrn-40-2", [(1, 2), (2, 3)]),
+        ("shufflenetv1", "resnet32x4", []),
+        ("shufflenetv1", "wrn-40-2", []),
+    ],
+)
+def test_levels_that_match(student, teacher, pairs):
+    stages = (network(name).features[1:] for name in (student, teacher))
+    assert [(ours + 1, theirs + 1) for ours, theirs in matched_levels(*stages)] == pairs
+    assert [f"{student} has none for {teacher}" in reason for reason in infeasible(student, teacher, terms(mgd=1))] == (
+        [] if pairs else [True]
+    )
 
 
 def test_all_reasons_are_given():
