@@ -20,7 +20,7 @@ PLUGINS = "kdbench.terms"
 """The group of entry points with which another package gives its terms short names."""
 
 
-FACTS = ("paper", "reads", "needs_teacher", "requires", "full_batches", "initial", "version")
+FACTS = ("paper", "reads", "needs_teacher", "requires", "full_batches", "initial", "auxiliary", "version")
 """The constants of a term's class that describe it."""
 
 
@@ -47,6 +47,7 @@ class TermInfo:
     requires: tuple[str, ...]
     full_batches: bool
     initial: bool
+    auxiliary: str
     version: int
     hyperparameters: dict[str, Hyperparameter]
 

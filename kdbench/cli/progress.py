@@ -38,9 +38,9 @@ class Member:
 
     @property
     def place(self) -> str:
-        """The last epoch of how many, e.g. ``3/240``, or ``initial 3/30``."""
+        """The last epoch of how many, e.g. ``3/240``, or ``3/30 (initial)``."""
         if self.epoch + self.initial_epochs and self.epoch < 1:
-            return f"initial {self.epoch + self.initial_epochs}/{self.initial_epochs}"
+            return f"{self.epoch + self.initial_epochs}/{self.initial_epochs} (initial)"
         return f"{self.epoch}/{self.epochs}" if self.epochs else "waiting"
 
 
@@ -87,7 +87,7 @@ class Progress:
             self.members[teacher.id] = Member(teacher_label(teacher), teacher_cost(teacher))
         for cohort in plan.cohorts:
             for run in cohort.runs:
-                self.members[run.id] = Member(labels.get(run.id, run.student), student_cost(run))
+                self.members[run.id] = Member(labels.get(run.id, auxiliary_label(run)), student_cost(run))
         self.tally = Tally(sum(member.cost for member in self.members.values()), plan.runs)
         self.slots: dict[str, Work] = {}
         self.live: Any = None
@@ -138,6 +138,8 @@ class Progress:
             self.members.setdefault(teacher.id, Member(teacher_label(teacher), teacher_cost(teacher)))
             self.slots[slot] = Work(teacher_label(teacher), [teacher.id])
         else:
+            for run in runs:
+                self.members.setdefault(run.id, Member(auxiliary_label(run), student_cost(run)))
             name = next((run.teacher.network for run in runs if run.teacher), "")
             title = f"{len(runs)} student{'s' if len(runs) > 1 else ''}" + (
                 f" of {name}" if name else " without teacher"
@@ -208,3 +210,8 @@ class Progress:
 def teacher_label(spec: TeacherSpec) -> str:
     """One line for a teacher."""
     return f"teacher {spec.label}"
+
+
+def auxiliary_label(spec: RunSpec) -> str:
+    """One line for a run that no suite names: its student teaches another."""
+    return f"auxiliary {spec.student} #{spec.trial}"

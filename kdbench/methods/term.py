@@ -56,6 +56,9 @@ class Term(nn.Module):
     Such a term has the hyper-parameter ``initial_epochs``, hands it to ``set_initial_epochs``, and has an ``initial_loss``.
     """
 
+    auxiliary: ClassVar[str] = ""
+    """The protocol's method by which a wider student is trained first, which then takes the teacher's place."""
+
     version: ClassVar[int] = 1
     """Raised when a change of the code changes results, so that old and new numbers never mix."""
 

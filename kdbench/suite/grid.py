@@ -6,10 +6,11 @@ from typing import Any
 
 from kdbench.catalogue.datasets import datasets
 from kdbench.catalogue.names import unknown
+from kdbench.catalogue.networks import network
 from kdbench.suite.cells import cells, matches, method_name
 from kdbench.suite.collector import Collector
 from kdbench.suite.feasibility import infeasible
-from kdbench.suite.methods import Terms, formula, reads_teacher
+from kdbench.suite.methods import Terms, auxiliary_method, formula, reads_teacher
 from kdbench.suite.schema import SELECTOR_KEYS, DatasetEntry, GridEntry, MethodEntry, Selector, Shared
 from kdbench.suite.specs import RunSpec
 from kdbench.suite.suite import Cell, Run, make_spec
@@ -161,7 +162,7 @@ class Grid:
             return [(place, f"{named}({formula(terms)}) needs a teacher, and the grid names none", "")] if known else []
         found = [
             (place, f"{named}cannot train ", f"{cell.student} with {cell.teacher}: {reason}. Exclude the pair.")
-            for reason in infeasible(cell.student, teacher.network, terms)
+            for reason in self._reasons(cell, teacher.network, terms)
         ]
         if not teacher.has_classifier(cell.strategy):
             where = (*self.path, "strategy") if "strategy" in self.raw else ("strategy",)
@@ -175,3 +176,15 @@ class Grid:
             )
             found.append((where, message, ""))
         return found
+
+    def _reasons(self, cell: Cell, teacher: str, terms: Terms) -> list[str]:
+        """What makes a method impossible for a pair, with the auxiliary between the two where the method has one."""
+        method = auxiliary_method(terms)
+        if not method:
+            return infeasible(cell.student, teacher, terms)
+        wider, known = network(cell.student).auxiliary, self.protocol.methods.get(method)
+        if not wider:
+            return [f"it needs a network of twice the student's channels, and no doubled {cell.student} is known"]
+        if known is None:
+            return [f"it trains {wider} first, by the method '{method}', which protocol '{self.protocol.name}' lacks"]
+        return [*infeasible(cell.student, wider, terms), *infeasible(wider, teacher, known)]

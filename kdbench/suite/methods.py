@@ -81,6 +81,11 @@ def reads_teacher(terms: Terms) -> bool:
     return any(term(use.name).needs_teacher for use in terms)
 
 
+def auxiliary_method(terms: Terms) -> str:
+    """The method that trains the wider student which takes the teacher's place; "" where the teacher itself teaches."""
+    return next((method for use in terms if (method := term(use.name).auxiliary)), "")
+
+
 def formula(terms: Terms) -> str:
     """Write a method as ``1·ce + 0.9·kd(temperature=2)``."""
     parts = []

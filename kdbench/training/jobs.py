@@ -209,7 +209,7 @@ def make_guide(cohort: Cohort, shop: Workshop) -> Guide | None:
 
 def lost_teacher(error: DamagedTeacher, shop: Workshop) -> LostTeacher:
     """Set a damaged stage of a teacher aside, unless another process has done so already."""
-    record = shop.store.teacher(error.spec.id)
+    record = shop.store.record_of(error.spec)
     with claimed([record]) as mine:
         if not mine:
             return LostTeacher(f"{error}; another process is at it")

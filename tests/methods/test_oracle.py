@@ -18,6 +18,7 @@ from kdbench.methods.ega import ega_losses
 from kdbench.methods.fitnet import fitnet_loss
 from kdbench.methods.fsp import flow
 from kdbench.methods.functional import pool_to_smaller
+from kdbench.methods.hkd import hkd_loss
 from kdbench.methods.irg import irg_loss
 from kdbench.methods.kd import kd_loss
 from kdbench.methods.mgd import channel_margins, mgd_loss
@@ -74,6 +75,8 @@ ORACLE = {
     "ab, last stage": (lambda: ab_loss(-FS2, FT, 1.0) * 0.003, 0.58908772),
     "fsp": (fsp_loss, 0.45934797),
     "mgd": (lambda: mgd_loss(FS2, FT, torch.full((10,), -0.3)), 1140.2407),
+    "hkd": (lambda: hkd_loss(ES, ET), 0.23524219),
+    "hkd, two stages": (lambda: 100 * hkd_loss(ES, ET) + hkd_loss(ES, ET2), 23.725841),
     "cc": (lambda: cc_loss(ES, ET2), 9.0645477),
     "nst": (lambda: nst_loss(FS, FT), 0.031886635),
     "crd": (lambda: contrast_loss(P, torch.ones_like(P), 6 / 50), 2.9875438),
