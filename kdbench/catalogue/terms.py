@@ -6,7 +6,7 @@ import ast
 import importlib.metadata
 import importlib.util
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ PLUGINS = "kdbench.terms"
 """The group of entry points with which another package gives its terms short names."""
 
 
-FACTS = ("paper", "reads", "needs_teacher", "requires", "full_batches", "version")
+FACTS = ("paper", "reads", "needs_teacher", "requires", "full_batches", "initial", "auxiliary", "version")
 """The constants of a term's class that describe it."""
 
 
@@ -46,8 +46,14 @@ class TermInfo:
     needs_teacher: bool
     requires: tuple[str, ...]
     full_batches: bool
+    initial: bool
+    auxiliary: str
     version: int
     hyperparameters: dict[str, Hyperparameter]
+
+    def initial_epochs(self, given: Mapping[str, Any]) -> int:
+        """How many epochs the term trains the student before the main training, with these hyper-parameters."""
+        return int(given.get("initial_epochs", self.hyperparameters["initial_epochs"].default)) if self.initial else 0
 
 
 @cache

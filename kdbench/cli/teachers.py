@@ -43,14 +43,14 @@ def train(
 ) -> None:
     """Train the teachers of suites, and nothing else. Whoever asks at the same time waits for the same teacher."""
     from kdbench.errors import KdbenchError
+    from kdbench.plan.plan import auxiliaries_of
     from kdbench.store.store import Store
     from kdbench.suite.load import load_suites
 
     loaded = select(load_suites(suites), only)
     store = Store(results)
-    teachers = {
-        s.id: s for suite in loaded for spec in suite.specs.values() if spec.teacher for s in spec.teacher.stages
-    }
+    specs = [each for suite in loaded for spec in suite.specs.values() for each in (*auxiliaries_of(spec), spec)]
+    teachers = {stage.id: stage for spec in specs if spec.teacher for stage in spec.teacher.stages}
     for message in store.set_aside_damaged_teachers(teachers).values():
         typer.echo(message, err=True)
     given = {sha256: file for suite in loaded for sha256, file in suite.weight_files.items()}

@@ -26,8 +26,8 @@ from kdbench.errors import BadInput
 from kdbench.suite.specs import DatasetSpec, Recipe, View
 
 
-Order = tuple[int, bool, list[int]]
-"""What a worker is asked for: the epoch (0: the centres of the images), whether a teacher looks on, the images."""
+Order = tuple[int | None, bool, list[int]]
+"""What a worker is asked for: the epoch (None: the centres of the images), whether a teacher looks on, the images."""
 
 
 def loader_workers() -> int:
@@ -54,12 +54,12 @@ class Cutter(Dataset[Any]):
             torch.stack([cut.permute(1, 2, 0) for cut in cuts]).permute(0, 3, 1, 2) for cuts in zip(*seen, strict=True)
         ]
 
-    def _cut(self, index: int, epoch: int, views: Sequence[View]) -> list[Tensor]:
+    def _cut(self, index: int, epoch: int | None, views: Sequence[View]) -> list[Tensor]:
         image = self.files.read(index)
         cuts = []
         for number, view in enumerate(views):
             size = view.size or self.files.size
-            if epoch:
+            if epoch is not None:
                 draw = generator("cut", number, *self.seed, epoch, index)
                 cuts.append(pixels(random_cut(image, size, draw, flip=view.flip)))
             else:
@@ -158,7 +158,7 @@ class FileTestSet:
     def __init__(self, test: ImageFiles, view: View, spec: DatasetSpec, device: torch.device, batch: int = 256) -> None:
         self.labels = test.labels.to(device)
         self.normalise = Normalisation(view, spec, device)
-        self.orders: list[Order] = [(0, False, part.tolist()) for part in _split(torch.arange(len(test)), batch)]
+        self.orders: list[Order] = [(None, False, part.tolist()) for part in _split(torch.arange(len(test)), batch)]
         self.load = Loader(Cutter(test, [view.view], ()), device)
         self.batch = batch
 

@@ -59,7 +59,7 @@ class Job:
 
     def note_epoch(self, id: str, epoch: int) -> None:
         """A worker that gets further than any before is not in a crash loop."""
-        if epoch > self.reached.get(id, 0):
+        if id not in self.reached or epoch > self.reached[id]:
             self.reached[id] = epoch
             self.crashes = 0
 
@@ -67,3 +67,8 @@ class Job:
 def jobs_of(plan: Plan) -> list[Job]:
     """A plan's teachers, then its cohorts."""
     return [*(Job(teacher=teacher) for teacher in plan.teachers), *(Job(runs=cohort.runs) for cohort in plan.cohorts)]
+
+
+def job_for(teacher: TeacherSpec) -> Job:
+    """The job that makes a teacher: one of its own, or the run whose student it is."""
+    return Job(runs=(teacher.student,)) if teacher.student else Job(teacher=teacher)

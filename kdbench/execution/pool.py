@@ -15,7 +15,7 @@ from typing import Any
 
 from kdbench.errors import KdbenchError
 from kdbench.execution.devices import Slot
-from kdbench.execution.job import Job, jobs_of
+from kdbench.execution.job import Job, job_for, jobs_of
 from kdbench.execution.worker_handle import WorkerHandle, WorkerOptions
 from kdbench.plan.plan import Plan
 from kdbench.store.record import Failure, Record
@@ -112,26 +112,31 @@ class Pool:
     def _next_job(self) -> Job | None:
         """The first job that can start now."""
         self._drop_hopeless()
-        needed = {job.needs.id: job.needs for job in self.pending if job.needs}
-        absent = {id for id in needed if not self.store.teacher(id).done()}
-        coming = {job.teacher.id for job in (*self.pending, *self.running.values()) if job.teacher}
-        self.pending[:0] = [Job(teacher=needed[id]) for id in sorted(absent - coming)]
+        needed = {self._needs(job): job.needs for job in self.pending if job.needs}
+        absent = {id for id, teacher in needed.items() if not self.store.record_of(teacher).done()}
+        coming = {id for job in (*self.pending, *self.running.values()) for id in job.ids}
+        self.pending[:0] = [job_for(needed[id]) for id in sorted(absent - coming)]
         now = time.monotonic()
         ready = (
             job
             for job in self.pending
-            if job.not_before <= now and (job.needs is None or (job.needs.id in needed and job.needs.id not in absent))
+            if job.not_before <= now and (job.needs is None or self._needs(job) in needed.keys() - absent)
         )
         return next(ready, None)
+
+    def _needs(self, job: Job) -> str:
+        """The id of what must be there before a job can start, "" for nothing."""
+        return self.store.record_of(job.needs).id if job.needs else ""
 
     def _drop_hopeless(self) -> None:
         """Give up what needs a teacher that could not be trained, and what needs that in turn."""
         failed = self.result.failed
-        while hopeless := [(job, job.needs.id) for job in self.pending if job.needs and job.needs.id in failed]:
+        while hopeless := [(job, self._needs(job)) for job in self.pending if self._needs(job) in failed]:
             for job, teacher in hopeless:
                 self.pending.remove(job)
                 rest = [run.id for run in job.runs if run.teacher is None]
-                self._fail([id for id in job.ids if id not in rest], job, f"its teacher failed: {failed[teacher]}")
+                what = "auxiliary" if job.needs and job.needs.student else "teacher"
+                self._fail([id for id in job.ids if id not in rest], job, f"its {what} failed: {failed[teacher]}")
                 if rest:
                     self.pending.append(job.only(rest))
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.networks import network
+from kdbench.catalogue.terms import term
 from kdbench.store.store import Store
 from kdbench.suite.specs import DatasetSpec, RunSpec, TeacherSpec, View
 
@@ -34,11 +35,16 @@ def forward_macs(name: str, spec: DatasetSpec, view: View | None = None) -> floa
     return known.macs * (1.0 if known.size else (side / 32) ** 2)
 
 
+def trained_epochs(spec: RunSpec) -> int:
+    """A run's epochs, with those in which a term trains the student before the main training."""
+    return spec.recipe.epochs + sum(term(use.name).initial_epochs(use.hyperparameters) for use in spec.terms)
+
+
 def student_cost(spec: RunSpec) -> float:
     """Multiply-accumulates of a student's training and tests, without its teacher."""
     train, test = image_counts(spec.dataset, spec.scenario.fraction)
     tests = -(-spec.recipe.epochs // spec.recipe.evaluate_every)
-    images = (1 + _BACKWARD) * train * spec.recipe.epochs + test * tests
+    images = (1 + _BACKWARD) * train * trained_epochs(spec) + test * tests
     return images * forward_macs(spec.student, spec.dataset)
 
 
@@ -47,7 +53,7 @@ def teacher_pass_cost(spec: RunSpec) -> float:
     if spec.teacher is None:
         return 0.0
     train, _ = image_counts(spec.dataset, spec.scenario.fraction)
-    return train * spec.recipe.epochs * forward_macs(spec.teacher.network, spec.dataset, spec.view)
+    return train * trained_epochs(spec) * forward_macs(spec.teacher.network, spec.dataset, spec.view)
 
 
 def teacher_cost(spec: TeacherSpec) -> float:

@@ -196,7 +196,8 @@ class TeacherSpec(Spec):
     It starts from fresh weights, from ``weights`` that were trained elsewhere, or from ``pretraining`` without labels. With
     a ``recipe``, all of it is then trained on the labels of ``dataset``. With a ``head``, what there is so far is frozen and
     new layers are trained on it. ``checkpoint`` says which epoch's weights are the teacher: the last, or the best by test
-    accuracy. ``dataset`` is None for an encoder that was trained elsewhere and is used as it is.
+    accuracy. ``dataset`` is None for an encoder that was trained elsewhere and is used as it is. Instead of all these,
+    ``student`` is the run whose student it is; its record is that run's.
     """
 
     network: Name
@@ -207,6 +208,7 @@ class TeacherSpec(Spec):
     weights: Weights | None = None
     pretraining: Pretraining | None = None
     head: HeadSpec | None = None
+    student: RunSpec | None = None
 
     @property
     def stage_recipe(self) -> Recipe | None:
@@ -226,13 +228,14 @@ class TeacherSpec(Spec):
 
     @property
     def stages(self) -> list[TeacherSpec]:
-        """The teacher and all that come before it, the first stage first."""
-        return [*(self.before.stages if self.before else ()), self]
+        """The teacher and all that come before it, the first stage first; none for a run's student."""
+        return [] if self.student else [*(self.before.stages if self.before else ()), self]
 
     @property
     def label(self) -> str:
         """One line for lists and messages, e.g. ``resnet20 (SimCLR) on digits + new layers``."""
         origin = " (SimCLR)" if self.pretraining else f" ({self.weights.source} weights)" if self.weights else ""
+        origin = " (a run's student)" if self.student else origin
         tuned = ", fine-tuned" if self.recipe and (self.weights or self.pretraining) else ""
         place = f" on {self.dataset.name}" if self.dataset else ""
         return f"{self.network}{origin}{tuned}{place}" + (" + new layers" if self.head else "")
@@ -240,7 +243,7 @@ class TeacherSpec(Spec):
     @property
     def has_classifier(self) -> bool:
         """Whether it gives class scores, not only an embedding."""
-        return bool(self.head or self.recipe or (self.weights and self.weights.classifier))
+        return bool(self.head or self.recipe or self.student or (self.weights and self.weights.classifier))
 
     def _without(self, *names: str) -> TeacherSpec:
         """The teacher without some of its fields; an encoder from elsewhere is the same whatever it is used on."""
@@ -250,7 +253,9 @@ class TeacherSpec(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> TeacherSpec:
-        if not (self.recipe or self.weights or self.pretraining):
+        if self.student and (self.recipe or self.weights or self.pretraining or self.head):
+            raise ValueError("a teacher that is a run's student was made by that run alone")
+        if not (self.recipe or self.weights or self.pretraining or self.student):
             raise ValueError("a teacher needs a recipe, weights or pretraining")
         if self.weights and self.pretraining:
             raise ValueError("a teacher starts from weights or from pretraining, not from both")
@@ -265,7 +270,7 @@ class RunSpec(Spec):
 
     ``teacher`` is None for methods that read no teacher; ``head`` is what the teacher learns beside the student under the
     strategy `simultaneous`, else None. ``view`` is how the teacher sees the images, drawn independently of the student's;
-    None where it is shown the student's batch.
+    None where it is shown the student's batch. ``checkpoint`` says which epoch's weights are kept.
     """
 
     student: Name
@@ -277,6 +282,7 @@ class RunSpec(Spec):
     scenario: Scenario = Scenario()
     recipe: Recipe
     trial: Annotated[StrictInt, Field(ge=0)] = 0
+    checkpoint: Literal["last", "best"] = "last"
 
     @property
     def stream_id(self) -> str:
@@ -289,3 +295,7 @@ class RunSpec(Spec):
         """Equal for the runs that can share a pass of the teacher: the same batches, teacher, new layers and view of it."""
         parts = (self.teacher, self.head, self.view)
         return digest([self.stream_id, self.recipe.precision, *(part.id if part else "" for part in parts)])
+
+
+TeacherSpec.model_rebuild()
+RunSpec.model_rebuild()
