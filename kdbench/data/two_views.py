@@ -19,8 +19,8 @@ from kdbench.suite.specs import DatasetSpec, Pretraining
 class TwoViews:
     """The batches of a pre-training: images [2B, 3, H, W], all first views, then all second views in the same order.
 
-    Each view is a random crop of at least ``smallest_crop`` of the area at a ratio between 3:4 and 4:3, resized to the whole
-    side, flipped if the recipe flips; in four of five its colours are changed, and one in five is grey. As on CIFAR in the
+    Each view is a random crop of at least ``smallest_crop`` of the area at a ratio between 3:4 and 4:3, resized to the
+    recipe's size or the image's own, flipped if the recipe flips; in four of five its colours are changed, and one in five is grey. As on CIFAR in the
     paper there is no blur. Departures: colours change in a fixed order, and hue by a rotation in YIQ space.
     """
 
@@ -59,7 +59,8 @@ class TwoViews:
             width = torch.where(uniform[4] < 0.5, -width, width)
         zero = torch.zeros_like(width)
         theta = torch.stack([width, zero, left, zero, height, top], dim=1).view(count, 2, 3)
-        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+        side = self.how.recipe.size or images.shape[-1]
+        grid = F.affine_grid(theta, [count, 3, side, side], align_corners=False)
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
     def _recolour(self, images: Tensor, draw: torch.Generator) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickletools
 import re
 import warnings
 import zipfile
@@ -60,16 +61,16 @@ def _read(path: Path) -> object:
         raise BadInput(f"{path}: {what}. Give the path of a checkpoint (.safetensors, .pth, .pt, .bin).")
     try:
         with path.open("rb") as file:
-            beginning = file.read(512).lstrip().lower()
+            beginning = file.read(512)
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror}).") from None
-    if beginning.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+    if beginning.lstrip().lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
         raise BadInput(
             f"{path}: a web page, not weights: the server answered the download with a page. "
             "Open the link in a browser and download the file itself."
         )
     try:
-        if path.suffix == ".safetensors":
+        if beginning[8:9] == b"{":  # after the header's length in eight bytes
             return load_file(path)
         return read_torchscript(path) if is_torchscript(path) else _read_torch(path)
     except Exception as error:  # bytes that are no checkpoint make the readers raise almost anything
@@ -84,14 +85,35 @@ def _read_torch(path: Path) -> object:
 
 
 def _refusal(path: Path, error: str) -> str:
-    foreign = re.search(r"GLOBAL ([\w.]+)", error)
+    match = re.search(r"GLOBAL ([\w.]+)", error)
+    foreign = match.group(1) if match else _foreign_name(path)
     if foreign:
         return (
-            f"holds more than weights ({foreign.group(1)}), and loading that could run code, so it is refused. Where you "
+            f"holds more than weights ({foreign}), and loading that could run code, so it is refused. Where you "
             "trust the file, load it yourself and save the network's state_dict() as .safetensors."
         )
     size = path.stat().st_size
     return f"truncated, damaged or not a checkpoint ({size:,} bytes). Download it again, or save it with safetensors."
+
+
+def _foreign_name(path: Path) -> str:
+    """The first thing that a plain pickle would import and that is neither torch's nor plain data; "" where none is seen."""
+    strings: list[str] = []
+    try:
+        with path.open("rb") as file:
+            for operation, argument, _ in pickletools.genops(file):
+                if operation.name in ("GLOBAL", "INST"):
+                    name = str(argument).replace(" ", ".")
+                elif operation.name == "STACK_GLOBAL":
+                    name = ".".join(strings[-2:])
+                else:
+                    strings += [argument] if isinstance(argument, str) else []
+                    continue
+                if name.partition(".")[0] not in ("torch", "collections", "argparse"):
+                    return name
+    except Exception:  # what is no pickle makes the reader raise almost anything
+        return ""
+    return ""
 
 
 def _state(path: Path, content: object) -> dict[str, Tensor]:

@@ -40,9 +40,9 @@ def load_checkpoint(net: nn.Module, path: str | PathLike[str], *, classifier: bo
     problem = _misfit(net, found)
     if problem:
         raise BadInput(f"{path}: {problem}{_advice(state)}")
-    wrong_classes = _other_classes(net, found)
-    if wrong_classes:
-        raise BadInput(f"{path}: {wrong_classes}")
+    problem = _other_classes(net, found) or _unusable(net, found)
+    if problem:
+        raise BadInput(f"{path}: {problem}")
     net.load_state_dict(found)
 
 
@@ -97,6 +97,20 @@ def _other_classes(net: nn.Module, found: Mapping[str, Tensor]) -> str | None:
     for there, here in counts:
         if there != here:
             return f"trained for {there} classes, but {here} are expected. Give a checkpoint of {here} classes."
+    return None
+
+
+def _unusable(net: nn.Module, found: Mapping[str, Tensor]) -> str | None:
+    """The sentence for values that no trained network has, or None where there are none."""
+    for key, expected in net.state_dict().items():
+        value = found[key]
+        if value.layout is not torch.strided or value.is_meta or value.is_quantized:
+            kind = "without values" if value.is_meta else "quantised or sparse"
+            return f"{key} is {kind}. Save the network's plain state_dict()."
+        if value.is_complex() or (expected.is_floating_point() and not value.is_floating_point()):
+            return f"{key} holds {str(value.dtype).removeprefix('torch.')} instead of {str(expected.dtype).removeprefix('torch.')}."
+        if value.is_floating_point() and not value.isfinite().all():
+            return f"{key} holds values that are no numbers: its training diverged, or the file is damaged."
     return None
 
 

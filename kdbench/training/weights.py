@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from kdbench.catalogue.hashing import file_hash
-from kdbench.catalogue.networks import network
+from kdbench.catalogue.networks import PublicWeights, network
 from kdbench.data.stream import DataSource
 from kdbench.datafiles.download import fetch_file
 from kdbench.errors import BadInput
@@ -17,6 +17,7 @@ from kdbench.evaluation.accuracy import measure
 from kdbench.models import build
 from kdbench.models.backbone import Backbone
 from kdbench.models.checkpoints import load_checkpoint, published_accuracy
+from kdbench.store.files import set_aside
 from kdbench.store.record import Accuracy, Record, Result, timestamp
 from kdbench.suite.specs import TeacherSpec, View
 from kdbench.training.build import class_count, on_device
@@ -55,20 +56,27 @@ class WeightFiles:
         if facts.public is None:
             raise BadInput(f"kdbench knows no published weights of {name}")
         path = self.folder / facts.public.file
-        if not path.is_file():
-            if not self.download:
-                raise BadInput(facts.public.how_to_get(self.folder))
+        if self.download:
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(path.with_name(f".{path.name}.lock")):
+                if path.is_file() and _wrong(path, facts.public):
+                    set_aside(path)
                 if not path.is_file():
                     fetch_file(facts.public.url, path)
-        found = file_hash(path)
-        if not found.startswith(facts.public.sha256):
+        elif not path.is_file():
+            raise BadInput(facts.public.how_to_get(self.folder))
+        if found := _wrong(path, facts.public):
             raise BadInput(
-                f"{path}: is not the published file (SHA-256 {found[:12]}…, expected {facts.public.sha256[:12]}…). "
-                f"Remove it. {facts.public.how_to_get(self.folder)}"
+                f"{path}: is not the published file (its SHA-256 is {found[:12]}…, expected {facts.public.sha256[:12]}…). "
+                f"Remove it, and download {facts.public.url} again."
             )
         return path
+
+
+def _wrong(path: Path, public: PublicWeights) -> str:
+    """The hash of a file that is not the published one; "" where it is."""
+    found = file_hash(path)
+    return "" if found.startswith(public.sha256) else found
 
 
 def store_weights(spec: TeacherSpec, record: Record, path: Path, data: DataSource, about: dict[str, object]) -> Result:

@@ -289,3 +289,40 @@ def test_an_alias_serves_its_own_network_only(tmp_path):
     torch.save(content, path)
     message = refusal(build("shufflenetv2", 10), path)
     assert "missing: linear.weight; unexpected: classifier.weight" in message
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda weight: weight * float("nan"), "values that are no numbers"),
+        (lambda weight: weight.to(torch.uint8), "holds uint8 instead of float32"),
+        (lambda weight: weight.to(torch.complex64), "holds complex64 instead of float32"),
+        (lambda weight: weight.to_sparse(), "quantised or sparse"),
+    ],
+    ids=["nan", "uint8", "complex", "sparse"],
+)
+def test_values_that_are_no_weights(source, tmp_path, spoil, words):
+    content = state(source)
+    content["fc.weight"] = spoil(content["fc.weight"])
+    path = tmp_path / "weights.pth"
+    torch.save(content, path)
+    assert words in refusal(build("resnet8", 10), path)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("wrap", [lambda evil: evil, lambda evil: {"state_dict": {}, "x": evil}], ids=["bare", "dict"])
+def test_a_plain_pickle_with_code_is_called_what_it_is(tmp_path, protocol, wrap):
+    path, sentinel = tmp_path / "weights.pth", tmp_path / "sentinel"
+    path.write_bytes(pickle.dumps(wrap(Command(sentinel)), protocol=protocol))
+    message = refusal(build("resnet8", 10), path)
+    assert "posix.system" in message
+    assert "could run code" in message
+    assert not sentinel.exists()
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.pt", "weights"])
+def test_a_files_kind_is_told_by_its_content(source, tmp_path, name):
+    save_file(state(source), tmp_path / name)
+    assert_loads(source, tmp_path / name)
+    torch.save(state(source), tmp_path / "weights.safetensors")
+    assert_loads(source, tmp_path / "weights.safetensors")
