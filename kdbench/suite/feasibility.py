@@ -7,6 +7,7 @@ returns what is wrong, or None.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kdbench.catalogue.networks import Network, network
@@ -17,17 +18,38 @@ from kdbench.suite.specs import TermUse
 Condition = Callable[[Network, Network, dict[str, Any]], str | None]
 
 
-def infeasible(student: str, teacher: str, terms: tuple[TermUse, ...]) -> list[str]:
-    """What makes a method impossible for a pair; an empty list where it is possible."""
+def infeasible(
+    student: str, teacher: str, terms: tuple[TermUse, ...], nodes: tuple[int | None, int | None] = (None, None)
+) -> list[str]:
+    """What makes a method impossible for a pair; an empty list where it is possible.
+
+    nodes: the widths of the node embeddings that student and teacher get; None: they show their own embedding
+    """
     reasons = []
+    ours, theirs = (_showing(network(name), node) for name, node in zip((student, teacher), nodes, strict=True))
     for use in terms:
         info = term(use.name)
         options = {key: hyper.default for key, hyper in info.hyperparameters.items()} | use.hyperparameters
         for name in info.requires:
-            reason = CONDITIONS[name](network(student), network(teacher), options)
+            reason = CONDITIONS[name](ours, theirs, options)
             if reason:
                 reasons.append(f"{use.name} {reason}")
     return reasons
+
+
+def _showing(net: Network, node: int | None) -> Network:
+    return net if node is None else replace(net, embedding=node)
+
+
+def equal_embeddings(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+    """Both embeddings have one width."""
+    if student.embedding == teacher.embedding:
+        return None
+    return (
+        f"compares the embeddings themselves, but {student.name} shows {student.embedding} values and {teacher.name} "
+        f"{teacher.embedding}: give both a node embedding (strategy sequential or simultaneous, under protocol ega or "
+        "{base: …, node_embedding: 256})"
+    )
 
 
 def layer_exists(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
@@ -137,6 +159,7 @@ def _list(numbers: list[int]) -> str:
 
 
 CONDITIONS: dict[str, Condition] = {
+    "equal_embeddings": equal_embeddings,
     "layer_exists": layer_exists,
     "feature_maps": feature_maps,
     "equal_maps_without_regressor": equal_maps_without_regressor,

@@ -54,7 +54,10 @@ class Grid:
 
     def _specs(self, cell: Cell, trials: int) -> list[RunSpec]:
         kind, terms = self._teacher(cell), self.terms[cell.method]
-        return [make_spec(cell, kind, terms, self.protocol, trial) for trial in range(trials)]
+        if auxiliary_method(terms):  # whose trial is the run's
+            return [make_spec(cell, kind, terms, self.protocol, trial) for trial in range(trials)]
+        first = make_spec(cell, kind, terms, self.protocol)
+        return [first.model_copy(update={"trial": trial}) for trial in range(trials)]
 
     def _teacher(self, cell: Cell) -> NamedTeacher | None:
         """What the cell's teacher is; None where it has none."""
@@ -180,11 +183,13 @@ class Grid:
     def _reasons(self, cell: Cell, teacher: str, terms: Terms) -> list[str]:
         """What makes a method impossible for a pair, with the auxiliary between the two where the method has one."""
         method = auxiliary_method(terms)
+        node = self.protocol.settings.node_embedding
+        nodes = (node, None if cell.strategy == "pretrained" else node)
         if not method:
-            return infeasible(cell.student, teacher, terms)
+            return infeasible(cell.student, teacher, terms, nodes)
         wider, known = network(cell.student).auxiliary, self.protocol.methods.get(method)
         if not wider:
             return [f"it needs a network of twice the student's channels, and no doubled {cell.student} is known"]
         if known is None:
             return [f"it trains {wider} first, by the method '{method}', which protocol '{self.protocol.name}' lacks"]
-        return [*infeasible(cell.student, wider, terms), *infeasible(wider, teacher, known)]
+        return [*infeasible(cell.student, wider, terms, (node, node)), *infeasible(wider, teacher, known, nodes)]

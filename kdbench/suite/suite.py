@@ -71,7 +71,7 @@ class Cell:
 
 
 def make_spec(
-    cell: Cell, kind: NamedTeacher | None, terms: tuple[TermUse, ...], protocol: ResolvedProtocol, trial: int
+    cell: Cell, kind: NamedTeacher | None, terms: tuple[TermUse, ...], protocol: ResolvedProtocol, trial: int = 0
 ) -> RunSpec:
     """Resolve a combination under a protocol. A method that reads no teacher has none, so all pairs share its runs."""
     settings, data = protocol.settings, cell.dataset

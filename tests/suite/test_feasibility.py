@@ -17,6 +17,15 @@ def terms(**values):
     return parse_terms(values, fail)
 
 
+def test_embeddings_are_compared_in_the_width_in_which_they_are_shown():
+    assert infeasible("resnet8x4", "resnet32x4", terms(ega=1)) == []
+    (reason,) = infeasible("resnet8x4", "wrn-40-2", terms(ega=1))
+    assert "resnet8x4 shows 256 values and wrn-40-2 128" in reason
+    assert infeasible("resnet8x4", "wrn-40-2", terms(ega=1, nce=1, ccl=1), (64, 64)) == []
+    (reason,) = infeasible("resnet8x4", "wrn-40-2", terms(ega=1), (64, None))
+    assert "resnet8x4 shows 64" in reason
+
+
 @pytest.mark.parametrize("name", term_names())
 def test_every_condition_of_a_term_exists(name):
     assert set(term(name).requires) <= CONDITIONS.keys()
