@@ -298,4 +298,3 @@ class RunSpec(Spec):
 
 
 TeacherSpec.model_rebuild()
-RunSpec.model_rebuild()

@@ -66,9 +66,9 @@ def test_plain_lines(progress, capsys):
     )
     assert "finished teacher resnet20 on digits: top-1 99.00" in lines
     assert "[cpu] 2 students of resnet20, trial 0: starts" in lines
-    assert "resnet8: goes on after epoch 2" in lines
-    assert "FAILED resnet8: loss is not finite" in lines
-    assert "finished resnet8: top-1 91.50" in lines
+    assert "auxiliary resnet8 #0: goes on after epoch 2" in lines
+    assert "FAILED auxiliary resnet8 #0: loss is not finite" in lines
+    assert "finished auxiliary resnet8 #0: top-1 91.50" in lines
     assert lines[-1] == "[not markup]"
     assert not any("epoch 2/4" in line for line in lines), "not every epoch is a line"
     assert progress._summary().startswith("1 of 2 runs, 1 failed")
