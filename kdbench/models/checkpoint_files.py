@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickletools
 import re
 import warnings
-import zipfile
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,8 +35,7 @@ class Checkpoint:
 def read_checkpoint(path: str | PathLike[str]) -> Checkpoint:
     """Read a .safetensors file, a torch file or a TorchScript archive.
 
-    The weights may lie bare or under 'model' or 'state_dict'. The tensors of a torch file are read when they are used.
-    Raises BadInput where the file holds no weights, or more than weights.
+    The weights may lie bare or under 'model' or 'state_dict'. Raises BadInput where the file holds no weights, or more than weights.
     """
     path = Path(path)
     content = _read(path)
@@ -79,9 +77,9 @@ def _read(path: Path) -> object:
 
 def _read_torch(path: Path) -> object:
     """Unpickle tensors and plain data only. RepDistiller's files hold their command line as a Namespace: plain data."""
-    with warnings.catch_warnings(), torch.serialization.safe_globals([Namespace]):
+    with warnings.catch_warnings(), torch.serialization.safe_globals([Namespace]), path.open("rb") as file:
         warnings.simplefilter("ignore")  # a refused file is reported once, by us
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(file, map_location="cpu", weights_only=True)  # of a path it would look at the suffix
 
 
 def _refusal(path: Path, error: str) -> str:

@@ -108,7 +108,8 @@ def _unusable(net: nn.Module, found: Mapping[str, Tensor]) -> str | None:
             kind = "without values" if value.is_meta else "quantised or sparse"
             return f"{key} is {kind}. Save the network's plain state_dict()."
         if value.is_complex() or (expected.is_floating_point() and not value.is_floating_point()):
-            return f"{key} holds {str(value.dtype).removeprefix('torch.')} instead of {str(expected.dtype).removeprefix('torch.')}."
+            there, here = (str(tensor.dtype).removeprefix("torch.") for tensor in (value, expected))
+            return f"{key} holds {there} instead of {here}."
         if value.is_floating_point() and not value.isfinite().all():
             return f"{key} holds values that are no numbers: its training diverged, or the file is damaged."
     return None
