@@ -21,7 +21,8 @@ class TwoViews:
 
     Each view is a random crop of at least ``smallest_crop`` of the area at a ratio between 3:4 and 4:3, resized to the
     recipe's size or the image's own, flipped if the recipe flips; in four of five its colours are changed, and one in five
-    is grey. As on CIFAR in the paper there is no blur. Departures: colours change in a fixed order, and hue by a rotation in YIQ space.
+    is grey. As on CIFAR in the paper there is no blur. Departures: colours change in a fixed order, and hue by a rotation
+    in YIQ space.
     """
 
     def __init__(
