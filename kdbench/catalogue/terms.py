@@ -20,7 +20,7 @@ PLUGINS = "kdbench.terms"
 """The group of entry points with which another package gives its terms short names."""
 
 
-FACTS = ("paper", "reads", "needs_teacher", "requires", "full_batches", "version")
+FACTS = ("paper", "reads", "needs_teacher", "requires", "full_batches", "part", "copies", "version")
 """The constants of a term's class that describe it."""
 
 
@@ -46,6 +46,8 @@ class TermInfo:
     needs_teacher: bool
     requires: tuple[str, ...]
     full_batches: bool
+    part: tuple[str, ...] | None
+    copies: int
     version: int
     hyperparameters: dict[str, Hyperparameter]
 

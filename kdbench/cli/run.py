@@ -50,7 +50,7 @@ def run(
 
         typer.echo(describe(summarise(specs, results, 1)))
         return
-    teachers = {stage.id: stage for spec in specs if spec.teacher for stage in spec.teacher.stages}
+    teachers = {stage.id: stage for spec in specs for stage in spec.stages}
     damaged = store.set_aside_damaged_teachers(teachers)
     for message in damaged.values():
         print(message, file=sys.stderr)

@@ -48,9 +48,7 @@ def train(
 
     loaded = select(load_suites(suites), only)
     store = Store(results)
-    teachers = {
-        s.id: s for suite in loaded for spec in suite.specs.values() if spec.teacher for s in spec.teacher.stages
-    }
+    teachers = {stage.id: stage for suite in loaded for spec in suite.specs.values() for stage in spec.stages}
     for message in store.set_aside_damaged_teachers(teachers).values():
         typer.echo(message, err=True)
     given = {sha256: file for suite in loaded for sha256, file in suite.weight_files.items()}

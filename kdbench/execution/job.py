@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
-from kdbench.plan.plan import Cohort, Plan
+from kdbench.plan.plan import Plan
 from kdbench.suite.specs import RunSpec, TeacherSpec
 
 
@@ -30,12 +31,12 @@ class Job:
         """What it trains."""
         return [self.teacher.id] if self.teacher else [run.id for run in self.runs]
 
-    @property
-    def needs(self) -> TeacherSpec | None:
-        """The teacher that must be there before it can start."""
+    @cached_property
+    def needs(self) -> dict[str, TeacherSpec]:
+        """The teachers, and parts of them, that must be there before it can start, by id."""
         if self.teacher:
-            return self.teacher.before
-        return Cohort(self.runs).teacher
+            return {self.teacher.before.id: self.teacher.before} if self.teacher.before else {}
+        return {need.id: need for run in self.runs for need in run.needs}
 
     def facts(self) -> dict[str, Any]:
         """What a listener hears when it starts."""

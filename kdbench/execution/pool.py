@@ -112,7 +112,7 @@ class Pool:
     def _next_job(self) -> Job | None:
         """The first job that can start now."""
         self._drop_hopeless()
-        needed = {job.needs.id: job.needs for job in self.pending if job.needs}
+        needed = {id: need for job in self.pending for id, need in job.needs.items()}
         absent = {id for id in needed if not self.store.teacher(id).done()}
         coming = {job.teacher.id for job in (*self.pending, *self.running.values()) if job.teacher}
         self.pending[:0] = [Job(teacher=needed[id]) for id in sorted(absent - coming)]
@@ -120,20 +120,20 @@ class Pool:
         ready = (
             job
             for job in self.pending
-            if job.not_before <= now and (job.needs is None or (job.needs.id in needed and job.needs.id not in absent))
+            if job.not_before <= now and all(id in needed and id not in absent for id in job.needs)
         )
         return next(ready, None)
 
     def _drop_hopeless(self) -> None:
         """Give up what needs a teacher that could not be trained, and what needs that in turn."""
         failed = self.result.failed
-        while hopeless := [(job, job.needs.id) for job in self.pending if job.needs and job.needs.id in failed]:
-            for job, teacher in hopeless:
-                self.pending.remove(job)
-                rest = [run.id for run in job.runs if run.teacher is None]
-                self._fail([id for id in job.ids if id not in rest], job, f"its teacher failed: {failed[teacher]}")
-                if rest:
-                    self.pending.append(job.only(rest))
+        while hopeless := next(((job, id) for job in self.pending for id in job.needs if id in failed), None):
+            job, teacher = hopeless
+            self.pending.remove(job)
+            rest = [run.id for run in job.runs if all(need.id != teacher for need in run.needs)]
+            self._fail([id for id in job.ids if id not in rest], job, f"its teacher failed: {failed[teacher]}")
+            if rest:
+                self.pending.append(job.only(rest))
 
     def _handle(self, slot: str, event: dict[str, Any]) -> None:
         match event["event"]:

@@ -57,7 +57,9 @@ def teacher_cost(spec: TeacherSpec) -> float:
         return 0.0
     train, test = image_counts(spec.dataset)
     tests = -(-recipe.epochs // recipe.evaluate_every)
-    if spec.head:
+    if spec.part:  # not tested
+        images = train * recipe.epochs
+    elif spec.head:
         images = train * recipe.epochs + test * tests
     elif spec.recipe:
         images = (1 + _BACKWARD) * train * recipe.epochs + test * tests

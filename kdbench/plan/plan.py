@@ -96,7 +96,7 @@ def make_plan(
         done += settled
         if not settled:
             todo.append(spec)
-    wanted = [*(spec.teacher for spec in todo if spec.teacher), *teachers]
+    wanted = [*(need for spec in todo for need in spec.needs), *teachers]
     needed = {stage.id: stage for teacher in wanted for stage in teacher.stages}
     missing = [teacher for id, teacher in needed.items() if not store.teacher(id).done()]
     cohorts = split(group(todo), slots)
@@ -104,8 +104,8 @@ def make_plan(
 
 
 def _hopeless(spec: RunSpec, store: Store, diverged: dict[str, bool]) -> bool:
-    """Whether the run or its teacher diverged. ``diverged`` remembers the teachers that have been looked up."""
-    teachers = spec.teacher.stages if spec.teacher else []
+    """Whether the run or what it needs diverged. ``diverged`` remembers the teachers that have been looked up."""
+    teachers = [stage for need in spec.needs for stage in need.stages]
     for teacher in teachers:
         if teacher.id not in diverged:
             diverged[teacher.id] = _diverged(store.teacher(teacher.id))

@@ -8,7 +8,7 @@ from pathlib import Path
 from kdbench.suite.methods import reads_teacher
 from kdbench.suite.protocols import ResolvedProtocol
 from kdbench.suite.specs import DatasetSpec, RunSpec, Scenario, TermUse
-from kdbench.suite.teachers import NamedTeacher, resolve_teacher
+from kdbench.suite.teachers import NamedTeacher, part_specs, resolve_teacher
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ def make_spec(
     """Resolve a combination under a protocol. A method that reads no teacher has none, so all pairs share its runs."""
     settings, data = protocol.settings, cell.dataset
     found = resolve_teacher(kind, data, cell.strategy, settings) if kind and reads_teacher(terms) else None
+    parts = part_specs(found, cell.student, data, terms, settings) if found else ()
     return RunSpec(
         student=cell.student,
         teacher=found.spec if found else None,
@@ -85,4 +86,5 @@ def make_spec(
         scenario=cell.scenario,
         recipe=settings.recipe(cell.student, data.name),
         trial=trial,
+        parts=parts,
     )

@@ -127,7 +127,8 @@ class Learner:
         self.progress.metrics.append(row)
         self.progress.epoch = epoch
         self.progress.seconds += seconds
-        if self.keep_best and scores is not None and self.best().epoch == epoch:
+        best = self.best()
+        if self.keep_best and best and best.epoch == epoch:
             self.best_weights = {key: value.clone() for key, value in self.weights_now().items()}
 
     def weights_now(self) -> dict[str, Tensor]:
@@ -147,13 +148,15 @@ class Learner:
     def due_for_test(self, epoch: int) -> bool:
         return epoch % self.recipe.evaluate_every == 0 or epoch == self.recipe.epochs
 
-    def last(self) -> Accuracy:
-        """Test accuracy after the last epoch that was tested."""
-        return _accuracy(self._tested()[-1])
+    def last(self) -> Accuracy | None:
+        """Test accuracy after the last epoch that was tested; None where none was."""
+        tested = self._tested()
+        return _accuracy(tested[-1]) if tested else None
 
-    def best(self) -> Accuracy:
-        """Test accuracy after the first of the best epochs."""
-        return _accuracy(max(self._tested(), key=lambda row: row["top1"]))
+    def best(self) -> Accuracy | None:
+        """Test accuracy after the first of the best epochs; None where none was tested."""
+        tested = self._tested()
+        return _accuracy(max(tested, key=lambda row: row["top1"])) if tested else None
 
     def _tested(self) -> list[dict[str, Any]]:
         return [row for row in self.progress.metrics if "top1" in row]
