@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from kdbench.catalogue.terms import term
 from kdbench.data.batch import Batch
-from kdbench.methods import Setting
+from kdbench.methods import Setting, build_part
 from kdbench.models.outputs import Outputs, Shapes
 
 
@@ -53,6 +55,21 @@ def setting() -> Setting:
 def equal_setting(setting: Setting) -> Setting:
     """The same with embeddings of one width, for the terms that compare the embeddings themselves."""
     return dataclasses.replace(setting, teacher=dataclasses.replace(TEACHER, embedding=STUDENT.embedding))
+
+
+@pytest.fixture
+def with_part() -> Callable[..., Setting]:
+    """with_part(name, setting, **hyper): the setting with the term's part, where it has one, always the same and frozen."""
+
+    def build(name: str, setting: Setting, **hyper: Any) -> Setting:
+        if term(name).part is None:
+            return setting
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(11)
+            part = build_part(name, dataclasses.replace(setting, student=setting.teacher, labels=None), **hyper)
+        return dataclasses.replace(setting, part=part.eval().requires_grad_(False))
+
+    return build
 
 
 @pytest.fixture

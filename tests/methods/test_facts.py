@@ -103,7 +103,7 @@ def test_facts_equal_the_class(name):
     assert info.path == Path(inspect.getfile(kind))
     assert info.description == inspect.cleandoc(kind.__doc__)
     assert info.summary == info.description.splitlines()[0]
-    for fact in ("paper", "reads", "needs_teacher", "requires", "full_batches", "version"):
+    for fact in ("paper", "reads", "needs_teacher", "requires", "full_batches", "part", "copies", "version"):
         assert getattr(info, fact) == getattr(kind, fact)
     parameters = list(inspect.signature(kind).parameters.values())[1:]
     expected = {p.name: Hyperparameter(p.annotation, p.default) for p in parameters}

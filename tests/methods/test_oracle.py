@@ -15,6 +15,7 @@ from kdbench.methods.crd import contrast_loss
 from kdbench.methods.crosslayer import squared_error
 from kdbench.methods.ega import ega_losses
 from kdbench.methods.fitnet import fitnet_loss
+from kdbench.methods.ft import factor_loss
 from kdbench.methods.irg import irg_loss
 from kdbench.methods.kd import kd_loss
 from kdbench.methods.nce import nce_loss
@@ -61,6 +62,7 @@ ORACLE = {
     "rkd": (lambda: 25 * rkd_distance_loss(ES, ET) + 50 * rkd_angle_loss(ES, ET), 16.085422),
     "semckd": (lambda: semckd_loss(semckd_errors(), WEIGHTS), 0.937433),
     "cc": (lambda: cc_loss(ES, ET2), 9.0645477),
+    "ft": (lambda: factor_loss(FS, FT), 0.013655661),
     "nst": (lambda: nst_loss(FS, FT), 0.031886635),
     "crd": (lambda: contrast_loss(P, torch.ones_like(P), 6 / 50), 2.9875438),
     "nce": (lambda: nce_loss(ES, ET2, LABELS, 0.1), 3.9982934),
