@@ -14,6 +14,9 @@ class Part(nn.Module):
     How long and at which rate is the protocol's matter (`parts` in its file).
     """
 
+    transforms: str = ""
+    """Which kind of transformed copies of the images it learns from, beside the images; "": none."""
+
     def loss(self, teacher: Outputs, batch: Batch) -> Tensor:
         """What the part learns from a batch: a scalar. The teacher's outputs carry no gradient."""
         raise NotImplementedError

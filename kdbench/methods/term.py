@@ -60,10 +60,16 @@ class Term(nn.Module):
     """Where a term first trains a part on the finished teacher: the hyper-parameters on which that part depends."""
 
     copies: ClassVar[int] = 0
-    """How many transformed copies of each image the term sees beside the image itself; ``transforms`` says which."""
+    """How many transformed copies of each image the term sees beside the image itself.
+
+    Its outputs then have (1 + copies) · B rows: those for each image, followed by those for its copies.
+    """
 
     version: ClassVar[int] = 1
     """Raised when a change of the code changes results, so that old and new numbers never mix."""
+
+    transforms: str = ""
+    """Which kind of copies a term sees (kdbench.data.copies.TRANSFORMS); "": none. Its ``__init__`` sets it."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.networks import network
+from kdbench.catalogue.terms import term
 from kdbench.store.store import Store
 from kdbench.suite.specs import DatasetSpec, RunSpec, TeacherSpec, View
 
@@ -38,8 +39,13 @@ def student_cost(spec: RunSpec) -> float:
     """Multiply-accumulates of a student's training and tests, without its teacher."""
     train, test = image_counts(spec.dataset, spec.scenario.fraction)
     tests = -(-spec.recipe.epochs // spec.recipe.evaluate_every)
-    images = (1 + _BACKWARD) * train * spec.recipe.epochs + test * tests
+    images = (1 + _BACKWARD) * train * _seen(spec) * spec.recipe.epochs + test * tests
     return images * forward_macs(spec.student, spec.dataset)
+
+
+def _seen(spec: RunSpec) -> int:
+    """How often a run sees each image in an epoch: once, and its transformed copies."""
+    return 1 + max(term(use.name).copies for use in spec.terms)
 
 
 def teacher_pass_cost(spec: RunSpec) -> float:
@@ -47,7 +53,7 @@ def teacher_pass_cost(spec: RunSpec) -> float:
     if spec.teacher is None:
         return 0.0
     train, _ = image_counts(spec.dataset, spec.scenario.fraction)
-    return train * spec.recipe.epochs * forward_macs(spec.teacher.network, spec.dataset, spec.view)
+    return train * _seen(spec) * spec.recipe.epochs * forward_macs(spec.teacher.network, spec.dataset, spec.view)
 
 
 def teacher_cost(spec: TeacherSpec) -> float:
@@ -58,7 +64,7 @@ def teacher_cost(spec: TeacherSpec) -> float:
     train, test = image_counts(spec.dataset)
     tests = -(-recipe.epochs // recipe.evaluate_every)
     if spec.part:  # not tested
-        images = train * recipe.epochs
+        images = train * recipe.epochs * (1 + term(spec.part.term).copies)
     elif spec.head:
         images = train * recipe.epochs + test * tests
     elif spec.recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.data.batch import Batch
+from kdbench.data.copies import COPIES, interleaved
 from kdbench.data.seeds import seed_of
+from kdbench.errors import BadInput
 from kdbench.evaluation.accuracy import Scores
 from kdbench.methods.term import Term
 from kdbench.models.outputs import Outputs
@@ -55,6 +58,7 @@ class Learner:
         self.trained = modules if modules is not None else [network]
         self.keep_best = keep_best
         self.reads_teacher = any(term.needs_teacher for term in terms.values())
+        self.transforms = one_transform(terms.values())
         self.full_batches = any(term.full_batches for term in terms.values())
         parameters = [p for module in (*self.trained, self.terms) for p in module.parameters()]
         self.device = parameters[0].device
@@ -83,8 +87,11 @@ class Learner:
         self._sums = {name: torch.zeros((), device=self.device) for name in ("loss", *self.terms)}
         self._images = 0
 
-    def step(self, batch: Batch, teacher: Outputs | None) -> None:
+    def step(self, batch: Batch, teacher: Outputs | None, copies: Outputs | None = None) -> None:
         """Forward, weighted sum of the terms, backward, SGD.
+
+        ``copies`` is what the teacher gives for the batch's transformed copies, where a term looks at those: the network
+        then sees images and copies in one pass, and its other terms see what it gives for the images.
 
         What draws random numbers on its way gets those of this run and step, whoever else trains in the process. A short
         batch is left out whole where a term needs full ones.
@@ -95,14 +102,31 @@ class Learner:
         self.optimiser.zero_grad(set_to_none=True)
         bf16 = self.recipe.precision == "bf16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-            outputs = self.network(batch.images)
-            values = {name: term(outputs, teacher or outputs, batch) for name, term in self.terms.items()}
+            outputs = self.network(self._images_of(batch))
+            upright = self._upright(outputs)
+            shown, everything = teacher or upright, outputs
+            if teacher and copies:
+                everything = joined(teacher, copies)
+            values = {
+                name: term(outputs, everything, batch) if term.transforms else term(upright, shown, batch)
+                for name, term in self.terms.items()
+            }
         loss = sum((self.weights[name] * value for name, value in values.items()), torch.zeros((), device=self.device))
         loss.backward()
         self.optimiser.step()
         for name, value in {"loss": loss, **values}.items():
             self._sums[name] += value.detach() * len(batch)
         self._images += len(batch)
+
+    def _images_of(self, batch: Batch) -> Tensor:
+        """The batch's images, each followed by its copies where a term looks at those."""
+        if not self.transforms:
+            return batch.images
+        images = interleaved(batch.images, batch.copies[self.transforms].images)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def _upright(self, outputs: Outputs) -> Outputs:
+        return rows_of(outputs, slice(None, None, 1 + COPIES)) if self.transforms else outputs
 
     def end_epoch(self, epoch: int, scores: Scores | None, seconds: float) -> None:
         """Write down an epoch's mean losses and test accuracy; a loss that is not a number ends the run."""
@@ -160,6 +184,34 @@ class Learner:
 
     def _tested(self) -> list[dict[str, Any]]:
         return [row for row in self.progress.metrics if "top1" in row]
+
+
+def one_transform(terms: Iterable[Term]) -> str:
+    """The kind of copies that the terms look at, or "". Raises BadInput where two terms want different ones."""
+    kinds = sorted({term.transforms for term in terms if term.transforms})
+    if len(kinds) > 1:
+        raise BadInput(f"the terms of a run must look at one kind of copies, not at {' and '.join(kinds)}")
+    return kinds[0] if kinds else ""
+
+
+def joined(images: Outputs, copies: Outputs) -> Outputs:
+    """What a network gives for images, each followed by what it gives for its copies."""
+    return Outputs(
+        interleaved(images.logits, copies.logits),
+        interleaved(images.embedding, copies.embedding),
+        [interleaved(*pair) for pair in zip(images.features, copies.features, strict=True)],
+        [interleaved(*pair) for pair in zip(images.preactivations, copies.preactivations, strict=True)],
+    )
+
+
+def rows_of(outputs: Outputs, rows: slice) -> Outputs:
+    """What a network gives for some of the images."""
+    return Outputs(
+        outputs.logits[rows],
+        outputs.embedding[rows],
+        [each[rows] for each in outputs.features],
+        [each[rows] for each in outputs.preactivations],
+    )
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -80,17 +80,19 @@ def train_epoch(group: Sequence[Learner], guide: Guide | None, stream: Batches, 
         guide.begin_epoch(epoch, stream)
     for learner in group:
         learner.begin_epoch(epoch)
-    for batch in stream.epoch(epoch, taught=guide is not None):
+    transforms = sorted({learner.transforms for learner in group if learner.transforms})
+    for batch in stream.epoch(epoch, taught=guide is not None, transforms=transforms):
+        copies = guide.show_copies(batch) if guide else {}
         shown = guide.show(batch) if guide else None
         for learner in group:
             if learner.failure is None:
-                _guarded_step(learner, batch, shown, epoch)
+                _guarded_step(learner, batch, shown, copies.get(learner.transforms), epoch)
 
 
-def _guarded_step(learner: Learner, batch: Batch, shown: Outputs | None, epoch: int) -> None:
+def _guarded_step(learner: Learner, batch: Batch, shown: Outputs | None, copies: Outputs | None, epoch: int) -> None:
     """One run's error ends that run, not its neighbours. Running out of memory or losing the device concerns them all."""
     try:
-        learner.step(batch, shown)
+        learner.step(batch, shown, copies)
     except Exception as error:
         if out_of_memory(error) or device_lost(error):
             raise

@@ -44,6 +44,7 @@ class PartLoss(Term):
     def __init__(self, setting: Setting, part: Part) -> None:
         super().__init__(setting)
         self._loss = part.loss
+        self.transforms = part.transforms
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the part's loss on the teacher's outputs, which come as the trained network's own."""

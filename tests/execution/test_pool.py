@@ -298,14 +298,14 @@ def test_a_real_worker_answers_in_json_lines_and_ends_with_its_input(tmp_path):
     assert not list((tmp_path / "logs").iterdir())
 
 
-def with_part(of, name="x", **values):
+def with_part(of, name="ft", **values):
     """A run whose term trains a part on its teacher."""
     part = of.model_copy(update={"part": PartSpec(term=name, recipe=RECIPE)})
     return student(of, **values).model_copy(update={"parts": (part,)})
 
 
 def test_a_cohort_waits_for_its_teacher_and_all_parts_of_it(stage):
-    runs = [with_part(teacher(), "x"), with_part(teacher(), "y"), student(teacher())]
+    runs = [with_part(teacher()), with_part(teacher(), "sskd"), student(teacher())]
     result = stage.run(*runs, slots=3)
     assert not result.failed
     parts = [run.parts[0].id for run in runs[:2]]
@@ -315,7 +315,7 @@ def test_a_cohort_waits_for_its_teacher_and_all_parts_of_it(stage):
 
 
 def test_a_part_that_fails_takes_its_own_runs_along_and_no_others(stage):
-    good, bad = student(teacher()), with_part(teacher(), "x", weight=2.0)
+    good, bad = student(teacher()), with_part(teacher(), weight=2.0)
     id = bad.parts[0].id
     stage.answers[id] = [{"busy": [], "failed": [id], "events": [{"event": "failed", "id": id, "reason": "broke"}]}]
     result = stage.run(good, bad)

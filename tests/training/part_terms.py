@@ -52,3 +52,22 @@ class Explosion(Coder):
 
     def loss(self, teacher, batch):
         return super().loss(teacher, batch) * torch.inf
+
+
+class Seeing(Term):
+    """The student's logits on images and copies follow the teacher's, each row its own."""
+
+    reads = "logits"
+    copies = 3
+
+    def __init__(self, setting, *, kind: str = "rotations"):
+        super().__init__(setting)
+        self.transforms = kind
+
+    def forward(self, student, teacher, batch):
+        assert len(student.logits) == len(teacher.logits) == 4 * len(batch)
+        return (student.logits - teacher.logits).square().mean()
+
+
+class SeeingToo(Seeing):
+    """Another one."""
