@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from kdbench.catalogue.terms import term
-from kdbench.data.batch import Batch
+from kdbench.data.batch import Batch, Copies
+from kdbench.data.copies import COPIES, TRANSFORMS
 from kdbench.methods import Setting, build_part
 from kdbench.models.outputs import Outputs, Shapes
 
@@ -81,9 +82,14 @@ def make_outputs() -> Callable[..., Outputs]:
 @pytest.fixture
 def make_batch() -> Callable[[int], Batch]:
     def batch(size: int) -> Batch:
-        positions = torch.arange(size)
-        images = torch.randn(size, 3, 8, 8, generator=torch.Generator().manual_seed(3))
-        return Batch(images=images, labels=positions % 4, indices=positions)
+        positions, rng = torch.arange(size), torch.Generator().manual_seed(3)
+        images = torch.randn(size, 3, 8, 8, generator=rng)
+        copies = {}
+        for name, transform in TRANSFORMS.items():
+            draws = transform.draw(size, rng)
+            changed = transform.apply(images.repeat_interleave(COPIES, 0), draws)
+            copies[name] = Copies(changed, transform.labels(draws))
+        return Batch(images=images, labels=positions % 4, indices=positions, copies=copies)
 
     return batch
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 
 import pytest
 import torch
 
-from kdbench.catalogue.terms import term_names
-from kdbench.data.batch import Batch
+from kdbench.catalogue.terms import term, term_names
 from kdbench.errors import BadInput
 from kdbench.methods import Term, build_term
 
@@ -84,10 +84,11 @@ def build(name, setting):
 
 
 @pytest.fixture
-def networks(setting, make_outputs):
-    """Outputs of student (leaves) and teacher."""
+def networks(name, setting, make_outputs):
+    """Outputs of student (leaves) and teacher, for images and, where the term looks at them, their copies."""
 
     def make(size=SIZE, grad=True):
+        size *= 1 + term(name).copies
         return make_outputs(setting.student, size, 1, grad), make_outputs(setting.teacher, size, 2)
 
     return make
@@ -143,7 +144,7 @@ def test_short_batch(size, build, networks, make_batch, leaves):
 def test_one_class_batch(build, networks, make_batch, leaves):
     term, (student, teacher) = build(), networks()
     batch = make_batch(SIZE)
-    loss = term(student, teacher, Batch(batch.images, torch.zeros_like(batch.labels), batch.indices))
+    loss = term(student, teacher, dataclasses.replace(batch, labels=torch.zeros_like(batch.labels)))
     loss.backward()
     check_sane(loss, gradients(term, student, leaves))
 

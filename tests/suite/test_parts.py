@@ -2,6 +2,7 @@
 
 import pytest
 
+from kdbench.catalogue.terms import term
 from kdbench.errors import BadSuite
 from kdbench.suite.methods import formula
 from kdbench.suite.protocols import bundled_protocol
@@ -93,3 +94,30 @@ def test_what_is_refused(grid, changes, message):
 def test_the_weights_of_ft():
     assert formula(bundled_protocol("crd").methods["ft"]) == "1·ce + 200·ft"
     assert formula(bundled_protocol("sskd").methods["ft"]) == "0.1·ce + 200·ft + 0.9·kd"
+
+
+@pytest.mark.parametrize("student", ["resnet8x4", "vgg8", "mobilenetv2"])
+def test_the_recipe_of_sskds_head_is_the_same_for_every_student(grid, student):
+    (part,) = parts(grid(protocol="sskd", student=student, method="sskd"))
+    recipe = part.part.recipe
+    rates = {epoch: recipe.lr_at(epoch) for epoch in (1, 30, 31, 45, 46, 60)}
+    assert rates == pytest.approx({1: 0.05, 30: 0.05, 31: 5e-3, 45: 5e-3, 46: 5e-4, 60: 5e-4})
+    assert (recipe.epochs, recipe.batch, recipe.momentum, recipe.weight_decay) == (60, 64, 0.9, 5e-4)
+    assert part.checkpoint == "best"
+
+
+def test_the_weights_of_sskd():
+    terms = bundled_protocol("sskd").methods["sskd"]
+    assert formula(terms) == "0.1·ce + 0.9·kd + 1·sskd"
+    defaults = {key: value.default for key, value in term("sskd").hyperparameters.items()}
+    assert (defaults["transformed_weight"], defaults["pretext_weight"]) == (2.7, 10.0)
+    assert (defaults["kept_transformed"], defaults["kept_pretext"]) == (1.0, 0.75)
+    assert (defaults["temperature"], defaults["pretext_temperature"]) == (4.0, 0.5)
+
+
+def test_tasks_have_parts_of_their_own_and_weights_have_not(grid):
+    options = ["transforms: four", "pretext: jigsaw", "pretext_weight: 0", "kept_pretext: 0.5"]
+    methods = ", ".join(f"{{name: m{n}, terms: {{ce: 1, sskd: {{{text}}}}}}}" for n, text in enumerate(options))
+    found = parts(grid(protocol="sskd", method=f"[sskd, {methods}]"))
+    assert len(found) == 5
+    assert len({part.id for part in found}) == 3
