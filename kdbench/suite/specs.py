@@ -171,7 +171,8 @@ class TeacherSpec(Spec):
         origin = " (SimCLR)" if self.pretraining else f" ({self.weights.source} weights)" if self.weights else ""
         tuned = ", fine-tuned" if self.recipe and (self.weights or self.pretraining) else ""
         place = f" on {self.dataset.name}" if self.dataset else ""
-        part = f" + the part of {self.part.term}" if self.part else ""
+        options = ", ".join(f"{key}={value}" for key, value in self.part.hyperparameters.items()) if self.part else ""
+        part = f" + the part of {self.part.term}" + (f" ({options})" if options else "") if self.part else ""
         return f"{self.network}{origin}{tuned}{place}" + (" + new layers" if self.head else "") + part
 
     @property

@@ -42,6 +42,7 @@ def test_a_part_is_trained_once_and_kept_beside_its_teacher(bench, make_parted, 
     assert sum(e["event"] == "epoch" and e["id"] == spec.id for e in shop.events) == 3
     record = shop.store.teacher(spec.id)
     assert spec.label.endswith(" + the part of part_terms:Coded")
+    assert make_parted(2).parts[0].label.endswith(" + the part of part_terms:Coded (inner=2)")
     assert record.result().last is None
     assert record.result().train_images == 40
     assert record.metrics()[-1]["loss"] < record.metrics()[0]["loss"]

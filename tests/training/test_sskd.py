@@ -18,11 +18,11 @@ CPU = torch.device("cpu")
 def make(make_run, recipe):
     """make(term, {options}, …): a run of 1·ce + 1·kd and the term, with its part."""
 
-    def build(name, options=None, **fields):
+    def build(name, options=None, epochs=2, **fields):
         uses = make_run({"ce": 1, "kd": 1, name: {"weight": 0.1, **(options or {})}}).terms
-        run = make_run({"ce": 1, "kd": 1}, recipe={"epochs": 2}, **fields)
+        run = make_run({"ce": 1, "kd": 1}, recipe={"epochs": epochs}, **fields)
         own = {key: value for key, value in (options or {}).items() if key in ("pretext", "transforms", "share")}
-        part = PartSpec(term=name, hyperparameters=own, recipe=recipe.model_copy(update={"epochs": 2, "lr": 0.05}))
+        part = PartSpec(term=name, hyperparameters=own, recipe=recipe.model_copy(update={"epochs": epochs, "lr": 0.05}))
         spec = run.teacher.model_copy(update={"part": part})
         return run.model_validate(run.model_copy(update={"terms": uses, "parts": (spec,)}).model_dump())
 
@@ -30,7 +30,7 @@ def make(make_run, recipe):
 
 
 def test_together_and_alone(bench, make):
-    runs = [make("sskd"), make("ft")]
+    runs = [make("sskd", epochs=1), make("ft", epochs=1)]
     together, alone = bench("together"), bench("alone")
     together.train(*runs)
     for run in reversed(runs):
