@@ -16,7 +16,7 @@ demo: $(READY)
 	$(KDBENCH) run demo
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadscope
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

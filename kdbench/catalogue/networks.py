@@ -51,6 +51,7 @@ class Network:
     size:       the only side of image, in pixels, that it takes; None: any
     classifier: False for an encoder, whose logits are its embedding
     public:     weights that its makers publish
+    auxiliary:  the network of about twice its channels that stands between it and a teacher in HKD; "" where none is known
     """
 
     name: str
@@ -65,6 +66,7 @@ class Network:
     size: int | None = None
     classifier: bool = True
     public: PublicWeights | None = None
+    auxiliary: str = ""
 
 
 @cache

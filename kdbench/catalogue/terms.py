@@ -6,7 +6,7 @@ import ast
 import importlib.metadata
 import importlib.util
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,18 @@ PLUGINS = "kdbench.terms"
 """The group of entry points with which another package gives its terms short names."""
 
 
-FACTS = ("paper", "reads", "needs_teacher", "requires", "full_batches", "part", "copies", "version")
+FACTS = (
+    "paper",
+    "reads",
+    "needs_teacher",
+    "requires",
+    "full_batches",
+    "initial",
+    "auxiliary",
+    "part",
+    "copies",
+    "version",
+)
 """The constants of a term's class that describe it."""
 
 
@@ -48,8 +59,14 @@ class TermInfo:
     full_batches: bool
     part: tuple[str, ...] | None
     copies: int
+    initial: bool
+    auxiliary: str
     version: int
     hyperparameters: dict[str, Hyperparameter]
+
+    def initial_epochs(self, given: Mapping[str, Any]) -> int:
+        """How many epochs the term trains the student before the main training, with these hyper-parameters."""
+        return int(given.get("initial_epochs", self.hyperparameters["initial_epochs"].default)) if self.initial else 0
 
 
 @cache

@@ -27,8 +27,21 @@ class Member:
     cost: float
     epoch: int = 0
     epochs: int = 0
+    initial_epochs: int = 0
     loss: float | None = None
     top1: float | None = None
+
+    def reach(self, event: dict[str, Any]) -> float:
+        """Take note of the epoch that an event tells of; returns the cost so far."""
+        self.epoch, self.epochs, self.initial_epochs = event["epoch"], event["epochs"], event["initial_epochs"]
+        return self.cost * (self.epoch + self.initial_epochs) / (self.epochs + self.initial_epochs)
+
+    @property
+    def place(self) -> str:
+        """The last epoch of how many, e.g. ``3/240``, or ``3/30 (initial)``."""
+        if self.epoch + self.initial_epochs and self.epoch < 1:
+            return f"{self.epoch + self.initial_epochs}/{self.initial_epochs} (initial)"
+        return f"{self.epoch}/{self.epochs}" if self.epochs else "waiting"
 
 
 @dataclass
@@ -74,7 +87,7 @@ class Progress:
             self.members[teacher.id] = Member(teacher_label(teacher), teacher_cost(teacher))
         for cohort in plan.cohorts:
             for run in cohort.runs:
-                self.members[run.id] = Member(labels.get(run.id, run.student), student_cost(run))
+                self.members[run.id] = Member(labels.get(run.id, auxiliary_label(run)), student_cost(run))
         self.tally = Tally(sum(member.cost for member in self.members.values()), plan.runs)
         self.slots: dict[str, Work] = {}
         self.live: Any = None
@@ -125,6 +138,8 @@ class Progress:
             self.members.setdefault(teacher.id, Member(teacher_label(teacher), teacher_cost(teacher)))
             self.slots[slot] = Work(teacher_label(teacher), [teacher.id])
         else:
+            for run in runs:
+                self.members.setdefault(run.id, Member(auxiliary_label(run), student_cost(run)))
             name = next((run.teacher.network for run in runs if run.teacher), "")
             title = f"{len(runs)} student{'s' if len(runs) > 1 else ''}" + (
                 f" of {name}" if name else " without teacher"
@@ -135,9 +150,9 @@ class Progress:
 
     def _epoch(self, slot: str, event: dict[str, Any]) -> None:
         member = self.members[event["id"]]
-        member.epoch, member.epochs, member.loss = event["epoch"], event["epochs"], event["loss"]
+        self.tally.done[event["id"]] = member.reach(event)
+        member.loss = event["loss"]
         member.top1 = event["top1"] if event["top1"] is not None else member.top1
-        self.tally.done[event["id"]] = member.cost * member.epoch / member.epochs
         work = self.slots.get(slot)
         if work is None:
             return
@@ -146,13 +161,13 @@ class Progress:
         if not self.live and (now - work.printed > PLAIN_SECONDS):
             work.printed = now
             top1 = f", top-1 {member.top1:.2f}" if member.top1 is not None else ""
-            where = f"epoch {member.epoch}/{member.epochs}, loss {member.loss:.3f}{top1}, {work.speed:,.0f} images/s"
+            where = f"epoch {member.place}, loss {member.loss:.3f}{top1}, {work.speed:,.0f} images/s"
             self.say(f"[{slot}] {work.title}: {where}; {self._summary()}")
 
     def _resumed(self, event: dict[str, Any]) -> None:
         member = self.members[event["id"]]
-        if event["epoch"]:
-            self.tally.earlier[event["id"]] = member.cost * event["epoch"] / event["epochs"]
+        if earlier := member.reach(event):
+            self.tally.earlier[event["id"]] = earlier
         self.say(f"{member.label}: {event['text']}")
 
     def _finished(self, event: dict[str, Any]) -> None:
@@ -181,7 +196,7 @@ class Progress:
                 member = self.members[id]
                 table.add_row(
                     Text(f"  {member.label}"),
-                    Text(f"{member.epoch}/{member.epochs}" if member.epochs else "waiting", style="cyan"),
+                    Text(member.place, style="cyan"),
                     Text(f"loss {member.loss:.3f}" if member.loss is not None else ""),
                     Text(f"top-1 {member.top1:.2f}" if member.top1 is not None else "", style="green"),
                     "",
@@ -195,3 +210,8 @@ class Progress:
 def teacher_label(spec: TeacherSpec) -> str:
     """One line for a teacher."""
     return f"teacher {spec.label}"
+
+
+def auxiliary_label(spec: RunSpec) -> str:
+    """One line for a run that no suite names: its student teaches another."""
+    return f"auxiliary {spec.student} #{spec.trial}"

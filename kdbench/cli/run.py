@@ -39,6 +39,7 @@ def run(
     format: Annotated[Format, typer.Option("--format", "-f", help="How the tables are printed.")] = Format.terminal,
 ) -> None:
     """Train what is missing of the suites, then print their tables. Safe to kill: run it again to go on."""
+    from kdbench.plan.plan import auxiliaries_of
     from kdbench.store.store import Store
     from kdbench.suite.load import load_suites
 
@@ -50,12 +51,14 @@ def run(
 
         typer.echo(describe(summarise(specs, results, 1)))
         return
-    teachers = {stage.id: stage for spec in specs for stage in spec.stages}
-    damaged = store.set_aside_damaged_teachers(teachers)
+    unfinished = [spec for spec in specs if not store.run(spec.id).done()]
+    between = {each.id: each for spec in unfinished for each in auxiliaries_of(spec)}
+    teachers = {stage.id: stage for spec in (*between.values(), *specs) for stage in spec.stages}
+    damaged = store.set_aside_damaged_teachers(teachers, between)
     for message in damaged.values():
         print(message, file=sys.stderr)
     place = Place(results, data, devices, jobs_per_device, download, checkpoint_seconds, retry_diverged)
-    failed = work(loaded, [teachers[id] for id in damaged], place, store)
+    failed = work(loaded, [teachers[id] for id in damaged if id in teachers], place, store)
     typer.echo(render(loaded, [store], format), nl=False)
     _report_failures(loaded, store, failed)
 

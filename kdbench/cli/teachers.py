@@ -43,12 +43,14 @@ def train(
 ) -> None:
     """Train the teachers of suites, and nothing else. Whoever asks at the same time waits for the same teacher."""
     from kdbench.errors import KdbenchError
+    from kdbench.plan.plan import auxiliaries_of
     from kdbench.store.store import Store
     from kdbench.suite.load import load_suites
 
     loaded = select(load_suites(suites), only)
     store = Store(results)
-    teachers = {stage.id: stage for suite in loaded for spec in suite.specs.values() for stage in spec.stages}
+    specs = [each for suite in loaded for spec in suite.specs.values() for each in (*auxiliaries_of(spec), spec)]
+    teachers = {stage.id: stage for spec in specs for stage in spec.stages}
     for message in store.set_aside_damaged_teachers(teachers).values():
         typer.echo(message, err=True)
     given = {sha256: file for suite in loaded for sha256, file in suite.weight_files.items()}

@@ -28,9 +28,9 @@ from kdbench.errors import BadInput
 from kdbench.suite.specs import DatasetSpec, Recipe, View
 
 
-Order = tuple[int, bool, bool, list[int]]
-"""What a worker is asked for: the epoch (0: the centres of the images), whether a teacher looks on, whether there are copies
-to be transformed, the images."""
+Order = tuple[int | None, bool, bool, list[int]]
+"""What a worker is asked for: the epoch (None: the centres of the images), whether a teacher looks on, whether there are
+copies to be transformed, the images."""
 
 
 def loader_workers() -> int:
@@ -61,9 +61,9 @@ class Cutter(Dataset[Any]):
             for group in zip(*seen, strict=True)
         ]
 
-    def _cut(self, index: int, epoch: int, views: Sequence[View], copied: bool) -> list[list[Tensor]]:
+    def _cut(self, index: int, epoch: int | None, views: Sequence[View], copied: bool) -> list[list[Tensor]]:
         image = self.files.read(index)
-        if not epoch:
+        if epoch is None:
             return [[pixels(centre_cut(image, view.size or self.files.size))] for view in views]
         place = (*self.seed, epoch, index)
         cuts = [[self._drawn(image, view, "cut", number, *place)] for number, view in enumerate(views)]
@@ -173,7 +173,9 @@ class FileTestSet:
     def __init__(self, test: ImageFiles, view: View, spec: DatasetSpec, device: torch.device, batch: int = 256) -> None:
         self.labels = test.labels.to(device)
         self.normalise = Normalisation(view, spec, device)
-        self.orders: list[Order] = [(0, False, False, part.tolist()) for part in _split(torch.arange(len(test)), batch)]
+        self.orders: list[Order] = [
+            (None, False, False, part.tolist()) for part in _split(torch.arange(len(test)), batch)
+        ]
         self.load = Loader(Cutter(test, [view.view], ()), device)
         self.batch = batch
 

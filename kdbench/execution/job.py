@@ -32,11 +32,11 @@ class Job:
         return [self.teacher.id] if self.teacher else [run.id for run in self.runs]
 
     @cached_property
-    def needs(self) -> dict[str, TeacherSpec]:
-        """The teachers, and parts of them, that must be there before it can start, by id."""
+    def needs(self) -> list[TeacherSpec]:
+        """The teachers, and parts of them, that must be there before it can start, each once."""
         if self.teacher:
-            return {self.teacher.before.id: self.teacher.before} if self.teacher.before else {}
-        return {need.id: need for run in self.runs for need in run.needs}
+            return [self.teacher.before] if self.teacher.before else []
+        return list({need.id: need for run in self.runs for need in run.needs}.values())
 
     def facts(self) -> dict[str, Any]:
         """What a listener hears when it starts."""
@@ -60,7 +60,7 @@ class Job:
 
     def note_epoch(self, id: str, epoch: int) -> None:
         """A worker that gets further than any before is not in a crash loop."""
-        if epoch > self.reached.get(id, 0):
+        if id not in self.reached or epoch > self.reached[id]:
             self.reached[id] = epoch
             self.crashes = 0
 
@@ -68,3 +68,8 @@ class Job:
 def jobs_of(plan: Plan) -> list[Job]:
     """A plan's teachers, then its cohorts."""
     return [*(Job(teacher=teacher) for teacher in plan.teachers), *(Job(runs=cohort.runs) for cohort in plan.cohorts)]
+
+
+def job_for(teacher: TeacherSpec) -> Job:
+    """The job that makes a teacher: one of its own, or the run whose student it is."""
+    return Job(runs=(teacher.made_by,)) if teacher.made_by else Job(teacher=teacher)

@@ -15,11 +15,12 @@ from typing import Any
 
 from kdbench.errors import KdbenchError
 from kdbench.execution.devices import Slot
-from kdbench.execution.job import Job, jobs_of
+from kdbench.execution.job import Job, job_for, jobs_of
 from kdbench.execution.worker_handle import WorkerHandle, WorkerOptions
 from kdbench.plan.plan import Plan
 from kdbench.store.record import Failure, Record
 from kdbench.store.store import Store
+from kdbench.suite.specs import TeacherSpec
 
 
 RETRY_SECONDS = 1.0
@@ -112,26 +113,29 @@ class Pool:
     def _next_job(self) -> Job | None:
         """The first job that can start now."""
         self._drop_hopeless()
-        needed = {id: need for job in self.pending for id, need in job.needs.items()}
-        absent = {id for id in needed if not self.store.teacher(id).done()}
-        coming = {job.teacher.id for job in (*self.pending, *self.running.values()) if job.teacher}
-        self.pending[:0] = [Job(teacher=needed[id]) for id in sorted(absent - coming)]
+        needed = {id: need for job in self.pending for id, need in self._needs(job).items()}
+        absent = {id for id, teacher in needed.items() if not self.store.record_of(teacher).done()}
+        coming = {id for job in (*self.pending, *self.running.values()) for id in job.ids}
+        self.pending[:0] = [job_for(needed[id]) for id in sorted(absent - coming)]
         now = time.monotonic()
         ready = (
-            job
-            for job in self.pending
-            if job.not_before <= now and all(id in needed and id not in absent for id in job.needs)
+            job for job in self.pending if job.not_before <= now and self._needs(job).keys() <= needed.keys() - absent
         )
         return next(ready, None)
+
+    def _needs(self, job: Job) -> dict[str, TeacherSpec]:
+        """What must be there before a job can start, by the id of its record."""
+        return {self.store.record_of(need).id: need for need in job.needs}
 
     def _drop_hopeless(self) -> None:
         """Give up what needs a teacher that could not be trained, and what needs that in turn."""
         failed = self.result.failed
-        while hopeless := next(((job, id) for job in self.pending for id in job.needs if id in failed), None):
-            job, teacher = hopeless
+        while hopeless := next(((job, id) for job in self.pending for id in self._needs(job) if id in failed), None):
+            job, lost = hopeless
             self.pending.remove(job)
-            rest = [run.id for run in job.runs if all(need.id != teacher for need in run.needs)]
-            self._fail([id for id in job.ids if id not in rest], job, f"its teacher failed: {failed[teacher]}")
+            what = "auxiliary" if self._needs(job)[lost].made_by else "teacher"
+            rest = [run.id for run in job.runs if lost not in self._needs(job.only([run.id]))]
+            self._fail([id for id in job.ids if id not in rest], job, f"its {what} failed: {failed[lost]}")
             if rest:
                 self.pending.append(job.only(rest))
 

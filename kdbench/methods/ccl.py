@@ -33,6 +33,7 @@ class CCL(Term):
         "Distilling Audio-Visual Knowledge by Compositional Contrastive Learning. CVPR 2021"
     )
     reads = "embedding, logits, labels"
+    requires = ("equal_embeddings",)
     version = 1
 
     def __init__(self, setting: Setting, *, temperature: float = 0.1) -> None:

@@ -31,6 +31,7 @@ class EGA(Term):
 
     paper = "Ma, Chen, Akata. Distilling Knowledge from Self-Supervised Teacher by Embedding Graph Alignment. BMVC 2022"
     reads = "embedding"
+    requires = ("equal_embeddings",)
     version = 1
 
     def __init__(self, setting: Setting, *, node: float = 1.0, edge: float = 0.3) -> None:

@@ -8,9 +8,10 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from kdbench.data.batch import Batch
+from kdbench.data.batch import Batch, Batches
 from kdbench.errors import BadInput
 from kdbench.methods.part import Part
+from kdbench.models.backbone import Backbone
 from kdbench.models.outputs import Outputs, Shapes
 
 
@@ -65,6 +66,15 @@ class Term(nn.Module):
     Its outputs then have (1 + copies) · B rows: those for each image, followed by those for its copies.
     """
 
+    initial: ClassVar[bool] = False
+    """Whether the term trains the student by itself before the main training, in which ``forward`` then gives 0.
+
+    Such a term has the hyper-parameter ``initial_epochs``, hands it to ``set_initial_epochs``, and has an ``initial_loss``.
+    """
+
+    auxiliary: ClassVar[str] = ""
+    """The protocol's method by which a wider student is trained first, which then takes the teacher's place."""
+
     version: ClassVar[int] = 1
     """Raised when a change of the code changes results, so that old and new numbers never mix."""
 
@@ -79,6 +89,23 @@ class Term(nn.Module):
                 f"fill one of {setting.batch_size}. Set a smaller batch in the protocol: {{base: …, batch: 16}}"
             )
         self.setting = setting
+        self.initial_epochs = 0
+
+    def set_initial_epochs(self, epochs: int) -> None:
+        """Note how long the initial stage is. Raises BadInput for less than one epoch."""
+        if epochs < 1:
+            raise BadInput(f"{type(self).__name__}: initial_epochs must be 1 or more, not {epochs}")
+        self.initial_epochs = epochs
+
+    def begin_epoch(self, epoch: int, student: Backbone, teacher: Backbone, stream: Batches) -> None:
+        """Do what must be done before an epoch of the main training. Both networks are in eval mode.
+
+        Batches of the stream may be asked for, of this epoch or any other. Nothing is to be done for most terms.
+        """
+
+    def initial_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """Return what the initial stage minimises, a scalar; the term's weight does not count there."""
+        raise NotImplementedError
 
     @classmethod
     def build_part(cls, setting: Setting, options: Mapping[str, Any]) -> Part:

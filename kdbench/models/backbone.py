@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdbench.errors import BadInput
 from kdbench.models.outputs import Outputs
 
 
@@ -15,11 +16,15 @@ class Backbone(nn.Module):
     """A network whose forward takes images [B, 3, H, W] and gives Outputs.
 
     classifier_name: the attribute that holds the classifier; None for encoders that have none
+    stages:          where the modules are that make f1 … fL
+    tail:            the attributes between the last exposed map and the classifier
     key_aliases:     names that other authors' checkpoints give to tensors of the same network → its own names
     width:           D, the width of the embedding
     """
 
     classifier_name: ClassVar[str | None] = "fc"
+    stages: ClassVar[tuple[str, ...]] = ()
+    tail: ClassVar[tuple[str, ...]] = ()
     key_aliases: ClassVar[Mapping[str, str]] = {}
     width: int
 
@@ -27,10 +32,26 @@ class Backbone(nn.Module):
         """Return logits, embedding and feature maps."""
         raise NotImplementedError
 
+    def feature_modules(self) -> list[nn.Module]:
+        """The modules that make the exposed maps: all but the classifier and what lies between it and the last map."""
+        rest = (self.classifier_name, *self.tail)
+        return [module for name, module in self.named_children() if name not in rest]
+
+    def last_norms(self) -> list[nn.BatchNorm2d]:
+        """Each stage's last batch norm that is not on a shortcut. Raises BadInput for a network that names no stages."""
+        if not self.stages:
+            raise BadInput(f"{type(self).__name__} does not say which batch norms its feature maps come from")
+        return [_last_norm(self.get_submodule(stage)) for stage in self.stages]
+
     def remove_classifier(self) -> None:
         """Delete the classifier's parameters; from then on the logits are the embedding."""
         if self.classifier_name is not None:
             setattr(self, self.classifier_name, nn.Identity())
+
+
+def _last_norm(stage: nn.Module) -> nn.BatchNorm2d:
+    path = {name: module for name, module in stage.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    return [norm for name, norm in path.items() if "shortcut" not in name and "downsample" not in name][-1]
 
 
 def run_residual_stages(stages: Iterable[nn.Sequential], x: Tensor) -> tuple[list[Tensor], list[Tensor]]:

@@ -45,6 +45,8 @@ class ClipEncoder(Backbone):
 class ClipResNet(ClipEncoder):
     """A tower of bottlenecks, whose last ReLUs are taken out of the blocks and applied here."""
 
+    stages = ("visual.layer1", "visual.layer2", "visual.layer3", "visual.layer4")
+
     def __init__(self, tower: nn.Module, *, width: int, size: int) -> None:
         super().__init__(tower, width=width, size=size)
         for module in tower.modules():

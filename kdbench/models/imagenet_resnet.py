@@ -47,6 +47,8 @@ class ImageNetResNet(Backbone):
     bottleneck: whether they are bottlenecks of four times the channels, or basic blocks
     """
 
+    stages = ("layer1", "layer2", "layer3", "layer4")
+
     def __init__(self, *, blocks: Sequence[int], bottleneck: bool, classes: int) -> None:
         super().__init__()
         expansion, make = (EXPANSION, _bottlenecks) if bottleneck else (1, stage)

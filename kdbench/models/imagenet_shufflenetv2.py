@@ -40,6 +40,8 @@ class ImageNetShuffleNetV2(Backbone):
     widths: channels of the stages and of the last convolution
     """
 
+    tail = ("conv5",)
+
     def __init__(self, *, widths: Sequence[int], classes: int) -> None:
         super().__init__()
         first, second, third, self.width = widths

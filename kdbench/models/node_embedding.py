@@ -28,3 +28,11 @@ class NodeEmbedding(Backbone):
         below: Outputs = self.backbone(images)
         embedding = self.node(below.embedding)
         return Outputs(self.fc(embedding), embedding, below.features, below.preactivations)
+
+    def feature_modules(self) -> list[nn.Module]:
+        """The backbone's."""
+        return self.backbone.feature_modules()
+
+    def last_norms(self) -> list[nn.BatchNorm2d]:
+        """The backbone's."""
+        return self.backbone.last_norms()

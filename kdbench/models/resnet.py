@@ -44,6 +44,8 @@ class ResNet(Backbone):
     widths: channels of the stem and of the three stages
     """
 
+    stages = ("layer1", "layer2", "layer3")
+
     def __init__(self, *, blocks: int, widths: Sequence[int], classes: int) -> None:
         super().__init__()
         stem, first, second, third = widths

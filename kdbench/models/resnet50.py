@@ -39,6 +39,7 @@ class ResNet50(Backbone):
     """A stem and four stages of 3, 4, 6 and 3 bottlenecks, at 1, 1/2, 1/4 and 1/8 of the image's size."""
 
     classifier_name = "linear"
+    stages = ("layer1", "layer2", "layer3", "layer4")
 
     def __init__(self, *, classes: int) -> None:
         super().__init__()

@@ -47,6 +47,7 @@ class ShuffleNetV1(Backbone):
     """A 1 × 1 stem at the image's size and three stages of 4, 8 and 4 units, at 1/2, 1/4 and 1/8."""
 
     classifier_name = "linear"
+    stages = ("layer1", "layer2", "layer3")
 
     def __init__(self, *, classes: int) -> None:
         super().__init__()

@@ -22,6 +22,7 @@ class VGG(Backbone):
     """
 
     classifier_name = "classifier"
+    stages = ("block1", "block2", "block3", "block4")
 
     def __init__(self, *, convolutions: Sequence[int], widths: Sequence[int], classes: int) -> None:
         super().__init__()

@@ -60,6 +60,9 @@ class WideResNet(Backbone):
     factor: how many times wider than 16, 32 and 64 channels
     """
 
+    stages = ("block1", "block2", "block3")
+    tail = ("bn1",)
+
     def __init__(self, *, blocks: int, factor: int, classes: int) -> None:
         super().__init__()
         self.width = 64 * factor

@@ -35,17 +35,22 @@ def forward_macs(name: str, spec: DatasetSpec, view: View | None = None) -> floa
     return known.macs * (1.0 if known.size else (side / 32) ** 2)
 
 
+def trained_epochs(spec: RunSpec) -> int:
+    """A run's epochs, with those in which a term trains the student before the main training."""
+    return spec.recipe.epochs + sum(term(use.name).initial_epochs(use.hyperparameters) for use in spec.terms)
+
+
 def student_cost(spec: RunSpec) -> float:
     """Multiply-accumulates of a student's training and tests, without its teacher."""
     train, test = image_counts(spec.dataset, spec.scenario.fraction)
     tests = -(-spec.recipe.epochs // spec.recipe.evaluate_every)
-    images = (1 + _BACKWARD) * train * _seen(spec) * spec.recipe.epochs + test * tests
+    images = (1 + _BACKWARD) * train * _seen(spec) + test * tests
     return images * forward_macs(spec.student, spec.dataset)
 
 
 def _seen(spec: RunSpec) -> int:
-    """How often a run sees each image in an epoch: once, and its transformed copies."""
-    return 1 + max(term(use.name).copies for use in spec.terms)
+    """How often a run sees each image: once in each epoch, and in the main training its transformed copies, too."""
+    return trained_epochs(spec) + spec.recipe.epochs * max(term(use.name).copies for use in spec.terms)
 
 
 def teacher_pass_cost(spec: RunSpec) -> float:
@@ -53,7 +58,7 @@ def teacher_pass_cost(spec: RunSpec) -> float:
     if spec.teacher is None:
         return 0.0
     train, _ = image_counts(spec.dataset, spec.scenario.fraction)
-    return train * _seen(spec) * spec.recipe.epochs * forward_macs(spec.teacher.network, spec.dataset, spec.view)
+    return train * _seen(spec) * forward_macs(spec.teacher.network, spec.dataset, spec.view)
 
 
 def teacher_cost(spec: TeacherSpec) -> float:

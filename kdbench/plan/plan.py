@@ -39,7 +39,7 @@ class Cohort:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is left to do. Teachers come in an order in which each follows the stages that it needs."""
+    """What is left to do. Teachers and cohorts come in an order in which each follows what it needs."""
 
     teachers: tuple[TeacherSpec, ...]
     cohorts: tuple[Cohort, ...]
@@ -63,8 +63,24 @@ class Plan:
 
     def makespan(self, slots: int) -> float:
         """Multiply-accumulates until the last slot is idle, if each job goes to the slot that is free first."""
-        ready = schedule(list(map(teacher_cost, self.teachers)), [0.0] * slots)
-        return max(schedule([cohort.cost for cohort in self.cohorts], [max(ready)] * slots if self.teachers else ready))
+        loads = schedule(list(map(teacher_cost, self.teachers)), [0.0] * slots)
+        for cohorts in by_depth(self.cohorts):
+            loads = schedule([cohort.cost for cohort in cohorts], [max(loads)] * slots)
+        return max(loads)
+
+
+def auxiliaries_of(spec: RunSpec) -> list[RunSpec]:
+    """The runs whose students teach it, directly or through another, the first to be trained first."""
+    before = spec.teacher.student if spec.teacher else None
+    return [*auxiliaries_of(before), before] if before else []
+
+
+def by_depth(cohorts: Iterable[Cohort]) -> list[list[Cohort]]:
+    """Cohorts in an order in which each follows those that train its teacher: group after group."""
+    groups: dict[int, list[Cohort]] = {}
+    for cohort in cohorts:
+        groups.setdefault(max(len(auxiliaries_of(run)) for run in cohort.runs), []).append(cohort)
+    return [groups[depth] for depth in sorted(groups)]
 
 
 def schedule(costs: Sequence[float], loads: Sequence[float]) -> list[float]:
@@ -86,26 +102,36 @@ def make_plan(
 ) -> Plan:
     """Plan the runs that have no result yet, and the ``teachers`` that are wanted whether or not such a run needs them.
 
-    What diverged, run or teacher, stays so unless ``retry_diverged``.
+    Runs whose students teach others are added where they are needed. What diverged, run or teacher, stays so unless
+    ``retry_diverged``.
     """
-    todo, done = [], 0
+    todo: dict[str, RunSpec] = {}
+    done = 0
     diverged: dict[str, bool] = {}
     for spec in {spec.id: spec for spec in specs}.values():
         record = store.run(spec.id)
         settled = record.done() or (not retry_diverged and _hopeless(spec, store, diverged))
         done += settled
         if not settled:
-            todo.append(spec)
-    wanted = [*(need for spec in todo for need in spec.needs), *teachers]
+            todo |= {each.id: each for each in (*_unfinished(auxiliaries_of(spec), store), spec)}
+    wanted = [*(need for spec in todo.values() for need in spec.needs), *teachers]
     needed = {stage.id: stage for teacher in wanted for stage in teacher.stages}
     missing = [teacher for id, teacher in needed.items() if not store.teacher(id).done()]
-    cohorts = split(group(todo), slots)
+    cohorts = [cohort for part in by_depth(group(todo.values())) for cohort in split(part, slots)]
     return Plan(tuple(missing), tuple(cohorts), done, len(needed) - len(missing))
+
+
+def _unfinished(chain: list[RunSpec], store: Store) -> list[RunSpec]:
+    """What is to be trained of runs that each need the one before: nothing that comes before a finished one."""
+    finished = [position for position, spec in enumerate(chain) if store.run(spec.id).done()]
+    return chain[finished[-1] + 1 :] if finished else chain
 
 
 def _hopeless(spec: RunSpec, store: Store, diverged: dict[str, bool]) -> bool:
     """Whether the run or what it needs diverged. ``diverged`` remembers the teachers that have been looked up."""
     teachers = [stage for need in spec.needs for stage in need.stages]
+    if any(_hopeless(each, store, diverged) for each in _unfinished(auxiliaries_of(spec), store)):
+        return True
     for teacher in teachers:
         if teacher.id not in diverged:
             diverged[teacher.id] = _diverged(store.teacher(teacher.id))

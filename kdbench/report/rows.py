@@ -71,7 +71,7 @@ def _row(run: Run, stores: Sequence[Store]) -> Row:
         method=run.method,
         trial=spec.trial,
         run_id=run.id,
-        teacher_id=spec.teacher.id if spec.teacher and spec.head is None else "",
+        teacher_id=spec.teacher.id if spec.teacher and not (spec.head or spec.teacher.student) else "",
         teacher_checkpoint=settings.teacher_checkpoint,
         status=status,
         reason=reason,

@@ -12,6 +12,7 @@ from filelock import Timeout
 from kdbench.errors import BadInput, BadRecord
 from kdbench.store.files import set_aside
 from kdbench.store.record import Record
+from kdbench.suite.specs import TeacherSpec
 
 
 class Store:
@@ -28,20 +29,23 @@ class Store:
         """The record of a teacher, existing or not."""
         return Record(self.root / "teachers" / id)
 
+    def record_of(self, teacher: TeacherSpec) -> Record:
+        """The record of a teacher, which is that of the run whose student it is, if it is one."""
+        return self.run(teacher.made_by.id) if teacher.made_by else self.teacher(teacher.id)
+
     def records(self, kind: str) -> Iterator[Record]:
         """All existing records of a kind, ``runs`` or ``teachers``, by id; not those that were set aside as damaged."""
         folder = self.root / kind
         if folder.is_dir():
             yield from (Record(entry) for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.suffix)
 
-    def set_aside_damaged_teachers(self, ids: Iterable[str]) -> dict[str, str]:
+    def set_aside_damaged_teachers(self, ids: Iterable[str], auxiliaries: Iterable[str] = ()) -> dict[str, str]:
         """Check the weights of finished teachers; set aside those that are not what was stored, unless in use elsewhere.
 
-        Returns a message for each of these, by id.
+        auxiliaries: ids of the runs whose students are teachers, too. Returns a message for each damaged one, by id.
         """
         messages: dict[str, str] = {}
-        for id in ids:
-            record = self.teacher(id)
+        for record in (*map(self.teacher, ids), *map(self.run, auxiliaries)):
             try:
                 if (record.folder / "result.json").exists():
                     record.check_weights()

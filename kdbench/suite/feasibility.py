@@ -6,7 +6,8 @@ returns what is wrong, or None.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kdbench.catalogue.networks import Network, network
@@ -17,17 +18,38 @@ from kdbench.suite.specs import TermUse
 Condition = Callable[[Network, Network, dict[str, Any]], str | None]
 
 
-def infeasible(student: str, teacher: str, terms: tuple[TermUse, ...]) -> list[str]:
-    """What makes a method impossible for a pair; an empty list where it is possible."""
+def infeasible(
+    student: str, teacher: str, terms: tuple[TermUse, ...], nodes: tuple[int | None, int | None] = (None, None)
+) -> list[str]:
+    """What makes a method impossible for a pair; an empty list where it is possible.
+
+    nodes: the widths of the node embeddings that student and teacher get; None: they show their own embedding
+    """
     reasons = []
+    ours, theirs = (_showing(network(name), node) for name, node in zip((student, teacher), nodes, strict=True))
     for use in terms:
         info = term(use.name)
         options = {key: hyper.default for key, hyper in info.hyperparameters.items()} | use.hyperparameters
         for name in info.requires:
-            reason = CONDITIONS[name](network(student), network(teacher), options)
+            reason = CONDITIONS[name](ours, theirs, options)
             if reason:
                 reasons.append(f"{use.name} {reason}")
     return reasons
+
+
+def _showing(net: Network, node: int | None) -> Network:
+    return net if node is None else replace(net, embedding=node)
+
+
+def equal_embeddings(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+    """Both embeddings have one width."""
+    if student.embedding == teacher.embedding:
+        return None
+    return (
+        f"compares the embeddings themselves, but {student.name} shows {student.embedding} values and {teacher.name} "
+        f"{teacher.embedding}: give both a node embedding (strategy sequential or simultaneous, under protocol ega or "
+        "{base: …, node_embedding: 256})"
+    )
 
 
 def layer_exists(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
@@ -76,9 +98,74 @@ def layer_pair_exists(student: Network, teacher: Network, options: dict[str, Any
     return None
 
 
+def equal_levels(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+    """Both networks expose stages, and equally many."""
+    if reason := feature_maps(student, teacher, options):
+        return reason
+    ours, theirs = len(student.features) - 1, len(teacher.features) - 1
+    if ours == theirs:
+        return None
+    return f"pairs the stages one by one, but {student.name} has {ours} and {teacher.name} has {theirs}"
+
+
+def sides_within_reach(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+    """A stage of the student is as large as the teacher's, larger, or half as large."""
+    for level, (ours, theirs) in enumerate(zip(student.features, teacher.features, strict=False)):
+        if level and ours[1] > theirs[1] and ours[1] != 2 * theirs[1]:
+            return (
+                f"can double the student's map but no more, and stage {level} of {student.name} is at 1/{ours[1]} of the "
+                f"image's size, that of {teacher.name} at 1/{theirs[1]}"
+            )
+    return None
+
+
+def equal_channels(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+    """Stem and stages have the same channels in both networks."""
+    ours, theirs = ([channels for channels, _ in net.features] for net in (student, teacher))
+    if ours == theirs:
+        return None
+    return f"needs equal channels, but {student.name} has {_list(ours)} and {teacher.name} has {_list(theirs)}"
+
+
+def matched_levels(ours: Sequence[tuple[int, int]], theirs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Pairs of stages of one size of which the teacher's has as many channels or more, as indices.
+
+    Each of the student's takes the first that lies deeper than the one taken last. ours, theirs: (channels, size) of each
+    stage, where size is anything that is equal for maps of one size.
+    """
+    pairs: list[tuple[int, int]] = []
+    for level, (channels, size) in enumerate(ours):
+        start = pairs[-1][1] + 1 if pairs else 0
+        fitting = (n for n in range(start, len(theirs)) if theirs[n][1] == size and theirs[n][0] >= channels)
+        if (found := next(fitting, None)) is not None:
+            pairs.append((level, found))
+    return pairs
+
+
+def matching_level(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+    """Some stage of the student has the size of one of the teacher's, and no more channels."""
+    if reason := feature_maps(student, teacher, options):
+        return reason
+    if matched_levels(student.features[1:], teacher.features[1:]):
+        return None
+    return (
+        f"needs a stage of the student with the size of one of the teacher's and no more channels, and {student.name} has "
+        f"none for {teacher.name}"
+    )
+
+
+def _list(numbers: list[int]) -> str:
+    return "-".join(map(str, numbers)) or "no maps"
+
+
 CONDITIONS: dict[str, Condition] = {
+    "equal_embeddings": equal_embeddings,
     "layer_exists": layer_exists,
     "feature_maps": feature_maps,
     "equal_maps_without_regressor": equal_maps_without_regressor,
     "layer_pair_exists": layer_pair_exists,
+    "equal_levels": equal_levels,
+    "sides_within_reach": sides_within_reach,
+    "equal_channels": equal_channels,
+    "matching_level": matching_level,
 }

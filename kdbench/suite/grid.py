@@ -6,11 +6,12 @@ from typing import Any
 
 from kdbench.catalogue.datasets import datasets
 from kdbench.catalogue.names import unknown
+from kdbench.catalogue.networks import network
 from kdbench.catalogue.terms import term
 from kdbench.suite.cells import cells, matches, method_name
 from kdbench.suite.collector import Collector
 from kdbench.suite.feasibility import infeasible
-from kdbench.suite.methods import Terms, formula, reads_teacher
+from kdbench.suite.methods import Terms, auxiliary_method, formula, reads_teacher
 from kdbench.suite.schema import SELECTOR_KEYS, DatasetEntry, GridEntry, MethodEntry, Selector, Shared
 from kdbench.suite.specs import RunSpec
 from kdbench.suite.suite import Cell, Run, make_spec
@@ -54,7 +55,10 @@ class Grid:
 
     def _specs(self, cell: Cell, trials: int) -> list[RunSpec]:
         kind, terms = self._teacher(cell), self.terms[cell.method]
-        return [make_spec(cell, kind, terms, self.protocol, trial) for trial in range(trials)]
+        if auxiliary_method(terms):  # whose trial is the run's
+            return [make_spec(cell, kind, terms, self.protocol, trial) for trial in range(trials)]
+        first = make_spec(cell, kind, terms, self.protocol)
+        return [first.model_copy(update={"trial": trial}) for trial in range(trials)]
 
     def _teacher(self, cell: Cell) -> NamedTeacher | None:
         """What the cell's teacher is; None where it has none."""
@@ -162,7 +166,7 @@ class Grid:
             return [(place, f"{named}({formula(terms)}) needs a teacher, and the grid names none", "")] if known else []
         found = [
             (place, f"{named}cannot train ", f"{cell.student} with {cell.teacher}: {reason}. Exclude the pair.")
-            for reason in infeasible(cell.student, teacher.network, terms)
+            for reason in self._reasons(cell, teacher.network, terms)
         ]
         if not teacher.has_classifier(cell.strategy):
             where = (*self.path, "strategy") if "strategy" in self.raw else ("strategy",)
@@ -182,3 +186,17 @@ class Grid:
             )
             found.append((where, message, ""))
         return found
+
+    def _reasons(self, cell: Cell, teacher: str, terms: Terms) -> list[str]:
+        """What makes a method impossible for a pair, with the auxiliary between the two where the method has one."""
+        method = auxiliary_method(terms)
+        node = self.protocol.settings.node_embedding
+        nodes = (node, None if cell.strategy == "pretrained" else node)
+        if not method:
+            return infeasible(cell.student, teacher, terms, nodes)
+        wider, known = network(cell.student).auxiliary, self.protocol.methods.get(method)
+        if not wider:
+            return [f"it needs a network of twice the student's channels, and no doubled {cell.student} is known"]
+        if known is None:
+            return [f"it trains {wider} first, by the method '{method}', which protocol '{self.protocol.name}' lacks"]
+        return [*infeasible(cell.student, wider, terms, (node, node)), *infeasible(wider, teacher, known, nodes)]

@@ -35,7 +35,17 @@ def parse_terms(value: Any, report: Report) -> Terms:
         return ()
     if not any(use.weight for use in found):
         report((), "every weight is 0")
+    _check_initial_stages([use.name for use in found if use.weight], report)
     return tuple(sorted((use for use in found if use.weight), key=lambda use: use.name))
+
+
+def _check_initial_stages(names: list[str], report: Report) -> None:
+    """A term that trains the student before the main training must be the only one of its kind, and not the only term."""
+    initial = [name for name in names if term(name).initial]
+    if len(initial) > 1:
+        report((), f"{' and '.join(initial)} train the student before the main training: only one term of a method may")
+    elif initial and len(initial) == len(names):
+        report((), f"{initial[0]} is 0 in the main training: add what the student learns from then, such as ce: 1")
 
 
 def _parse_use(name: str, entry: Any, report: Report) -> TermUse | None:
@@ -69,6 +79,11 @@ def _changed(info: TermInfo, options: dict[str, Any]) -> dict[str, Any]:
 def reads_teacher(terms: Terms) -> bool:
     """Whether any of the terms needs a teacher."""
     return any(term(use.name).needs_teacher for use in terms)
+
+
+def auxiliary_method(terms: Terms) -> str:
+    """The method that trains the wider student which takes the teacher's place; "" where the teacher itself teaches."""
+    return next((method for use in terms if (method := term(use.name).auxiliary)), "")
 
 
 def formula(terms: Terms) -> str:

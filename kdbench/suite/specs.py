@@ -125,9 +125,10 @@ class TeacherSpec(Spec):
 
     It starts from fresh weights, from ``weights`` that were trained elsewhere, or from ``pretraining`` without labels. With
     a ``recipe``, all of it is then trained on the labels of ``dataset``. With a ``head``, what there is so far is frozen and
-    new layers are trained on it. A ``part`` is what a term trains beside the finished teacher. ``checkpoint`` says which
-    epoch's weights are the teacher: the last, or the best by test accuracy. ``dataset`` is None for an encoder that was
-    trained elsewhere and is used as it is.
+    new layers are trained on it. ``checkpoint`` says which epoch's weights are the teacher: the last, or the best by test
+    accuracy. ``dataset`` is None for an encoder that was trained elsewhere and is used as it is. Instead of all these,
+    ``student`` is the run whose student it is; its record is that run's. A ``part`` is what a term trains beside any
+    finished teacher.
     """
 
     network: Name
@@ -139,6 +140,7 @@ class TeacherSpec(Spec):
     pretraining: Pretraining | None = None
     head: HeadSpec | None = None
     part: PartSpec | None = None
+    student: RunSpec | None = None
 
     @property
     def stage_recipe(self) -> Recipe | None:
@@ -162,13 +164,14 @@ class TeacherSpec(Spec):
 
     @property
     def stages(self) -> list[TeacherSpec]:
-        """The teacher and all that come before it, the first stage first."""
-        return [*(self.before.stages if self.before else ()), self]
+        """The teacher and all that come before it, the first stage first; none for a run's student."""
+        return [] if self.made_by else [*(self.before.stages if self.before else ()), self]
 
     @property
     def label(self) -> str:
         """One line for lists and messages, e.g. ``resnet20 (SimCLR) on digits + new layers``."""
         origin = " (SimCLR)" if self.pretraining else f" ({self.weights.source} weights)" if self.weights else ""
+        origin = " (a run's student)" if self.student else origin
         tuned = ", fine-tuned" if self.recipe and (self.weights or self.pretraining) else ""
         place = f" on {self.dataset.name}" if self.dataset else ""
         options = ", ".join(f"{key}={value}" for key, value in self.part.hyperparameters.items()) if self.part else ""
@@ -176,9 +179,14 @@ class TeacherSpec(Spec):
         return f"{self.network}{origin}{tuned}{place}" + (" + new layers" if self.head else "") + part
 
     @property
+    def made_by(self) -> RunSpec | None:
+        """The run whose student it is, and whose record is its own; None where its record is a teacher's."""
+        return None if self.part else self.student
+
+    @property
     def has_classifier(self) -> bool:
         """Whether it gives class scores, not only an embedding."""
-        return bool(self.head or self.recipe or (self.weights and self.weights.classifier))
+        return bool(self.head or self.recipe or self.student or (self.weights and self.weights.classifier))
 
     def _without(self, *names: str) -> TeacherSpec:
         """The teacher without some of its fields; an encoder from elsewhere is the same whatever it is used on."""
@@ -188,7 +196,9 @@ class TeacherSpec(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> TeacherSpec:
-        if not (self.recipe or self.weights or self.pretraining):
+        if self.student and (self.recipe or self.weights or self.pretraining or self.head):
+            raise ValueError("a teacher that is a run's student was made by that run alone")
+        if not (self.recipe or self.weights or self.pretraining or self.student):
             raise ValueError("a teacher needs a recipe, weights or pretraining")
         if self.weights and self.pretraining:
             raise ValueError("a teacher starts from weights or from pretraining, not from both")
@@ -203,7 +213,8 @@ class RunSpec(Spec):
 
     ``teacher`` is None for methods that read no teacher; ``head`` is what the teacher learns beside the student under the
     strategy `simultaneous`, else None. ``view`` is how the teacher sees the images, drawn independently of the student's;
-    None where it is shown the student's batch. ``parts`` are what its terms train on the teacher first.
+    None where it is shown the student's batch. ``checkpoint`` says which epoch's weights are kept. ``parts`` are what its
+    terms train on the teacher first.
     """
 
     student: Name
@@ -215,6 +226,7 @@ class RunSpec(Spec):
     scenario: Scenario = Scenario()
     recipe: Recipe
     trial: Annotated[StrictInt, Field(ge=0)] = 0
+    checkpoint: Literal["last", "best"] = "last"
     parts: tuple[TeacherSpec, ...] = ()
 
     @model_validator(mode="after")
@@ -244,3 +256,7 @@ class RunSpec(Spec):
         """Equal for the runs that can share a pass of the teacher: the same batches, teacher, new layers and view of it."""
         parts = (self.teacher, self.head, self.view)
         return digest([self.stream_id, self.recipe.precision, *(part.id if part else "" for part in parts)])
+
+
+TeacherSpec.model_rebuild()
+RunSpec.model_rebuild()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from kdbench.suite.methods import reads_teacher
+from kdbench.catalogue.networks import network
+from kdbench.suite.methods import auxiliary_method, reads_teacher
 from kdbench.suite.protocols import ResolvedProtocol
-from kdbench.suite.specs import DatasetSpec, RunSpec, Scenario, TermUse
+from kdbench.suite.specs import DatasetSpec, RunSpec, Scenario, TeacherSpec, TermUse
 from kdbench.suite.teachers import NamedTeacher, part_specs, resolve_teacher
 
 
@@ -70,21 +71,36 @@ class Cell:
 
 
 def make_spec(
-    cell: Cell, kind: NamedTeacher | None, terms: tuple[TermUse, ...], protocol: ResolvedProtocol, trial: int
+    cell: Cell, kind: NamedTeacher | None, terms: tuple[TermUse, ...], protocol: ResolvedProtocol, trial: int = 0
 ) -> RunSpec:
     """Resolve a combination under a protocol. A method that reads no teacher has none, so all pairs share its runs."""
     settings, data = protocol.settings, cell.dataset
-    found = resolve_teacher(kind, data, cell.strategy, settings) if kind and reads_teacher(terms) else None
-    parts = part_specs(found, cell.student, data, terms, settings) if found else ()
+    teacher = _auxiliary(cell, kind, auxiliary_method(terms), protocol, trial) if auxiliary_method(terms) else None
+    needed = kind and not teacher and reads_teacher(terms)
+    found = resolve_teacher(kind, data, cell.strategy, settings) if kind and needed else None
+    finished, view = (found.spec, found.view) if found else (teacher, None)
     return RunSpec(
         student=cell.student,
-        teacher=found.spec if found else None,
+        teacher=finished,
         head=found.head if found else None,
-        view=found.view if found else None,
+        view=view,
         terms=terms,
         dataset=data,
         scenario=cell.scenario,
         recipe=settings.recipe(cell.student, data.name),
         trial=trial,
-        parts=parts,
+        parts=part_specs(finished, view, cell.student, data, terms, settings) if finished else (),
     )
+
+
+def _auxiliary(
+    cell: Cell, kind: NamedTeacher | None, method: str, protocol: ResolvedProtocol, trial: int
+) -> TeacherSpec:
+    """A wider student of the teacher, trained by ``method`` under the cell's own strategy, scenario and trial.
+
+    It keeps the epoch that the protocol's score names.
+    """
+    wider = replace(cell, student=network(cell.student).auxiliary)
+    run = make_spec(wider, kind, protocol.methods[method], protocol, trial)
+    kept = run.model_copy(update={"checkpoint": protocol.settings.score})
+    return TeacherSpec(network=kept.student, dataset=kept.dataset, student=kept)

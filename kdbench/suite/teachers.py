@@ -117,7 +117,12 @@ def resolve_teacher(teacher: NamedTeacher, data: DatasetSpec, strategy: str, set
 
 
 def part_specs(
-    teacher: ResolvedTeacher, student: str, data: DatasetSpec, terms: tuple[TermUse, ...], settings: Protocol
+    teacher: TeacherSpec,
+    view: View | None,
+    student: str,
+    data: DatasetSpec,
+    terms: tuple[TermUse, ...],
+    settings: Protocol,
 ) -> tuple[TeacherSpec, ...]:
     """The parts that terms train on a finished teacher: like it, on all training images and their clean labels."""
     found = []
@@ -128,9 +133,9 @@ def part_specs(
                 term=use.name,
                 hyperparameters={key: value for key, value in use.hyperparameters.items() if key in names},
                 version=use.version,
-                recipe=settings.part_recipe(use.name, student, data.name, teacher.view),
+                recipe=settings.part_recipe(use.name, student, data.name, view),
             )
-            found.append(teacher.spec.model_copy(update={"part": part, "dataset": data}))
+            found.append(teacher.model_copy(update={"part": part, "dataset": data}))
     return tuple(found)
 
 

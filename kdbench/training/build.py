@@ -67,7 +67,8 @@ def student_learner(
             own = replace(setting, part=trained.get(use.name))
             terms[module_key(use.name)] = build_term(use.name, own, **use.hyperparameters).to(device)
     weights = {module_key(use.name): use.weight for use in spec.terms}
-    return Learner(store.run(spec.id), on_device(network, device), terms, weights, spec.recipe)
+    keep_best = spec.checkpoint == "best"
+    return Learner(store.run(spec.id), on_device(network, device), terms, weights, spec.recipe, keep_best=keep_best)
 
 
 def teacher_learner(spec: TeacherSpec, store: Store, device: torch.device) -> Learner:
@@ -132,7 +133,7 @@ def load_teacher(spec: TeacherSpec, store: Store, device: torch.device) -> Backb
 
     Raises DamagedTeacher where a file is not what was stored.
     """
-    record = store.teacher(spec.id)
+    record = store.record_of(spec)
     try:
         record.check_weights()
     except BadRecord as error:
@@ -159,7 +160,10 @@ class DamagedTeacher(BadRecord):
 def skeleton(spec: TeacherSpec) -> Backbone:
     """A stage's network without weights: the tensors have shapes but no memory."""
     with torch.device("meta"):
-        network = build(spec.network, class_count(spec.dataset) if spec.dataset else 1)
+        classes = class_count(spec.dataset) if spec.dataset else 1
+        network = build(spec.network, classes)
+        if spec.student and spec.student.recipe.node_embedding:
+            network = NodeEmbedding(network, classes=classes, width=spec.student.recipe.node_embedding)
     if not spec.has_classifier:
         network.remove_classifier()
     return network

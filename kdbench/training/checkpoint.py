@@ -54,8 +54,8 @@ def load_checkpoint(learner: Learner) -> tuple[dict[str, Any], str]:
         state = torch.load(io.BytesIO(content[_DIGEST:]), map_location=learner.device, weights_only=True)
         learner.load_weights(state["network"])
         learner.terms.load_state_dict(state["terms"])
+        learner.go_to(Progress(**state["progress"]))
         learner.optimiser.load_state_dict(state["optimiser"])
-        learner.progress = Progress(**state["progress"])
         learner.best_weights = state["best_weights"]
         guide: dict[str, Any] = state["guide"]
     except Exception as error:

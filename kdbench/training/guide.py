@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdbench.data.batch import Batch, Batches
+from kdbench.models.backbone import Backbone
 from kdbench.models.node_embedding import NodeEmbedding
 from kdbench.models.outputs import Outputs
 from kdbench.suite.specs import Recipe
@@ -18,7 +19,7 @@ from kdbench.training.optimiser import make_optimiser, set_learning_rate
 class Guide:
     """A finished teacher, frozen: strategies `pretrained` and `sequential`."""
 
-    def __init__(self, network: nn.Module, *, bf16: bool = False) -> None:
+    def __init__(self, network: Backbone, *, bf16: bool = False) -> None:
         self.network = network.eval().requires_grad_(False)
         self.bf16 = bf16
 
@@ -75,7 +76,12 @@ class LearningGuide(Guide):
         self.epoch = 0
 
     def begin_epoch(self, epoch: int, stream: Batches) -> None:
-        """Replay the epochs that were missed, because no student that reads the teacher was there, and begin this one."""
+        """Replay the epochs that were missed, because no student that reads the teacher was there, and begin this one.
+
+        In a student's initial stage the new layers do not learn yet.
+        """
+        if epoch < 1:
+            return
         for missed in range(self.epoch + 1, epoch):
             self.begin_epoch(missed, stream)
             for batch in stream.epoch(missed):
@@ -85,6 +91,8 @@ class LearningGuide(Guide):
 
     def show(self, batch: Batch) -> Outputs:
         """The outputs for the students; then one step of the new layers."""
+        if self.epoch < 1:
+            return super().show(batch)
         self.optimiser.zero_grad(set_to_none=True)
         labels = batch.labels if batch.clean_labels is None else batch.clean_labels
         images = self.view_of(batch)

@@ -193,7 +193,7 @@ def make_guide(cohort: Cohort, shop: Workshop) -> Guide | None:
 
 def lost_teacher(error: DamagedTeacher, shop: Workshop) -> LostTeacher:
     """Set a damaged stage of a teacher aside, unless another process has done so already."""
-    record = shop.store.teacher(error.spec.id)
+    record = shop.store.record_of(error.spec)
     with claimed([record]) as mine:
         if not mine:
             return LostTeacher(f"{error}; another process is at it")
@@ -213,8 +213,7 @@ def resumed(build: Callable[[], Learner], shop: Workshop) -> tuple[Learner, dict
     except DamagedCheckpoint as error:
         learner, state, message = build(), {}, str(error)
     if message:
-        facts = {"epoch": learner.progress.epoch, "epochs": learner.recipe.epochs}
-        shop.emit("resumed", id=learner.record.id, text=message, **facts)
+        shop.emit("resumed", id=learner.record.id, text=message, epoch=learner.progress.epoch, **learner.length)
     learner.progress.sessions += 1
     return learner, state
 

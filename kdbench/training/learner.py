@@ -6,17 +6,18 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from kdbench.data.batch import Batch
+from kdbench.data.batch import Batch, Batches
 from kdbench.data.copies import COPIES, interleaved
 from kdbench.data.seeds import seed_of
 from kdbench.errors import BadInput
 from kdbench.evaluation.accuracy import Scores
 from kdbench.methods.term import Term
+from kdbench.models.backbone import Backbone
 from kdbench.models.outputs import Outputs
 from kdbench.store.record import Accuracy, Failure, Record
 from kdbench.suite.specs import Recipe
@@ -37,12 +38,15 @@ class Learner:
     """A network, its weighted loss terms and one optimiser over the trainable parts of both.
 
     ``modules`` says which parts of the network train; the others stay in eval mode and are not touched.
+
+    A term with an initial stage trains the student by itself first, in epochs that are counted up to 0: the network's
+    feature modules and its own parts, at the recipe's first rate. The main training then begins with a fresh optimiser.
     """
 
     def __init__(
         self,
         record: Record,
-        network: nn.Module,
+        network: Backbone,
         terms: dict[str, Term],
         weights: dict[str, float],
         recipe: Recipe,
@@ -58,12 +62,12 @@ class Learner:
         self.trained = modules if modules is not None else [network]
         self.keep_best = keep_best
         self.reads_teacher = any(term.needs_teacher for term in terms.values())
-        self.transforms = one_transform(terms.values())
+        self.main_transforms = one_transform(terms.values())
         self.full_batches = any(term.full_batches for term in terms.values())
-        parameters = [p for module in (*self.trained, self.terms) for p in module.parameters()]
-        self.device = parameters[0].device
-        self.optimiser = make_optimiser(parameters, recipe)
-        self.progress = Progress()
+        self.device = next(network.parameters()).device
+        self.initial = next(((name, term) for name, term in terms.items() if term.initial), None)
+        self.initial_epochs = self.initial[1].initial_epochs if self.initial else 0
+        self.go_to(Progress(epoch=-self.initial_epochs))
         self.best_weights: dict[str, Tensor] | None = None
         self.failure: Failure | None = None
         self.saved_at = time.monotonic()
@@ -75,16 +79,42 @@ class Learner:
         return self.progress.epoch >= self.recipe.epochs
 
     @property
+    def length(self) -> dict[str, int]:
+        """How many epochs it trains, and how many before these in an initial stage."""
+        return {"epochs": self.recipe.epochs, "initial_epochs": self.initial_epochs}
+
+    @property
     def active(self) -> bool:
         return self.failure is None and not self.finished
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Set modes and learning rate, and forget the last epoch's sums."""
+    @property
+    def transforms(self) -> str:
+        """Which kind of copies the epoch that comes, or is going on, looks at; "": none, as in an initial stage."""
+        return "" if self.progress.epoch < 0 else self.main_transforms
+
+    def go_to(self, progress: Progress) -> None:
+        """Stand where ``progress`` says, with a fresh optimiser of what trains from there on."""
+        self.progress = progress
+        parameters = [p for module in self._training(progress.epoch + 1) for p in module.parameters()]
+        self.optimiser = make_optimiser(parameters, self.recipe)
+
+    def _training(self, epoch: int) -> list[nn.Module]:
+        """What trains in an epoch."""
+        if epoch < 1 and self.initial:
+            return [*self.network.feature_modules(), self.initial[1]]
+        return [*self.trained, self.terms]
+
+    def begin_epoch(self, epoch: int, teacher: Backbone | None = None, stream: Batches | None = None) -> None:
+        """Set modes and rate, and forget the last epoch's sums. Terms prepare themselves where there is a teacher."""
         self.network.eval()
-        for module in (*self.trained, self.terms):
+        self.terms.eval()
+        if epoch > 0 and teacher is not None and stream is not None:
+            for term in cast(list[Term], list(self.terms.values())):
+                term.begin_epoch(epoch, self.network, teacher, stream)
+        for module in self._training(epoch):
             module.train()
         set_learning_rate(self.optimiser, self.recipe.lr_at(epoch))
-        self._sums = {name: torch.zeros((), device=self.device) for name in ("loss", *self.terms)}
+        self._sums = {}
         self._images = 0
 
     def step(self, batch: Batch, teacher: Outputs | None, copies: Outputs | None = None) -> None:
@@ -103,19 +133,11 @@ class Learner:
         bf16 = self.recipe.precision == "bf16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
             outputs = self.network(self._images_of(batch))
-            upright = self._upright(outputs)
-            shown, everything = teacher or upright, outputs
-            if teacher and copies:
-                everything = joined(teacher, copies)
-            values = {
-                name: term(outputs, everything, batch) if term.transforms else term(upright, shown, batch)
-                for name, term in self.terms.items()
-            }
-        loss = sum((self.weights[name] * value for name, value in values.items()), torch.zeros((), device=self.device))
-        loss.backward()
+            loss, values = self._losses(outputs, teacher, copies, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
         for name, value in {"loss": loss, **values}.items():
-            self._sums[name] += value.detach() * len(batch)
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach() * len(batch)
         self._images += len(batch)
 
     def _images_of(self, batch: Batch) -> Tensor:
@@ -125,8 +147,23 @@ class Learner:
         images = interleaved(batch.images, batch.copies[self.transforms].images)
         return images.contiguous(memory_format=torch.channels_last)
 
-    def _upright(self, outputs: Outputs) -> Outputs:
-        return rows_of(outputs, slice(None, None, 1 + COPIES)) if self.transforms else outputs
+    def _losses(
+        self, outputs: Outputs, teacher: Outputs | None, copies: Outputs | None, batch: Batch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is minimised, and the terms that it is made of."""
+        upright = rows_of(outputs, slice(None, None, 1 + COPIES)) if self.transforms else outputs
+        shown = teacher or upright
+        if self.progress.epoch < 0 and self.initial:
+            name, term = self.initial
+            value = term.initial_loss(upright, shown, batch)
+            return value, {name: value}
+        everything = joined(teacher, copies) if teacher and copies else outputs
+        values = {
+            name: term(outputs, everything, batch) if term.transforms else term(upright, shown, batch)
+            for name, term in self.terms.items()
+        }
+        zero = torch.zeros((), device=self.device)
+        return sum((self.weights[name] * value for name, value in values.items()), zero), values
 
     def end_epoch(self, epoch: int, scores: Scores | None, seconds: float) -> None:
         """Write down an epoch's mean losses and test accuracy; a loss that is not a number ends the run."""
@@ -151,6 +188,8 @@ class Learner:
         self.progress.metrics.append(row)
         self.progress.epoch = epoch
         self.progress.seconds += seconds
+        if epoch == 0:
+            self.go_to(self.progress)
         best = self.best()
         if self.keep_best and best and best.epoch == epoch:
             self.best_weights = {key: value.clone() for key, value in self.weights_now().items()}
@@ -170,7 +209,7 @@ class Learner:
         self.network.load_state_dict(state, strict=False)
 
     def due_for_test(self, epoch: int) -> bool:
-        return epoch % self.recipe.evaluate_every == 0 or epoch == self.recipe.epochs
+        return epoch > 0 and (epoch % self.recipe.evaluate_every == 0 or epoch == self.recipe.epochs)
 
     def last(self) -> Accuracy | None:
         """Test accuracy after the last epoch that was tested; None where none was."""

@@ -6,14 +6,14 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from kdbench.data.batch import Batch, Batches
+from kdbench.data.batch import Batches
 from kdbench.errors import KdbenchError
 from kdbench.evaluation.accuracy import Scores
-from kdbench.models.outputs import Outputs
 from kdbench.store.record import Failure
 from kdbench.training.checkpoint import save_checkpoint
 from kdbench.training.environment import device_lost, out_of_memory
@@ -78,21 +78,22 @@ def train_epoch(group: Sequence[Learner], guide: Guide | None, stream: Batches, 
         guide = None
     if guide:
         guide.begin_epoch(epoch, stream)
+    teacher = guide.network if guide else None
     for learner in group:
-        learner.begin_epoch(epoch)
+        _guarded(learner, partial(learner.begin_epoch, epoch, teacher, stream), epoch)
     transforms = sorted({learner.transforms for learner in group if learner.transforms})
     for batch in stream.epoch(epoch, taught=guide is not None, transforms=transforms):
         copies = guide.show_copies(batch) if guide else {}
         shown = guide.show(batch) if guide else None
         for learner in group:
             if learner.failure is None:
-                _guarded_step(learner, batch, shown, copies.get(learner.transforms), epoch)
+                _guarded(learner, partial(learner.step, batch, shown, copies.get(learner.transforms)), epoch)
 
 
-def _guarded_step(learner: Learner, batch: Batch, shown: Outputs | None, copies: Outputs | None, epoch: int) -> None:
+def _guarded(learner: Learner, act: Callable[[], None], epoch: int) -> None:
     """One run's error ends that run, not its neighbours. Running out of memory or losing the device concerns them all."""
     try:
-        learner.step(batch, shown, copies)
+        act()
     except Exception as error:
         if out_of_memory(error) or device_lost(error):
             raise

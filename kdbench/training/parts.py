@@ -20,7 +20,7 @@ from kdbench.training.build import DamagedTeacher, load_teacher, module_key, see
 from kdbench.training.learner import Learner
 
 
-class WithPart(nn.Module):
+class WithPart(Backbone):
     """A finished teacher, frozen, and the part that learns from its outputs."""
 
     def __init__(self, teacher: nn.Module, part: Part) -> None:

@@ -46,7 +46,7 @@ class Workshop:
 
     def _epoch_done(self, learner: Learner, speed: float) -> None:
         row = learner.progress.metrics[-1]
-        facts = {"id": learner.record.id, "epochs": learner.recipe.epochs, "images_per_second": speed}
+        facts = {"id": learner.record.id, **learner.length, "images_per_second": speed}
         self.emit("epoch", **facts, **{key: row.get(key) for key in ("epoch", "loss", "top1")})
 
 

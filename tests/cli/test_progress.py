@@ -26,6 +26,7 @@ def epoch(id, number, top1=None):
         "id": id,
         "epoch": number,
         "epochs": 4,
+        "initial_epochs": 0,
         "loss": 1.25,
         "top1": top1,
         "images_per_second": 1234.5,
@@ -44,9 +45,8 @@ def drive(progress):
     progress.listen("cpu", {"event": "finished", "id": TEACHER.id, "top1": 99.0})
     progress.listen("cpu", {"event": "done", "busy": []})
     progress.listen("cpu", {"event": "started", "teacher": None, "runs": RUNS, "waited": False})
-    progress.listen(
-        "cpu", {"event": "resumed", "id": RUNS[0].id, "epoch": 2, "epochs": 4, "text": "goes on after epoch 2"}
-    )
+    where = {"epoch": 2, "epochs": 4, "initial_epochs": 0}
+    progress.listen("cpu", {"event": "resumed", "id": RUNS[0].id, **where, "text": "goes on after epoch 2"})
     progress.listen("cpu", epoch(RUNS[0].id, 3))
     progress.listen("", {"event": "failed", "id": RUNS[1].id, "reason": "loss is not finite"})
     progress.listen("cpu", {"event": "finished", "id": RUNS[0].id, "top1": 91.5})
@@ -111,3 +111,27 @@ def test_a_teacher_that_was_not_planned_is_shown_all_the_same(progress, capsys):
     progress.listen("cpu", {"event": "started", "teacher": other, "runs": (), "waited": False})
     progress.listen("cpu", epoch(other.id, 1))
     assert "teacher resnet20 on digits: epoch 1/4" in capsys.readouterr().err
+
+
+def test_an_initial_stage_is_part_of_the_way(tmp_path):
+    run = RUNS[0].model_copy(update={"terms": (TermUse(name="ab"), TermUse(name="ce"))})
+    progress = Progress([], make_plan([run], Store(tmp_path)))
+    member = progress.members[run.id]
+    assert member.place == "waiting"
+    for number, place, share in (
+        (-29, "1/30 (initial)", 1),
+        (0, "30/30 (initial)", 30),
+        (1, "1/4", 31),
+        (4, "4/4", 34),
+    ):
+        progress.listen("cpu", epoch(run.id, number) | {"initial_epochs": 30})
+        assert member.place == place
+        assert progress.tally.done[run.id] == pytest.approx(member.cost * share / 34)
+
+
+def test_a_run_that_no_plan_foresaw_has_a_place(tmp_path):
+    """An auxiliary whose record was lost while others worked."""
+    progress = Progress([], make_plan([], Store(tmp_path)))
+    progress.listen("cpu", {"event": "started", "teacher": None, "runs": RUNS[:1], "waited": False})
+    progress.listen("cpu", epoch(RUNS[0].id, 2))
+    assert progress.members[RUNS[0].id].label == "auxiliary resnet8 #0"

@@ -1,6 +1,7 @@
 """From archives to a data set's folder: only what belongs there, whole, and by one process at a time."""
 
 import io
+import itertools
 import os
 import stat
 import tarfile
@@ -147,6 +148,7 @@ def evil_zip(name, mode=stat.S_IFREG):
         (b"no archive at all", "cannot be unpacked"),
         (b"", "cannot be unpacked"),
     ],
+    ids=itertools.count(),
 )
 def test_archives_that_are_not_used(official, server, content, message, tmp_path):
     facts, _, _ = official.cifar100()
@@ -178,6 +180,7 @@ def test_a_truncated_archive(cifar, official, server, tmp_path):
         ),
         (b"PK no zip", "cannot be unpacked"),
     ],
+    ids=itertools.count(),
 )
 def test_zips_that_are_not_used(official, server, content, message, tmp_path):
     facts, _ = official.tiny()

@@ -182,6 +182,48 @@ def test_a_lost_teacher_is_trained_again_before_its_cohort(stage):
     assert stage.said() == ["weights.safetensors: is not the file that was stored"]
 
 
+def from_auxiliary(weight=1.0):
+    between = student(teacher(), weight=2.0)
+    return student(TeacherSpec(network="resnet8", dataset=DIGITS, student=between), weight=weight)
+
+
+def test_what_learns_from_a_runs_student_waits_for_it(stage):
+    runs = [from_auxiliary(), from_auxiliary(3.0)]
+    between = runs[0].teacher.student
+    stage.answers[between.id] = [{"busy": [between.id]}]
+    assert not stage.run(*runs, slots=2).failed
+    assert stage.sent[:3] == [teacher().id, [between.id], [between.id]]
+    assert sorted(stage.sent[3:]) == sorted([run.id] for run in runs)
+
+
+def test_the_failure_of_an_auxiliary_is_that_of_what_it_would_teach(stage):
+    run, plain = from_auxiliary(), student()
+    between = run.teacher.student
+    failed = {"event": "failed", "id": between.id, "reason": "the loss is not finite in epoch 1"}
+    stage.answers[between.id] = [{"events": [failed], "busy": [], "failed": [between.id]}]
+    result = stage.run(run, plain)
+    assert set(result.failed) == {between.id, run.id}
+    assert stage.store.run(run.id).failure().reason == "its auxiliary failed: the loss is not finite in epoch 1"
+    assert stage.store.run(plain.id).done()
+
+
+def test_a_lost_auxiliary_is_trained_again_with_all_that_it_needs(stage):
+    run = from_auxiliary()
+    between = run.teacher.student
+    finish(stage.store.run(between.id))
+    stage.answers[run.id] = [{"lost_teacher": "weights.safetensors: is not the file that was stored"}]
+    send = Pretender.send
+
+    def losing(self, message):
+        send(self, message)
+        if len(stage.sent) == 1:
+            stage.store.run(between.id).folder.rename(stage.root / "aside")
+
+    pool_module.WorkerHandle.send = losing
+    assert not stage.run(run).failed
+    assert stage.sent == [[run.id], teacher().id, [between.id], [run.id]]
+
+
 def test_a_teacher_that_vanishes_while_others_work_is_trained_here(stage):
     """Another process had it when the plan was made, and set it aside."""
     finish(stage.store.teacher(teacher().id))
@@ -329,3 +371,12 @@ def test_a_part_that_is_gone_is_trained_again_before_its_runs(stage):
     finish(stage.store.teacher(teacher().id))
     stage.run(plan=dataclasses.replace(plan, teachers=()))
     assert stage.sent == [run.parts[0].id, [run.id]]
+
+
+def test_a_part_of_a_runs_student_waits_for_that_run(stage):
+    between = student(teacher())
+    made = TeacherSpec(network="resnet8", dataset=DIGITS, student=between)
+    run = with_part(made)
+    result = stage.run(run)
+    assert not result.failed
+    assert stage.sent == [teacher().id, [between.id], run.parts[0].id, [run.id]]

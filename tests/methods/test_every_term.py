@@ -18,6 +18,7 @@ SIZE = 8
 STEEP = {"ft": 1e7}
 """Gradients on constant maps: each of three batch norms in a row multiplies by up to 1/√1e-5 what does not vary."""
 EQUAL_EMBEDDINGS = {"ccl", "ega", "embedding-mse", "nce"}
+EQUAL_MAPS = {"fsp"}
 
 
 def each(outputs, change):
@@ -69,6 +70,10 @@ def name(request):
 
 @pytest.fixture
 def setting(name, setting, equal_setting, with_part):
+    if name in EQUAL_MAPS:
+        return dataclasses.replace(
+            setting, teacher=dataclasses.replace(setting.teacher, features=setting.student.features)
+        )
     return with_part(name, equal_setting if name in EQUAL_EMBEDDINGS else setting)
 
 
@@ -94,6 +99,11 @@ def networks(name, setting, make_outputs):
     return make
 
 
+def loss_of(term, student, teacher, batch):
+    """What the term has the student learn: in its initial stage, if it has one."""
+    return (term.initial_loss if term.initial else term)(student, teacher, batch)
+
+
 def gradients(term, outputs, leaves):
     return [leaf.grad for leaf in [*leaves(outputs), *term.parameters()] if leaf.grad is not None]
 
@@ -108,7 +118,7 @@ def check_sane(loss, grads, most=1e4):
 
 def test_value_and_gradient(build, networks, make_batch, leaves):
     term, (student, teacher) = build(), networks()
-    loss = term(student, teacher, make_batch(SIZE))
+    loss = loss_of(term, student, teacher, make_batch(SIZE))
     loss.backward()
     grads = gradients(term, student, leaves)
     check_sane(loss, grads)
@@ -124,7 +134,7 @@ def test_degenerate_outputs(case, name, build, networks, make_batch, leaves):
     teacher = each(teacher, of_teacher) if of_teacher else teacher
     for leaf in leaves(student):
         leaf.requires_grad_()
-    loss = term(student, teacher, make_batch(SIZE))
+    loss = loss_of(term, student, teacher, make_batch(SIZE))
     loss.backward()
     check_sane(loss, gradients(term, student, leaves), STEEP.get(name, 1e4))
 
@@ -134,9 +144,9 @@ def test_short_batch(size, build, networks, make_batch, leaves):
     term, (student, teacher) = build(), networks(size)
     if term.full_batches:
         with pytest.raises(ValueError, match=f"batches of {SIZE} images, not {size}"):
-            term(student, teacher, make_batch(size))
+            loss_of(term, student, teacher, make_batch(size))
         return
-    loss = term(student, teacher, make_batch(size))
+    loss = loss_of(term, student, teacher, make_batch(size))
     loss.backward()
     check_sane(loss, gradients(term, student, leaves))
 
@@ -144,7 +154,7 @@ def test_short_batch(size, build, networks, make_batch, leaves):
 def test_one_class_batch(build, networks, make_batch, leaves):
     term, (student, teacher) = build(), networks()
     batch = make_batch(SIZE)
-    loss = term(student, teacher, dataclasses.replace(batch, labels=torch.zeros_like(batch.labels)))
+    loss = loss_of(term, student, teacher, dataclasses.replace(batch, labels=torch.zeros_like(batch.labels)))
     loss.backward()
     check_sane(loss, gradients(term, student, leaves))
 
@@ -155,7 +165,7 @@ def test_inputs_stay_as_they_are_and_the_teacher_gets_no_gradient(build, network
     gain = torch.ones((), requires_grad=True)
     teacher = each(teacher, lambda x: (x * gain).detach())._replace(logits=(teacher.logits * gain).detach())
     before = [x.detach().clone() for x in [*leaves(student), *leaves(teacher)]]
-    term(student, teacher, make_batch(SIZE)).backward()
+    loss_of(term, student, teacher, make_batch(SIZE)).backward()
     after = [*leaves(student), *leaves(teacher)]
     assert gain.grad is None
     assert all(x.grad is None for x in leaves(teacher))
@@ -165,13 +175,13 @@ def test_inputs_stay_as_they_are_and_the_teacher_gets_no_gradient(build, network
 def test_saved_and_loaded_it_gives_the_same_loss(build, networks, make_batch):
     first, (student, teacher) = build(seed=1), networks()
     batch = make_batch(SIZE)
-    first(student, teacher, batch)
+    loss_of(first, student, teacher, batch)
     second = build(seed=2)
     second.load_state_dict(first.state_dict())
     torch.manual_seed(5)
-    expected = first(student, teacher, batch)
+    expected = loss_of(first, student, teacher, batch)
     torch.manual_seed(5)
-    assert torch.equal(second(student, teacher, batch), expected)
+    assert torch.equal(loss_of(second, student, teacher, batch), expected)
 
 
 def test_bfloat16_autocast(build, networks, make_batch):
@@ -180,9 +190,9 @@ def test_bfloat16_autocast(build, networks, make_batch):
     low = [each(x, torch.Tensor.bfloat16)._replace(logits=x.logits.bfloat16()) for x in (student, teacher)]
     wide = [each(x, torch.Tensor.float)._replace(logits=x.logits.float()) for x in low]
     twin = copy.deepcopy(term)
-    expected = term(*wide, batch)
+    expected = loss_of(term, *wide, batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = twin(*low, batch)
+        loss = loss_of(twin, *low, batch)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected.item(), rel=1e-2)
 
@@ -204,3 +214,16 @@ def test_unknown_and_mistyped_hyperparameters_are_refused(name, setting):
     for key in list(parameters)[1:]:
         with pytest.raises(BadInput, match=f"{name}: {key} must be"):
             build_term(name, setting, **{key: ["no", "such"]})
+
+
+def test_a_term_with_an_initial_stage_is_silent_afterwards(name, build, networks, make_batch, setting):
+    if not build().initial:
+        assert build().initial_epochs == 0
+        with pytest.raises(NotImplementedError):
+            build().initial_loss(*networks(), make_batch(SIZE))
+        return
+    assert build_term(name, setting).initial_epochs == 30
+    loss = build()(*networks(), make_batch(SIZE))
+    assert (loss.item(), loss.requires_grad) == (0, False)
+    with pytest.raises(BadInput, match="initial_epochs must be 1 or more, not 0"):
+        build_term(name, setting, initial_epochs=0)

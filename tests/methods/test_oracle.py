@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from kdbench.methods.ab import ab_loss
 from kdbench.methods.at import at_loss
 from kdbench.methods.cc import cc_loss
 from kdbench.methods.ccl import symmetric_kl
@@ -15,9 +16,13 @@ from kdbench.methods.crd import contrast_loss
 from kdbench.methods.crosslayer import squared_error
 from kdbench.methods.ega import ega_losses
 from kdbench.methods.fitnet import fitnet_loss
+from kdbench.methods.fsp import flow
 from kdbench.methods.ft import factor_loss
+from kdbench.methods.functional import pool_to_smaller
+from kdbench.methods.hkd import hkd_loss
 from kdbench.methods.irg import irg_loss
 from kdbench.methods.kd import kd_loss
+from kdbench.methods.mgd import channel_margins, mgd_loss
 from kdbench.methods.nce import nce_loss
 from kdbench.methods.nst import nst_loss
 from kdbench.methods.pkt import pkt_loss
@@ -50,6 +55,12 @@ def semckd_errors():
     return torch.stack([squared_error(s, t) for s, t in zip(source, target, strict=True)], dim=1).reshape(8, 2, 3)
 
 
+def fsp_loss():
+    pairs = (FS, FS2), (u(8, 6, 8, 8, a=0.019, b=0.2), FT)
+    ours, theirs = (flow(*pool_to_smaller(*pair)) for pair in pairs)
+    return torch.nn.functional.mse_loss(ours, theirs)
+
+
 ORACLE = {
     "ce": (lambda: cross_entropy(ZS, LABELS), 3.6366845),
     "kd": (lambda: kd_loss(ZS, ZT, 4.0), 2.9133106),
@@ -61,6 +72,12 @@ ORACLE = {
     "rkd angle": (lambda: rkd_angle_loss(ES, ET), 0.20154825),
     "rkd": (lambda: 25 * rkd_distance_loss(ES, ET) + 50 * rkd_angle_loss(ES, ET), 16.085422),
     "semckd": (lambda: semckd_loss(semckd_errors(), WEIGHTS), 0.937433),
+    "ab, last stage but one": (lambda: ab_loss(FS2, FT, 1.0) * 0.003 / 2, 0.42485705),
+    "ab, last stage": (lambda: ab_loss(-FS2, FT, 1.0) * 0.003, 0.58908772),
+    "fsp": (fsp_loss, 0.45934797),
+    "mgd": (lambda: mgd_loss(FS2, FT, torch.full((10,), -0.3)), 1140.2407),
+    "hkd": (lambda: hkd_loss(ES, ET), 0.23524219),
+    "hkd, two stages": (lambda: 100 * hkd_loss(ES, ET) + hkd_loss(ES, ET2), 23.725841),
     "cc": (lambda: cc_loss(ES, ET2), 9.0645477),
     "ft": (lambda: factor_loss(FS, FT), 0.013655661),
     "nst": (lambda: nst_loss(FS, FT), 0.031886635),
@@ -80,3 +97,11 @@ ORACLE = {
 def test_value(name):
     loss, expected = ORACLE[name]
     assert loss().item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_margins():
+    norm = torch.nn.BatchNorm2d(6)
+    norm.weight.data = torch.tensor([1.0, 0.5, 0.1, -0.7, 0.0, 0.0])
+    norm.bias.data = torch.tensor([0.0, 0.2, 1.0, 0.3, 0.5, -0.5])
+    expected = [-0.79788456, -0.33437809, -0.3, -0.46247324, 0.0, -0.5]
+    assert channel_margins(norm).tolist() == pytest.approx(expected, rel=1e-6, abs=1e-9)

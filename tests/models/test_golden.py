@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench.models import build
+from kdbench.models import build, load_checkpoint
 from kdbench.models.counting import count_parameters
 
 
@@ -25,14 +25,20 @@ def net(golden):
     return build(golden["name"]).eval()
 
 
+@pytest.fixture(scope="module")
+def state(golden):
+    """The weights that the rule gives."""
+    return {key: draw(key, shape, golden["seed"]) for key, shape in golden["state"].items()}
+
+
 def test_has_the_reference_parameters_and_keys(golden, net):
     assert count_parameters(net) == golden["parameters"]
     assert {key: list(value.shape) for key, value in net.state_dict().items()} == golden["state"]
 
 
-def test_gives_the_reference_values(golden, net):
+def test_gives_the_reference_values(golden, net, state):
     seed = golden["seed"]
-    net.load_state_dict({key: draw(key, shape, seed) for key, shape in golden["state"].items()})
+    net.load_state_dict(state)
     images = np.random.RandomState(seed).randn(2, 3, 32, 32).astype(np.float32)
     with torch.no_grad():
         outputs = net(torch.from_numpy(images))
@@ -43,6 +49,37 @@ def test_gives_the_reference_values(golden, net):
     close([tap.abs().mean().item() for tap in taps], golden["feature_mean_abs"])
     close([tap.abs().mean().item() for tap in before], golden["preact_mean_abs"])
     close(outputs.logits.tolist(), golden["logits"])
+
+
+LAYOUTS = {
+    "repdistiller": lambda state: {"epoch": 240, "model": state, "accuracy": torch.tensor(75.0)},
+    "sskd": lambda state: {
+        "epoch": 240,
+        "state_dict": {_sskd_name(key): value for key, value in state.items()},
+        "acc": 0.75,
+    },
+    "sskd student": lambda state: {
+        "state_dict": {f"backbone.{_sskd_name(key)}": value for key, value in state.items()}
+        | {"proj_head.0.weight": torch.zeros(2, 2)}
+    },
+    "mdistiller": lambda state: {"epoch": 240, "model": {f"module.{key}": value for key, value in state.items()}},
+    "bare, without counters": lambda state: {key: value for key, value in state.items() if "num_batches" not in key},
+}
+
+
+def _sskd_name(key):
+    """SSKD's MobileNetV2 has a bare linear layer as its classifier."""
+    return key.replace("classifier.0.", "classifier.")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gives_the_reference_logits_after_import_from_a_file(golden, state, layout, tmp_path):
+    torch.save(LAYOUTS[layout](state), tmp_path / "weights.pth")
+    net = build(golden["name"]).eval()
+    load_checkpoint(net, tmp_path / "weights.pth")
+    images = np.random.RandomState(golden["seed"]).randn(2, 3, 32, 32).astype(np.float32)
+    with torch.no_grad():
+        close(net(torch.from_numpy(images)).logits.tolist(), golden["logits"])
 
 
 def close(measured, expected):

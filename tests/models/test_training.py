@@ -24,7 +24,9 @@ SIZES, CLASSES = (32, 64, 96), (10, 100, 200)
 CASES = [(name, size, classes) for name in LIGHT.values() for size in SIZES for classes in CLASSES]
 CASES += [
     (name, size, CLASSES[(row + column) % 3])
-    for row, name in enumerate(name for name in networks() if name not in LIGHT.values())
+    for row, name in enumerate(
+        net.name for net in networks().values() if net.classifier and net.name not in LIGHT.values()
+    )
     for column, size in enumerate(SIZES)
 ]
 
@@ -43,8 +45,16 @@ def test_one_step_keeps_the_batch_and_reaches_every_parameter(name, size, classe
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in net.parameters())
 
 
+@pytest.mark.parametrize("name", ["clip-vit-b32", "clip-rn50"])
+def test_one_step_reaches_every_parameter_of_an_encoder(name):
+    net = build(name).eval()
+    outputs = net(torch.randn(1, 3, 224, 224))
+    sum(each.square().mean() for each in (*outputs.features, outputs.logits)).backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in net.parameters())
+
+
 def test_every_builder_is_represented():
-    assert {known.builder for known in networks().values()} == {*LIGHT, "resnet50"}
+    assert {known.builder for known in networks().values()} == {*LIGHT, "resnet50", "clip"}
 
 
 @pytest.mark.parametrize("name", [*LIGHT.values(), "resnet50"])
@@ -64,7 +74,7 @@ def test_gradients_are_those_of_the_same_network_without_in_place_operations(nam
     assert all(torch.equal(a, b) for a, b in zip(fast, gradients(), strict=True))
 
 
-@pytest.mark.parametrize("name", ["resnet14", "vgg13", "shufflenetv1", "resnet50", "resnet18"])
+@pytest.mark.parametrize("name", ["resnet14", "vgg13", "shufflenetv1", "resnet50", "resnet18", "rn50"])
 def test_features_are_the_preactivations_after_relu(name):
     outputs = build(name)(torch.randn(2, 3, 32, 32))
     for before, after in zip(outputs.preactivations, outputs.stages, strict=True):

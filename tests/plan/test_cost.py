@@ -45,6 +45,14 @@ def test_few_shots_cost_less_but_for_the_tests():
     assert teacher_pass_cost(few) == 10 * 5_000 * VGG13
 
 
+def test_an_initial_stage_costs_its_epochs_and_no_tests():
+    ab = RUN.model_copy(update={"terms": (TermUse(name="ab"), TermUse(name="ce"))})
+    assert student_cost(ab) == (3 * (10 + 30) * 50_000 + 3 * 10_000) * VGG8
+    assert teacher_pass_cost(ab) == (10 + 30) * 50_000 * VGG13
+    short = ab.model_copy(update={"terms": (TermUse(name="fsp", hyperparameters={"initial_epochs": 2}),)})
+    assert teacher_pass_cost(short) == (10 + 2) * 50_000 * VGG13
+
+
 def test_image_counts():
     assert image_counts(CIFAR) == (50_000, 10_000)
     assert image_counts(DatasetSpec(name="digits")) == (1000, 797)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.plan.plan import Cohort, group, make_plan, schedule, split
+from kdbench.plan.plan import Cohort, auxiliaries_of, group, make_plan, schedule, split
 from kdbench.store.record import Accuracy, Failure, Result
 from kdbench.store.store import Store
 from kdbench.suite.specs import DatasetSpec, HeadSpec, PartSpec, Recipe, RunSpec, TeacherSpec, TermUse
@@ -180,7 +180,7 @@ def test_three_thousand_runs_are_planned_within_a_second(slots):
         "wrn-40-1",
         "resnet8x4",
     ]
-    methods = ["kd", "at", "sp", "vid", "rkd", "pkt", "fitnet", "ce", "cc", "nst", "irg", "crd"]
+    methods = ["kd", "at", "sp", "vid", "rkd", "pkt", "fitnet", "ce", "nst", "cc", "crd", "irg"]
     specs = [run(s, m, t, teacher=teach) for s in students for m in methods for teach in teachers for t in range(5)]
     assert len(specs) == 3000
     start = time.process_time()
@@ -225,3 +225,44 @@ def test_a_diverged_part_settles_the_runs_that_need_it_alone(tmp_path):
     record.fail(Failure(kind="diverged", epoch=3, reason="the loss is not finite"))
     plan = make_plan([run(parts=(spec,)), run(method="at")], store)
     assert (plan.runs, plan.runs_done) == (1, 1)
+
+
+def from_auxiliary(trial=0):
+    """A run that learns from the student of another, which learns from the usual teacher."""
+    between = run("resnet8x4", "pkt", trial)
+    return run(trial=trial, teacher=TeacherSpec(network="resnet8x4", dataset=CIFAR, student=between))
+
+
+def test_what_teaches_is_trained_first():
+    specs = [from_auxiliary(0), from_auxiliary(1), run(method="ce"), run(method="at")]
+    plan = make_plan(specs, Store(Path("/nowhere")), slots=2)
+    assert plan.teachers == (teacher(),)
+    assert plan.runs == len(specs) + 2
+    seen = set()
+    for cohort in plan.cohorts:
+        assert all(each.id in seen for spec in cohort.runs for each in auxiliaries_of(spec))
+        seen |= {spec.id for spec in cohort.runs}
+    assert seen >= {spec.id for spec in specs}
+    shared = next(cohort for cohort in plan.cohorts if specs[3] in cohort.runs)
+    assert specs[0].teacher.student in shared.runs  # it is one more student of the teacher
+
+
+def test_the_makespan_counts_what_teaches_before_what_it_teaches():
+    plan = make_plan([from_auxiliary()], Store(Path("/nowhere")), slots=2)
+    assert plan.makespan(2) == pytest.approx(plan.cost)
+
+
+def test_a_finished_auxiliary_needs_no_teacher(tmp_path):
+    store, spec = Store(tmp_path), from_auxiliary()
+    finish(store.run(spec.teacher.student.id), "run")
+    plan = make_plan([spec], store)
+    assert (plan.runs, plan.teachers, plan.runs_done) == (1, (), 0)
+    finish(store.run(spec.id), "run")
+    assert make_plan([spec], store).runs == 0
+
+
+def test_a_diverged_auxiliary_settles_what_it_would_teach(tmp_path):
+    store, spec = Store(tmp_path), from_auxiliary()
+    store.run(spec.teacher.student.id).fail(Failure(kind="diverged", epoch=3, reason="the loss is not finite"))
+    assert make_plan([spec], store).runs == 0
+    assert make_plan([spec], store, retry_diverged=True).runs == 2

@@ -6,7 +6,7 @@ import pytest
 
 from kdbench.catalogue.networks import network
 from kdbench.catalogue.terms import term, term_names
-from kdbench.suite.feasibility import CONDITIONS, feature_maps, infeasible
+from kdbench.suite.feasibility import CONDITIONS, feature_maps, infeasible, matched_levels
 from kdbench.suite.methods import parse_terms
 
 
@@ -15,6 +15,15 @@ def terms(**values):
         raise AssertionError((path, message))
 
     return parse_terms(values, fail)
+
+
+def test_embeddings_are_compared_in_the_width_in_which_they_are_shown():
+    assert infeasible("resnet8x4", "resnet32x4", terms(ega=1)) == []
+    (reason,) = infeasible("resnet8x4", "wrn-40-2", terms(ega=1))
+    assert "resnet8x4 shows 256 values and wrn-40-2 128" in reason
+    assert infeasible("resnet8x4", "wrn-40-2", terms(ega=1, nce=1, ccl=1), (64, 64)) == []
+    (reason,) = infeasible("resnet8x4", "wrn-40-2", terms(ega=1), (64, None))
+    assert "resnet8x4 shows 64" in reason
 
 
 @pytest.mark.parametrize("name", term_names())
@@ -60,6 +69,48 @@ def test_a_layer_of_a_network_without_maps():
 def test_the_stems_map_alone_is_no_stage():
     net = replace(network("resnet8x4"), features=((32, 1),))
     assert feature_maps(net, net, {}) == "reads the stages' feature maps, but resnet8x4 exposes the stem's map alone"
+
+
+def test_stages_that_are_paired_one_by_one():
+    assert infeasible("resnet8x4", "wrn-40-2", terms(ce=1, ab=1)) == []
+    (reason,) = infeasible("vgg8", "resnet32x4", terms(ce=1, ab=1))
+    assert reason == "ab pairs the stages one by one, but vgg8 has 4 and resnet32x4 has 3"
+    (reason,) = infeasible("resnet8", "clip-vit-b32", terms(ce=1, ab=1))
+    assert "clip-vit-b32 exposes no feature maps" in reason
+
+
+def test_how_far_abs_connectors_reach():
+    assert infeasible("shufflenetv1", "resnet32x4", terms(ce=1, ab=1)) == []
+    assert infeasible("mobilenetv2", "resnet50", terms(ce=1, ab=1)) == []
+    (reason,) = infeasible("resnet18", "resnet50", terms(ce=1, ab=1))
+    assert reason == (
+        "ab can double the student's map but no more, and stage 1 of resnet18 is at 1/4 of the image's size, that of "
+        "resnet50 at 1/1"
+    )
+
+
+def test_equal_channels():
+    assert infeasible("wrn-16-2", "wrn-40-2", terms(ce=1, fsp=1)) == []
+    (reason,) = infeasible("wrn-40-1", "wrn-40-2", terms(ce=1, fsp=1))
+    assert reason == "fsp needs equal channels, but wrn-40-1 has 16-16-32-64 and wrn-40-2 has 16-32-64-128"
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "pairs"),
+    [
+        ("vgg8", "resnet32x4", [(1, 2), (2, 3)]),
+        ("resnet8x4", "resnet32x4", [(1, 1), (2, 2), (3, 3)]),
+        ("mobilenetv2", "wrn-40-2", [(1, 2), (2, 3)]),
+        ("shufflenetv1", "resnet32x4", []),
+        ("shufflenetv1", "wrn-40-2", []),
+    ],
+)
+def test_levels_that_match(student, teacher, pairs):
+    stages = (network(name).features[1:] for name in (student, teacher))
+    assert [(ours + 1, theirs + 1) for ours, theirs in matched_levels(*stages)] == pairs
+    assert [f"{student} has none for {teacher}" in reason for reason in infeasible(student, teacher, terms(mgd=1))] == (
+        [] if pairs else [True]
+    )
 
 
 def test_all_reasons_are_given():

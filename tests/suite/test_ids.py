@@ -24,6 +24,14 @@ def changed(spec, **values):
     return spec.model_validate(spec.model_copy(update=values).model_dump())
 
 
+def test_a_changed_copy_has_an_id_of_its_own():
+    before = SPEC.id
+    copy = SPEC.model_copy(update={"trial": 1})
+    assert copy.id == changed(SPEC, trial=1).id != before
+    assert SPEC.model_copy() == SPEC
+    assert SPEC.model_copy().id == before
+
+
 def ids(suite):
     return [run.id for run in suite.runs]
 

@@ -354,3 +354,17 @@ def test_torn_text_never_leads_to_a_traceback(tmp_path):
         errors.append(refusal(file))
     assert sum(error is not None for error in errors) > 100
     assert all(str(error) for error in errors if error)
+
+
+def test_initial_stages_that_make_no_method(grid):
+    for terms, message in (
+        (
+            "{ce: 1, ab: 1, fsp: 1}",
+            "ab and fsp train the student before the main training: only one term of a method may",
+        ),
+        ("{ab: 1}", "ab is 0 in the main training: add what the student learns from then, such as ce: 1"),
+    ):
+        with pytest.raises(BadSuite) as error:
+            grid(method=f"{{name: mine, terms: {terms}}}")
+        assert message in str(error.value)
+    assert len(grid(method="{name: mine, terms: {ce: 1, ab: {weight: 1, initial_epochs: 3}}}").runs) == 1

@@ -121,3 +121,12 @@ def test_tasks_have_parts_of_their_own_and_weights_have_not(grid):
     found = parts(grid(protocol="sskd", method=f"[sskd, {methods}]"))
     assert len(found) == 5
     assert len({part.id for part in found}) == 3
+
+
+def test_a_method_with_an_auxiliary_has_its_part_trained_on_that(grid):
+    method = "{name: hkd+ft, terms: {ce: 1, hkd: 1, ft: 200}}"
+    suite = grid(protocol="semckd", student="wrn-16-2", method=method)
+    (part,) = parts(suite)
+    assert part.before == suite.runs[0].spec.teacher
+    assert part.before.student is not None
+    assert part.made_by is None

@@ -77,6 +77,15 @@ def test_weights_of_the_methods(method, weight):
     assert weights("semckd", method) == {"ce": 1, "kd": 1, method: weight}
 
 
+def test_methods_with_an_initial_stage():
+    assert (weights("crd", "ab"), weights("crd", "fsp")) == ({"ce": 1, "ab": 1}, {"ce": 1, "fsp": 50})
+    assert weights("sskd", "ab") == {"ce": 0.1, "kd": 0.9, "ab": 1}
+
+
+def test_weights_of_mgd():
+    assert weights("semckd", "mgd") == {"ce": 1, "kd": 1, "mgd": 1e-4}
+
+
 def test_weights_of_kd_and_layers_of_fitnet():
     assert weights("crd", "kd") == weights("sskd", "kd") == {"ce": 0.1, "kd": 0.9}
     assert weights("semckd", "kd") == {"ce": 1, "kd": 1}

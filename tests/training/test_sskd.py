@@ -4,8 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdbench.plan.plan import Cohort
-from kdbench.suite.specs import PartSpec, Scenario
+from kdbench.plan.cost import student_cost
+from kdbench.plan.plan import Cohort, make_plan
+from kdbench.suite.specs import PartSpec, Scenario, TeacherSpec
 from kdbench.training import jobs
 from kdbench.training.build import load_teacher, student_learner
 from kdbench.training.parts import load_part
@@ -97,3 +98,31 @@ def test_exemplar_with_fewer_images_says_so_and_fails_alone(bench, make):
     shop.train(run, good)
     assert "tells 40 training images apart, and the student has 20" in shop.store.run(run.id).failure().reason
     assert shop.store.run(good.id).done()
+
+
+def test_an_initial_stage_looks_at_no_copies(bench, make, make_run):
+    looking = make("sskd", epochs=1)
+    uses = make_run({"ab": {"initial_epochs": 1}}).terms
+    run = looking.model_copy(update={"terms": (*uses, *looking.terms)})
+    run, shop = run.model_validate(run.model_dump()), bench()
+    shop.train(run)
+    rows = shop.store.run(run.id).metrics()
+    assert [(row["epoch"], sorted(row["terms"])) for row in rows] == [(0, ["ab"]), (1, ["ab", "ce", "kd", "sskd"])]
+    assert student_cost(run) > student_cost(looking)
+    assert student_cost(run) - student_cost(looking) < student_cost(looking) / 3
+
+
+def test_a_runs_student_has_parts_like_any_teacher(bench, make, make_run):
+    between = make_run({"ce": 1, "kd": 1}, recipe={"epochs": 1})
+    spec = TeacherSpec(network="resnet8", dataset=between.dataset, student=between)
+    usual = make("ft", epochs=1)
+    part = spec.model_copy(update={"part": usual.parts[0].part})
+    run = usual.model_validate(usual.model_copy(update={"teacher": spec, "parts": (part,)}).model_dump())
+    shop = bench()
+    plan = make_plan([run], shop.store)
+    assert [stage.id for stage in plan.teachers] == [between.teacher.id, part.id]
+    shop.train(between)
+    shop.train(run)
+    assert shop.store.run(run.id).done()
+    assert shop.store.record_of(part).folder == shop.store.teacher(part.id).folder
+    assert shop.store.record_of(spec).folder == shop.store.run(between.id).folder
