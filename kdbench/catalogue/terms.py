@@ -20,7 +20,18 @@ PLUGINS = "kdbench.terms"
 """The group of entry points with which another package gives its terms short names."""
 
 
-FACTS = ("paper", "reads", "needs_teacher", "requires", "full_batches", "initial", "auxiliary", "version")
+FACTS = (
+    "paper",
+    "reads",
+    "needs_teacher",
+    "requires",
+    "full_batches",
+    "initial",
+    "auxiliary",
+    "part",
+    "copies",
+    "version",
+)
 """The constants of a term's class that describe it."""
 
 
@@ -46,6 +57,8 @@ class TermInfo:
     needs_teacher: bool
     requires: tuple[str, ...]
     full_batches: bool
+    part: tuple[str, ...] | None
+    copies: int
     initial: bool
     auxiliary: str
     version: int

@@ -53,8 +53,7 @@ def run(
         return
     unfinished = [spec for spec in specs if not store.run(spec.id).done()]
     between = {each.id: each for spec in unfinished for each in auxiliaries_of(spec)}
-    everything = (*between.values(), *specs)
-    teachers = {stage.id: stage for spec in everything if spec.teacher for stage in spec.teacher.stages}
+    teachers = {stage.id: stage for spec in (*between.values(), *specs) for stage in spec.stages}
     damaged = store.set_aside_damaged_teachers(teachers, between)
     for message in damaged.values():
         print(message, file=sys.stderr)

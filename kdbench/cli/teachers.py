@@ -50,7 +50,7 @@ def train(
     loaded = select(load_suites(suites), only)
     store = Store(results)
     specs = [each for suite in loaded for spec in suite.specs.values() for each in (*auxiliaries_of(spec), spec)]
-    teachers = {stage.id: stage for spec in specs if spec.teacher for stage in spec.teacher.stages}
+    teachers = {stage.id: stage for spec in specs for stage in spec.stages}
     for message in store.set_aside_damaged_teachers(teachers).values():
         typer.echo(message, err=True)
     given = {sha256: file for suite in loaded for sha256, file in suite.weight_files.items()}

@@ -14,10 +14,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kdbench.data.batch import Batch
+from kdbench.data.copies import COPIES, Copier
 from kdbench.data.cuts import centre_cut, pixels, random_cut
 from kdbench.data.image_files import ImageFiles
 from kdbench.data.seeds import generator
@@ -26,8 +28,9 @@ from kdbench.errors import BadInput
 from kdbench.suite.specs import DatasetSpec, Recipe, View
 
 
-Order = tuple[int | None, bool, list[int]]
-"""What a worker is asked for: the epoch (None: the centres of the images), whether a teacher looks on, the images."""
+Order = tuple[int | None, bool, bool, list[int]]
+"""What a worker is asked for: the epoch (None: the centres of the images), whether a teacher looks on, whether there are
+copies to be transformed, the images."""
 
 
 def loader_workers() -> int:
@@ -37,34 +40,39 @@ def loader_workers() -> int:
 
 
 class Cutter(Dataset[Any]):
-    """What runs in the workers: from an order to the views, one stack of pixels [B, 3, H, W] uint8 for each of ``views``."""
+    """What runs in the workers: from an order to the views, one stack of pixels [B, 3, H, W] uint8 for each of ``views``.
+
+    Where copies are asked for, stacks of [COPIES · B, 3, H, W] follow, one for each view.
+    """
 
     def __init__(self, files: ImageFiles, views: Sequence[View], seed: tuple[object, ...]) -> None:
         self.files, self.views, self.seed = files, views, seed
 
     def __getitem__(self, order: Order) -> list[Tensor] | BadInput:
-        epoch, taught, indices = order
+        epoch, taught, copied, indices = order
         views = self.views if taught else self.views[:1]
         try:
-            seen = [self._cut(index, epoch, views) for index in indices]
+            seen = [self._cut(index, epoch, views, copied) for index in indices]
         except BadInput as error:  # travels as a value: what is raised in a worker arrives as a traceback
             return error
         # stacked with the channels last, as the images are decoded and as convolutions want them
         return [
-            torch.stack([cut.permute(1, 2, 0) for cut in cuts]).permute(0, 3, 1, 2) for cuts in zip(*seen, strict=True)
+            torch.stack([cut.permute(1, 2, 0) for cuts in group for cut in cuts]).permute(0, 3, 1, 2)
+            for group in zip(*seen, strict=True)
         ]
 
-    def _cut(self, index: int, epoch: int | None, views: Sequence[View]) -> list[Tensor]:
+    def _cut(self, index: int, epoch: int | None, views: Sequence[View], copied: bool) -> list[list[Tensor]]:
         image = self.files.read(index)
-        cuts = []
-        for number, view in enumerate(views):
-            size = view.size or self.files.size
-            if epoch is not None:
-                draw = generator("cut", number, *self.seed, epoch, index)
-                cuts.append(pixels(random_cut(image, size, draw, flip=view.flip)))
-            else:
-                cuts.append(pixels(centre_cut(image, size)))
+        if epoch is None:
+            return [[pixels(centre_cut(image, view.size or self.files.size))] for view in views]
+        place = (*self.seed, epoch, index)
+        cuts = [[self._drawn(image, view, "cut", number, *place)] for number, view in enumerate(views)]
+        for number, view in enumerate(views if copied else []):
+            cuts.append([self._drawn(image, view, "copy", number, *place, copy) for copy in range(COPIES)])
         return cuts
+
+    def _drawn(self, image: Image.Image, view: View, *seed: object) -> Tensor:
+        return pixels(random_cut(image, view.size or self.files.size, generator(*seed), flip=view.flip))
 
 
 class Loader:
@@ -135,20 +143,27 @@ class FileStream:
         """Images per epoch."""
         return self.labels.shape[0]
 
-    def epoch(self, epoch: int, *, taught: bool = True) -> Iterator[Batch]:
-        """The batches of an epoch, counted from 1. Without a teacher that looks on, its view is left out."""
+    def epoch(self, epoch: int, *, taught: bool = True, transforms: Sequence[str] = ()) -> Iterator[Batch]:
+        """The batches of an epoch, counted from 1. Without a teacher that looks on, its view is left out.
+
+        Each of the copies that ``transforms`` names is a cut of its own, with a flip of its own.
+        """
         order = torch.randperm(len(self), generator=generator("epoch", *self.seed, epoch))
         parts = _split(order, self.batch)
-        answers = self.load([(epoch, taught, part.tolist()) for part in parts])
-        for part, stacks in zip(parts, answers, strict=True):
+        answers = self.load([(epoch, taught, bool(transforms), part.tolist()) for part in parts])
+        copiers = {name: Copier(name, len(self), (*self.seed, epoch)) for name in transforms}
+        normalise = self.normalise if taught else self.normalise[:1]
+        for number, (part, stacks) in enumerate(zip(parts, answers, strict=True)):
             indices = part.to(self.device)
-            images = [normalise(stack) for normalise, stack in zip(self.normalise, stacks, strict=False)]
+            images = [each(stack) for each, stack in zip(normalise, stacks, strict=False)]
+            crops, start = stacks[len(images) :], number * self.batch
             yield Batch(
                 images=images[0],
                 labels=self.labels[indices],
                 indices=indices,
                 clean_labels=None if self.clean is None else self.clean[indices],
                 teacher_images=images[1] if len(images) > 1 else None,
+                copies={name: copier(crops, normalise, start) for name, copier in copiers.items()},
             )
 
 
@@ -158,7 +173,9 @@ class FileTestSet:
     def __init__(self, test: ImageFiles, view: View, spec: DatasetSpec, device: torch.device, batch: int = 256) -> None:
         self.labels = test.labels.to(device)
         self.normalise = Normalisation(view, spec, device)
-        self.orders: list[Order] = [(None, False, part.tolist()) for part in _split(torch.arange(len(test)), batch)]
+        self.orders: list[Order] = [
+            (None, False, False, part.tolist()) for part in _split(torch.arange(len(test)), batch)
+        ]
         self.load = Loader(Cutter(test, [view.view], ()), device)
         self.batch = batch
 

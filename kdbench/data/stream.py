@@ -6,13 +6,14 @@ multiply-add: no loader, no workers, no state.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from kdbench.data.batch import Batch
+from kdbench.data.copies import COPIES, Copier, copies_of
 from kdbench.data.file_stream import FileStream, FileTestSet
 from kdbench.data.image_files import ImageFiles
 from kdbench.data.images import ImageSet, Sets, load_images
@@ -51,24 +52,45 @@ class Stream:
         """Images per epoch."""
         return self.labels.shape[0]
 
-    def epoch(self, epoch: int, *, taught: bool = True) -> Iterator[Batch]:
-        """The batches of an epoch, counted from 1. Without a teacher that looks on, its view is left out."""
+    def epoch(self, epoch: int, *, taught: bool = True, transforms: Sequence[str] = ()) -> Iterator[Batch]:
+        """The batches of an epoch, counted from 1. Without a teacher that looks on, its view is left out.
+
+        What is drawn for the copies that ``transforms`` names is drawn apart: the images are the same with and without. A
+        copy has a crop of its own and is flipped like the image. SSKD flips, turns and then crops; offsets are uniform, so
+        that crops before the turn have the same distribution.
+        """
         draw = generator("epoch", *self.seed, epoch)
         count = len(self)
         order = torch.randperm(count, generator=draw).to(self.device)
-        offsets, flips = self.student.draw(count, draw)
-        teacher = self.teacher if taught else None
-        if teacher:
-            its_offsets, its_flips = teacher.draw(count, generator("teacher's view", *self.seed, epoch))
+        viewers, views = [self.student], [self.student.draw(count, draw)]
+        if self.teacher and taught:
+            viewers.append(self.teacher)
+            views.append(self.teacher.draw(count, generator("teacher's view", *self.seed, epoch)))
+        copiers = {name: Copier(name, count, (*self.seed, epoch)) for name in transforms}
+        crops = [
+            viewer.draw(COPIES * count, generator("copies", role, *self.seed, epoch))[0]
+            for role, viewer in enumerate(viewers if copiers else [])
+        ]
         for start in range(0, count, self.batch):
             part = slice(start, start + self.batch)
             indices = order[part]
+            seen = [
+                viewer(indices, offsets[:, part], flips[part])
+                for viewer, (offsets, flips) in zip(viewers, views, strict=True)
+            ]
+            repeated, rows = indices.repeat_interleave(COPIES), copies_of(start, len(indices))
+            pixels = [
+                viewer.pixels(repeated, offsets[:, rows], flips[part].repeat_interleave(COPIES))
+                for viewer, offsets, (_, flips) in zip(viewers, crops, views, strict=False)
+            ]
+            normalise = [viewer.normalise for viewer in viewers]
             yield Batch(
-                images=self.student(indices, offsets[:, part], flips[part]),
+                images=seen[0],
                 labels=self.labels[indices],
                 indices=indices,
                 clean_labels=None if self.clean is None else self.clean[indices],
-                teacher_images=teacher(indices, its_offsets[:, part], its_flips[part]) if teacher else None,
+                teacher_images=seen[1] if len(seen) > 1 else None,
+                copies={name: copier(pixels, normalise, start) for name, copier in copiers.items()},
             )
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from kdbench.data.batch import Batch
 from kdbench.data.images import ImageSet
+from kdbench.data.pixels import cut, grey, log_uniform, recoloured
 from kdbench.data.seeds import generator
 from kdbench.data.view import Normalisation
 from kdbench.suite.specs import DatasetSpec, Pretraining
@@ -38,8 +37,8 @@ class TwoViews:
         """Images per epoch, each seen twice."""
         return self.labels.shape[0]
 
-    def epoch(self, epoch: int, *, taught: bool = False) -> Iterator[Batch]:
-        """The batches of an epoch, counted from 1. No teacher looks on."""
+    def epoch(self, epoch: int, *, taught: bool = False, transforms: Sequence[str] = ()) -> Iterator[Batch]:
+        """The batches of an epoch, counted from 1. No teacher looks on, and there are no further copies."""
         draw = generator("two views", *self.seed, epoch)
         order = torch.randperm(len(self), generator=draw).to(self.device)
         batch = self.how.recipe.batch
@@ -50,19 +49,11 @@ class TwoViews:
             yield Batch(self.normalise(views.mul_(255)), self.labels[indices], indices)
 
     def _crop(self, images: Tensor, draw: torch.Generator) -> Tensor:
-        count = len(images)
-        uniform = torch.rand(5, count, generator=draw).to(self.device)
+        uniform = torch.rand(5, len(images), generator=draw).to(self.device)
         area = self.how.smallest_crop + (1 - self.how.smallest_crop) * uniform[0]
-        ratio = torch.exp(math.log(4 / 3) * (2 * uniform[1] - 1))
-        width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
-        left, top = (1 - width) * (2 * uniform[2] - 1), (1 - height) * (2 * uniform[3] - 1)
-        if self.how.recipe.flip:
-            width = torch.where(uniform[4] < 0.5, -width, width)
-        zero = torch.zeros_like(width)
-        theta = torch.stack([width, zero, left, zero, height, top], dim=1).view(count, 2, 3)
-        side = self.how.recipe.size or images.shape[-1]
-        grid = F.affine_grid(theta, [count, 3, side, side], align_corners=False)
-        return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+        flip = uniform[4] < 0.5 if self.how.recipe.flip else None
+        ratio = log_uniform(uniform[1], 4 / 3)
+        return cut(images, area, ratio, uniform[2], uniform[3], flip, self.how.recipe.size)
 
     def _recolour(self, images: Tensor, draw: torch.Generator) -> Tensor:
         """Brightness, contrast, saturation and hue of images [N, 3, H, W] of values 0–1."""
@@ -73,26 +64,5 @@ class TwoViews:
             torch.where(changed, 1 + strength * (2 * uniform[n] - 1), 1.0) for n in range(3)
         )
         turn = torch.where(changed, 0.2 * self.how.colour * (2 * uniform[3] - 1), 0.0)
-        images = (images * brightness).clamp(0, 1)
-        mean = _grey(images).mean((2, 3), keepdim=True)
-        images = (mean + (images - mean) * contrast).clamp(0, 1)
-        grey = _grey(images)
-        images = (grey + (images - grey) * saturation).clamp(0, 1)
-        images = _turn_hue(images, 2 * math.pi * turn.flatten())
-        return torch.where(uniform[5] < 0.2, _grey(images), images)
-
-
-def _grey(images: Tensor) -> Tensor:
-    """The luma [N, 1, H, W] of ITU-R BT.601."""
-    red, green, blue = images.unbind(1)
-    return (0.299 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
-
-
-def _turn_hue(images: Tensor, angle: Tensor) -> Tensor:
-    """Rotate the two colour axes of YIQ space by an angle [N] in radians."""
-    forward = images.new_tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
-    cosine, sine = angle.cos(), angle.sin()
-    zero, one = torch.zeros_like(cosine), torch.ones_like(cosine)
-    rotation = torch.stack([one, zero, zero, zero, cosine, -sine, zero, sine, cosine], dim=1).view(-1, 3, 3)
-    matrix = torch.linalg.inv(forward) @ rotation @ forward
-    return torch.einsum("nij,njhw->nihw", matrix, images).clamp(0, 1)
+        images = recoloured(images, brightness, contrast, saturation, turn)
+        return torch.where(uniform[5] < 0.2, grey(images), images)

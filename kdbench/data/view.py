@@ -60,7 +60,11 @@ class Viewer:
 
     def __call__(self, indices: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
         """The normalised views [B, 3, H, W] of the images at ``indices`` [B]."""
+        return self.normalise(self.pixels(indices, offsets, flips))
+
+    def pixels(self, indices: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
+        """The same before normalisation: values from 0 to 255."""
         images = resized(self.windows[indices, :, offsets[0], offsets[1]], self.view.size)
         if self.view.flip:
             images = torch.where(flips.view(-1, 1, 1, 1), images.flip(-1), images)
-        return self.normalise(images)
+        return images

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
-from kdbench.plan.plan import Cohort, Plan
+from kdbench.plan.plan import Plan
 from kdbench.suite.specs import RunSpec, TeacherSpec
 
 
@@ -30,12 +31,12 @@ class Job:
         """What it trains."""
         return [self.teacher.id] if self.teacher else [run.id for run in self.runs]
 
-    @property
-    def needs(self) -> TeacherSpec | None:
-        """The teacher that must be there before it can start."""
+    @cached_property
+    def needs(self) -> list[TeacherSpec]:
+        """The teachers, and parts of them, that must be there before it can start, each once."""
         if self.teacher:
-            return self.teacher.before
-        return Cohort(self.runs).teacher
+            return [self.teacher.before] if self.teacher.before else []
+        return list({need.id: need for run in self.runs for need in run.needs}.values())
 
     def facts(self) -> dict[str, Any]:
         """What a listener hears when it starts."""
@@ -71,4 +72,4 @@ def jobs_of(plan: Plan) -> list[Job]:
 
 def job_for(teacher: TeacherSpec) -> Job:
     """The job that makes a teacher: one of its own, or the run whose student it is."""
-    return Job(runs=(teacher.student,)) if teacher.student else Job(teacher=teacher)
+    return Job(runs=(teacher.made_by,)) if teacher.made_by else Job(teacher=teacher)

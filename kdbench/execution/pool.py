@@ -20,6 +20,7 @@ from kdbench.execution.worker_handle import WorkerHandle, WorkerOptions
 from kdbench.plan.plan import Plan
 from kdbench.store.record import Failure, Record
 from kdbench.store.store import Store
+from kdbench.suite.specs import TeacherSpec
 
 
 RETRY_SECONDS = 1.0
@@ -112,33 +113,31 @@ class Pool:
     def _next_job(self) -> Job | None:
         """The first job that can start now."""
         self._drop_hopeless()
-        needed = {self._needs(job): job.needs for job in self.pending if job.needs}
+        needed = {id: need for job in self.pending for id, need in self._needs(job).items()}
         absent = {id for id, teacher in needed.items() if not self.store.record_of(teacher).done()}
         coming = {id for job in (*self.pending, *self.running.values()) for id in job.ids}
         self.pending[:0] = [job_for(needed[id]) for id in sorted(absent - coming)]
         now = time.monotonic()
         ready = (
-            job
-            for job in self.pending
-            if job.not_before <= now and (job.needs is None or self._needs(job) in needed.keys() - absent)
+            job for job in self.pending if job.not_before <= now and self._needs(job).keys() <= needed.keys() - absent
         )
         return next(ready, None)
 
-    def _needs(self, job: Job) -> str:
-        """The id of what must be there before a job can start, "" for nothing."""
-        return self.store.record_of(job.needs).id if job.needs else ""
+    def _needs(self, job: Job) -> dict[str, TeacherSpec]:
+        """What must be there before a job can start, by the id of its record."""
+        return {self.store.record_of(need).id: need for need in job.needs}
 
     def _drop_hopeless(self) -> None:
         """Give up what needs a teacher that could not be trained, and what needs that in turn."""
         failed = self.result.failed
-        while hopeless := [(job, self._needs(job)) for job in self.pending if self._needs(job) in failed]:
-            for job, teacher in hopeless:
-                self.pending.remove(job)
-                rest = [run.id for run in job.runs if run.teacher is None]
-                what = "auxiliary" if job.needs and job.needs.student else "teacher"
-                self._fail([id for id in job.ids if id not in rest], job, f"its {what} failed: {failed[teacher]}")
-                if rest:
-                    self.pending.append(job.only(rest))
+        while hopeless := next(((job, id) for job in self.pending for id in self._needs(job) if id in failed), None):
+            job, lost = hopeless
+            self.pending.remove(job)
+            what = "auxiliary" if self._needs(job)[lost].made_by else "teacher"
+            rest = [run.id for run in job.runs if lost not in self._needs(job.only([run.id]))]
+            self._fail([id for id in job.ids if id not in rest], job, f"its {what} failed: {failed[lost]}")
+            if rest:
+                self.pending.append(job.only(rest))
 
     def _handle(self, slot: str, event: dict[str, Any]) -> None:
         match event["event"]:

@@ -7,10 +7,11 @@ from typing import Any
 
 from kdbench.catalogue import terms
 from kdbench.errors import BadInput
+from kdbench.methods.part import Part
 from kdbench.methods.term import Setting, Term
 
 
-__all__ = ["Setting", "Term", "build_term"]
+__all__ = ["Part", "Setting", "Term", "build_part", "build_term"]
 
 
 def build_term(name: str, setting: Setting, **hyper: Any) -> Term:
@@ -26,6 +27,18 @@ def build_term(name: str, setting: Setting, **hyper: Any) -> Term:
     kind = _load(info.target)
     built: Term = kind(setting, **hyper)
     return built
+
+
+def build_part(name: str, setting: Setting, **hyper: Any) -> Part:
+    """Build the untrained part of a term, for the teacher in ``setting``.
+
+    Hyper-parameters of the term that are not given hold their default. Raises BadInput where the term has no part.
+    """
+    info = terms.term(name)
+    if info.part is None:
+        raise BadInput(f"{name} trains nothing on the teacher first")
+    options = {key: info.hyperparameters[key].default for key in info.part}
+    return _load(info.target).build_part(setting, {**options, **hyper})
 
 
 def _load(target: str) -> type[Term]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
 from kdbench.data.batch import Batch, Batches
 from kdbench.errors import BadInput
+from kdbench.methods.part import Part
 from kdbench.models.backbone import Backbone
 from kdbench.models.outputs import Outputs, Shapes
+
+
+AnyPart = TypeVar("AnyPart", bound=Part)
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,8 @@ class Setting:
     """What a term is built for. For a term that needs no teacher, ``teacher`` equals ``student``.
 
     train_size counts the images that the student trains on (after subset and few-shot), batch_size is the nominal one.
-    labels are theirs, [train_size] int64, as the student learns them; None where no student is trained.
+    labels are theirs, [train_size] int64, as the student learns them; None where no student is trained. part is what the
+    term has trained on the teacher beforehand, frozen; the term uses it from here, so that it is no part of the run.
     """
 
     student: Shapes
@@ -27,6 +33,7 @@ class Setting:
     train_size: int
     batch_size: int
     labels: Tensor | None = field(default=None, compare=False, repr=False)
+    part: Part | None = field(default=None, compare=False, repr=False)
 
 
 class Term(nn.Module):
@@ -50,6 +57,15 @@ class Term(nn.Module):
     full_batches: ClassVar[bool] = False
     """Whether a batch must have the nominal size. A run with such a term leaves its epoch's short last batch out."""
 
+    part: ClassVar[tuple[str, ...] | None] = None
+    """Where a term first trains a part on the finished teacher: the hyper-parameters on which that part depends."""
+
+    copies: ClassVar[int] = 0
+    """How many transformed copies of each image the term sees beside the image itself.
+
+    Its outputs then have (1 + copies) · B rows: those for each image, followed by those for its copies.
+    """
+
     initial: ClassVar[bool] = False
     """Whether the term trains the student by itself before the main training, in which ``forward`` then gives 0.
 
@@ -61,6 +77,9 @@ class Term(nn.Module):
 
     version: ClassVar[int] = 1
     """Raised when a change of the code changes results, so that old and new numbers never mix."""
+
+    transforms: str = ""
+    """Which kind of copies a term sees (kdbench.data.copies.TRANSFORMS); "": none. Its ``__init__`` sets it."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
@@ -87,6 +106,20 @@ class Term(nn.Module):
     def initial_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return what the initial stage minimises, a scalar; the term's weight does not count there."""
         raise NotImplementedError
+
+    @classmethod
+    def build_part(cls, setting: Setting, options: Mapping[str, Any]) -> Part:
+        """The untrained part, for the teacher in ``setting``; options are the hyper-parameters that ``part`` names."""
+        raise NotImplementedError
+
+    def trained_part(self, kind: type[AnyPart]) -> AnyPart:
+        """The part that was trained on the teacher. Raises BadInput where the setting has none."""
+        part = self.setting.part
+        if not isinstance(part, kind):
+            raise BadInput(
+                f"{type(self).__name__} needs the {kind.__name__} that was trained on the teacher, and Setting.part has none"
+            )
+        return part
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the unweighted loss, a scalar. The teacher's outputs carry no gradient."""

@@ -35,7 +35,8 @@ class Checkpoint:
 def read_checkpoint(path: str | PathLike[str]) -> Checkpoint:
     """Read a .safetensors file, a torch file or a TorchScript archive.
 
-    The weights may lie bare or under 'model' or 'state_dict'. Raises BadInput where the file holds no weights, or more than weights.
+    The weights may lie bare or under 'model' or 'state_dict'. Raises BadInput where the file holds no weights, or more than
+    weights.
     """
     path = Path(path)
     content = _read(path)

@@ -44,8 +44,13 @@ def student_cost(spec: RunSpec) -> float:
     """Multiply-accumulates of a student's training and tests, without its teacher."""
     train, test = image_counts(spec.dataset, spec.scenario.fraction)
     tests = -(-spec.recipe.epochs // spec.recipe.evaluate_every)
-    images = (1 + _BACKWARD) * train * trained_epochs(spec) + test * tests
+    images = (1 + _BACKWARD) * train * _seen(spec) + test * tests
     return images * forward_macs(spec.student, spec.dataset)
+
+
+def _seen(spec: RunSpec) -> int:
+    """How often a run sees each image: once in each epoch, and in the main training its transformed copies, too."""
+    return trained_epochs(spec) + spec.recipe.epochs * max(term(use.name).copies for use in spec.terms)
 
 
 def teacher_pass_cost(spec: RunSpec) -> float:
@@ -53,7 +58,7 @@ def teacher_pass_cost(spec: RunSpec) -> float:
     if spec.teacher is None:
         return 0.0
     train, _ = image_counts(spec.dataset, spec.scenario.fraction)
-    return train * trained_epochs(spec) * forward_macs(spec.teacher.network, spec.dataset, spec.view)
+    return train * _seen(spec) * forward_macs(spec.teacher.network, spec.dataset, spec.view)
 
 
 def teacher_cost(spec: TeacherSpec) -> float:
@@ -63,7 +68,9 @@ def teacher_cost(spec: TeacherSpec) -> float:
         return 0.0
     train, test = image_counts(spec.dataset)
     tests = -(-recipe.epochs // recipe.evaluate_every)
-    if spec.head:
+    if spec.part:  # not tested
+        images = train * recipe.epochs * (1 + term(spec.part.term).copies)
+    elif spec.head:
         images = train * recipe.epochs + test * tests
     elif spec.recipe:
         images = (1 + _BACKWARD) * train * recipe.epochs + test * tests

@@ -114,7 +114,7 @@ def make_plan(
         done += settled
         if not settled:
             todo |= {each.id: each for each in (*_unfinished(auxiliaries_of(spec), store), spec)}
-    wanted = [*(spec.teacher for spec in todo.values() if spec.teacher), *teachers]
+    wanted = [*(need for spec in todo.values() for need in spec.needs), *teachers]
     needed = {stage.id: stage for teacher in wanted for stage in teacher.stages}
     missing = [teacher for id, teacher in needed.items() if not store.teacher(id).done()]
     cohorts = [cohort for part in by_depth(group(todo.values())) for cohort in split(part, slots)]
@@ -128,8 +128,8 @@ def _unfinished(chain: list[RunSpec], store: Store) -> list[RunSpec]:
 
 
 def _hopeless(spec: RunSpec, store: Store, diverged: dict[str, bool]) -> bool:
-    """Whether the run or its teacher diverged. ``diverged`` remembers the teachers that have been looked up."""
-    teachers = spec.teacher.stages if spec.teacher else []
+    """Whether the run or what it needs diverged. ``diverged`` remembers the teachers that have been looked up."""
+    teachers = [stage for need in spec.needs for stage in need.stages]
     if any(_hopeless(each, store, diverged) for each in _unfinished(auxiliaries_of(spec), store)):
         return True
     for teacher in teachers:

@@ -31,7 +31,7 @@ class Store:
 
     def record_of(self, teacher: TeacherSpec) -> Record:
         """The record of a teacher, which is that of the run whose student it is, if it is one."""
-        return self.run(teacher.student.id) if teacher.student else self.teacher(teacher.id)
+        return self.run(teacher.made_by.id) if teacher.made_by else self.teacher(teacher.id)
 
     def records(self, kind: str) -> Iterator[Record]:
         """All existing records of a kind, ``runs`` or ``teachers``, by id; not those that were set aside as damaged."""

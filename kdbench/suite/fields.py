@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.names import nearest, unknown
 from kdbench.catalogue.networks import network, networks
+from kdbench.catalogue.terms import term
 from kdbench.errors import BadInput, Problem
 from kdbench.suite.yaml_reader import Document, Path_
 
@@ -41,6 +42,14 @@ def _canonical(look_up: Any, name: str) -> str:
         return str(look_up(name).name)
     except BadInput as error:
         raise PydanticCustomError("unknown", "{message}", {"message": str(error)}) from None
+
+
+def known_part(name: str) -> str:
+    """Return the name of a term that trains a part on the finished teacher."""
+    found = _canonical(term, name)
+    if term(found).part is None:
+        raise PydanticCustomError("part", "the term '{name}' trains nothing on the teacher first", {"name": found})
+    return found
 
 
 def not_empty(value: Any) -> Any:
@@ -76,6 +85,7 @@ NetworkName = Annotated[StrictStr, AfterValidator(known_network)]
 StudentName = Annotated[StrictStr, AfterValidator(known_student)]
 TeacherName = Annotated[StrictStr, AfterValidator(known_teacher)]
 DatasetName = Annotated[StrictStr, AfterValidator(known_dataset)]
+PartName = Annotated[StrictStr, AfterValidator(known_part)]
 
 
 def problems_of(error: ValidationError, document: Document, path: Path_, keys: Keys) -> list[Problem]:

@@ -7,6 +7,7 @@ from typing import Any
 from kdbench.catalogue.datasets import datasets
 from kdbench.catalogue.names import unknown
 from kdbench.catalogue.networks import network
+from kdbench.catalogue.terms import term
 from kdbench.suite.cells import cells, matches, method_name
 from kdbench.suite.collector import Collector
 from kdbench.suite.feasibility import infeasible
@@ -171,6 +172,12 @@ class Grid:
             where = (*self.path, "strategy") if "strategy" in self.raw else ("strategy",)
             message = f"{cell.teacher} has no classifier: use strategy sequential or simultaneous"
             found.append((where, message, ""))
+        unfinished = [use.name for use in terms if term(use.name).part is not None and cell.strategy == "simultaneous"]
+        if unfinished:
+            message = (
+                f"{unfinished[0]} first trains a part on the finished teacher: use strategy pretrained or sequential"
+            )
+            found.append((place, f"{named}cannot be used with strategy simultaneous: ", message))
         if cell.strategy != "pretrained" and self.protocol.settings.node_embedding is None and self.certain:
             where = (*self.path, "strategy") if "strategy" in self.raw else ("strategy",)
             message = (

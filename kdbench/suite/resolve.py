@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from kdbench.catalogue.datasets import dataset
+from kdbench.catalogue.networks import networks
 from kdbench.errors import BadInput, Problem
 from kdbench.suite.fields import problems_of
 from kdbench.suite.methods import Terms, parse_terms
@@ -26,6 +29,9 @@ def merged(original: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     raw = {**original, **changes}
     for key in ("lr_for", "simclr", *SECTIONS):
         raw[key] = _merge(original.get(key), raw[key])
+    old, new = original.get("parts", {}), raw["parts"]
+    if isinstance(new, dict):
+        raw["parts"] = {**old, **{name: _merge(old.get(name), values) for name, values in new.items()}}
     if isinstance(raw["datasets"], dict):
         old = original.get("datasets", {})
         new = {name: _merge(old.get(_canonical(name)), values) for name, values in raw["datasets"].items()}
@@ -59,6 +65,7 @@ def resolve(
         whole = settings.model_dump(include=set(Recipe.model_fields))
         for where, values in _sections(raw).items():
             _check(Recipe, {**whole, **values}, whole, document, (*path, *where), problems)
+        problems += _wrong_rates(raw, document, path)
         if not problems:
             problems += _clashes(settings, document, path)
     methods: dict[str, Terms] = {}
@@ -98,20 +105,46 @@ def _sections(raw: dict[str, Any]) -> dict[Path_, dict[str, Any]]:
     parts: dict[Path_, Any] = {(key,): raw.get(key) for key in SECTIONS}
     each = raw.get("datasets")
     parts |= {("datasets", name): values for name, values in (each.items() if isinstance(each, dict) else ())}
-    return {where: values for where, values in parts.items() if isinstance(values, dict)}
+    whole = {where: values for where, values in parts.items() if isinstance(values, dict)}
+    each = raw.get("parts")
+    for name, values in each.items() if isinstance(each, dict) else ():
+        if isinstance(values, dict):
+            whole["parts", name] = {key: value for key, value in values.items() if key != "lr_for"}
+    return whole
+
+
+def _wrong_rates(raw: dict[str, Any], document: Document, path: Path_) -> list[Problem]:
+    """What is wrong with the rates of parts by student."""
+    found = []
+    each = raw.get("parts")
+    for name, values in each.items() if isinstance(each, dict) else ():
+        rates = values.get("lr_for", {}) if isinstance(values, dict) else {}
+        where = (*path, "parts", name, "lr_for")
+        if not isinstance(rates, dict):
+            found.append(document.problem(where, "must be a mapping of students to rates, such as {resnet*: 0.01}"))
+            continue
+        for pattern, rate in rates.items():
+            if isinstance(rate, bool) or not isinstance(rate, int | float) or rate <= 0:
+                found.append(document.problem((*where, pattern), f"must be a number above 0, not {rate!r}"))
+            if not any(fnmatchcase(network, str(pattern)) for network in networks()):
+                message = f"no network is called '{pattern}'  (kdbench list models)"
+                found.append(document.problem((*where, pattern), message))
+    return found
 
 
 def _clashes(settings: Protocol, document: Document, path: Path_) -> list[Problem]:
     """Overrides that are right one by one but not together, such as Nesterov here and no momentum there."""
     found = []
+    sections: list[tuple[str, Callable[[str], object]]] = [
+        ("teacher", lambda name: settings.teacher_recipe("", name)),
+        ("head", lambda name: settings.head_spec(name, simultaneous=False)),
+        ("head_simultaneous", lambda name: settings.head_spec(name, simultaneous=True)),
+        ("pretraining", lambda name: settings.pretraining_spec("", name)),
+        ("fine_tune", lambda name: settings.fine_tune_recipe("", name)),
+        *(("parts", partial(settings.part_recipe, term, "")) for term in settings.parts),
+    ]
     for name in ("", *settings.datasets):
-        for section, build in (
-            ("teacher", lambda name: settings.teacher_recipe("", name)),
-            ("head", lambda name: settings.head_spec(name, simultaneous=False)),
-            ("head_simultaneous", lambda name: settings.head_spec(name, simultaneous=True)),
-            ("pretraining", lambda name: settings.pretraining_spec("", name)),
-            ("fine_tune", lambda name: settings.fine_tune_recipe("", name)),
-        ):
+        for section, build in sections:
             if section in ("pretraining", "fine_tune") and not getattr(settings, section):
                 continue  # what it inherits is reported where it stands
             try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from pydantic import Field, StrictStr
 
-from kdbench.suite.fields import DatasetName, NetworkName
-from kdbench.suite.specs import HeadSpec, PositiveInt, PositiveNumber, Pretraining, Recipe, SimCLR
+from kdbench.suite.fields import DatasetName, NetworkName, PartName
+from kdbench.suite.specs import HeadSpec, PositiveInt, PositiveNumber, Pretraining, Recipe, SimCLR, View
 
 
 Changes = dict[str, Any]
@@ -21,7 +22,9 @@ class Protocol(Recipe):
     backbone; ``head_simultaneous`` overrides ``head`` where those layers learn beside the student. ``pretraining``
     overrides the recipe where a teacher is first trained without labels, and ``simclr`` says how; ``fine_tune`` overrides
     ``teacher`` where it starts from such or from published weights. Under ``teacher_view: own`` the teacher sees its own
-    augmented view of each image instead of the students'. ``lr_for`` names the networks that train at another rate;
+    augmented view of each image instead of the students'. ``parts`` overrides single values of the student's recipe for
+    what a term, by name, trains on the finished teacher first; its ``lr_for`` names the students, by patterns such as
+    `resnet*`, for which that happens at another rate. ``lr_for`` names the networks that train at another rate;
     ``datasets`` overrides values for one data set. ``score`` is the epoch whose accuracy the paper reports.
     """
 
@@ -38,6 +41,7 @@ class Protocol(Recipe):
     simclr: SimCLR = SimCLR()
     fine_tune: dict[str, Any] = {}
     teacher_view: Literal["shared", "own"] = "shared"
+    parts: dict[PartName, dict[str, Any]] = {}
     datasets: dict[DatasetName, dict[str, Any]] = {}
     methods: dict[str, Any] = Field(default_factory=dict)
 
@@ -73,6 +77,14 @@ class Protocol(Recipe):
             **(view or {}),
         }
         return HeadSpec(width=self.node_embedding, recipe=self._recipe("", dataset, changes))
+
+    def part_recipe(self, term: str, student: str, dataset: str, view: View | None = None) -> Recipe:
+        """How the protocol trains what a term needs of a finished teacher, on images as the teacher sees them."""
+        changes = dict(self.parts.get(term, {}))
+        rates = changes.pop("lr_for", {})
+        rate = next(({"lr": lr} for pattern, lr in rates.items() if fnmatchcase(student, pattern)), {})
+        seen = view.model_dump() if view else {}
+        return self._recipe(student, dataset, {"node_embedding": None, "evaluate_every": 1, **changes, **rate, **seen})
 
     def _teacher_recipe(self, network: str, dataset: str, changes: Changes, view: Changes | None) -> Recipe:
         tested = {"evaluate_every": 1} if self.teacher_checkpoint == "last" else {}

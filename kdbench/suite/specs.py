@@ -1,120 +1,38 @@
-"""What a run is: exactly the values that can change its result, and the identity that follows from them.
-
-An id is a hash of the canonical JSON of a spec without the fields that hold their default. So neither the order of keys,
-nor the suite, nor a path or device, nor a field that kdbench learns later on, changes the id of a run.
-"""
+"""What a run is: exactly the values that can change its result."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
-from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StrictBool,
-    StrictFloat,
-    StrictInt,
-    StrictStr,
-    model_validator,
-)
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+
+from kdbench.suite.recipe import Name, Number, PositiveInt, PositiveNumber, Recipe, Share, Spec, View, digest
 
 
-def _rising(values: tuple[int, ...]) -> tuple[int, ...]:
-    if list(values) != sorted(set(values)):
-        raise ValueError("must rise from one to the next")
-    return values
-
+__all__ = [
+    "DatasetSpec",
+    "HeadSpec",
+    "Name",
+    "Number",
+    "PartSpec",
+    "PositiveInt",
+    "PositiveNumber",
+    "Pretraining",
+    "Recipe",
+    "RunSpec",
+    "Scenario",
+    "Share",
+    "SimCLR",
+    "Spec",
+    "Strategy",
+    "TeacherSpec",
+    "TermUse",
+    "View",
+    "Weights",
+    "digest",
+]
 
 Strategy = Literal["pretrained", "sequential", "simultaneous"]
-Number = Annotated[StrictFloat, Field(allow_inf_nan=False)]
-PositiveNumber = Annotated[Number, Field(gt=0.0)]
-PositiveInt = Annotated[StrictInt, Field(ge=1)]
-Share = Annotated[StrictFloat, Field(ge=0.0, lt=1.0)]
-Name = Annotated[StrictStr, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
-
-
-class Spec(BaseModel):
-    """A frozen value object with an identity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def canonical(self) -> dict[str, Any]:
-        """JSON-ready values, without the fields that hold their default."""
-        return self.model_dump(mode="json", exclude_defaults=True)
-
-    @cached_property
-    def id(self) -> str:
-        """Twelve hexadecimal digits that stand for this spec."""
-        return digest(self.canonical())
-
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy with some fields changed, and so with an id of its own."""
-        copied = super().model_copy(update=update, deep=deep)
-        copied.__dict__.pop("id", None)
-        return copied
-
-
-def digest(value: Any) -> str:
-    """A hash of a JSON-ready value that does not depend on the order of keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-class View(Spec):
-    """How a network sees an image.
-
-    Images are zero-padded by ``crop_padding`` pixels and cropped back, resized bicubically to ``size`` × ``size`` pixels
-    (None: as they are), flipped with probability one half if ``flip``, and normalised with ``mean`` and ``std`` (the data
-    set's own where None). Tests see the whole image, without crop and flip.
-    """
-
-    crop_padding: Annotated[StrictInt, Field(ge=0)] = 0
-    flip: StrictBool = False
-    mean: tuple[Number, Number, Number] | None = None
-    std: tuple[PositiveNumber, PositiveNumber, PositiveNumber] | None = None
-    size: PositiveInt | None = None
-
-    @property
-    def view(self) -> View:
-        """The view alone, without what a subclass adds."""
-        return View(**{name: getattr(self, name) for name in View.model_fields})
-
-
-class Recipe(View):
-    """How one network is trained: SGD with stepwise decay on augmented views.
-
-    The learning rate is multiplied by ``decay`` after each of the ``milestones`` (epochs, counted from 1).
-    ``node_embedding`` is the width of EGA's layer between backbone and classifier (None: the network's own classifier).
-    Test accuracy is measured after every ``evaluate_every``-th epoch and after the last.
-    """
-
-    epochs: PositiveInt
-    batch: Annotated[StrictInt, Field(ge=2)]
-    lr: PositiveNumber
-    momentum: Share = 0.0
-    weight_decay: Annotated[Number, Field(ge=0.0)] = 0.0
-    nesterov: StrictBool = False
-    milestones: Annotated[tuple[PositiveInt, ...], AfterValidator(_rising)] = ()
-    decay: Annotated[StrictFloat, Field(gt=0.0, le=1.0)] = 0.1
-    precision: Literal["fp32", "bf16"] = "fp32"
-    node_embedding: PositiveInt | None = None
-    evaluate_every: PositiveInt = 1
-
-    def lr_at(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 1."""
-        return self.lr * self.decay ** sum(epoch > milestone for milestone in self.milestones)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Recipe:
-        if self.nesterov and not self.momentum:
-            raise ValueError("nesterov needs a momentum above 0")
-        return self
 
 
 class DatasetSpec(Spec):
@@ -190,14 +108,27 @@ class Pretraining(SimCLR):
     recipe: Recipe
 
 
+class PartSpec(Spec):
+    """What a term trains on a finished teacher before any student, and how.
+
+    ``hyperparameters`` are those of the term on which the part depends, where they differ from the term's defaults.
+    """
+
+    term: Name
+    hyperparameters: dict[str, Any] = {}
+    version: StrictInt = 1
+    recipe: Recipe
+
+
 class TeacherSpec(Spec):
-    """A teacher: what made it, in up to three stages, each with a record of its own.
+    """A teacher: what made it, in up to four stages, each with a record of its own.
 
     It starts from fresh weights, from ``weights`` that were trained elsewhere, or from ``pretraining`` without labels. With
     a ``recipe``, all of it is then trained on the labels of ``dataset``. With a ``head``, what there is so far is frozen and
     new layers are trained on it. ``checkpoint`` says which epoch's weights are the teacher: the last, or the best by test
     accuracy. ``dataset`` is None for an encoder that was trained elsewhere and is used as it is. Instead of all these,
-    ``student`` is the run whose student it is; its record is that run's.
+    ``student`` is the run whose student it is; its record is that run's. A ``part`` is what a term trains beside any
+    finished teacher.
     """
 
     network: Name
@@ -208,11 +139,14 @@ class TeacherSpec(Spec):
     weights: Weights | None = None
     pretraining: Pretraining | None = None
     head: HeadSpec | None = None
+    part: PartSpec | None = None
     student: RunSpec | None = None
 
     @property
     def stage_recipe(self) -> Recipe | None:
         """How the last stage is trained; None where there is nothing to train."""
+        if self.part:
+            return self.part.recipe
         if self.head:
             return self.head.recipe
         return self.recipe or (self.pretraining.recipe if self.pretraining else None)
@@ -220,6 +154,8 @@ class TeacherSpec(Spec):
     @property
     def before(self) -> TeacherSpec | None:
         """The stage that must be there before the last one; None where that is the first."""
+        if self.part:
+            return self._without("part")
         if self.head:
             return self._without("head")
         if self.recipe and (self.weights or self.pretraining):
@@ -229,7 +165,7 @@ class TeacherSpec(Spec):
     @property
     def stages(self) -> list[TeacherSpec]:
         """The teacher and all that come before it, the first stage first; none for a run's student."""
-        return [] if self.student else [*(self.before.stages if self.before else ()), self]
+        return [] if self.made_by else [*(self.before.stages if self.before else ()), self]
 
     @property
     def label(self) -> str:
@@ -238,7 +174,14 @@ class TeacherSpec(Spec):
         origin = " (a run's student)" if self.student else origin
         tuned = ", fine-tuned" if self.recipe and (self.weights or self.pretraining) else ""
         place = f" on {self.dataset.name}" if self.dataset else ""
-        return f"{self.network}{origin}{tuned}{place}" + (" + new layers" if self.head else "")
+        options = ", ".join(f"{key}={value}" for key, value in self.part.hyperparameters.items()) if self.part else ""
+        part = f" + the part of {self.part.term}" + (f" ({options})" if options else "") if self.part else ""
+        return f"{self.network}{origin}{tuned}{place}" + (" + new layers" if self.head else "") + part
+
+    @property
+    def made_by(self) -> RunSpec | None:
+        """The run whose student it is, and whose record is its own; None where its record is a teacher's."""
+        return None if self.part else self.student
 
     @property
     def has_classifier(self) -> bool:
@@ -248,7 +191,7 @@ class TeacherSpec(Spec):
     def _without(self, *names: str) -> TeacherSpec:
         """The teacher without some of its fields; an encoder from elsewhere is the same whatever it is used on."""
         rest = {name: getattr(self, name) for name in type(self).model_fields if name not in names}
-        encoder = self.weights and not self.weights.classifier and not rest.get("recipe")
+        encoder = self.weights and not (self.weights.classifier or rest.get("recipe") or rest.get("head"))
         return TeacherSpec(**{**rest, **({"dataset": None, "seed": 0} if encoder else {})})
 
     @model_validator(mode="after")
@@ -259,7 +202,7 @@ class TeacherSpec(Spec):
             raise ValueError("a teacher needs a recipe, weights or pretraining")
         if self.weights and self.pretraining:
             raise ValueError("a teacher starts from weights or from pretraining, not from both")
-        encoder = self.weights and not (self.weights.classifier or self.recipe or self.head)
+        encoder = self.weights and not (self.weights.classifier or self.recipe or self.head or self.part)
         if self.dataset is None and not encoder:
             raise ValueError("a teacher that has a classifier, or was trained here, needs a dataset")
         return self
@@ -270,7 +213,8 @@ class RunSpec(Spec):
 
     ``teacher`` is None for methods that read no teacher; ``head`` is what the teacher learns beside the student under the
     strategy `simultaneous`, else None. ``view`` is how the teacher sees the images, drawn independently of the student's;
-    None where it is shown the student's batch. ``checkpoint`` says which epoch's weights are kept.
+    None where it is shown the student's batch. ``checkpoint`` says which epoch's weights are kept. ``parts`` are what its
+    terms train on the teacher first.
     """
 
     student: Name
@@ -283,6 +227,23 @@ class RunSpec(Spec):
     recipe: Recipe
     trial: Annotated[StrictInt, Field(ge=0)] = 0
     checkpoint: Literal["last", "best"] = "last"
+    parts: tuple[TeacherSpec, ...] = ()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> RunSpec:
+        if any(part.part is None or part.before != self.teacher for part in self.parts):
+            raise ValueError("a run's parts belong to its own teacher")
+        return self
+
+    @property
+    def needs(self) -> tuple[TeacherSpec, ...]:
+        """What must be there before it can start: its teacher, and the parts that its terms have trained on it."""
+        return (*([self.teacher] if self.teacher else ()), *self.parts)
+
+    @property
+    def stages(self) -> list[TeacherSpec]:
+        """All stages of what it needs, each once, after the stages before it."""
+        return list({stage.id: stage for need in self.needs for stage in need.stages}.values())
 
     @property
     def stream_id(self) -> str:

@@ -9,7 +9,7 @@ from kdbench.catalogue.networks import network
 from kdbench.suite.methods import auxiliary_method, reads_teacher
 from kdbench.suite.protocols import ResolvedProtocol
 from kdbench.suite.specs import DatasetSpec, RunSpec, Scenario, TeacherSpec, TermUse
-from kdbench.suite.teachers import NamedTeacher, resolve_teacher
+from kdbench.suite.teachers import NamedTeacher, part_specs, resolve_teacher
 
 
 @dataclass(frozen=True)
@@ -78,16 +78,18 @@ def make_spec(
     teacher = _auxiliary(cell, kind, auxiliary_method(terms), protocol, trial) if auxiliary_method(terms) else None
     needed = kind and not teacher and reads_teacher(terms)
     found = resolve_teacher(kind, data, cell.strategy, settings) if kind and needed else None
+    finished, view = (found.spec, found.view) if found else (teacher, None)
     return RunSpec(
         student=cell.student,
-        teacher=found.spec if found else teacher,
+        teacher=finished,
         head=found.head if found else None,
-        view=found.view if found else None,
+        view=view,
         terms=terms,
         dataset=data,
         scenario=cell.scenario,
         recipe=settings.recipe(cell.student, data.name),
         trial=trial,
+        parts=part_specs(finished, view, cell.student, data, terms, settings) if finished else (),
     )
 
 

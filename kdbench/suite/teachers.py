@@ -10,9 +10,10 @@ from typing import Literal
 from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.hashing import file_hash
 from kdbench.catalogue.networks import Network, network
+from kdbench.catalogue.terms import term
 from kdbench.errors import BadInput
 from kdbench.suite.settings import Changes, Protocol
-from kdbench.suite.specs import DatasetSpec, HeadSpec, Recipe, TeacherSpec, View, Weights
+from kdbench.suite.specs import DatasetSpec, HeadSpec, PartSpec, Recipe, TeacherSpec, TermUse, View, Weights
 
 
 Source = Literal["random", "published", "file", "simclr"]
@@ -113,6 +114,29 @@ def resolve_teacher(teacher: NamedTeacher, data: DatasetSpec, strategy: str, set
     seen = head.recipe if head else recipe or settings.teacher_recipe(facts.name, data.name, shown)
     own = settings.teacher_view == "own" or shown is not None
     return ResolvedTeacher(spec, head if strategy == "simultaneous" else None, seen.view if own else None)
+
+
+def part_specs(
+    teacher: TeacherSpec,
+    view: View | None,
+    student: str,
+    data: DatasetSpec,
+    terms: tuple[TermUse, ...],
+    settings: Protocol,
+) -> tuple[TeacherSpec, ...]:
+    """The parts that terms train on a finished teacher: like it, on all training images and their clean labels."""
+    found = []
+    for use in terms:
+        names = term(use.name).part
+        if names is not None:
+            part = PartSpec(
+                term=use.name,
+                hyperparameters={key: value for key, value in use.hyperparameters.items() if key in names},
+                version=use.version,
+                recipe=settings.part_recipe(use.name, student, data.name, view),
+            )
+            found.append(teacher.model_copy(update={"part": part, "dataset": data}))
+    return tuple(found)
 
 
 def _weights(teacher: NamedTeacher, data: DatasetSpec) -> Weights | None:

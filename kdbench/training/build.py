@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -9,7 +12,7 @@ from torch import Tensor, nn
 from kdbench.catalogue.datasets import dataset
 from kdbench.data.seeds import seed_of
 from kdbench.errors import BadRecord
-from kdbench.methods import build_term
+from kdbench.methods import Part, build_term
 from kdbench.methods.term import Setting, Term
 from kdbench.models import build
 from kdbench.models.backbone import Backbone
@@ -33,11 +36,17 @@ def new_network(name: str, spec: DatasetSpec, node_embedding: int | None, *seed:
 
 
 def student_learner(
-    spec: RunSpec, store: Store, guide: nn.Module | None, labels: Tensor, device: torch.device
+    spec: RunSpec,
+    store: Store,
+    guide: nn.Module | None,
+    labels: Tensor,
+    device: torch.device,
+    parts: Sequence[Part] = (),
 ) -> Learner:
     """The learner of a run. Its first weights depend on student, data set and trial; its terms' on the run.
 
     labels: [N] int64, of all training images, as the student learns them
+    parts:  what its terms have trained on the teacher, in the order of ``spec.parts``
     """
     network = new_network(spec.student, spec.dataset, spec.recipe.node_embedding, "student", spec.trial)
     shapes = measure_shapes(network, seen_size(spec.dataset, spec.recipe))
@@ -50,11 +59,13 @@ def student_learner(
         batch_size=spec.recipe.batch,
         labels=labels,
     )
+    trained = {each.part.term: part for each, part in zip(spec.parts, parts, strict=True) if each.part}
     terms: dict[str, Term] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("terms", spec.id))
         for use in spec.terms:
-            terms[module_key(use.name)] = build_term(use.name, setting, **use.hyperparameters).to(device)
+            own = replace(setting, part=trained.get(use.name))
+            terms[module_key(use.name)] = build_term(use.name, own, **use.hyperparameters).to(device)
     weights = {module_key(use.name): use.weight for use in spec.terms}
     keep_best = spec.checkpoint == "best"
     return Learner(store.run(spec.id), on_device(network, device), terms, weights, spec.recipe, keep_best=keep_best)

@@ -29,7 +29,20 @@ class Guide:
     @torch.no_grad()
     def show(self, batch: Batch) -> Outputs:
         """The teacher's outputs, without gradient."""
-        images = self.view_of(batch)
+        return self._look(self.view_of(batch))
+
+    @torch.no_grad()
+    def show_copies(self, batch: Batch) -> dict[str, Outputs]:
+        """The teacher's outputs for the transformed copies, by kind, without gradient; a teacher that learns learns nothing.
+
+        Call it before ``show``, so that both come from one state of the teacher.
+        """
+        return {
+            name: self._look(copies.images if copies.teacher_images is None else copies.teacher_images)
+            for name, copies in batch.copies.items()
+        }
+
+    def _look(self, images: Tensor) -> Outputs:
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             outputs: Outputs = self.network(images)
         return outputs

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from filelock import Timeout
 from torch import Tensor
 
 from kdbench.data.batch import Batches
-from kdbench.data.stream import DataSource
 from kdbench.errors import BadRecord, LostTeacher
 from kdbench.evaluation.accuracy import measure
 from kdbench.evaluation.knn import measure_neighbours
@@ -21,7 +18,6 @@ from kdbench.plan.cost import student_cost, teacher_cost, teacher_pass_cost
 from kdbench.plan.plan import Cohort
 from kdbench.store.files import set_aside
 from kdbench.store.record import Failure, Record, Result
-from kdbench.store.store import Store
 from kdbench.suite.specs import RunSpec, Scenario, TeacherSpec
 from kdbench.training.build import (
     DamagedTeacher,
@@ -36,41 +32,10 @@ from kdbench.training.checkpoint import DamagedCheckpoint, finish, load_checkpoi
 from kdbench.training.environment import describe, device_lost, out_of_memory
 from kdbench.training.guide import Guide, LearningGuide
 from kdbench.training.learner import Learner
-from kdbench.training.loop import Examine, Hooks, failure_of, train
-from kdbench.training.weights import WeightFiles, store_weights
-
-
-Emit = Callable[..., None]
-
-
-@dataclass
-class Outcome:
-    """What became of a job's records, by id."""
-
-    busy: list[str] = field(default_factory=list)
-    stopped: bool = False
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """What every job of a worker needs. ``emit(event, **fields)`` tells the parent process."""
-
-    store: Store
-    data: DataSource
-    weights: WeightFiles
-    device: torch.device
-    emit: Emit
-    stopped: Callable[[], bool]
-    checkpoint_seconds: float
-
-    def hooks(self, ended: Callable[[Learner], None]) -> Hooks:
-        """The loop's view of this worker."""
-        return Hooks(self._epoch_done, ended, self.stopped, self.checkpoint_seconds)
-
-    def _epoch_done(self, learner: Learner, speed: float) -> None:
-        row = learner.progress.metrics[-1]
-        facts = {"id": learner.record.id, **learner.length, "images_per_second": speed}
-        self.emit("epoch", **facts, **{key: row.get(key) for key in ("epoch", "loss", "top1")})
+from kdbench.training.loop import Examine, failure_of, train
+from kdbench.training.parts import load_part, load_stage, part_learner
+from kdbench.training.weights import store_weights
+from kdbench.training.workshop import Outcome, Workshop, claimed
 
 
 def train_teacher(spec: TeacherSpec, shop: Workshop, *, waited: bool = False) -> Outcome:
@@ -94,6 +59,8 @@ def _train_stage(spec: TeacherSpec, record: Record, shop: Workshop) -> bool:
     recipe, data = spec.stage_recipe, spec.dataset
     if recipe is None or data is None:
         raise ValueError("there is nothing to train in this stage of the teacher")
+    if spec.part:
+        return _train_part(spec, record, shop)
     test = shop.data.test(data, recipe)
     stream: Batches
     if spec.has_classifier or spec.pretraining is None:
@@ -111,6 +78,20 @@ def _train_stage(spec: TeacherSpec, record: Record, shop: Workshop) -> bool:
     kind: Literal["classifier", "neighbours"] = "classifier" if spec.has_classifier else "neighbours"
     conclude = Conclusion(shop, "teacher", len(stream), len(test), {spec.id: teacher_cost(spec)}, kind)
     return train([learner], None, stream, examine, shop.hooks(conclude))
+
+
+def _train_part(spec: TeacherSpec, record: Record, shop: Workshop) -> bool:
+    """Train what a term needs of the finished teacher. It gives no classes, so nothing is tested."""
+    if spec.part is None or spec.dataset is None:
+        raise ValueError("the teacher has no part")
+    stream = shop.data.stream(spec.dataset, Scenario(), spec.part.recipe, seed_trial(spec))
+    begin(record, spec.canonical(), shop)
+    try:
+        learner, _ = resumed(lambda: part_learner(spec, shop.store, shop.device, len(stream)), shop)
+    except DamagedTeacher as error:
+        raise lost_teacher(error, shop) from None
+    conclude = Conclusion(shop, "teacher", len(stream), 0, {spec.id: teacher_cost(spec)})
+    return train([learner], None, stream, None, shop.hooks(conclude))
 
 
 def train_cohort(runs: Sequence[RunSpec], shop: Workshop, *, waited: bool = False) -> Outcome:
@@ -183,7 +164,10 @@ def _enrol(spec: RunSpec, guide: Guide | None, labels: Tensor, shop: Workshop) -
     begin(record, spec.canonical(), shop)
     network = guide.network if guide and spec.teacher else None
     try:
-        return resumed(lambda: student_learner(spec, shop.store, network, labels, shop.device), shop)
+        parts = [load_part(part, shop.store, network, shop.device) for part in spec.parts] if network else []
+        return resumed(lambda: student_learner(spec, shop.store, network, labels, shop.device, parts), shop)
+    except DamagedTeacher as error:
+        raise lost_teacher(error, shop) from None
     except Exception as error:
         if out_of_memory(error) or device_lost(error):
             raise
@@ -214,7 +198,7 @@ def lost_teacher(error: DamagedTeacher, shop: Workshop) -> LostTeacher:
         if not mine:
             return LostTeacher(f"{error}; another process is at it")
         try:
-            load_teacher(error.spec, shop.store, shop.device)
+            load_stage(error.spec, shop.store, shop.device)
         except BadRecord:
             name = set_aside(record.folder).name if record.folder.is_dir() else "already"
             return LostTeacher(f"{error}; the teacher is set aside ({name}) and made again")
@@ -267,7 +251,8 @@ class Conclusion:
         about = {"macs": self.macs[learner.record.id], **describe(self.shop.device)}
         facts = {"train_images": self.train_images, "test_images": self.test_images, "measure": self.measure}
         finish(learner, self.kind, facts, about)
-        self.shop.emit("finished", id=learner.record.id, top1=learner.last().top1)
+        last = learner.last()
+        self.shop.emit("finished", id=learner.record.id, top1=last.top1 if last else None)
 
 
 def _valid_result(record: Record) -> Result | None:
@@ -280,18 +265,3 @@ def _valid_result(record: Record) -> Result | None:
 def seed_trial(spec: TeacherSpec) -> int:
     """A teacher's stream is that of a trial of its own, so that no student sees the teacher's batches."""
     return -1 - spec.seed
-
-
-@contextmanager
-def claimed(records: Sequence[Record]) -> Iterator[list[Record]]:
-    """Hold the locks of those records that no other process holds."""
-    with ExitStack() as stack:
-        mine = []
-        for record in records:
-            lock = record.lock()
-            try:
-                stack.enter_context(lock.acquire(timeout=0))
-            except Timeout:
-                continue
-            mine.append(record)
-        yield mine

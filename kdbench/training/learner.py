@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.data.batch import Batch, Batches
+from kdbench.data.copies import COPIES, interleaved
 from kdbench.data.seeds import seed_of
+from kdbench.errors import BadInput
 from kdbench.evaluation.accuracy import Scores
 from kdbench.methods.term import Term
 from kdbench.models.backbone import Backbone
@@ -59,6 +62,7 @@ class Learner:
         self.trained = modules if modules is not None else [network]
         self.keep_best = keep_best
         self.reads_teacher = any(term.needs_teacher for term in terms.values())
+        self.main_transforms = one_transform(terms.values())
         self.full_batches = any(term.full_batches for term in terms.values())
         self.device = next(network.parameters()).device
         self.initial = next(((name, term) for name, term in terms.items() if term.initial), None)
@@ -82,6 +86,11 @@ class Learner:
     @property
     def active(self) -> bool:
         return self.failure is None and not self.finished
+
+    @property
+    def transforms(self) -> str:
+        """Which kind of copies the epoch that comes, or is going on, looks at; "": none, as in an initial stage."""
+        return "" if self.progress.epoch < 0 else self.main_transforms
 
     def go_to(self, progress: Progress) -> None:
         """Stand where ``progress`` says, with a fresh optimiser of what trains from there on."""
@@ -108,8 +117,11 @@ class Learner:
         self._sums = {}
         self._images = 0
 
-    def step(self, batch: Batch, teacher: Outputs | None) -> None:
+    def step(self, batch: Batch, teacher: Outputs | None, copies: Outputs | None = None) -> None:
         """Forward, weighted sum of the terms, backward, SGD.
+
+        ``copies`` is what the teacher gives for the batch's transformed copies, where a term looks at those: the network
+        then sees images and copies in one pass, and its other terms see what it gives for the images.
 
         What draws random numbers on its way gets those of this run and step, whoever else trains in the process. A short
         batch is left out whole where a term needs full ones.
@@ -120,21 +132,36 @@ class Learner:
         self.optimiser.zero_grad(set_to_none=True)
         bf16 = self.recipe.precision == "bf16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-            outputs = self.network(batch.images)
-            loss, values = self._losses(outputs, teacher or outputs, batch)
+            outputs = self.network(self._images_of(batch))
+            loss, values = self._losses(outputs, teacher, copies, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
         for name, value in {"loss": loss, **values}.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.detach() * len(batch)
         self._images += len(batch)
 
-    def _losses(self, outputs: Outputs, teacher: Outputs, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _images_of(self, batch: Batch) -> Tensor:
+        """The batch's images, each followed by its copies where a term looks at those."""
+        if not self.transforms:
+            return batch.images
+        images = interleaved(batch.images, batch.copies[self.transforms].images)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def _losses(
+        self, outputs: Outputs, teacher: Outputs | None, copies: Outputs | None, batch: Batch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """What is minimised, and the terms that it is made of."""
+        upright = rows_of(outputs, slice(None, None, 1 + COPIES)) if self.transforms else outputs
+        shown = teacher or upright
         if self.progress.epoch < 0 and self.initial:
             name, term = self.initial
-            value = term.initial_loss(outputs, teacher, batch)
+            value = term.initial_loss(upright, shown, batch)
             return value, {name: value}
-        values = {name: term(outputs, teacher, batch) for name, term in self.terms.items()}
+        everything = joined(teacher, copies) if teacher and copies else outputs
+        values = {
+            name: term(outputs, everything, batch) if term.transforms else term(upright, shown, batch)
+            for name, term in self.terms.items()
+        }
         zero = torch.zeros((), device=self.device)
         return sum((self.weights[name] * value for name, value in values.items()), zero), values
 
@@ -163,7 +190,8 @@ class Learner:
         self.progress.seconds += seconds
         if epoch == 0:
             self.go_to(self.progress)
-        if self.keep_best and scores is not None and self.best().epoch == epoch:
+        best = self.best()
+        if self.keep_best and best and best.epoch == epoch:
             self.best_weights = {key: value.clone() for key, value in self.weights_now().items()}
 
     def weights_now(self) -> dict[str, Tensor]:
@@ -183,16 +211,46 @@ class Learner:
     def due_for_test(self, epoch: int) -> bool:
         return epoch > 0 and (epoch % self.recipe.evaluate_every == 0 or epoch == self.recipe.epochs)
 
-    def last(self) -> Accuracy:
-        """Test accuracy after the last epoch that was tested."""
-        return _accuracy(self._tested()[-1])
+    def last(self) -> Accuracy | None:
+        """Test accuracy after the last epoch that was tested; None where none was."""
+        tested = self._tested()
+        return _accuracy(tested[-1]) if tested else None
 
-    def best(self) -> Accuracy:
-        """Test accuracy after the first of the best epochs."""
-        return _accuracy(max(self._tested(), key=lambda row: row["top1"]))
+    def best(self) -> Accuracy | None:
+        """Test accuracy after the first of the best epochs; None where none was tested."""
+        tested = self._tested()
+        return _accuracy(max(tested, key=lambda row: row["top1"])) if tested else None
 
     def _tested(self) -> list[dict[str, Any]]:
         return [row for row in self.progress.metrics if "top1" in row]
+
+
+def one_transform(terms: Iterable[Term]) -> str:
+    """The kind of copies that the terms look at, or "". Raises BadInput where two terms want different ones."""
+    kinds = sorted({term.transforms for term in terms if term.transforms})
+    if len(kinds) > 1:
+        raise BadInput(f"the terms of a run must look at one kind of copies, not at {' and '.join(kinds)}")
+    return kinds[0] if kinds else ""
+
+
+def joined(images: Outputs, copies: Outputs) -> Outputs:
+    """What a network gives for images, each followed by what it gives for its copies."""
+    return Outputs(
+        interleaved(images.logits, copies.logits),
+        interleaved(images.embedding, copies.embedding),
+        [interleaved(*pair) for pair in zip(images.features, copies.features, strict=True)],
+        [interleaved(*pair) for pair in zip(images.preactivations, copies.preactivations, strict=True)],
+    )
+
+
+def rows_of(outputs: Outputs, rows: slice) -> Outputs:
+    """What a network gives for some of the images."""
+    return Outputs(
+        outputs.logits[rows],
+        outputs.embedding[rows],
+        [each[rows] for each in outputs.features],
+        [each[rows] for each in outputs.preactivations],
+    )
 
 
 def _finite(tensor: Tensor) -> bool:

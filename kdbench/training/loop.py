@@ -40,8 +40,10 @@ class Hooks:
     checkpoint_seconds: float = 30.0
 
 
-def train(learners: Sequence[Learner], guide: Guide | None, stream: Batches, examine: Examine, hooks: Hooks) -> bool:
-    """Train all learners to their last epoch. Returns False if asked to stop before.
+def train(
+    learners: Sequence[Learner], guide: Guide | None, stream: Batches, examine: Examine | None, hooks: Hooks
+) -> bool:
+    """Train all learners to their last epoch. Returns False if asked to stop before. Without ``examine`` none is tested.
 
     Learners that are behind (after a crash, say) train alone until they have caught up: the stream and the teacher replay
     any epoch, so the result is the same in any company.
@@ -52,8 +54,9 @@ def train(learners: Sequence[Learner], guide: Guide | None, stream: Batches, exa
         started = time.perf_counter()
         train_epoch(group, guide, stream, epoch)
         alive = [learner for learner in group if learner.failure is None]
-        tested = [learner for learner in alive if learner.due_for_test(epoch)]
-        scores = dict(zip(map(id, tested), examine([learner.network for learner in tested]), strict=True))
+        tested = [learner for learner in alive if examine and learner.due_for_test(epoch)]
+        found = examine([learner.network for learner in tested]) if examine else []
+        scores = dict(zip(map(id, tested), found, strict=True))
         seconds = time.perf_counter() - started
         for learner in alive:
             learner.end_epoch(epoch, scores.get(id(learner)), seconds / len(alive))
@@ -78,11 +81,13 @@ def train_epoch(group: Sequence[Learner], guide: Guide | None, stream: Batches, 
     teacher = guide.network if guide else None
     for learner in group:
         _guarded(learner, partial(learner.begin_epoch, epoch, teacher, stream), epoch)
-    for batch in stream.epoch(epoch, taught=guide is not None):
+    transforms = sorted({learner.transforms for learner in group if learner.transforms})
+    for batch in stream.epoch(epoch, taught=guide is not None, transforms=transforms):
+        copies = guide.show_copies(batch) if guide else {}
         shown = guide.show(batch) if guide else None
         for learner in group:
             if learner.failure is None:
-                _guarded(learner, partial(learner.step, batch, shown), epoch)
+                _guarded(learner, partial(learner.step, batch, shown, copies.get(learner.transforms)), epoch)
 
 
 def _guarded(learner: Learner, act: Callable[[], None], epoch: int) -> None:

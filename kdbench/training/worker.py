@@ -24,8 +24,9 @@ from kdbench.errors import KdbenchError, LostTeacher
 from kdbench.store.store import Store
 from kdbench.suite.specs import RunSpec, TeacherSpec
 from kdbench.training.environment import device_lost, prepare
-from kdbench.training.jobs import Outcome, Workshop, train_cohort, train_teacher
+from kdbench.training.jobs import train_cohort, train_teacher
 from kdbench.training.weights import WeightFiles
+from kdbench.training.workshop import Outcome, Workshop
 
 
 class Channel:

@@ -207,3 +207,16 @@ def alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.parametrize("view", [None, View(size=24)])
+def test_copies_are_cuts_of_their_own_and_leave_the_images_as_they_are(train, recipe, view):
+    stream = FileStream(train, small(recipe), SPEC, ("s",), CPU, view)
+    for plain, seen in zip(epoch_of(stream, 1), epoch_of(stream, 1, transforms=["rotations", "four"]), strict=True):
+        assert torch.equal(plain.images, seen.images)
+        assert set(seen.copies) == {"rotations", "four"}
+        for copies in seen.copies.values():
+            assert copies.images.shape == (3 * len(seen), *seen.images.shape[1:])
+            assert (copies.teacher_images is None) == (view is None)
+        turned = seen.copies["rotations"]
+        assert not torch.equal(torch.rot90(turned.images[0], -1, (1, 2)), seen.images[0])

@@ -1,5 +1,6 @@
 """The pool's order of work, with workers that only pretend."""
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ from kdbench.execution.worker_handle import WorkerHandle, WorkerOptions
 from kdbench.plan.plan import make_plan
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
-from kdbench.suite.specs import DatasetSpec, HeadSpec, Recipe, RunSpec, TeacherSpec, TermUse
+from kdbench.suite.specs import DatasetSpec, HeadSpec, PartSpec, Recipe, RunSpec, TeacherSpec, TermUse
 
 
 DIGITS = DatasetSpec(name="digits", train_per_class=4)
@@ -337,3 +338,45 @@ def test_a_real_worker_answers_in_json_lines_and_ends_with_its_input(tmp_path):
     assert inbox.get(timeout=60) == ("cpu", {"event": "exit", "code": 0})
     worker.close()
     assert not list((tmp_path / "logs").iterdir())
+
+
+def with_part(of, name="ft", **values):
+    """A run whose term trains a part on its teacher."""
+    part = of.model_copy(update={"part": PartSpec(term=name, recipe=RECIPE)})
+    return student(of, **values).model_copy(update={"parts": (part,)})
+
+
+def test_a_cohort_waits_for_its_teacher_and_all_parts_of_it(stage):
+    runs = [with_part(teacher()), with_part(teacher(), "sskd"), student(teacher())]
+    result = stage.run(*runs, slots=3)
+    assert not result.failed
+    parts = [run.parts[0].id for run in runs[:2]]
+    assert stage.sent[0] == teacher().id
+    assert sorted(stage.sent[1:3]) == sorted(parts)
+    assert sorted(run for entry in stage.sent[3:] for run in entry) == sorted(run.id for run in runs)
+
+
+def test_a_part_that_fails_takes_its_own_runs_along_and_no_others(stage):
+    good, bad = student(teacher()), with_part(teacher(), weight=2.0)
+    id = bad.parts[0].id
+    stage.answers[id] = [{"busy": [], "failed": [id], "events": [{"event": "failed", "id": id, "reason": "broke"}]}]
+    result = stage.run(good, bad)
+    assert result.failed == {id: "broke", bad.id: "its teacher failed: broke"}
+    assert stage.store.run(good.id).done()
+
+
+def test_a_part_that_is_gone_is_trained_again_before_its_runs(stage):
+    run = with_part(teacher())
+    plan = make_plan([run], stage.store)
+    finish(stage.store.teacher(teacher().id))
+    stage.run(plan=dataclasses.replace(plan, teachers=()))
+    assert stage.sent == [run.parts[0].id, [run.id]]
+
+
+def test_a_part_of_a_runs_student_waits_for_that_run(stage):
+    between = student(teacher())
+    made = TeacherSpec(network="resnet8", dataset=DIGITS, student=between)
+    run = with_part(made)
+    result = stage.run(run)
+    assert not result.failed
+    assert stage.sent == [teacher().id, [between.id], run.parts[0].id, [run.id]]

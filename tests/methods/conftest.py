@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from kdbench.data.batch import Batch
-from kdbench.methods import Setting
+from kdbench.catalogue.terms import term
+from kdbench.data.batch import Batch, Copies
+from kdbench.data.copies import COPIES, TRANSFORMS
+from kdbench.methods import Setting, build_part
 from kdbench.models.outputs import Outputs, Shapes
 
 
@@ -56,6 +59,21 @@ def equal_setting(setting: Setting) -> Setting:
 
 
 @pytest.fixture
+def with_part() -> Callable[..., Setting]:
+    """with_part(name, setting, **hyper): the setting with the term's part, where it has one, always the same and frozen."""
+
+    def build(name: str, setting: Setting, **hyper: Any) -> Setting:
+        if term(name).part is None:
+            return setting
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(11)
+            part = build_part(name, dataclasses.replace(setting, student=setting.teacher, labels=None), **hyper)
+        return dataclasses.replace(setting, part=part.eval().requires_grad_(False))
+
+    return build
+
+
+@pytest.fixture
 def make_outputs() -> Callable[..., Outputs]:
     """make_outputs(shapes, size, seed, grad=False): random outputs; maps and embedding are not negative."""
     return _outputs
@@ -64,9 +82,14 @@ def make_outputs() -> Callable[..., Outputs]:
 @pytest.fixture
 def make_batch() -> Callable[[int], Batch]:
     def batch(size: int) -> Batch:
-        positions = torch.arange(size)
-        images = torch.randn(size, 3, 8, 8, generator=torch.Generator().manual_seed(3))
-        return Batch(images=images, labels=positions % 4, indices=positions)
+        positions, rng = torch.arange(size), torch.Generator().manual_seed(3)
+        images = torch.randn(size, 3, 8, 8, generator=rng)
+        copies = {}
+        for name, transform in TRANSFORMS.items():
+            draws = transform.draw(size, rng)
+            changed = transform.apply(images.repeat_interleave(COPIES, 0), draws)
+            copies[name] = Copies(changed, transform.labels(draws))
+        return Batch(images=images, labels=positions % 4, indices=positions, copies=copies)
 
     return batch
 

@@ -9,13 +9,14 @@ import inspect
 import pytest
 import torch
 
-from kdbench.catalogue.terms import term_names
-from kdbench.data.batch import Batch
+from kdbench.catalogue.terms import term, term_names
 from kdbench.errors import BadInput
 from kdbench.methods import Term, build_term
 
 
 SIZE = 8
+STEEP = {"ft": 1e7}
+"""Gradients on constant maps: each of three batch norms in a row multiplies by up to 1/√1e-5 what does not vary."""
 EQUAL_EMBEDDINGS = {"ccl", "ega", "embedding-mse", "nce"}
 EQUAL_MAPS = {"fsp"}
 
@@ -68,12 +69,12 @@ def name(request):
 
 
 @pytest.fixture
-def setting(name, setting, equal_setting):
+def setting(name, setting, equal_setting, with_part):
     if name in EQUAL_MAPS:
         return dataclasses.replace(
             setting, teacher=dataclasses.replace(setting.teacher, features=setting.student.features)
         )
-    return equal_setting if name in EQUAL_EMBEDDINGS else setting
+    return with_part(name, equal_setting if name in EQUAL_EMBEDDINGS else setting)
 
 
 @pytest.fixture
@@ -88,10 +89,11 @@ def build(name, setting):
 
 
 @pytest.fixture
-def networks(setting, make_outputs):
-    """Outputs of student (leaves) and teacher."""
+def networks(name, setting, make_outputs):
+    """Outputs of student (leaves) and teacher, for images and, where the term looks at them, their copies."""
 
     def make(size=SIZE, grad=True):
+        size *= 1 + term(name).copies
         return make_outputs(setting.student, size, 1, grad), make_outputs(setting.teacher, size, 2)
 
     return make
@@ -106,12 +108,12 @@ def gradients(term, outputs, leaves):
     return [leaf.grad for leaf in [*leaves(outputs), *term.parameters()] if leaf.grad is not None]
 
 
-def check_sane(loss, grads):
+def check_sane(loss, grads, most=1e4):
     assert loss.shape == ()
     assert loss.dtype == torch.float32
     assert loss.isfinite()
     assert all(grad.isfinite().all() for grad in grads)
-    assert all(grad.abs().max() < 1e4 for grad in grads)
+    assert all(grad.abs().max() < most for grad in grads)
 
 
 def test_value_and_gradient(build, networks, make_batch, leaves):
@@ -125,7 +127,7 @@ def test_value_and_gradient(build, networks, make_batch, leaves):
 
 
 @pytest.mark.parametrize("case", DEGENERATE)
-def test_degenerate_outputs(case, build, networks, make_batch, leaves):
+def test_degenerate_outputs(case, name, build, networks, make_batch, leaves):
     term, (student, teacher) = build(), networks(grad=False)
     of_student, of_teacher = DEGENERATE[case]
     student = each(student, of_student) if of_student else student
@@ -134,7 +136,7 @@ def test_degenerate_outputs(case, build, networks, make_batch, leaves):
         leaf.requires_grad_()
     loss = loss_of(term, student, teacher, make_batch(SIZE))
     loss.backward()
-    check_sane(loss, gradients(term, student, leaves))
+    check_sane(loss, gradients(term, student, leaves), STEEP.get(name, 1e4))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -152,7 +154,7 @@ def test_short_batch(size, build, networks, make_batch, leaves):
 def test_one_class_batch(build, networks, make_batch, leaves):
     term, (student, teacher) = build(), networks()
     batch = make_batch(SIZE)
-    loss = loss_of(term, student, teacher, Batch(batch.images, torch.zeros_like(batch.labels), batch.indices))
+    loss = loss_of(term, student, teacher, dataclasses.replace(batch, labels=torch.zeros_like(batch.labels)))
     loss.backward()
     check_sane(loss, gradients(term, student, leaves))
 

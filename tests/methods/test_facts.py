@@ -13,7 +13,7 @@ import pytest
 
 import kdbench
 from kdbench.catalogue import terms
-from kdbench.catalogue.terms import Hyperparameter, check_hyperparameters, term, term_names
+from kdbench.catalogue.terms import FACTS, Hyperparameter, check_hyperparameters, term, term_names
 from kdbench.errors import BadInput
 from kdbench.methods import Term, build_term
 
@@ -103,7 +103,7 @@ def test_facts_equal_the_class(name):
     assert info.path == Path(inspect.getfile(kind))
     assert info.description == inspect.cleandoc(kind.__doc__)
     assert info.summary == info.description.splitlines()[0]
-    for fact in ("paper", "reads", "needs_teacher", "requires", "full_batches", "initial", "auxiliary", "version"):
+    for fact in FACTS:
         assert getattr(info, fact) == getattr(kind, fact)
     parameters = list(inspect.signature(kind).parameters.values())[1:]
     expected = {p.name: Hyperparameter(p.annotation, p.default) for p in parameters}

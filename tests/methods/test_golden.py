@@ -15,6 +15,7 @@ from kdbench.methods.cc import cc_loss
 from kdbench.methods.ccl import symmetric_kl
 from kdbench.methods.crd import contrast_loss, exponentials, first_z, updated
 from kdbench.methods.ega import ega_losses
+from kdbench.methods.ft import factor_loss
 from kdbench.methods.hkd import hkd_loss
 from kdbench.methods.irg import irg_loss, transformation_loss
 from kdbench.methods.nce import nce_loss
@@ -123,6 +124,7 @@ def crd(x):
 
 
 FUNCTIONS = {
+    "ft": lambda x: factor_loss(x["student_factor"], x["teacher_factor"]),
     "cc": lambda x: cc_loss(x["student_embedding"], x["teacher_embedding"]),
     "irg": irg,
     "nce": nce,

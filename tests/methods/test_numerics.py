@@ -27,6 +27,7 @@ READS = {
     "rkd": {"embedding"},
     "pkt": {"embedding"},
     "semckd": {"f1", "f2", "f3"},
+    "ft": {"f3"},
 }
 
 
@@ -37,7 +38,8 @@ def normal():
 
 
 @pytest.mark.parametrize("name", READS)
-def test_gradient_reaches_exactly_what_the_term_reads(name, setting, make_outputs, make_batch):
+def test_gradient_reaches_exactly_what_the_term_reads(name, setting, with_part, make_outputs, make_batch):
+    setting = with_part(name, setting)
     student = make_outputs(setting.student, 8, 1, True)
     build_term(name, setting)(student, make_outputs(setting.teacher, 8, 2), make_batch(8)).backward()
     named = {"logits": student.logits, "embedding": student.embedding}

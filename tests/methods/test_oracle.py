@@ -17,6 +17,7 @@ from kdbench.methods.crosslayer import squared_error
 from kdbench.methods.ega import ega_losses
 from kdbench.methods.fitnet import fitnet_loss
 from kdbench.methods.fsp import flow
+from kdbench.methods.ft import factor_loss
 from kdbench.methods.functional import pool_to_smaller
 from kdbench.methods.hkd import hkd_loss
 from kdbench.methods.irg import irg_loss
@@ -78,6 +79,7 @@ ORACLE = {
     "hkd": (lambda: hkd_loss(ES, ET), 0.23524219),
     "hkd, two stages": (lambda: 100 * hkd_loss(ES, ET) + hkd_loss(ES, ET2), 23.725841),
     "cc": (lambda: cc_loss(ES, ET2), 9.0645477),
+    "ft": (lambda: factor_loss(FS, FT), 0.013655661),
     "nst": (lambda: nst_loss(FS, FT), 0.031886635),
     "crd": (lambda: contrast_loss(P, torch.ones_like(P), 6 / 50), 2.9875438),
     "nce": (lambda: nce_loss(ES, ET2, LABELS, 0.1), 3.9982934),

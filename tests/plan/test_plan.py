@@ -8,7 +8,7 @@ import pytest
 from kdbench.plan.plan import Cohort, auxiliaries_of, group, make_plan, schedule, split
 from kdbench.store.record import Accuracy, Failure, Result
 from kdbench.store.store import Store
-from kdbench.suite.specs import DatasetSpec, HeadSpec, Recipe, RunSpec, TeacherSpec, TermUse
+from kdbench.suite.specs import DatasetSpec, HeadSpec, PartSpec, Recipe, RunSpec, TeacherSpec, TermUse
 
 
 RECIPE = Recipe(epochs=4, batch=64, lr=0.1)
@@ -200,6 +200,31 @@ def test_a_diverged_teacher_settles_its_students_until_it_is_tried_again(tmp_pat
     assert [spec.network for spec in plan.teachers] == ["vgg19"]
     assert plan.runs == 1
     assert make_plan([lost, fine], store, retry_diverged=True).runs == 2
+
+
+def part(of, name="ft"):
+    return of.model_copy(update={"part": PartSpec(term=name, recipe=RECIPE)})
+
+
+def test_a_part_comes_after_its_teacher_and_before_the_runs(tmp_path):
+    store, spec = Store(tmp_path), part(teacher())
+    first, second = run(parts=(spec,)), run(method="at")
+    plan = make_plan([first, second], store)
+    assert plan.teachers == (teacher(), spec)
+    assert len(plan.cohorts) == 1
+    assert plan.cost > make_plan([run(), second], store).cost
+    finish(store.teacher(teacher().id), "teacher")
+    finish(store.teacher(spec.id), "teacher")
+    assert make_plan([first, second], store).teachers == ()
+
+
+def test_a_diverged_part_settles_the_runs_that_need_it_alone(tmp_path):
+    store, spec = Store(tmp_path), part(teacher())
+    record = store.teacher(spec.id)
+    record.folder.mkdir(parents=True)
+    record.fail(Failure(kind="diverged", epoch=3, reason="the loss is not finite"))
+    plan = make_plan([run(parts=(spec,)), run(method="at")], store)
+    assert (plan.runs, plan.runs_done) == (1, 1)
 
 
 def from_auxiliary(trial=0):

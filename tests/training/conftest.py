@@ -71,9 +71,8 @@ class Bench:
 
     def teachers(self, *runs):
         for run in runs:
-            if run.teacher:
-                for spec in run.teacher.stages:
-                    jobs.train_teacher(spec, self.shop)
+            for spec in run.stages:
+                jobs.train_teacher(spec, self.shop)
 
     def train(self, *runs, **options):
         self.teachers(*runs)

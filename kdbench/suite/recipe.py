@@ -1,0 +1,116 @@
+"""What every spec is, and what they are made of: numbers, views, recipes.
+
+An id is a hash of the canonical JSON of a spec without the fields that hold their default. So neither the order of keys,
+nor the suite, nor a path or device, nor a field that kdbench learns later on, changes the id of a run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
+
+
+def _rising(values: tuple[int, ...]) -> tuple[int, ...]:
+    if list(values) != sorted(set(values)):
+        raise ValueError("must rise from one to the next")
+    return values
+
+
+Number = Annotated[StrictFloat, Field(allow_inf_nan=False)]
+PositiveNumber = Annotated[Number, Field(gt=0.0)]
+PositiveInt = Annotated[StrictInt, Field(ge=1)]
+Share = Annotated[StrictFloat, Field(ge=0.0, lt=1.0)]
+Name = Annotated[StrictStr, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+
+
+class Spec(BaseModel):
+    """A frozen value object with an identity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def canonical(self) -> dict[str, Any]:
+        """JSON-ready values, without the fields that hold their default."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+    @cached_property
+    def id(self) -> str:
+        """Twelve hexadecimal digits that stand for this spec."""
+        return digest(self.canonical())
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with some fields changed, and so with an id of its own."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("id", None)
+        return copied
+
+
+def digest(value: Any) -> str:
+    """A hash of a JSON-ready value that does not depend on the order of keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class View(Spec):
+    """How a network sees an image.
+
+    Images are zero-padded by ``crop_padding`` pixels and cropped back, resized bicubically to ``size`` × ``size`` pixels
+    (None: as they are), flipped with probability one half if ``flip``, and normalised with ``mean`` and ``std`` (the data
+    set's own where None). Tests see the whole image, without crop and flip.
+    """
+
+    crop_padding: Annotated[StrictInt, Field(ge=0)] = 0
+    flip: StrictBool = False
+    mean: tuple[Number, Number, Number] | None = None
+    std: tuple[PositiveNumber, PositiveNumber, PositiveNumber] | None = None
+    size: PositiveInt | None = None
+
+    @property
+    def view(self) -> View:
+        """The view alone, without what a subclass adds."""
+        return View(**{name: getattr(self, name) for name in View.model_fields})
+
+
+class Recipe(View):
+    """How one network is trained: SGD with stepwise decay on augmented views.
+
+    The learning rate is multiplied by ``decay`` after each of the ``milestones`` (epochs, counted from 1).
+    ``node_embedding`` is the width of EGA's layer between backbone and classifier (None: the network's own classifier).
+    Test accuracy is measured after every ``evaluate_every``-th epoch and after the last.
+    """
+
+    epochs: PositiveInt
+    batch: Annotated[StrictInt, Field(ge=2)]
+    lr: PositiveNumber
+    momentum: Share = 0.0
+    weight_decay: Annotated[Number, Field(ge=0.0)] = 0.0
+    nesterov: StrictBool = False
+    milestones: Annotated[tuple[PositiveInt, ...], AfterValidator(_rising)] = ()
+    decay: Annotated[StrictFloat, Field(gt=0.0, le=1.0)] = 0.1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    node_embedding: PositiveInt | None = None
+    evaluate_every: PositiveInt = 1
+
+    def lr_at(self, epoch: int) -> float:
+        """The learning rate of an epoch, counted from 1."""
+        return self.lr * self.decay ** sum(epoch > milestone for milestone in self.milestones)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self

@@ -1,0 +1,155 @@
+"""Transformed copies: what each kind does to an image, what is drawn, and that the images beside them stay as they were."""
+
+from itertools import permutations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kdbench.data.copies import COPIES, TRANSFORMS, below, interleaved, turned
+from kdbench.data.images import ImageSet
+from kdbench.data.stream import Stream
+from kdbench.data.view import Normalisation
+from kdbench.errors import BadInput
+from kdbench.suite.specs import View
+
+
+CPU = torch.device("cpu")
+KINDS = sorted(TRANSFORMS)
+
+
+@pytest.fixture
+def pixels():
+    return torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def made(kind, pixels, seed=0):
+    transform = TRANSFORMS[kind]
+    draws = transform.draw(len(pixels) // COPIES, torch.Generator().manual_seed(seed))
+    return transform.apply(pixels, draws), transform.labels(draws), draws
+
+
+def test_rotations_are_counter_clockwise_and_in_order(pixels):
+    copies, labels, _ = made("rotations", pixels)
+    assert labels.tolist() == [1, 2, 3] * 4
+    for image, copy, turn in zip(pixels, copies, labels.tolist(), strict=True):
+        assert torch.equal(copy, torch.rot90(image, turn, (1, 2)))
+    assert torch.equal(copies[0][:, 0, :], pixels[0][:, :, -1]), "the right edge becomes the upper one"
+
+
+def test_a_jigsaw_moves_quarters(pixels):
+    many = pixels.repeat(50, 1, 1, 1)
+    copies, labels, _ = made("jigsaw", many)
+    orders = list(permutations(range(4)))
+    assert set(labels.tolist()) == set(range(24))
+    corners = [
+        (slice(0, 4), slice(0, 4)),
+        (slice(0, 4), slice(4, 8)),
+        (slice(4, 8), slice(0, 4)),
+        (slice(4, 8), slice(4, 8)),
+    ]
+    for image, copy, label in zip(many, copies, labels.tolist(), strict=True):
+        for place, source in enumerate(orders[label]):
+            assert torch.equal(copy[:, *corners[place]], image[:, *corners[source]])
+    with pytest.raises(BadInput, match="sides have halves, not 7 pixels"):
+        made("jigsaw", pixels[:, :, :7, :7])
+
+
+def test_the_pool_of_four(pixels):
+    many = pixels.repeat(100, 1, 1, 1)
+    copies, labels, draws = made("four", many)
+    assert copies.shape == many.shape
+    assert 0 <= copies.min() <= copies.max() <= 255.001
+    shares = torch.bincount(labels, minlength=5) / len(labels)
+    assert shares[0] == 0
+    assert (shares[1:] - 0.25).abs().max() < 0.05
+    turns = below(draws[:, 1], 3) + 1
+    changed = (copies - many).abs().flatten(1).mean(1)
+    for image, copy, label, turn in zip(many, copies, labels.tolist(), turns.tolist(), strict=True):
+        if label == 1:
+            luma = 0.299 * image[0] + 0.587 * image[1] + 0.114 * image[2]
+            assert torch.allclose(copy, luma.expand(3, 8, 8), atol=1e-3)
+        elif label == 2:
+            assert torch.allclose(copy, torch.rot90(image, turn, (1, 2)).float(), atol=1e-3)
+    assert (changed[labels >= 3] > 0.5).float().mean() > 0.95
+
+
+def test_a_part_is_a_part_and_colours_keep_the_place_of_edges():
+    ramp = torch.arange(8.0).mul(20).expand(3, 8, 8).repeat(3000, 1, 1, 1)
+    copies, labels, _ = made("four", ramp)
+    parts, recoloured = copies[labels == 3], copies[labels == 4]
+    spans = (parts.amax((1, 2, 3)) - parts.amin((1, 2, 3))) / 140
+    assert spans.min() < 0.4
+    assert spans.max() <= 1.01
+    assert (recoloured.diff(dim=-1) >= -1e-3).all()
+    assert recoloured.mean((1, 2, 3)).std() > 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_stream_makes_them_and_leaves_the_images_as_they_were(images, recipe, digits, kind):
+    stream = Stream(images, recipe, digits, ("seed",), CPU)
+    plain, with_copies = list(stream.epoch(2)), list(stream.epoch(2, transforms=[kind]))
+    again = list(Stream(images, recipe, digits, ("seed",), CPU).epoch(2, transforms=KINDS))
+    for one, two, three in zip(plain, with_copies, again, strict=True):
+        assert not one.copies
+        assert list(two.copies) == [kind]
+        assert torch.equal(one.images, two.images)
+        assert torch.equal(one.indices, two.indices)
+        assert two.copies[kind].images.shape == (COPIES * len(two), 3, 32, 32)
+        assert two.copies[kind].teacher_images is None
+        assert torch.equal(two.copies[kind].images, three.copies[kind].images)
+        assert torch.equal(two.copies[kind].labels, three.copies[kind].labels)
+    other = next(stream.epoch(3, transforms=[kind]))
+    assert not torch.equal(with_copies[0].copies[kind].images, other.copies[kind].images)
+
+
+def test_copies_share_the_flip_and_have_crops_of_their_own(images, recipe, digits):
+    """Each copy, turned back, is one of the crops of its image, flipped like the image itself."""
+    normalise = Normalisation(recipe, digits, CPU)
+    padded = F.pad(images.images, (2, 2, 2, 2))
+    offsets, flips = [], []
+    for batch in Stream(images, recipe, digits, ("seed",), CPU).epoch(1, transforms=["rotations"]):
+        copies = batch.copies["rotations"]
+        views = interleaved(batch.images, copies.images)
+        for row, view in enumerate(views):
+            index, turn = batch.indices[row // 4], row % 4
+            assert row % 4 == 0 or copies.labels[3 * (row // 4) + row % 4 - 1] == turn
+            upright = torch.rot90(view, -turn, (1, 2))
+            windows = padded[index].unfold(1, 32, 1).unfold(2, 32, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
+            both = torch.stack([normalise(windows), normalise(windows).flip(-1)])
+            found = (both - upright).abs().amax((2, 3, 4)).lt(1e-5).nonzero()
+            assert len(found) == 1
+            flips.append(found[0, 0].item())
+            offsets.append(found[0, 1].item())
+    flips, offsets = torch.tensor(flips).view(-1, 4), torch.tensor(offsets).view(-1, 4)
+    assert (flips == flips[:, :1]).all()
+    assert 0.2 < flips.float().mean() < 0.8
+    assert (offsets[:, 1:] == offsets[:, :1]).float().mean() < 0.2
+    assert offsets.unique().numel() == 25
+
+
+def test_the_teachers_own_view_is_transformed_alike(images, recipe, digits):
+    same = View(crop_padding=0, flip=False)
+    plain = recipe.model_copy(update={"crop_padding": 0, "flip": False})
+    for kind in KINDS:
+        stream = Stream(images, plain, digits, ("seed",), CPU, same)
+        copies = next(stream.epoch(1, transforms=[kind])).copies[kind]
+        assert torch.equal(copies.images, copies.teacher_images)
+        assert next(stream.epoch(1, taught=False, transforms=[kind])).copies[kind].teacher_images is None
+    large = Stream(images, recipe, digits, ("seed",), CPU, View(size=48, crop_padding=4, flip=True))
+    assert next(large.epoch(1, transforms=["four"])).copies["four"].teacher_images.shape == (48, 3, 48, 48)
+
+
+def test_each_image_is_followed_by_its_copies():
+    images, copies = torch.arange(4.0).view(4, 1), 10 + torch.arange(12.0).view(12, 1)
+    rows = interleaved(images, copies).flatten().tolist()
+    assert rows == [0, 10, 11, 12, 1, 13, 14, 15, 2, 16, 17, 18, 3, 19, 20, 21]
+
+
+def test_an_image_that_is_not_turned_stays(pixels):
+    assert torch.equal(turned(pixels, torch.zeros(12)), pixels)
+
+
+def test_a_short_last_batch_has_its_copies(images, recipe, digits):
+    stream = Stream(ImageSet(images.images[:18], images.labels[:18], 10), recipe, digits, ("seed",), CPU)
+    assert [len(b.copies["jigsaw"].labels) for b in stream.epoch(1, transforms=["jigsaw"])] == [48, 6]

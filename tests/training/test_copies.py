@@ -1,0 +1,173 @@
+"""Runs that look at transformed copies: what their terms see, and that nobody beside them is disturbed."""
+
+import pytest
+import torch
+
+from kdbench.data.copies import interleaved
+from kdbench.plan.cost import student_cost, teacher_pass_cost
+from kdbench.plan.plan import Cohort
+from kdbench.suite.specs import View
+from kdbench.training import jobs
+from kdbench.training.build import load_teacher, student_learner
+
+
+CPU = torch.device("cpu")
+SEEING = {"ce": 1, "kd": 1, "part_terms:Seeing": 0.1}
+
+
+@pytest.fixture
+def seeing(make_run):
+    """A run with a term that looks at copies of a kind."""
+
+    def make(strategy="pretrained", kind="rotations", **fields):
+        uses = make_run({"ce": 1, "kd": 1, "part_terms:Seeing": {"weight": 0.1, "kind": kind}}).terms
+        run = make_run({"ce": 1, "kd": 1}, strategy, **fields)
+        return run.model_copy(update={"terms": uses})
+
+    return make
+
+
+@pytest.fixture
+def ready(bench, seeing):
+    """The learner of such a run, its guide, and a batch."""
+    run, shop = seeing(), bench()
+    shop.teachers(run)
+    guide = jobs.make_guide(Cohort((run,)), shop.shop)
+    stream = shop.data.stream(run.dataset, run.scenario, run.recipe, 0)
+    learner = student_learner(run, shop.store, guide.network, stream.labels, CPU)
+    learner.begin_epoch(1)
+    return learner, guide, next(stream.epoch(1, transforms=["rotations"]))
+
+
+def seen_by(learner, monkeypatch):
+    """What each term is given in the steps to come, by name."""
+    given = {}
+    for name, term in learner.terms.items():
+        forward = term.forward
+
+        def spy(student, teacher, batch, name=name, forward=forward):
+            given[name] = student, teacher
+            return forward(student, teacher, batch)
+
+        monkeypatch.setattr(term, "forward", spy)
+    return given
+
+
+def test_one_pass_of_all_views_and_the_other_terms_see_the_upright_ones(ready, monkeypatch):
+    learner, guide, batch = ready
+    passes = []
+    learner.network.register_forward_pre_hook(lambda module, inputs: passes.append(inputs[0].detach().clone()))
+    given = seen_by(learner, monkeypatch)
+    learner.step(batch, guide.show(batch), guide.show_copies(batch)["rotations"])
+    (images,) = passes
+    assert torch.equal(images, interleaved(batch.images, batch.copies["rotations"].images))
+    assert torch.equal(images[::4], batch.images)
+    everything = given["part_terms:Seeing"][0]
+    for name in ("ce", "kd"):
+        upright = given[name][0]
+        assert torch.equal(upright.logits, everything.logits[::4])
+        assert torch.equal(upright.embedding, everything.embedding[::4])
+        for one, all_ in zip(upright.features, everything.features, strict=True):
+            assert torch.equal(one, all_[::4])
+    assert learner._images == len(batch)
+
+
+def test_the_teachers_rows_are_those_of_the_same_views(ready, monkeypatch):
+    learner, guide, batch = ready
+    given = seen_by(learner, monkeypatch)
+    shown = guide.show(batch)
+    learner.step(batch, shown, guide.show_copies(batch)["rotations"])
+    expected = guide.network(interleaved(batch.images, batch.copies["rotations"].images))
+    teacher = given["part_terms:Seeing"][1]
+    assert torch.allclose(teacher.logits, expected.logits, atol=1e-4)
+    assert torch.allclose(teacher.features[-1], expected.features[-1], atol=1e-4)
+    assert torch.allclose(teacher.preactivations[-1], expected.preactivations[-1], atol=1e-4)
+    assert given["kd"][1] is shown
+    assert not teacher.logits.requires_grad
+
+
+def test_batch_norm_mixes_all_views(ready):
+    learner, guide, batch = ready
+    norm = learner.network.bn1
+    before = norm.running_mean.clone()
+    images = interleaved(batch.images, batch.copies["rotations"].images)
+    with torch.no_grad():
+        expected = 0.9 * before + 0.1 * learner.network.conv1(images).mean((0, 2, 3))
+    learner.step(batch, guide.show(batch), guide.show_copies(batch)["rotations"])
+    assert torch.allclose(norm.running_mean, expected, atol=1e-5)
+    assert norm.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize(
+    ("strategy", "view", "kinds"),
+    [
+        ("pretrained", None, ["rotations", "four", "jigsaw"]),
+        ("simultaneous", View(crop_padding=2, size=36), ["four"]),
+    ],
+)
+def test_together_and_alone(bench, make_run, seeing, strategy, view, kinds):
+    lookers = [seeing(strategy, kind, recipe={"epochs": 2}, view=view) for kind in kinds]
+    runs = [make_run({"ce": 1, "kd": 1}, strategy, {"epochs": 2}, view=view), *lookers, make_run({"ce": 1})]
+    together, alone = bench("together"), bench("alone")
+    together.train(*runs)
+    for run in reversed(runs):
+        alone.train(run)
+    assert together.files(*runs) == alone.files(*runs)
+    assert len({together.store.run(run.id).result().weights_sha256 for run in runs}) == len(runs)
+
+
+def test_it_resumes_where_it_was(bench, seeing):
+    run = seeing(kind="four")
+    whole, cut = bench("whole"), bench("cut")
+    whole.train(run)
+    cut.teachers(run)
+    assert jobs.train_cohort([run], cut.again(stop_after=1).shop).stopped
+    cut.again().train(run)
+    assert whole.files(run) == cut.files(run)
+
+
+def test_the_teacher_runs_once_on_the_copies_for_all_who_look(bench, make_run, seeing, monkeypatch):
+    runs = [seeing(trial=0), seeing(trial=0, recipe={"lr": 0.1}), make_run({"ce": 1, "kd": 1})]
+    shop = bench()
+    shop.teachers(*runs)
+    sizes, load = [], jobs.load_teacher
+
+    def counting(*arguments):
+        network = load(*arguments)
+        network.register_forward_hook(lambda module, inputs, outputs: sizes.append(len(inputs[0])))
+        return network
+
+    monkeypatch.setattr(jobs, "load_teacher", counting)
+    jobs.train_cohort(runs, shop.shop)
+    steps = [size for size in sizes if size > 1]
+    assert sorted(set(steps)) == [8, 16, 24, 48]
+    assert len(steps) == 2 * 3 * 3, "of 40 images in three batches, for three epochs: images and copies"
+
+
+def test_two_kinds_in_one_run_are_refused_and_the_run_fails_alone(bench, make_run):
+    from part_terms import SeeingToo
+
+    assert SeeingToo.copies == 3
+    uses = make_run({"part_terms:Seeing": 1, "part_terms:SeeingToo": {"kind": "four"}}).terms
+    good = make_run({"ce": 1, "kd": 1})
+    bad, shop = good.model_copy(update={"terms": uses}), bench()
+    shop.train(good, bad)
+    assert shop.store.run(good.id).done()
+    reason = shop.store.run(bad.id).failure().reason
+    assert reason == "the terms of a run must look at one kind of copies, not at four and rotations"
+
+
+def test_they_cost_four_times_as_much(seeing, make_run):
+    plain, looking = make_run({"ce": 1, "kd": 1}), seeing()
+    assert teacher_pass_cost(looking) == 4 * teacher_pass_cost(plain)
+    assert 3 < student_cost(looking) / student_cost(plain) < 4
+
+
+def test_the_teacher_is_left_as_it_was(bench, seeing):
+    run, shop = seeing(), bench()
+    shop.teachers(run)
+    before = load_teacher(run.teacher, shop.store, CPU).state_dict()
+    guide = jobs.make_guide(Cohort((run,)), shop.shop)
+    stream = shop.data.stream(run.dataset, run.scenario, run.recipe, 0)
+    guide.show_copies(next(stream.epoch(1, transforms=["jigsaw"])))
+    assert all(torch.equal(value, before[key]) for key, value in guide.network.state_dict().items())

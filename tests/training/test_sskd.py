@@ -1,0 +1,128 @@
+"""Factor transfer and SSKD from teacher to student: parts, copies and neighbours together."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kdbench.plan.cost import student_cost
+from kdbench.plan.plan import Cohort, make_plan
+from kdbench.suite.specs import PartSpec, Scenario, TeacherSpec
+from kdbench.training import jobs
+from kdbench.training.build import load_teacher, student_learner
+from kdbench.training.parts import load_part
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def make(make_run, recipe):
+    """make(term, {options}, …): a run of 1·ce + 1·kd and the term, with its part."""
+
+    def build(name, options=None, epochs=2, **fields):
+        uses = make_run({"ce": 1, "kd": 1, name: {"weight": 0.1, **(options or {})}}).terms
+        run = make_run({"ce": 1, "kd": 1}, recipe={"epochs": epochs}, **fields)
+        own = {key: value for key, value in (options or {}).items() if key in ("pretext", "transforms", "share")}
+        part = PartSpec(term=name, hyperparameters=own, recipe=recipe.model_copy(update={"epochs": epochs, "lr": 0.05}))
+        spec = run.teacher.model_copy(update={"part": part})
+        return run.model_validate(run.model_copy(update={"terms": uses, "parts": (spec,)}).model_dump())
+
+    return build
+
+
+def test_together_and_alone(bench, make):
+    runs = [make("sskd", epochs=1), make("ft", epochs=1)]
+    together, alone = bench("together"), bench("alone")
+    together.train(*runs)
+    for run in reversed(runs):
+        alone.train(run)
+    parts = [run.parts[0] for run in runs]
+    assert together.files(*runs, *parts) == alone.files(*runs, *parts)
+    assert all(together.store.run(run.id).done() for run in runs)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"pretext": "exemplar", "transforms": "four"}, {"pretext": "rotation"}, {"transforms": "four"}],
+)
+def test_every_task_trains_from_end_to_end(bench, make, options):
+    run, shop = make("sskd", options), bench()
+    shop.train(run)
+    assert shop.store.run(run.id).done()
+    record = shop.store.teacher(run.parts[0].id)
+    assert all(row["terms"].keys() == {"sskd"} for row in record.metrics())
+    outputs = load_file(record.weights_file)["part.head.2.bias"].shape[0]
+    assert outputs == {"exemplar": 40, "rotation": 4}.get(options.get("pretext"), 64)
+
+
+def test_the_teachers_head_never_trains_beside_the_student(bench, make):
+    run, shop = make("sskd"), bench()
+    shop.teachers(run)
+    guide = jobs.make_guide(Cohort((run,)), shop.shop)
+    part = load_part(run.parts[0], shop.store, guide.network, CPU)
+    before = {key: value.clone() for key, value in part.state_dict().items()}
+    stream = shop.data.stream(run.dataset, run.scenario, run.recipe, 0)
+    learner = student_learner(run, shop.store, guide.network, stream.labels, CPU, [part])
+    mine = [p.clone() for p in learner.terms["sskd"].parameters()]
+    learner.begin_epoch(1)
+    for batch in stream.epoch(1, transforms=["rotations"]):
+        learner.step(batch, guide.show(batch), guide.show_copies(batch)["rotations"])
+    assert all(torch.equal(value, before[key]) for key, value in part.state_dict().items())
+    assert all(parameter.grad is None for parameter in part.parameters())
+    assert not any(torch.equal(a, b) for a, b in zip(mine, learner.terms["sskd"].parameters(), strict=True))
+
+
+def test_the_head_learns_on_copies_in_the_frozen_teachers_eval_mode(bench, make, monkeypatch):
+    from kdbench.methods.pretext import SelfSupervised
+
+    run, shop, seen = make("sskd"), bench(), []
+    shop.teachers(run.model_copy(update={"parts": ()}))
+    teacher = load_teacher(run.teacher, shop.store, CPU).eval()
+    loss = SelfSupervised.loss
+
+    def spy(self, outputs, batch):
+        images = batch.copies["rotations"].images
+        alike = torch.allclose(outputs.embedding.view(len(batch), 4, -1)[:, 1:].flatten(0, 1),
+                               teacher(images).embedding, atol=1e-4)  # fmt: skip
+        seen.append(alike and len(outputs.embedding) == 4 * len(batch))
+        return loss(self, outputs, batch)
+
+    monkeypatch.setattr(SelfSupervised, "loss", spy)
+    jobs.train_teacher(run.parts[0], shop.shop)
+    assert seen == [True] * 6
+
+
+def test_exemplar_with_fewer_images_says_so_and_fails_alone(bench, make):
+    few = Scenario(fraction=0.5)
+    run, good, shop = make("sskd", {"pretext": "exemplar"}, scenario=few), make("sskd", scenario=few), bench()
+    shop.train(run, good)
+    assert "tells 40 training images apart, and the student has 20" in shop.store.run(run.id).failure().reason
+    assert shop.store.run(good.id).done()
+
+
+def test_an_initial_stage_looks_at_no_copies(bench, make, make_run):
+    looking = make("sskd", epochs=1)
+    uses = make_run({"ab": {"initial_epochs": 1}}).terms
+    run = looking.model_copy(update={"terms": (*uses, *looking.terms)})
+    run, shop = run.model_validate(run.model_dump()), bench()
+    shop.train(run)
+    rows = shop.store.run(run.id).metrics()
+    assert [(row["epoch"], sorted(row["terms"])) for row in rows] == [(0, ["ab"]), (1, ["ab", "ce", "kd", "sskd"])]
+    assert student_cost(run) > student_cost(looking)
+    assert student_cost(run) - student_cost(looking) < student_cost(looking) / 3
+
+
+def test_a_runs_student_has_parts_like_any_teacher(bench, make, make_run):
+    between = make_run({"ce": 1, "kd": 1}, recipe={"epochs": 1})
+    spec = TeacherSpec(network="resnet8", dataset=between.dataset, student=between)
+    usual = make("ft", epochs=1)
+    part = spec.model_copy(update={"part": usual.parts[0].part})
+    run = usual.model_validate(usual.model_copy(update={"teacher": spec, "parts": (part,)}).model_dump())
+    shop = bench()
+    plan = make_plan([run], shop.store)
+    assert [stage.id for stage in plan.teachers] == [between.teacher.id, part.id]
+    shop.train(between)
+    shop.train(run)
+    assert shop.store.run(run.id).done()
+    assert shop.store.record_of(part).folder == shop.store.teacher(part.id).folder
+    assert shop.store.record_of(spec).folder == shop.store.run(between.id).folder
