@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,7 @@ import typer
 
 from kdbench.cli.options import Data, Only, Results, Suites, Trials, select
 from kdbench.cli.report import Format, render
-from kdbench.cli.work import Devices, Download, Jobs, Place, work
+from kdbench.cli.work import Devices, Download, Jobs, Place, work_on
 from kdbench.errors import KdbenchError
 
 
@@ -54,11 +53,9 @@ def run(
     unfinished = [spec for spec in specs if not store.run(spec.id).done()]
     between = {each.id: each for spec in unfinished for each in auxiliaries_of(spec)}
     teachers = {stage.id: stage for spec in (*between.values(), *specs) for stage in spec.stages}
-    damaged = store.set_aside_damaged_teachers(teachers, between)
-    for message in damaged.values():
-        print(message, file=sys.stderr)
+    students = {s.teacher.id: s.teacher for s in (*between.values(), *unfinished) if s.teacher and s.teacher.made_by}
     place = Place(results, data, devices, jobs_per_device, download, checkpoint_seconds, retry_diverged)
-    failed = work(loaded, [teachers[id] for id in damaged if id in teachers], place, store)
+    failed = work_on(loaded, teachers.values(), place, store, checked=students.values())
     typer.echo(render(loaded, [store], format), nl=False)
     _report_failures(loaded, store, failed)
 

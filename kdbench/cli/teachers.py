@@ -11,11 +11,12 @@ import typer
 
 from kdbench.cli.listing import Kind, list_things
 from kdbench.cli.options import Data, Json, Only, Results, Suites, select
-from kdbench.cli.work import Devices, Download, Jobs, Place, work
+from kdbench.cli.work import Devices, Download, Jobs, Place, work_on
 
 
 if TYPE_CHECKING:
     from kdbench.store.record import Record
+    from kdbench.store.store import Store
 
 
 app = typer.Typer(
@@ -51,11 +52,9 @@ def train(
     store = Store(results)
     specs = [each for suite in loaded for spec in suite.specs.values() for each in (*auxiliaries_of(spec), spec)]
     teachers = {stage.id: stage for spec in specs for stage in spec.stages}
-    for message in store.set_aside_damaged_teachers(teachers).values():
-        typer.echo(message, err=True)
     given = {sha256: file for suite in loaded for sha256, file in suite.weight_files.items()}
     place = Place(results, data, devices, jobs_per_device, download, weights=given)
-    failed = work([], list(teachers.values()), place, store)
+    failed = work_on([], teachers.values(), place, store, wanted=teachers.values())
     if failed:
         lines = [f"  {teachers[id].label} ({id}): {reason}" for id, reason in failed.items()]
         raise KdbenchError("\n".join([f"{len(failed)} failed:", *lines]))
@@ -64,8 +63,8 @@ def train(
 
 @app.command("import")
 def import_file(
-    file: Annotated[Path, typer.Argument(help="A checkpoint: .safetensors, .pth or .pt.")],
-    network: Annotated[str, typer.Option("--network", help="The network whose weights it holds.")],
+    file: Annotated[Path, typer.Argument(help="A checkpoint (.safetensors, .pth, .pt), or what export has made.")],
+    network: Annotated[str | None, typer.Option("--network", help="The network whose weights it holds.")] = None,
     dataset: Annotated[str | None, typer.Option("--dataset", help="The data set that its classes belong to.")] = None,
     results: Results = Path("results"),
     data: Data = Path("data"),
@@ -74,7 +73,7 @@ def import_file(
     """Take a checkpoint as a teacher, measure its accuracy here, and say how a suite names it.
 
     RepDistiller's, SemCKD's, SSKD's, mdistiller's, torchvision's, open_clip's and OpenAI's layouts are read. Nothing in the
-    file is ever executed.
+    file is ever executed. A folder that `kdbench teachers export` has made is taken in as it is.
     """
     from kdbench.catalogue.datasets import dataset as find_dataset
     from kdbench.catalogue.networks import network as find_network
@@ -83,21 +82,27 @@ def import_file(
     from kdbench.suite.specs import DatasetSpec, TeacherSpec, Weights
     from kdbench.suite.teachers import named_teacher
 
+    if file.is_dir():
+        _take_in(file, Store(results))
+        return
+    if network is None:
+        raise BadInput("--network is missing: name the network whose weights the file holds (kdbench list models)")
     facts = find_network(network)
     if facts.classifier and dataset is None:
         raise BadInput(f"--dataset is missing: {facts.name} is measured on the test set of the data set that it knows")
+    if not file.is_file():
+        raise BadInput(f"{file}: no such file. Give the path of a checkpoint, or of a folder that export has made.")
     kind = named_teacher(facts.name, str(file.resolve()), None, Path())
     weights = Weights(source="file", sha256=kind.sha256, classifier=facts.classifier)
     known = DatasetSpec(name=find_dataset(dataset).name) if dataset and facts.classifier else None
     spec = TeacherSpec(network=facts.name, dataset=known, weights=weights)
     store = Store(results)
-    store.set_aside_damaged_teachers([spec.id])
-    record = store.teacher(spec.id)
-    given = {str(kind.sha256): file}
-    failed = work([], [spec], Place(results, data, devices, weights=given), store)
+    record, new = store.teacher(spec.id), not results.exists()
+    place = Place(results, data, devices, weights={str(kind.sha256): file})
+    failed = work_on([], [spec], place, store, wanted=[spec])
     if failed:
         if not record.done():
-            shutil.rmtree(record.folder, ignore_errors=True)
+            shutil.rmtree(results if new else record.folder, ignore_errors=True)
         raise BadInput(failed[spec.id])
     result = record.result()
     here = f"top-1 {result.last.top1:.2f} % here" if result and result.last else "an encoder without classes"
@@ -111,13 +116,15 @@ def verify(results: Results = Path("results"), json_output: Json = False) -> Non
     """Check the weights of all finished teachers against what was stored. Exit code 1 where one is damaged."""
     from kdbench.errors import BadRecord
     from kdbench.store.store import Store
+    from kdbench.suite.specs import TeacherSpec
 
-    found = []
-    for record in Store(results).records("teachers"):
+    store, found = Store(results), []
+    for record in store.records("teachers"):
         problem = ""
         if (record.folder / "result.json").exists():
             try:
                 record.check_weights()
+                store.check_teacher(TeacherSpec.model_validate(record.spec()))
             except BadRecord as error:
                 problem = str(error)
             found.append({"id": record.id, "teacher": _label(record), "damaged": problem})
@@ -156,19 +163,60 @@ def export(
         )
     if folder.exists():
         raise BadInput(f"{folder}: is there already. Name a folder that does not exist yet.")
-    stages = [store.teacher(stage.id) for stage in TeacherSpec.model_validate(matches[0].spec()).stages]
     try:
-        for record in stages:
-            record.check_weights()
+        matches[0].check_weights()
+        teachers = TeacherSpec.model_validate(matches[0].spec()).stages
+        for teacher in teachers:
+            store.check_teacher(teacher)
     except BadRecord as error:
         raise BadInput(f"{error}. Run what needs it again, and it is made again.") from None
+    stages = [store.record_of(teacher) for teacher in teachers]
     temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    for record in stages:
-        shutil.copytree(record.folder, temporary / record.id)
-    temporary.rename(folder)
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for record in stages:
+            shutil.copytree(record.folder, temporary / record.id)
+        temporary.rename(folder)
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot be written: {error.strerror or error}") from None
     for record in stages:
         typer.echo(f"{folder / record.id}: {_label(record)}")
+
+
+def _take_in(folder: Path, store: Store) -> None:
+    """Copy an exported teacher's records, stage by stage, after checking them. Raises BadInput where they are not whole."""
+    from filelock import Timeout
+    from pydantic import ValidationError
+
+    from kdbench.errors import BadInput, BadRecord
+    from kdbench.store.record import Record
+    from kdbench.suite.specs import TeacherSpec
+
+    records = [Record(entry) for entry in sorted(folder.iterdir()) if (entry / "spec.json").is_file()]
+    try:
+        for record in records:
+            record.check_weights()
+        stages = {r.id: TeacherSpec.model_validate(r.spec()) for r in records}
+    except (BadRecord, ValidationError) as error:
+        raise BadInput(f"{folder}: {error}") from None
+    if not stages:
+        raise BadInput(
+            f"{folder}: holds no teacher. Give the path of a checkpoint, or of a folder that export has made."
+        )
+    store.check_writable()
+    for record in records:
+        target = store.teacher(record.id)
+        try:
+            with target.lock().acquire(timeout=0):
+                if not target.done():
+                    temporary = target.folder.with_name(f"{record.id}.tmp")
+                    shutil.rmtree(temporary, ignore_errors=True)
+                    shutil.rmtree(target.folder, ignore_errors=True)
+                    shutil.copytree(record.folder, temporary)
+                    temporary.rename(target.folder)
+        except Timeout:
+            raise BadInput(f"teacher {record.id} is being made by another process: try again later") from None
+        typer.echo(f"teacher {record.id}: {stages[record.id].label}")
 
 
 def _label(record: Record) -> str:

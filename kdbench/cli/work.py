@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdbench.errors import BadSuite, Interrupted, KdbenchError, Problem
+from kdbench.errors import BadInput, BadSuite, Interrupted, KdbenchError, Problem
 
 
 if TYPE_CHECKING:
@@ -47,6 +47,32 @@ class Place:
     weights: Mapping[str, Path] = field(default_factory=dict)
 
 
+def work_on(
+    suites: Sequence[Suite],
+    teachers: Iterable[TeacherSpec],
+    place: Place,
+    store: Store,
+    *,
+    checked: Iterable[TeacherSpec] = (),
+    wanted: Iterable[TeacherSpec] = (),
+) -> dict[str, str]:
+    """Train what is missing of the suites and the ``wanted`` teachers, and make damaged ``teachers`` again, as ``work`` does.
+
+    A stage that is made again may come out otherwise, and what was made on it must then be made again, too. ``checked``:
+    students of runs that teach others.
+    """
+    teachers, checked, wanted = list(teachers), list(checked), list(wanted)
+    failed: dict[str, str] = {}
+    for _ in range(1 + max((len(teacher.chain) for teacher in teachers), default=1)):
+        damaged = store.set_aside_damaged_teachers([*teachers, *checked])
+        for message in damaged.values():
+            print(message, file=sys.stderr)
+        failed = work(suites, [*wanted, *(teacher for teacher in teachers if teacher.id in damaged)], place, store)
+        if failed or not damaged:
+            break
+    return failed
+
+
 def work(suites: Sequence[Suite], teachers: Sequence[TeacherSpec], place: Place, store: Store) -> dict[str, str]:
     """Train what is missing of the suites, and of the teachers; returns what failed, with the reason.
 
@@ -64,6 +90,7 @@ def work(suites: Sequence[Suite], teachers: Sequence[TeacherSpec], place: Place,
     given = dict(place.weights)
     for suite in suites:
         given |= suite.weight_files
+    _check_given(plan, given)
     if not place.download:
         check_files(plan, place.data)
     store.check_writable()
@@ -102,6 +129,16 @@ def _signals(pool: Pool) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _check_given(plan: Plan, given: Mapping[str, Path]) -> None:
+    """Raise unless the file of every teacher that starts from the user's own weights is known."""
+    unknown = {t.weights.sha256 for t in plan.teachers if t.stage_recipe is None and t.weights and t.weights.sha256}
+    if missing := sorted(unknown - given.keys()):
+        raise BadInput(
+            f"weights sha256:{missing[0]}: no teacher here was made from them. Import their file first: "
+            "kdbench teachers import FILE --network … --dataset …"
+        )
 
 
 def check_files(plan: Plan, data: Path) -> None:

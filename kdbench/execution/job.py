@@ -33,10 +33,10 @@ class Job:
 
     @cached_property
     def needs(self) -> list[TeacherSpec]:
-        """The teachers, and parts of them, that must be there before it can start, each once."""
+        """All stages of teachers, and parts of them, that must be there before it can start, each once."""
         if self.teacher:
-            return [self.teacher.before] if self.teacher.before else []
-        return list({need.id: need for run in self.runs for need in run.needs}.values())
+            return self.teacher.before.chain if self.teacher.before else []
+        return list({stage.id: stage for run in self.runs for need in run.needs for stage in need.chain}.values())
 
     def facts(self) -> dict[str, Any]:
         """What a listener hears when it starts."""

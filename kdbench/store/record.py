@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from kdbench.catalogue.hashing import file_hash
 from kdbench.errors import BadRecord
 from kdbench.store.files import set_aside, write_json, write_text
+from kdbench.suite.specs import digest
 
 
 Percent = Annotated[float, Field(ge=0.0, le=100.0)]
@@ -42,7 +43,7 @@ class Result(BaseModel):
 
     ``measure`` is how the accuracy came about: by the network's classifier, or, where it has none, by a vote of the nearest
     training images (kdbench.evaluation.knn). It is None for an encoder that was trained elsewhere. ``published_top1`` is
-    what an imported file says of itself.
+    what an imported file says of itself, ``before_sha256`` the hash of the weights on which a teacher's stage was made.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,6 +54,7 @@ class Result(BaseModel):
     best: Accuracy | None = None
     measure: Literal["classifier", "neighbours"] = "classifier"
     published_top1: Percent | None = None
+    before_sha256: str | None = None
     train_images: int = 0
     test_images: int = 0
     weights_sha256: str
@@ -103,18 +105,25 @@ class Record:
         except OSError as error:
             raise BadRecord(f"{self.folder / 'result.json'}: {error.strerror or error}") from None
         try:
-            result = Result.model_validate_json(text)
-        except ValidationError as error:
-            raise BadRecord(f"{self.folder / 'result.json'}: {error.errors()[0]['msg'].lower()}") from None
+            content = json.loads(text)
+            seal = content.pop("seal", None) if isinstance(content, dict) else None
+            result = Result.model_validate(content)
+        except (ValueError, RecursionError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            raise BadRecord(f"{self.folder / 'result.json'}: {reason.lower()}") from None
+        if seal != digest(content):
+            raise BadRecord(f"{self.folder / 'result.json'}: is not what was stored (its seal does not fit)")
         if result.id != self.id:
             raise BadRecord(f"{self.folder / 'result.json'}: belongs to {result.id}")
         return result
 
     def check_weights(self) -> None:
-        """Raise BadRecord unless there is a result and the weights are the very bytes that were stored with it."""
+        """Raise BadRecord unless there is a result, for this spec, and the weights are the bytes that were stored with it."""
         result = self.result()
         if result is None:
             raise BadRecord(f"{self.folder}: there is no finished network")
+        if digest(self.spec()) != self.id:
+            raise BadRecord(f"{self.folder / 'spec.json'}: is not what was stored")
         path = self.weights_file
         if not path.is_file():
             raise BadRecord(f"{path}: is missing")
@@ -203,7 +212,8 @@ class Record:
     def finish(self, result: Result, about: dict[str, Any]) -> None:
         """Store the result, last of all, and drop the resume state."""
         write_json(self.folder / "about.json", about)
-        write_json(self.folder / "result.json", result.model_dump(exclude_none=True))
+        content = result.model_dump(exclude_none=True)
+        write_json(self.folder / "result.json", {**content, "seal": digest(content)})
         self.tidy()
 
     def tidy(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from kdbench.errors import BadInput, BadRecord
+from kdbench.errors import BadInput, BadRecord, KdbenchError
 from kdbench.store.files import set_aside
 from kdbench.store.record import Record
 from kdbench.suite.specs import TeacherSpec
@@ -39,29 +39,48 @@ class Store:
         if folder.is_dir():
             yield from (Record(entry) for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.suffix)
 
-    def set_aside_damaged_teachers(self, ids: Iterable[str], auxiliaries: Iterable[str] = ()) -> dict[str, str]:
-        """Check the weights of finished teachers; set aside those that are not what was stored, unless in use elsewhere.
+    def check_teacher(self, teacher: TeacherSpec) -> None:
+        """Raise BadRecord unless the record is whole and, for new layers and parts, what they were made on is there still."""
+        record = self.record_of(teacher)
+        record.check_weights()
+        if not teacher.before or not (teacher.head or teacher.part):
+            return
+        result, below = record.result(), self.record_of(teacher.before).result()
+        if below is None:
+            raise BadRecord(f"{record.folder}: what it was made on ({teacher.before.label}) is not there")
+        if result and result.before_sha256 != below.weights_sha256:
+            raise BadRecord(f"{record.folder}: was made on other weights of {teacher.before.label} than are there now")
 
-        auxiliaries: ids of the runs whose students are teachers, too. Returns a message for each damaged one, by id.
+    def set_aside_damaged_teachers(self, teachers: Iterable[TeacherSpec]) -> dict[str, str]:
+        """Check finished teachers; set aside those that are not what was stored, unless in use elsewhere.
+
+        Returns a message for each damaged one, by the id of its record. Raises KdbenchError where one cannot be set aside.
         """
         messages: dict[str, str] = {}
-        for record in (*map(self.teacher, ids), *map(self.run, auxiliaries)):
+        for teacher in teachers:
+            record = self.record_of(teacher)
             try:
                 if (record.folder / "result.json").exists():
-                    record.check_weights()
+                    self.check_teacher(teacher)
             except BadRecord as error:
-                messages |= self._set_aside(record, str(error))
+                messages |= self._set_aside(teacher, str(error))
         return messages
 
-    @staticmethod
-    def _set_aside(record: Record, reason: str) -> dict[str, str]:
+    def _set_aside(self, teacher: TeacherSpec, reason: str) -> dict[str, str]:
         """Set a teacher aside unless another process is at it, or has made it again since."""
-        with contextlib.suppress(Timeout), record.lock().acquire(timeout=0):
-            try:
-                record.check_weights()
-            except BadRecord:
-                name = set_aside(record.folder).name
-                return {record.id: f"{reason}; the teacher is set aside ({name}) and made again"}
+        record = self.record_of(teacher)
+        try:
+            with contextlib.suppress(Timeout), record.lock().acquire(timeout=0):
+                try:
+                    self.check_teacher(teacher)
+                except BadRecord:
+                    name = set_aside(record.folder).name
+                    return {record.id: f"{reason}; the teacher is set aside ({name}) and made again"}
+        except OSError as error:
+            raise KdbenchError(
+                f"{reason}; it cannot be set aside: {error.strerror or error}. Repair that, or choose another folder with "
+                "--results."
+            ) from None
         return {}
 
     def check_writable(self) -> None:

@@ -168,8 +168,11 @@ class Grid:
             (place, f"{named}cannot train ", f"{cell.student} with {cell.teacher}: {reason}. Exclude the pair.")
             for reason in self._reasons(cell, teacher.network, terms)
         ]
+        if not teacher.trains_on(cell.dataset.name):
+            found.append((place, f"SimCLR needs its images in memory, and those of {cell.dataset.name} stay files", ""))
         if not teacher.has_classifier(cell.strategy):
             where = (*self.path, "strategy") if "strategy" in self.raw else ("strategy",)
+            where = where if where in self.collector.document.lines else place
             message = f"{cell.teacher} has no classifier: use strategy sequential or simultaneous"
             found.append((where, message, ""))
         unfinished = [use.name for use in terms if term(use.name).part is not None and cell.strategy == "simultaneous"]

@@ -63,7 +63,7 @@ class Protocol(Recipe):
 
     def pretraining_spec(self, network: str, dataset: str) -> Pretraining:
         """How the protocol trains a network without labels."""
-        changes = {"node_embedding": None, "evaluate_every": 1, **self.pretraining}
+        changes = {"node_embedding": None, "evaluate_every": 1, **self.pretraining, "crop_padding": 0}
         return Pretraining(recipe=self._recipe(network, dataset, changes), **self.simclr.model_dump())
 
     def head_spec(self, dataset: str, *, simultaneous: bool, view: Changes | None = None) -> HeadSpec | None:

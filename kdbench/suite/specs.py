@@ -43,6 +43,11 @@ class DatasetSpec(Spec):
     train_per_class: PositiveInt | None = None
     test_per_class: PositiveInt | None = None
 
+    @property
+    def whole(self) -> DatasetSpec:
+        """The same classes with all their images."""
+        return DatasetSpec(name=self.name, classes=self.classes)
+
 
 class Scenario(Spec):
     """What is done to the student's training set.
@@ -165,7 +170,12 @@ class TeacherSpec(Spec):
     @property
     def stages(self) -> list[TeacherSpec]:
         """The teacher and all that come before it, the first stage first; none for a run's student."""
-        return [] if self.made_by else [*(self.before.stages if self.before else ()), self]
+        return [stage for stage in self.chain if not stage.made_by]
+
+    @property
+    def chain(self) -> list[TeacherSpec]:
+        """The same, with the run's student from which it may start."""
+        return [*(self.before.chain if self.before else ()), self]
 
     @property
     def label(self) -> str:
@@ -189,10 +199,15 @@ class TeacherSpec(Spec):
         return bool(self.head or self.recipe or self.student or (self.weights and self.weights.classifier))
 
     def _without(self, *names: str) -> TeacherSpec:
-        """The teacher without some of its fields; an encoder from elsewhere is the same whatever it is used on."""
+        """The teacher without some of its fields.
+
+        Weights from elsewhere are the same however many images of a data set are used; an encoder whatever it is used on.
+        """
         rest = {name: getattr(self, name) for name in type(self).model_fields if name not in names}
-        encoder = self.weights and not (self.weights.classifier or rest.get("recipe") or rest.get("head"))
-        return TeacherSpec(**{**rest, **({"dataset": None, "seed": 0} if encoder else {})})
+        if self.weights and not (rest.get("recipe") or rest.get("head")):
+            known = self.dataset if self.weights.classifier else None
+            rest |= {"dataset": known and known.whole, "seed": 0, "checkpoint": "last"}
+        return TeacherSpec(**rest)
 
     @model_validator(mode="after")
     def _consistent(self) -> TeacherSpec:

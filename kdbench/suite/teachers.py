@@ -32,6 +32,10 @@ class NamedTeacher:
     def facts(self) -> Network:
         return network(self.network)
 
+    def trains_on(self, data: str) -> bool:
+        """Whether it can be trained on a data set: SimCLR needs the images in memory."""
+        return self.source != "simclr" or not dataset(data).streamed
+
     def has_classifier(self, strategy: str) -> bool:
         """Whether the teacher can give class scores under a strategy. An encoder cannot without new layers."""
         return self.facts.classifier or strategy != "pretrained"
@@ -74,9 +78,12 @@ def named_teacher(name: str, weights: str | None, pretraining: str | None, folde
         raise BadInput(f"'{weights}' publishes no weights of {name}; {there}")
     if match := re.fullmatch(r"sha256:([0-9a-fA-F]{64})", weights):
         return NamedTeacher(name, "file", match[1].lower())
+    if weights.startswith("sha256:"):
+        raise BadInput(f"'{weights}': a SHA-256 has 64 hexadecimal digits")
     path = folder / weights
     if not path.is_file():
-        raise BadInput(f"'{weights}': no such file in {folder}. Give a path from the suite's folder on, or sha256:…")
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise BadInput(f"'{weights}': {what}. Give a path from the suite's folder on ({folder.resolve()}), or sha256:…")
     try:
         return NamedTeacher(name, "file", file_hash(path), path)
     except OSError as error:
@@ -104,9 +111,9 @@ def resolve_teacher(teacher: NamedTeacher, data: DatasetSpec, strategy: str, set
     encoder = weights and not (weights.classifier or recipe or frozen)
     spec = TeacherSpec(
         network=facts.name,
-        dataset=None if encoder else data,
+        dataset=None if encoder else data if recipe or frozen or pretraining else data.whole,
         recipe=recipe,
-        checkpoint=settings.teacher_checkpoint if recipe else "last",
+        checkpoint=settings.teacher_checkpoint if recipe or frozen else "last",
         weights=weights,
         pretraining=pretraining,
         head=frozen,

@@ -133,16 +133,13 @@ def load_teacher(spec: TeacherSpec, store: Store, device: torch.device) -> Backb
 
     Raises DamagedTeacher where a file is not what was stored.
     """
+    network: Backbone = with_head(_stored(spec.before, store, device), spec) if spec.head else skeleton(spec)
     record = store.record_of(spec)
     try:
-        record.check_weights()
+        store.check_teacher(spec)
     except BadRecord as error:
         raise DamagedTeacher(str(error), spec) from None
     state = load_file(record.weights_file)
-    if spec.head:
-        network: Backbone = with_head(_stored(spec.before, store, device), spec)
-    else:
-        network = skeleton(spec)
     missing, unexpected = network.load_state_dict(state, strict=False, assign=not spec.head)
     if unexpected or any(not (spec.head and key.startswith("backbone.")) for key in missing):
         raise DamagedTeacher(f"{record.weights_file}: holds another network", spec)

@@ -76,7 +76,8 @@ def _train_stage(spec: TeacherSpec, record: Record, shop: Workshop) -> bool:
     except DamagedTeacher as error:
         raise lost_teacher(error, shop) from None
     kind: Literal["classifier", "neighbours"] = "classifier" if spec.has_classifier else "neighbours"
-    conclude = Conclusion(shop, "teacher", len(stream), len(test), {spec.id: teacher_cost(spec)}, kind)
+    macs = {spec.id: teacher_cost(spec)}
+    conclude = Conclusion(shop, "teacher", len(stream), len(test), macs, kind, made_on(spec, shop))
     return train([learner], None, stream, examine, shop.hooks(conclude))
 
 
@@ -90,8 +91,15 @@ def _train_part(spec: TeacherSpec, record: Record, shop: Workshop) -> bool:
         learner, _ = resumed(lambda: part_learner(spec, shop.store, shop.device, len(stream)), shop)
     except DamagedTeacher as error:
         raise lost_teacher(error, shop) from None
-    conclude = Conclusion(shop, "teacher", len(stream), 0, {spec.id: teacher_cost(spec)})
+    macs = {spec.id: teacher_cost(spec)}
+    conclude = Conclusion(shop, "teacher", len(stream), 0, macs, before=made_on(spec, shop))
     return train([learner], None, stream, None, shop.hooks(conclude))
+
+
+def made_on(spec: TeacherSpec, shop: Workshop) -> str | None:
+    """The hash of the weights on which a teacher's last stage is made; None for the first."""
+    result = _valid_result(shop.store.record_of(spec.before)) if spec.before else None
+    return result.weights_sha256 if result else None
 
 
 def train_cohort(runs: Sequence[RunSpec], shop: Workshop, *, waited: bool = False) -> Outcome:
@@ -234,7 +242,10 @@ def fail(record: Record, failure: Failure, shop: Workshop) -> None:
 
 @dataclass(frozen=True)
 class Conclusion:
-    """Stores how each learner of a job ended. ``macs`` holds the multiply-accumulates of each, by id."""
+    """Stores how each learner of a job ended.
+
+    ``macs`` holds the multiply-accumulates of each, by id; ``before`` is the hash of the weights on which a stage is made.
+    """
 
     shop: Workshop
     kind: str
@@ -242,6 +253,7 @@ class Conclusion:
     test_images: int
     macs: dict[str, float]
     measure: Literal["classifier", "neighbours"] = "classifier"
+    before: str | None = None
 
     def __call__(self, learner: Learner) -> None:
         """Store the failure or the result, and tell of it."""
@@ -249,7 +261,12 @@ class Conclusion:
             fail(learner.record, learner.failure, self.shop)
             return
         about = {"macs": self.macs[learner.record.id], **describe(self.shop.device)}
-        facts = {"train_images": self.train_images, "test_images": self.test_images, "measure": self.measure}
+        facts: dict[str, Any] = {
+            "train_images": self.train_images,
+            "test_images": self.test_images,
+            "measure": self.measure,
+        }
+        facts["before_sha256"] = self.before
         finish(learner, self.kind, facts, about)
         last = learner.last()
         self.shop.emit("finished", id=learner.record.id, top1=last.top1 if last else None)

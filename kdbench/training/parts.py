@@ -73,7 +73,7 @@ def load_part(spec: TeacherSpec, store: Store, teacher: nn.Module, device: torch
     """
     record, part = store.teacher(spec.id), _part(spec)
     try:
-        record.check_weights()
+        store.check_teacher(spec)
         result = record.result()
     except BadRecord as error:
         raise DamagedTeacher(str(error), spec) from None

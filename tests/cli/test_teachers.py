@@ -82,6 +82,21 @@ def test_a_flipped_bit_is_found_said_and_repaired(kdbench, suite, teachers):
     assert [file_hash(record.weights_file) for record in teachers] == before
     assert kdbench("teachers", "verify").returncode == 0
 
+    spec = teachers[1].folder / "spec.json"
+    good_spec = spec.read_text()
+    spec.write_text(good_spec.replace('"resnet8"', '"resnet14"'))
+    changed = kdbench("teachers", "verify")
+    assert changed.returncode == 1
+    assert "spec.json: is not what was stored" in changed.stdout
+    assert "is not what was stored" in kdbench("teachers", "export", teachers[1].id, "out").stderr
+    spec.write_text(good_spec)
+
+    assert kdbench("teachers", "export", teachers[1].id, "out").returncode == 0
+    taken = kdbench("teachers", "import", "out", "--results", "elsewhere")
+    assert taken.returncode == 0, taken.stderr
+    assert kdbench("teachers", "verify", "--results", "elsewhere").stdout.count("ok  ") == 2
+    assert json.loads(kdbench("plan", suite, "--results", "elsewhere", "--json").stdout)["teachers"] == []
+
 
 @pytest.fixture
 def checkpoint(tmp_path):
@@ -112,11 +127,7 @@ def test_import_export_and_use(kdbench, tmp_path, checkpoint):
 
     checkpoint.unlink()
     suite = tmp_path / "own.yaml"
-    suite.write_text(
-        SUITE.replace("pretraining: simclr", f"weights: 'sha256:{sha256}'").replace(
-            ", train_per_class: 4, test_per_class: 2", ""
-        )
-    )
+    suite.write_text(SUITE.replace("pretraining: simclr", f"weights: 'sha256:{sha256}'"))
     planned = json.loads(kdbench("plan", suite, "--json").stdout)
     assert planned["teachers"] == ["resnet8 (file weights) on digits + new layers"]
 
@@ -124,8 +135,7 @@ def test_import_export_and_use(kdbench, tmp_path, checkpoint):
 def refused(kdbench, tmp_path, file, *options):
     done = kdbench("teachers", "import", file, *(options or ("--network", "resnet8", "--dataset", "digits")))
     assert done.returncode == 2, done
-    teachers = tmp_path / "results" / "teachers"
-    assert not teachers.exists() or not list(teachers.iterdir())
+    assert not (tmp_path / "results").exists()
     return done.stderr
 
 
@@ -135,6 +145,8 @@ def test_what_cannot_be_imported(kdbench, tmp_path, checkpoint):
     )
     assert "--dataset is missing" in refused(kdbench, tmp_path, checkpoint, "--network", "resnet8")
     assert "no such file" in refused(kdbench, tmp_path, tmp_path / "none.pth")
+    assert "--network is missing" in refused(kdbench, tmp_path, checkpoint, "--dataset", "digits")
+    assert "holds no teacher" in refused(kdbench, tmp_path, tmp_path)
     page = tmp_path / "page.pth"
     page.write_text("<!DOCTYPE html><html></html>")
     assert "a web page, not weights" in refused(kdbench, tmp_path, page)
@@ -174,4 +186,14 @@ def test_missing_published_weights_are_named_before_anything_starts(kdbench, tmp
     assert "ViT-B-32.pt" in done.stderr
     assert "data/weights" in done.stderr.replace(os.sep, "/")
     assert "openaipublic.azureedge.net/clip/models/40d36571" in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_weights_that_nobody_has_imported_are_named_before_anything_starts(kdbench, tmp_path):
+    suite = tmp_path / "own.yaml"
+    suite.write_text(SUITE.replace("pretraining: simclr", f"weights: 'sha256:{'0' * 64}'"))
+    done = kdbench("run", suite)
+    assert done.returncode == 2
+    assert "no teacher here was made from them" in done.stderr
+    assert "kdbench teachers import FILE" in done.stderr
     assert not (tmp_path / "results").exists()

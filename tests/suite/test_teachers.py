@@ -146,6 +146,8 @@ def test_random_weights_in_place_of_published_ones(spec):
         ("{mine: {network: clip-vit-b32, pretraining: simclr}}", "teachers.mine.pretraining", "cannot be trained here"),
         ("{mine: {network: rn50, weights: torchvision, pretraining: simclr}}", "teachers.mine.weights", "not from both"),
         ("{resnet20: {network: resnet20}}", "teachers.resnet20", "is the name of a network"),
+        ("{mine: {network: resnet20, weights: 'sha256:12'}}", "teachers.mine.weights", "has 64 hexadecimal digits"),
+        ("{mine: {network: resnet20, weights: '.'}}", "teachers.mine.weights", "is a folder"),
         ("{mine: resnet20}", "teachers.mine", "must be a mapping"),
         ("[mine]", "teachers", "must be a mapping"),
     ],
@@ -220,3 +222,24 @@ def test_weights_are_published_or_a_file():
         Weights(source="file")
     with pytest.raises(ValueError, match="sha256"):
         Weights(source="openai", sha256="0" * 64)
+
+
+def test_simclr_on_images_that_stay_files_is_refused(load):
+    text = SUITE.format(
+        protocol=EGA, dataset="imagenet", teacher="mine", strategy="sequential",
+        teachers="{mine: {network: resnet18, pretraining: simclr}}",
+    )  # fmt: skip
+    with pytest.raises(BadSuite, match="SimCLR needs its images in memory, and those of imagenet stay files"):
+        load(text)
+
+
+def test_an_imported_file_is_one_teacher_however_many_images_are_used(spec):
+    mine = f"{{network: resnet20, weights: 'sha256:{'0' * 64}'}}"
+    whole, part = (spec("mine", dataset=d, mine=mine) for d in ("digits", "{name: digits, train_per_class: 3}"))
+    assert whole.teacher == part.teacher
+    heads = [
+        spec("mine", "sequential", protocol=EGA, dataset=d, mine=mine).teacher
+        for d in ("digits", "{name: digits, train_per_class: 3}")
+    ]
+    assert heads[0] != heads[1]
+    assert heads[0].before == heads[1].before == whole.teacher

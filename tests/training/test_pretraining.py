@@ -163,3 +163,41 @@ def test_a_damaged_stage_is_set_aside_alone(bench, make_run, simclr, teacher, re
     assert other.done()
     shop.train(run)
     assert shop.files(*spec.stages) == before
+
+
+def test_new_layers_belong_to_the_weights_that_they_were_made_on(bench, make_run, simclr, teacher, recipe):
+    spec, _ = strategies(simclr, teacher, recipe)["sequential"]
+    run, shop = make_run({"ce": 1, "kd": 1}, teacher=spec, head=None, recipe={"node_embedding": 16}), bench()
+    shop.teachers(run)
+    below, above = (shop.store.teacher(stage.id) for stage in spec.stages)
+    other = bench("other")
+    changed = simclr.model_copy(update={"seed": 1})
+    jobs.train_teacher(changed, other.shop)
+    made_elsewhere = other.store.teacher(changed.id)
+    below.weights_file.write_bytes(made_elsewhere.weights_file.read_bytes())
+    result = below.result().model_copy(update={"weights_sha256": made_elsewhere.result().weights_sha256})
+    below.finish(result, below.about())
+    below.check_weights()  # as if it had been made again, with another outcome
+
+    with pytest.raises(jobs.LostTeacher, match="was made on other weights of resnet8"):
+        jobs.train_cohort([run], shop.shop)
+    assert below.done()
+    assert not above.done()
+    assert not shop.store.run(run.id).done()
+    shop.train(run)
+    assert above.result().before_sha256 == result.weights_sha256
+
+
+@pytest.mark.parametrize("file", ["spec.json", "result.json"])
+def test_a_record_that_was_changed_is_damaged(bench, make_run, teacher, file):
+    run, shop = make_run({"ce": 1, "kd": 1}), bench()
+    shop.teachers(run)
+    record = shop.store.teacher(teacher.id)
+    path = record.folder / file
+    text = path.read_text()
+    changed = text.replace("0.02", "0.03") if file == "spec.json" else text.replace('"epoch": 2', '"epoch": 1')
+    assert changed != text
+    path.write_text(changed)
+    with pytest.raises(jobs.LostTeacher, match="is not what was stored"):
+        jobs.train_cohort([run], shop.shop)
+    assert not record.folder.exists()
