@@ -58,7 +58,7 @@ def main() -> None:
     batch = next(stream.epoch(1))
     with tempfile.TemporaryDirectory() as folder:
         guide = Guide(on_device(new_network(options.teacher, dataset, None, "teacher"), device))
-        learners = [student_learner(run, Store(Path(folder)), guide.network, count, device) for run in runs]
+        learners = [student_learner(run, Store(Path(folder)), guide.network, stream.labels, device) for run in runs]
         plain = on_device(new_network(options.student, dataset, None, "student"), device)
         teacher_floor, student_floor, one, many = medians(
             [
