@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import importlib.util
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -81,10 +80,10 @@ def term(name: str) -> TermInfo:
     if ":" in name:
         target = name
     else:
-        target = {**_announced(), **_bundled()}.get(normalise(name), "")
+        name, given = normalise(name), name
+        target = _in_its_file(name) or {**_announced(), **_bundled()}.get(name, "")
         if not target:
-            raise BadInput(unknown("term", name, term_names(), "methods"))
-        name = normalise(name)
+            raise BadInput(unknown("term", given, term_names(), "methods"))
     module, _, class_name = target.partition(":")
     classes = _lineage(_class(module, class_name))
     if _base() not in classes:
@@ -101,50 +100,6 @@ def term(name: str) -> TermInfo:
     )
 
 
-def check_hyperparameters(info: TermInfo, values: dict[str, Any]) -> list[tuple[str, str]]:
-    """Compare given hyper-parameters with a term's; return (key, message) for each unknown name or wrong type."""
-    problems = []
-    for key, value in values.items():
-        known = info.hyperparameters.get(key)
-        if known is None:
-            problems.append((key, f"unknown hyper-parameter '{key}' of {info.name}. {_right_name(key, info)}"))
-        elif known.annotation and (wanted := _mismatch(ast.parse(known.annotation, mode="eval").body, value)):
-            problems.append((key, f"{key} must be {wanted}, not {value!r}"))
-    return problems
-
-
-def _right_name(key: str, info: TermInfo) -> str:
-    if match := nearest(key, info.hyperparameters):
-        return f"Did you mean '{match}'?"
-    return f"It has {', '.join(info.hyperparameters) or 'none'}."
-
-
-def _mismatch(annotation: ast.expr, value: object) -> str:
-    """Say what an annotation wants where a value is not that; "" where it is, or the annotation is not understood."""
-    match annotation:
-        case ast.Name("bool"):
-            return "" if isinstance(value, bool) else "true or false"
-        case ast.Name("int"):
-            return "" if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
-        case ast.Name("float"):
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            return "" if number else "a number"
-        case ast.Name("str"):
-            return "" if isinstance(value, str) else "text"
-        case ast.Constant(None):
-            return "" if value is None else "null"
-        case ast.Subscript(ast.Name("Literal"), slice=choices):
-            options = [
-                ast.literal_eval(each) for each in (choices.elts if isinstance(choices, ast.Tuple) else [choices])
-            ]
-            fits = any(value == option and type(value) is type(option) for option in options)
-            return "" if fits else f"one of {', '.join(map(repr, options))}"
-        case ast.BinOp(left, ast.BitOr(), right):
-            wants = [_mismatch(left, value), _mismatch(right, value)]
-            return " or ".join(wants) if all(wants) else ""
-    return ""
-
-
 # Where terms are
 
 
@@ -155,14 +110,21 @@ def _base() -> _Class:
 @cache
 def _bundled() -> dict[str, str]:
     """Short name → "package.module:Class" of each file beside methods/term.py that defines a subclass of Term."""
-    found = {}
-    for file in sorted(_base().path.parent.glob("*.py")):
+    names = (normalise(file.stem) for file in sorted(_base().path.parent.glob("*.py")))
+    return {name: target for name in names if (target := _in_its_file(name))}
+
+
+@cache
+def _in_its_file(name: str) -> str:
+    """The bundled term of the file that has its name, so that one term costs the reading of one file; "" for none."""
+    stem = name.replace("-", "_")
+    file = _base().path.parent / f"{stem}.py"
+    if stem.isidentifier() and file.is_file():
         module = f"kdbench.methods.{file.stem}"
         for node in _classes_of(file):
             if _base() in _lineage(_Class(module, file, node))[1:]:
-                found[normalise(file.stem)] = f"{module}:{node.name}"
-                break
-    return found
+                return f"{module}:{node.name}"
+    return ""
 
 
 @cache

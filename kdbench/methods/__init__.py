@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from kdbench.catalogue import terms
+from kdbench.catalogue.hyperparameters import check_hyperparameters
 from kdbench.errors import BadInput
 from kdbench.methods.part import Part
 from kdbench.methods.term import Setting, Term
@@ -21,7 +22,7 @@ def build_term(name: str, setting: Setting, **hyper: Any) -> Term:
     or "package.module:Class". Raises BadInput for unknown names and hyper-parameters and for values of a wrong type.
     """
     info = terms.term(name)
-    problems = [message for _, message in terms.check_hyperparameters(info, hyper)]
+    problems = [message for _, message in check_hyperparameters(info, hyper)]
     if problems:
         raise BadInput(f"{name}: " + "; ".join(problems))
     kind = _load(info.target)

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from kdbench.catalogue.terms import TermInfo, check_hyperparameters, term
+from kdbench.catalogue.hyperparameters import check_hyperparameters
+from kdbench.catalogue.terms import TermInfo, term
 from kdbench.errors import BadInput
 from kdbench.suite.fields import shorten
 from kdbench.suite.specs import TermUse

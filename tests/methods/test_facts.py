@@ -13,7 +13,8 @@ import pytest
 
 import kdbench
 from kdbench.catalogue import terms
-from kdbench.catalogue.terms import FACTS, Hyperparameter, check_hyperparameters, term, term_names
+from kdbench.catalogue.hyperparameters import check_hyperparameters
+from kdbench.catalogue.terms import FACTS, Hyperparameter, term, term_names
 from kdbench.errors import BadInput
 from kdbench.methods import Term, build_term
 
