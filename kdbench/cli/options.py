@@ -52,7 +52,11 @@ def select(suites: Sequence[Suite], only: Sequence[str] | None) -> list[Suite]:
             hint = f"Did you mean '{near}'?" if near else f"There are {', '.join(sorted(there))}."
             raise BadInput(f"--only {condition}: no run has the {key} '{value}'. {hint}")
         chosen = [
-            replace(suite, runs=tuple(run for run in suite.runs if _spelling(key, _value(run, key)) in wanted))
+            replace(
+                suite,
+                runs=tuple(run for run in suite.runs if _spelling(key, _value(run, key)) in wanted),
+                measurements=tuple(m for m in suite.measurements if _spelling(key, _value(m.run, key)) in wanted),
+            )
             for suite in chosen
         ]
     if only and not any(suite.runs for suite in chosen):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kdbench.cli.options import Json, Only, Results, Suites, Trials, select
+
+
+if TYPE_CHECKING:
+    from kdbench.suite.suite import Suite
 
 
 Slots = Annotated[int, typer.Option("--slots", min=1, help="Jobs that run at the same time.")]
@@ -32,15 +37,16 @@ def plan(
     from kdbench.suite.load import load_suites
 
     loaded = select(load_suites(suites, trials), only)
-    specs = [spec for suite in loaded for spec in suite.specs.values()]
-    facts = summarise(specs, results, slots, on, speed)
+    facts = summarise(loaded, results, slots, on, speed)
     if json_output:
         typer.echo(json.dumps(facts, indent=1))
     else:
         typer.echo(describe(facts))
 
 
-def summarise(specs: Any, results: Path, slots: int, on: str = "", speed: float | None = None) -> dict[str, Any]:
+def summarise(
+    suites: Sequence[Suite], results: Path, slots: int, on: str = "", speed: float | None = None
+) -> dict[str, Any]:
     """A plan as JSON-ready facts. Hours come from speeds measured in the results folder where there are any."""
     from kdbench.errors import BadInput
     from kdbench.plan.cost import ASSUMED_SPEED, measured_speed
@@ -50,7 +56,8 @@ def summarise(specs: Any, results: Path, slots: int, on: str = "", speed: float 
     if on not in ("", "cpu", "gpu"):
         raise BadInput(f"--on {on}: write cpu or gpu")
     store = Store(results)
-    plan = make_plan(specs, store, slots)
+    specs = [spec for suite in suites for spec in suite.specs.values()]
+    plan = make_plan(specs, store, slots, measurements=[each.spec for suite in suites for each in suite.measurements])
     measured = measured_speed(store)
     kind = on or next(iter(measured), "cpu")
     rate = speed * 1e9 if speed else (measured.get(kind) or ASSUMED_SPEED[kind])
@@ -64,6 +71,8 @@ def summarise(specs: Any, results: Path, slots: int, on: str = "", speed: float 
             {"runs": len(c.runs), "teacher": c.teacher.network if c.teacher else "", "dataset": c.runs[0].dataset.name}
             for c in plan.cohorts
         ],
+        "measurements": [f"{_NAMES[spec.kind]} on {spec.dataset.name}" for spec in plan.measurements],
+        "measurements_done": plan.measurements_done,
         "slots": slots,
         "device": kind,
         "speed": rate,
@@ -72,6 +81,9 @@ def summarise(specs: Any, results: Path, slots: int, on: str = "", speed: float 
         "device_hours_without_cohorts": plan.cost_alone / rate / 3600,
         "makespan_hours": plan.makespan(slots) / rate / 3600,
     }
+
+
+_NAMES = {"probe": "linear probe", "similarity": "similarity"}
 
 
 def describe(facts: dict[str, Any]) -> str:
@@ -83,7 +95,10 @@ def describe(facts: dict[str, Any]) -> str:
     for cohort, count in _counted_pairs(facts["cohorts"]):
         teacher = f" with teacher {cohort['teacher']}" if cohort["teacher"] else " without teacher"
         lines.append(f"  {count} × cohort of {cohort['runs']} on {cohort['dataset']}{teacher}")
-    if facts["runs"]:
+    if facts["measurements"]:
+        counts = ", ".join(_counted(facts["measurements"]))
+        lines.append(f"Measurements: {counts}; {facts['measurements_done']} at hand.")
+    if facts["runs"] or facts["measurements"]:
         kind = facts["device"].upper()
         source = f"{facts['speed'] / 1e9:,.0f} billion multiply-accumulates per second, {facts['speed_source']}"
         alone = duration(facts["device_hours_without_cohorts"])

@@ -10,8 +10,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from kdbench.cli.plan import duration
-from kdbench.plan.cost import student_cost, teacher_cost
+from kdbench.plan.cost import measurement_cost, student_cost, teacher_cost
 from kdbench.plan.plan import Plan
+from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import RunSpec, TeacherSpec
 from kdbench.suite.suite import Suite
 
@@ -88,6 +89,9 @@ class Progress:
         for cohort in plan.cohorts:
             for run in cohort.runs:
                 self.members[run.id] = Member(labels.get(run.id, auxiliary_label(run)), student_cost(run))
+        for spec in plan.measurements:
+            self.members[spec.id] = Member(spec.label, measurement_cost(spec))
+        self.counted = {run.id for cohort in plan.cohorts for run in cohort.runs}
         self.tally = Tally(sum(member.cost for member in self.members.values()), plan.runs)
         self.slots: dict[str, Work] = {}
         self.live: Any = None
@@ -118,7 +122,7 @@ class Progress:
         """Take note of one event."""
         match event["event"]:
             case "started":
-                self._started(slot, event["teacher"], event["runs"], quiet=event["waited"])
+                self._started(slot, event["teacher"], event["runs"], event["measurement"], quiet=event["waited"])
             case "epoch":
                 self._epoch(slot, event)
             case "resumed":
@@ -133,8 +137,18 @@ class Progress:
             case "done" | "exit":
                 self.slots.pop(slot, None)
 
-    def _started(self, slot: str, teacher: TeacherSpec | None, runs: Sequence[RunSpec], *, quiet: bool) -> None:
-        if teacher:
+    def _started(
+        self,
+        slot: str,
+        teacher: TeacherSpec | None,
+        runs: Sequence[RunSpec],
+        measurement: ProbeSpec | SimilaritySpec | None,
+        *,
+        quiet: bool,
+    ) -> None:
+        if measurement:
+            self.slots[slot] = Work(measurement.label, [measurement.id])
+        elif teacher:
             self.members.setdefault(teacher.id, Member(teacher_label(teacher), teacher_cost(teacher)))
             self.slots[slot] = Work(teacher_label(teacher), [teacher.id])
         else:
@@ -173,7 +187,7 @@ class Progress:
     def _finished(self, event: dict[str, Any]) -> None:
         member = self.members[event["id"]]
         self.tally.done[event["id"]] = member.cost
-        self.tally.finished += not member.label.startswith("teacher ")
+        self.tally.finished += event["id"] in self.counted
         if not self.live:
             self.say(f"finished {member.label}" + (f": top-1 {event['top1']:.2f}" if event["top1"] is not None else ""))
 

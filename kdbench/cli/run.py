@@ -48,11 +48,13 @@ def run(
     if dry_run:
         from kdbench.cli.plan import describe, summarise
 
-        typer.echo(describe(summarise(specs, results, 1)))
+        typer.echo(describe(summarise(loaded, results, 1)))
         return
     unfinished = [spec for spec in specs if not store.run(spec.id).done()]
     between = {each.id: each for spec in unfinished for each in auxiliaries_of(spec)}
     teachers = {stage.id: stage for spec in (*between.values(), *specs) for stage in spec.stages}
+    measured = [each.spec for suite in loaded for each in suite.measurements]
+    teachers |= {stage.id: stage for spec in measured for need in spec.needs for stage in need.stages}
     students = {s.teacher.id: s.teacher for s in (*between.values(), *unfinished) if s.teacher and s.teacher.made_by}
     place = Place(results, data, devices, jobs_per_device, download, checkpoint_seconds, retry_diverged)
     failed = work_on(loaded, teachers.values(), place, store, checked=students.values())
@@ -68,6 +70,8 @@ def _report_failures(suites: Sequence[Suite], store: Store, failed: dict[str, st
         failure = None if reason or store.run(id).done() else store.run(id).failure()
         if reason or failure:
             lines.append(f"  {label} ({id}): {reason or (failure and failure.reason)}")
-    lines += [f"  teacher {id}: {reason}" for id, reason in failed.items() if id not in reasons]
+    measured = {each.spec.id: each.spec.label for suite in suites for each in suite.measurements}
+    others = {id: reason for id, reason in failed.items() if id not in reasons}
+    lines += [f"  {measured.get(id, 'teacher')} ({id}): {reason}" for id, reason in others.items()]
     if lines:
         raise KdbenchError("\n".join([f"{len(lines)} failed:", *lines, "More: kdbench show ID"]))

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -84,8 +85,12 @@ def work(suites: Sequence[Suite], teachers: Sequence[TeacherSpec], place: Place,
     from kdbench.plan.plan import make_plan
 
     specs = [spec for suite in suites for spec in suite.specs.values()]
-    plan = make_plan(specs, store, retry_diverged=place.retry_diverged, teachers=teachers)
-    if not plan.runs and not plan.teachers:
+    measurements = [each.spec for suite in suites for each in suite.measurements]
+    lay_out = partial(
+        make_plan, specs, store, retry_diverged=place.retry_diverged, teachers=teachers, measurements=measurements
+    )
+    plan = lay_out()
+    if not plan.runs and not plan.teachers and not plan.measurements:
         return {}
     given = dict(place.weights)
     for suite in suites:
@@ -95,7 +100,7 @@ def work(suites: Sequence[Suite], teachers: Sequence[TeacherSpec], place: Place,
         check_files(plan, place.data)
     store.check_writable()
     slots = make_slots(place.devices, place.jobs_per_device)
-    plan = make_plan(specs, store, len(slots), retry_diverged=place.retry_diverged, teachers=teachers)
+    plan = lay_out(slots=len(slots))
     options = WorkerOptions(place.results, place.data, place.download, place.checkpoint_seconds, given)
     from kdbench.cli.progress import Progress
 
@@ -148,6 +153,7 @@ def check_files(plan: Plan, data: Path) -> None:
 
     names = {run.dataset.name for cohort in plan.cohorts for run in cohort.runs}
     names |= {teacher.dataset.name for teacher in plan.teachers if teacher.dataset}
+    names |= {spec.dataset.name for spec in plan.measurements}
     problems = [
         Problem("--data", 0, "", dataset(n).how_to_get(data)) for n in sorted(names) if dataset(n).missing(data)
     ]

@@ -13,6 +13,7 @@ from torch import Tensor
 from kdbench.catalogue.datasets import Dataset, dataset
 from kdbench.data.image_files import ImageFiles, image_files
 from kdbench.data.seeds import generator
+from kdbench.data.view import resized
 from kdbench.datafiles.fetch import fetch
 from kdbench.datafiles.folders import list_folders
 from kdbench.datafiles.read import read_splits
@@ -61,17 +62,26 @@ def _load(facts: Dataset, spec: DatasetSpec, root: Path) -> Sets:
     if facts.streamed:
         train_files, test_files = (image_files(each, facts.classes, facts.size) for each in list_folders(facts, root))
         return _parts(train_files, test_files, spec)
-    if not facts.files:
-        return _parts(*_digits(), spec)
-    train, test = (
-        ImageSet(torch.from_numpy(split.images), torch.from_numpy(split.labels), facts.classes)
-        for split in read_splits(facts, root)
-    )
-    return _parts(train, test, spec)
+    if facts.files:
+        train, test = (
+            ImageSet(torch.from_numpy(split.images), torch.from_numpy(split.labels), facts.classes)
+            for split in read_splits(facts, root)
+        )
+    else:
+        train, test = _digits()
+    train, test = _parts(train, test, spec)
+    return _in_size(train, spec.size), _in_size(test, spec.size)
 
 
 def _parts(train: AnySet, test: AnySet, spec: DatasetSpec) -> tuple[AnySet, AnySet]:
     return _part(train, spec, "train", spec.train_per_class), _part(test, spec, "test", spec.test_per_class)
+
+
+def _in_size(images: ImageSet, size: int | None) -> ImageSet:
+    if size is None:
+        return images
+    small = [resized(part, size).to(torch.uint8) for part in torch.split(images.images, 1000)]
+    return replace(images, images=torch.cat(small))
 
 
 def _part(whole: AnySet, spec: DatasetSpec, split: str, per_class: int | None) -> AnySet:

@@ -1,4 +1,4 @@
-"""What the pool gives to workers: a teacher to train, or a cohort."""
+"""What the pool gives to workers: a teacher to train, a cohort, or a measurement."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from functools import cached_property
 from typing import Any
 
 from kdbench.plan.plan import Plan
+from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import RunSpec, TeacherSpec
 
 
 @dataclass(eq=False)
 class Job:
-    """A teacher to train, or the runs of a cohort.
+    """A teacher to train, the runs of a cohort, or a measurement on finished networks.
 
     ``waited``: another process was at it before; ``crashes``: how often a worker has died over it without getting further
     than ever before; ``reached``: the last epoch of each of its networks.
@@ -21,6 +22,7 @@ class Job:
 
     teacher: TeacherSpec | None = None
     runs: tuple[RunSpec, ...] = ()
+    measurement: ProbeSpec | SimilaritySpec | None = None
     not_before: float = 0.0
     waited: bool = False
     crashes: int = 0
@@ -28,28 +30,32 @@ class Job:
 
     @property
     def ids(self) -> list[str]:
-        """What it trains."""
-        return [self.teacher.id] if self.teacher else [run.id for run in self.runs]
+        """What it trains or measures."""
+        single = self.teacher or self.measurement
+        return [single.id] if single else [run.id for run in self.runs]
 
     @cached_property
     def needs(self) -> list[TeacherSpec]:
         """All stages of teachers, and parts of them, that must be there before it can start, each once."""
         if self.teacher:
             return self.teacher.before.chain if self.teacher.before else []
-        return list({stage.id: stage for run in self.runs for need in run.needs for stage in need.chain}.values())
+        needs = self.measurement.needs if self.measurement else [need for run in self.runs for need in run.needs]
+        return list({stage.id: stage for need in needs for stage in need.chain}.values())
 
     def facts(self) -> dict[str, Any]:
         """What a listener hears when it starts."""
-        return {"teacher": self.teacher, "runs": self.runs, "waited": self.waited}
+        return {"teacher": self.teacher, "runs": self.runs, "measurement": self.measurement, "waited": self.waited}
 
     def message(self) -> dict[str, Any]:
         """What a worker is sent."""
         if self.teacher:
             return {"teacher": self.teacher.model_dump(mode="json"), "waited": self.waited}
+        if self.measurement:
+            return {"measurement": self.measurement.model_dump(mode="json"), "waited": self.waited}
         return {"runs": [run.model_dump(mode="json") for run in self.runs], "waited": self.waited}
 
     def only(self, ids: Container[str], **changes: Any) -> Job:
-        """The same job with these of its runs alone; a teacher stays a teacher."""
+        """The same job with these of its runs alone; a teacher or a measurement stays what it is."""
         return replace(self, runs=tuple(run for run in self.runs if run.id in ids), **changes)
 
     def halves(self, crashes: int) -> list[Job]:
@@ -66,8 +72,12 @@ class Job:
 
 
 def jobs_of(plan: Plan) -> list[Job]:
-    """A plan's teachers, then its cohorts."""
-    return [*(Job(teacher=teacher) for teacher in plan.teachers), *(Job(runs=cohort.runs) for cohort in plan.cohorts)]
+    """A plan's teachers, then its cohorts, then its measurements."""
+    return [
+        *(Job(teacher=teacher) for teacher in plan.teachers),
+        *(Job(runs=cohort.runs) for cohort in plan.cohorts),
+        *(Job(measurement=spec) for spec in plan.measurements),
+    ]
 
 
 def job_for(teacher: TeacherSpec) -> Job:

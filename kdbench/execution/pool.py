@@ -134,6 +134,7 @@ class Pool:
             job, lost = hopeless
             self.pending.remove(job)
             what = "auxiliary" if self._needs(job)[lost].made_by else "teacher"
+            what = "network" if job.measurement else what
             rest = [run.id for run in job.runs if lost not in self._needs(job.only([run.id]))]
             self._fail([id for id in job.ids if id not in rest], job, f"its {what} failed: {failed[lost]}")
             if rest:
@@ -201,6 +202,8 @@ class Pool:
                 record.fail(Failure(kind="error", epoch=0, reason=reason, detail=detail))
 
     def _record(self, job: Job, id: str) -> Record:
+        if job.measurement:
+            return self.store.measurement(id)
         return self.store.teacher(id) if job.teacher else self.store.run(id)
 
     def _say(self, text: str) -> None:

@@ -8,6 +8,7 @@ from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.networks import network
 from kdbench.catalogue.terms import term
 from kdbench.store.store import Store
+from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import DatasetSpec, RunSpec, TeacherSpec, View
 
 
@@ -31,7 +32,7 @@ def image_counts(spec: DatasetSpec, fraction: float = 1.0) -> tuple[int, int]:
 def forward_macs(name: str, spec: DatasetSpec, view: View | None = None) -> float:
     """Multiply-accumulates of one image's forward pass, at the size in which the network sees it."""
     known = network(name)
-    side = (view.size if view else None) or dataset(spec.name).size
+    side = (view.size if view else None) or spec.side
     return known.macs * (1.0 if known.size else (side / 32) ** 2)
 
 
@@ -77,6 +78,17 @@ def teacher_cost(spec: TeacherSpec) -> float:
     else:  # two views of each image; the test compares with all training images
         images = 2 * (1 + _BACKWARD) * train * recipe.epochs + (train + test) * tests
     return images * forward_macs(spec.network, spec.dataset, recipe)
+
+
+def measurement_cost(spec: ProbeSpec | SimilaritySpec) -> float:
+    """Multiply-accumulates of a measurement's forward passes. What learns on fixed features costs nothing beside them."""
+    train, test = image_counts(spec.dataset)
+    if isinstance(spec, SimilaritySpec):
+        teacher = spec.teacher or (spec.source.student.teacher if spec.source.student else None)
+        shown = forward_macs(teacher.network, spec.dataset, spec.teacher_view) if teacher else 0.0
+        return test * (forward_macs(spec.source.network, spec.dataset, spec.view) + shown)
+    images = train + test if spec.fixed_features else (train + test) * spec.recipe.epochs
+    return images * forward_macs(spec.source.network, spec.dataset, spec.recipe)
 
 
 def cohort_cost(runs: Iterable[RunSpec]) -> float:

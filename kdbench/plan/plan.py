@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from kdbench.plan.cost import cohort_cost, student_cost, teacher_cost
+from kdbench.plan.cost import cohort_cost, measurement_cost, student_cost, teacher_cost
 from kdbench.store.record import Record
 from kdbench.store.store import Store
+from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import HeadSpec, RunSpec, TeacherSpec, View
 
 
@@ -39,12 +40,14 @@ class Cohort:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is left to do. Teachers and cohorts come in an order in which each follows what it needs."""
+    """What is left to do. Teachers and cohorts come in an order in which each follows what it needs, then measurements."""
 
     teachers: tuple[TeacherSpec, ...]
     cohorts: tuple[Cohort, ...]
     runs_done: int
     teachers_done: int
+    measurements: tuple[ProbeSpec | SimilaritySpec, ...] = ()
+    measurements_done: int = 0
 
     @property
     def runs(self) -> int:
@@ -53,20 +56,22 @@ class Plan:
     @property
     def cost(self) -> float:
         """Multiply-accumulates of all that is left."""
-        return sum(map(teacher_cost, self.teachers)) + sum(cohort.cost for cohort in self.cohorts)
+        beside = sum(map(teacher_cost, self.teachers)) + sum(map(measurement_cost, self.measurements))
+        return beside + sum(cohort.cost for cohort in self.cohorts)
 
     @property
     def cost_alone(self) -> float:
         """The same if every run were trained by itself, with its own teacher passes."""
         runs = [run for cohort in self.cohorts for run in cohort.runs]
-        return sum(map(teacher_cost, self.teachers)) + sum(cohort_cost([run]) for run in runs)
+        beside = sum(map(teacher_cost, self.teachers)) + sum(map(measurement_cost, self.measurements))
+        return beside + sum(cohort_cost([run]) for run in runs)
 
     def makespan(self, slots: int) -> float:
         """Multiply-accumulates until the last slot is idle, if each job goes to the slot that is free first."""
         loads = schedule(list(map(teacher_cost, self.teachers)), [0.0] * slots)
         for cohorts in by_depth(self.cohorts):
             loads = schedule([cohort.cost for cohort in cohorts], [max(loads)] * slots)
-        return max(loads)
+        return max(schedule(list(map(measurement_cost, self.measurements)), [max(loads)] * slots))
 
 
 def auxiliaries_of(spec: RunSpec) -> list[RunSpec]:
@@ -99,12 +104,16 @@ def make_plan(
     *,
     retry_diverged: bool = False,
     teachers: Iterable[TeacherSpec] = (),
+    measurements: Iterable[ProbeSpec | SimilaritySpec] = (),
 ) -> Plan:
     """Plan the runs that have no result yet, and the ``teachers`` that are wanted whether or not such a run needs them.
 
-    Runs whose students teach others are added where they are needed. What diverged, run or teacher, stays so unless
-    ``retry_diverged``.
+    Runs whose students teach others, or are measured, are added where they are needed. What diverged, run or teacher, stays
+    so unless ``retry_diverged``; what would be measured on it is left out.
     """
+    asked = {spec.id: spec for spec in measurements}
+    unmeasured = [spec for spec in asked.values() if store.measured(spec) is None]
+    specs = [*specs, *(need.made_by for spec in unmeasured for need in spec.needs if need.made_by)]
     todo: dict[str, RunSpec] = {}
     done = 0
     diverged: dict[str, bool] = {}
@@ -114,11 +123,14 @@ def make_plan(
         done += settled
         if not settled:
             todo |= {each.id: each for each in (*_unfinished(auxiliaries_of(spec), store), spec)}
-    wanted = [*(need for spec in todo.values() for need in spec.needs), *teachers]
+    if not retry_diverged:
+        unmeasured = [spec for spec in unmeasured if not _lost(spec, store, diverged)]
+    wanted = [*(need for spec in (*todo.values(), *unmeasured) for need in spec.needs), *teachers]
     needed = {stage.id: stage for teacher in wanted for stage in teacher.stages}
     missing = [teacher for id, teacher in needed.items() if not store.teacher(id).done()]
     cohorts = [cohort for part in by_depth(group(todo.values())) for cohort in split(part, slots)]
-    return Plan(tuple(missing), tuple(cohorts), done, len(needed) - len(missing))
+    ready = len(needed) - len(missing)
+    return Plan(tuple(missing), tuple(cohorts), done, ready, tuple(unmeasured), len(asked) - len(unmeasured))
 
 
 def _unfinished(chain: list[RunSpec], store: Store) -> list[RunSpec]:
@@ -136,6 +148,15 @@ def _hopeless(spec: RunSpec, store: Store, diverged: dict[str, bool]) -> bool:
         if teacher.id not in diverged:
             diverged[teacher.id] = _diverged(store.teacher(teacher.id))
     return any(diverged[teacher.id] for teacher in teachers) or _diverged(store.run(spec.id))
+
+
+def _lost(spec: ProbeSpec | SimilaritySpec, store: Store, diverged: dict[str, bool]) -> bool:
+    """Whether one of the networks to be measured diverged."""
+    runs = [need.made_by for need in spec.needs if need.made_by]
+    stages = [stage for need in spec.needs for stage in need.stages]
+    return any(_hopeless(run, store, diverged) for run in runs if not store.run(run.id).done()) or any(
+        _diverged(store.teacher(stage.id)) for stage in stages
+    )
 
 
 def _diverged(record: Record) -> bool:

@@ -25,6 +25,7 @@ from kdbench.store.files import set_aside, write_json, write_text
 from kdbench.suite.specs import digest
 
 
+Kind = Literal["run", "teacher", "measurement"]
 Percent = Annotated[float, Field(ge=0.0, le=100.0)]
 
 
@@ -43,18 +44,20 @@ class Result(BaseModel):
 
     ``measure`` is how the accuracy came about: by the network's classifier, or, where it has none, by a vote of the nearest
     training images (kdbench.evaluation.knn). It is None for an encoder that was trained elsewhere. ``published_top1`` is
-    what an imported file says of itself, ``before_sha256`` the hash of the weights on which a teacher's stage was made.
+    what an imported file says of itself, ``before_sha256`` the hash of the weights on which a teacher's stage was made, or
+    those of the networks that were measured. ``values`` are what was measured on them, by name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
-    kind: Literal["run", "teacher"]
+    kind: Kind
     last: Accuracy | None = None
     best: Accuracy | None = None
     measure: Literal["classifier", "neighbours"] = "classifier"
     published_top1: Percent | None = None
     before_sha256: str | None = None
+    values: dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None = None
     train_images: int = 0
     test_images: int = 0
     weights_sha256: str

@@ -11,12 +11,13 @@ from filelock import Timeout
 
 from kdbench.errors import BadInput, BadRecord, KdbenchError
 from kdbench.store.files import set_aside
-from kdbench.store.record import Record
+from kdbench.store.record import Record, Result
+from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import TeacherSpec
 
 
 class Store:
-    """``runs/ID`` and ``teachers/ID`` below one folder, which need not exist to be read."""
+    """``runs/ID``, ``teachers/ID`` and ``measurements/ID`` below one folder, which need not exist to be read."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -29,12 +30,30 @@ class Store:
         """The record of a teacher, existing or not."""
         return Record(self.root / "teachers" / id)
 
+    def measurement(self, id: str) -> Record:
+        """The record of a measurement, existing or not."""
+        return Record(self.root / "measurements" / id)
+
+    def measured(self, spec: ProbeSpec | SimilaritySpec) -> Result | None:
+        """What was measured on networks; None where nothing was, or other weights of them are there now."""
+        try:
+            result = self.measurement(spec.id).result()
+            hashes = self.hashes(spec.needs)
+        except BadRecord:
+            return None
+        return result if result and hashes in (None, result.before_sha256) else None
+
+    def hashes(self, networks: Iterable[TeacherSpec]) -> str | None:
+        """The hashes of networks' weights, joined; None where one of them is not there. Raises BadRecord for damaged ones."""
+        results = [self.record_of(network).result() for network in networks]
+        return "+".join(result.weights_sha256 for result in results if result) if all(results) else None
+
     def record_of(self, teacher: TeacherSpec) -> Record:
         """The record of a teacher, which is that of the run whose student it is, if it is one."""
         return self.run(teacher.made_by.id) if teacher.made_by else self.teacher(teacher.id)
 
     def records(self, kind: str) -> Iterator[Record]:
-        """All existing records of a kind, ``runs`` or ``teachers``, by id; not those that were set aside as damaged."""
+        """All existing records of a kind (``runs``, ``teachers`` …), by id; not those that were set aside as damaged."""
         folder = self.root / kind
         if folder.is_dir():
             yield from (Record(entry) for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.suffix)

@@ -14,7 +14,7 @@ from kdbench.errors import BadInput, Problem
 from kdbench.suite.fields import problems_of, shorten
 from kdbench.suite.methods import Terms, parse_terms
 from kdbench.suite.protocols import ResolvedProtocol, bundled_protocol, derived_protocol, stand_in
-from kdbench.suite.schema import DatasetEntry, Schema, TeacherEntry, keys_of
+from kdbench.suite.schema import DatasetEntry, MeasureEntry, Schema, TeacherEntry, keys_of
 from kdbench.suite.teachers import NamedTeacher, by_network, named_teacher
 from kdbench.suite.yaml_reader import Document, Path_, show_path
 
@@ -111,6 +111,16 @@ class Collector:
             self.report((*here, key), str(error))
             self.teachers[name] = by_network(network(value["network"]).name)
 
+    def check_measures(self, entry: MeasureEntry, path: Path_) -> None:
+        """Report what cannot be measured."""
+        for key in ("probe", "similarity"):
+            data = getattr(entry, key)
+            self.check_datasets(data, (*path, key))
+            for index, each in enumerate(data if key == "probe" else ()):
+                if datasets()[each.name].streamed:
+                    message = f"a probe needs its images in memory, and those of {each.name} stay files"
+                    self.report((*path, key, index), message)
+
     def check_datasets(self, entries: tuple[DatasetEntry, ...], path: Path_) -> None:
         """Report parts of data sets that are larger than the whole."""
         for index, entry in enumerate(entries):
@@ -124,6 +134,8 @@ class Collector:
                 if (getattr(entry, key) or 0) > limit:
                     message = f"{entry.name} has only {limit} {key.replace('_', ' ')}, not {getattr(entry, key)}"
                     self.report((*path, index, key), message)
+            if entry.size and whole.streamed:
+                self.report((*path, index, "size"), f"the images of {entry.name} stay files and cannot be resized once")
 
 
 def _is_network(name: str) -> bool:

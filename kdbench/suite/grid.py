@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from kdbench.catalogue.datasets import datasets
@@ -14,7 +15,7 @@ from kdbench.suite.feasibility import infeasible
 from kdbench.suite.methods import Terms, auxiliary_method, formula, reads_teacher
 from kdbench.suite.schema import SELECTOR_KEYS, DatasetEntry, GridEntry, MethodEntry, Selector, Shared
 from kdbench.suite.specs import RunSpec
-from kdbench.suite.suite import Cell, Run, make_spec
+from kdbench.suite.suite import Cell, Measurement, Run, make_spec, measurements_of
 from kdbench.suite.teachers import NamedTeacher, by_network
 from kdbench.suite.yaml_reader import Path_
 
@@ -34,6 +35,8 @@ class Grid:
         self.entry, self.wrong = collector.validate(GridEntry, raw, path, inherited)
         if "dataset" in raw:
             collector.check_datasets(self.entry.dataset, (*path, "dataset"))
+        if "measure" in raw:
+            collector.check_measures(self.entry.measure, (*path, "measure"))
         self.terms: dict[str, Terms] = {**self.protocol.methods, **methods}
         self.places: dict[str, Path_] = {}
         for entry, place in zip(self.entry.method, self._places("method"), strict=True):
@@ -53,6 +56,13 @@ class Grid:
             for spec in self._specs(cell, count)
         ]
 
+    def measurements(self, runs: Sequence[Run]) -> list[Measurement]:
+        """What the grid has measured on its ``runs``."""
+        found: list[Measurement] = []
+        for run in runs:
+            found += measurements_of(run, self._named(run.teacher), self.entry.measure)
+        return found
+
     def _specs(self, cell: Cell, trials: int) -> list[RunSpec]:
         kind, terms = self._teacher(cell), self.terms[cell.method]
         if auxiliary_method(terms):  # whose trial is the run's
@@ -62,7 +72,10 @@ class Grid:
 
     def _teacher(self, cell: Cell) -> NamedTeacher | None:
         """What the cell's teacher is; None where it has none."""
-        return self.collector.teachers.get(cell.teacher) or (by_network(cell.teacher) if cell.teacher else None)
+        return self._named(cell.teacher)
+
+    def _named(self, teacher: str) -> NamedTeacher | None:
+        return self.collector.teachers.get(teacher) or (by_network(teacher) if teacher else None)
 
     def _report_missing(self) -> None:
         """Report the keys without which there is no run; what follows from that is not reported again."""

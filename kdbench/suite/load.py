@@ -11,7 +11,7 @@ from kdbench.errors import BadSuite, Problem
 from kdbench.suite.collector import Collector
 from kdbench.suite.grid import Grid
 from kdbench.suite.schema import SuiteHead
-from kdbench.suite.suite import Run, Suite
+from kdbench.suite.suite import Measurement, Run, Suite
 from kdbench.suite.yaml_reader import Document, Path_, read_yaml
 
 
@@ -78,6 +78,7 @@ def read_suite(document: Document, trials: int | None = None) -> Suite:
     if "protocol" in data:
         collector.protocol(data, ())
     collector.check_datasets(head.dataset, ("dataset",))
+    collector.check_measures(head.measure, ("measure",))
     given = data.get("methods")
     methods = {
         name: collector.terms(value, ("methods", name))
@@ -85,14 +86,19 @@ def read_suite(document: Document, trials: int | None = None) -> Suite:
     }
     name = head.name or Path(document.file).stem
     runs: list[Run] = []
+    measurements: list[Measurement] = []
     for raw, path in _grids(data, collector):
-        runs += Grid(raw, path, data, methods, collector).runs(name, trials)
+        grid = Grid(raw, path, data, methods, collector)
+        found = grid.runs(name, trials)
+        runs += found
+        measurements += grid.measurements(found)
     if not runs and not collector.all_problems():
         collector.report(("grid",), "describes no run")
     if problems := collector.all_problems():
         raise BadSuite(problems)
     files = {each.sha256: each.file for each in collector.teachers.values() if each.sha256 and each.file}
-    return Suite(name, document.file, head.description, tuple({run.key: run for run in runs}.values()), files)
+    distinct = tuple({run.key: run for run in runs}.values())
+    return Suite(name, document.file, head.description, distinct, files, tuple(measurements))
 
 
 def _grids(data: dict[str, Any], collector: Collector) -> Iterator[tuple[dict[str, Any], Path_]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictStr, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StrictStr, model_validator
 from pydantic_core import PydanticCustomError
 
 from kdbench.catalogue.datasets import dataset
 from kdbench.suite.fields import DatasetName, Keys, NetworkName, StudentName, TeacherName, as_list, not_empty
+from kdbench.suite.measurements import known_probe
 from kdbench.suite.specs import DatasetSpec, Name, PositiveInt, Scenario, Strategy
 
 
@@ -29,9 +30,11 @@ class DatasetEntry(DatasetSpec):
 
     @property
     def spec(self) -> DatasetSpec:
-        """The data set for a run's spec: all classes are the same as no choice of classes."""
-        whole = self.classes == dataset(self.name).classes
-        return DatasetSpec(**{**self.model_dump(), "classes": None if whole else self.classes})
+        """The data set for a run's spec: all classes, and the images' own size, are the same as no choice of them."""
+        whole = dataset(self.name)
+        chosen = {"classes": None if self.classes == whole.classes else self.classes}
+        chosen["size"] = None if self.size == whole.size else self.size
+        return DatasetSpec(**{**self.model_dump(), **chosen})
 
 
 class MethodEntry(Schema):
@@ -99,6 +102,18 @@ Methods = Annotated[tuple[Annotated[MethodEntry, BeforeValidator(_named)], ...],
 Selectors = Annotated[tuple[Selector, ...], OneOrMany]
 
 
+class MeasureEntry(Schema):
+    """What is measured on the finished networks of a grid.
+
+    ``probe`` names the data sets on which linear classifiers are trained, as ``probe_protocol`` says; ``similarity`` those on
+    whose test images students are compared with their teachers.
+    """
+
+    probe: Datasets = ()
+    probe_protocol: Annotated[StrictStr, AfterValidator(known_probe)] = "linear"
+    similarity: Datasets = ()
+
+
 class Shared(Schema):
     """What may stand at the top of a suite, for all its grids, or in one grid."""
 
@@ -107,6 +122,7 @@ class Shared(Schema):
     strategy: Strategies = ("pretrained",)
     scenario: Scenarios = (Scenario(),)
     trials: Annotated[PositiveInt | None, NotEmpty] = None
+    measure: MeasureEntry = MeasureEntry()
 
 
 class GridEntry(Shared):
@@ -134,6 +150,7 @@ _NESTED: Keys = {
     "dataset": DatasetEntry.model_fields,
     "scenario": Scenario.model_fields,
     "method": MethodEntry.model_fields,
+    "measure": MeasureEntry.model_fields,
     "pairs": Pair.model_fields,
     "include": SELECTOR_KEYS,
     "exclude": SELECTOR_KEYS,

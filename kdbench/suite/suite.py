@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from kdbench.catalogue.networks import network
+from kdbench.suite.measurements import ProbeSpec, SimilaritySpec, probe, similarity, student_of
 from kdbench.suite.methods import auxiliary_method, reads_teacher
 from kdbench.suite.protocols import ResolvedProtocol
+from kdbench.suite.schema import MeasureEntry
 from kdbench.suite.specs import DatasetSpec, RunSpec, Scenario, TeacherSpec, TermUse
 from kdbench.suite.teachers import NamedTeacher, part_specs, resolve_teacher
 
@@ -43,14 +47,27 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Measurement:
+    """What a suite has measured on a run's student, or on its teacher."""
+
+    run: Run
+    of: Literal["student", "teacher"]
+    spec: ProbeSpec | SimilaritySpec
+
+
+@dataclass(frozen=True)
 class Suite:
-    """A suite file's content: its runs in the order of the file, and the files of weights that it names, by SHA-256."""
+    """A suite file's content.
+
+    Its runs in the order of the file, what is measured on their networks, and the files of weights that it names, by SHA-256.
+    """
 
     name: str
     file: str
     description: str
     runs: tuple[Run, ...]
     weight_files: dict[str, Path] = field(default_factory=dict)
+    measurements: tuple[Measurement, ...] = ()
 
     @property
     def specs(self) -> dict[str, RunSpec]:
@@ -68,6 +85,23 @@ class Cell:
     dataset: DatasetSpec
     strategy: str
     scenario: Scenario
+
+
+def measurements_of(run: Run, kind: NamedTeacher | None, entry: MeasureEntry) -> Iterator[Measurement]:
+    """What a grid has measured on one of its runs; ``kind`` is what the run's teacher is by name.
+
+    A student that reads no teacher is compared with its pair's all the same, where that one is finished.
+    """
+    student, settings = student_of(run.spec), run.protocol.settings
+    found = resolve_teacher(kind, run.spec.dataset, run.strategy, settings) if kind else None
+    for data in entry.probe:
+        yield Measurement(run, "student", probe(student, data.spec, entry.probe_protocol))
+        if found and not found.head and found.spec.dataset:
+            yield Measurement(run, "teacher", probe(found.spec, data.spec, entry.probe_protocol))
+    for data in entry.similarity:
+        if found and (run.spec.teacher or not found.head):
+            teacher = None if found.head else found.spec
+            yield Measurement(run, "student", similarity(student, teacher, found.view, data.spec))
 
 
 def make_spec(

@@ -149,8 +149,7 @@ def part_specs(
 def _weights(teacher: NamedTeacher, data: DatasetSpec) -> Weights | None:
     public = teacher.facts.public
     if teacher.source == "published" and public:
-        classes = data.classes or dataset(data.name).classes
-        return Weights(source=public.source, classifier=teacher.facts.classifier and public.classes == classes)
+        return Weights(source=public.source, classifier=teacher.facts.classifier and public.classes == data.class_count)
     if teacher.source == "file":
         return Weights(source="file", sha256=teacher.sha256, classifier=teacher.facts.classifier)
     return None
@@ -158,9 +157,9 @@ def _weights(teacher: NamedTeacher, data: DatasetSpec) -> Weights | None:
 
 def _shown(teacher: NamedTeacher, data: DatasetSpec) -> Changes | None:
     """How published weights and fixed-size encoders must be shown the images, where the data set's own way will not do."""
-    public, whole = teacher.facts.public, dataset(data.name)
+    public = teacher.facts.public
     if public is None or (teacher.facts.classifier and teacher.source != "published"):
         return None
-    if teacher.facts.classifier and public.size == whole.size:
+    if teacher.facts.classifier and public.size == data.side:
         return None
     return {"size": public.size, "mean": public.mean, "std": public.std}

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kdbench.catalogue.datasets import dataset
 from kdbench.data.seeds import seed_of
 from kdbench.errors import BadRecord
 from kdbench.methods import Part, build_term
@@ -26,7 +25,7 @@ from kdbench.training.simclr import NTXent
 
 def new_network(name: str, spec: DatasetSpec, node_embedding: int | None, *seed: object) -> Backbone:
     """A network with fresh weights, drawn from ``seed`` on the CPU, whatever the device and whatever was drawn before."""
-    classes = class_count(spec)
+    classes = spec.class_count
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("weights", name, spec.canonical(), *seed))
         network = build(name, classes)
@@ -125,7 +124,7 @@ def with_head(backbone: Backbone, spec: TeacherSpec) -> NodeEmbedding:
     backbone.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("head", spec.before.id, spec.dataset.canonical(), spec.head.width))
-        return NodeEmbedding(backbone, classes=class_count(spec.dataset), width=spec.head.width)
+        return NodeEmbedding(backbone, classes=spec.dataset.class_count, width=spec.head.width)
 
 
 def load_teacher(spec: TeacherSpec, store: Store, device: torch.device) -> Backbone:
@@ -157,7 +156,7 @@ class DamagedTeacher(BadRecord):
 def skeleton(spec: TeacherSpec) -> Backbone:
     """A stage's network without weights: the tensors have shapes but no memory."""
     with torch.device("meta"):
-        classes = class_count(spec.dataset) if spec.dataset else 1
+        classes = spec.dataset.class_count if spec.dataset else 1
         network = build(spec.network, classes)
         if spec.student and spec.student.recipe.node_embedding:
             network = NodeEmbedding(network, classes=classes, width=spec.student.recipe.node_embedding)
@@ -172,14 +171,9 @@ def _stored(spec: TeacherSpec | None, store: Store, device: torch.device) -> Bac
     return load_teacher(spec, store, device)
 
 
-def class_count(spec: DatasetSpec) -> int:
-    """How many classes a data set has, or the part of it that is used."""
-    return spec.classes or dataset(spec.name).classes
-
-
 def seen_size(spec: DatasetSpec, view: View) -> int:
     """The side in pixels of the images that a network sees."""
-    return view.size or dataset(spec.name).size
+    return view.size or spec.side
 
 
 def on_device(network: Backbone, device: torch.device) -> Backbone:

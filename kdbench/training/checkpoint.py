@@ -16,7 +16,7 @@ from safetensors.torch import save
 
 from kdbench.catalogue.hashing import file_hash
 from kdbench.store.files import set_aside, write_atomically
-from kdbench.store.record import Record, Result, timestamp
+from kdbench.store.record import Kind, Record, Result, timestamp
 from kdbench.training.environment import out_of_memory
 from kdbench.training.learner import Learner, Progress
 
@@ -74,14 +74,14 @@ class DamagedCheckpoint(Exception):
     """A resume state that could not be read; it has been set aside and the learner must be built anew."""
 
 
-def finish(learner: Learner, kind: str, facts: dict[str, Any], about: dict[str, Any]) -> None:
+def finish(learner: Learner, kind: Kind, facts: dict[str, Any], about: dict[str, Any]) -> None:
     """Write weights, metrics and, last of all, the result, with ``facts`` of how it was measured."""
     record = learner.record
     write_weights(record, learner.best_weights if learner.keep_best else learner.weights_now())
     record.write_metrics(learner.progress.metrics)
     result = Result(
         id=record.id,
-        kind="teacher" if kind == "teacher" else "run",
+        kind=kind,
         last=learner.last(),
         best=learner.best(),
         **facts,

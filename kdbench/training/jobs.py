@@ -17,11 +17,10 @@ from kdbench.evaluation.knn import measure_neighbours
 from kdbench.plan.cost import student_cost, teacher_cost, teacher_pass_cost
 from kdbench.plan.plan import Cohort
 from kdbench.store.files import set_aside
-from kdbench.store.record import Failure, Record, Result
+from kdbench.store.record import Failure, Kind, Record, Result
 from kdbench.suite.specs import RunSpec, Scenario, TeacherSpec
 from kdbench.training.build import (
     DamagedTeacher,
-    class_count,
     load_teacher,
     on_device,
     student_learner,
@@ -69,7 +68,7 @@ def _train_stage(spec: TeacherSpec, record: Record, shop: Workshop) -> bool:
     else:
         stream = shop.data.two_views(data, spec.pretraining, seed_trial(spec))
         train_set = shop.data.train(data, recipe)
-        examine = partial(measure_neighbours, train=train_set, test=test, classes=class_count(data))
+        examine = partial(measure_neighbours, train=train_set, test=test, classes=data.class_count)
     begin(record, spec.canonical(), shop)
     try:
         learner, _ = resumed(lambda: teacher_learner(spec, shop.store, shop.device), shop)
@@ -248,7 +247,7 @@ class Conclusion:
     """
 
     shop: Workshop
-    kind: str
+    kind: Kind
     train_images: int
     test_images: int
     macs: dict[str, float]

@@ -20,7 +20,7 @@ from kdbench.models.checkpoints import load_checkpoint, published_accuracy
 from kdbench.store.files import set_aside
 from kdbench.store.record import Accuracy, Record, Result, timestamp
 from kdbench.suite.specs import TeacherSpec, View
-from kdbench.training.build import class_count, on_device
+from kdbench.training.build import on_device
 from kdbench.training.checkpoint import write_weights
 
 
@@ -87,7 +87,7 @@ def store_weights(spec: TeacherSpec, record: Record, path: Path, data: DataSourc
     weights = spec.weights
     if weights is None:
         raise ValueError("the teacher starts from no file")
-    net: Backbone = build(spec.network, class_count(spec.dataset) if spec.dataset else 1)
+    net: Backbone = build(spec.network, spec.dataset.class_count if spec.dataset else 1)
     load_checkpoint(net, path, classifier=weights.classifier)
     if not weights.classifier:
         net.remove_classifier()

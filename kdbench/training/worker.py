@@ -22,9 +22,11 @@ from typing import Any, TextIO
 from kdbench.data.stream import DataSource
 from kdbench.errors import KdbenchError, LostTeacher
 from kdbench.store.store import Store
+from kdbench.suite.measurements import measurement_from
 from kdbench.suite.specs import RunSpec, TeacherSpec
 from kdbench.training.environment import device_lost, prepare
 from kdbench.training.jobs import train_cohort, train_teacher
+from kdbench.training.measuring import take_measurement
 from kdbench.training.weights import WeightFiles
 from kdbench.training.workshop import Outcome, Workshop
 
@@ -101,6 +103,8 @@ _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, 
 def _dispatch(job: dict[str, Any], shop: Workshop) -> Outcome:
     if "teacher" in job:
         return train_teacher(TeacherSpec.model_validate(job["teacher"]), shop, waited=job["waited"])
+    if "measurement" in job:
+        return take_measurement(measurement_from(job["measurement"]), shop, waited=job["waited"])
     return train_cohort([RunSpec.model_validate(spec) for spec in job["runs"]], shop, waited=job["waited"])
 
 

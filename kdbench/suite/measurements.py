@@ -1,0 +1,159 @@
+"""What is measured on finished networks beside their accuracy: linear probes, and how alike student and teacher are."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, StrictStr, TypeAdapter
+from pydantic_core import PydanticCustomError
+
+from kdbench.catalogue.datasets import dataset
+from kdbench.catalogue.names import unknown
+from kdbench.suite.recipe import Recipe, Spec, View
+from kdbench.suite.specs import DatasetSpec, RunSpec, TeacherSpec
+
+
+BatchNorm = Literal["frozen", "batch"]
+
+
+class ProbeSpec(Spec):
+    """A linear classifier of ``dataset`` on the frozen backbone of ``source``, trained by ``recipe``.
+
+    ``batch_norm`` is what the backbone's batch norms do meanwhile: nothing (`frozen`), or what they do in training
+    (`batch`): normalise by the batch, and let their running statistics drift to the new images.
+    """
+
+    kind: Literal["probe"]
+    source: TeacherSpec
+    dataset: DatasetSpec
+    recipe: Recipe
+    batch_norm: BatchNorm = "frozen"
+
+    @property
+    def needs(self) -> tuple[TeacherSpec, ...]:
+        """The networks that must be there before it."""
+        return (self.source,)
+
+    @property
+    def fixed_features(self) -> bool:
+        """Whether the backbone sees each image once and for all."""
+        return self.batch_norm == "frozen" and not self.recipe.crop_padding and not self.recipe.flip
+
+    @property
+    def label(self) -> str:
+        """One line for progress and messages."""
+        return f"linear probe of {name_of(self.source)} on {self.dataset.name}"
+
+
+class SimilaritySpec(Spec):
+    """How alike a run's student (``source``) and its teacher are on the test images of ``dataset``.
+
+    Each sees them by its own view. ``teacher`` is None where the teacher's new layers learned beside the student: it is then
+    the teacher as it was when the run ended.
+    """
+
+    kind: Literal["similarity"]
+    source: TeacherSpec
+    dataset: DatasetSpec
+    view: View
+    teacher: TeacherSpec | None = None
+    teacher_view: View
+
+    @property
+    def needs(self) -> tuple[TeacherSpec, ...]:
+        """The networks that must be there before it."""
+        return (self.source, *([self.teacher] if self.teacher else ()))
+
+    @property
+    def label(self) -> str:
+        """One line for progress and messages."""
+        return f"similarity of {name_of(self.source)} and its teacher on {self.dataset.name}"
+
+
+MeasurementSpec = Annotated[ProbeSpec | SimilaritySpec, Field(discriminator="kind")]
+_ANY: TypeAdapter[ProbeSpec | SimilaritySpec] = TypeAdapter(MeasurementSpec)
+
+
+def measurement_from(value: Any) -> ProbeSpec | SimilaritySpec:
+    """A measurement's spec from its JSON. Raises pydantic's ValidationError."""
+    return _ANY.validate_python(value)
+
+
+class ProbeProtocol(Recipe):
+    """How linear classifiers are trained on frozen backbones."""
+
+    title: StrictStr
+    batch_norm: BatchNorm = "frozen"
+
+
+@cache
+def probe_protocols() -> dict[str, ProbeProtocol]:
+    """The bundled ways to train a linear probe, by name."""
+    text = files("kdbench.suite").joinpath("probes.yaml").read_text(encoding="utf-8")
+    return {name: ProbeProtocol.model_validate(entry) for name, entry in yaml.safe_load(text).items()}
+
+
+def known_probe(name: str) -> str:
+    """Return the name of a way to train a probe; a validation error with the nearest name otherwise."""
+    if name not in probe_protocols():
+        message = unknown("probe protocol", name, probe_protocols(), "protocols")
+        raise PydanticCustomError("unknown", "{message}", {"message": message})
+    return name
+
+
+def probe(source: TeacherSpec, data: DatasetSpec, protocol: str) -> ProbeSpec:
+    """A probe of a network on another data set, whose images it sees in the size and with the constants of its own."""
+    how, seen = probe_protocols()[protocol], view_of(source)
+    recipe = how.model_dump(include=set(Recipe.model_fields))
+    at = data.model_copy(update={"size": None if seen.size == dataset(data.name).size else seen.size})
+    recipe |= {"mean": seen.mean, "std": seen.std}
+    return ProbeSpec(kind="probe", source=source, dataset=at, recipe=Recipe(**recipe), batch_norm=how.batch_norm)
+
+
+def similarity(
+    student: TeacherSpec, teacher: TeacherSpec | None, shown: View | None, data: DatasetSpec
+) -> SimilaritySpec:
+    """A comparison of student and teacher. ``shown`` is the teacher's own view; None where it sees the student's images."""
+    seen = view_of(student)
+    return SimilaritySpec(
+        kind="similarity",
+        source=student,
+        dataset=data,
+        view=seen,
+        teacher=teacher,
+        teacher_view=_whole(shown, _data_of(student)) if shown else seen,
+    )
+
+
+def student_of(run: RunSpec) -> TeacherSpec:
+    """A run's finished student as a network to look at."""
+    return TeacherSpec(network=run.student, dataset=run.dataset, student=run)
+
+
+def view_of(network: TeacherSpec) -> View:
+    """How a finished network sees an image in tests: the size and the constants of its own training, spelt out."""
+    recipe = network.student.recipe if network.student else network.stage_recipe
+    return _whole(recipe.view if recipe else View(), _data_of(network))
+
+
+def _whole(view: View, data: DatasetSpec) -> View:
+    own = dataset(data.name)
+    return View(size=view.size or data.side, mean=view.mean or own.mean, std=view.std or own.std)
+
+
+def _data_of(network: TeacherSpec) -> DatasetSpec:
+    if network.dataset is None:
+        raise ValueError("the network was trained on no data set")
+    return network.dataset
+
+
+def name_of(network: TeacherSpec) -> str:
+    """A network in a few words."""
+    run = network.student
+    if run is None:
+        return network.label
+    taught = f" of {run.teacher.network}" if run.teacher else ""
+    return f"{run.student}{taught} (run {run.id}, trial {run.trial})"

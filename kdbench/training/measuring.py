@@ -1,0 +1,150 @@
+"""The third job of a worker: measure finished networks. A probe can stop after any epoch and go on later."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from kdbench.catalogue.hashing import file_hash
+from kdbench.data.batch import Batches
+from kdbench.data.features import FeatureStream, embed
+from kdbench.data.seeds import seed_of
+from kdbench.errors import BadInput
+from kdbench.evaluation.accuracy import measure
+from kdbench.evaluation.similarity import class_correlation, kl_divergence, linear_cka
+from kdbench.methods import build_term
+from kdbench.methods.term import Setting
+from kdbench.models.backbone import Backbone
+from kdbench.models.linear_probe import LinearProbe
+from kdbench.models.outputs import Shapes
+from kdbench.plan.cost import measurement_cost
+from kdbench.store.record import Record, Result, timestamp
+from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
+from kdbench.suite.specs import Scenario
+from kdbench.training.build import DamagedTeacher, load_teacher, on_device
+from kdbench.training.checkpoint import write_weights
+from kdbench.training.environment import describe
+from kdbench.training.jobs import Conclusion, begin, lost_teacher, resumed, settled
+from kdbench.training.learner import Learner
+from kdbench.training.loop import train
+from kdbench.training.workshop import Outcome, Workshop, claimed
+
+
+TEMPERATURES = (4.0, 1.0)
+"""At which the KL divergence is taken: KD's own, and that of the probabilities as they are."""
+
+
+def take_measurement(spec: ProbeSpec | SimilaritySpec, shop: Workshop, *, waited: bool = False) -> Outcome:
+    """Measure networks unless that is done, or another process is at it."""
+    record = shop.store.measurement(spec.id)
+    with claimed([record]) as mine:
+        if not mine:
+            return Outcome(busy=[spec.id])
+        if (shop.store.measured(spec) or waited) and settled(record, shop, waited):
+            return Outcome()
+        begin(record, spec.canonical(), shop)
+        try:
+            if isinstance(spec, ProbeSpec):
+                return Outcome(stopped=not _train_probe(spec, record, shop))
+            _compare(spec, record, shop)
+            return Outcome()
+        except DamagedTeacher as error:
+            raise lost_teacher(error, shop) from None
+
+
+def _train_probe(spec: ProbeSpec, record: Record, shop: Workshop) -> bool:
+    """Train a linear classifier on a frozen backbone. False if asked to stop before the end."""
+    backbone = partial(load_teacher, spec.source, shop.store, shop.device)
+    trial = spec.source.student.trial if spec.source.student else -1 - spec.source.seed
+    stream: Batches
+    test: Iterable[tuple[Tensor, Tensor]]
+    if spec.fixed_features:
+        network = backbone()
+        features, labels = embed(network, shop.data.train(spec.dataset, spec.recipe))
+        stream = FeatureStream(features, labels, spec.recipe.batch, (spec.dataset.canonical(), trial))
+        seen, right = embed(network, shop.data.test(spec.dataset, spec.recipe))
+        test = list(zip(torch.split(seen, _TEST_BATCH), torch.split(right, _TEST_BATCH), strict=True))
+        tested = len(right)
+    else:
+        stream = shop.data.stream(spec.dataset, Scenario(), spec.recipe, trial)
+        images = shop.data.test(spec.dataset, spec.recipe)
+        test, tested = images, len(images)
+    learner, _ = resumed(lambda: _probe_learner(spec, record, backbone(), trial, shop), shop)
+    macs = {spec.id: measurement_cost(spec)}
+    conclude = Conclusion(shop, "measurement", len(stream), tested, macs, before=shop.store.hashes(spec.needs))
+    return train([learner], None, stream, partial(measure, test=test), shop.hooks(conclude))
+
+
+_TEST_BATCH = 4096
+"""Features are small: a test of them is a few products."""
+
+
+def _probe_learner(spec: ProbeSpec, record: Record, backbone: Backbone, trial: int, shop: Workshop) -> Learner:
+    """The learner of a probe, whose first weights depend on data set, width and trial: not on who is probed.
+
+    Where batch norms are in training mode, they drift, and so belong to what is trained and kept.
+    """
+    classes, width = spec.dataset.class_count, backbone.width
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of("probe", spec.dataset.canonical(), width, trial))
+        network = LinearProbe(width, classes, None if spec.fixed_features else backbone)
+    shapes = Shapes(classes, width, ())
+    terms = {"ce": build_term("ce", Setting(shapes, shapes, classes, 0, spec.recipe.batch))}
+    modules = [network] if spec.batch_norm == "batch" else [network.fc]
+    return Learner(record, on_device(network, shop.device), terms, {"ce": 1.0}, spec.recipe, modules=list(modules))
+
+
+@torch.no_grad()
+def _compare(spec: SimilaritySpec, record: Record, shop: Workshop) -> None:
+    """Let student and teacher see the same test images, and store how alike what they make of them is."""
+    student = load_teacher(spec.source, shop.store, shop.device).eval()
+    teacher = _teacher(spec, shop).eval()
+    sums = dict.fromkeys(TEMPERATURES, 0.0)
+    embeddings: list[tuple[Tensor, Tensor]] = []
+    own, other = (shop.data.test(spec.dataset, view) for view in (spec.view, spec.teacher_view))
+    for (images, labels), (shown, _) in zip(own, other, strict=True):
+        ours, theirs = student(images), teacher(shown)
+        embeddings.append((ours.embedding.float().cpu(), theirs.embedding.float().cpu()))
+        for temperature in TEMPERATURES:
+            value = kl_divergence(ours.logits, theirs.logits, temperature)
+            sums[temperature] += float(value) * len(labels)
+    seen, known = (torch.cat(each) for each in zip(*embeddings, strict=True))
+    correlations = {
+        "student": class_correlation(_classifier(student)),
+        "teacher": class_correlation(_classifier(teacher)),
+    }
+    values = {f"kl_t{temperature:g}": total / len(seen) for temperature, total in sums.items()}
+    values["cka"] = linear_cka(seen, known)  # nan where one of them gives the same for all images
+    values["class_correlation_difference"] = float((correlations["student"] - correlations["teacher"]).abs().mean())
+    write_weights(record, correlations)
+    record.write_metrics([])
+    result = Result(
+        id=record.id,
+        kind="measurement",
+        values={name: value for name, value in values.items() if math.isfinite(value)},
+        before_sha256=shop.store.hashes(spec.needs),
+        test_images=len(seen),
+        weights_sha256=file_hash(record.weights_file),
+    )
+    about = {"finished": timestamp(), "sessions": 1, "macs": measurement_cost(spec), **describe(shop.device)}
+    record.finish(result, about)
+    shop.emit("finished", id=record.id, top1=None)
+
+
+def _teacher(spec: SimilaritySpec, shop: Workshop) -> Backbone:
+    if spec.teacher is not None:
+        return load_teacher(spec.teacher, shop.store, shop.device)
+    raise BadInput("the teacher's new layers were not kept")
+
+
+def _classifier(network: Backbone) -> Tensor:
+    """The weights [K, D] of a network's last linear layer."""
+    layer = network.get_submodule(network.classifier_name or "")
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor):
+        raise BadInput("a network without classifier cannot be compared by its classes")
+    return weight.detach().float().cpu()
