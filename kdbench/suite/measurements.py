@@ -11,7 +11,6 @@ from pydantic import Field, StrictStr, TypeAdapter
 from pydantic_core import PydanticCustomError
 
 from kdbench.catalogue.datasets import dataset
-from kdbench.catalogue.names import unknown
 from kdbench.suite.recipe import Recipe, Spec, View
 from kdbench.suite.specs import DatasetSpec, RunSpec, TeacherSpec
 
@@ -96,17 +95,20 @@ def probe_protocols() -> dict[str, ProbeProtocol]:
     return {name: ProbeProtocol.model_validate(entry) for name, entry in yaml.safe_load(text).items()}
 
 
-def known_probe(name: str) -> str:
-    """Return the name of a way to train a probe; a validation error with the nearest name otherwise."""
+def named_probe(value: Any) -> Any:
+    """A bundled way to train a probe by name, or ``{base: NAME, …changes}`` of one, for pydantic to validate."""
+    changes = dict(value) if isinstance(value, dict) else {"base": value}
+    name = changes.pop("base", None)
     if name not in probe_protocols():
-        message = unknown("probe protocol", name, probe_protocols(), "protocols")
+        known = ", ".join(probe_protocols())
+        message = f"no such way to train a probe: '{name}'. Name one of {known}, or {{base: NAME, …changes}}"
         raise PydanticCustomError("unknown", "{message}", {"message": message})
-    return name
+    return {**probe_protocols()[name].model_dump(), **changes}
 
 
-def probe(source: TeacherSpec, data: DatasetSpec, protocol: str) -> ProbeSpec:
+def probe(source: TeacherSpec, data: DatasetSpec, how: ProbeProtocol) -> ProbeSpec:
     """A probe of a network on another data set, whose images it sees in the size and with the constants of its own."""
-    how, seen = probe_protocols()[protocol], view_of(source)
+    seen = view_of(source)
     recipe = how.model_dump(include=set(Recipe.model_fields))
     at = data.model_copy(update={"size": None if seen.size == dataset(data.name).size else seen.size})
     recipe |= {"mean": seen.mean, "std": seen.std}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StrictStr, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictStr, model_validator
 from pydantic_core import PydanticCustomError
 
 from kdbench.catalogue.datasets import dataset
 from kdbench.suite.fields import DatasetName, Keys, NetworkName, StudentName, TeacherName, as_list, not_empty
-from kdbench.suite.measurements import known_probe
+from kdbench.suite.measurements import ProbeProtocol, named_probe, probe_protocols
 from kdbench.suite.specs import DatasetSpec, Name, PositiveInt, Scenario, Strategy
 
 
@@ -110,7 +110,7 @@ class MeasureEntry(Schema):
     """
 
     probe: Datasets = ()
-    probe_protocol: Annotated[StrictStr, AfterValidator(known_probe)] = "linear"
+    probe_protocol: Annotated[ProbeProtocol, BeforeValidator(named_probe)] = probe_protocols()["linear"]
     similarity: Datasets = ()
 
 

@@ -1,0 +1,62 @@
+"""What a suite has measured: on which networks, how, and what cannot be."""
+
+import pytest
+
+from kdbench.cli.options import select
+from kdbench.errors import BadSuite
+
+
+def test_each_student_and_each_teacher_is_probed(grid):
+    suite = grid(measure="{probe: [stl10, tinyimagenet]}", trials=2)
+    found = [(m.of, m.run.method, m.spec.dataset.name) for m in suite.measurements]
+    assert len(found) == 2 * 2 * 2 * 2  # methods, trials, data sets, student and teacher
+    assert len({m.spec.id for m in suite.measurements}) == 2 * 2 * 2 + 2
+    assert all(m.spec.dataset.size == 32 for m in suite.measurements)
+    assert {m.spec.recipe.epochs for m in suite.measurements} == {100}
+
+
+def test_a_student_is_compared_with_the_teacher_of_its_column(grid):
+    suite = grid(teacher="[resnet32x4, resnet110]", measure="{similarity: [cifar100, svhn]}")
+    pairs = {(m.run.teacher, m.run.method, m.spec.teacher.network) for m in suite.measurements}
+    assert pairs == {(t, m, t) for t in ("resnet32x4", "resnet110") for m in ("ce", "kd")}
+
+
+def test_layers_that_learned_beside_the_student_are_the_run_s(grid):
+    suite = grid(protocol="ega", strategy="simultaneous", teacher="wrn-40-2", measure="{similarity: cifar100}")
+    assert [(m.run.method, m.spec.teacher) for m in suite.measurements] == [("kd", None)]
+
+
+def test_the_way_to_probe_can_be_named_and_changed(grid):
+    suite = grid(measure="{probe: stl10, probe_protocol: {base: semckd, epochs: 3, milestones: [2]}}")
+    recipe = suite.measurements[0].spec.recipe
+    assert (recipe.epochs, recipe.lr, recipe.crop_padding) == (3, 0.05, 4)
+    assert suite.measurements[0].spec.batch_norm == "batch"
+
+
+def test_runs_are_the_same_with_and_without(grid):
+    assert list(grid(measure="{probe: stl10}").specs) == list(grid().specs)
+
+
+def test_only_what_is_left_is_measured(grid):
+    (suite,) = select([grid(measure="{similarity: svhn}")], ["method=kd"])
+    assert {m.run.method for m in suite.measurements} == {"kd"}
+
+
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        ("{probes: stl10}", "Did you mean 'probe'?"),
+        ("{probe: stl11}", "Did you mean 'stl10'?"),
+        ("{probe: imagenet}", "stay files"),
+        ("{probe: {name: stl10, classes: 11}}", "only 10 classes"),
+        ("{probe: {name: imagenet, size: 32}}", "resized"),
+        ("{probe: stl10, probe_protocol: linaer}", "Name one of linear, semckd"),
+        ("{probe: stl10, probe_protocol: {base: linear, epoch: 3}}", "epoch"),
+        ("stl10", "must be a mapping"),
+    ],
+)
+def test_mistakes(grid, measure, message):
+    with pytest.raises(BadSuite) as caught:
+        grid(measure=measure)
+    text = "\n".join(map(str, caught.value.problems))
+    assert message in text and "measure" in text

@@ -1,0 +1,186 @@
+"""Measurements on finished networks: they train and change nothing else, go on after a stop, and know what they saw."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kdbench.data.features import embed
+from kdbench.errors import LostTeacher
+from kdbench.evaluation.similarity import class_correlation, kl_divergence, linear_cka
+from kdbench.plan.plan import make_plan
+from kdbench.suite.measurements import ProbeProtocol, probe, similarity, student_of, view_of
+from kdbench.suite.specs import DatasetSpec
+from kdbench.training.build import load_teacher
+from kdbench.training.measuring import take_measurement
+
+
+OTHER = DatasetSpec(name="digits", classes=5, train_per_class=6, test_per_class=4, size=16)
+HOW = ProbeProtocol(title="quick", epochs=4, batch=8, lr=0.1, momentum=0.9)
+CPU = torch.device("cpu")
+KEPT = ("spec.json", "metrics.jsonl", "result.json", "weights.safetensors")
+
+
+@pytest.fixture
+def done(bench, make_run):
+    """A results folder with a finished run, and the run."""
+    run, shop = make_run({"ce": 1, "kd": 1}), bench()
+    shop.train(run)
+    return shop, run
+
+
+def files(shop, spec):
+    folder = shop.store.measurement(spec.id).folder
+    return {name: (folder / name).read_bytes() for name in KEPT}
+
+
+def quick(**changes):
+    return HOW.model_copy(update=changes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"batch_norm": "batch", "crop_padding": 2, "flip": True}])
+def test_a_probe_stopped_and_resumed_ends_like_one_that_was_not(done, tmp_path, changes):
+    shop, run = done
+    spec = probe(student_of(run), OTHER, quick(**changes))
+    before = shop.files(run, run.teacher)
+    take_measurement(spec, shop.shop)
+    whole = files(shop, spec)
+    assert shop.files(run, run.teacher) == before
+    record = shop.store.measurement(spec.id)
+    for file in record.folder.iterdir():
+        file.unlink()
+    halted = shop.again(stop_after=2)
+    assert take_measurement(spec, halted.shop).stopped
+    assert record.started() and not record.done()
+    resumed = shop.again()
+    assert not take_measurement(spec, resumed.shop).stopped
+    assert resumed.texts("resumed") == ["goes on after epoch 2"]
+    assert files(shop, spec) == whole
+
+
+def test_fixed_features_give_what_the_frozen_network_gives(done, monkeypatch):
+    shop, run = done
+    spec = probe(student_of(run), OTHER, HOW)
+    take_measurement(spec, shop.shop)
+    images, labels = embed(load_teacher(spec.source, shop.store, CPU), shop.data.test(spec.dataset, spec.recipe))
+    state = load_file(shop.store.measurement(spec.id).weights_file)
+    logits = images @ state["fc.weight"].T + state["fc.bias"]
+    accuracy = 100 * (logits.argmax(1) == labels).double().mean()
+    result = shop.store.measured(spec)
+    assert result.last.top1 == pytest.approx(float(accuracy))
+    assert (result.train_images, result.test_images) == (30, 20)
+    assert sorted(state) == ["fc.bias", "fc.weight"]
+
+
+def test_batch_norms_drift_only_where_they_may(done):
+    shop, run = done
+    trained = load_file(shop.store.run(run.id).weights_file)
+    spec = probe(student_of(run), OTHER, quick(batch_norm="batch"))
+    take_measurement(spec, shop.shop)
+    probed = load_file(shop.store.measurement(spec.id).weights_file)
+    changed = {key for key in trained if key in (f"{k.removeprefix('backbone.')}" for k in probed)}
+    moved = {key for key in changed if not torch.equal(trained[key], probed[f"backbone.{key}"])}
+    assert moved and all("running" in key or "batches_tracked" in key for key in moved)
+    with_crops = probe(student_of(run), OTHER, quick(flip=True))
+    take_measurement(with_crops, shop.shop)
+    assert sorted(load_file(shop.store.measurement(with_crops.id).weights_file)) == ["fc.bias", "fc.weight"]
+
+
+def test_a_probe_starts_alike_for_all_networks_of_a_width(done, make_run):
+    shop, run = done
+    other = make_run({"ce": 1})
+    shop.train(other)
+    first = [probe(student_of(each), OTHER, quick(epochs=1, lr=1e-12)) for each in (run, other)]
+    for spec in first:
+        take_measurement(spec, shop.shop)
+    left, right = (load_file(shop.store.measurement(spec.id).weights_file) for spec in first)
+    assert torch.allclose(left["fc.weight"], right["fc.weight"], atol=1e-9)
+
+
+def test_the_images_come_in_the_size_and_with_the_constants_of_the_network(done):
+    _, run = done
+    source = student_of(run)
+    spec = probe(source, DatasetSpec(name="stl10"), HOW)
+    assert spec.dataset.size == 32 and spec.recipe.size is None
+    assert spec.recipe.mean == view_of(source).mean == view_of(run.teacher).mean
+
+
+def test_a_network_is_like_itself(done):
+    shop, run = done
+    source = student_of(run)
+    spec = similarity(source, source, None, DatasetSpec(name="digits", test_per_class=5))
+    take_measurement(spec, shop.shop)
+    values = shop.store.measured(spec).values
+    assert values["kl_t4"] == values["kl_t1"] == values["class_correlation_difference"] == 0
+    assert values["cka"] == pytest.approx(1)
+
+
+def test_similarity_is_that_of_the_outputs_on_the_whole_test_set(done):
+    shop, run = done
+    spec = similarity(student_of(run), run.teacher, None, DatasetSpec(name="digits"))
+    take_measurement(spec, shop.shop)
+    result = shop.store.measured(spec)
+    student, teacher = (load_teacher(each, shop.store, CPU).eval() for each in spec.needs)
+    test = list(shop.data.test(spec.dataset, spec.view))
+    images = torch.cat([each for each, _ in test])
+    with torch.no_grad():
+        ours, theirs = student(images), teacher(images)
+    assert result.test_images == len(images) == 797
+    assert result.values["kl_t4"] == pytest.approx(float(kl_divergence(ours.logits, theirs.logits, 4.0)), rel=1e-5)
+    assert result.values["cka"] == pytest.approx(linear_cka(ours.embedding, theirs.embedding), rel=1e-5)
+    kept = load_file(shop.store.measurement(spec.id).weights_file)
+    assert torch.allclose(kept["student"], class_correlation(student.fc.weight.detach()))
+    assert kept["teacher"].shape == (10, 10)
+
+
+def test_a_finished_suite_trains_nothing_for_a_measurement(done):
+    shop, run = done
+    spec = similarity(student_of(run), run.teacher, None, OTHER)
+    plan = make_plan([run], shop.store, measurements=[spec, spec])
+    assert (plan.runs, plan.teachers, plan.measurements) == (0, (), (spec,))
+    take_measurement(spec, shop.shop)
+    after = make_plan([run], shop.store, measurements=[spec])
+    assert (after.measurements, after.measurements_done) == ((), 1)
+    again = shop.again()
+    take_measurement(spec, again.shop)
+    assert again.count("finished") == 1 and again.count("epoch") == 0
+
+
+def test_what_is_to_be_measured_is_trained_first(bench, make_run):
+    run = make_run({"ce": 1, "kd": 1})
+    plan = make_plan([], bench().store, measurements=[probe(student_of(run), OTHER, HOW)])
+    assert [each.id for cohort in plan.cohorts for each in cohort.runs] == [run.id]
+    assert plan.teachers == (run.teacher,)
+
+
+def test_what_was_measured_on_other_weights_is_measured_again(done):
+    shop, run = done
+    spec = probe(student_of(run), OTHER, quick(epochs=1))
+    take_measurement(spec, shop.shop)
+    record = shop.store.run(run.id)
+    result = record.result()
+    record.finish(result.model_copy(update={"weights_sha256": "0" * 64}), {})
+    assert shop.store.measured(spec) is None
+    assert make_plan([run], shop.store, measurements=[spec]).measurements == (spec,)
+    record.finish(result, {})
+    assert shop.store.measured(spec) is not None
+
+
+def test_a_damaged_network_is_told_and_not_measured(done):
+    shop, run = done
+    spec = probe(run.teacher, OTHER, HOW)
+    path = shop.store.teacher(run.teacher.id).weights_file
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(LostTeacher, match="set aside"):
+        take_measurement(spec, shop.shop)
+    assert not shop.store.measurement(spec.id).done()
+
+
+def test_nobody_measures_twice_at_once(done):
+    shop, run = done
+    spec = probe(student_of(run), OTHER, HOW)
+    with shop.store.measurement(spec.id).lock():
+        assert take_measurement(spec, replace(shop).shop).busy == [spec.id]
