@@ -39,12 +39,12 @@ def progress(tmp_path):
 
 
 def drive(progress):
-    progress.listen("cpu", {"event": "started", "teacher": TEACHER, "runs": (), "waited": False})
+    progress.listen("cpu", {"event": "started", "teacher": TEACHER, "runs": (), "measurement": None, "waited": False})
     progress.listen("cpu", epoch(TEACHER.id, 1, 50.0))
     progress.listen("cpu", epoch(TEACHER.id, 2, 51.0))
     progress.listen("cpu", {"event": "finished", "id": TEACHER.id, "top1": 99.0})
     progress.listen("cpu", {"event": "done", "busy": []})
-    progress.listen("cpu", {"event": "started", "teacher": None, "runs": RUNS, "waited": False})
+    progress.listen("cpu", {"event": "started", "teacher": None, "runs": RUNS, "measurement": None, "waited": False})
     where = {"epoch": 2, "epochs": 4, "initial_epochs": 0}
     progress.listen("cpu", {"event": "resumed", "id": RUNS[0].id, **where, "text": "goes on after epoch 2"})
     progress.listen("cpu", epoch(RUNS[0].id, 3))
@@ -92,7 +92,7 @@ def test_a_terminal_gets_one_display(progress, monkeypatch):
 def test_the_display_of_a_large_cohort_is_cut(progress):
     many = [run.model_copy(update={"trial": n}) for n in range(15) for run in RUNS]
     progress.members |= {run.id: progress.members[RUNS[0].id] for run in many}
-    progress.listen("gpu:0", {"event": "started", "teacher": None, "runs": many, "waited": False})
+    progress.listen("gpu:0", {"event": "started", "teacher": None, "runs": many, "measurement": None, "waited": False})
     assert progress._render().row_count == 1 + 20 + 1 + 1
 
 
@@ -108,7 +108,7 @@ def test_time_left_counts_what_this_session_has_done():
 
 def test_a_teacher_that_was_not_planned_is_shown_all_the_same(progress, capsys):
     other = TEACHER.model_copy(update={"seed": 3})
-    progress.listen("cpu", {"event": "started", "teacher": other, "runs": (), "waited": False})
+    progress.listen("cpu", {"event": "started", "teacher": other, "runs": (), "measurement": None, "waited": False})
     progress.listen("cpu", epoch(other.id, 1))
     assert "teacher resnet20 on digits: epoch 1/4" in capsys.readouterr().err
 
@@ -132,6 +132,6 @@ def test_an_initial_stage_is_part_of_the_way(tmp_path):
 def test_a_run_that_no_plan_foresaw_has_a_place(tmp_path):
     """An auxiliary whose record was lost while others worked."""
     progress = Progress([], make_plan([], Store(tmp_path)))
-    progress.listen("cpu", {"event": "started", "teacher": None, "runs": RUNS[:1], "waited": False})
+    progress.listen("cpu", {"event": "started", "teacher": None, "runs": RUNS[:1], "measurement": None, "waited": False})
     progress.listen("cpu", epoch(RUNS[0].id, 2))
     assert progress.members[RUNS[0].id].label == "auxiliary resnet8 #0"
