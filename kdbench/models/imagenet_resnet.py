@@ -45,20 +45,22 @@ class ImageNetResNet(Backbone):
 
     blocks:     how many in each stage
     bottleneck: whether they are bottlenecks of four times the channels, or basic blocks
+    wider:      how many times the usual channels all layers have
     """
 
     stages = ("layer1", "layer2", "layer3", "layer4")
 
-    def __init__(self, *, blocks: Sequence[int], bottleneck: bool, classes: int) -> None:
+    def __init__(self, *, blocks: Sequence[int], bottleneck: bool, wider: int, classes: int) -> None:
         super().__init__()
         expansion, make = (EXPANSION, _bottlenecks) if bottleneck else (1, stage)
-        self.width = 512 * expansion
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.layer1 = make(64, 64, blocks[0], 1)
-        self.layer2 = make(64 * expansion, 128, blocks[1], 2)
-        self.layer3 = make(128 * expansion, 256, blocks[2], 2)
-        self.layer4 = make(256 * expansion, 512, blocks[3], 2)
+        first, second, third, fourth = (wider * channels for channels in (64, 128, 256, 512))
+        self.width = fourth * expansion
+        self.conv1 = nn.Conv2d(3, first, 7, 2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
+        self.layer1 = make(first, first, blocks[0], 1)
+        self.layer2 = make(first * expansion, second, blocks[1], 2)
+        self.layer3 = make(second * expansion, third, blocks[2], 2)
+        self.layer4 = make(third * expansion, fourth, blocks[3], 2)
         self.fc = nn.Linear(self.width, classes)
         initialise_convolutions(self)
 
@@ -71,9 +73,9 @@ class ImageNetResNet(Backbone):
         return Outputs(self.fc(embedding), embedding, features, preactivations)
 
 
-def build(*, classes: int, blocks: Sequence[int], bottleneck: bool = False) -> ImageNetResNet:
+def build(*, classes: int, blocks: Sequence[int], bottleneck: bool = False, wider: int = 1) -> ImageNetResNet:
     """Build the network with so many basic blocks or bottlenecks in each of its four stages."""
-    return ImageNetResNet(blocks=blocks, bottleneck=bottleneck, classes=classes)
+    return ImageNetResNet(blocks=blocks, bottleneck=bottleneck, wider=wider, classes=classes)
 
 
 def _bottlenecks(inputs: int, inner: int, blocks: int, stride: int) -> nn.Sequential:

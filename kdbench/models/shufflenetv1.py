@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,19 +46,19 @@ class Unit(nn.Module):
 
 
 class ShuffleNetV1(Backbone):
-    """A 1 × 1 stem at the image's size and three stages of 4, 8 and 4 units, at 1/2, 1/4 and 1/8."""
+    """A 1 × 1 stem at the image's size and three stages of 4, 8 and 4 units, at 1/2, 1/4 and 1/8, of so many ``widths``."""
 
     classifier_name = "linear"
     stages = ("layer1", "layer2", "layer3")
 
-    def __init__(self, *, classes: int) -> None:
+    def __init__(self, *, widths: Sequence[int], classes: int) -> None:
         super().__init__()
-        self.width = 960
+        first, second, self.width = widths
         self.conv1 = nn.Conv2d(3, STEM, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(STEM)
-        self.layer1 = _stage(STEM, 240, units=4)
-        self.layer2 = _stage(240, 480, units=8)
-        self.layer3 = _stage(480, 960, units=4)
+        self.layer1 = _stage(STEM, first, units=4)
+        self.layer2 = _stage(first, second, units=8)
+        self.layer3 = _stage(second, self.width, units=4)
         self.linear = nn.Linear(self.width, classes)
 
     def forward(self, images: Tensor) -> Outputs:
@@ -67,9 +69,9 @@ class ShuffleNetV1(Backbone):
         return Outputs(self.linear(embedding), embedding, features, preactivations)
 
 
-def build(*, classes: int) -> ShuffleNetV1:
-    """Build the network."""
-    return ShuffleNetV1(classes=classes)
+def build(*, classes: int, widths: Sequence[int]) -> ShuffleNetV1:
+    """Build the network with so many channels in its three stages."""
+    return ShuffleNetV1(widths=widths, classes=classes)
 
 
 def _stage(inputs: int, outputs: int, units: int) -> nn.Sequential:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -102,7 +103,8 @@ class Collector:
         try:
             entry = TeacherEntry.model_validate(value)
             folder = Path(self.document.file).parent
-            self.teachers[name] = named_teacher(entry.network, entry.weights, entry.pretraining, folder)
+            teacher = named_teacher(entry.network, entry.weights, entry.pretraining, folder)
+            self.teachers[name] = replace(teacher, tuned=entry.fine_tune)
         except ValidationError as error:
             self.problems += problems_of(error, self.document, here, {"": TeacherEntry.model_fields})
             self.teachers[name] = by_network(next(iter(networks())))  # so that its use is not a problem, too

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictStr, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictBool, StrictStr, model_validator
 from pydantic_core import PydanticCustomError
 
 from kdbench.catalogue.datasets import dataset
@@ -47,12 +47,14 @@ class MethodEntry(Schema):
 class TeacherEntry(Schema):
     """What a teacher's name stands for: a network, and where its weights come from before the protocol trains it.
 
-    ``weights`` is a file, `sha256:…` of one that was imported, `openai` or `torchvision`, or `random` for none.
+    ``weights`` is a file, `sha256:…` of one that was imported, `openai` or `torchvision`, or `random` for none. Weights that
+    would be used as they are, classifier and all, are trained on by the protocol's ``fine_tune`` where that is asked for.
     """
 
     network: NetworkName
     weights: Annotated[StrictStr | None, NotEmpty] = None
     pretraining: Annotated[Literal["simclr"] | None, NotEmpty] = None
+    fine_tune: StrictBool = False
 
 
 class Pair(Schema):

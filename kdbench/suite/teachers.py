@@ -21,12 +21,16 @@ Source = Literal["random", "published", "file", "simclr"]
 
 @dataclass(frozen=True)
 class NamedTeacher:
-    """A network and where its weights come from; ``file`` is one of the user's, known by its ``sha256``."""
+    """A network and where its weights come from; ``file`` is one of the user's, known by its ``sha256``.
+
+    ``tuned`` says that weights are trained on even where their own classifier would do.
+    """
 
     network: str
     source: Source
     sha256: str | None = None
     file: Path | None = None
+    tuned: bool = False
 
     @property
     def facts(self) -> Network:
@@ -103,7 +107,7 @@ def resolve_teacher(teacher: NamedTeacher, data: DatasetSpec, strategy: str, set
     recipe: Recipe | None = None
     if weights is None and pretraining is None:
         recipe = settings.teacher_recipe(facts.name, data.name)
-    elif (weights and facts.classifier and not weights.classifier) or (pretraining and strategy == "pretrained"):
+    elif (weights and _is_tuned(teacher, weights)) or (pretraining and strategy == "pretrained"):
         recipe = settings.fine_tune_recipe(facts.name, data.name, shown)
     new = settings.head_spec(data.name, simultaneous=strategy == "simultaneous", view=shown)
     head = None if strategy == "pretrained" else new
@@ -144,6 +148,10 @@ def part_specs(
             )
             found.append(teacher.model_copy(update={"part": part, "dataset": data}))
     return tuple(found)
+
+
+def _is_tuned(teacher: NamedTeacher, weights: Weights) -> bool:
+    return teacher.facts.classifier and (teacher.tuned or not weights.classifier)
 
 
 def _weights(teacher: NamedTeacher, data: DatasetSpec) -> Weights | None:

@@ -88,7 +88,7 @@ def teacher_learner(spec: TeacherSpec, store: Store, device: torch.device) -> Le
         if spec.recipe is None:
             network.remove_classifier()
         elif spec.before:
-            adopt(network, _stored(spec.before, store, torch.device("cpu")))
+            adopt(network, _stored(spec.before, store, torch.device("cpu")), classifier=spec.before.has_classifier)
     network = on_device(network, device)
     shapes = measure_shapes(network, seen_size(data, recipe))
     setting = Setting(shapes, shapes, shapes.logits, 0, recipe.batch)
@@ -110,8 +110,11 @@ def _contrast(spec: TeacherSpec, setting: Setting) -> Term:
         return NTXent(setting, temperature=spec.pretraining.temperature, projection=spec.pretraining.projection)
 
 
-def adopt(network: Backbone, encoder: Backbone) -> None:
-    """Fill a network with an encoder's weights; its classifier stays as it is."""
+def adopt(network: Backbone, encoder: Backbone, *, classifier: bool = False) -> None:
+    """Fill a network with an encoder's weights; its classifier stays as it is, unless the encoder brings one."""
+    if classifier:
+        network.load_state_dict(encoder.state_dict())
+        return
     name = f"{network.classifier_name}."
     own = {key: value for key, value in network.state_dict().items() if key.startswith(name)}
     network.load_state_dict({**encoder.state_dict(), **own})

@@ -132,6 +132,8 @@ def test_an_initial_stage_is_part_of_the_way(tmp_path):
 def test_a_run_that_no_plan_foresaw_has_a_place(tmp_path):
     """An auxiliary whose record was lost while others worked."""
     progress = Progress([], make_plan([], Store(tmp_path)))
-    progress.listen("cpu", {"event": "started", "teacher": None, "runs": RUNS[:1], "measurement": None, "waited": False})
+    progress.listen(
+        "cpu", {"event": "started", "teacher": None, "runs": RUNS[:1], "measurement": None, "waited": False}
+    )
     progress.listen("cpu", epoch(RUNS[0].id, 2))
     assert progress.members[RUNS[0].id].label == "auxiliary resnet8 #0"

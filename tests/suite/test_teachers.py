@@ -243,3 +243,15 @@ def test_an_imported_file_is_one_teacher_however_many_images_are_used(spec):
     ]
     assert heads[0] != heads[1]
     assert heads[0].before == heads[1].before == whole.teacher
+
+
+def test_weights_that_would_do_are_trained_on_where_that_is_asked_for(load):
+    text = """
+protocol: semckd-imagenet
+dataset: imagenet
+teachers: {longer: {network: resnet34, weights: torchvision, fine_tune: true}}
+grid: [{teacher: [resnet34, longer], student: resnet18, method: kd}]
+"""
+    plain, longer = (run.spec.teacher for run in load(text).runs)
+    assert plain.recipe is None and plain.weights.classifier
+    assert longer.recipe.epochs == 10 and longer.before == plain
