@@ -59,4 +59,5 @@ def test_mistakes(grid, measure, message):
     with pytest.raises(BadSuite) as caught:
         grid(measure=measure)
     text = "\n".join(map(str, caught.value.problems))
-    assert message in text and "measure" in text
+    assert message in text
+    assert "measure" in text

@@ -253,5 +253,7 @@ teachers: {longer: {network: resnet34, weights: torchvision, fine_tune: true}}
 grid: [{teacher: [resnet34, longer], student: resnet18, method: kd}]
 """
     plain, longer = (run.spec.teacher for run in load(text).runs)
-    assert plain.recipe is None and plain.weights.classifier
-    assert longer.recipe.epochs == 10 and longer.before == plain
+    assert plain.recipe is None
+    assert plain.weights.classifier
+    assert longer.recipe.epochs == 10
+    assert longer.before == plain

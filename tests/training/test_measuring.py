@@ -52,7 +52,8 @@ def test_a_probe_stopped_and_resumed_ends_like_one_that_was_not(done, tmp_path, 
         file.unlink()
     halted = shop.again(stop_after=2)
     assert take_measurement(spec, halted.shop).stopped
-    assert record.started() and not record.done()
+    assert record.started()
+    assert not record.done()
     resumed = shop.again()
     assert not take_measurement(spec, resumed.shop).stopped
     assert resumed.texts("resumed") == ["goes on after epoch 2"]
@@ -81,7 +82,8 @@ def test_batch_norms_drift_only_where_they_may(done):
     probed = load_file(shop.store.measurement(spec.id).weights_file)
     changed = {key for key in trained if key in (f"{k.removeprefix('backbone.')}" for k in probed)}
     moved = {key for key in changed if not torch.equal(trained[key], probed[f"backbone.{key}"])}
-    assert moved and all("running" in key or "batches_tracked" in key for key in moved)
+    assert moved
+    assert all("running" in key or "batches_tracked" in key for key in moved)
     with_crops = probe(student_of(run), OTHER, quick(flip=True))
     take_measurement(with_crops, shop.shop)
     assert sorted(load_file(shop.store.measurement(with_crops.id).weights_file)) == ["fc.bias", "fc.weight"]
@@ -102,7 +104,8 @@ def test_the_images_come_in_the_size_and_with_the_constants_of_the_network(done)
     _, run = done
     source = student_of(run)
     spec = probe(source, DatasetSpec(name="stl10"), HOW)
-    assert spec.dataset.size == 32 and spec.recipe.size is None
+    assert spec.dataset.size == 32
+    assert spec.recipe.size is None
     assert spec.recipe.mean == view_of(source).mean == view_of(run.teacher).mean
 
 
@@ -144,7 +147,8 @@ def test_a_finished_suite_trains_nothing_for_a_measurement(done):
     assert (after.measurements, after.measurements_done) == ((), 1)
     again = shop.again()
     take_measurement(spec, again.shop)
-    assert again.count("finished") == 1 and again.count("epoch") == 0
+    assert again.count("finished") == 1
+    assert again.count("epoch") == 0
 
 
 def test_what_is_to_be_measured_is_trained_first(bench, make_run):
