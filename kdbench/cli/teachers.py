@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -113,7 +114,10 @@ def import_file(
 
 @app.command()
 def verify(results: Results = Path("results"), json_output: Json = False) -> None:
-    """Check the weights of all finished teachers against what was stored. Exit code 1 where one is damaged."""
+    """Check the weights of all finished teachers against what was stored. Exit code 1 where one is damaged.
+
+    New layers that learned beside a run's student are checked with that run.
+    """
     from kdbench.errors import BadRecord
     from kdbench.store.store import Store
     from kdbench.suite.specs import TeacherSpec
@@ -128,6 +132,8 @@ def verify(results: Results = Path("results"), json_output: Json = False) -> Non
             except BadRecord as error:
                 problem = str(error)
             found.append({"id": record.id, "teacher": _label(record), "damaged": problem})
+    replaced = any(entry["damaged"] for entry in found)
+    found += list(_learned_beside(store))
     damaged = [entry for entry in found if entry["damaged"]]
     if json_output:
         typer.echo(json.dumps(found, indent=1))
@@ -137,7 +143,7 @@ def verify(results: Results = Path("results"), json_output: Json = False) -> Non
             if entry["damaged"]:
                 typer.echo(f"     {entry['damaged']}")
         typer.echo(f"{len(found)} finished teachers, {len(damaged)} damaged.")
-        if damaged:
+        if replaced:
             typer.echo("The next kdbench run that uses a damaged one sets it aside and makes it again.")
     if damaged:
         raise typer.Exit(1)
@@ -181,6 +187,25 @@ def export(
         raise BadInput(f"{folder}: cannot be written: {error.strerror or error}") from None
     for record in stages:
         typer.echo(f"{folder / record.id}: {_label(record)}")
+
+
+def _learned_beside(store: Store) -> Iterator[dict[str, str]]:
+    """The finished runs whose teacher's new layers learned beside the student, each with what is wrong with it."""
+    from kdbench.errors import BadRecord
+
+    for record in store.records("runs"):
+        problem = ""
+        try:
+            result = record.result()
+        except BadRecord:
+            continue  # not finished: the next kdbench run sets it aside
+        if result is None or result.teacher_head_sha256 is None:
+            continue
+        try:
+            record.check_weights()
+        except BadRecord as error:
+            problem = f"{error}. Remove {record.folder}, and the next kdbench run trains it again."
+        yield {"id": record.id, "teacher": "a run, with the new layers that learned beside it", "damaged": problem}
 
 
 def _take_in(folder: Path, store: Store) -> None:

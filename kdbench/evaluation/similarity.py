@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from kdbench.models.outputs import Association
+
+
+FEWEST = 4
+"""The unbiased estimator of HSIC is defined for so many images or more."""
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float:
@@ -44,3 +53,74 @@ def class_correlation(weight: Tensor) -> Tensor:
     """Cosines between the classes of a linear classifier (SSKD, supplement, Fig. 1): [K, D] → [K, K]."""
     rows = F.normalize(weight, dim=1)
     return rows @ rows.T
+
+
+class LayerSimilarity:
+    """SM-score and CKA of the maps that a run's terms associate, over the slices of a test set.
+
+    SM-score:   ln of the mean over images and over associated pairs of  w[b] · mean over b' of ( A_s - A_t )²[b, b'],
+                A = X·Xᵀ of the flattened maps as the networks give them, w = 1 or the pair's weight (SemCKD, eq. 18).
+                It depends on how many images a slice has.
+    Layer CKA:  mean over the pairs, each by the mean of its w, of the linear CKA of what the term compares: a term's own
+                projections of the student's map count as the student's. HSIC is the unbiased estimate of each slice,
+                averaged over slices before the quotient is taken (Nguyen, Raghu, Kornblith, ICLR 2021).
+
+    Slices count by their images; one of fewer than four is left out. Gram matrices are of float32, all else of float64.
+    """
+
+    def __init__(self) -> None:
+        self._images = 0
+        self._sums: Tensor | float = 0.0
+
+    @torch.no_grad()
+    def add(self, pairs: Sequence[Association]) -> None:
+        """Take in a slice's pairs: the same ones, in the same order, as those of the slices before."""
+        images = len(pairs[0].student)
+        if images < FEWEST:
+            return
+        raw = {key: _gram(maps) for key, maps in _by_id(pair[:2] for pair in pairs).items()}
+        compared = [pair.compared or pair[:2] for pair in pairs]
+        centred = {key: u_centred(_gram(maps - maps.mean(0))) for key, maps in _by_id(compared).items()}
+        rows = []
+        for (student, teacher, weight, _), (ours, theirs) in zip(pairs, compared, strict=True):
+            distance = (raw[id(student)] - raw[id(teacher)]).square().mean(1)
+            weight = torch.ones_like(distance) if weight is None else weight.double()
+            x, y = centred[id(ours)], centred[id(theirs)]
+            hsic = torch.stack([(x * y).sum(), x.square().sum(), y.square().sum()]) / (images * (images - 3))
+            rows.append(torch.stack([(weight * distance).mean(), weight.mean(), *hsic]))
+        self._images += images
+        self._sums = self._sums + images * torch.stack(rows)
+
+    def scores(self) -> dict[str, float]:
+        """``sm_score`` and ``layer_cka``, as far as they are numbers: constant maps have no CKA, equal ones no SM-score."""
+        if not self._images or not isinstance(self._sums, Tensor):
+            return {}
+        mismatch, weight, shared, own, other = (self._sums / self._images).T.cpu()
+        sm_score = mismatch.mean().log().item()
+        layer_cka = ((weight * shared / (own * other).sqrt()).sum() / weight.sum()).item()
+        return {k: v for k, v in {"sm_score": sm_score, "layer_cka": layer_cka}.items() if math.isfinite(v)}
+
+
+def _by_id(pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[int, Tensor]:
+    """Each map once, in float32, however many pairs it is in."""
+    return {id(maps): maps.float() for pair in pairs for maps in pair}
+
+
+def _gram(maps: Tensor) -> Tensor:
+    """Gram matrix [B, B] of flattened maps [B, …]: products in float32, the result in float64."""
+    rows = maps.flatten(1)
+    return (rows @ rows.T).double()
+
+
+def u_centred(gram: Tensor) -> Tensor:
+    """A Gram matrix [n, n] whose products with others, summed and divided by n·(n-3), are the unbiased estimate of HSIC.
+
+    The diagonal is 0 and each row and column sums to 0 (Song et al., JMLR 2012; Székely and Rizzo, 2014). The matrix is 0
+    where nothing but rounding is left.
+    """
+    n = len(gram)
+    hollow = gram - gram.diag().diag()
+    means = hollow.sum(0) / (n - 2)
+    rest = hollow - means - means[:, None] + means.sum() / (n - 1)
+    rest = rest - rest.diag().diag()
+    return torch.where(rest.norm() > 1e-12 * gram.norm(), rest, 0.0)

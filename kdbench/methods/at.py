@@ -8,7 +8,7 @@ from torch import Tensor
 from kdbench.data.batch import Batch
 from kdbench.methods.functional import in_float32, paired_stages, pool_to_smaller, unit_rows
 from kdbench.methods.term import Term
-from kdbench.models.outputs import Outputs
+from kdbench.models.outputs import Association, Outputs
 
 
 class AttentionTransfer(Term):
@@ -34,6 +34,10 @@ class AttentionTransfer(Term):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the sum over paired stages."""
         return torch.stack([at_loss(s, t) for s, t in paired_stages(student, teacher)]).sum()
+
+    def associations(self, student: Outputs, teacher: Outputs) -> list[Association]:
+        """Return the paired stages, as they are."""
+        return [Association(*pair) for pair in paired_stages(student, teacher)]
 
 
 @in_float32

@@ -101,6 +101,14 @@ class Projections(nn.Module):
             errors.append(squared_error(project(smaller), aim))
         return torch.stack(errors, dim=1).reshape(-1, len(sources), len(targets))
 
+    def compared(self, sources: Maps, targets: Maps) -> list[tuple[Tensor, Tensor]]:
+        """Return what the errors are of, for each student map all of the teacher's."""
+        pairs = []
+        for project, (source, target) in zip(self.pairs, product(sources, targets), strict=True):
+            smaller, aim = pool_to_smaller(source, target)
+            pairs.append((project(smaller), aim))
+        return pairs
+
 
 class Values(nn.Module):
     """Mean squared error between vectors that MLPs make of the maps' similarity matrices; one MLP for each map."""
@@ -115,6 +123,11 @@ class Values(nn.Module):
         """Return the errors."""
         ours, theirs = vectors(self.of_student, map(gram, sources)), vectors(self.of_teacher, map(gram, targets))
         return (ours[:, :, None] - theirs[:, None]).square().mean(3)
+
+    def compared(self, sources: Maps, targets: Maps) -> list[tuple[Tensor, Tensor]]:
+        """Return what the errors are of, for each student map all of the teacher's."""
+        ours, theirs = vectors(self.of_student, map(gram, sources)), vectors(self.of_teacher, map(gram, targets))
+        return list(product(ours.unbind(1), theirs.unbind(1)))
 
 
 @in_float32

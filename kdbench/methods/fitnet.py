@@ -9,7 +9,7 @@ from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32, pool_like
 from kdbench.methods.term import Setting, Term
-from kdbench.models.outputs import Outputs
+from kdbench.models.outputs import Association, Outputs
 
 
 Shape = tuple[int, int, int]
@@ -57,6 +57,12 @@ class FitNet(Term):
         if prediction.shape[2:] != target.shape[2:]:
             target = pool_like(target, prediction)
         return fitnet_loss(prediction, target)
+
+    def associations(self, student: Outputs, teacher: Outputs) -> list[Association]:
+        """Return the one pair; the regressed map is compared."""
+        source, target = student.features[self.layer], teacher.features[self.layer]
+        prediction = self.regressor(source)
+        return [Association(source, target, compared=(prediction, pool_like(target, prediction)))]
 
 
 @in_float32

@@ -9,7 +9,7 @@ from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32, unit_rows
 from kdbench.methods.term import Setting, Term
-from kdbench.models.outputs import Outputs
+from kdbench.models.outputs import Association, Outputs
 
 
 SMALLEST = 1e-7
@@ -59,6 +59,10 @@ class HKD(Term):
         pairs = zip(student.stages, teacher.stages, strict=True)
         losses = [hkd_loss(ours.flatten(1), theirs.flatten(1)) for ours, theirs in pairs]
         return torch.stack([losses[0] * self.first, *losses[1:]]).sum()
+
+    def associations(self, student: Outputs, teacher: Outputs) -> list[Association]:
+        """Return the stages one by one; the teacher is the auxiliary."""
+        return [Association(*pair) for pair in zip(student.stages, teacher.stages, strict=True)]
 
 
 @in_float32

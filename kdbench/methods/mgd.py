@@ -14,7 +14,7 @@ from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32
 from kdbench.methods.term import Setting, Term
 from kdbench.models.backbone import Backbone
-from kdbench.models.outputs import Outputs
+from kdbench.models.outputs import Association, Outputs
 from kdbench.suite.feasibility import matched_levels
 
 
@@ -120,6 +120,14 @@ class MGD(Term):
             loss = mgd_loss(self.norms[level](ours), target, margins[chosen].mean(0))
             losses.append(loss * 2.0 ** (level + 1 - len(self.levels)))
         return torch.stack(losses).sum() / self.setting.batch_size
+
+    def associations(self, student: Outputs, teacher: Outputs) -> list[Association]:
+        """Return the levels' pre-activations; the scaled map is compared with the teacher's chosen channels."""
+        pairs = []
+        for level, (ours, theirs) in enumerate(self._maps(student, teacher)):
+            target = reduced(theirs, self.get_buffer(f"chosen{level}"), absolute=self.absolute)
+            pairs.append(Association(ours, theirs, compared=(self.norms[level](ours), target)))
+        return pairs
 
     def _maps(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
         return [(student.preactivations[ours], teacher.preactivations[theirs]) for ours, theirs in self.levels]

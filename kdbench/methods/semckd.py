@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from itertools import product
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from kdbench.data.batch import Batch
+from kdbench.data.batch import Batch, Batches
 from kdbench.errors import BadInput
 from kdbench.methods.crosslayer import Attention, EqualAllocation, Projections, SharedAllocation, Values
 from kdbench.methods.functional import in_float32
 from kdbench.methods.term import Setting, Term
-from kdbench.models.outputs import Outputs
+from kdbench.models.backbone import Backbone
+from kdbench.models.outputs import Association, Outputs
 
 
 class SemCKD(Term):
@@ -90,19 +92,44 @@ class SemCKD(Term):
         else:
             how = {"similarity": variant != "no-similarity", "mlp": variant != "no-mlp"}
             self.allocation = Attention(sources, targets, batch, temperature, **how)
-        self.errors: nn.Module
+        self.errors: Projections | Values
         if variant == "no-projection":
             self.errors = Values(len(sources), len(targets), batch)
         else:
             self.errors = Projections(sources, targets)
+        self._weights: Tensor | float = 0.0
+        self._images = 0
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the weighted error of all pairs of stages. Raises ValueError for a batch that is not full."""
         if len(batch) != self.setting.batch_size:
             raise ValueError(f"semckd was built for batches of {self.setting.batch_size} images, not {len(batch)}")
+        sources, targets = self._maps(student, teacher)
+        weights = self.allocation(sources, targets)
+        self._weights = self._weights + weights.detach().double().sum(0)
+        self._images += len(batch)
+        return semckd_loss(self.errors(sources, targets), weights)
+
+    def begin_epoch(self, epoch: int, student: Backbone, teacher: Backbone, stream: Batches) -> None:
+        """Forget the last epoch's attention."""
+        self._weights, self._images = 0.0, 0
+
+    def epoch_facts(self) -> dict[str, Any]:
+        """Return the mean of a_st[b] over the epoch's images as ``attention``: a row for each student stage."""
+        if not isinstance(self._weights, Tensor):
+            return {}
+        return {"attention": [[round(a, 6) for a in row] for row in (self._weights / self._images).tolist()]}
+
+    def associations(self, student: Outputs, teacher: Outputs) -> list[Association]:
+        """Return all pairs with their attention; what the projections make of the student's maps is compared."""
+        sources, targets = self._maps(student, teacher)
+        weights = self.allocation(sources, targets).flatten(1).unbind(1)
+        pairs, compared = product(sources, targets), self.errors.compared(sources, targets)
+        return [Association(*pair, *rest) for pair, *rest in zip(pairs, weights, compared, strict=True)]
+
+    def _maps(self, student: Outputs, teacher: Outputs) -> tuple[list[Tensor], list[Tensor]]:
         ours, theirs = (net.preactivations if self.preactivation else net.stages for net in (student, teacher))
-        sources, targets = ours[self.student_stages], theirs[self.teacher_stages]
-        return semckd_loss(self.errors(sources, targets), self.allocation(sources, targets))
+        return ours[self.student_stages], theirs[self.teacher_stages]
 
 
 @in_float32

@@ -7,7 +7,7 @@ from torch import Tensor
 from kdbench.data.batch import Batch
 from kdbench.methods.functional import in_float32, unit_rows
 from kdbench.methods.term import Term
-from kdbench.models.outputs import Outputs
+from kdbench.models.outputs import Association, Outputs
 
 
 class SimilarityPreserving(Term):
@@ -32,6 +32,10 @@ class SimilarityPreserving(Term):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the mean squared difference of the two similarity matrices."""
         return sp_loss(student.features[-1], teacher.features[-1])
+
+    def associations(self, student: Outputs, teacher: Outputs) -> list[Association]:
+        """Return the pair of last stages."""
+        return [Association(student.features[-1], teacher.features[-1])]
 
 
 @in_float32

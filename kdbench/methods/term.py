@@ -12,7 +12,7 @@ from kdbench.data.batch import Batch, Batches
 from kdbench.errors import BadInput
 from kdbench.methods.part import Part
 from kdbench.models.backbone import Backbone
-from kdbench.models.outputs import Outputs, Shapes
+from kdbench.models.outputs import Association, Outputs, Shapes
 
 
 AnyPart = TypeVar("AnyPart", bound=Part)
@@ -106,6 +106,18 @@ class Term(nn.Module):
     def initial_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return what the initial stage minimises, a scalar; the term's weight does not count there."""
         raise NotImplementedError
+
+    def associations(self, student: Outputs, teacher: Outputs) -> list[Association]:
+        """Return the pairs of maps in which the student follows the teacher, so that it can be told how alike they became.
+
+        Asked for test images in eval mode, without gradient; as many as a batch has where the term needs full ones. None for
+        terms that read no maps.
+        """
+        return []
+
+    def epoch_facts(self) -> dict[str, Any]:
+        """Return what the term has to add to an epoch's line in metrics.jsonl, at the end of that epoch."""
+        return {}
 
     @classmethod
     def build_part(cls, setting: Setting, options: Mapping[str, Any]) -> Part:

@@ -12,7 +12,7 @@ from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32, paired_stages, pool_to_smaller
 from kdbench.methods.term import Setting, Term
-from kdbench.models.outputs import Outputs
+from kdbench.models.outputs import Association, Outputs
 
 
 class VID(Term):
@@ -57,6 +57,14 @@ class VID(Term):
             source, target = pool_to_smaller(source, target)
             losses.append(vid_loss(regressor(source), target, rho, self.epsilon))
         return torch.stack(losses).sum()
+
+    def associations(self, student: Outputs, teacher: Outputs) -> list[Association]:
+        """Return the paired stages; the predicted mean is compared."""
+        pairs = []
+        for (source, target), regressor in zip(paired_stages(student, teacher), self.regressors, strict=True):
+            smaller, aim = pool_to_smaller(source, target)
+            pairs.append(Association(source, target, compared=(regressor(smaller), aim)))
+        return pairs
 
 
 @in_float32

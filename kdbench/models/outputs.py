@@ -29,6 +29,22 @@ class Outputs(NamedTuple):
         return self.features[1:]
 
 
+class Association(NamedTuple):
+    """A map of the student and the map of the teacher that a loss term has it learn from.
+
+    student:    [B, …], as the network gives it
+    teacher:    [B, …], likewise
+    weight:     [B], how much each image's pair counts; None for 1
+    compared:   what the term makes of both to compare them (a projection, a pooled map), each [B, …]; None where that
+                is the maps themselves
+    """
+
+    student: Tensor
+    teacher: Tensor
+    weight: Tensor | None = None
+    compared: tuple[Tensor, Tensor] | None = None
+
+
 @dataclass(frozen=True)
 class Shapes:
     """The sizes of one network's outputs for one image: classes, embedding width, and [C, H, W] of each of f0 … fL."""

@@ -23,6 +23,7 @@ class Row:
     """A run in a table. Accuracies in percent; ``top1`` follows the protocol's score rule. ``reason`` says why not.
 
     ``paper`` is set where the run is trained as that paper trains it: its protocol, its weights for the method.
+    ``teacher_top1`` is the teacher's own accuracy at the run's end, where it learned beside the student.
     """
 
     suite: str
@@ -47,6 +48,7 @@ class Row:
     top5_last: float | None = None
     version: str = ""
     teacher_checkpoint: str = "last"
+    teacher_top1: float | None = None
 
 
 def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> list[Row]:
@@ -81,6 +83,7 @@ def _row(run: Run, stores: Sequence[Store]) -> Row:
         best_epoch=result.best.epoch if result and result.best else None,
         top5_last=result.last.top5 if result and result.last else None,
         version=version,
+        teacher_top1=result.teacher.top1 if result and result.teacher else None,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 
@@ -106,9 +106,18 @@ def make_cell(rows: Sequence[Row]) -> Cell:
     )
 
 
-def _teacher_accuracies(rows: Iterable[Row], stores: Sequence[Store]) -> dict[str, float]:
+def _learned_beside(rows: Sequence[Row]) -> dict[str, float]:
+    """Mean test accuracy of the teachers that learned beside their students: each trial and student has its own."""
+    found: dict[str, dict[tuple[int, str], float]] = {}
+    for row in rows:
+        if row.teacher_top1 is not None:
+            found.setdefault(row.teacher, {})[row.trial, row.student] = row.teacher_top1
+    return {teacher: fmean(values.values()) for teacher, values in found.items()}
+
+
+def _teacher_accuracies(rows: Sequence[Row], stores: Sequence[Store]) -> dict[str, float]:
     """Test accuracy of each teacher as it taught, with the weights of its last or of its best epoch."""
-    found: dict[str, float] = {}
+    found = _learned_beside(rows)
     for row in rows:
         if not row.teacher_id or row.teacher in found:
             continue

@@ -4,6 +4,7 @@ spec.json            what is trained; its hash is the folder's name
 metrics.jsonl        one line per epoch
 weights.safetensors  the trained network
 about.json           when, on what machine, how long: all that may differ between two equal runs
+teacher_head.safetensors  the teacher's new layers at the end, where they learned beside the student
 result.json          what was measured. Its presence, valid, means done; it is written last
 failure.json         why it stopped for good, instead of a result
 state.pt             while it is in training: everything needed to go on from the last checkpoint
@@ -46,6 +47,10 @@ class Result(BaseModel):
     training images (kdbench.evaluation.knn). It is None for an encoder that was trained elsewhere. ``published_top1`` is
     what an imported file says of itself, ``before_sha256`` the hash of the weights on which a teacher's stage was made, or
     those of the networks that were measured. ``values`` are what was measured on them, by name.
+
+    ``sm_score`` and ``layer_cka`` say how alike the maps are that the run's terms associate (kdbench.evaluation.similarity),
+    on average over those of the last ten epochs that were tested. Where the teacher's new layers learned beside the student,
+    ``teacher`` is their accuracy after the run's last epoch and ``teacher_head_sha256`` the hash of their file.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,6 +65,10 @@ class Result(BaseModel):
     values: dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None = None
     train_images: int = 0
     test_images: int = 0
+    sm_score: float | None = None
+    layer_cka: float | None = None
+    teacher: Accuracy | None = None
+    teacher_head_sha256: str | None = None
     weights_sha256: str
 
     @model_validator(mode="after")
@@ -99,6 +108,10 @@ class Record:
     def weights_file(self) -> Path:
         return self.folder / "weights.safetensors"
 
+    @property
+    def teacher_head_file(self) -> Path:
+        return self.folder / "teacher_head.safetensors"
+
     def result(self) -> Result | None:
         """The result, or None while there is none. Raises BadRecord where the file does not hold one."""
         try:
@@ -127,11 +140,14 @@ class Record:
             raise BadRecord(f"{self.folder}: there is no finished network")
         if digest(self.spec()) != self.id:
             raise BadRecord(f"{self.folder / 'spec.json'}: is not what was stored")
-        path = self.weights_file
-        if not path.is_file():
-            raise BadRecord(f"{path}: is missing")
-        if file_hash(path) != result.weights_sha256:
-            raise BadRecord(f"{path}: is not the file that was stored (its SHA-256 has changed)")
+        files = {self.weights_file: result.weights_sha256, self.teacher_head_file: result.teacher_head_sha256}
+        for path, sha256 in files.items():
+            if sha256 is None:
+                continue
+            if not path.is_file():
+                raise BadRecord(f"{path}: is missing")
+            if file_hash(path) != sha256:
+                raise BadRecord(f"{path}: is not the file that was stored (its SHA-256 has changed)")
 
     def failure(self) -> Failure | None:
         """The failure, or None where there is none that can be read."""

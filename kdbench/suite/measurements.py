@@ -64,7 +64,9 @@ class SimilaritySpec(Spec):
     @property
     def needs(self) -> tuple[TeacherSpec, ...]:
         """The networks that must be there before it."""
-        return (self.source, *([self.teacher] if self.teacher else ()))
+        below = self.source.student.teacher if self.source.student else None
+        teacher = self.teacher or below
+        return (self.source, *([teacher] if teacher else ()))
 
     @property
     def label(self) -> str:

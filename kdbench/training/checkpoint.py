@@ -8,11 +8,14 @@ from __future__ import annotations
 import hashlib
 import io
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from safetensors.torch import save
+from torch import Tensor
 
 from kdbench.catalogue.hashing import file_hash
 from kdbench.store.files import set_aside, write_atomically
@@ -84,7 +87,7 @@ def finish(learner: Learner, kind: Kind, facts: dict[str, Any], about: dict[str,
         kind=kind,
         last=learner.last(),
         best=learner.best(),
-        **facts,
+        **{**learner.likeness(), **facts},
         weights_sha256=file_hash(record.weights_file),
     )
     times = {
@@ -96,10 +99,14 @@ def finish(learner: Learner, kind: Kind, facts: dict[str, Any], about: dict[str,
 
 
 def write_weights(record: Record, weights: dict[str, Any] | None) -> None:
-    """Store a network's weights as safetensors."""
-    tensors = {key: value.detach().cpu().contiguous() for key, value in (weights or {}).items()}
-    content = save(tensors)
-    write_atomically(record.weights_file, lambda file: _write(file, content))
+    """Store a network's weights."""
+    write_tensors(record.weights_file, weights or {})
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Store tensors as safetensors."""
+    content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+    write_atomically(path, lambda file: _write(file, content))
 
 
 def _write(file: BinaryIO, *parts: bytes | memoryview) -> None:

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdbench.catalogue.hashing import file_hash
 from kdbench.data.batch import Batch, Batches
+from kdbench.evaluation.accuracy import measure
 from kdbench.models.backbone import Backbone
 from kdbench.models.node_embedding import NodeEmbedding
 from kdbench.models.outputs import Outputs
+from kdbench.store.record import Accuracy, Record
 from kdbench.suite.specs import Recipe
+from kdbench.training.checkpoint import write_tensors
 from kdbench.training.optimiser import make_optimiser, set_learning_rate
 
 
-class Guide:
-    """A finished teacher, frozen: strategies `pretrained` and `sequential`."""
+TestImages = Iterable[tuple[Tensor, Tensor]]
+"""Test images and labels, batch by batch."""
 
-    def __init__(self, network: Backbone, *, bf16: bool = False) -> None:
+
+class Guide:
+    """A finished teacher, frozen: strategies `pretrained` and `sequential`.
+
+    ``own_test``: the test set in its own view of the images; None where it sees the students'.
+    """
+
+    def __init__(self, network: Backbone, *, bf16: bool = False, own_test: TestImages | None = None) -> None:
         self.network = network.eval().requires_grad_(False)
         self.bf16 = bf16
+        self.own_test = own_test
 
     def begin_epoch(self, epoch: int, stream: Batches) -> None:
         """Nothing changes from epoch to epoch."""
@@ -52,6 +65,10 @@ class Guide:
         """What the teacher sees: its own view of the images, or the students'."""
         return batch.images if batch.teacher_images is None else batch.teacher_images
 
+    def leave(self, record: Record, test: TestImages) -> dict[str, Any]:
+        """Keep in a finished run's record what teaching has changed; returns the facts that belong in the run's result."""
+        return {}
+
     def state(self) -> dict[str, Any]:
         """What changes while it teaches."""
         return {}
@@ -68,12 +85,15 @@ class LearningGuide(Guide):
     under few-shot only from those, and from their clean labels.
     """
 
-    def __init__(self, network: NodeEmbedding, recipe: Recipe, *, bf16: bool = False) -> None:
-        super().__init__(network, bf16=bf16)
+    def __init__(
+        self, network: NodeEmbedding, recipe: Recipe, *, bf16: bool = False, own_test: TestImages | None = None
+    ) -> None:
+        super().__init__(network, bf16=bf16, own_test=own_test)
         self.head = nn.ModuleList([network.node, network.fc]).requires_grad_(True)
         self.recipe = recipe
         self.optimiser = make_optimiser(list(self.head.parameters()), recipe)
         self.epoch = 0
+        self.measured: Accuracy | None = None
 
     def begin_epoch(self, epoch: int, stream: Batches) -> None:
         """Replay the epochs that were missed, because no student that reads the teacher was there, and begin this one.
@@ -103,6 +123,18 @@ class LearningGuide(Guide):
         shown = Outputs(outputs.logits.detach(), outputs.embedding.detach(), outputs.features, outputs.preactivations)
         self.optimiser.step()
         return shown
+
+    def leave(self, record: Record, test: TestImages) -> dict[str, Any]:
+        """Keep the new layers as they are now. They are tested once, however many runs end after this epoch.
+
+        test: in the students' view
+        """
+        if self.measured is None or self.measured.epoch != self.epoch:
+            (scores,) = measure([self.network], test if self.own_test is None else self.own_test)
+            self.measured = Accuracy(epoch=self.epoch, top1=scores.top1, top5=scores.top5)
+        layers = {key: value for key, value in self.network.state_dict().items() if not key.startswith("backbone.")}
+        write_tensors(record.teacher_head_file, layers)
+        return {"teacher": self.measured, "teacher_head_sha256": file_hash(record.teacher_head_file)}
 
     def state(self) -> dict[str, Any]:
         """Weights and momentum of the new layers, and the last epoch that they have learned."""

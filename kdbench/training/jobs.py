@@ -160,7 +160,8 @@ def _train_together(specs: Sequence[RunSpec], shop: Workshop) -> bool:
         _, earliest = min(taught, key=lambda entry: entry[0].progress.epoch)
         guide.restore(earliest)
     macs = {spec.id: student_cost(spec) + teacher_pass_cost(spec) / max(1, len(taught)) for spec in specs}
-    conclude = Conclusion(shop, "run", len(stream), len(test), macs)
+    leave = partial(guide.leave, test=test) if guide else None
+    conclude = Conclusion(shop, "run", len(stream), len(test), macs, leave=leave)
     learners = [learner for learner, _ in enrolled.values()]
     return train(learners, guide, stream, partial(measure, test=test), shop.hooks(conclude))
 
@@ -191,11 +192,12 @@ def make_guide(cohort: Cohort, shop: Workshop) -> Guide | None:
     except DamagedTeacher as error:
         raise lost_teacher(error, shop) from None
     bf16 = cohort.runs[0].recipe.precision == "bf16"
+    own_test = shop.data.test(cohort.runs[0].dataset, cohort.view) if cohort.view else None
     if cohort.head is None:
-        return Guide(network, bf16=bf16)
+        return Guide(network, bf16=bf16, own_test=own_test)
     spec = cohort.teacher.model_copy(update={"head": cohort.head, "dataset": cohort.runs[0].dataset})
     head = on_device(with_head(network, spec), shop.device)
-    return LearningGuide(head, cohort.head.recipe, bf16=bf16)  # type: ignore[arg-type]
+    return LearningGuide(head, cohort.head.recipe, bf16=bf16, own_test=own_test)  # type: ignore[arg-type]
 
 
 def lost_teacher(error: DamagedTeacher, shop: Workshop) -> LostTeacher:
@@ -243,7 +245,8 @@ def fail(record: Record, failure: Failure, shop: Workshop) -> None:
 class Conclusion:
     """Stores how each learner of a job ended.
 
-    ``macs`` holds the multiply-accumulates of each, by id; ``before`` is the hash of the weights on which a stage is made.
+    ``macs`` holds the multiply-accumulates of each, by id; ``before`` is the hash of the weights on which a stage is made;
+    ``leave`` keeps in a record what the teacher has become, and gives the facts of it.
     """
 
     shop: Workshop
@@ -253,6 +256,7 @@ class Conclusion:
     macs: dict[str, float]
     measure: Literal["classifier", "neighbours"] = "classifier"
     before: str | None = None
+    leave: Callable[[Record], dict[str, Any]] | None = None
 
     def __call__(self, learner: Learner) -> None:
         """Store the failure or the result, and tell of it."""
@@ -266,6 +270,8 @@ class Conclusion:
             "measure": self.measure,
         }
         facts["before_sha256"] = self.before
+        if self.leave and learner.reads_teacher:
+            facts |= self.leave(learner.record)
         finish(learner, self.kind, facts, about)
         last = learner.last()
         self.shop.emit("finished", id=learner.record.id, top1=last.top1 if last else None)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, cast
 
 import torch
@@ -22,6 +23,10 @@ from kdbench.models.outputs import Outputs
 from kdbench.store.record import Accuracy, Failure, Record
 from kdbench.suite.specs import Recipe
 from kdbench.training.optimiser import make_optimiser, set_learning_rate
+
+
+LIKENESS_EPOCHS = 10
+"""So many epochs at the end of a training, as SemCKD's Table 5 averages over."""
 
 
 @dataclass
@@ -64,6 +69,7 @@ class Learner:
         self.reads_teacher = any(term.needs_teacher for term in terms.values())
         self.main_transforms = one_transform(terms.values())
         self.full_batches = any(term.full_batches for term in terms.values())
+        self.associates = any(type(term).associations is not Term.associations for term in terms.values())
         self.device = next(network.parameters()).device
         self.initial = next(((name, term) for name, term in terms.items() if term.initial), None)
         self.initial_epochs = self.initial[1].initial_epochs if self.initial else 0
@@ -165,8 +171,13 @@ class Learner:
         zero = torch.zeros((), device=self.device)
         return sum((self.weights[name] * value for name, value in values.items()), zero), values
 
-    def end_epoch(self, epoch: int, scores: Scores | None, seconds: float) -> None:
-        """Write down an epoch's mean losses and test accuracy; a loss that is not a number ends the run."""
+    def end_epoch(
+        self, epoch: int, scores: Scores | None, seconds: float, likeness: Mapping[str, float] | None = None
+    ) -> None:
+        """Write down an epoch's mean losses, test accuracy and likeness to the teacher.
+
+        A loss that is not a number ends the run.
+        """
         means = {name: float(value) / self._images for name, value in self._sums.items()}
         wrong = [
             "the loss" if n == "loss" else f"the term '{n}'" for n, value in means.items() if not math.isfinite(value)
@@ -185,6 +196,9 @@ class Learner:
         }
         if scores is not None:
             row |= {"top1": scores.top1, "top5": scores.top5}
+        row |= likeness or {}
+        for term in cast(list[Term], list(self.terms.values())):
+            row |= term.epoch_facts()
         self.progress.metrics.append(row)
         self.progress.epoch = epoch
         self.progress.seconds += seconds
@@ -210,6 +224,15 @@ class Learner:
 
     def due_for_test(self, epoch: int) -> bool:
         return epoch > 0 and (epoch % self.recipe.evaluate_every == 0 or epoch == self.recipe.epochs)
+
+    def due_for_likeness(self, epoch: int) -> bool:
+        """Whether a test after this epoch also tells how alike the maps are that the terms associate."""
+        return self.associates and epoch > self.recipe.epochs - LIKENESS_EPOCHS
+
+    def likeness(self) -> dict[str, float]:
+        """``sm_score`` and ``layer_cka``, means over the epochs that have them; what none has is left out."""
+        found = {key: [row[key] for row in self.progress.metrics if key in row] for key in ("sm_score", "layer_cka")}
+        return {key: fmean(values) for key, values in found.items() if values}
 
     def last(self) -> Accuracy | None:
         """Test accuracy after the last epoch that was tested; None where none was."""

@@ -19,6 +19,7 @@ from kdbench.training.checkpoint import save_checkpoint
 from kdbench.training.environment import device_lost, out_of_memory
 from kdbench.training.guide import Guide
 from kdbench.training.learner import Learner
+from kdbench.training.likeness import Shown, Watched
 
 
 Examine = Callable[[Sequence[nn.Module]], list[Scores]]
@@ -55,11 +56,12 @@ def train(
         train_epoch(group, guide, stream, epoch)
         alive = [learner for learner in group if learner.failure is None]
         tested = [learner for learner in alive if examine and learner.due_for_test(epoch)]
-        found = examine([learner.network for learner in tested]) if examine else []
-        scores = dict(zip(map(id, tested), found, strict=True))
+        found, likeness = _examined(tested, guide, examine, epoch) if examine else ({}, {})
+        alive = [learner for learner in alive if learner.failure is None]
         seconds = time.perf_counter() - started
         for learner in alive:
-            learner.end_epoch(epoch, scores.get(id(learner)), seconds / len(alive))
+            key = id(learner)
+            learner.end_epoch(epoch, found.get(key), seconds / len(alive), likeness.get(key))
             if learner.failure is None:
                 hooks.epoch_done(learner, len(stream) * len(alive) / seconds)
         for learner in group:
@@ -88,6 +90,19 @@ def train_epoch(group: Sequence[Learner], guide: Guide | None, stream: Batches, 
         for learner in group:
             if learner.failure is None:
                 _guarded(learner, partial(learner.step, batch, shown, copies.get(learner.transforms)), epoch)
+
+
+def _examined(
+    learners: Sequence[Learner], guide: Guide | None, examine: Examine, epoch: int
+) -> tuple[dict[int, Scores], dict[int, dict[str, float]]]:
+    """Test accuracy of all, and likeness to the teacher of those for which it is due, by the learners' id()."""
+    watched: dict[int, Watched] = {}
+    if guide:
+        shown, guarded = Shown(guide), partial(_guarded, epoch=epoch)
+        watched = {id(each): Watched(each, shown, guarded) for each in learners if each.due_for_likeness(epoch)}
+    found = examine([watched.get(id(each), each.network) for each in learners])
+    scores = dict(zip(map(id, learners), found, strict=True))
+    return scores, {key: each.similarity.scores() for key, each in watched.items()}
 
 
 def _guarded(learner: Learner, act: Callable[[], None], epoch: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from functools import partial
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from kdbench.catalogue.hashing import file_hash
@@ -25,7 +26,7 @@ from kdbench.plan.cost import measurement_cost
 from kdbench.store.record import Record, Result, timestamp
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import Scenario
-from kdbench.training.build import DamagedTeacher, load_teacher, on_device
+from kdbench.training.build import DamagedTeacher, load_teacher, on_device, with_head
 from kdbench.training.checkpoint import write_weights
 from kdbench.training.environment import describe
 from kdbench.training.jobs import Conclusion, begin, lost_teacher, resumed, settled
@@ -136,9 +137,15 @@ def _compare(spec: SimilaritySpec, record: Record, shop: Workshop) -> None:
 
 
 def _teacher(spec: SimilaritySpec, shop: Workshop) -> Backbone:
+    run = spec.source.student
     if spec.teacher is not None:
         return load_teacher(spec.teacher, shop.store, shop.device)
-    raise BadInput("the teacher's new layers were not kept")
+    if run is None or run.teacher is None:
+        raise ValueError("a student is compared with a teacher")
+    below = load_teacher(run.teacher, shop.store, torch.device("cpu"))
+    network = with_head(below, run.teacher.model_copy(update={"head": run.head, "dataset": run.dataset}))
+    network.load_state_dict(load_file(shop.store.run(run.id).teacher_head_file), strict=False)
+    return on_device(network, shop.device)
 
 
 def _classifier(network: Backbone) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 
 from kdbench.catalogue.hashing import file_hash
 from kdbench.models import build, load_checkpoint
+from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.suite.load import load_suite
 
@@ -96,6 +97,37 @@ def test_a_flipped_bit_is_found_said_and_repaired(kdbench, suite, teachers):
     assert taken.returncode == 0, taken.stderr
     assert kdbench("teachers", "verify", "--results", "elsewhere").stdout.count("ok  ") == 2
     assert json.loads(kdbench("plan", suite, "--results", "elsewhere", "--json").stdout)["teachers"] == []
+
+
+def test_layers_that_learned_beside_a_run_are_verified_with_it(kdbench, suite, tmp_path):
+    (run,) = load_suite(suite).runs
+    records = [Store(tmp_path / "results").run(f"{name}{run.id[1:]}") for name in "ab"]
+    record = Store(tmp_path / "results").run(run.id)
+    record.begin(run.spec.canonical())
+    record.weights_file.write_bytes(b"the student's")
+    record.teacher_head_file.write_bytes(b"the new layers'")
+    accuracy = Accuracy(epoch=2, top1=50.0, top5=90.0)
+    record.finish(
+        Result(
+            id=record.id, kind="run", last=accuracy, best=accuracy, weights_sha256=file_hash(record.weights_file),
+            teacher=accuracy, teacher_head_sha256=file_hash(record.teacher_head_file),
+        ),
+        {},
+    )  # fmt: skip
+    for other in records:  # neither a run without such layers nor a damaged result is the teachers' matter
+        other.folder.mkdir()
+    (records[0].folder / "result.json").write_text("{")
+    good = kdbench("teachers", "verify")
+    assert (good.returncode, good.stdout.count("ok  ")) == (0, 1)
+    assert "1 finished teachers, 0 damaged" in good.stdout
+
+    record.teacher_head_file.write_bytes(b"the new layers?")
+    bad = kdbench("teachers", "verify")
+    assert bad.returncode == 1
+    assert f"BAD  {record.id}" in bad.stdout
+    assert f"{record.teacher_head_file.name}: is not the file that was stored" in bad.stdout
+    assert f"Remove results/runs/{record.id}, and the next kdbench run trains it again." in bad.stdout
+    assert "sets it aside" not in bad.stdout
 
 
 @pytest.fixture

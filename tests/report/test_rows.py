@@ -3,7 +3,7 @@
 import pytest
 
 from kdbench.report.rows import collect, dataset_label, scenario_label
-from kdbench.store.record import Failure
+from kdbench.store.record import Accuracy, Failure, Result
 from kdbench.store.store import Store
 from kdbench.suite.specs import DatasetSpec, Scenario
 
@@ -45,6 +45,14 @@ def test_the_protocol_says_which_epoch_counts(load, tmp_path, finish):
     store = Store(tmp_path / "results")
     finish(store.run(suite.runs[0].id))
     assert collect([suite], [store])[0].top1 == 60.0
+
+
+def test_the_accuracy_of_a_teacher_that_learned_beside_the_student(suite, tmp_path):
+    record = Store(tmp_path / "results").run(suite.runs[0].id)
+    student, teacher = Accuracy(epoch=2, top1=50.0, top5=90.0), Accuracy(epoch=2, top1=70.0, top5=95.0)
+    record.finish(Result(id=record.id, kind="run", last=student, best=student, teacher=teacher, weights_sha256=""), {})
+    rows = collect([suite], [Store(tmp_path / "results")])
+    assert [row.teacher_top1 for row in rows] == [70.0, None, None, None]
 
 
 def test_stores_are_merged_and_the_first_result_counts(suite, tmp_path, finish):

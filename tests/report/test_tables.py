@@ -161,3 +161,15 @@ def test_ten_thousand_records_are_read_within_two_seconds(load, tmp_path, finish
     text = markdown(tables, compare=True)
     assert time.process_time() - start < 2.0
     assert "(2000)" in text
+
+
+def test_a_teacher_that_learns_beside_its_students_has_an_accuracy_for_each_trial(row):
+    learning = {"strategy": "simultaneous", "student": "vgg8"}
+    rows = [
+        row(0, 50.0, teacher_top1=60.0, **learning), row(0, 51.0, method="at", teacher_top1=60.0, **learning),
+        row(1, 52.0, teacher_top1=63.0, **learning), row(1, method="at", **learning),
+        row(0, 53.0, **learning | {"teacher": "vgg13"}),
+    ]  # fmt: skip
+    (table,) = make_tables(rows)
+    assert table.teachers == {"resnet32x4": 61.5}
+    assert "(teacher)" in markdown([table], compare=False)

@@ -188,3 +188,14 @@ def test_nobody_measures_twice_at_once(done):
     spec = probe(student_of(run), OTHER, HOW)
     with shop.store.measurement(spec.id).lock():
         assert take_measurement(spec, replace(shop).shop).busy == [spec.id]
+
+
+def test_layers_that_learned_beside_the_student_are_compared_as_they_were_in_the_end(bench, make_run):
+    run, shop = make_run({"ce": 1, "kd": 1}, "simultaneous"), bench()
+    shop.train(run)
+    spec = similarity(student_of(run), None, None, DatasetSpec(name="digits", test_per_class=5))
+    take_measurement(spec, shop.shop)
+    layers = load_file(shop.store.run(run.id).teacher_head_file)
+    kept = load_file(shop.store.measurement(spec.id).weights_file)
+    assert torch.allclose(kept["teacher"], class_correlation(layers["fc.weight"]))
+    assert shop.store.measured(spec).values["kl_t4"] > 0

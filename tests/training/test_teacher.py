@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from kdbench.errors import BadRecord, LostTeacher
@@ -196,6 +197,8 @@ def test_new_layers_learn_from_clean_labels_where_the_students_see_wrong_ones(be
         for batch in stream.epoch(epoch):
             guide.show(replace(batch, labels=batch.clean_labels, clean_labels=None))
     assert same(weights(watched[0].network), weights(guide.network))
+    kept = load_file(shop.store.run(run.id).teacher_head_file)
+    assert same(kept, {key: value for key, value in weights(guide.network).items() if key in kept})
 
 
 def test_a_teacher_that_keeps_its_best_epoch_is_stored_with_it(bench, teacher):

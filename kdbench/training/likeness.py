@@ -1,0 +1,70 @@
+"""How alike a student's maps and the teacher's become: measured on the way, while the student is tested."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.evaluation.similarity import LayerSimilarity
+from kdbench.methods.term import Term
+from kdbench.models.outputs import Outputs
+from kdbench.training.guide import Guide
+from kdbench.training.learner import Learner, rows_of
+
+
+SLICE = 64
+"""Test images whose similarities are compared with each other: the batch size of SemCKD's experiments."""
+
+
+class Shown:
+    """What the teacher gives for the test batch that students are looking at, in float32.
+
+    It runs once for each batch, however many students ask for it, and not at all where none asks. Use one for each pass.
+    """
+
+    def __init__(self, guide: Guide) -> None:
+        self.network = guide.network
+        self.own = iter(guide.own_test) if guide.own_test is not None else None
+        self.images: Tensor | None = None
+
+    def __call__(self, images: Tensor) -> Outputs:
+        """Return its outputs for the batch, in its own view of the images where it has one."""
+        if images is not self.images:
+            self.images = images
+            self.outputs: Outputs = self.network(next(self.own)[0] if self.own else images)
+        return self.outputs
+
+
+class Watched(nn.Module):
+    """A student under test whose maps are compared with the teacher's; ``similarity`` holds what comes of it.
+
+    Slices have 64 images, or as many as a batch where a term needs full ones, which then leaves shorter slices out.
+    """
+
+    def __init__(self, learner: Learner, shown: Shown, guarded: Callable[[Learner, Callable[[], None]], None]) -> None:
+        super().__init__()
+        self.network, self.terms = learner.network, learner.terms
+        self.learner, self.shown, self.guarded = learner, shown, guarded
+        self.similarity = LayerSimilarity()
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Return what the network gives."""
+        outputs: Outputs = self.network(images)
+        if self.learner.failure is None:
+            self.guarded(self.learner, partial(self._compare, images, outputs))
+        return outputs
+
+    @torch.no_grad()
+    def _compare(self, images: Tensor, outputs: Outputs) -> None:
+        size = self.learner.recipe.batch if self.learner.full_batches else SLICE
+        end = len(images) // size * size if self.learner.full_batches else len(images)
+        teacher = self.shown(images)
+        for start in range(0, end, size):
+            ours, theirs = (rows_of(each, slice(start, start + size)) for each in (outputs, teacher))
+            terms = cast(list[Term], list(self.terms.values()))
+            if pairs := [pair for term in terms for pair in term.associations(ours, theirs)]:
+                self.similarity.add(pairs)
