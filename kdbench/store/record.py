@@ -44,6 +44,8 @@ class Result(BaseModel):
     ``measure`` is how the accuracy came about: by the network's classifier, or, where it has none, by a vote of the nearest
     training images (kdbench.evaluation.knn). It is None for an encoder that was trained elsewhere. ``published_top1`` is
     what an imported file says of itself, ``before_sha256`` the hash of the weights on which a teacher's stage was made.
+    Under a scenario ``changed_labels`` says how many of the student's labels are not the true ones, and ``samples_sha256`` is
+    the hash of its images and labels (`kdbench data samples` lists them).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +59,8 @@ class Result(BaseModel):
     before_sha256: str | None = None
     train_images: int = 0
     test_images: int = 0
+    changed_labels: int | None = None
+    samples_sha256: str | None = None
     weights_sha256: str
 
     @model_validator(mode="after")

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from kdbench.catalogue.datasets import datasets
 from kdbench.catalogue.networks import network, networks
 from kdbench.errors import BadInput, Problem
 from kdbench.suite.fields import problems_of, shorten
 from kdbench.suite.methods import Terms, parse_terms
+from kdbench.suite.portions import oversized
 from kdbench.suite.protocols import ResolvedProtocol, bundled_protocol, derived_protocol, stand_in
 from kdbench.suite.schema import DatasetEntry, Schema, TeacherEntry, keys_of
 from kdbench.suite.teachers import NamedTeacher, by_network, named_teacher
@@ -114,16 +114,8 @@ class Collector:
     def check_datasets(self, entries: tuple[DatasetEntry, ...], path: Path_) -> None:
         """Report parts of data sets that are larger than the whole."""
         for index, entry in enumerate(entries):
-            whole = datasets()[entry.name]
-            limits = {
-                "classes": whole.classes,
-                "train_per_class": whole.train // whole.classes,
-                "test_per_class": whole.test // whole.classes,
-            }
-            for key, limit in limits.items():
-                if (getattr(entry, key) or 0) > limit:
-                    message = f"{entry.name} has only {limit} {key.replace('_', ' ')}, not {getattr(entry, key)}"
-                    self.report((*path, index, key), message)
+            for key, message in oversized(entry):
+                self.report((*path, index, key), message)
 
 
 def _is_network(name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -161,7 +161,8 @@ def _train_together(specs: Sequence[RunSpec], shop: Workshop) -> bool:
         _, earliest = min(taught, key=lambda entry: entry[0].progress.epoch)
         guide.restore(earliest)
     macs = {spec.id: student_cost(spec) + teacher_pass_cost(spec) / max(1, len(taught)) for spec in specs}
-    conclude = Conclusion(shop, "run", len(stream), len(test), macs)
+    samples = shop.data.samples(first.dataset, first.scenario, first.trial) if first.scenario != Scenario() else None
+    conclude = Conclusion(shop, "run", len(stream), len(test), macs, samples=samples.facts() if samples else {})
     learners = [learner for learner, _ in enrolled.values()]
     return train(learners, guide, stream, partial(measure, test=test), shop.hooks(conclude))
 
@@ -244,7 +245,8 @@ def fail(record: Record, failure: Failure, shop: Workshop) -> None:
 class Conclusion:
     """Stores how each learner of a job ended.
 
-    ``macs`` holds the multiply-accumulates of each, by id; ``before`` is the hash of the weights on which a stage is made.
+    ``macs`` holds the multiply-accumulates of each, by id; ``before`` is the hash of the weights on which a stage is made,
+    ``samples`` what the results say of the images and labels under a scenario.
     """
 
     shop: Workshop
@@ -254,6 +256,7 @@ class Conclusion:
     macs: dict[str, float]
     measure: Literal["classifier", "neighbours"] = "classifier"
     before: str | None = None
+    samples: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, learner: Learner) -> None:
         """Store the failure or the result, and tell of it."""
@@ -265,8 +268,9 @@ class Conclusion:
             "train_images": self.train_images,
             "test_images": self.test_images,
             "measure": self.measure,
+            "before_sha256": self.before,
+            **self.samples,
         }
-        facts["before_sha256"] = self.before
         finish(learner, self.kind, facts, about)
         last = learner.last()
         self.shop.emit("finished", id=learner.record.id, top1=last.top1 if last else None)

@@ -72,6 +72,8 @@ def test_labels():
     part = DatasetSpec(name="cifar100", classes=20, train_per_class=100, test_per_class=50)
     assert dataset_label(part) == "cifar100 (20 classes, 100 + 50 images each)"
     assert scenario_label(Scenario()) == ""
-    assert scenario_label(Scenario(fraction=0.25, label_noise=0.1)) == "25% of the labels, 10% label noise"
+    assert scenario_label(Scenario(fraction=0.25, label_noise=0.1)) == (
+        "25% of the labels, 10% label noise (over the other classes)"
+    )
     assert scenario_label(Scenario(fraction=0.254)) != scenario_label(Scenario(fraction=0.25))
     assert scenario_label(Scenario(fraction=0.07)) == "7% of the labels"
