@@ -7,12 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+from kdbench.catalogue.datasets import dataset
 from kdbench.errors import BadInput, KdbenchError
 from kdbench.suite.specs import DatasetSpec, Scenario
 
 
 def list_samples(spec: DatasetSpec, scenario: Scenario, trial: int, data: Path) -> str:
     """The list as CSV. Raises BadInput where the data set is not in ``data`` or is not what it should be."""
+    facts = dataset(spec.name)
+    if facts.missing(data):
+        raise BadInput(facts.how_to_get(data))
     request = {
         "dataset": spec.canonical(),
         "scenario": scenario.canonical(),
