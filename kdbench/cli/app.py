@@ -12,6 +12,7 @@ from kdbench.cli.listing import list_things
 from kdbench.cli.plan import plan
 from kdbench.cli.report import report
 from kdbench.cli.run import run
+from kdbench.cli.samples import samples
 from kdbench.cli.show import show
 from kdbench.cli.validate import validate
 
@@ -30,6 +31,7 @@ app.command("report")(report)
 app.command("validate")(validate)
 app.command("list")(list_things)
 app.command("show")(show)
+data.command("samples")(samples)
 app.add_typer(data, name="data")
 app.command("doctor")(doctor)
 app.add_typer(teachers.app, name="teachers")

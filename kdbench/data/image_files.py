@@ -20,7 +20,8 @@ from kdbench.errors import BadInput
 class ImageFiles:
     """names: [N] file names below ``folder``, as bytes; labels: [N] int64; clean: the labels before label noise, if any.
 
-    ``size`` is the side in pixels of what a network sees where its view states none.
+    ``size`` is the side in pixels of what a network sees where its view states none. places: [N] int64, where the files stand
+    in the whole list, sorted by class and name; None where they are all of it.
     """
 
     folder: Path
@@ -29,6 +30,7 @@ class ImageFiles:
     classes: int
     size: int
     clean: Tensor | None = None
+    places: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -36,7 +38,8 @@ class ImageFiles:
     def select(self, indices: Tensor) -> ImageFiles:
         """The files at ``indices``, in that order."""
         clean = None if self.clean is None else self.clean[indices]
-        return replace(self, names=self.names[indices.numpy()], labels=self.labels[indices], clean=clean)
+        places = indices if self.places is None else self.places[indices]
+        return replace(self, names=self.names[indices.numpy()], labels=self.labels[indices], clean=clean, places=places)
 
     def read(self, index: int) -> Image.Image:
         """One image in RGB. Raises BadInput for a file that is none."""

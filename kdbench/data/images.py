@@ -23,12 +23,16 @@ from kdbench.suite.specs import DatasetSpec
 
 @dataclass(frozen=True)
 class ImageSet:
-    """images: [N, 3, H, W] uint8, labels: [N] int64 in 0 … classes - 1; clean: the labels before label noise, if any."""
+    """images: [N, 3, H, W] uint8, labels: [N] int64 in 0 … classes - 1; clean: the labels before label noise, if any.
+
+    places: [N] int64, where the images stand in the files that they come from; None where they are all of these, in order.
+    """
 
     images: Tensor
     labels: Tensor
     classes: int
     clean: Tensor | None = None
+    places: Tensor | None = None
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -36,7 +40,8 @@ class ImageSet:
     def select(self, indices: Tensor) -> ImageSet:
         """The images at ``indices``, in that order."""
         clean = None if self.clean is None else self.clean[indices]
-        return ImageSet(self.images[indices], self.labels[indices], self.classes, clean)
+        places = indices if self.places is None else self.places[indices]
+        return ImageSet(self.images[indices], self.labels[indices], self.classes, clean, places)
 
 
 AnySet = TypeVar("AnySet", ImageSet, ImageFiles)
@@ -74,6 +79,8 @@ def _load(facts: Dataset, spec: DatasetSpec, root: Path) -> Sets:
 
 
 def _parts(train: AnySet, test: AnySet, spec: DatasetSpec) -> tuple[AnySet, AnySet]:
+    if spec.val_split is not None:
+        train, test = _held_out(train, spec)
     return _part(train, spec, "train", spec.train_per_class), _part(test, spec, "test", spec.test_per_class)
 
 
@@ -82,6 +89,23 @@ def _in_size(images: ImageSet, size: int | None) -> ImageSet:
         return images
     small = [resized(part, size).to(torch.uint8) for part in torch.split(images.images, 1000)]
     return replace(images, images=torch.cat(small))
+
+
+def _held_out(train: AnySet, spec: DatasetSpec) -> tuple[AnySet, AnySet]:
+    """The training set without a share of each class, and that share. The draw depends on the data set alone."""
+    draw = generator("validation", spec.name)
+    rest, held_out = [], []
+    for label in range(train.classes):
+        order = _draw_class(train.labels, label, None, draw)
+        count, _ = spec.split(len(order), 0)
+        if not 0 < count < len(order):
+            raise BadInput(
+                f"{spec.name}: val_split {spec.val_split} of the {len(order)} training images of class {label} leaves none "
+                "to train on, or none to measure on. Choose another share."
+            )
+        rest.append(order[:count])
+        held_out.append(order[count:])
+    return train.select(torch.cat(rest).sort().values), train.select(torch.cat(held_out).sort().values)
 
 
 def _part(whole: AnySet, spec: DatasetSpec, split: str, per_class: int | None) -> AnySet:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,16 +15,17 @@ from kdbench.suite.specs import DatasetSpec, Scenario
 
 
 def apply_scenario(train: AnySet, scenario: Scenario, spec: DatasetSpec, trial: int) -> AnySet:
-    """Keep ``fraction`` of each class, then move the labels of a share ``label_noise`` of each class to another class.
+    """Keep ``fraction`` of each class, then give wrong labels to a share ``label_noise``, as ``noise`` says.
 
-    Both draws depend on the data set and the trial alone. The images of a smaller fraction are among those of a larger.
+    Both draws depend on the data set and the trial alone. The images of a smaller fraction are among those of a larger, the
+    labels that a smaller share changes among those that a larger does; `other` and `all` draw for the same images.
     """
     if scenario.fraction < 1.0:
         draw = generator("fraction", spec.canonical(), trial)
         train = train.select(_few_shot(train.labels, train.classes, scenario.fraction, draw))
     if scenario.label_noise > 0.0:
         draw = generator("label noise", spec.canonical(), trial)
-        noisy = _noisy_labels(train.labels, train.classes, scenario.label_noise, draw)
+        noisy = _NOISE[scenario.noise](train.labels, train.classes, scenario.label_noise, draw)
         train = replace(train, labels=noisy, clean=train.labels)
     return train
 
@@ -35,14 +38,31 @@ def _few_shot(labels: Tensor, classes: int, fraction: float, draw: torch.Generat
     return torch.cat(kept).sort().values
 
 
-def _noisy_labels(labels: Tensor, classes: int, share: float, draw: torch.Generator) -> Tensor:
+def _redrawn(labels: Tensor, classes: int, share: float, draw: torch.Generator, smallest_shift: int = 0) -> Tensor:
+    """Labels moved on by a random number of classes, for a share of each class."""
     noisy = labels.clone()
     for members, order in _shuffled_classes(labels, classes, draw):
-        shifts = torch.randint(1, classes, (len(members),), generator=draw)
+        shifts = torch.randint(smallest_shift, classes, (len(members),), generator=draw)
         count = round(share * len(members))
         chosen = members[order[:count]]
         noisy[chosen] = (noisy[chosen] + shifts[:count]) % classes
     return noisy
+
+
+def _renamed_classes(labels: Tensor, classes: int, share: float, draw: torch.Generator) -> Tensor:
+    """All labels of a share of the classes moved on together; two classes may end as one."""
+    shifts = torch.randint(1, classes, (classes,), generator=draw)
+    renamed = torch.randperm(classes, generator=draw)[: round(share * classes)]
+    names = torch.arange(classes)
+    names[renamed] = (renamed + shifts[renamed]) % classes
+    return names[labels]
+
+
+_NOISE: dict[str, Callable[[Tensor, int, float, torch.Generator], Tensor]] = {
+    "other": partial(_redrawn, smallest_shift=1),
+    "all": _redrawn,
+    "classes": _renamed_classes,
+}
 
 
 def _shuffled_classes(labels: Tensor, classes: int, draw: torch.Generator) -> list[tuple[Tensor, Tensor]]:

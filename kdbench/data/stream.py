@@ -17,6 +17,7 @@ from kdbench.data.copies import COPIES, Copier, copies_of
 from kdbench.data.file_stream import FileStream, FileTestSet
 from kdbench.data.image_files import ImageFiles
 from kdbench.data.images import ImageSet, Sets, load_images
+from kdbench.data.samples import Samples, samples_of
 from kdbench.data.scenario import apply_scenario
 from kdbench.data.seeds import generator
 from kdbench.data.two_views import TwoViews
@@ -132,12 +133,15 @@ class DataSource:
         self, spec: DatasetSpec, scenario: Scenario, recipe: Recipe, trial: int, view: View | None = None
     ) -> Stream | FileStream:
         """The batches that a student of this trial sees, and its teacher where it has a ``view`` of its own."""
-        whole = self.sets(spec)[0]
+        train = self._student_set(spec, scenario, trial)
         seed = (spec.canonical(), scenario.canonical(), trial)
-        if isinstance(whole, ImageFiles):
-            files = apply_scenario(whole, scenario, spec, trial)
-            return FileStream(files, recipe, spec, seed, self.device, view)
-        return Stream(apply_scenario(whole, scenario, spec, trial), recipe, spec, seed, self.device, view)
+        if isinstance(train, ImageFiles):
+            return FileStream(train, recipe, spec, seed, self.device, view)
+        return Stream(train, recipe, spec, seed, self.device, view)
+
+    def samples(self, spec: DatasetSpec, scenario: Scenario, trial: int) -> Samples:
+        """Which images a student of this trial learns from, and with which labels."""
+        return samples_of(self._student_set(spec, scenario, trial))
 
     def two_views(self, spec: DatasetSpec, how: Pretraining, trial: int) -> TwoViews:
         """The batches of a pre-training without labels. Raises BadInput for images that stay files."""
@@ -155,6 +159,12 @@ class DataSource:
     def train(self, spec: DatasetSpec, view: View) -> TestSet | FileTestSet:
         """The training set as a network sees it under a view, without augmentation."""
         return self._as_tested(self.sets(spec)[0], view, spec)
+
+    def _student_set(self, spec: DatasetSpec, scenario: Scenario, trial: int) -> ImageSet | ImageFiles:
+        whole = self.sets(spec)[0]
+        if isinstance(whole, ImageFiles):
+            return apply_scenario(whole, scenario, spec, trial)
+        return apply_scenario(whole, scenario, spec, trial)
 
     def _as_tested(self, images: ImageSet | ImageFiles, view: View, spec: DatasetSpec) -> TestSet | FileTestSet:
         if isinstance(images, ImageFiles):

@@ -24,9 +24,10 @@ def image_counts(spec: DatasetSpec, fraction: float = 1.0) -> tuple[int, int]:
     """Training and test images of a data set as a suite uses it (nominal: classes taken as equal)."""
     whole = dataset(spec.name)
     classes = spec.classes or whole.classes
-    train = spec.train_per_class or whole.train / whole.classes
-    test = spec.test_per_class or whole.test / whole.classes
-    return round(train * fraction * classes), round(test * classes)
+    train, test = whole.train / whole.classes, whole.test / whole.classes
+    if spec.val_split:
+        train, test = (1 - spec.val_split) * train, spec.val_split * train
+    return round((spec.train_per_class or train) * fraction * classes), round((spec.test_per_class or test) * classes)
 
 
 def forward_macs(name: str, spec: DatasetSpec, view: View | None = None) -> float:

@@ -63,7 +63,7 @@ def _row(run: Run, stores: Sequence[Store]) -> Row:
     return Row(
         suite=run.suite,
         protocol=run.protocol.name,
-        paper=(settings.paper or "") if run.protocol.as_published(run.method, spec.terms) else "",
+        paper=(settings.paper or "") if _as_published(run) else "",
         score=settings.score,
         dataset=dataset_label(spec.dataset),
         scenario=scenario_label(spec.scenario),
@@ -85,6 +85,10 @@ def _row(run: Run, stores: Sequence[Store]) -> Row:
         version=version,
         teacher_top1=result.teacher.top1 if result and result.teacher else None,
     )
+
+
+def _as_published(run: Run) -> bool:
+    return run.spec.dataset.val_split is None and run.protocol.as_published(run.method, run.spec.terms)
 
 
 def _look_up(id: str, stores: Sequence[Store]) -> tuple[Status, str, Result | None, str]:
@@ -109,13 +113,27 @@ def _look_up(id: str, stores: Sequence[Store]) -> tuple[Status, str, Result | No
 
 @cache
 def dataset_label(spec: DatasetSpec) -> str:
-    """``cifar100``, or ``cifar100 (20 classes, 100 + 50 images each)`` for a part of it."""
-    if spec.classes is None and spec.train_per_class is None and spec.test_per_class is None:
-        return spec.name
-    whole = datasets()[spec.name]
-    train = spec.train_per_class or whole.train // whole.classes
-    test = spec.test_per_class or whole.test // whole.classes
-    return f"{spec.name} ({spec.classes or whole.classes} classes, {train} + {test} images each)"
+    """``cifar100``, or ``cifar100 (20 classes, 100 + 50 images each)`` for a part of it.
+
+    It says, too, where accuracies are measured on a part of the training set.
+    """
+    parts = []
+    if spec.classes or spec.train_per_class or spec.test_per_class:
+        whole = datasets()[spec.name]
+        train, test = spec.split(whole.train // whole.classes, whole.test // whole.classes)
+        each = f"{spec.train_per_class or train} + {spec.test_per_class or test} images each"
+        parts.append(f"{spec.classes or whole.classes} classes, {each}")
+    if spec.val_split:
+        parts.append(f"{_VALIDATION}{100 * spec.val_split:g} % of the training set")
+    return f"{spec.name} ({'; '.join(parts)})" if parts else spec.name
+
+
+_VALIDATION = "validation: "
+
+
+def measured_on(label: str) -> str:
+    """The images on which the accuracies of a data set with this label are measured: ``test`` or ``validation``."""
+    return "validation" if _VALIDATION in label else "test"
 
 
 def scenario_label(scenario: Scenario) -> str:
@@ -124,5 +142,12 @@ def scenario_label(scenario: Scenario) -> str:
     if scenario.fraction < 1:
         parts.append(f"{100 * scenario.fraction:g}% of the labels")
     if scenario.label_noise > 0:
-        parts.append(f"{100 * scenario.label_noise:g}% label noise")
+        parts.append(f"{100 * scenario.label_noise:g}% {_NOISE[scenario.noise]}")
     return ", ".join(parts)
+
+
+_NOISE = {
+    "other": "label noise (over the other classes)",
+    "all": "label noise (over all classes)",
+    "classes": "of the classes renamed",
+}

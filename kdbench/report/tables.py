@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 
 from kdbench.errors import BadRecord
 from kdbench.report.published import published
-from kdbench.report.rows import Row
+from kdbench.report.rows import Row, measured_on
 from kdbench.store.store import Store
 
 
@@ -52,13 +52,16 @@ class Table:
     @property
     def caption(self) -> str:
         """What a reader must know to compare: protocol, score rule, trials, versions."""
-        rule = "accuracy after the last epoch" if self.score == "last" else "best epoch, chosen by test accuracy"
+        images = measured_on(self.dataset)
+        rule = "accuracy after the last epoch" if self.score == "last" else f"best epoch, chosen by {images} accuracy"
         shown = [cell for cell in self.cells.values() if cell.n]
         trials = sorted({cell.n for cell in shown}) or [0]
         count = f"{trials[0]}" if len(trials) == 1 else f"{trials[0]}-{trials[-1]}"
         unit = "trial" if count == "1" else "trials"
         version = f"; kdbench {', '.join(self.versions)}" if self.versions else ""
-        return f"Top-1 test accuracy in %, mean ± sd (n); protocol {self.protocol}; {rule}; {count} {unit}{version}."
+        return (
+            f"Top-1 {images} accuracy in %, mean ± sd (n); protocol {self.protocol}; {rule}; {count} {unit}{version}."
+        )
 
     def best(self, pair: Pair) -> str | None:
         """The method with the highest mean of a column, None where fewer than two have one."""

@@ -51,6 +51,9 @@ class Result(BaseModel):
     ``sm_score`` and ``layer_cka`` say how alike the maps are that the run's terms associate (kdbench.evaluation.similarity),
     on average over those of the last ten epochs that were tested. Where the teacher's new layers learned beside the student,
     ``teacher`` is their accuracy after the run's last epoch and ``teacher_head_sha256`` the hash of their file.
+
+    Under a scenario ``changed_labels`` says how many of the student's labels are not the true ones, and ``samples_sha256`` is
+    the hash of its images and labels (`kdbench data samples` lists them).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,6 +68,8 @@ class Result(BaseModel):
     values: dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None = None
     train_images: int = 0
     test_images: int = 0
+    changed_labels: int | None = None
+    samples_sha256: str | None = None
     sm_score: float | None = None
     layer_cka: float | None = None
     teacher: Accuracy | None = None

@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from kdbench.catalogue.datasets import datasets
+from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.networks import network, networks
 from kdbench.errors import BadInput, Problem
 from kdbench.suite.fields import problems_of, shorten
 from kdbench.suite.methods import Terms, parse_terms
+from kdbench.suite.portions import oversized
 from kdbench.suite.protocols import ResolvedProtocol, bundled_protocol, derived_protocol, stand_in
 from kdbench.suite.schema import DatasetEntry, MeasureEntry, Schema, TeacherEntry, keys_of
 from kdbench.suite.teachers import NamedTeacher, by_network, named_teacher
@@ -119,24 +120,16 @@ class Collector:
             data = getattr(entry, key)
             self.check_datasets(data, (*path, key))
             for index, each in enumerate(data if key == "probe" else ()):
-                if datasets()[each.name].streamed:
+                if dataset(each.name).streamed:
                     message = f"a probe needs its images in memory, and those of {each.name} stay files"
                     self.report((*path, key, index), message)
 
     def check_datasets(self, entries: tuple[DatasetEntry, ...], path: Path_) -> None:
         """Report parts of data sets that are larger than the whole."""
         for index, entry in enumerate(entries):
-            whole = datasets()[entry.name]
-            limits = {
-                "classes": whole.classes,
-                "train_per_class": whole.train // whole.classes,
-                "test_per_class": whole.test // whole.classes,
-            }
-            for key, limit in limits.items():
-                if (getattr(entry, key) or 0) > limit:
-                    message = f"{entry.name} has only {limit} {key.replace('_', ' ')}, not {getattr(entry, key)}"
-                    self.report((*path, index, key), message)
-            if entry.size and whole.streamed:
+            for key, message in oversized(entry):
+                self.report((*path, index, key), message)
+            if entry.size and dataset(entry.name).streamed:
                 self.report((*path, index, "size"), f"the images of {entry.name} stay files and cannot be resized once")
 
 

@@ -183,6 +183,12 @@ class Grid:
         ]
         if not teacher.trains_on(cell.dataset.name):
             found.append((place, f"SimCLR needs its images in memory, and those of {cell.dataset.name} stay files", ""))
+        if teacher.may_know(cell.dataset):
+            message = (
+                f"{cell.teacher} was trained elsewhere, perhaps on the images that val_split holds out: use a teacher that "
+                "is trained here, or leave val_split out"
+            )
+            found.append((place, message, ""))
         if not teacher.has_classifier(cell.strategy):
             where = (*self.path, "strategy") if "strategy" in self.raw else ("strategy",)
             where = where if where in self.collector.document.lines else place

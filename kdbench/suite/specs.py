@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
 
-from kdbench.catalogue.datasets import dataset
 from kdbench.suite.recipe import Name, Number, PositiveInt, PositiveNumber, Recipe, Share, Spec, View, digest
+from kdbench.suite.training_set import DatasetSpec, Scenario
 
 
 __all__ = [
@@ -34,44 +34,6 @@ __all__ = [
 ]
 
 Strategy = Literal["pretrained", "sequential", "simultaneous"]
-
-
-class DatasetSpec(Spec):
-    """A data set, or a class-balanced part of it: the first ``classes`` classes, a fixed draw of images of each.
-
-    Its images are resized to ``size`` × ``size`` pixels before anything else; None leaves them as they are.
-    """
-
-    name: Name
-    classes: Annotated[StrictInt, Field(ge=2)] | None = None
-    train_per_class: PositiveInt | None = None
-    test_per_class: PositiveInt | None = None
-    size: Annotated[StrictInt, Field(ge=8)] | None = None
-
-    @property
-    def whole(self) -> DatasetSpec:
-        """The same classes with all their images."""
-        return self.model_copy(update={"train_per_class": None, "test_per_class": None})
-
-    @property
-    def side(self) -> int:
-        """The images' side in pixels."""
-        return self.size or dataset(self.name).size
-
-    @property
-    def class_count(self) -> int:
-        """How many classes it has."""
-        return self.classes or dataset(self.name).classes
-
-
-class Scenario(Spec):
-    """What is done to the student's training set.
-
-    ``fraction`` of each class is kept; the labels of a share ``label_noise`` of each class move to another class.
-    """
-
-    fraction: Annotated[StrictFloat, Field(gt=0.0, le=1.0)] = 1.0
-    label_noise: Share = 0.0
 
 
 class TermUse(Spec):

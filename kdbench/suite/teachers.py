@@ -40,6 +40,11 @@ class NamedTeacher:
         """Whether it can be trained on a data set: SimCLR needs the images in memory."""
         return self.source != "simclr" or not dataset(data).streamed
 
+    def may_know(self, data: DatasetSpec) -> bool:
+        """Whether it was trained elsewhere, perhaps on the training images that are held out here."""
+        weights = _weights(self, data)
+        return bool(data.val_split and weights and weights.classifier)
+
     def has_classifier(self, strategy: str) -> bool:
         """Whether the teacher can give class scores under a strategy. An encoder cannot without new layers."""
         return self.facts.classifier or strategy != "pretrained"

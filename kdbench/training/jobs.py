@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -161,7 +161,9 @@ def _train_together(specs: Sequence[RunSpec], shop: Workshop) -> bool:
         guide.restore(earliest)
     macs = {spec.id: student_cost(spec) + teacher_pass_cost(spec) / max(1, len(taught)) for spec in specs}
     leave = partial(guide.leave, test=test) if guide else None
-    conclude = Conclusion(shop, "run", len(stream), len(test), macs, leave=leave)
+    samples = shop.data.samples(first.dataset, first.scenario, first.trial) if first.scenario != Scenario() else None
+    facts = samples.facts() if samples else {}
+    conclude = Conclusion(shop, "run", len(stream), len(test), macs, samples=facts, leave=leave)
     learners = [learner for learner, _ in enrolled.values()]
     return train(learners, guide, stream, partial(measure, test=test), shop.hooks(conclude))
 
@@ -245,8 +247,9 @@ def fail(record: Record, failure: Failure, shop: Workshop) -> None:
 class Conclusion:
     """Stores how each learner of a job ended.
 
-    ``macs`` holds the multiply-accumulates of each, by id; ``before`` is the hash of the weights on which a stage is made;
-    ``leave`` keeps in a record what the teacher has become, and gives the facts of it.
+    ``macs`` holds the multiply-accumulates of each, by id; ``before`` is the hash of the weights on which a stage is made,
+    ``samples`` what the results say of the images and labels under a scenario; ``leave`` keeps in a record what the teacher
+    has become, and gives the facts of it.
     """
 
     shop: Workshop
@@ -256,6 +259,7 @@ class Conclusion:
     macs: dict[str, float]
     measure: Literal["classifier", "neighbours"] = "classifier"
     before: str | None = None
+    samples: dict[str, Any] = field(default_factory=dict)
     leave: Callable[[Record], dict[str, Any]] | None = None
 
     def __call__(self, learner: Learner) -> None:
@@ -268,8 +272,9 @@ class Conclusion:
             "train_images": self.train_images,
             "test_images": self.test_images,
             "measure": self.measure,
+            "before_sha256": self.before,
+            **self.samples,
         }
-        facts["before_sha256"] = self.before
         if self.leave and learner.reads_teacher:
             facts |= self.leave(learner.record)
         finish(learner, self.kind, facts, about)

@@ -53,13 +53,46 @@ def test_noise_moves_exactly_its_share_of_each_class_and_never_to_the_same_class
     assert noisy.labels.max() < 5
 
 
-def test_noise_is_spread_over_all_other_classes():
+@pytest.mark.parametrize(("noise", "own", "each"), [("other", 2000, 500), ("all", 2400, 400)])
+def test_noise_is_spread_over_the_classes(noise, own, each):
     labels = torch.zeros(4000, dtype=torch.long)
     train = ImageSet(torch.zeros(4000, 3, 1, 1, dtype=torch.uint8), labels, 5)
-    noisy = apply_scenario(train, Scenario(label_noise=0.5), SPEC, 0)
+    noisy = apply_scenario(train, Scenario(label_noise=0.5, noise=noise), SPEC, 0)
     counts = torch.bincount(noisy.labels, minlength=5)
-    assert counts[0] == 2000
-    assert (counts[1:] - 500).abs().max() < 75
+    assert abs(int(counts[0]) - own) < (75 if noise == "all" else 1)
+    assert (counts[1:] - each).abs().max() < 75
+
+
+def test_noise_over_all_classes_draws_for_the_same_images_and_keeps_some_labels(numbered):
+    other, all_ = (apply_scenario(numbered, Scenario(label_noise=0.5, noise=n), SPEC, 0) for n in ("other", "all"))
+    moved, redrawn = other.labels != numbered.labels, all_.labels != numbered.labels
+    assert not (redrawn & ~moved).any()
+    assert 0 < int(redrawn.sum()) < int(moved.sum())
+
+
+@pytest.mark.parametrize("noise", ["other", "all", "classes"])
+def test_a_larger_share_changes_what_a_smaller_one_does(numbered, noise):
+    few, more = (apply_scenario(numbered, Scenario(label_noise=s, noise=noise), SPEC, 0).labels for s in (0.2, 0.6))
+    changed = few != numbered.labels
+    assert changed.any()
+    assert torch.equal(few[changed], more[changed])
+    assert (more != numbered.labels).sum() > changed.sum()
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.09, 0), (0.2, 1), (0.6, 3), (0.99, 5)])
+def test_classes_are_renamed_as_a_whole(numbered, share, count):
+    renamed = apply_scenario(numbered, Scenario(label_noise=share, noise="classes"), SPEC, 0)
+    names_ = [renamed.labels[numbered.labels == label].unique().tolist() for label in range(5)]
+    assert all(len(each) == 1 for each in names_)
+    assert sum(each != [label] for label, each in enumerate(names_)) == count
+    assert torch.equal(renamed.clean, numbered.labels)
+
+
+def test_a_kind_of_noise_without_noise_is_refused():
+    with pytest.raises(ValueError, match="noise 'all' needs a label_noise above 0"):
+        Scenario(noise="all")
+    with pytest.raises(ValueError, match="'other', 'all' or 'classes'"):
+        Scenario(label_noise=0.1, noise="some")
 
 
 def test_draws_depend_on_data_set_and_trial_alone(numbered):

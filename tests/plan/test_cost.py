@@ -61,6 +61,8 @@ def test_image_counts():
         1000,
     )
     assert image_counts(CIFAR, 0.25) == (12_500, 10_000)
+    assert image_counts(DatasetSpec(name="cifar100", val_split=0.1)) == (45_000, 5_000)
+    assert image_counts(DatasetSpec(name="cifar100", val_split=0.1, classes=20, train_per_class=100)) == (2000, 1000)
 
 
 def test_no_teacher_no_pass():

@@ -58,6 +58,7 @@ grid: {{teacher: resnet32x4, student: resnet8x4, method: {method}, scenario: {sc
         ({"method": "{name: kd, terms: {kd: 1, ce: 1}}"}, "74.42 ± 0.05"),
         ({"method": "{name: kd, terms: {kd: 0.9, ce: 0.1}}"}, None),
         ({"protocol": "{base: semckd, epochs: 20}"}, None),
+        ({"dataset": "{name: cifar100, val_split: 0.1}"}, None),
         ({"protocol": "{base: semckd, score: last}"}, None),
         ({"protocol": "{base: semckd, methods: {kd: {ce: 1, kd: 2}}}"}, None),
         ({"protocol": "{base: crd, paper: semckd}"}, None),

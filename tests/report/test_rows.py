@@ -3,6 +3,7 @@
 import pytest
 
 from kdbench.report.rows import collect, dataset_label, scenario_label
+from kdbench.report.tables import make_tables
 from kdbench.store.record import Accuracy, Failure, Result
 from kdbench.store.store import Store
 from kdbench.suite.specs import DatasetSpec, Scenario
@@ -75,11 +76,30 @@ def test_hostile_records(suite, tmp_path, finish):
     assert {row.version for row in collect([suite], [store])} == {""}
 
 
+def test_a_validation_split_is_named_and_its_runs_are_no_papers(load, tmp_path):
+    label = "cifar100 (validation: 10 % of the training set)"
+    assert dataset_label(DatasetSpec(name="cifar100", val_split=0.1)) == label
+    part = DatasetSpec(name="cifar100", classes=20, val_split=0.1, test_per_class=25)
+    assert dataset_label(part) == ("cifar100 (20 classes, 450 + 25 images each; validation: 10 % of the training set)")
+    text = TEXT.format(protocol="{base: semckd, score: best}").replace("train_per_class: 8", "val_split: 0.1")
+    rows = collect([load(text)], [Store(tmp_path / "none")])
+    assert {row.paper for row in rows} == {""}
+    (table,) = make_tables(rows)
+    assert "digits (validation: 10 % of the training set)" in table.title
+    assert table.caption.startswith("Top-1 validation accuracy in %")
+    assert "chosen by validation accuracy" in table.caption
+    assert "test" not in table.caption
+
+
 def test_labels():
     assert dataset_label(DatasetSpec(name="cifar100")) == "cifar100"
     part = DatasetSpec(name="cifar100", classes=20, train_per_class=100, test_per_class=50)
     assert dataset_label(part) == "cifar100 (20 classes, 100 + 50 images each)"
     assert scenario_label(Scenario()) == ""
-    assert scenario_label(Scenario(fraction=0.25, label_noise=0.1)) == "25% of the labels, 10% label noise"
+    assert scenario_label(Scenario(fraction=0.25, label_noise=0.1)) == (
+        "25% of the labels, 10% label noise (over the other classes)"
+    )
+    assert scenario_label(Scenario(label_noise=0.1, noise="all")) == "10% label noise (over all classes)"
+    assert scenario_label(Scenario(label_noise=0.1, noise="classes")) == "10% of the classes renamed"
     assert scenario_label(Scenario(fraction=0.254)) != scenario_label(Scenario(fraction=0.25))
     assert scenario_label(Scenario(fraction=0.07)) == "7% of the labels"

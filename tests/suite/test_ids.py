@@ -80,6 +80,35 @@ def test_what_trains_the_same_has_the_same_id(grid, keys):
     assert ids(grid(**keys)) == ids(grid())
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"scenario": "{label_noise: 0.1}"},
+        {"scenario": "{label_noise: 0.1, noise: all}"},
+        {"scenario": "{label_noise: 0.1, noise: classes}"},
+        {"dataset": "{name: cifar100, val_split: 0.1}"},
+        {"dataset": "{name: cifar100, val_split: 0.2}"},
+    ],
+)
+def test_what_trains_otherwise_has_another_id(grid, keys):
+    assert not set(ids(grid(**keys))) & set(ids(grid()))
+
+
+def test_noise_over_the_other_classes_is_what_it_always_was(grid):
+    before = Scenario(label_noise=0.1)
+    assert before.canonical() == {"label_noise": 0.1}
+    assert ids(grid(scenario="{label_noise: 0.1, noise: other}")) == ids(grid(scenario="{label_noise: 0.1}"))
+    assert DatasetSpec(name="cifar100", classes=10).canonical() == {"name": "cifar100", "classes": 10}
+
+
+def test_teachers_of_a_validation_split_are_other_teachers_and_scenarios_change_none(grid):
+    def teachers(**keys):
+        return {run.spec.teacher.id for run in grid(method="kd", **keys).runs}
+
+    assert teachers(scenario="[{fraction: 0.5}, {label_noise: 0.1, noise: all}]") == teachers()
+    assert not teachers(dataset="{name: cifar100, val_split: 0.1}") & teachers()
+
+
 def test_the_number_of_trials_changes_no_trial(grid):
     assert set(ids(grid(trials=1))) < set(ids(grid(trials=3)))
 

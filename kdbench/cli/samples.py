@@ -1,0 +1,131 @@
+"""kdbench data samples: which images a student learns from, and with which labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdbench.cli.options import Data, Results
+from kdbench.errors import BadInput, KdbenchError
+
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from kdbench.suite.specs import DatasetSpec, RunSpec, Scenario
+
+
+Request = tuple["DatasetSpec", "Scenario", int]
+
+
+def samples(
+    name: Annotated[str | None, typer.Argument(metavar="[DATASET]", help="A data set: kdbench list datasets.")] = None,
+    classes: Annotated[int | None, typer.Option(help="Only so many classes.")] = None,
+    train_per_class: Annotated[int | None, typer.Option(help="Only so many training images of each class.")] = None,
+    test_per_class: Annotated[
+        int | None, typer.Option(help="As the suite has it: part of what seeds the draws.")
+    ] = None,
+    val_split: Annotated[float | None, typer.Option(help="The share of the training set that is held out.")] = None,
+    fraction: Annotated[float | None, typer.Option(help="The share of each class that is kept. Default: 1.")] = None,
+    label_noise: Annotated[float | None, typer.Option(help="The share of each class with wrong labels.")] = None,
+    noise: Annotated[str | None, typer.Option(help="How labels are drawn: other, all or classes.")] = None,
+    trial: Annotated[int | None, typer.Option(min=0, help="The trial, counted from 0.")] = None,
+    run: Annotated[str | None, typer.Option("--run", metavar="ID", help="Instead: the samples of this run.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="A file instead of standard output.")] = None,
+    results: Results = Path("results"),
+    data: Data = Path("data"),
+) -> None:
+    """List the training images of a scenario as CSV: place in the official training set, true label, label given."""
+    from kdbench.execution.samples import list_samples
+
+    part: dict[str, Any] = {"classes": classes, "train_per_class": train_per_class, "test_per_class": test_per_class}
+    part["val_split"] = val_split
+    changes = {"fraction": fraction, "label_noise": label_noise, "noise": noise}
+    expected = None
+    if run is not None:
+        if name or trial is not None or any(value is not None for value in (part | changes).values()):
+            raise BadInput("--run ID says it all: leave the data set and the options of the scenario out")
+        spec, expected = _run(results, run)
+        request: Request = (spec.dataset, spec.scenario, spec.trial)
+    elif name is None:
+        raise BadInput("name a data set (kdbench list datasets), or a run with --run ID")
+    else:
+        request = (_dataset(name, part), _scenario(changes), trial or 0)
+    text = list_samples(*request, data)
+    if expected and expected not in text:
+        raise KdbenchError(f"run {run} learned from another list (sha256 {expected}) than {data} gives now")
+    _deliver(text, output)
+
+
+def _dataset(name: str, part: dict[str, Any]) -> DatasetSpec:
+    from kdbench.suite.portions import oversized
+    from kdbench.suite.schema import DatasetEntry
+
+    given = {key: value for key, value in part.items() if value is not None}
+    entry = _validated(DatasetEntry, {"name": name, **given})
+    if problems := oversized(entry):
+        raise BadInput("\n".join(f"{_option(key)}: {message}" for key, message in problems))
+    spec: DatasetSpec = entry.spec
+    return spec
+
+
+def _scenario(changes: dict[str, Any]) -> Scenario:
+    from kdbench.suite.specs import Scenario
+
+    found: Scenario = _validated(Scenario, {key: value for key, value in changes.items() if value is not None})
+    return found
+
+
+def _validated(schema: type[BaseModel], values: dict[str, Any]) -> Any:
+    """A part of a suite, given by options. Raises BadInput with all that is wrong."""
+    from pydantic import ValidationError
+
+    from kdbench.suite.fields import problems_of
+    from kdbench.suite.yaml_reader import Document
+
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        found = problems_of(error, Document("", values, {(key,): 0 for key in values}), (), {})
+        lines = [f"{_option(each.path)}: {each.message}" if each.path else each.message for each in found]
+        raise BadInput("\n".join(lines)) from None
+
+
+def _option(key: str) -> str:
+    return "DATASET" if key == "name" else f"--{key.replace('_', '-')}"
+
+
+def _run(results: Path, id: str) -> tuple[RunSpec, str | None]:
+    """The spec of a run, and the hash of its samples where its result has one. Raises BadInput where there is none."""
+    from pydantic import ValidationError
+
+    from kdbench.errors import BadRecord
+    from kdbench.store.store import Store
+    from kdbench.suite.specs import RunSpec
+
+    matches = [record for record in Store(results).records("runs") if len(id) >= 4 and record.id.startswith(id)]
+    if len(matches) != 1:
+        found = ", ".join(record.id for record in matches[:10]) or "none"
+        raise BadInput(
+            f"'{id}' must be the beginning of one run's id in {results}, four digits or more; found: {found}"
+        )
+    try:
+        result = matches[0].result()
+        return RunSpec.model_validate(matches[0].spec()), result.samples_sha256 if result else None
+    except (BadRecord, ValidationError):
+        raise BadInput(f"run {matches[0].id} in {results} is damaged: kdbench show {matches[0].id} says more") from None
+
+
+def _deliver(text: str, output: Path | None) -> None:
+    from kdbench.store.files import write_text
+
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        write_text(output, text)
+    except OSError as error:
+        raise BadInput(f"{output}: cannot be written: {error.strerror or error}") from None
+    typer.echo(f"{output} holds {sum(line[:1].isdigit() for line in text.splitlines()):,} samples.", err=True)
