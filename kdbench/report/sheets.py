@@ -1,0 +1,175 @@
+"""Statistics as sheets: titled grids of text that every format can write."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from kdbench.report.improvement import Improvement
+from kdbench.report.paired import Difference
+from kdbench.report.statistics import ALPHA, Overall, Sensitivity, Statistics
+from kdbench.report.tables import Pair
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A grid of text under a title, with what must be known to read it; ``marked`` are (line, column) to emphasise."""
+
+    title: str
+    header: list[str] = field(default_factory=list)
+    body: list[list[str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    marked: frozenset[tuple[int, int]] = frozenset()
+
+
+def statistics_sheets(found: Statistics, title: str) -> list[Sheet]:
+    """A sheet for single pairs, and one for all of them where there are several."""
+    if found.baseline is None or not found.comparisons:
+        why = "the baseline is not in this table" if found.baseline is None else "no other method has been measured"
+        return [Sheet(f"{title}, statistics", notes=[f"Nothing is compared: {why}."])]
+    sheets = [_each_pair(found, title)]
+    return [*sheets, _all_pairs(found, title)] if len(found.sensitivity) > 1 else sheets
+
+
+def p_text(p: float | None) -> str:
+    """``p 0.021``, ``p < 0.001``; empty for none."""
+    return "" if p is None else "p < 0.001" if p < 0.001 else f"p {p:.3f}"
+
+
+def pair_text(pair: Pair) -> str:
+    """``teacher → student``."""
+    return " → ".join(name for name in pair if name)
+
+
+def _each_pair(found: Statistics, title: str) -> Sheet:
+    pairs = [each.pair for each in found.sensitivity]
+    methods = list(dict.fromkeys(each.method for each in found.comparisons))
+    cells = {(each.method, each.pair): each for each in found.comparisons}
+    body, marked = [], set()
+    for line, method in enumerate(methods):
+        body.append([method])
+        for column, pair in enumerate(pairs, start=1):
+            each = cells.get((method, pair))
+            body[-1].append(_difference_text(each.difference, each.corrected) if each else "")
+            if each and each.corrected is not None and each.corrected < ALPHA:
+                marked.add((line, column))
+    body.append(["(detectable)", *map(_sensitivity_text, found.sensitivity)])
+    note = (
+        f"Mean difference to {found.baseline} in percentage points ± sd of the paired differences (trials); p of a paired "
+        f"t-test, two-sided, {_correction(found.tests)}. Detectable: the true difference that one such test finds in 80 % of "
+        "cases (α = 0.05), from the pooled sd of the paired differences."
+    )
+    header = ["method", *map(pair_text, pairs)]
+    why = _reasons(each.difference for each in found.comparisons)
+    return Sheet(f"{title}, against {found.baseline} on each pair", header, body, [note, *why], frozenset(marked))
+
+
+def _all_pairs(found: Statistics, title: str) -> Sheet:
+    ranking, base, first = found.ranking, found.baseline or "", found.first
+    header = [
+        "method",
+        "mean rank",
+        f"− {base}",
+        "won : lost",
+        "Wilcoxon",
+        f"ARI over {base}",
+        f"ARI of {first} over it",
+    ]
+    body = [[base, _number(ranking.ranks.get(base)), *[""] * 5]]
+    body += [_overall_line(each, ranking.ranks.get(each.method)) for each in found.overall]
+    keep = [at for at in range(len(header)) if any(line[at] for line in body)]
+    marked = {
+        (line, keep.index(4))
+        for line, each in enumerate(found.overall, start=1)
+        if each.corrected is not None and each.corrected < ALPHA
+    }
+    notes = [_ranking_note(found), _wilcoxon_note(found)]
+    if 5 in keep or 6 in keep:
+        notes.append(_improvement_note(found))
+    return Sheet(
+        f"{title}, over {len(found.sensitivity)} pairs",
+        [header[at] for at in keep],
+        [[line[at] for at in keep] for line in body],
+        [*notes, *_reasons(each.difference for each in found.overall)],
+        frozenset(marked),
+    )
+
+
+def _overall_line(each: Overall, rank: float | None) -> list[str]:
+    difference = each.difference
+    return [
+        each.method,
+        _number(rank),
+        "" if difference.mean is None else f"{difference.mean:+.2f} ({difference.n})",
+        f"{each.won} : {each.lost}",
+        p_text(each.corrected),
+        _improvement_text(each.over_baseline),
+        _improvement_text(each.of_first),
+    ]
+
+
+def _ranking_note(found: Statistics) -> str:
+    ranking = found.ranking
+    text = f"Mean rank: over {ranking.pairs} pairs and {len(ranking.ranks)} methods without a gap, 1 is best"
+    if any(ranking.left_out):
+        methods, pairs = ranking.left_out
+        text += f" ({methods} methods and {pairs} pairs have gaps and are left out)"
+    if ranking.chi_square is None or ranking.p is None or ranking.critical_difference is None:
+        return f"{text}; no Friedman test: {ranking.why}."
+    return (
+        f"{text}; Friedman's χ² = {ranking.chi_square:.2f}, {p_text(ranking.p)}; Nemenyi's critical difference "
+        f"{ranking.critical_difference:.2f} (α = 0.05)."
+    )
+
+
+def _wilcoxon_note(found: Statistics) -> str:
+    tests = sum(each.difference.p is not None for each in found.overall)
+    return (
+        f"− {found.baseline}: mean over the pairs that have both, in percentage points (pairs). Wilcoxon's signed-rank test, "
+        f"two-sided, exact, {_correction(tests)}."
+    )
+
+
+def _improvement_note(found: Statistics) -> str:
+    skipped = max(max(each.over_baseline.undefined, each.of_first.undefined) for each in found.overall)
+    text = "ARI: average relative improvement, (a − b) / (b − ce) in % (SemCKD, eq. 17)"
+    return f"{text}, over pairs where b is above ce (up to {skipped} are not)." if skipped else f"{text}."
+
+
+def _correction(tests: int) -> str:
+    return f"Holm-corrected over {tests} comparisons" if tests else "which could be made nowhere"
+
+
+def _difference_text(difference: Difference, corrected: float | None) -> str:
+    if difference.mean is None:
+        return "–"
+    sd = "" if difference.sd is None else f" ± {difference.sd:.2f}"
+    p = f", {p_text(corrected)}" if corrected is not None else ""
+    return f"{difference.mean:+.2f}{sd} ({difference.n}){p}"
+
+
+def _sensitivity_text(each: Sensitivity) -> str:
+    return (
+        "too few trials" if each.detectable is None else f"{each.detectable:.2f} (n = {each.trials}, sd {each.sd:.2f})"
+    )
+
+
+def _improvement_text(each: Improvement) -> str:
+    return "" if each.percent is None else f"{each.percent:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _reasons(differences: Iterable[Difference]) -> Sequence[str]:
+    counts = Counter(each.why for each in differences if each.why)
+    return [f"{count} without a test: {_EXPLAINED[why]}." for why, count in counts.items()]
+
+
+_EXPLAINED = {
+    "too few trials": "too few trials (two that both methods have are needed)",
+    "no variation": "the difference is the same in all trials",
+    "too few pairs": "too few pairs (six with a difference are needed, or no p can fall below 0.05)",
+}
