@@ -5,8 +5,9 @@ import pytest
 from kdbench.errors import BadInput
 from kdbench.report.paired import holm, paired_t
 from kdbench.report.samples import key_of, samples_by_table
-from kdbench.report.sheets import p_text, statistics_sheets
+from kdbench.report.sheet import Mark
 from kdbench.report.statistics import compute, compute_all, not_separable
+from kdbench.report.statistics_sheets import p_text, statistics_sheets
 from kdbench.report.tables import make_tables
 
 
@@ -53,7 +54,7 @@ def test_keys_are_those_of_tables(rows):
 
 def test_the_baseline_is_kd_else_ce_else_the_first(rows):
     def baseline(*methods, wanted=None):
-        return compute(samples_by_table(rows(dict.fromkeys(methods, [70.0])))[KEY], KEY, wanted).baseline
+        return compute(samples_by_table(rows({method: [70.0] for method in methods}))[KEY], KEY, wanted).baseline
 
     assert baseline("at", "ce", "kd") == "kd"
     assert baseline("at", "ce") == "ce"
@@ -85,9 +86,11 @@ def test_over_pairs(rows):
     assert statistics.first == "at"
     assert statistics.ranking.ranks == {"ce": 3.0, "kd": 2.0, "at": 1.0}
     each, overall = statistics_sheets(statistics, "s")
-    assert overall.body[2] == ["at", "1.00", "+3.50 (6)", "6 : 0", "p 0.062", "175.0 %"]
-    assert "Friedman's χ² = 12.00, p 0.002; Nemenyi's critical difference 1.35" in overall.notes[0]
-    assert len(each.header) == 7
+    header, _, _, line = overall.lines
+    assert [entry.text for entry in header] == ["method", "mean rank", "− kd", "won : lost", "Wilcoxon", "ARI over kd"]
+    assert [entry.text for entry in line] == ["at", "1.00", "+3.50 (6)", "6 : 0", "p 0.062", "175.0 %"]
+    assert "Friedman's χ² = 12.00, p 0.002; Nemenyi's critical difference 1.35" in overall.caption
+    assert each.width == 7
 
 
 def test_what_is_not_separable_from_the_best(rows):
@@ -106,11 +109,12 @@ def test_sheet_of_one_pair(rows):
     (statistics,) = compute_all(samples_by_table(rows(CLEAR)))
     (sheet,) = statistics_sheets(statistics, "title")
     assert sheet.title == "title, against kd on each pair"
-    assert sheet.header == ["method", "resnet32x4 → resnet8x4"]
-    assert sheet.body[0] == ["ce", "-3.00 ± 0.10 (3), p < 0.001"]
-    assert sheet.body[2][1] == f"{statistics.sensitivity[0].detectable:.2f} (n = 3, sd 0.16)"
-    assert sheet.marked == {(0, 1), (1, 1)}
-    assert "Holm-corrected over 2 comparisons" in sheet.notes[0]
+    header, *body, last = sheet.lines
+    assert [entry.text for entry in header] == ["method", "resnet32x4 → resnet8x4"]
+    assert [entry.text for entry in body[0]] == ["ce", "-3.00 ± 0.10 (3), p < 0.001"]
+    assert last[1].text == f"{statistics.sensitivity[0].detectable:.2f} (n = 3, sd 0.16)"
+    assert [line[1].mark for line in body] == [Mark.best, Mark.best]
+    assert "Holm-corrected over 2 comparisons" in sheet.caption
 
 
 DEGENERATE = {
@@ -134,8 +138,8 @@ def test_degenerate_tables(rows, case, students):
     assert "nan" not in text
     assert "inf" not in text
     for sheet in sheets:
-        assert sheet.notes
-        assert {len(line) for line in sheet.body} <= {len(sheet.header)}
+        assert sheet.caption
+        assert {len(line) for line in sheet.lines} <= {sheet.width}
     if case == "one trial":
         assert "too few trials (two that both methods have are needed)" in text
     if case == "constant difference":

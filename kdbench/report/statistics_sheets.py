@@ -1,33 +1,22 @@
-"""Statistics as sheets: titled grids of text that every format can write."""
+"""Statistics as sheets, which every format can write."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 
 from kdbench.report.improvement import Improvement
 from kdbench.report.paired import Difference
+from kdbench.report.sheet import Band, Entry, Line, Mark, Sheet
 from kdbench.report.statistics import ALPHA, Overall, Sensitivity, Statistics
 from kdbench.report.tables import Pair
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """A grid of text under a title, with what must be known to read it; ``marked`` are (line, column) to emphasise."""
-
-    title: str
-    header: list[str] = field(default_factory=list)
-    body: list[list[str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    marked: frozenset[tuple[int, int]] = frozenset()
-
-
 def statistics_sheets(found: Statistics, title: str) -> list[Sheet]:
-    """A sheet for single pairs, and one for all of them where there are several."""
+    """A sheet for single pairs, and one for all of them where there are several. What is significant is marked."""
     if found.baseline is None or not found.comparisons:
         why = "the baseline is not in this table" if found.baseline is None else "no other method has been measured"
-        return [Sheet(f"{title}, statistics", notes=[f"Nothing is compared: {why}."])]
+        return [Sheet(f"{title}, statistics", (), caption=f"Nothing is compared: {why}.")]
     sheets = [_each_pair(found, title)]
     return [*sheets, _all_pairs(found, title)] if len(found.sensitivity) > 1 else sheets
 
@@ -44,25 +33,28 @@ def pair_text(pair: Pair) -> str:
 
 def _each_pair(found: Statistics, title: str) -> Sheet:
     pairs = [each.pair for each in found.sensitivity]
-    methods = list(dict.fromkeys(each.method for each in found.comparisons))
     cells = {(each.method, each.pair): each for each in found.comparisons}
-    body, marked = [], set()
-    for line, method in enumerate(methods):
-        body.append([method])
-        for column, pair in enumerate(pairs, start=1):
+    lines = []
+    for method in dict.fromkeys(each.method for each in found.comparisons):
+        line = [Entry(method)]
+        for pair in pairs:
             each = cells.get((method, pair))
-            body[-1].append(_difference_text(each.difference, each.corrected) if each else "")
-            if each and each.corrected is not None and each.corrected < ALPHA:
-                marked.add((line, column))
-    body.append(["(detectable)", *map(_sensitivity_text, found.sensitivity)])
-    note = (
+            text = _difference_text(each.difference, each.corrected) if each else ""
+            line.append(Entry(text, _mark(each.corrected if each else None)))
+        lines.append(tuple(line))
+    last = (Entry("(detectable)"), *(Entry(_sensitivity_text(each)) for each in found.sensitivity))
+    caption = (
         f"Mean difference to {found.baseline} in percentage points ± sd of the paired differences (trials); p of a paired "
         f"t-test, two-sided, {_correction(found.tests)}. Detectable: the true difference that one such test finds in 80 % of "
         "cases (α = 0.05), from the pooled sd of the paired differences."
     )
-    header = ["method", *map(pair_text, pairs)]
-    why = _reasons(each.difference for each in found.comparisons)
-    return Sheet(f"{title}, against {found.baseline} on each pair", header, body, [note, *why], frozenset(marked))
+    header = (Entry("method"), *(Entry(pair_text(pair)) for pair in pairs))
+    return Sheet(
+        f"{title}, against {found.baseline} on each pair",
+        (Band((header,), (tuple(lines), (last,))),),
+        caption=caption,
+        notes=_reasons(each.difference for each in found.comparisons),
+    )
 
 
 def _all_pairs(found: Statistics, title: str) -> Sheet:
@@ -76,40 +68,34 @@ def _all_pairs(found: Statistics, title: str) -> Sheet:
         f"ARI over {base}",
         f"ARI of {first} over it",
     ]
-    body = [[base, _number(ranking.ranks.get(base)), *[""] * 5]]
-    body += [_overall_line(each, ranking.ranks.get(each.method)) for each in found.overall]
-    keep = [at for at in range(len(header)) if any(line[at] for line in body)]
-    marked = {
-        (line, keep.index(4))
-        for line, each in enumerate(found.overall, start=1)
-        if each.corrected is not None and each.corrected < ALPHA
-    }
-    notes = [_ranking_note(found), _wilcoxon_note(found)]
+    lines: list[Line] = [tuple(map(Entry, [base, _number(ranking.ranks.get(base)), *[""] * 5]))]
+    lines += [_overall_line(each, ranking.ranks.get(each.method)) for each in found.overall]
+    keep = [at for at in range(len(header)) if any(line[at].text for line in lines)]
+    captions = [_ranking_text(found), _wilcoxon_text(found)]
     if 5 in keep or 6 in keep:
-        notes.append(_improvement_note(found))
+        captions.append(_improvement_caption(found))
     return Sheet(
         f"{title}, over {len(found.sensitivity)} pairs",
-        [header[at] for at in keep],
-        [[line[at] for at in keep] for line in body],
-        [*notes, *_reasons(each.difference for each in found.overall)],
-        frozenset(marked),
+        (Band((tuple(Entry(header[at]) for at in keep),), (tuple(tuple(line[at] for at in keep) for line in lines),)),),
+        caption=" ".join(captions),
+        notes=_reasons(each.difference for each in found.overall),
     )
 
 
-def _overall_line(each: Overall, rank: float | None) -> list[str]:
+def _overall_line(each: Overall, rank: float | None) -> Line:
     difference = each.difference
-    return [
-        each.method,
-        _number(rank),
-        "" if difference.mean is None else f"{difference.mean:+.2f} ({difference.n})",
-        f"{each.won} : {each.lost}",
-        p_text(each.corrected),
-        _improvement_text(each.over_baseline),
-        _improvement_text(each.of_first),
-    ]
+    return (
+        Entry(each.method),
+        Entry(_number(rank)),
+        Entry("" if difference.mean is None else f"{difference.mean:+.2f} ({difference.n})"),
+        Entry(f"{each.won} : {each.lost}"),
+        Entry(p_text(each.corrected), _mark(each.corrected)),
+        Entry(_improvement_text(each.over_baseline)),
+        Entry(_improvement_text(each.of_first)),
+    )
 
 
-def _ranking_note(found: Statistics) -> str:
+def _ranking_text(found: Statistics) -> str:
     ranking = found.ranking
     text = f"Mean rank: over {ranking.pairs} pairs and {len(ranking.ranks)} methods without a gap, 1 is best"
     if any(ranking.left_out):
@@ -123,7 +109,7 @@ def _ranking_note(found: Statistics) -> str:
     )
 
 
-def _wilcoxon_note(found: Statistics) -> str:
+def _wilcoxon_text(found: Statistics) -> str:
     tests = sum(each.difference.p is not None for each in found.overall)
     return (
         f"− {found.baseline}: mean over the pairs that have both, in percentage points (pairs). Wilcoxon's signed-rank test, "
@@ -131,10 +117,14 @@ def _wilcoxon_note(found: Statistics) -> str:
     )
 
 
-def _improvement_note(found: Statistics) -> str:
+def _improvement_caption(found: Statistics) -> str:
     skipped = max(max(each.over_baseline.undefined, each.of_first.undefined) for each in found.overall)
     text = "ARI: average relative improvement, (a − b) / (b − ce) in % (SemCKD, eq. 17)"
     return f"{text}, over pairs where b is above ce (up to {skipped} are not)." if skipped else f"{text}."
+
+
+def _mark(p: float | None) -> Mark:
+    return Mark.best if p is not None and p < ALPHA else Mark.none
 
 
 def _correction(tests: int) -> str:
@@ -163,9 +153,9 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _reasons(differences: Iterable[Difference]) -> Sequence[str]:
+def _reasons(differences: Iterable[Difference]) -> tuple[str, ...]:
     counts = Counter(each.why for each in differences if each.why)
-    return [f"{count} without a test: {_EXPLAINED[why]}." for why, count in counts.items()]
+    return tuple(f"{count} without a test: {_EXPLAINED[why]}." for why, count in counts.items())
 
 
 _EXPLAINED = {
