@@ -148,19 +148,17 @@ class Record:
         """Whether there is a checkpoint to go on from."""
         return self.state_file.exists()
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The epochs so far. Lines that cannot be read are left out."""
+    def metrics(self, every: int = 1) -> list[dict[str, Any]]:
+        """The epochs so far, or only the first, those that ``every`` divides, and the last. What cannot be read is left out."""
         try:
-            lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError):
+            lines = (self.folder / "metrics.jsonl").read_bytes().splitlines()
+        except OSError:
             return []
-        rows = []
-        for line in lines:
-            try:
-                rows.append(json.loads(line))
-            except (ValueError, RecursionError):
-                continue
-        return [row for row in rows if isinstance(row, dict)]
+        if every > 1 and len(lines) > 2:
+            first = (_read_epoch(lines[0]) or {}).get("epoch")
+            start = -first % every if isinstance(first, int) else 0
+            lines = [*lines[:1], *lines[start or every : -1 : every], lines[-1]]
+        return [row for line in lines if (row := _read_epoch(line)) is not None]
 
     def about(self) -> dict[str, Any]:
         """Machine, versions and times, or {} where there are none."""
@@ -249,3 +247,11 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _read_epoch(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
