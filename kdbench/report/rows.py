@@ -9,9 +9,11 @@ from typing import Literal
 
 from kdbench.catalogue.datasets import datasets
 from kdbench.errors import BadRecord
-from kdbench.store.record import Result
+from kdbench.report.keys import scenario_setting, split_method
+from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
-from kdbench.suite.specs import DatasetSpec, Scenario
+from kdbench.suite.protocols import ResolvedProtocol, bundled_protocol
+from kdbench.suite.specs import DatasetSpec, Scenario, TermUse
 from kdbench.suite.suite import Run, Suite
 
 
@@ -22,7 +24,10 @@ Status = Literal["done", "failed", "started", "missing"]
 class Row:
     """A run in a table. Accuracies in percent; ``top1`` follows the protocol's score rule. ``reason`` says why not.
 
-    ``paper`` is set where the run is trained as that paper trains it: its protocol, its weights for the method.
+    ``paper`` is set where the run is trained as that paper trains it: its protocol, its weights for the method. A method
+    `NAME[key=value]` is one of a sweep: it is the paper's method, but for the weights and hyper-parameters that it varies.
+    ``setting`` is that and the scenario in reference.csv's spelling. ``teacher_paper`` is set where the teacher is trained
+    as that paper trains it.
     """
 
     suite: str
@@ -44,9 +49,12 @@ class Row:
     top1_last: float | None = None
     top1_best: float | None = None
     best_epoch: int | None = None
+    top5: float | None = None
     top5_last: float | None = None
     version: str = ""
     teacher_checkpoint: str = "last"
+    teacher_paper: str = ""
+    setting: str = ""
 
 
 def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> list[Row]:
@@ -55,13 +63,14 @@ def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> list[Row]:
 
 
 def _row(run: Run, stores: Sequence[Store]) -> Row:
-    spec, settings = run.spec, run.protocol.settings
+    spec, settings, paper = run.spec, run.protocol.settings, run.protocol.settings.paper or ""
     status, reason, result, version = _look_up(run.id, stores)
     accuracy = result.accuracy(settings.score) if result else None
+    varied = split_method(run.method)[1]
     return Row(
         suite=run.suite,
         protocol=run.protocol.name,
-        paper=(settings.paper or "") if run.protocol.as_published(run.method, spec.terms) else "",
+        paper=paper if _as_published(run.protocol, run.method, spec.terms) else "",
         score=settings.score,
         dataset=dataset_label(spec.dataset),
         scenario=scenario_label(spec.scenario),
@@ -79,9 +88,21 @@ def _row(run: Run, stores: Sequence[Store]) -> Row:
         top1_last=result.last.top1 if result and result.last else None,
         top1_best=result.best.top1 if result and result.best else None,
         best_epoch=result.best.epoch if result and result.best else None,
+        top5=accuracy.top5 if accuracy else None,
         top5_last=result.last.top5 if result and result.last else None,
         version=version,
+        teacher_paper=paper if run.protocol.name == run.protocol.base else "",
+        setting=",".join(part for part in (scenario_setting(spec.scenario), varied) if part),
     )
+
+
+def _as_published(protocol: ResolvedProtocol, method: str, terms: tuple[TermUse, ...]) -> bool:
+    """Whether the protocol's paper trains the method so; one of a sweep has the same terms with other values."""
+    name, varied = split_method(method)
+    if not varied:
+        return protocol.as_published(method, terms)
+    known = bundled_protocol(protocol.base).methods.get(name, ())
+    return protocol.as_published(name, known) and [use.name for use in known] == [use.name for use in terms]
 
 
 def _look_up(id: str, stores: Sequence[Store]) -> tuple[Status, str, Result | None, str]:
@@ -102,6 +123,20 @@ def _look_up(id: str, stores: Sequence[Store]) -> tuple[Status, str, Result | No
         elif record.started():
             status, reason = "started", f"in training, {len(record.metrics())} epochs so far"
     return status, reason, None, ""
+
+
+def teacher_accuracy(row: Row, stores: Sequence[Store]) -> tuple[Accuracy, str] | None:
+    """Test accuracy of a row's teacher as it taught, with the weights of its last or best epoch; and kdbench's version."""
+    for store in stores if row.teacher_id else ():
+        record = store.teacher(row.teacher_id)
+        try:
+            result = record.result()
+        except BadRecord:
+            continue
+        accuracy = result.accuracy(row.teacher_checkpoint) if result else None
+        if accuracy is not None:
+            return accuracy, record.version()
+    return None
 
 
 @cache
