@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 from kdbench.store.record import Record
@@ -16,7 +15,7 @@ QUANTITIES = ("top1", "loss")
 
 @dataclass(frozen=True)
 class Curve:
-    """A quantity by epoch. ``low`` and ``high`` are empty where there is one trial."""
+    """A quantity by epoch, in four significant digits. ``low`` and ``high`` are empty where there is one trial."""
 
     epochs: list[int]
     mean: list[float]
@@ -26,7 +25,7 @@ class Curve:
 
 def points_per_curve(runs: int, curves: int) -> int:
     """How many epochs of each curve are drawn, so that a page of many runs stays small and is made within seconds."""
-    return max(16, min(120, 120_000 // max(1, curves), 300_000 // max(1, runs)))
+    return max(16, min(120, 120_000 // max(1, curves), 200_000 // max(1, runs)))
 
 
 def stride(recipe: Recipe, points: int) -> int:
@@ -47,13 +46,13 @@ def _curve(trials: Sequence[Sequence[dict[str, Any]]], quantity: str) -> Curve:
     for metrics in trials:
         for row in metrics:
             epoch, value = row.get("epoch"), row.get(quantity)
-            if isinstance(epoch, int) and isinstance(value, int | float) and abs(value) < 1e9:
+            if isinstance(epoch, int) and isinstance(value, (float, int)) and abs(value) < 1e9:
                 found.setdefault(epoch, []).append(value)
     epochs = sorted(found)
     several = any(len(values) > 1 for values in found.values())
     return Curve(
         epochs=epochs,
-        mean=[_short(fmean(found[epoch])) for epoch in epochs],
+        mean=[_short(sum(found[epoch]) / len(found[epoch])) for epoch in epochs],
         low=[_short(min(found[epoch])) for epoch in epochs] if several else [],
         high=[_short(max(found[epoch])) for epoch in epochs] if several else [],
     )

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 from kdbench import __version__
-from kdbench.report.formats import caption, notes
-from kdbench.report.page_data import cell_number, page_data, safe_json
+from kdbench.report.cells import Cell
+from kdbench.report.page_data import Trained, cell_number, page_data, safe_json
 from kdbench.report.provenance import commands, environments, latest, sources
 from kdbench.report.rows import Row
-from kdbench.report.sheet import Mark, Sheet, plain
-from kdbench.report.tables import Cell, Pair, Table
+from kdbench.report.sheet import Line, Mark, Sheet, plain
+from kdbench.report.tables import Table
 from kdbench.store.record import Record
 from kdbench.store.store import Store
 from kdbench.suite.suite import Suite
@@ -22,17 +22,19 @@ from kdbench.suite.suite import Suite
 
 @dataclass(frozen=True)
 class Contents:
-    """What a page shows. ``options`` and ``report_options`` are those of the command line that chose it."""
+    """What a page shows: each table with its sheet, statistics, tables of papers.
+
+    ``references``, ``options`` and ``report_options`` are what the command line named.
+    """
 
     suites: Sequence[Suite]
     rows: Sequence[Row]
-    tables: Sequence[Table]
+    tables: Sequence[tuple[Table, Sheet]]
     statistics: Sequence[Sheet]
     papers: Sequence[Sheet] = ()
     references: Sequence[str] = ()
     options: Sequence[str] = ()
     report_options: Sequence[str] = ()
-    marks: Mapping[tuple[int, str, Pair], Mark] = field(default_factory=dict)
 
 
 def html(contents: Contents, stores: Sequence[Store], *, compare: bool) -> str:
@@ -41,15 +43,15 @@ def html(contents: Contents, stores: Sequence[Store], *, compare: bool) -> str:
 
     environment = Environment(autoescape=True, trim_blocks=False)
     environment.filters["plain"] = plain
-    suites, rows, tables = contents.suites, contents.rows, contents.tables
-    records = _records(rows, stores)
+    suites, rows = contents.suites, contents.rows
+    trained = {id: Trained(record, record.about()) for id, record in _records(rows, stores).items()}
     specs = {id: spec for suite in suites for id, spec in suite.specs.items()}
-    abouts = [about for record in records.values() if (about := record.about())]
+    abouts = [each.about for each in trained.values() if each.about]
     return environment.from_string(_page("report.html.j2")).render(
         heading=", ".join(suite.name for suite in suites) or "kdbench",
         descriptions=[suite.description for suite in suites if suite.description],
         counts=_counts(rows),
-        tables=[_table_view(at, table, contents.marks, compare=compare) for at, table in enumerate(tables)],
+        tables=[_table_view(table, sheet, compare=compare) for table, sheet in contents.tables],
         papers=contents.papers,
         statistics=contents.statistics,
         environment=environments(abouts),
@@ -57,7 +59,7 @@ def html(contents: Contents, stores: Sequence[Store], *, compare: bool) -> str:
         sources=sources(suites),
         latest=latest(abouts),
         version=__version__,
-        data=_trusted(safe_json(page_data(tables, rows, specs, records))),
+        data=_trusted(safe_json(page_data([table for table, _ in contents.tables], rows, specs, trained))),
         style=_trusted(_page("style.css")),
         scripts=[_trusted(_page("tables.js")), _trusted(_page("charts.js"))],
     )
@@ -92,38 +94,40 @@ def _counts(rows: Sequence[Row]) -> str:
     return f"{status.total():,} runs: {', '.join(parts)}." if parts else "No runs."
 
 
-def _table_view(at: int, table: Table, marks: Mapping[tuple[int, str, Pair], Mark], *, compare: bool) -> dict[str, Any]:
-    """A table's texts, ready for the template."""
+def _table_view(table: Table, sheet: Sheet, *, compare: bool) -> dict[str, Any]:
+    """A table's texts, ready for the template. The sheet's last lines are the methods."""
     accuracies = [table.teachers.get(teacher) for teacher, _ in table.pairs]
+    methods = list(sheet.lines)[-len(table.methods) :]
     return {
         "title": table.title,
         "pairs": table.pairs,
         "teachers": ["" if value is None else f"{value:.2f}" for value in accuracies] if table.teachers else [],
         "lines": [
-            (
-                method,
-                [
-                    _cell_view(cell, cell_number(table, method, pair), marks.get((at, method, pair), ""), compare=compare)
-                    if (cell := table.cells.get((method, pair)))
-                    else None
-                    for pair in table.pairs
-                ],
-            )
-            for method in table.methods
+            (method, _cell_views(table, method, line, compare=compare))
+            for method, line in zip(table.methods, methods, strict=True)
         ],
-        "caption": caption(table, compare=False),
-        "notes": notes(table),
+        "caption": sheet.caption,
+        "notes": sheet.notes,
     }
 
 
-def _cell_view(cell: Cell, number: int, mark: str, *, compare: bool) -> dict[str, Any]:
+def _cell_views(table: Table, method: str, line: Line, *, compare: bool) -> list[dict[str, Any] | None]:
+    return [
+        _cell_view(cell, entry.mark, cell_number(table, method, pair), compare=compare)
+        if (cell := table.cells.get((method, pair)))
+        else None
+        for pair, entry in zip(table.pairs, line[1:], strict=True)
+    ]
+
+
+def _cell_view(cell: Cell, mark: Mark, number: int, *, compare: bool) -> dict[str, Any]:
     spread = "" if cell.sd is None else f"± {cell.sd:.2f} "
     if cell.n:
         spread += f"({cell.n})" if cell.n == cell.planned else f"({cell.n} of {cell.planned})"
     return {
         "mean": "–" if cell.mean is None else f"{cell.mean:.2f}",
         "spread": spread,
-        "published": cell.published if compare else None,
+        "published": cell.published.text if compare and cell.published else "",
         "value": cell.mean,
         "mark": mark,
         "number": number,

@@ -62,10 +62,20 @@ def wilcoxon(differences: Sequence[float]) -> Difference:
     doubled = [round(2 * rank) for rank in average_ranks([-abs(value) for value in moved])]
     positive = sum(rank for rank, value in zip(doubled, moved, strict=True) if value > 0)
     smaller = min(positive, sum(doubled) - positive)
-    ways = [1] + [0] * sum(doubled)
-    for rank in doubled:
-        ways = [count + (ways[at - rank] if at >= rank else 0) for at, count in enumerate(ways)]
-    return Difference(len(differences), mean, sd, min(1.0, 2 * sum(ways[: smaller + 1]) / 2 ** len(doubled)))
+    return Difference(len(differences), mean, sd, min(1.0, 2 * _chance_of_at_most(smaller, doubled)))
+
+
+def _chance_of_at_most(limit: int, ranks: Sequence[int]) -> float:
+    """The chance that the ranks with a positive sign sum up to ``limit`` or less, if every sign is a toss of a coin."""
+    import numpy
+
+    chances = numpy.zeros(sum(ranks) + 1)
+    chances[0] = 1.0
+    for rank in ranks:
+        tossed = chances / 2
+        tossed[rank:] += chances[:-rank] / 2
+        chances = tossed
+    return float(chances[: limit + 1].sum())
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:

@@ -33,9 +33,7 @@ def environments(abouts: Iterable[dict[str, Any]]) -> Sheet:
         runs[key] += 1
         seconds = about.get("seconds")
         hours[key] += seconds / 3600 if isinstance(seconds, int | float) else 0
-    lines = tuple(
-        tuple(map(Entry, (*key, str(count), f"{hours[key]:.2f}"))) for key, count in runs.most_common()
-    )
+    lines = tuple(tuple(map(Entry, (*key, str(count), f"{hours[key]:.2f}"))) for key, count in runs.most_common())
     header = tuple(map(Entry, (*_COLUMNS, "runs", "hours")))
     caption = "Hours of training, as each run's share of its cohort; without teachers."
     return Sheet("Machines and versions", (Band((header,), (lines,)),), caption=caption)
@@ -64,7 +62,7 @@ def sources(suites: Sequence[Suite]) -> list[Source]:
         used = {run.method for suite in suites for run in suite.runs if run.protocol.name == protocol.name}
         if methods := {name: terms for name, terms in values.pop("methods", {}).items() if name in used}:
             values["methods"] = methods
-        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110)
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
         found.append(Source(f"Protocol {protocol.name}", text))
     return found
 

@@ -43,16 +43,11 @@ def _each_pair(found: Statistics, title: str) -> Sheet:
             line.append(Entry(text, _mark(each.corrected if each else None)))
         lines.append(tuple(line))
     last = (Entry("(detectable)"), *(Entry(_sensitivity_text(each)) for each in found.sensitivity))
-    caption = (
-        f"Mean difference to {found.baseline} in percentage points ± sd of the paired differences (trials); p of a paired "
-        f"t-test, two-sided, {_correction(found.tests)}. Detectable: the true difference that one such test finds in 80 % of "
-        "cases (α = 0.05), from the pooled sd of the paired differences."
-    )
     header = (Entry("method"), *(Entry(pair_text(pair)) for pair in pairs))
     return Sheet(
         f"{title}, against {found.baseline} on each pair",
         (Band((header,), (tuple(lines), (last,))),),
-        caption=caption,
+        caption=_pair_caption(found),
         notes=_reasons(each.difference for each in found.comparisons),
     )
 
@@ -71,7 +66,7 @@ def _all_pairs(found: Statistics, title: str) -> Sheet:
     lines: list[Line] = [tuple(map(Entry, [base, _number(ranking.ranks.get(base)), *[""] * 5]))]
     lines += [_overall_line(each, ranking.ranks.get(each.method)) for each in found.overall]
     keep = [at for at in range(len(header)) if any(line[at].text for line in lines)]
-    captions = [_ranking_text(found), _wilcoxon_text(found)]
+    captions = [_ranking_caption(found), _difference_caption(found)]
     if 5 in keep or 6 in keep:
         captions.append(_improvement_caption(found))
     return Sheet(
@@ -95,7 +90,7 @@ def _overall_line(each: Overall, rank: float | None) -> Line:
     )
 
 
-def _ranking_text(found: Statistics) -> str:
+def _ranking_caption(found: Statistics) -> str:
     ranking = found.ranking
     text = f"Mean rank: over {ranking.pairs} pairs and {len(ranking.ranks)} methods without a gap, 1 is best"
     if any(ranking.left_out):
@@ -109,12 +104,23 @@ def _ranking_text(found: Statistics) -> str:
     )
 
 
-def _wilcoxon_text(found: Statistics) -> str:
-    tests = sum(each.difference.p is not None for each in found.overall)
+def _pair_caption(found: Statistics) -> str:
+    text = f"Mean difference to {found.baseline} in percentage points ± sd of the paired differences (trials)"
+    if not found.tests:
+        return f"{text}."
     return (
-        f"− {found.baseline}: mean over the pairs that have both, in percentage points (pairs). Wilcoxon's signed-rank test, "
-        f"two-sided, exact, {_correction(tests)}."
+        f"{text}; p of a paired t-test, two-sided, Holm-corrected over {found.tests} comparisons, marked below {ALPHA}. "
+        "Detectable: the true difference that one such test finds in 80 % of cases (α = 0.05), from the pooled sd of the "
+        "paired differences."
     )
+
+
+def _difference_caption(found: Statistics) -> str:
+    tests = sum(each.difference.p is not None for each in found.overall)
+    text = f"− {found.baseline}: mean over the pairs that have both, in percentage points (pairs)"
+    if not tests:
+        return f"{text}."
+    return f"{text}. Wilcoxon's signed-rank test, two-sided, exact, Holm-corrected over {tests} comparisons."
 
 
 def _improvement_caption(found: Statistics) -> str:
@@ -125,10 +131,6 @@ def _improvement_caption(found: Statistics) -> str:
 
 def _mark(p: float | None) -> Mark:
     return Mark.best if p is not None and p < ALPHA else Mark.none
-
-
-def _correction(tests: int) -> str:
-    return f"Holm-corrected over {tests} comparisons" if tests else "which could be made nowhere"
 
 
 def _difference_text(difference: Difference, corrected: float | None) -> str:

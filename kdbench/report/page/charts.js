@@ -24,13 +24,20 @@ function ticks(low, high, count) {
   return found;
 }
 
+/* The drawing keeps its size in a viewBox, so that paper of another width shows all of it. */
+function size(svg) {
+  const found = [svg.clientWidth || 800, svg.clientHeight || 360];
+  svg.setAttribute("viewBox", "0 0 " + found.join(" "));
+  return found;
+}
+
 /* A frame with axes; returns the functions from values to places. Ranges without extent are widened. */
 function frame(svg, xs, ys, labels) {
   svg.replaceChildren();
-  const width = svg.clientWidth, height = svg.clientHeight;
+  const [width, height] = size(svg);
   const edge = { left: 46, right: labels.right || 12, top: 22, bottom: 40 };
-  const widen = ([low, high], share) => { const by = (high - low) * share || Math.abs(high) * 0.05 || 1; return [low - by, high + by]; };
-  const [x0, x1] = widen(xs, labels.inner || (xs[0] === xs[1] ? 0.1 : 0));
+  const widen = ([low, high], share) => { const by = high > low ? (high - low) * share : Math.abs(high) * 0.05 || 1; return [low - by, high + by]; };
+  const [x0, x1] = widen(xs, labels.inner || 0);
   const [y0, y1] = widen(ys, 0.05);
   const x = (value) => edge.left + (value - x0) / (x1 - x0) * (width - edge.left - edge.right);
   const y = (value) => height - edge.bottom - (value - y0) / (y1 - y0) * (height - edge.top - edge.bottom);
@@ -52,7 +59,8 @@ function frame(svg, xs, ys, labels) {
 
 function nothing(svg, text) {
   svg.replaceChildren();
-  draw(svg, "text", { class: "soft", x: svg.clientWidth / 2, y: svg.clientHeight / 2, "text-anchor": "middle" }, text);
+  const [width, height] = size(svg);
+  draw(svg, "text", { class: "soft", x: width / 2, y: height / 2, "text-anchor": "middle" }, text);
 }
 
 const range = (values) => values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
@@ -142,25 +150,49 @@ function drawScatter() {
   const spread = (point) => [point.cell.mean - (point.cell.sd || 0), point.cell.mean + (point.cell.sd || 0)];
   const format = cost === "macs" ? (value) => (value > 0 ? short(value, "") : "0") : (value) => (value > 0 ? duration(value) : "0");
   const ends = range(points.map((point) => point.cost));
-  const { x, y, right } = frame(svg, ends, range(points.flatMap(spread)), {
-    x: cost === "macs" ? "multiply-accumulates of a run" : "time of a run", y: "top-1 test accuracy, %", format, right: 70, inner: 0.08,
+  const { x, y } = frame(svg, ends, range(points.flatMap(spread)), {
+    x: cost === "macs" ? "multiply-accumulates of a run" : "time of a run", y: "top-1 test accuracy, %", format, right: 80, inner: 0.12,
   });
-  for (const point of points.filter((each) => each.at !== picked.pair)) mark(svg, point, x, y, format, "faint");
-  const shown = points.filter((point) => point.at === picked.pair).sort((a, b) => b.cell.mean - a.cell.mean);
-  let above = -Infinity;
-  for (const point of shown) {
-    const [low, high] = spread(point);
-    draw(svg, "line", { x1: x(point.cost), x2: x(point.cost), y1: y(low), y2: y(high), stroke: colour(point.index), "stroke-width": 1.5 });
-    mark(svg, point, x, y, format, "");
-    const at = Math.max(y(point.cell.mean) + 4, above + 13);
-    above = at;
-    draw(svg, "line", { class: "grid", x1: x(point.cost) + 6, x2: x(point.cost) + 20, y1: y(point.cell.mean), y2: at - 4 });
-    draw(svg, "text", { x: Math.min(x(point.cost) + 22, right + 8), y: at, style: "fill:" + colour(point.index) }, point.name);
+  for (const point of points) point.x = x(point.cost);
+  for (const point of points.filter((each) => each.at !== picked.pair)) mark(svg, point, y, format, "faint");
+  for (const group of sideBySide(points.filter((point) => point.at === picked.pair))) {
+    for (const point of group) {
+      const [low, high] = spread(point);
+      draw(svg, "line", { x1: point.x, x2: point.x, y1: y(low), y2: y(high), stroke: colour(point.index), "stroke-width": 1.5 });
+      mark(svg, point, y, format, "");
+    }
+    label(svg, group, y);
   }
 }
 
-function mark(svg, point, x, y, format, style) {
-  const place = { cx: x(point.cost), cy: y(point.cell.mean), r: style ? 4 : 5, fill: colour(point.index), class: style };
+/* Groups of points at nearly the same cost, moved apart so that all of them can be seen. */
+function sideBySide(points) {
+  const groups = [];
+  for (const point of points.sort((a, b) => a.x - b.x || b.cell.mean - a.cell.mean)) {
+    const last = groups.at(-1);
+    if (last && point.x - last[0].x < 12) last.push(point);
+    else groups.push([point]);
+  }
+  for (const group of groups) {
+    const gap = Math.min(11, 90 / group.length), middle = group[0].x;
+    group.forEach((point, index) => { point.x = middle + gap * (index - (group.length - 1) / 2); });
+  }
+  return groups;
+}
+
+/* Names to the right of a group, each at the height of its point or as near below as there is room. */
+function label(svg, group, y) {
+  const right = Math.max(...group.map((point) => point.x)) + 20;
+  let above = -Infinity;
+  for (const point of [...group].sort((a, b) => b.cell.mean - a.cell.mean)) {
+    above = Math.max(y(point.cell.mean) + 4, above + 13);
+    draw(svg, "line", { class: "grid", x1: point.x + 6, x2: right - 3, y1: y(point.cell.mean), y2: above - 4 });
+    draw(svg, "text", { x: right, y: above, style: "fill:" + colour(point.index) }, point.name);
+  }
+}
+
+function mark(svg, point, y, format, style) {
+  const place = { cx: point.x, cy: y(point.cell.mean), r: style ? 4 : 5, fill: colour(point.index), class: style };
   const text = point.name + " on " + point.pair + ": " + point.cell.mean.toFixed(2) + " %, " + format(point.cost) + " on " + point.cell.devices.join(", ");
   const circle = draw(svg, "circle", style ? place : { ...place, tabindex: 0, role: "img", "aria-label": text });
   draw(circle, "title", {}, text);
