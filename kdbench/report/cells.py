@@ -31,8 +31,8 @@ class Verdict(StrEnum):
     """How a measured mean stands to the printed one."""
 
     agrees = "agrees"
-    higher = "higher"
-    lower = "lower"
+    above = "higher"
+    below = "lower"
     few = "too few trials"
 
 
@@ -70,7 +70,7 @@ class Cell:
         allowed = tolerance if self.published.sd is None else 2 * self.published.sd
         if abs(difference) <= allowed + 1e-9:  # 75.5 - 75.0 is not quite 0.5
             return Verdict.agrees
-        return Verdict.higher if difference > 0 else Verdict.lower
+        return Verdict.above if difference > 0 else Verdict.below
 
 
 def make_cell(

@@ -9,7 +9,7 @@ from typing import Literal
 
 from kdbench.catalogue.datasets import datasets
 from kdbench.errors import BadRecord
-from kdbench.report.keys import scenario_setting, split_method
+from kdbench.report.keys import Key, make_key, scenario_setting, split_method
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.suite.protocols import ResolvedProtocol, bundled_protocol
@@ -55,6 +55,14 @@ class Row:
     teacher_checkpoint: str = "last"
     teacher_paper: str = ""
     setting: str = ""
+
+    @property
+    def key(self) -> Key:
+        """What its accuracy is compared by with printed numbers, and with those of other suites."""
+        method, _ = split_method(self.method)
+        return make_key(
+            self.paper, method, self.teacher, self.student, self.dataset, self.strategy, self.setting, "top1"
+        )
 
 
 def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> list[Row]:
