@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
 from typing import Any
 
 from kdbench.report.facts import Fact
@@ -15,8 +14,7 @@ from kdbench.report.printed import PrintedTable
 
 def facts_csv(facts: Sequence[Fact]) -> str:
     """One line per value; an empty ``value`` where there is none."""
-    names = [field.name for field in fields(Fact)]
-    return _write(names, ([getattr(fact, name) for name in names] for fact in facts))
+    return _write(Fact._fields, facts)
 
 
 def published_csv(tables: Sequence[PrintedTable]) -> str:

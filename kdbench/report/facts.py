@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kdbench.report.keys import Key, make_key, split_method
 from kdbench.report.rows import Row, Status, collect, teacher_accuracy
@@ -11,8 +11,7 @@ from kdbench.store.store import Store
 from kdbench.suite.suite import Suite
 
 
-@dataclass(frozen=True, slots=True)
-class Fact:
+class Fact(NamedTuple):
     """One value. ``paper`` is empty where the run is not trained as a paper trains it.
 
     ``metric`` is `top1` (by the protocol's score rule), `top1_error`, `top5_error`, each in percent, or another that
@@ -41,14 +40,7 @@ class Fact:
     def key(self) -> Key:
         """What it is compared by with printed numbers."""
         return make_key(
-            self.paper,
-            self.method,
-            self.teacher,
-            self.student,
-            self.dataset,
-            self.strategy,
-            self.setting,
-            self.metric,
+            self.paper, self.method, self.teacher, self.student, self.dataset, self.strategy, self.setting, self.metric
         )
 
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 from kdbench.report.assemble import Report
 from kdbench.report.cells import Cell
-from kdbench.report.facts import Fact
 
 
 def json_text(report: Report, tolerance: float) -> str:
     """The runs (accuracies after the last and the best epoch), the values, and the cells of all tables."""
-    names = [field.name for field in fields(Fact)]
     content = {
         "runs": [vars(row) for row in report.rows],
-        "facts": [{name: getattr(fact, name) for name in names} for fact in report.facts],
+        "facts": [fact._asdict() for fact in report.facts],
         "cells": [*_printed(report, tolerance), *_generic(report, tolerance)],
     }
     return json.dumps(content, indent=1, allow_nan=False) + "\n"

@@ -11,21 +11,20 @@ from kdbench.report.sheet import Band, Entry, Line, Mark, Sheet, plain
 _MARKS = {Mark.none: "{}", Mark.best: "\\textbf{{{}}}", Mark.second: "\\underline{{{}}}"}
 _SPECIAL = {
     "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}",
-    "<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}", '"': "\\textquotedbl{}", "'": "\\textquotesingle{}",
+    "<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}", '"': "\\textquotedblright{}", "'": "\\textquotesingle{}",
     "[": "{[}", "]": "{]}", "`": "\\textasciigrave{}", **{character: f"\\{character}" for character in "&%$#_{}"},
     "±": "$\\pm$", "×": "$\\times$", "·": "$\\cdot$", "→": "$\\rightarrow$", "↓": "$\\downarrow$", "↑": "$\\uparrow$",
     "–": "–", "—": "—", "…": "\\ldots{}", "λ": "$\\lambda$", "√": "$\\surd$", "²": "$^2$", "−": "$-$",
 }  # fmt: skip
 _LETTERS = "ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜÝßàáâãäåæçèéêëìíîïñòóôõöøùúûüýÿ"
 _PREAMBLE = r"""\documentclass{article}
-\usepackage[T1]{fontenc}
 \usepackage[utf8]{inputenc}
 \usepackage{textcomp}
 \usepackage{booktabs}
 \usepackage{graphicx}
 \begin{document}
 """
-_NEEDS = "% \\usepackage[T1]{fontenc}, {textcomp}, {booktabs}, {graphicx}\n"
+_NEEDS = "% needs the packages booktabs, graphicx and textcomp\n"
 
 
 def latex(sheets: Sequence[Sheet], *, standalone: bool = False) -> str:

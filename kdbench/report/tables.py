@@ -105,8 +105,6 @@ def _cell(rows: Sequence[Row]) -> Cell:
 
 def _teacher_accuracies(rows: Iterable[Row], stores: Sequence[Store]) -> dict[str, float]:
     """Test accuracy of each teacher as it taught."""
-    accuracies: dict[str, float] = {}
-    for row in rows:
-        if row.teacher_id and row.teacher not in accuracies and (found := teacher_accuracy(row, stores)):
-            accuracies[row.teacher] = found[0].top1
-    return accuracies
+    each = {(row.teacher, row.teacher_id): row for row in rows if row.teacher_id}
+    found = {row.teacher: teacher_accuracy(row, stores) for row in each.values()}
+    return {teacher: accuracy[0].top1 for teacher, accuracy in found.items() if accuracy}
