@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from statistics import fmean, stdev
+from math import fsum, sqrt
 
 from kdbench.report.published import Published
 
@@ -31,8 +31,8 @@ class Verdict(StrEnum):
     """How a measured mean stands to the printed one."""
 
     agrees = "agrees"
-    higher = "higher"
-    lower = "lower"
+    above = "higher"
+    below = "lower"
     few = "too few trials"
 
 
@@ -70,7 +70,7 @@ class Cell:
         allowed = tolerance if self.published.sd is None else 2 * self.published.sd
         if abs(difference) <= allowed + 1e-9:  # 75.5 - 75.0 is not quite 0.5
             return Verdict.agrees
-        return Verdict.higher if difference > 0 else Verdict.lower
+        return Verdict.above if difference > 0 else Verdict.below
 
 
 def make_cell(
@@ -80,15 +80,20 @@ def make_cell(
     found = list(trials)
     values = [value for value, _ in found if value is not None]
     reasons = Counter(reason for value, reason in found if value is None)
+    mean = fsum(values) / len(values) if values else None
     return Cell(
-        mean=fmean(values) if values else None,
-        sd=stdev(values) if len(values) > 1 else None,
+        mean=mean,
+        sd=_deviation(values, mean) if mean is not None and len(values) > 1 else None,
         n=len(values),
         planned=len(found),
         published=printed,
         note="; ".join(f"{reason} ({count} of {len(found)})" for reason, count in reasons.items()),
         percent=percent,
     )
+
+
+def _deviation(values: list[float], mean: float) -> float:
+    return sqrt(fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
 def cell_text(cell: Cell | None, view: View, *, decimals: int = 2, tolerance: float = TOLERANCE) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kdbench.report.keys import Key, make_key, split_method
 from kdbench.report.rows import Row, Status, collect, teacher_accuracy
@@ -11,8 +11,7 @@ from kdbench.store.store import Store
 from kdbench.suite.suite import Suite
 
 
-@dataclass(frozen=True, slots=True)
-class Fact:
+class Fact(NamedTuple):
     """One value. ``paper`` is empty where the run is not trained as a paper trains it.
 
     ``metric`` is `top1` (by the protocol's score rule), `top1_error`, `top5_error`, each in percent, or another that
@@ -41,14 +40,7 @@ class Fact:
     def key(self) -> Key:
         """What it is compared by with printed numbers."""
         return make_key(
-            self.paper,
-            self.method,
-            self.teacher,
-            self.student,
-            self.dataset,
-            self.strategy,
-            self.setting,
-            self.metric,
+            self.paper, self.method, self.teacher, self.student, self.dataset, self.strategy, self.setting, self.metric
         )
 
 
@@ -63,9 +55,7 @@ def run_facts(rows: Iterable[Row]) -> list[Fact]:
     facts = []
     for row in rows:
         method, _ = split_method(row.method)
-        top1_error = None if row.top1 is None else 100 - row.top1
-        top5_error = None if row.top5 is None else 100 - row.top5
-        for metric, value in (("top1", row.top1), ("top1_error", top1_error), ("top5_error", top5_error)):
+        for metric, value in _accuracies(row.top1, row.top5):
             facts.append(
                 Fact(
                     row.paper, row.protocol, method, row.teacher, row.student, row.dataset, row.strategy, row.setting,
@@ -84,12 +74,8 @@ def teacher_facts(rows: Iterable[Row], stores: Sequence[Store]) -> list[Fact]:
         accuracy, version = found or (None, "")
         status: Status = "done" if accuracy else "missing"
         reason = "" if accuracy else "teacher not trained"
-        values = {
-            "top1": accuracy and accuracy.top1,
-            "top1_error": accuracy and 100 - accuracy.top1,
-            "top5_error": accuracy and 100 - accuracy.top5,
-        }
-        for metric, value in values.items():
+        top1, top5 = (accuracy.top1, accuracy.top5) if accuracy else (None, None)
+        for metric, value in _accuracies(top1, top5):
             facts.append(
                 Fact(
                     row.teacher_paper, row.protocol, "teacher", row.teacher, "", row.dataset, row.strategy, "", metric,
@@ -97,6 +83,12 @@ def teacher_facts(rows: Iterable[Row], stores: Sequence[Store]) -> list[Fact]:
                 )
             )  # fmt: skip
     return facts
+
+
+def _accuracies(top1: float | None, top5: float | None) -> list[tuple[str, float | None]]:
+    """The metrics of one measurement."""
+    errors = (None if top1 is None else 100 - top1, None if top5 is None else 100 - top5)
+    return [("top1", top1), ("top1_error", errors[0]), ("top5_error", errors[1])]
 
 
 def by_key(facts: Iterable[Fact]) -> dict[Key, list[Fact]]:

@@ -123,6 +123,12 @@ class Place:
         """Digits behind the point of a number in this place."""
         return next(d for d in (self.row.decimals, self.column.decimals, self.layout.decimals, 2) if d is not None)
 
+    @property
+    def name(self) -> str:
+        """The cell's row and column in words."""
+        row = self.row.label or self.row.student_label or ("Student" if self.row.label == "" else "")
+        return " / ".join(part for part in (row, self.column.label) if part)
+
     def write(self, number: str) -> str:
         """The cell's text around a number: Table 9 of SemCKD has the student's name before its accuracy."""
         template = self.row.cell or self.column.cell or self.layout.cell

@@ -17,7 +17,9 @@ def marks(layout: Layout, band: Band, numbers: Numbers) -> list[list[Mark]]:
     """The marks of a band's numbers, row by row, by the paper's own rules. Equal numbers are marked alike."""
     found = [[Mark.none] * len(band.columns) for _ in band.rows]
     for rank, rule in enumerate((layout.highlight.best, layout.highlight.second)):
-        for group in _compared(band, rule) if rule else []:
+        if rule is None:
+            continue
+        for group in _compared(band, rule):
             ranked = {(row, column): numbers[row][column] for row, column in group}
             values = {value for value in ranked.values() if value is not None}
             ordered = sorted(values, reverse=_sense(rule, band, group) == "max")

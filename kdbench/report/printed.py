@@ -49,7 +49,7 @@ def printed_sheet(table: PrintedTable, view: View, tolerance: float = TOLERANCE)
         text, notes = f"{layouts().papers[layout.paper]}: {layout.caption}", remarks().get(layout.id, ())
     else:
         text = caption("In %" if layout.unit else "Numbers", view, _origin(table), tolerance, compared=True)
-        notes = tuple(empty_cells((_place(place), _lacking(cell)) for place, cell in table.cells.items()))
+        notes = tuple(empty_cells((place.name, _lacking(cell)) for place, cell in table.cells.items()))
     return Sheet(f"{layout.id}: {layout.title}", tuple(bands), layout.id, layout.stub, text, notes)
 
 
@@ -99,11 +99,6 @@ def _origin(table: PrintedTable) -> str:
         (cell.n for place, cell in table.cells.items() if place.select.get("method") != "teacher"),
         (fact.version for fact in table.facts),
     )
-
-
-def _place(place: Place) -> str:
-    row = place.row.label or f"{place.row.student_label or 'Student'}"
-    return f"{row} / {place.column.label}" if place.column.label else row
 
 
 def _lacking(cell: Cell) -> str:

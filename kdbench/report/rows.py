@@ -9,11 +9,11 @@ from typing import Literal
 
 from kdbench.catalogue.datasets import datasets
 from kdbench.errors import BadRecord
-from kdbench.report.keys import scenario_setting, split_method
+from kdbench.report.keys import Key, make_key, scenario_setting, split_method
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
-from kdbench.suite.protocols import ResolvedProtocol, bundled_protocol
-from kdbench.suite.specs import DatasetSpec, Scenario, TermUse
+from kdbench.suite.protocols import bundled_protocol
+from kdbench.suite.specs import DatasetSpec, Scenario
 from kdbench.suite.suite import Run, Suite
 
 
@@ -56,21 +56,36 @@ class Row:
     teacher_paper: str = ""
     setting: str = ""
 
+    @property
+    def key(self) -> Key:
+        """What its accuracy is compared by with printed numbers, and with those of other suites."""
+        method, _ = split_method(self.method)
+        return make_key(
+            self.paper, method, self.teacher, self.student, self.dataset, self.strategy, self.setting, "top1"
+        )
+
 
 def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> list[Row]:
     """Rows of all runs of all suites, in the suites' order. The first store that has a result of a run gives it."""
-    return [_row(run, stores) for suite in suites for run in suite.runs]
+    papers: dict[tuple[int, str, int], str] = {}
+    rows = []
+    for run in (run for suite in suites for run in suite.runs):
+        cell = (id(run.protocol), run.method, id(run.spec.terms))  # the trials of a cell share these objects
+        if cell not in papers:
+            papers[cell] = _paper(run)
+        rows.append(_row(run, papers[cell], stores))
+    return rows
 
 
-def _row(run: Run, stores: Sequence[Store]) -> Row:
-    spec, settings, paper = run.spec, run.protocol.settings, run.protocol.settings.paper or ""
+def _row(run: Run, paper: str, stores: Sequence[Store]) -> Row:
+    spec, settings = run.spec, run.protocol.settings
     status, reason, result, version = _look_up(run.id, stores)
     accuracy = result.accuracy(settings.score) if result else None
     varied = split_method(run.method)[1]
     return Row(
         suite=run.suite,
         protocol=run.protocol.name,
-        paper=paper if _as_published(run.protocol, run.method, spec.terms) else "",
+        paper=paper,
         score=settings.score,
         dataset=dataset_label(spec.dataset),
         scenario=scenario_label(spec.scenario),
@@ -91,18 +106,21 @@ def _row(run: Run, stores: Sequence[Store]) -> Row:
         top5=accuracy.top5 if accuracy else None,
         top5_last=result.last.top5 if result and result.last else None,
         version=version,
-        teacher_paper=paper if run.protocol.name == run.protocol.base else "",
+        teacher_paper=(settings.paper or "") if run.protocol.name == run.protocol.base else "",
         setting=",".join(part for part in (scenario_setting(spec.scenario), varied) if part),
     )
 
 
-def _as_published(protocol: ResolvedProtocol, method: str, terms: tuple[TermUse, ...]) -> bool:
-    """Whether the protocol's paper trains the method so; one of a sweep has the same terms with other values."""
-    name, varied = split_method(method)
-    if not varied:
-        return protocol.as_published(method, terms)
-    known = bundled_protocol(protocol.base).methods.get(name, ())
-    return protocol.as_published(name, known) and [use.name for use in known] == [use.name for use in terms]
+def _paper(run: Run) -> str:
+    """The paper that trains the method so, or ""; one of a sweep has its method's terms with other values."""
+    protocol, terms = run.protocol, run.spec.terms
+    name, varied = split_method(run.method)
+    if varied:
+        known = bundled_protocol(protocol.base).methods.get(name, ())
+        alike = protocol.as_published(name, known) and [use.name for use in known] == [use.name for use in terms]
+    else:
+        alike = protocol.as_published(name, terms)
+    return (protocol.settings.paper or "") if alike else ""
 
 
 def _look_up(id: str, stores: Sequence[Store]) -> tuple[Status, str, Result | None, str]:

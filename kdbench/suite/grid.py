@@ -57,8 +57,7 @@ class Grid:
         kind, terms = self._teacher(cell), self.terms[cell.method]
         if auxiliary_method(terms):  # whose trial is the run's
             return [make_spec(cell, kind, terms, self.protocol, trial) for trial in range(trials)]
-        first = make_spec(cell, kind, terms, self.protocol)
-        return [first.model_copy(update={"trial": trial}) for trial in range(trials)]
+        return make_spec(cell, kind, terms, self.protocol).trials(trials)
 
     def _teacher(self, cell: Cell) -> NamedTeacher | None:
         """What the cell's teacher is; None where it has none."""

@@ -92,7 +92,8 @@ def read_suite(document: Document, trials: int | None = None) -> Suite:
     if problems := collector.all_problems():
         raise BadSuite(problems)
     files = {each.sha256: each.file for each in collector.teachers.values() if each.sha256 and each.file}
-    return Suite(name, document.file, head.description, tuple({run.key: run for run in runs}.values()), files)
+    distinct = tuple({run.key: run for run in runs}.values())
+    return Suite(name, document.file, head.description, distinct, files, tuple(dict.fromkeys(head.tables)))
 
 
 def _grids(data: dict[str, Any], collector: Collector) -> Iterator[tuple[dict[str, Any], Path_]]:

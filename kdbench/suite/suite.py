@@ -44,13 +44,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite file's content: its runs in the order of the file, and the files of weights that it names, by SHA-256."""
+    """A suite file's content: its runs in the order of the file, and the files of weights that it names, by SHA-256.
+
+    ``tables`` are the printed tables that it fills.
+    """
 
     name: str
     file: str
     description: str
     runs: tuple[Run, ...]
     weight_files: dict[str, Path] = field(default_factory=dict)
+    tables: tuple[str, ...] = ()
 
     @property
     def specs(self) -> dict[str, RunSpec]:
