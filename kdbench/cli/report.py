@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdbench.cli.options import Only, Trials, select
+from kdbench.cli.page import command_lines, page, page_options
 from kdbench.errors import BadInput
 from kdbench.report.cells import TOLERANCE, View
-from kdbench.report.formats import Format, Style
+from kdbench.report.formats import Bold, Format, Style
 
 
 if TYPE_CHECKING:
@@ -46,6 +47,16 @@ def report(
     tolerance: Annotated[
         float, typer.Option("--tolerance", min=0.0, help="Points that agree with a number without deviation.")
     ] = TOLERANCE,
+    statistics: Annotated[
+        bool, typer.Option("--statistics", help="Paired tests, ranks and what the trials can detect.")
+    ] = False,
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", help="The method that statistics compare with. Default: kd, or else ce.")
+    ] = None,
+    bold: Annotated[
+        Bold,
+        typer.Option("--bold", help="Bold in tables that are not a paper's: the best, or all not separable from it."),
+    ] = Bold.best,
     standalone: Annotated[bool, typer.Option("--standalone", help="LaTeX: a whole document.")] = False,
     mix_versions: MixVersions = False,
     output: Output = None,
@@ -54,20 +65,33 @@ def report(
 ) -> None:
     """Print the tables of suites, as far as they have been measured; those of the papers in their layout."""
     from kdbench.catalogue.tables import table_name
+    from kdbench.report.analysis import analyse
     from kdbench.report.assemble import measured_report, published_report
     from kdbench.report.formats import write_report
 
     if standalone and format is not Format.latex:
         raise BadInput(f"--standalone is for --format latex, not {format}")
+    if (statistics or baseline) and format is Format.csv:
+        raise BadInput("--statistics has no CSV: its numbers are in --format json")
     names = list(dict.fromkeys(map(table_name, table or ())))
+    loaded: list[Suite] = []
+    stores: list[Store] = []
     if published:
-        _refuse_beside_published(suites, results, trials, only)
+        _refuse_beside_published(suites, results, trials, only, statistics, baseline)
         content, view = published_report(names), View.published
     else:
         loaded, stores = load(suites, results, trials, only)
         _tell_conflicts(loaded, stores)
         content = measured_report(loaded, stores, names, mix_versions=mix_versions)
-    print_text(write_report(content, format, view, tolerance, style(output, standalone=standalone)), output)
+    if format is Format.html:
+        options = page_options(names, view, bold, baseline, published=published)
+        named = suites or [suite.name for suite in loaded]
+        commands = command_lines(named, results or (), trials, only or (), options)
+        text = page(content, loaded, stores, commands, view=view, tolerance=tolerance, bold=bold, baseline=baseline)
+    else:
+        analysis = analyse(content.rows, baseline) if statistics or baseline else None
+        text = write_report(content, format, view, tolerance, style(output, standalone=standalone, bold=bold), analysis)
+    print_text(text, output)
 
 
 def render(suites: Sequence[Suite], stores: Sequence[Store], format: Format = Format.terminal) -> str:
@@ -75,7 +99,10 @@ def render(suites: Sequence[Suite], stores: Sequence[Store], format: Format = Fo
     from kdbench.report.assemble import measured_report
     from kdbench.report.formats import write_report
 
-    return write_report(measured_report(suites, stores), format, style=style(None))
+    report = measured_report(suites, stores)
+    if format is Format.html:
+        return page(report, suites, stores, command_lines([suite.name for suite in suites]))
+    return write_report(report, format, style=style(None))
 
 
 def load(
@@ -90,10 +117,10 @@ def load(
     return select(loaded, only), [Store(folder) for folder in folders]
 
 
-def style(output: Path | None, *, standalone: bool = False) -> Style:
+def style(output: Path | None, *, standalone: bool = False, bold: Bold = Bold.best) -> Style:
     """Width and colour of the terminal, if there is one."""
     live = sys.stdout.isatty() and output is None
-    return Style(shutil.get_terminal_size((120, 40)).columns if live else 160, live, standalone)
+    return Style(shutil.get_terminal_size((120, 40)).columns if live else 160, live, standalone, bold)
 
 
 def print_text(text: str, output: Path | None) -> None:
@@ -113,8 +140,8 @@ def print_text(text: str, output: Path | None) -> None:
 def _refuse_beside_published(*given: object) -> None:
     if any(given):
         raise BadInput(
-            "--published prints the papers' numbers alone: leave out suites, --results, --trials and --only, or take "
-            "--view published for the tables of a suite"
+            "--published prints the papers' numbers alone: leave out suites, --results, --trials, --only and --statistics, or "
+            "take --view published for the tables of a suite"
         )
 
 

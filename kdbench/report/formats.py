@@ -10,6 +10,7 @@ from kdbench.report.cells import TOLERANCE, View
 
 
 if TYPE_CHECKING:
+    from kdbench.report.analysis import Analysis
     from kdbench.report.assemble import Report
     from kdbench.report.sheet import Sheet
 
@@ -22,19 +23,33 @@ class Format(StrEnum):
     latex = "latex"
     csv = "csv"
     json = "json"
+    html = "html"
+
+
+class Bold(StrEnum):
+    """What is bold in a table that is not a paper's: the best, or all that is not separable from it, too."""
+
+    best = "best"
+    separable = "separable"
 
 
 @dataclass(frozen=True)
 class Style:
-    """What the formats leave open: a terminal's width and colour, whether LaTeX is a whole document."""
+    """What the formats leave open: a terminal's width and colour, whether LaTeX is a whole document, what is bold."""
 
     width: int = 160
     colour: bool = False
     standalone: bool = False
+    bold: Bold = Bold.best
 
 
 def write_report(
-    report: Report, format: Format, view: View = View.both, tolerance: float = TOLERANCE, style: Style | None = None
+    report: Report,
+    format: Format,
+    view: View = View.both,
+    tolerance: float = TOLERANCE,
+    style: Style | None = None,
+    statistics: Analysis | None = None,
 ) -> str:
     """A report as text. CSV holds the values themselves: the printed ones under the view `published`, else the measured."""
     if format is Format.csv:
@@ -44,8 +59,14 @@ def write_report(
     if format is Format.json:
         from kdbench.report.json_text import json_text
 
-        return json_text(report, tolerance)
-    return write_sheets(report.sheets(view, tolerance), format, style or Style())
+        return json_text(report, tolerance, statistics)
+    style = style or Style()
+    sheets = report.sheets(view, tolerance)
+    if style.bold is Bold.separable and view in (View.measured, View.both):
+        from kdbench.report.analysis import mark_all_separable
+
+        sheets = mark_all_separable(sheets, report.tables, report.rows)
+    return write_sheets([*sheets, *(statistics.sheets() if statistics else ())], format, style)
 
 
 def write_sheets(sheets: list[Sheet], format: Format, style: Style) -> str:

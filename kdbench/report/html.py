@@ -9,57 +9,57 @@ from importlib.resources import files
 from typing import Any
 
 from kdbench import __version__
-from kdbench.report.cells import Cell
+from kdbench.report.analysis import Analysis, mark_separable
+from kdbench.report.assemble import Report
+from kdbench.report.cells import TOLERANCE, Cell, View
 from kdbench.report.page_data import Trained, cell_number, page_data, safe_json
-from kdbench.report.provenance import commands, environments, latest, sources
-from kdbench.report.rows import Row
+from kdbench.report.printed import printed_sheet
+from kdbench.report.provenance import environments, latest, sources
+from kdbench.report.rows import Row, Status
+from kdbench.report.samples import key_of, titles
 from kdbench.report.sheet import Line, Mark, Sheet, plain
-from kdbench.report.tables import Table
+from kdbench.report.tables import Table, make_tables, table_sheet
 from kdbench.store.record import Record
 from kdbench.store.store import Store
 from kdbench.suite.suite import Suite
 
 
 @dataclass(frozen=True)
-class Contents:
-    """What a page shows: each table with its sheet, statistics, tables of papers.
+class Choice:
+    """How a page shows a report; ``commands`` is what one types to get it."""
 
-    ``references``, ``options`` and ``report_options`` are what the command line named.
+    view: View = View.both
+    tolerance: float = TOLERANCE
+    separable: bool = False
+    commands: str = ""
+
+
+def html(report: Report, analysis: Analysis, suites: Sequence[Suite], stores: Sequence[Store], choice: Choice) -> str:
+    """The page as text.
+
+    All runs stand in its tables by setting, also those that fill the papers' tables, which follow.
     """
-
-    suites: Sequence[Suite]
-    rows: Sequence[Row]
-    tables: Sequence[tuple[Table, Sheet]]
-    statistics: Sequence[Sheet]
-    papers: Sequence[Sheet] = ()
-    references: Sequence[str] = ()
-    options: Sequence[str] = ()
-    report_options: Sequence[str] = ()
-
-
-def html(contents: Contents, stores: Sequence[Store], *, compare: bool) -> str:
-    """The page as text. ``compare`` puts the published numbers beside the measured ones."""
     from jinja2 import Environment
 
-    environment = Environment(autoescape=True, trim_blocks=False)
-    environment.filters["plain"] = plain
-    suites, rows = contents.suites, contents.rows
-    trained = {id: Trained(record, record.about()) for id, record in _records(rows, stores).items()}
+    tables = make_tables(report.rows, stores)
+    trained = {id: Trained(record, record.about()) for id, record in _records(report.rows, stores).items()}
     specs = {id: spec for suite in suites for id, spec in suite.specs.items()}
     abouts = [each.about for each in trained.values() if each.about]
+    environment = Environment(autoescape=True)
+    environment.filters["plain"] = plain
     return environment.from_string(_page("report.html.j2")).render(
-        heading=", ".join(suite.name for suite in suites) or "kdbench",
+        heading=", ".join(suite.name for suite in suites) or "The papers’ tables",
         descriptions=[suite.description for suite in suites if suite.description],
-        counts=_counts(rows),
-        tables=[_table_view(table, sheet, compare=compare) for table, sheet in contents.tables],
-        papers=contents.papers,
-        statistics=contents.statistics,
+        counts=_counts(report.rows),
+        tables=_table_views(tables, analysis, choice),
+        papers=[printed_sheet(table, choice.view, choice.tolerance) for table in report.printed],
+        statistics=analysis.sheets(),
         environment=environments(abouts),
-        commands=commands(contents.references, contents.options, contents.report_options),
+        commands=choice.commands,
         sources=sources(suites),
         latest=latest(abouts),
         version=__version__,
-        data=_trusted(safe_json(page_data([table for table, _ in contents.tables], rows, specs, trained))),
+        data=_trusted(safe_json(page_data(tables, report.rows, specs, trained))),
         style=_trusted(_page("style.css")),
         scripts=[_trusted(_page("tables.js")), _trusted(_page("charts.js"))],
     )
@@ -89,17 +89,29 @@ def _records(rows: Sequence[Row], stores: Sequence[Store]) -> dict[str, Record]:
 
 def _counts(rows: Sequence[Row]) -> str:
     status = Counter({row.run_id: row.status for row in rows}.values())
-    words = {"done": "done", "failed": "failed", "started": "in training", "missing": "not run"}
+    words: dict[Status, str] = {"done": "done", "failed": "failed", "started": "in training", "missing": "not run"}
     parts = [f"{status[key]:,} {word}" for key, word in words.items() if status[key]]
     return f"{status.total():,} runs: {', '.join(parts)}." if parts else "No runs."
 
 
-def _table_view(table: Table, sheet: Sheet, *, compare: bool) -> dict[str, Any]:
+def _table_views(tables: Sequence[Table], analysis: Analysis, choice: Choice) -> list[dict[str, Any]]:
+    names = titles(map(key_of, tables))
+    compare = choice.view in (View.both, View.published)
+    views = []
+    for table in tables:
+        sheet = table_sheet(table, View.measured)
+        if choice.separable:
+            sheet = mark_separable(sheet, table, analysis.samples[key_of(table)])
+        views.append(_table_view(names[key_of(table)], table, sheet, compare=compare))
+    return views
+
+
+def _table_view(title: str, table: Table, sheet: Sheet, *, compare: bool) -> dict[str, Any]:
     """A table's texts, ready for the template. The sheet's last lines are the methods."""
     accuracies = [table.teachers.get(teacher) for teacher, _ in table.pairs]
     methods = list(sheet.lines)[-len(table.methods) :]
     return {
-        "title": table.title,
+        "title": title,
         "pairs": table.pairs,
         "teachers": ["" if value is None else f"{value:.2f}" for value in accuracies] if table.teachers else [],
         "lines": [

@@ -7,17 +7,20 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from kdbench.report.analysis import Analysis
 from kdbench.report.assemble import Report
 from kdbench.report.cells import Cell
 
 
-def json_text(report: Report, tolerance: float) -> str:
-    """The runs (accuracies after the last and the best epoch), the values, and the cells of all tables."""
-    content = {
+def json_text(report: Report, tolerance: float, statistics: Analysis | None = None) -> str:
+    """The runs (accuracies after the last and the best epoch), the values, the cells of all tables, and statistics."""
+    content: dict[str, Any] = {
         "runs": [vars(row) for row in report.rows],
         "facts": [fact._asdict() for fact in report.facts],
         "cells": [*_printed(report, tolerance), *_generic(report, tolerance)],
     }
+    if statistics:
+        content["statistics"] = statistics.json()
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from kdbench.report.curves import cell_curves, points_per_curve, stride
 from kdbench.report.rows import Row
-from kdbench.report.samples import Key, key_of
+from kdbench.report.samples import Key, key_of, titles
 from kdbench.report.statistics_sheets import pair_text
 from kdbench.report.tables import Pair, Table
 from kdbench.store.record import Record, work_of
@@ -36,10 +36,11 @@ def page_data(
     for row in rows:
         key = (row.suite, row.protocol, row.dataset, row.scenario, row.strategy)
         members.setdefault((key, row.method, (row.teacher, row.student)), []).append(row)
+    names = titles(map(key_of, tables))
     points = points_per_curve(len(trained), len(members))
     return [
         {
-            "title": _title(table, tables),
+            "title": names[key_of(table)],
             "pairs": [pair_text(pair) for pair in table.pairs],
             "methods": table.methods,
             "cells": [
@@ -61,12 +62,6 @@ def safe_json(value: Any) -> str:
     """JSON that can stand inside a script element: no ``<``, ``>`` or ``&``, so nothing can close it."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _title(table: Table, tables: Sequence[Table]) -> str:
-    """The table's title, with its protocol where another table has the same."""
-    alone = sum(each.title == table.title for each in tables) == 1
-    return table.title if alone else f"{table.title}, protocol {table.protocol}"
 
 
 def _cell(

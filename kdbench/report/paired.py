@@ -33,11 +33,11 @@ def paired_t(differences: Sequence[float]) -> Difference:
     """
     n = len(differences)
     if n < 2:
-        return Difference(n, *differences, why="too few trials")
+        return Difference(n, differences[0] if differences else None, why="too few trials")
     mean, sd = fmean(differences), stdev(differences)
     if sd < SMALL:
         return Difference(n, mean, 0.0, 1.0) if abs(mean) < SMALL else Difference(n, mean, 0.0, why="no variation")
-    from scipy.special import stdtr
+    from scipy.special import stdtr  # type: ignore[import-untyped]
 
     return Difference(n, mean, sd, float(2 * stdtr(n - 1, -abs(mean) / (sd / n**0.5))))
 

@@ -34,8 +34,8 @@ def detectable(sd: float | None, trials: int) -> float | None:
 @cache
 def effect(trials: int) -> float:
     """The smallest detectable difference in units of the differences' standard deviation."""
-    from scipy.optimize import brentq
-    from scipy.special import stdtrit
+    from scipy.optimize import brentq  # type: ignore[import-untyped]
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
 
     threshold = float(stdtrit(trials - 1, 1 - ALPHA / 2))
     return float(brentq(lambda size: _power(size * math.sqrt(trials), threshold, trials - 1) - POWER, 1e-3, 1e3))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,12 +26,12 @@ class Source:
 def environments(abouts: Iterable[dict[str, Any]]) -> Sheet:
     """On what the runs were made: one line for each machine and set of versions, with runs and hours."""
     runs: Counter[tuple[str, ...]] = Counter()
-    hours: Counter[tuple[str, ...]] = Counter()
+    hours: dict[tuple[str, ...], float] = {}
     for about in abouts:
         key = _environment(about)
         runs[key] += 1
         seconds = about.get("seconds")
-        hours[key] += seconds / 3600 if isinstance(seconds, int | float) else 0
+        hours[key] = hours.get(key, 0.0) + (seconds / 3600 if isinstance(seconds, int | float) else 0.0)
     lines = tuple(tuple(map(Entry, (*key, str(count), f"{hours[key]:.2f}"))) for key, count in runs.most_common())
     header = tuple(map(Entry, (*_COLUMNS, "runs", "hours")))
     caption = "Hours of training, as each run's share of its cohort; without teachers."
@@ -42,13 +41,6 @@ def environments(abouts: Iterable[dict[str, Any]]) -> Sheet:
 def latest(abouts: Iterable[dict[str, Any]]) -> str:
     """When the last run was finished, or "" where that is not known."""
     return max((str(about.get("finished", "")) for about in abouts), default="")
-
-
-def commands(suites: Sequence[str], options: Sequence[str], report_options: Sequence[str]) -> str:
-    """What to type: train what is missing, then write the report again."""
-    chosen = shlex.join([*suites, *options])
-    report = shlex.join(["-f", "html", *report_options, "-o", "report.html"])
-    return f"kdbench run {chosen}\nkdbench report {chosen} {report}"
 
 
 def sources(suites: Sequence[Suite]) -> list[Source]:

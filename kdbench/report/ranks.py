@@ -45,7 +45,7 @@ def rank_methods(samples: Samples) -> Ranking:
     chi_square = _friedman(table)
     if chi_square is None:
         return Ranking(ranks, len(pairs), left_out=left_out, why="all methods tie everywhere")
-    from scipy.special import chdtrc
+    from scipy.special import chdtrc  # type: ignore[import-untyped]
 
     p = float(chdtrc(len(methods) - 1, chi_square))
     return Ranking(ranks, len(pairs), chi_square, p, critical_difference(len(methods), len(pairs)), left_out)
@@ -69,7 +69,7 @@ def average_ranks(values: Sequence[float]) -> list[float]:
 @cache
 def critical_difference(methods: int, pairs: int) -> float:
     """Nemenyi's critical difference of mean ranks, α = 0.05: q √(k(k+1) / 6N), q the studentized range's quantile / √2."""
-    from scipy.stats import studentized_range
+    from scipy.stats import studentized_range  # type: ignore[import-untyped]
 
     quantile = float(studentized_range.ppf(0.95, methods, math.inf)) / math.sqrt(2)
     return quantile * math.sqrt(methods * (methods + 1) / (6 * pairs))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -51,6 +52,13 @@ def samples_by_table(rows: Sequence[Row]) -> dict[Key, Samples]:
         if pair not in samples.pairs:
             samples.pairs.append(pair)
     return found
+
+
+def titles(keys: Iterable[Key]) -> dict[Key, str]:
+    """The title of each setting, with its protocol where another has the same."""
+    found = {key: Table(*key, score="").title for key in keys}
+    counts = Counter(found.values())
+    return {key: title if counts[title] == 1 else f"{title}, protocol {key[1]}" for key, title in found.items()}
 
 
 def key_of(table: Table) -> Key:

@@ -16,7 +16,8 @@ def statistics_sheets(found: Statistics, title: str) -> list[Sheet]:
     """A sheet for single pairs, and one for all of them where there are several. What is significant is marked."""
     if found.baseline is None or not found.comparisons:
         why = "the baseline is not in this table" if found.baseline is None else "no other method has been measured"
-        return [Sheet(f"{title}, statistics", (), caption=f"Nothing is compared: {why}.")]
+        lines = ((Entry(f"nothing is compared: {why}"),),)
+        return [Sheet(f"{title}, statistics", (Band(((Entry("statistics"),),), (lines,)),))]
     sheets = [_each_pair(found, title)]
     return [*sheets, _all_pairs(found, title)] if len(found.sensitivity) > 1 else sheets
 
@@ -43,10 +44,11 @@ def _each_pair(found: Statistics, title: str) -> Sheet:
             line.append(Entry(text, _mark(each.corrected if each else None)))
         lines.append(tuple(line))
     last = (Entry("(detectable)"), *(Entry(_sensitivity_text(each)) for each in found.sensitivity))
+    parts = (tuple(lines), (last,)) if found.tests else (tuple(lines),)
     header = (Entry("method"), *(Entry(pair_text(pair)) for pair in pairs))
     return Sheet(
         f"{title}, against {found.baseline} on each pair",
-        (Band((header,), (tuple(lines), (last,))),),
+        (Band((header,), parts),),
         caption=_pair_caption(found),
         notes=_reasons(each.difference for each in found.comparisons),
     )
