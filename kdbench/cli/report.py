@@ -140,8 +140,8 @@ def print_text(text: str, output: Path | None) -> None:
 def _refuse_beside_published(*given: object) -> None:
     if any(given):
         raise BadInput(
-            "--published prints the papers' numbers alone: leave out suites, --results, --trials, --only and --statistics, or "
-            "take --view published for the tables of a suite"
+            "--published prints the papers' numbers alone: leave out suites, --results, --trials, --only and --statistics, "
+            "or take --view published for the tables of a suite"
         )
 
 

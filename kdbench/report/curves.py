@@ -25,7 +25,7 @@ class Curve:
 
 def points_per_curve(runs: int, curves: int) -> int:
     """How many epochs of each curve are drawn, so that a page of many runs stays small and is made within seconds."""
-    return max(16, min(120, 120_000 // max(1, curves), 200_000 // max(1, runs)))
+    return max(16, min(120, 120_000 // max(1, curves), 160_000 // max(1, runs)))
 
 
 def stride(recipe: Recipe, points: int) -> int:

@@ -91,7 +91,7 @@ def _counts(rows: Sequence[Row]) -> str:
     status = Counter({row.run_id: row.status for row in rows}.values())
     words: dict[Status, str] = {"done": "done", "failed": "failed", "started": "in training", "missing": "not run"}
     parts = [f"{status[key]:,} {word}" for key, word in words.items() if status[key]]
-    return f"{status.total():,} runs: {', '.join(parts)}." if parts else "No runs."
+    return f"{status.total():,} runs: {', '.join(parts)}." if parts else ""
 
 
 def _table_views(tables: Sequence[Table], analysis: Analysis, choice: Choice) -> list[dict[str, Any]]:
@@ -99,7 +99,7 @@ def _table_views(tables: Sequence[Table], analysis: Analysis, choice: Choice) ->
     compare = choice.view in (View.both, View.published)
     views = []
     for table in tables:
-        sheet = table_sheet(table, View.measured)
+        sheet = table_sheet(table, View.both if compare else View.measured)
         if choice.separable:
             sheet = mark_separable(sheet, table, analysis.samples[key_of(table)])
         views.append(_table_view(names[key_of(table)], table, sheet, compare=compare))

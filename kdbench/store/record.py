@@ -152,13 +152,10 @@ class Record:
     def metrics(self, every: int = 1) -> list[dict[str, Any]]:
         """The epochs so far, or only the first, those that ``every`` divides, and the last; without unreadable lines."""
         try:
-            lines = (self.folder / "metrics.jsonl").read_bytes().splitlines()
+            content = (self.folder / "metrics.jsonl").read_bytes()
         except OSError:
             return []
-        if every > 1 and len(lines) > 2:
-            first = (_read_epoch(lines[0]) or {}).get("epoch")
-            start = -first % every if isinstance(first, int) else 0
-            lines = [*lines[:1], *lines[start or every : -1 : every], lines[-1]]
+        lines = content.splitlines() if every == 1 else _some_lines(content, every)
         try:
             rows = json.loads(b"[%s]" % b",".join(lines))  # all at once: much faster than line by line
         except (ValueError, RecursionError):
@@ -257,6 +254,22 @@ def _read_mapping(path: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _some_lines(content: bytes, every: int) -> list[bytes]:
+    """The first line, those whose epoch ``every`` divides, and the last. Epochs follow each other from line to line.
+
+    Most of a file is never made into lines: a report reads thousands of them.
+    """
+    import numpy
+
+    ends = numpy.flatnonzero(numpy.frombuffer(content, numpy.uint8) == ord("\n")).tolist()
+    if not content.endswith(b"\n"):
+        ends.append(len(content))
+    first = (_read_epoch(content[: ends[0]]) or {}).get("epoch")
+    start = -first % every if isinstance(first, int) else 0
+    chosen = sorted({0, *range(start or every, len(ends), every), len(ends) - 1})
+    return [content[ends[at - 1] + 1 if at else 0 : ends[at]] for at in chosen]
 
 
 def _read_epoch(line: bytes) -> dict[str, Any] | None:
