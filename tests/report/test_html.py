@@ -20,33 +20,6 @@ from kdbench.suite.recipe import digest
 from kdbench.suite.suite import Suite
 
 
-ABOUT = {
-    "finished": "2026-01-02T03:04:05Z", "seconds": 60.0, "macs": 5e12, "system": "Linux x86_64",
-    "device": {"kind": "gpu", "name": "A card", "threads": 2},
-    "versions": {"kdbench": "0.1.0", "torch": "2.9", "numpy": "2.1", "python": "3.12"},
-}  # fmt: skip
-
-
-@pytest.fixture
-def trained(tmp_path, load):
-    """A suite of which all runs but the last are done, with curves, and its store."""
-
-    def train(text, epochs=4):
-        suite, store = load(text), Store(tmp_path / "results")
-        for number, run in enumerate(suite.runs[:-1]):
-            record, accuracy = store.run(run.id), Accuracy(epoch=epochs, top1=50.0 + number, top5=90.0)
-            record.begin(run.spec.canonical())
-            curve = [{"epoch": e, "loss": 2 / e, "terms": {}, "top1": 10.0 * e + number} for e in range(1, epochs + 1)]
-            record.write_metrics(curve)
-            result = Result(
-                id=record.id, kind="run", last=accuracy, best=accuracy, train_images=1, test_images=1, weights_sha256=""
-            )
-            record.finish(result, ABOUT)
-        return suite, store
-
-    return train
-
-
 SUITE = """\
 protocol: smoke
 dataset: digits
@@ -218,7 +191,7 @@ def test_environments_without_facts():
     assert len(header) == len(line)
 
 
-def test_two_thousand_runs_make_a_small_page_quickly(load, tmp_path):
+def test_two_thousand_runs_make_a_small_page_quickly(load, about, tmp_path):
     suite = load(
         "protocol: crd\ndataset: cifar100\ntrials: 25\n"
         "grid: {teacher: resnet110, student: [resnet8, resnet14, resnet20, resnet32, resnet44, resnet56, vgg8, vgg13, "
@@ -236,7 +209,7 @@ def test_two_thousand_runs_make_a_small_page_quickly(load, tmp_path):
             exclude_none=True
         )
         (folder / "result.json").write_text(json.dumps({**result, "seal": digest(result)}))
-        (folder / "about.json").write_text(json.dumps(ABOUT))
+        (folder / "about.json").write_text(json.dumps(about))
         (folder / "metrics.jsonl").hardlink_to(tmp_path / "curve")
     start = time.process_time()
     page = make_page(suite, store)
