@@ -126,8 +126,13 @@ class Place:
     @property
     def name(self) -> str:
         """The cell's row and column in words."""
-        row = self.row.label or self.row.student_label or ("Student" if self.row.label == "" else "")
-        return " / ".join(part for part in (row, self.column.label) if part)
+        return " / ".join(part for part in (self.row_name, self.column.label) if part)
+
+    @property
+    def row_name(self) -> str:
+        """The row in words: its label, or the networks that stand for it; a row without either is its table's only one."""
+        pair = f"{self.row.student_label} & {self.row.teacher_label}" if self.row.student_label else ""
+        return self.row.label or pair or ("Student" if self.row.label == "" else "")
 
     def write(self, number: str) -> str:
         """The cell's text around a number: Table 9 of SemCKD has the student's name before its accuracy."""

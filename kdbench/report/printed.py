@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from kdbench.report.captions import caption, empty_cells, provenance
+from kdbench.report.captions import caption, provenance
 from kdbench.report.cells import TOLERANCE, Cell, View, cell_text, make_cell
 from kdbench.report.facts import Fact
 from kdbench.report.keys import Key
@@ -49,7 +49,7 @@ def printed_sheet(table: PrintedTable, view: View, tolerance: float = TOLERANCE)
         text, notes = f"{layouts().papers[layout.paper]}: {layout.caption}", remarks().get(layout.id, ())
     else:
         text = caption("In %" if layout.unit else "Numbers", view, _origin(table), tolerance, compared=True)
-        notes = tuple(empty_cells((place.name, _lacking(cell)) for place, cell in table.cells.items()))
+        notes = tuple(_empty_cells(table))
     return Sheet(f"{layout.id}: {layout.title}", tuple(bands), layout.id, layout.stub, text, notes)
 
 
@@ -101,5 +101,17 @@ def _origin(table: PrintedTable) -> str:
     )
 
 
-def _lacking(cell: Cell) -> str:
-    return cell.note if cell.planned else "not part of this suite"
+def _empty_cells(table: PrintedTable) -> Iterator[str]:
+    """Why cells are empty or short of trials, one line per reason. A row that is so as a whole is named once."""
+    reasons: dict[str, dict[int, list[Place]]] = {}
+    for place, cell in table.cells.items():
+        reason = cell.note if cell.planned else "not part of this suite"
+        if reason:
+            reasons.setdefault(reason, {}).setdefault(id(place.row), []).append(place)
+    for reason, rows in reasons.items():
+        names = []
+        for places in rows.values():
+            whole = places[0].row_name and len(places) == len(table.layout.bands[places[0].band].columns)
+            names += [places[0].row_name] if whole else [place.name for place in places]
+        everything = sum(map(len, rows.values())) == len(table.cells)
+        yield f"{'All cells' if everything else ', '.join(names)}: {reason}"

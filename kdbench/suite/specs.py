@@ -6,19 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
-from kdbench.suite.recipe import (
-    Name,
-    Number,
-    PositiveInt,
-    PositiveNumber,
-    Recipe,
-    Share,
-    Spec,
-    View,
-    canonical_text,
-    digest,
-    hashed,
-)
+from kdbench.suite.recipe import Name, Number, PositiveInt, PositiveNumber, Recipe, Share, Spec, View, digest
 
 
 __all__ = [
@@ -261,17 +249,6 @@ class RunSpec(Spec):
         if any(part.part is None or part.before != self.teacher for part in self.parts):
             raise ValueError("a run's parts belong to its own teacher")
         return self
-
-    def trials(self, count: int) -> list[RunSpec]:
-        """The run with each of the first ``count`` trials. What their ids have in common is written out once."""
-        common = {key: canonical_text(value) for key, value in self.canonical().items() if key != "trial"}
-        runs = []
-        for trial in range(count):
-            run = self.model_copy(update={"trial": trial})
-            texts = {**common, "trial": str(trial)} if trial else common
-            run.__dict__["id"] = hashed("{" + ",".join(f'"{key}":{texts[key]}' for key in sorted(texts)) + "}")
-            runs.append(run)
-        return runs
 
     @property
     def needs(self) -> tuple[TeacherSpec, ...]:
