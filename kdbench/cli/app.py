@@ -6,6 +6,7 @@ import typer
 
 from kdbench import __version__
 from kdbench.cli import teachers
+from kdbench.cli.compare import compare
 from kdbench.cli.data import data
 from kdbench.cli.doctor import doctor
 from kdbench.cli.listing import list_things
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command("run")(run)
 app.command("plan")(plan)
 app.command("report")(report)
+app.command("compare")(compare)
 app.command("validate")(validate)
 app.command("list")(list_things)
 app.command("show")(show)

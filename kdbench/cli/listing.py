@@ -28,6 +28,7 @@ class Kind(StrEnum):
     datasets = "datasets"
     protocols = "protocols"
     suites = "suites"
+    tables = "tables"
     teachers = "teachers"
     runs = "runs"
 
@@ -37,7 +38,7 @@ def list_things(
     results: Results = Path("results"),
     json_output: Json = False,
 ) -> None:
-    """List methods, models, data sets, protocols, suites, teachers or runs."""
+    """List methods, models, data sets, protocols, suites, printed tables, teachers or runs."""
     lines = _LISTS[kind](results)
     if json_output:
         typer.echo(json.dumps(lines, indent=1))
@@ -119,6 +120,22 @@ def _suites(_: Path) -> Lines:
     return [{"suite": name, "runs": len(suite.specs), "": suite.description} for name, suite in loaded.items()]
 
 
+def _tables(_: Path) -> Lines:
+    from kdbench.report.layouts import layouts
+    from kdbench.suite.load import bundled_suites, load_suite
+
+    suites = [load_suite(path) for path in bundled_suites().values()]
+    return [
+        {
+            "table": id,
+            "cells": len(list(layout.places)),
+            "suite": " ".join(suite.name for suite in suites if id in suite.tables),
+            "": layout.title,
+        }
+        for id, layout in layouts().tables.items()
+    ]
+
+
 def _records(results: Path, kind: str) -> Lines:
     from kdbench.store.store import Store
 
@@ -184,6 +201,7 @@ _LISTS: dict[Kind, Callable[[Path], Lines]] = {
     Kind.datasets: _datasets,
     Kind.protocols: _protocols,
     Kind.suites: _suites,
+    Kind.tables: _tables,
     Kind.teachers: lambda results: _records(results, "teachers"),
     Kind.runs: lambda results: _records(results, "runs"),
 }

@@ -1,17 +1,20 @@
-"""kdbench report: the tables of what has been measured so far."""
+"""kdbench report: the tables of what has been measured so far, or as the papers print them."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdbench.cli.options import Only, Trials, select
+from kdbench.cli.page import command_lines, page, page_options
+from kdbench.errors import BadInput
+from kdbench.report.cells import TOLERANCE, View
+from kdbench.report.formats import Bold, Format, Style
 
 
 if TYPE_CHECKING:
@@ -19,88 +22,139 @@ if TYPE_CHECKING:
     from kdbench.suite.suite import Suite
 
 
-class Format(StrEnum):
-    """How tables are written."""
-
-    terminal = "terminal"
-    markdown = "markdown"
-    csv = "csv"
-    json = "json"
-
-
-class Compare(StrEnum):
-    """What stands beside the measured numbers."""
-
-    published = "published"
-    nothing = "nothing"
+FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How tables are written.")]
+ViewOption = Annotated[View, typer.Option("--view", help="What the cells show.")]
+Folders = Annotated[
+    list[Path] | None, typer.Option("--results", envvar="KDBENCH_RESULTS", help="Results folder; may be repeated.")
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead.")]
+MixVersions = Annotated[
+    bool, typer.Option("--mix-versions", help="Show numbers of incompatible versions of kdbench in one table.")
+]
 
 
 def report(
     suites: Annotated[
         list[str] | None, typer.Argument(metavar="[SUITE…]", help="Default: every suite with results.")
     ] = None,
-    results: Annotated[
-        list[Path] | None, typer.Option("--results", envvar="KDBENCH_RESULTS", help="Results folder; may be repeated.")
+    results: Folders = None,
+    format: FormatOption = Format.terminal,
+    view: ViewOption = View.both,
+    table: Annotated[
+        list[str] | None, typer.Option("--table", help="Only this printed table; may be repeated.")
     ] = None,
-    format: Annotated[Format, typer.Option("--format", "-f", help="How tables are written.")] = Format.terminal,
-    compare: Annotated[
-        Compare, typer.Option("--compare", help="What stands beside measured numbers.")
-    ] = Compare.published,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead.")] = None,
+    published: Annotated[bool, typer.Option("--published", help="The papers' tables as they are printed.")] = False,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", min=0.0, help="Points that agree with a number without deviation.")
+    ] = TOLERANCE,
+    statistics: Annotated[
+        bool, typer.Option("--statistics", help="Paired tests, ranks and what the trials can detect.")
+    ] = False,
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", help="The method that statistics compare with. Default: kd, or else ce.")
+    ] = None,
+    bold: Annotated[
+        Bold,
+        typer.Option("--bold", help="Bold in tables that are not a paper's: the best, or all not separable from it."),
+    ] = Bold.best,
+    standalone: Annotated[bool, typer.Option("--standalone", help="LaTeX: a whole document.")] = False,
+    mix_versions: MixVersions = False,
+    output: Output = None,
     trials: Trials = None,
     only: Only = None,
 ) -> None:
-    """Print the tables of suites, as far as they have been measured."""
-    from kdbench.errors import BadInput
-    from kdbench.store.files import write_text
+    """Print the tables of suites, as far as they have been measured; those of the papers in their layout."""
+    from kdbench.catalogue.tables import table_name
+    from kdbench.report.analysis import analyse
+    from kdbench.report.assemble import measured_report, published_report
+    from kdbench.report.formats import write_report
+
+    if standalone and format is not Format.latex:
+        raise BadInput(f"--standalone is for --format latex, not {format}")
+    if (statistics or baseline) and format is Format.csv:
+        raise BadInput("--statistics has no CSV: its numbers are in --format json")
+    names = list(dict.fromkeys(map(table_name, table or ())))
+    loaded: list[Suite] = []
+    stores: list[Store] = []
+    if published:
+        _refuse_beside_published(suites, results, trials, only, statistics, baseline)
+        content, view = published_report(names), View.published
+    else:
+        loaded, stores = load(suites, results, trials, only)
+        _tell_conflicts(loaded, stores)
+        content = measured_report(loaded, stores, names, mix_versions=mix_versions)
+    if format is Format.html:
+        options = page_options(names, view, bold, baseline, published=published)
+        named = suites or [suite.name for suite in loaded]
+        commands = command_lines(named, results or (), trials, only or (), options)
+        text = page(content, loaded, stores, commands, view=view, tolerance=tolerance, bold=bold, baseline=baseline)
+    else:
+        analysis = analyse(content.rows, baseline) if statistics or baseline else None
+        text = write_report(content, format, view, tolerance, style(output, standalone=standalone, bold=bold), analysis)
+    print_text(text, output)
+
+
+def render(suites: Sequence[Suite], stores: Sequence[Store], format: Format = Format.terminal) -> str:
+    """The tables of suites as text for standard output."""
+    from kdbench.report.assemble import measured_report
+    from kdbench.report.formats import write_report
+
+    report = measured_report(suites, stores)
+    if format is Format.html:
+        return page(report, suites, stores, command_lines([suite.name for suite in suites]))
+    return write_report(report, format, style=style(None))
+
+
+def load(
+    suites: list[str] | None, results: list[Path] | None, trials: int | None, only: list[str] | None
+) -> tuple[list[Suite], list[Store]]:
+    """The suites that are named, or all that have results, and the results folders."""
     from kdbench.store.store import Store
     from kdbench.suite.load import load_suites
 
     folders = results or [Path("results")]
     loaded = load_suites(suites, trials) if suites else _with_results(folders, trials)
-    text = render(
-        select(loaded, only), [Store(folder) for folder in folders], format, compare, to_file=output is not None
-    )
+    return select(loaded, only), [Store(folder) for folder in folders]
+
+
+def style(output: Path | None, *, standalone: bool = False, bold: Bold = Bold.best) -> Style:
+    """Width and colour of the terminal, if there is one."""
+    live = sys.stdout.isatty() and output is None
+    return Style(shutil.get_terminal_size((120, 40)).columns if live else 160, live, standalone, bold)
+
+
+def print_text(text: str, output: Path | None) -> None:
+    """Write a text to a file, or to standard output. Raises BadInput where the file cannot be written."""
+    from kdbench.store.files import write_text
+
     if output is None:
         typer.echo(text, nl=False)
-    else:
-        try:
-            write_text(output, text)
-        except OSError as error:
-            raise BadInput(f"--output {output}: cannot be written: {error.strerror or error}") from None
-        typer.echo(f"written to {output}", err=True)
+        return
+    try:
+        write_text(output, text)
+    except OSError as error:
+        raise BadInput(f"--output {output}: cannot be written: {error.strerror or error}") from None
+    typer.echo(f"written to {output}", err=True)
 
 
-def render(
-    suites: Sequence[Suite],
-    stores: Sequence[Store],
-    format: Format = Format.terminal,
-    compare: Compare = Compare.published,
-    *,
-    to_file: bool = False,
-) -> str:
-    """The tables of suites as text."""
-    from kdbench.report import formats
-    from kdbench.report.rows import collect
-    from kdbench.report.tables import make_tables
+def _refuse_beside_published(*given: object) -> None:
+    if any(given):
+        raise BadInput(
+            "--published prints the papers' numbers alone: leave out suites, --results, --trials, --only and --statistics, "
+            "or take --view published for the tables of a suite"
+        )
 
-    rows = collect(suites, stores)
-    if format is Format.csv:
-        return formats.csv_text(rows)
-    tables = make_tables(rows, stores)
-    if format is Format.json:
-        return formats.json_text(rows, tables)
-    beside = compare is Compare.published
-    if format is Format.markdown:
-        return formats.markdown(tables, compare=beside)
-    live = sys.stdout.isatty() and not to_file
-    width = shutil.get_terminal_size((120, 40)).columns if live else 160
-    return formats.terminal(tables, compare=beside, width=width, colour=live)
+
+def _tell_conflicts(suites: Sequence[Suite], stores: Sequence[Store]) -> None:
+    """Tell of runs that results folders disagree about."""
+    from kdbench.report.comparison import conflicts
+
+    for message in conflicts(suites, stores):
+        typer.echo(message, err=True)
 
 
 def _with_results(folders: Sequence[Path], trials: int | None) -> list[Suite]:
     """The bundled suites of which something has been run."""
-    from kdbench.errors import BadInput
     from kdbench.suite.load import bundled_suites, load_suites
 
     there = {entry.name for folder in folders for entry in (folder / "runs").glob("*")}

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdbench.cli.options import Data, Only, Results, Suites, Trials, select
-from kdbench.cli.report import Format, render
+from kdbench.cli.report import FormatOption, render
 from kdbench.cli.work import Devices, Download, Jobs, Place, work_on
 from kdbench.errors import KdbenchError
+from kdbench.report.formats import Format
 
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def run(
     checkpoint_seconds: Annotated[
         float, typer.Option("--checkpoint-seconds", min=0.0, help="Save a resume point when the last one is this old.")
     ] = 30.0,
-    format: Annotated[Format, typer.Option("--format", "-f", help="How the tables are printed.")] = Format.terminal,
+    format: FormatOption = Format.terminal,
 ) -> None:
     """Train what is missing of the suites, then print their tables. Safe to kill: run it again to go on."""
     from kdbench.plan.plan import auxiliaries_of

@@ -14,7 +14,8 @@ from kdbench.cli.options import Results
 
 def show(
     name: Annotated[
-        str, typer.Argument(metavar="NAME|ID", help="A method, model, data set, protocol, suite, or run id.")
+        str,
+        typer.Argument(metavar="NAME|ID", help="A method, model, data set, protocol, suite, printed table, or run id."),
     ],
     results: Results = Path("results"),
 ) -> None:
@@ -22,6 +23,7 @@ def show(
     from kdbench.catalogue.datasets import datasets
     from kdbench.catalogue.names import nearest, normalise
     from kdbench.catalogue.networks import networks
+    from kdbench.catalogue.tables import TABLES
     from kdbench.catalogue.terms import term_names
     from kdbench.errors import BadInput
     from kdbench.suite.load import bundled_suites
@@ -34,6 +36,7 @@ def show(
         (list(datasets()), _dataset),
         (protocol_names(), _protocol),
         (list(bundled_suites()), _suite),
+        (list(TABLES), _table),
     ]
     wanted = spellings.get(normalise(name), normalise(name))
     found = [describe(known) for names, describe in kinds for known in names if normalise(known) == wanted]
@@ -99,6 +102,23 @@ def _suite(name: str) -> str:
 
     path = bundled_suites()[name]
     return f"# {path}\n{path.read_text(encoding='utf-8').rstrip()}"
+
+
+def _table(name: str) -> str:
+    from kdbench.report.assemble import published_report
+    from kdbench.report.cells import View
+    from kdbench.report.formats import Format, write_report
+    from kdbench.report.layouts import layouts
+
+    layout = layouts().tables[name]
+    rules = {"best": layout.highlight.best, "second best": layout.highlight.second}
+    marked = [
+        f"The {rank} of each {rule.axis}: {rule.style} (evidence: {rule.evidence})"
+        for rank, rule in rules.items()
+        if rule
+    ]
+    text = write_report(published_report([name]), Format.terminal, View.published).rstrip()
+    return "\n".join([f"table {name}", "", text, "", *(marked or ["No number is marked"])])
 
 
 def _record(results: Path, kind: str, id: str) -> str | None:

@@ -1,116 +1,84 @@
-"""Tables as text: terminal, markdown, CSV, JSON."""
+"""The formats of a report."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
-from typing import Any
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from kdbench.report.rows import Row
-from kdbench.report.tables import Cell, Table
+from kdbench.report.cells import TOLERANCE, View
 
 
-def cell_text(cell: Cell | None, *, compare: bool) -> str:
-    """``76.20 ± 0.10 (3)``, and ``| 76.23`` behind it where a published number is wanted; ``–`` for an empty cell."""
-    if cell is None:
-        return ""
-    text = "–" if cell.mean is None else f"{cell.mean:.2f}"
-    if cell.sd is not None:
-        text += f" ± {cell.sd:.2f}"
-    if cell.n:
-        text += f" ({cell.n})" if cell.n == cell.planned else f" ({cell.n} of {cell.planned})"
-    if compare and cell.published:
-        text += f" | {cell.published}"
-    return text
+if TYPE_CHECKING:
+    from kdbench.report.analysis import Analysis
+    from kdbench.report.assemble import Report
+    from kdbench.report.sheet import Sheet
 
 
-def grid(table: Table, emphasise: Callable[[str], str], *, compare: bool) -> tuple[list[str], list[list[str]]]:
-    """Header and body of a table as text; the best of each column goes through ``emphasise``."""
-    header = ["method", *(f"{teacher} → {student}" if teacher else student for teacher, student in table.pairs)]
-    body = []
-    if table.teachers:
-        values = [table.teachers.get(teacher) for teacher, _ in table.pairs]
-        body.append(["(teacher)", *("" if value is None else f"{value:.2f}" for value in values)])
-    best = {pair: table.best(pair) for pair in table.pairs}
-    for method in table.methods:
-        texts = {pair: cell_text(table.cells.get((method, pair)), compare=compare) for pair in table.pairs}
-        body.append([method, *(emphasise(t) if best[pair] == method else t for pair, t in texts.items())])
-    return header, body
+class Format(StrEnum):
+    """How tables are written."""
+
+    terminal = "terminal"
+    markdown = "markdown"
+    latex = "latex"
+    csv = "csv"
+    json = "json"
+    html = "html"
 
 
-def notes(table: Table) -> list[str]:
-    """Why cells are empty or short of trials, one line per reason."""
-    places: dict[str, list[str]] = {}
-    for (method, (teacher, student)), cell in table.cells.items():
-        if cell.note:
-            places.setdefault(cell.note, []).append(f"{method} on {teacher + ' → ' if teacher else ''}{student}")
-    return [f"{_some(found)}: {note}" for note, found in places.items()]
+class Bold(StrEnum):
+    """What is bold in a table that is not a paper's: the best, or all that is not separable from it, too."""
+
+    best = "best"
+    separable = "separable"
 
 
-def markdown(tables: Sequence[Table], *, compare: bool) -> str:
-    """Markdown, one section per table."""
-    from tabulate import tabulate
+@dataclass(frozen=True)
+class Style:
+    """What the formats leave open: a terminal's width and colour, whether LaTeX is a whole document, what is bold."""
 
-    parts = []
-    for table in tables:
-        header, body = grid(table, lambda text: f"**{text}**", compare=compare)
-        header, *body = [[text.replace("|", "\\|") for text in line] for line in (header, *body)]
-        text = tabulate(body, header, tablefmt="pipe", disable_numparse=True)
-        lines = [f"### {table.title}", "", text, "", _caption(table, compare), *(f"- {note}" for note in notes(table))]
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
+    width: int = 160
+    colour: bool = False
+    standalone: bool = False
+    bold: Bold = Bold.best
 
 
-def terminal(tables: Sequence[Table], *, compare: bool, width: int, colour: bool) -> str:
-    """Tables for a terminal of ``width`` columns."""
-    from rich.console import Console, Group
-    from rich.markup import escape
-    from rich.table import Table as RichTable
-    from rich.text import Text
+def write_report(
+    report: Report,
+    format: Format,
+    view: View = View.both,
+    tolerance: float = TOLERANCE,
+    style: Style | None = None,
+    statistics: Analysis | None = None,
+) -> str:
+    """A report as text. CSV holds the values themselves: the printed ones under the view `published`, else the measured."""
+    if format is Format.csv:
+        from kdbench.report.csv_text import facts_csv, published_csv
 
-    console = Console(file=io.StringIO(), width=width, force_terminal=colour, highlight=False)
-    for table in tables:
-        header, body = grid(table, lambda text: f"\0{text}", compare=compare)
-        rich = RichTable(title=escape(table.title), title_justify="left", title_style="bold")
-        for index, label in enumerate(header):
-            rich.add_column(escape(label), justify="left" if index == 0 else "right", overflow="fold")
-        for line in body:
-            rich.add_row(*(Text(t.removeprefix("\0"), style="bold green" if t.startswith("\0") else "") for t in line))
-        console.print(Group(rich, Text(_caption(table, compare), style="dim"), *map(Text, notes(table))), "")
-    text: str = console.file.getvalue()  # type: ignore[attr-defined]
-    return text
+        return published_csv(report.printed) if view is View.published else facts_csv(report.facts)
+    if format is Format.json:
+        from kdbench.report.json_text import json_text
 
+        return json_text(report, tolerance, statistics)
+    style = style or Style()
+    sheets = report.sheets(view, tolerance)
+    if style.bold is Bold.separable and view in (View.measured, View.both):
+        from kdbench.report.analysis import mark_all_separable
 
-def csv_text(rows: Sequence[Row]) -> str:
-    """One line per run."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    names = [field.name for field in fields(Row)]
-    writer.writerow(names)
-    writer.writerows([getattr(row, name) for name in names] for row in rows)
-    return text.getvalue()
+        sheets = mark_all_separable(sheets, report.tables, report.rows)
+    return write_sheets([*sheets, *(statistics.sheets() if statistics else ())], format, style)
 
 
-def json_text(rows: Sequence[Row], tables: Sequence[Table]) -> str:
-    """The runs, and the tables' cells with mean, sd, n and the published number."""
-    cells = [
-        {**_setting(table), "method": method, "teacher": teacher, "student": student, **asdict(cell)}
-        for table in tables
-        for (method, (teacher, student)), cell in table.cells.items()
-    ]
-    return json.dumps({"runs": [vars(row) for row in rows], "cells": cells}, indent=1, allow_nan=False) + "\n"
+def write_sheets(sheets: list[Sheet], format: Format, style: Style) -> str:
+    """Tables as text, in a format for readers."""
+    if format is Format.latex:
+        from kdbench.report.latex import latex
 
+        return latex(sheets, standalone=style.standalone)
+    if format is Format.markdown:
+        from kdbench.report.markdown import markdown
 
-def _setting(table: Table) -> dict[str, Any]:
-    return {key: getattr(table, key) for key in ("suite", "protocol", "dataset", "scenario", "strategy", "score")}
+        return markdown(sheets)
+    from kdbench.report.terminal import terminal
 
-
-def _caption(table: Table, compare: bool) -> str:
-    return table.caption + (" Behind the bar: the published number." if compare and table.has_published else "")
-
-
-def _some(places: list[str]) -> str:
-    return ", ".join(places) if len(places) <= 3 else f"{', '.join(places[:2])} and {len(places) - 2} more"
+    return terminal(sheets, width=style.width, colour=style.colour)

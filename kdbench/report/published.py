@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from kdbench.report.rows import Row
+from kdbench.report.keys import Key, make_key
+from kdbench.report.layouts import Place, layouts
+
+
+@dataclass(frozen=True)
+class Published:
+    """A printed number: ``text`` as it is printed, ``value`` None where that is `nan` or a dash."""
+
+    key: Key
+    value: float | None
+    sd: float | None
+    text: str
 
 
 @cache
@@ -16,29 +28,48 @@ def records() -> list[dict[str, str]]:
     return list(csv.DictReader(text.splitlines()))
 
 
+def published(key: Key) -> Published | None:
+    """The first number that is printed for this; None where none is."""
+    return _index().get(key)
+
+
+def printed(place: Place) -> Published:
+    """What is printed in a place of a table."""
+    return _read(record(place))
+
+
+def record(place: Place) -> dict[str, str]:
+    """The record of reference.csv that stands in a place of a table."""
+    wanted = {_COLUMNS.get(name, name): value for name, value in place.select.items()}.items()
+    found = [each for each in _by_table()[place.layout.paper, place.layout.table] if wanted <= each.items()]
+    return found[place.occurrence]
+
+
+_COLUMNS = {"setting": "scenario"}
+"""What reference.csv calls otherwise."""
+
+
 @cache
-def _index() -> dict[tuple[str, ...], dict[str, str]]:
-    index: dict[tuple[str, ...], dict[str, str]] = {}
-    for record in records():
-        if record["metric"] == "top1" and not record["scenario"] and record["value"] not in ("", "nan"):
-            method = "ce" if record["method"] == "student" else record["method"]
-            teachers = {record["teacher"], ""} if method == "ce" else {record["teacher"]}
-            for teacher in teachers:
-                key = (record["paper"], method, teacher, record["student"], record["dataset"], record["strategy"])
-                index.setdefault(key, record)
+def _by_table() -> dict[tuple[str, str], list[dict[str, str]]]:
+    tables: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for each in records():
+        tables.setdefault((each["paper"], each["table"]), []).append(each)
+    return tables
+
+
+@cache
+def _index() -> dict[Key, Published]:
+    index: dict[Key, Published] = {}
+    for each in map(_read, records()):
+        if each.value is not None:
+            index.setdefault(each.key, each)
     return index
 
 
-def published(row: Row) -> str | None:
-    """What the row's paper prints for the same setting, such as ``76.23`` or ``75.27 ± 0.13``; None where it does not.
-
-    Only runs that are trained as the paper trains them, on the whole data set and without scenario, are comparable.
-    """
-    if not row.paper or row.scenario:
-        return None
-    key = (row.paper, row.method, row.teacher, row.student, row.dataset, row.strategy)
-    plain = (row.paper, row.method, "", row.student, row.dataset, row.strategy)
-    record = _index().get(key) or (_index().get(plain) if row.method == "ce" else None)
-    if record is None:
-        return None
-    return record["value"] + (f" ± {record['std']}" if record["std"] else "")
+def _read(record: dict[str, str]) -> Published:
+    axes = ("paper", "method", "teacher", "student", "dataset", "strategy", "scenario", "metric")
+    key = make_key(*(record[name] for name in axes))
+    value, sd = record["value"], record["std"]
+    if value in ("", "nan"):
+        return Published(key, None, None, layouts().nan if value else layouts().dash)
+    return Published(key, float(value), float(sd) if sd else None, value + (f" ± {sd}" if sd else ""))

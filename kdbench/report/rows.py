@@ -9,8 +9,10 @@ from typing import Literal
 
 from kdbench.catalogue.datasets import datasets
 from kdbench.errors import BadRecord
-from kdbench.store.record import Result
+from kdbench.report.keys import Key, make_key, scenario_setting, split_method
+from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
+from kdbench.suite.protocols import bundled_protocol
 from kdbench.suite.specs import DatasetSpec, Scenario
 from kdbench.suite.suite import Run, Suite
 
@@ -22,7 +24,10 @@ Status = Literal["done", "failed", "started", "missing"]
 class Row:
     """A run in a table. Accuracies in percent; ``top1`` follows the protocol's score rule. ``reason`` says why not.
 
-    ``paper`` is set where the run is trained as that paper trains it: its protocol, its weights for the method.
+    ``paper`` is set where the run is trained as that paper trains it: its protocol, its weights for the method. A method
+    `NAME[key=value]` is one of a sweep: it is the paper's method, but for the weights and hyper-parameters that it varies.
+    ``setting`` is that and the scenario in reference.csv's spelling. ``teacher_paper`` is set where the teacher is trained
+    as that paper trains it.
     ``teacher_top1`` is the teacher's own accuracy at the run's end, where it learned beside the student.
     """
 
@@ -45,25 +50,44 @@ class Row:
     top1_last: float | None = None
     top1_best: float | None = None
     best_epoch: int | None = None
+    top5: float | None = None
     top5_last: float | None = None
     version: str = ""
     teacher_checkpoint: str = "last"
     teacher_top1: float | None = None
+    teacher_paper: str = ""
+    setting: str = ""
+
+    @property
+    def key(self) -> Key:
+        """What its accuracy is compared by with printed numbers, and with those of other suites."""
+        method, _ = split_method(self.method)
+        return make_key(
+            self.paper, method, self.teacher, self.student, self.dataset, self.strategy, self.setting, "top1"
+        )
 
 
 def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> list[Row]:
     """Rows of all runs of all suites, in the suites' order. The first store that has a result of a run gives it."""
-    return [_row(run, stores) for suite in suites for run in suite.runs]
+    papers: dict[tuple[int, str, int], str] = {}
+    rows = []
+    for run in (run for suite in suites for run in suite.runs):
+        cell = (id(run.protocol), run.method, id(run.spec.terms))  # the trials of a cell share these objects
+        if cell not in papers:
+            papers[cell] = _paper(run)
+        rows.append(_row(run, papers[cell], stores))
+    return rows
 
 
-def _row(run: Run, stores: Sequence[Store]) -> Row:
+def _row(run: Run, paper: str, stores: Sequence[Store]) -> Row:
     spec, settings = run.spec, run.protocol.settings
     status, reason, result, version = _look_up(run.id, stores)
     accuracy = result.accuracy(settings.score) if result else None
+    varied = split_method(run.method)[1]
     return Row(
         suite=run.suite,
         protocol=run.protocol.name,
-        paper=(settings.paper or "") if _as_published(run) else "",
+        paper="" if spec.dataset.val_split else paper,
         score=settings.score,
         dataset=dataset_label(spec.dataset),
         scenario=scenario_label(spec.scenario),
@@ -81,14 +105,25 @@ def _row(run: Run, stores: Sequence[Store]) -> Row:
         top1_last=result.last.top1 if result and result.last else None,
         top1_best=result.best.top1 if result and result.best else None,
         best_epoch=result.best.epoch if result and result.best else None,
+        top5=accuracy.top5 if accuracy else None,
         top5_last=result.last.top5 if result and result.last else None,
         version=version,
         teacher_top1=result.teacher.top1 if result and result.teacher else None,
+        teacher_paper=(settings.paper or "") if run.protocol.name == run.protocol.base else "",
+        setting=",".join(part for part in (scenario_setting(spec.scenario), varied) if part),
     )
 
 
-def _as_published(run: Run) -> bool:
-    return run.spec.dataset.val_split is None and run.protocol.as_published(run.method, run.spec.terms)
+def _paper(run: Run) -> str:
+    """The paper that trains the method so, or ""; one of a sweep has its method's terms with other values."""
+    protocol, terms = run.protocol, run.spec.terms
+    name, varied = split_method(run.method)
+    if varied:
+        known = bundled_protocol(protocol.base).methods.get(name, ())
+        alike = protocol.as_published(name, known) and [use.name for use in known] == [use.name for use in terms]
+    else:
+        alike = protocol.as_published(name, terms)
+    return (protocol.settings.paper or "") if alike else ""
 
 
 def _look_up(id: str, stores: Sequence[Store]) -> tuple[Status, str, Result | None, str]:
@@ -111,6 +146,20 @@ def _look_up(id: str, stores: Sequence[Store]) -> tuple[Status, str, Result | No
     return status, reason, None, ""
 
 
+def teacher_accuracy(row: Row, stores: Sequence[Store]) -> tuple[Accuracy, str] | None:
+    """Test accuracy of a row's teacher as it taught, with the weights of its last or best epoch; and kdbench's version."""
+    for store in stores if row.teacher_id else ():
+        record = store.teacher(row.teacher_id)
+        try:
+            result = record.result()
+        except BadRecord:
+            continue
+        accuracy = result.accuracy(row.teacher_checkpoint) if result else None
+        if accuracy is not None:
+            return accuracy, record.version()
+    return None
+
+
 @cache
 def dataset_label(spec: DatasetSpec) -> str:
     """``cifar100``, or ``cifar100 (20 classes, 100 + 50 images each)`` for a part of it.
@@ -123,6 +172,8 @@ def dataset_label(spec: DatasetSpec) -> str:
         train, test = spec.split(whole.train // whole.classes, whole.test // whole.classes)
         each = f"{spec.train_per_class or train} + {spec.test_per_class or test} images each"
         parts.append(f"{spec.classes or whole.classes} classes, {each}")
+    if spec.size:
+        parts.append(f"{spec.size} × {spec.size} pixels")
     if spec.val_split:
         parts.append(f"{_VALIDATION}{100 * spec.val_split:g} % of the training set")
     return f"{spec.name} ({'; '.join(parts)})" if parts else spec.name

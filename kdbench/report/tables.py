@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, stdev
+from statistics import fmean
 
-from kdbench.errors import BadRecord
+from kdbench.report.captions import caption, empty_cells, provenance
+from kdbench.report.cells import TOLERANCE, Cell, View, cell_text, make_cell
 from kdbench.report.published import published
-from kdbench.report.rows import Row, measured_on
+from kdbench.report.rows import Row, measured_on, teacher_accuracy
+from kdbench.report.sheet import Band, Entry, Mark, Sheet
 from kdbench.store.store import Store
 
 
 Pair = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Mean and sample deviation (ddof 1; None with one trial) over n trials of ``planned``; ``note`` says what lacks."""
-
-    mean: float | None
-    sd: float | None
-    n: int
-    planned: int
-    published: str | None = None
-    note: str = ""
 
 
 @dataclass
@@ -48,20 +37,6 @@ class Table:
     def title(self) -> str:
         parts = [self.dataset, self.scenario, f"{self.strategy} teacher"]
         return f"{self.suite}: {', '.join(part for part in parts if part)}"
-
-    @property
-    def caption(self) -> str:
-        """What a reader must know to compare: protocol, score rule, trials, versions."""
-        images = measured_on(self.dataset)
-        rule = "accuracy after the last epoch" if self.score == "last" else f"best epoch, chosen by {images} accuracy"
-        shown = [cell for cell in self.cells.values() if cell.n]
-        trials = sorted({cell.n for cell in shown}) or [0]
-        count = f"{trials[0]}" if len(trials) == 1 else f"{trials[0]}-{trials[-1]}"
-        unit = "trial" if count == "1" else "trials"
-        version = f"; kdbench {', '.join(self.versions)}" if self.versions else ""
-        return (
-            f"Top-1 {images} accuracy in %, mean ± sd (n); protocol {self.protocol}; {rule}; {count} {unit}{version}."
-        )
 
     def best(self, pair: Pair) -> str | None:
         """The method with the highest mean of a column, None where fewer than two have one."""
@@ -87,26 +62,47 @@ def make_tables(rows: Sequence[Row], stores: Sequence[Store] = ()) -> list[Table
         if pair not in table.pairs:
             table.pairs.append(pair)
     for name, table in tables.items():
-        table.cells = {place: make_cell(found) for place, found in members[name].items()}
+        table.cells = {place: _cell(found) for place, found in members[name].items()}
         everything = [row for found in members[name].values() for row in found]
         table.versions = tuple(sorted({row.version for row in everything if row.version}))
         table.teachers = _teacher_accuracies(everything, stores)
     return list(tables.values())
 
 
-def make_cell(rows: Sequence[Row]) -> Cell:
-    """Aggregate the trials of one cell."""
-    values = [row.top1 for row in rows if row.top1 is not None]
-    reasons = Counter(row.reason for row in rows if row.top1 is None)
-    note = "; ".join(f"{reason} ({count} of {len(rows)})" for reason, count in reasons.items())
-    return Cell(
-        mean=fmean(values) if values else None,
-        sd=stdev(values) if len(values) > 1 else None,
-        n=len(values),
-        planned=len(rows),
-        published=published(rows[0]),
-        note=note,
+def table_sheet(table: Table, view: View, tolerance: float = TOLERANCE) -> Sheet:
+    """A table as lines of text."""
+    header = [Entry(text) for text in ("method", *map(_arrow, table.pairs))]
+    lines = []
+    if table.teachers and view in (View.measured, View.both):
+        values = [table.teachers.get(teacher) for teacher, _ in table.pairs]
+        lines.append([Entry("(teacher)"), *(Entry("" if value is None else f"{value:.2f}") for value in values)])
+    best = {pair: table.best(pair) for pair in table.pairs} if view in (View.measured, View.both) else {}
+    for method in table.methods:
+        line = [Entry(method)]
+        for pair in table.pairs:
+            text = cell_text(table.cells.get((method, pair)), view, tolerance=tolerance)
+            line.append(Entry(text, Mark.best if best.get(pair) == method else Mark.none))
+        lines.append(line)
+    images, trials = measured_on(table.dataset), [cell.n for cell in table.cells.values()]
+    origin = provenance([table.protocol], [table.score], trials, table.versions, images)
+    return Sheet(
+        table.title,
+        (Band((tuple(header),), (tuple(map(tuple, lines)),)),),
+        caption=caption(f"Top-1 {images} accuracy in %", view, origin, tolerance, compared=table.has_published),
+        notes=tuple(
+            empty_cells((f"{method} on {_arrow(pair)}", cell.note) for (method, pair), cell in table.cells.items())
+        ),
     )
+
+
+def _arrow(pair: Pair) -> str:
+    teacher, student = pair
+    return f"{teacher} → {student}" if teacher else student
+
+
+def _cell(rows: Sequence[Row]) -> Cell:
+    first = rows[0]
+    return make_cell([(row.top1, row.reason) for row in rows], published(first.key) if first.paper else None)
 
 
 def _learned_beside(rows: Sequence[Row]) -> dict[str, float]:
@@ -119,18 +115,8 @@ def _learned_beside(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def _teacher_accuracies(rows: Sequence[Row], stores: Sequence[Store]) -> dict[str, float]:
-    """Test accuracy of each teacher as it taught, with the weights of its last or of its best epoch."""
-    found = _learned_beside(rows)
-    for row in rows:
-        if not row.teacher_id or row.teacher in found:
-            continue
-        for store in stores:
-            try:
-                result = store.teacher(row.teacher_id).result()
-            except BadRecord:
-                continue
-            accuracy = result.accuracy(row.teacher_checkpoint) if result else None
-            if accuracy is not None:
-                found[row.teacher] = accuracy.top1
-                break
-    return found
+    """Test accuracy of each teacher as it taught."""
+    each = {(row.teacher, row.teacher_id): row for row in rows if row.teacher_id}
+    found = {row.teacher: teacher_accuracy(row, stores) for row in each.values()}
+    finished = {teacher: accuracy[0].top1 for teacher, accuracy in found.items() if accuracy}
+    return {**finished, **_learned_beside(rows)}

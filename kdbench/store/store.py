@@ -21,10 +21,11 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._runs = root / "runs"
 
     def run(self, id: str) -> Record:
         """The record of a run, existing or not."""
-        return Record(self.root / "runs" / id)
+        return Record(self._runs / id)
 
     def teacher(self, id: str) -> Record:
         """The record of a teacher, existing or not."""

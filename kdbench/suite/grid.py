@@ -15,7 +15,7 @@ from kdbench.suite.feasibility import infeasible
 from kdbench.suite.methods import Terms, auxiliary_method, formula, reads_teacher
 from kdbench.suite.schema import SELECTOR_KEYS, DatasetEntry, GridEntry, MethodEntry, Selector, Shared
 from kdbench.suite.specs import RunSpec
-from kdbench.suite.suite import Cell, Measurement, Run, make_spec, measurements_of
+from kdbench.suite.suite import Cell, Measurement, Run, make_spec, measurements_of, repeated
 from kdbench.suite.teachers import NamedTeacher, by_network
 from kdbench.suite.yaml_reader import Path_
 
@@ -67,8 +67,7 @@ class Grid:
         kind, terms = self._teacher(cell), self.terms[cell.method]
         if auxiliary_method(terms):  # whose trial is the run's
             return [make_spec(cell, kind, terms, self.protocol, trial) for trial in range(trials)]
-        first = make_spec(cell, kind, terms, self.protocol)
-        return [first.model_copy(update={"trial": trial}) for trial in range(trials)]
+        return repeated(make_spec(cell, kind, terms, self.protocol), trials)
 
     def _teacher(self, cell: Cell) -> NamedTeacher | None:
         """What the cell's teacher is; None where it has none."""

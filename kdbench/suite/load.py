@@ -98,7 +98,8 @@ def read_suite(document: Document, trials: int | None = None) -> Suite:
         raise BadSuite(problems)
     files = {each.sha256: each.file for each in collector.teachers.values() if each.sha256 and each.file}
     distinct = tuple({run.key: run for run in runs}.values())
-    return Suite(name, document.file, head.description, distinct, files, tuple(measurements))
+    tables = tuple(dict.fromkeys(head.tables))
+    return Suite(name, document.file, head.description, distinct, files, tables, tuple(measurements))
 
 
 def _grids(data: dict[str, Any], collector: Collector) -> Iterator[tuple[dict[str, Any], Path_]]:

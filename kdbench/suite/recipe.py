@@ -61,8 +61,20 @@ class Spec(BaseModel):
 
 def digest(value: Any) -> str:
     """A hash of a JSON-ready value that does not depend on the order of keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashed(canonical_text(value))
+
+
+def canonical_text(value: Any) -> str:
+    """A JSON-ready value as the one text that stands for it."""
+    return _CANONICAL.encode(value)
+
+
+def hashed(text: str) -> str:
+    """Twelve hexadecimal digits that stand for a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 class View(Spec):

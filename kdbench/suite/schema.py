@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictBool, StrictStr, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StrictBool, StrictStr, model_validator
 from pydantic_core import PydanticCustomError
 
 from kdbench.catalogue.datasets import dataset
+from kdbench.catalogue.tables import table_name
+from kdbench.errors import BadInput
 from kdbench.suite.fields import DatasetName, Keys, NetworkName, StudentName, TeacherName, as_list, not_empty
 from kdbench.suite.measurements import ProbeProtocol, named_probe, probe_protocols
 from kdbench.suite.specs import DatasetSpec, Name, PositiveInt, Scenario, Strategy
@@ -95,6 +97,13 @@ def _named(value: Any) -> Any:
     return value if isinstance(value, dict) or value is None else {"name": value}
 
 
+def _known_table(name: str) -> str:
+    try:
+        return table_name(name)
+    except BadInput as error:
+        raise PydanticCustomError("unknown", "{message}", {"message": str(error)}) from None
+
+
 Teachers = Annotated[tuple[TeacherName, ...], OneOrMany]
 Students = Annotated[tuple[StudentName, ...], OneOrMany]
 Datasets = Annotated[tuple[Annotated[DatasetEntry, BeforeValidator(_named)], ...], OneOrMany]
@@ -102,6 +111,7 @@ Strategies = Annotated[tuple[Strategy, ...], OneOrMany]
 Scenarios = Annotated[tuple[Scenario, ...], OneOrMany]
 Methods = Annotated[tuple[Annotated[MethodEntry, BeforeValidator(_named)], ...], OneOrMany]
 Selectors = Annotated[tuple[Selector, ...], OneOrMany]
+Tables = Annotated[tuple[Annotated[StrictStr, AfterValidator(_known_table)], ...], OneOrMany]
 
 
 class MeasureEntry(Schema):
@@ -139,12 +149,13 @@ class GridEntry(Shared):
 
 
 class SuiteHead(Shared):
-    """A suite file without its grids."""
+    """A suite file without its grids. ``tables`` are the printed tables that it fills."""
 
     name: Annotated[Name | None, NotEmpty] = None
     description: StrictStr = ""
     methods: dict[str, Any] = {}
     teachers: dict[str, Any] = {}
+    tables: Tables = ()
     grid: Any = None
 
 

@@ -11,6 +11,7 @@ from kdbench.catalogue.networks import network
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec, probe, similarity, student_of
 from kdbench.suite.methods import auxiliary_method, reads_teacher
 from kdbench.suite.protocols import ResolvedProtocol
+from kdbench.suite.recipe import canonical_text, hashed
 from kdbench.suite.schema import MeasureEntry
 from kdbench.suite.specs import DatasetSpec, RunSpec, Scenario, TeacherSpec, TermUse
 from kdbench.suite.teachers import NamedTeacher, part_specs, resolve_teacher
@@ -59,7 +60,8 @@ class Measurement:
 class Suite:
     """A suite file's content.
 
-    Its runs in the order of the file, what is measured on their networks, and the files of weights that it names, by SHA-256.
+    Its runs in the order of the file, what is measured on their networks, the files of weights that it names, by SHA-256,
+    and the printed ``tables`` that it fills.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Suite:
     description: str
     runs: tuple[Run, ...]
     weight_files: dict[str, Path] = field(default_factory=dict)
+    tables: tuple[str, ...] = ()
     measurements: tuple[Measurement, ...] = ()
 
     @property
@@ -125,6 +128,18 @@ def make_spec(
         trial=trial,
         parts=part_specs(finished, view, cell.student, data, terms, settings) if finished else (),
     )
+
+
+def repeated(spec: RunSpec, trials: int) -> list[RunSpec]:
+    """The first ``trials`` trials of a run. What their ids have in common is written out once, for all of them."""
+    common = {key: canonical_text(value) for key, value in spec.canonical().items() if key != "trial"}
+    runs = []
+    for trial in range(trials):
+        run = spec.model_copy(update={"trial": trial})
+        texts = {**common, "trial": str(trial)} if trial else common
+        run.__dict__["id"] = hashed("{" + ",".join(f'"{key}":{texts[key]}' for key in sorted(texts)) + "}")
+        runs.append(run)
+    return runs
 
 
 def _auxiliary(

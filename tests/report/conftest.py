@@ -2,6 +2,7 @@ import pytest
 
 from kdbench.report.rows import Row
 from kdbench.store.record import Accuracy, Result
+from kdbench.store.store import Store
 
 
 @pytest.fixture
@@ -46,3 +47,33 @@ def load(tmp_path):
         return load_suite(file)
 
     return from_text
+
+
+@pytest.fixture
+def about():
+    """What a run's about.json holds."""
+    return {
+        "finished": "2026-01-02T03:04:05Z", "seconds": 60.0, "macs": 5e12, "system": "Linux x86_64",
+        "device": {"kind": "gpu", "name": "A card", "threads": 2},
+        "versions": {"kdbench": "0.1.0", "torch": "2.9", "numpy": "2.1", "python": "3.12"},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def trained(tmp_path, load, about):
+    """A suite of which all runs but the last are done, with curves and rising accuracies, and its store."""
+
+    def train(text):
+        suite, store = load(text), Store(tmp_path / "results")
+        for number, run in enumerate(suite.runs[:-1]):
+            record, accuracy = store.run(run.id), Accuracy(epoch=4, top1=50.0 + number, top5=90.0)
+            record.begin(run.spec.canonical())
+            curve = [{"epoch": e, "loss": 2 / e, "terms": {}, "top1": 10.0 * e + number} for e in range(1, 5)]
+            record.write_metrics(curve)
+            result = Result(
+                id=record.id, kind="run", last=accuracy, best=accuracy, train_images=1, test_images=1, weights_sha256=""
+            )
+            record.finish(result, about)
+        return suite, store
+
+    return train

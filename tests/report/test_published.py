@@ -2,8 +2,16 @@
 
 import pytest
 
-from kdbench.report.published import published, records
+from kdbench.report.published import records
 from kdbench.report.rows import collect
+from kdbench.report.tables import make_tables
+
+
+def published(row):
+    """What stands beside the row in its table."""
+    (table,) = make_tables([row])
+    (cell,) = table.cells.values()
+    return cell.published and cell.published.text
 
 
 def test_the_reference_is_whole():
@@ -33,7 +41,7 @@ def test_cells(row, paper, method, teacher, student, strategy, text):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"paper": ""}, {"scenario": "25% of the labels"}, {"dataset": "cifar100 (20 classes, 100 + 50 images each)"},
+        {"paper": ""}, {"setting": "fewshot=0.25"}, {"dataset": "cifar100 (20 classes, 100 + 50 images each)"},
         {"method": "mine"}, {"teacher": "vgg19"}, {"student": "vgg19"}, {"strategy": "sequential"}, {"paper": "crd"},
     ],
 )  # fmt: skip
@@ -45,7 +53,7 @@ SUITE = """
 protocol: {protocol}
 dataset: {dataset}
 trials: 1
-grid: {{teacher: resnet32x4, student: resnet8x4, method: {method}, scenario: {scenario}}}
+grid: {{teacher: resnet32x4, student: {student}, method: {method}, scenario: {scenario}}}
 """
 
 
@@ -67,10 +75,19 @@ grid: {{teacher: resnet32x4, student: resnet8x4, method: {method}, scenario: {sc
         ({"dataset": "{name: cifar100, train_per_class: 100}"}, None),
         ({"dataset": "digits"}, None),
         ({"scenario": "{fraction: 0.5}"}, None),
+        ({"scenario": "{fraction: 0.5}", "student": "vgg8"}, "67.16 ± 0.14"),
+        ({"scenario": "{fraction: 0.4}", "student": "vgg8"}, None),
+        ({"scenario": "{label_noise: 0.1}", "student": "vgg8"}, "71.39 ± 0.33"),
         ({"scenario": "{label_noise: 0.1}"}, None),
     ],
 )
 def test_from_a_suite(load, changes, text):
-    values = {"protocol": "semckd", "dataset": "cifar100", "method": "kd", "scenario": "{fraction: 1.0}"} | changes
+    values = {
+        "protocol": "semckd",
+        "dataset": "cifar100",
+        "method": "kd",
+        "scenario": "{fraction: 1.0}",
+        "student": "resnet8x4",
+    } | changes
     (found,) = collect([load(SUITE.format(**values))], [])
     assert published(found) == text

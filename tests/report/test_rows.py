@@ -2,8 +2,9 @@
 
 import pytest
 
+from kdbench.report.cells import View
 from kdbench.report.rows import collect, dataset_label, scenario_label
-from kdbench.report.tables import make_tables
+from kdbench.report.tables import make_tables, table_sheet
 from kdbench.store.record import Accuracy, Failure, Result
 from kdbench.store.store import Store
 from kdbench.suite.specs import DatasetSpec, Scenario
@@ -86,9 +87,10 @@ def test_a_validation_split_is_named_and_its_runs_are_no_papers(load, tmp_path):
     assert {row.paper for row in rows} == {""}
     (table,) = make_tables(rows)
     assert "digits (validation: 10 % of the training set)" in table.title
-    assert table.caption.startswith("Top-1 validation accuracy in %")
-    assert "chosen by validation accuracy" in table.caption
-    assert "test" not in table.caption
+    caption = table_sheet(table, View.measured).caption
+    assert caption.startswith("Top-1 validation accuracy in %")
+    assert "chosen by validation accuracy" in caption
+    assert "test" not in caption
 
 
 def test_labels():

@@ -1,0 +1,41 @@
+"""kdbench compare: two results folders, cell by cell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdbench.cli.options import Only, Trials
+from kdbench.cli.report import FormatOption, Output, load, print_text, style
+from kdbench.errors import BadInput
+from kdbench.report.formats import Format
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A results folder.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    suites: Annotated[
+        list[str] | None, typer.Argument(metavar="[SUITE…]", help="Default: every suite with results.")
+    ] = None,
+    format: FormatOption = Format.terminal,
+    output: Output = None,
+    trials: Trials = None,
+    only: Only = None,
+) -> None:
+    """Compare two results folders cell by cell: means, their difference, and what is in one of them only."""
+    from kdbench.report import comparison
+    from kdbench.report.formats import write_sheets
+
+    for folder in (first, second):
+        if not folder.is_dir():
+            raise BadInput(f"{folder}: no such results folder")
+    if format in (Format.csv, Format.json):
+        raise BadInput(f"--format {format}: compare prints tables; kdbench report gives the values as {format}")
+    loaded, stores = load(suites, [first, second], trials, only)
+    sheets = comparison.compare(loaded, *stores)
+    if not sheets:
+        names = ", ".join(suite.name for suite in loaded)
+        raise BadInput(f"{first} and {second} hold no finished run of {names}")
+    print_text(write_sheets(sheets, format, style(output)), output)

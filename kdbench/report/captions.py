@@ -1,0 +1,57 @@
+"""What stands under a table: where its numbers come from, and why cells are empty."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kdbench.report.cells import View
+
+
+_RULES = {"last": "accuracy after the last epoch", "best": "best epoch, chosen by {} accuracy"}
+
+
+def caption(what: str, view: View, origin: str, tolerance: float, *, compared: bool) -> str:
+    """What a view's cells are and where they come from. ``compared``: whether there is any published number."""
+    if view is View.published:
+        return f"{what}, as published."
+    shown = {View.difference: "measured minus published", View.verdict: "measured against published"}
+    text = f"{what}, {shown.get(view, 'mean ± sd (n)')}; {origin}."
+    if view is View.both and compared:
+        text += " Behind the bar: the published number."
+    if view is View.verdict:
+        text += (
+            " Agrees: within two published standard deviations, or"
+            f" {tolerance:g} points where none is printed. Fewer than two trials are too few."
+        )
+    return text
+
+
+def provenance(
+    protocols: Iterable[str],
+    scores: Iterable[str],
+    trials: Iterable[int],
+    versions: Iterable[str],
+    images: str = "test",
+) -> str:
+    """Protocol, score rule, trials and versions, in one line without a full stop. ``images``: what is measured on."""
+    protocol = ", ".join(dict.fromkeys(protocols))
+    rules = ", ".join(_RULES.get(score, score).format(images) for score in dict.fromkeys(scores))
+    version = ", ".join(sorted({version for version in versions if version}))
+    counts = sorted({count for count in trials if count}) or [0]
+    count = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
+    parts = [f"protocol {protocol}" if protocol else "", rules, f"{count} {'trial' if count == '1' else 'trials'}"]
+    parts += [f"kdbench {version}"] if version else []
+    return "; ".join(part for part in parts if part)
+
+
+def empty_cells(lacking: Iterable[tuple[str, str]]) -> list[str]:
+    """Why cells are empty or short of trials, one line per reason, from each cell's place and reason."""
+    places: dict[str, list[str]] = {}
+    for place, reason in lacking:
+        if reason:
+            places.setdefault(reason, []).append(place)
+    return [f"{_some(found)}: {reason}" for reason, found in places.items()]
+
+
+def _some(places: list[str]) -> str:
+    return ", ".join(places) if len(places) <= 3 else f"{', '.join(places[:2])} and {len(places) - 2} more"

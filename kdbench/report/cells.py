@@ -1,0 +1,121 @@
+"""One cell of a table: the trials' mean, the printed number, and what a view shows of both."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from math import fsum, sqrt
+
+from kdbench.report.published import Published
+
+
+TOLERANCE = 0.5
+"""Points by which a mean may differ from a printed number without deviation and still agree. SemCKD's printed deviations
+have a median of 0.19; one printed trial and the mean of three then differ by less than 2 · 0.19 · √(1 + 1/3) = 0.44 in 19
+cases of 20, if both are trained alike."""
+
+
+class View(StrEnum):
+    """What a table's cells show."""
+
+    measured = "measured"
+    published = "published"
+    both = "both"
+    difference = "difference"
+    verdict = "verdict"
+
+
+class Verdict(StrEnum):
+    """How a measured mean stands to the printed one."""
+
+    agrees = "agrees"
+    above = "higher"
+    below = "lower"
+    few = "too few trials"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean and sample deviation (ddof 1; None with one trial) over n trials of ``planned``; ``note`` says what lacks.
+
+    ``percent`` is False for numbers that are no percentages, such as divergences.
+    """
+
+    mean: float | None
+    sd: float | None
+    n: int
+    planned: int
+    published: Published | None = None
+    note: str = ""
+    percent: bool = True
+
+    @property
+    def difference(self) -> float | None:
+        """Measured minus printed; None where either lacks."""
+        if self.mean is None or self.published is None or self.published.value is None:
+            return None
+        return self.mean - self.published.value
+
+    def verdict(self, tolerance: float = TOLERANCE) -> Verdict | None:
+        """Within two printed deviations, or ``tolerance`` points where none is printed; None where that says nothing."""
+        difference = self.difference
+        if difference is None or self.published is None:
+            return None
+        if self.published.sd is None and not self.percent:
+            return None
+        if self.n < 2:
+            return Verdict.few
+        allowed = tolerance if self.published.sd is None else 2 * self.published.sd
+        if abs(difference) <= allowed + 1e-9:  # 75.5 - 75.0 is not quite 0.5
+            return Verdict.agrees
+        return Verdict.above if difference > 0 else Verdict.below
+
+
+def make_cell(
+    trials: Iterable[tuple[float | None, str]], printed: Published | None = None, *, percent: bool = True
+) -> Cell:
+    """Aggregate trials, each a value or the reason why there is none."""
+    found = list(trials)
+    values = [value for value, _ in found if value is not None]
+    reasons = Counter(reason for value, reason in found if value is None)
+    mean = fsum(values) / len(values) if values else None
+    return Cell(
+        mean=mean,
+        sd=_deviation(values, mean) if mean is not None and len(values) > 1 else None,
+        n=len(values),
+        planned=len(found),
+        published=printed,
+        note="; ".join(f"{reason} ({count} of {len(found)})" for reason, count in reasons.items()),
+        percent=percent,
+    )
+
+
+def _deviation(values: list[float], mean: float) -> float:
+    return sqrt(fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def cell_text(cell: Cell | None, view: View, *, decimals: int = 2, tolerance: float = TOLERANCE) -> str:
+    """``76.20 ± 0.10 (3)``; under the view `both` with ``| 76.23`` behind it; ``–`` where there is nothing to show."""
+    if cell is None:
+        return ""
+    match view:
+        case View.published:
+            return cell.published.text if cell.published else "–"
+        case View.difference:
+            return "–" if cell.difference is None else f"{cell.difference:+.{decimals}f}"
+        case View.verdict:
+            return cell.verdict(tolerance) or "–"
+    text = measured_text(cell, decimals)
+    return f"{text} | {cell.published.text}" if view is View.both and cell.published else text
+
+
+def measured_text(cell: Cell, decimals: int = 2) -> str:
+    """Mean, deviation and number of trials."""
+    text = "–" if cell.mean is None else f"{cell.mean:.{decimals}f}"
+    if cell.sd is not None:
+        text += f" ± {cell.sd:.{decimals}f}"
+    if cell.n:
+        text += f" ({cell.n})" if cell.n == cell.planned else f" ({cell.n} of {cell.planned})"
+    return text

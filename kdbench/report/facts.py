@@ -1,0 +1,100 @@
+"""Tidy values: one for each number that was measured, or that is still to be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from kdbench.report.keys import Key, make_key, split_method
+from kdbench.report.rows import Row, Status, collect, teacher_accuracy
+from kdbench.store.store import Store
+from kdbench.suite.suite import Suite
+
+
+class Fact(NamedTuple):
+    """One value. ``paper`` is empty where the run is not trained as a paper trains it.
+
+    ``metric`` is `top1` (by the protocol's score rule), `top1_error`, `top5_error`, each in percent, or another that
+    reference.csv names; ``setting`` what distinguishes the run from the usual one, in its spelling. ``value`` is None
+    unless ``status`` is `done`; then ``reason`` says why.
+    """
+
+    paper: str
+    protocol: str
+    method: str
+    teacher: str
+    student: str
+    dataset: str
+    strategy: str
+    setting: str
+    metric: str
+    trial: int
+    value: float | None
+    run_id: str
+    status: Status
+    reason: str = ""
+    version: str = ""
+    score: str = ""
+
+    @property
+    def key(self) -> Key:
+        """What it is compared by with printed numbers."""
+        return make_key(
+            self.paper, self.method, self.teacher, self.student, self.dataset, self.strategy, self.setting, self.metric
+        )
+
+
+def collect_facts(suites: Sequence[Suite], stores: Sequence[Store]) -> list[Fact]:
+    """All values of suites, as far as stores have them. Measurements of other kinds are added here."""
+    rows = collect(suites, stores)
+    return [*run_facts(rows), *teacher_facts(rows, stores)]
+
+
+def run_facts(rows: Iterable[Row]) -> list[Fact]:
+    """The accuracies and errors of the students of runs."""
+    facts = []
+    for row in rows:
+        method, _ = split_method(row.method)
+        for metric, value in _accuracies(row.top1, row.top5):
+            facts.append(
+                Fact(
+                    row.paper, row.protocol, method, row.teacher, row.student, row.dataset, row.strategy, row.setting,
+                    metric, row.trial, value, row.run_id, row.status, row.reason, row.version, row.score,
+                )
+            )  # fmt: skip
+    return facts
+
+
+def teacher_facts(rows: Iterable[Row], stores: Sequence[Store]) -> list[Fact]:
+    """The accuracies and errors of the teachers of runs, each once, as the method `teacher` without a student."""
+    first = {(row.protocol, row.teacher, row.teacher_id): row for row in rows if row.teacher_id}
+    facts = []
+    for row in first.values():
+        found = teacher_accuracy(row, stores)
+        accuracy, version = found or (None, "")
+        status: Status = "done" if accuracy else "missing"
+        reason = "" if accuracy else "teacher not trained"
+        top1, top5 = (accuracy.top1, accuracy.top5) if accuracy else (None, None)
+        for metric, value in _accuracies(top1, top5):
+            facts.append(
+                Fact(
+                    row.teacher_paper, row.protocol, "teacher", row.teacher, "", row.dataset, row.strategy, "", metric,
+                    0, value, row.teacher_id, status, reason, version, row.teacher_checkpoint,
+                )
+            )  # fmt: skip
+    return facts
+
+
+def _accuracies(top1: float | None, top5: float | None) -> list[tuple[str, float | None]]:
+    """The metrics of one measurement."""
+    errors = (None if top1 is None else 100 - top1, None if top5 is None else 100 - top5)
+    return [("top1", top1), ("top1_error", errors[0]), ("top5_error", errors[1])]
+
+
+def by_key(facts: Iterable[Fact]) -> dict[Key, list[Fact]]:
+    """The values that can stand beside printed ones. A run that several suites or columns name counts once."""
+    index: dict[Key, dict[str, Fact]] = {}
+    for fact in facts:
+        if fact.paper:
+            index.setdefault(fact.key, {}).setdefault(fact.run_id, fact)
+    return {key: list(found.values()) for key, found in index.items()}

@@ -1,0 +1,50 @@
+"""Which numbers of a table stand out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from kdbench.report.layouts import Band, Layout, Rule
+from kdbench.report.sheet import Mark
+
+
+Numbers = Sequence[Sequence[float | None]]
+_STYLES: dict[str, Mark] = {"bold": Mark.best, "underline": Mark.second, "none": Mark.none}
+
+
+def marks(layout: Layout, band: Band, numbers: Numbers) -> list[list[Mark]]:
+    """The marks of a band's numbers, row by row, by the paper's own rules. Equal numbers are marked alike."""
+    found = [[Mark.none] * len(band.columns) for _ in band.rows]
+    for rank, rule in enumerate((layout.highlight.best, layout.highlight.second)):
+        if rule is None:
+            continue
+        for group in _compared(band, rule):
+            ranked = {(row, column): numbers[row][column] for row, column in group}
+            values = {value for value in ranked.values() if value is not None}
+            ordered = sorted(values, reverse=_sense(rule, band, group) == "max")
+            for (row, column), value in ranked.items():
+                if rank < len(ordered) and len(group) > 1 and value == ordered[rank]:
+                    found[row][column] = _STYLES[rule.style]
+    return found
+
+
+def _compared(band: Band, rule: Rule) -> list[list[tuple[int, int]]]:
+    """The places, as row and column, that are compared with each other."""
+    rows, columns = range(len(band.rows)), range(len(band.columns))
+    if rule.axis == "column":
+        groups = [[(row, column) for row in rows] for column in columns]
+    else:
+        groups = [[(row, column) for column in columns] for row in rows]
+    return [[place for place in group if not _excluded(band, rule, place)] for group in groups]
+
+
+def _excluded(band: Band, rule: Rule, place: tuple[int, int]) -> bool:
+    row, column = band.rows[place[0]], band.columns[place[1]]
+    return (row.select.get("method") or column.select.get("method")) in rule.exclude
+
+
+def _sense(rule: Rule, band: Band, group: list[tuple[int, int]]) -> Literal["max", "min"]:
+    if rule.sense == "per column":
+        return band.columns[group[0][1]].best or "max" if group else "max"
+    return rule.sense

@@ -1,0 +1,263 @@
+"use strict";
+/* Learning curves, and accuracy against cost, of the table and pair that are chosen. Uses DATA, add, short, duration. */
+
+const NAMESPACE = "http://www.w3.org/2000/svg";
+const picked = { table: 0, pair: 0, methods: new Set() };
+const pick = (name) => document.getElementById("pick-" + name);
+const colour = (index) => "var(--c" + (index % 8) + ")";
+const dashes = (index) => ["none", "7 3", "2 3"][Math.floor(index / 8) % 3];
+
+function draw(parent, tag, attributes, text) {
+  const element = document.createElementNS(NAMESPACE, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  if (text !== undefined) element.textContent = text;
+  parent.append(element);
+  return element;
+}
+
+function ticks(low, high, count) {
+  const rough = (high - low) / count;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * ([1, 2, 5].find((each) => each * power >= rough) || 10);
+  const found = [];
+  for (let at = Math.ceil(low / step - 1e-9); at * step <= high + 1e-9 * step; at += 1) found.push(Number((at * step).toPrecision(12)));
+  return found;
+}
+
+/* The drawing keeps its size in a viewBox, so that paper of another width shows all of it. */
+function size(svg) {
+  const found = [svg.clientWidth || 800, svg.clientHeight || 360];
+  svg.setAttribute("viewBox", "0 0 " + found.join(" "));
+  return found;
+}
+
+/* A frame with axes; returns the functions from values to places. Ranges without extent are widened. */
+function frame(svg, xs, ys, labels) {
+  svg.replaceChildren();
+  const [width, height] = size(svg);
+  const edge = { left: 46, right: labels.right || 12, top: 22, bottom: 40 };
+  const widen = ([low, high], share) => { const by = high > low ? (high - low) * share : Math.abs(high) * 0.05 || 1; return [low - by, high + by]; };
+  const [x0, x1] = widen(xs, labels.inner || 0);
+  const [y0, y1] = widen(ys, 0.05);
+  const x = (value) => edge.left + (value - x0) / (x1 - x0) * (width - edge.left - edge.right);
+  const y = (value) => height - edge.bottom - (value - y0) / (y1 - y0) * (height - edge.top - edge.bottom);
+  const wide = width > 600;
+  for (const value of ticks(y0, y1, 6)) {
+    draw(svg, "line", { class: "grid", x1: edge.left, x2: width - edge.right, y1: y(value), y2: y(value) });
+    draw(svg, "text", { class: "soft", x: edge.left - 6, y: y(value) + 4, "text-anchor": "end" }, String(value));
+  }
+  for (const value of ticks(x0, x1, wide ? 8 : 4)) {
+    if (labels.whole && !Number.isInteger(value)) continue;
+    draw(svg, "line", { class: "rule", x1: x(value), x2: x(value), y1: height - edge.bottom, y2: height - edge.bottom + 4 });
+    draw(svg, "text", { class: "soft", x: x(value), y: height - edge.bottom + 17, "text-anchor": "middle" }, labels.format(value));
+  }
+  draw(svg, "line", { class: "rule", x1: edge.left, x2: width - edge.right, y1: height - edge.bottom, y2: height - edge.bottom });
+  draw(svg, "text", { class: "soft", x: (edge.left + width - edge.right) / 2, y: height - 6, "text-anchor": "middle" }, labels.x);
+  draw(svg, "text", { class: "soft", x: 4, y: 12 }, labels.y);
+  return { x, y, right: width - edge.right, bottom: height - edge.bottom, top: edge.top };
+}
+
+function nothing(svg, text) {
+  svg.replaceChildren();
+  const [width, height] = size(svg);
+  draw(svg, "text", { class: "soft", x: width / 2, y: height / 2, "text-anchor": "middle" }, text);
+}
+
+const range = (values) => values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
+const cellOf = (table, pair, method) => table.cells[pair * table.methods.length + method];
+
+function chosenCurves() {
+  const table = DATA[picked.table], quantity = pick("quantity").value, curves = [];
+  table.methods.forEach((name, index) => {
+    const cell = cellOf(table, picked.pair, index);
+    if (cell && cell[quantity] && picked.methods.has(index)) curves.push({ name, index, ...cell[quantity] });
+  });
+  if (pick("epochs").value === "all") return curves;
+  const last = Math.max(...curves.map((curve) => curve.epochs.at(-1)));
+  return curves.map((curve) => {
+    const from = curve.epochs.findIndex((epoch) => epoch >= 0.75 * last);
+    const cut = (values) => (from < 0 ? [] : values.slice(from));
+    return { ...curve, epochs: cut(curve.epochs), mean: cut(curve.mean), low: cut(curve.low), high: cut(curve.high) };
+  }).filter((curve) => curve.epochs.length > 0);
+}
+
+let readAt = null;
+
+function drawCurves() {
+  const svg = document.getElementById("curves"), curves = chosenCurves(), accuracy = pick("quantity").value === "top1";
+  document.getElementById("curves-values").replaceChildren();
+  svg.onpointermove = svg.onkeydown = null;
+  if (curves.length === 0) return nothing(svg, "No epochs to show.");
+  const values = curves.flatMap((curve) => [...curve.mean, ...curve.low, ...curve.high]);
+  const epochs = [...new Set(curves.flatMap((curve) => curve.epochs))].sort((a, b) => a - b);
+  const { x, y, top, bottom } = frame(svg, range(epochs), range(values), {
+    x: "epoch", y: accuracy ? "top-1 test accuracy, %" : "training loss", format: String, whole: true,
+  });
+  const path = (at, list) => at.map((epoch, index) => x(epoch).toFixed(1) + "," + y(list[index]).toFixed(1));
+  for (const curve of curves) {
+    if (curve.low.length > 0) {
+      const points = [...path(curve.epochs, curve.high), ...path(curve.epochs, curve.low).reverse()].join(" ");
+      draw(svg, "polygon", { class: "band", points, fill: colour(curve.index) });
+    }
+  }
+  for (const curve of curves) {
+    const style = { stroke: colour(curve.index), "stroke-dasharray": dashes(curve.index) };
+    draw(svg, "polyline", { class: "line", points: path(curve.epochs, curve.mean).join(" "), ...style });
+    if (curve.epochs.length === 1) draw(svg, "circle", { cx: x(curve.epochs[0]), cy: y(curve.mean[0]), r: 3, fill: colour(curve.index) });
+  }
+  const cursor = draw(svg, "line", { class: "rule", y1: top, y2: bottom, visibility: "hidden" });
+  const read = (place) => {
+    readAt = Math.max(0, Math.min(epochs.length - 1, place));
+    cursor.setAttribute("visibility", "visible");
+    for (const end of ["x1", "x2"]) cursor.setAttribute(end, x(epochs[readAt]));
+    readValues(curves, epochs[readAt], accuracy);
+  };
+  svg.onpointermove = (event) => {
+    const at = event.clientX - svg.getBoundingClientRect().left;
+    read(epochs.reduce((best, epoch, index) => (Math.abs(x(epoch) - at) < Math.abs(x(epochs[best]) - at) ? index : best), 0));
+  };
+  svg.onkeydown = (event) => {
+    const by = { ArrowLeft: -1, ArrowRight: 1, Home: -epochs.length, End: epochs.length }[event.key];
+    if (by === undefined) return;
+    event.preventDefault();
+    read((readAt === null ? epochs.length - 1 : readAt) + by);
+  };
+  readValues(curves, epochs.at(-1), accuracy);
+}
+
+function readValues(curves, epoch, accuracy) {
+  const list = document.getElementById("curves-values");
+  list.replaceChildren();
+  add(list, "span", "epoch " + epoch + ":");
+  const there = curves.map((curve) => [curve, curve.mean[curve.epochs.indexOf(epoch)]]).filter(([, value]) => value !== undefined);
+  there.sort(([, a], [, b]) => (accuracy ? b - a : a - b));
+  for (const [curve, value] of there) add(list, "span", curve.name + " " + (accuracy ? value.toFixed(2) : value)).style.color = colour(curve.index);
+}
+
+function scatterPoints(table, cost) {
+  const points = [];
+  table.pairs.forEach((pair, at) => table.methods.forEach((name, index) => {
+    const cell = cellOf(table, at, index);
+    if (cell && cell.mean !== null && cell[cost] && picked.methods.has(index)) points.push({ pair, at, name, index, cell, cost: cell[cost] });
+  }));
+  return points;
+}
+
+function drawScatter() {
+  const svg = document.getElementById("scatter"), cost = pick("cost").value;
+  const points = scatterPoints(DATA[picked.table], cost);
+  if (points.length === 0) return nothing(svg, "No measured cost to show.");
+  const spread = (point) => [point.cell.mean - (point.cell.sd || 0), point.cell.mean + (point.cell.sd || 0)];
+  const format = cost === "macs" ? (value) => (value > 0 ? short(value, "") : "0") : (value) => (value > 0 ? duration(value) : "0");
+  const ends = range(points.map((point) => point.cost));
+  const { x, y } = frame(svg, ends, range(points.flatMap(spread)), {
+    x: cost === "macs" ? "multiply-accumulates of a run" : "time of a run", y: "top-1 test accuracy, %", format, right: 80, inner: 0.12,
+  });
+  for (const point of points) point.x = x(point.cost);
+  for (const point of points.filter((each) => each.at !== picked.pair)) mark(svg, point, y, format, "faint");
+  for (const group of sideBySide(points.filter((point) => point.at === picked.pair))) {
+    for (const point of group) {
+      const [low, high] = spread(point);
+      draw(svg, "line", { x1: point.x, x2: point.x, y1: y(low), y2: y(high), stroke: colour(point.index), "stroke-width": 1.5 });
+      mark(svg, point, y, format, "");
+    }
+    label(svg, group, y);
+  }
+}
+
+/* Groups of points at nearly the same cost, moved apart so that all of them can be seen. */
+function sideBySide(points) {
+  const groups = [];
+  for (const point of points.sort((a, b) => a.x - b.x || b.cell.mean - a.cell.mean)) {
+    const last = groups.at(-1);
+    if (last && point.x - last[0].x < 12) last.push(point);
+    else groups.push([point]);
+  }
+  for (const group of groups) {
+    const gap = Math.min(11, 90 / group.length), middle = group[0].x;
+    group.forEach((point, index) => { point.x = middle + gap * (index - (group.length - 1) / 2); });
+  }
+  return groups;
+}
+
+/* Names to the right of a group, each at the height of its point or as near below as there is room. */
+function label(svg, group, y) {
+  const right = Math.max(...group.map((point) => point.x)) + 20;
+  let above = -Infinity;
+  for (const point of [...group].sort((a, b) => b.cell.mean - a.cell.mean)) {
+    above = Math.max(y(point.cell.mean) + 4, above + 13);
+    draw(svg, "line", { class: "grid", x1: point.x + 6, x2: right - 3, y1: y(point.cell.mean), y2: above - 4 });
+    draw(svg, "text", { x: right, y: above, style: "fill:" + colour(point.index) }, point.name);
+  }
+}
+
+function mark(svg, point, y, format, style) {
+  const place = { cx: point.x, cy: y(point.cell.mean), r: style ? 4 : 5, fill: colour(point.index), class: style };
+  const text = point.name + " on " + point.pair + ": " + point.cell.mean.toFixed(2) + " %, " + format(point.cost) + " on " + point.cell.devices.join(", ");
+  const circle = draw(svg, "circle", style ? place : { ...place, tabindex: 0, role: "img", "aria-label": text });
+  draw(circle, "title", {}, text);
+}
+
+function redraw() {
+  drawCurves();
+  drawScatter();
+}
+
+function fill(select, texts, chosen) {
+  select.replaceChildren();
+  texts.forEach((text, index) => { add(select, "option", text).value = index; });
+  select.value = chosen;
+  select.closest("label").hidden = texts.length < 2;
+}
+
+/* At first the eight best of the pair are drawn, and the plain student. */
+function chooseMethods() {
+  const table = DATA[picked.table];
+  const mean = (index) => (cellOf(table, picked.pair, index) || {}).mean ?? -1;
+  const order = table.methods.map((_, index) => index).sort((a, b) => mean(b) - mean(a));
+  picked.methods = new Set([...order.slice(0, 8), ...order.filter((index) => table.methods[index] === "ce")]);
+  const box = pick("methods");
+  box.replaceChildren(box.querySelector("legend"));
+  table.methods.forEach((name, index) => {
+    const label = add(box, "label", "");
+    const check = add(label, "input", "");
+    check.type = "checkbox";
+    check.checked = picked.methods.has(index);
+    check.addEventListener("change", () => { picked.methods[check.checked ? "add" : "delete"](index); redraw(); });
+    const swatch = draw(label, "svg", { class: "swatch", viewBox: "0 0 22 10", "aria-hidden": "true" });
+    draw(swatch, "line", { x1: 0, x2: 22, y1: 5, y2: 5, "stroke-width": 3, stroke: colour(index), "stroke-dasharray": dashes(index) });
+    add(label, "span", name);
+  });
+  for (const [text, all] of [["All", true], ["None", false]]) {
+    const button = add(box, "button", text);
+    button.type = "button";
+    button.addEventListener("click", () => {
+      for (const check of box.querySelectorAll("input")) if (check.checked !== all) check.click();
+    });
+  }
+}
+
+function choosePair(pair) {
+  picked.pair = pair;
+  readAt = null;
+  chooseMethods();
+  redraw();
+}
+
+function chooseTable(table) {
+  picked.table = table;
+  fill(pick("pair"), DATA[table].pairs, 0);
+  choosePair(0);
+}
+
+if (DATA.length > 0) {
+  document.getElementById("controls").hidden = false;
+  fill(pick("table"), DATA.map((table) => table.title), 0);
+  pick("table").addEventListener("change", (event) => chooseTable(Number(event.target.value)));
+  pick("pair").addEventListener("change", (event) => choosePair(Number(event.target.value)));
+  for (const name of ["quantity", "epochs"]) pick(name).addEventListener("change", drawCurves);
+  pick("cost").addEventListener("change", drawScatter);
+  chooseTable(0);
+  new ResizeObserver(redraw).observe(document.getElementById("explore"));
+  window.addEventListener("beforeprint", redraw);
+}

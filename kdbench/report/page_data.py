@@ -1,0 +1,94 @@
+"""What the HTML report's scripts read: for each pair of a table its cells' trials, curves and costs, as plain JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from kdbench.report.curves import cell_curves, points_per_curve, stride
+from kdbench.report.rows import Row
+from kdbench.report.samples import Key, key_of, titles
+from kdbench.report.statistics_sheets import pair_text
+from kdbench.report.tables import Pair, Table
+from kdbench.store.record import Record, work_of
+from kdbench.suite.specs import RunSpec
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The record of a run that was started at least, and its about.json, read once."""
+
+    record: Record
+    about: dict[str, Any]
+
+
+def page_data(
+    tables: Sequence[Table], rows: Sequence[Row], specs: Mapping[str, RunSpec], trained: Mapping[str, Trained]
+) -> list[dict[str, Any]]:
+    """One mapping per table: title, pairs, methods, and the cells in the order of ``cell_number``.
+
+    ``specs`` and ``trained`` are by run id; of a run that was never started there is nothing in ``trained``.
+    """
+    members: dict[tuple[Key, str, Pair], list[Row]] = {}
+    for row in rows:
+        key = (row.suite, row.protocol, row.dataset, row.scenario, row.strategy)
+        members.setdefault((key, row.method, (row.teacher, row.student)), []).append(row)
+    names = titles(map(key_of, tables))
+    points = points_per_curve(len(trained), len(members))
+    return [
+        {
+            "title": names[key_of(table)],
+            "pairs": [pair_text(pair) for pair in table.pairs],
+            "methods": table.methods,
+            "cells": [
+                _cell(table, method, pair, members.get((key_of(table), method, pair), []), specs, trained, points)
+                for pair in table.pairs
+                for method in table.methods
+            ],
+        }
+        for table in tables
+    ]
+
+
+def cell_number(table: Table, method: str, pair: Pair) -> int:
+    """The place of a cell in its table's list."""
+    return table.pairs.index(pair) * len(table.methods) + table.methods.index(method)
+
+
+def safe_json(value: Any) -> str:
+    """JSON that can stand inside a script element: no ``<``, ``>`` or ``&``, so nothing can close it."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _cell(
+    table: Table,
+    method: str,
+    pair: Pair,
+    rows: Sequence[Row],
+    specs: Mapping[str, RunSpec],
+    trained: Mapping[str, Trained],
+    points: int,
+) -> dict[str, Any] | None:
+    cell = table.cells.get((method, pair))
+    if cell is None:
+        return None
+    found = [trained[row.run_id] for row in rows if row.run_id in trained]
+    strides = [stride(specs[row.run_id].recipe, points) for row in rows if row.run_id in trained]
+    curves = cell_curves(zip((each.record for each in found), strides, strict=True))
+    work = [done for each in found if (done := work_of(each.about))[0]]
+    return {
+        "mean": cell.mean,
+        "sd": cell.sd,
+        "planned": cell.planned,
+        "published": cell.published.text if cell.published else "",
+        "note": cell.note,
+        "trials": [[row.trial, row.run_id, row.top1] for row in rows],
+        "macs": fmean(macs for _, macs, _ in work) if work else None,
+        "seconds": fmean(seconds for _, _, seconds in work) if work else None,
+        "devices": sorted({kind for kind, _, _ in work}),
+        **{quantity: vars(curve) for quantity, curve in curves.items()},
+    }

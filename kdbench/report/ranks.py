@@ -1,0 +1,96 @@
+"""Ranks of methods over pairs: Friedman's test and Nemenyi's critical difference (Demšar, JMLR 7, 2006)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from kdbench.report.samples import Samples
+from kdbench.report.tables import Pair
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Mean rank of each method over the pairs where all of them are measured; 1 is best.
+
+    Two methods differ (α = 0.05) where their mean ranks lie at least ``critical_difference`` apart. ``left_out`` counts the
+    methods and pairs of the table that are not in it, for want of a cell. ``why`` says why there is no test.
+    """
+
+    ranks: dict[str, float]
+    pairs: int
+    chi_square: float | None = None
+    p: float | None = None
+    critical_difference: float | None = None
+    left_out: tuple[int, int] = (0, 0)
+    why: str = ""
+
+
+def rank_methods(samples: Samples) -> Ranking:
+    """Rank the methods by their means within each pair, and average.
+
+    Friedman's χ² is corrected for ties. It is used as it is, though Iman and Davenport's F is stronger: with two or three
+    pairs that agree F is infinite, while the exact p may be 0.17.
+    """
+    methods, pairs = complete_block(samples)
+    left_out = (len(samples.methods) - len(methods), len(samples.pairs) - len(pairs))
+    table = [average_ranks([round(samples.mean(method, pair) or 0.0, 9) for method in methods]) for pair in pairs]
+    ranks = {method: math.fsum(line[at] for line in table) / len(pairs) for at, method in enumerate(methods)}
+    if len(pairs) < 2:
+        return Ranking(ranks, len(pairs), left_out=left_out, why="too few pairs")
+    if len(methods) < 3:
+        return Ranking(ranks, len(pairs), left_out=left_out, why="two methods: Wilcoxon's test compares them")
+    chi_square = _friedman(table)
+    if chi_square is None:
+        return Ranking(ranks, len(pairs), left_out=left_out, why="all methods tie everywhere")
+    from scipy.special import chdtrc  # type: ignore[import-untyped]
+
+    p = float(chdtrc(len(methods) - 1, chi_square))
+    return Ranking(ranks, len(pairs), chi_square, p, critical_difference(len(methods), len(pairs)), left_out)
+
+
+def average_ranks(values: Sequence[float]) -> list[float]:
+    """Ranks by descending value, 1 first; ties share the mean of their ranks."""
+    order = sorted(range(len(values)), key=lambda index: -values[index])
+    ranks = [0.0] * len(values)
+    start = 0
+    while start < len(order):
+        end = start
+        while end < len(order) and values[order[end]] == values[order[start]]:
+            end += 1
+        for index in order[start:end]:
+            ranks[index] = (start + 1 + end) / 2
+        start = end
+    return ranks
+
+
+@cache
+def critical_difference(methods: int, pairs: int) -> float:
+    """Nemenyi's critical difference of mean ranks, α = 0.05: q √(k(k+1) / 6N), q the studentized range's quantile / √2."""
+    from scipy.stats import studentized_range  # type: ignore[import-untyped]
+
+    quantile = float(studentized_range.ppf(0.95, methods, math.inf)) / math.sqrt(2)
+    return quantile * math.sqrt(methods * (methods + 1) / (6 * pairs))
+
+
+def complete_block(samples: Samples) -> tuple[list[str], list[Pair]]:
+    """The methods and pairs without a gap between them: methods with many gaps go first, while that keeps more cells."""
+    filled = {m: {p for p in samples.pairs if samples.of(m, p)} for m in samples.methods}
+    best: tuple[list[str], list[Pair]] = ([], [])
+    for least in sorted({len(pairs) for pairs in filled.values()} - {0}):
+        methods = [method for method in samples.methods if len(filled[method]) >= least]
+        pairs = [pair for pair in samples.pairs if all(pair in filled[method] for method in methods)]
+        if len(methods) > 1 and len(methods) * len(pairs) > len(best[0]) * len(best[1]):
+            best = (methods, pairs)
+    return best
+
+
+def _friedman(table: Sequence[Sequence[float]]) -> float | None:
+    """χ² of the ranks of k methods (inner) in N pairs (outer), corrected for ties; None where all ranks are equal."""
+    n, k = len(table), len(table[0])
+    middle = (k + 1) / 2
+    between = n * sum((sum(line[at] for line in table) / n - middle) ** 2 for at in range(k))
+    within = sum((rank - middle) ** 2 for line in table for rank in line) / (n * (k - 1))
+    return between / within if within else None

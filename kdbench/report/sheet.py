@@ -1,0 +1,91 @@
+"""A table as lines of text: what lies between the numbers and the formats.
+
+A format reads nothing else. It escapes every text itself, and calls ``plain`` first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Mark(StrEnum):
+    """How a number stands out: the papers print the best bold and the second best underlined."""
+
+    none = ""
+    best = "best"
+    second = "second"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cell's text; ``span`` is the number of columns that it covers."""
+
+    text: str
+    mark: Mark = Mark.none
+    span: int = 1
+
+
+Line = tuple[Entry, ...]
+"""The entries of a line from left to right; their spans add up to the sheet's width."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """Header lines and the lines below them, in partitions with a rule between any two. A sheet may stack several."""
+
+    header: tuple[Line, ...]
+    parts: tuple[tuple[Line, ...], ...]
+
+    @property
+    def lines(self) -> Iterator[Line]:
+        yield from self.header
+        for part in self.parts:
+            yield from part
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table to be written. ``stub`` says whether the first column holds labels (to the left) and not numbers.
+
+    ``id`` is ``ega-1`` for a paper's table and "" for any other; ``caption`` stands under the table: what it shows, the
+    protocol, score rule, trials and versions; ``notes`` follow it, one line each.
+    """
+
+    title: str
+    bands: tuple[Band, ...]
+    id: str = ""
+    stub: bool = True
+    caption: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def lines(self) -> Iterator[Line]:
+        for band in self.bands:
+            yield from band.lines
+
+    @property
+    def width(self) -> int:
+        """The number of columns, with that of the labels."""
+        return max((sum(entry.span for entry in line) for line in self.lines), default=0)
+
+
+def spanning(texts: Iterable[str]) -> Line:
+    """A header line in which equal neighbours are one entry."""
+    entries: list[Entry] = []
+    for text in texts:
+        if entries and entries[-1].text == text:
+            entries[-1] = Entry(text, span=entries[-1].span + 1)
+        else:
+            entries.append(Entry(text))
+    return tuple(entries)
+
+
+def plain(text: str) -> str:
+    """The text on one line and without control characters, which could change what stands around it."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")

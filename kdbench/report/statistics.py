@@ -1,0 +1,168 @@
+"""What a table's numbers allow to say: each method against a baseline, ranks, and what the trials can detect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from kdbench.catalogue.names import nearest
+from kdbench.errors import BadInput
+from kdbench.report.improvement import Improvement, average_improvement
+from kdbench.report.paired import Difference, holm, paired_t, wilcoxon
+from kdbench.report.power import detectable, pooled_sd
+from kdbench.report.ranks import Ranking, rank_methods
+from kdbench.report.samples import Key, Samples
+from kdbench.report.tables import Pair
+
+
+ALPHA = 0.05
+PLAIN = "ce"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method against the baseline on one pair: a paired t-test over trials. ``corrected`` is p after Holm."""
+
+    method: str
+    pair: Pair
+    difference: Difference
+    corrected: float | None
+
+
+@dataclass(frozen=True)
+class Overall:
+    """A method against the baseline over all pairs that have both: Wilcoxon's test on the mean differences.
+
+    ``won`` and ``lost`` count pairs by the sign of the mean difference. ``over_baseline`` is the method's average relative
+    improvement over the baseline, ``of_first`` that of the first-ranked method over this one.
+    """
+
+    method: str
+    difference: Difference
+    corrected: float | None
+    won: int
+    lost: int
+    over_baseline: Improvement
+    of_first: Improvement
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What the trials of a pair can show: the pooled sd of paired differences, and the difference it lets detect."""
+
+    pair: Pair
+    trials: int
+    sd: float | None
+    detectable: float | None
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """All of one table. ``baseline`` is None where the table has not the wanted one: then nothing is compared."""
+
+    key: Key
+    baseline: str | None
+    comparisons: list[Comparison]
+    overall: list[Overall]
+    sensitivity: list[Sensitivity]
+    ranking: Ranking
+    first: str | None
+
+    @property
+    def tests(self) -> int:
+        """How many comparisons on single pairs were made: what Holm's correction counts."""
+        return sum(each.difference.p is not None for each in self.comparisons)
+
+
+def compute(samples: Samples, key: Key, baseline: str | None = None) -> Statistics:
+    """The statistics of one table. Without a baseline's name: kd, else ce, else the first method."""
+    base = baseline or next((name for name in ("kd", PLAIN) if name in samples.methods), samples.methods[0])
+    ranking = rank_methods(samples)
+    first = min(ranking.ranks, key=lambda method: ranking.ranks[method]) if ranking.ranks else None
+    found = base if base in samples.methods else None
+    return Statistics(
+        key=key,
+        baseline=found,
+        comparisons=_compare_trials(samples, found) if found else [],
+        overall=_compare_pairs(samples, found, first) if found else [],
+        sensitivity=[_sensitivity(samples, found, pair) for pair in samples.pairs] if found else [],
+        ranking=ranking,
+        first=first,
+    )
+
+
+def compute_all(samples: dict[Key, Samples], baseline: str | None = None) -> list[Statistics]:
+    """The statistics of all tables, in their order. Raises BadInput for a baseline that none of them has."""
+    methods = sorted({method for each in samples.values() for method in each.methods})
+    if baseline is not None and methods and baseline not in methods:
+        near = nearest(baseline, methods)
+        hint = f"Did you mean '{near}'?" if near else f"There are {', '.join(methods)}."
+        raise BadInput(f"--baseline {baseline}: no table has the method '{baseline}'. {hint}")
+    return [compute(each, key, baseline) for key, each in samples.items()]
+
+
+def not_separable(samples: Samples, pair: Pair) -> set[str]:
+    """The best method of a pair, and all that a paired t-test does not tell from it (α = 0.05, Holm over the pair).
+
+    Where trials are too few for a test, nothing is told apart: every method is in the set.
+    """
+    means = {method: mean for method in samples.methods if (mean := samples.mean(method, pair)) is not None}
+    if not means:
+        return set()
+    best = max(means, key=lambda method: means[method])
+    others = [method for method in means if method != best]
+    ps = holm([paired_t(samples.differences(best, method, pair)).p for method in others])
+    return {best, *(method for method, p in zip(others, ps, strict=True) if p is None or p >= ALPHA)}
+
+
+def _compare_trials(samples: Samples, baseline: str) -> list[Comparison]:
+    places = [
+        (method, pair)
+        for method in samples.methods
+        for pair in samples.pairs
+        if method != baseline and samples.of(method, pair)
+    ]
+    found = [paired_t(samples.differences(method, baseline, pair)) for method, pair in places]
+    corrected = holm([each.p for each in found])
+    return [Comparison(*place, each, p) for place, each, p in zip(places, found, corrected, strict=True)]
+
+
+def _compare_pairs(samples: Samples, baseline: str, first: str | None) -> list[Overall]:
+    methods = [method for method in samples.methods if method != baseline]
+    means = {method: _mean_differences(samples, method, baseline) for method in methods}
+    found = [wilcoxon(means[method]) for method in methods]
+    return [
+        Overall(
+            method=method,
+            difference=difference,
+            corrected=p,
+            won=sum(round(value, 9) > 0 for value in means[method]),
+            lost=sum(round(value, 9) < 0 for value in means[method]),
+            over_baseline=improvement(samples, method, baseline),
+            of_first=improvement(samples, first or method, method),
+        )
+        for method, difference, p in zip(methods, found, holm([each.p for each in found]), strict=True)
+    ]
+
+
+def improvement(samples: Samples, target: str, other: str) -> Improvement:
+    """The average relative improvement of one method over another, over the pairs where both and plain students are."""
+    if target == other or PLAIN in (target, other):
+        return Improvement(None, 0, 0)
+    triples = [[samples.mean(method, pair) for method in (target, other, PLAIN)] for pair in samples.pairs]
+    whole = [(a, b, c) for a, b, c in triples if a is not None and b is not None and c is not None]
+    return average_improvement(whole)
+
+
+def _mean_differences(samples: Samples, method: str, other: str) -> list[float]:
+    """The mean paired difference of each pair of networks that has both methods."""
+    found: Sequence[list[float]] = [samples.differences(method, other, pair) for pair in samples.pairs]
+    return [fmean(values) for values in found if values]
+
+
+def _sensitivity(samples: Samples, baseline: str, pair: Pair) -> Sensitivity:
+    groups = [samples.differences(method, baseline, pair) for method in samples.methods if method != baseline]
+    trials = max((len(group) for group in groups), default=0)
+    sd = pooled_sd(groups)
+    return Sensitivity(pair, trials, sd, detectable(sd, trials))

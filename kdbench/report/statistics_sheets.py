@@ -1,0 +1,169 @@
+"""Statistics as sheets, which every format can write."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from kdbench.report.improvement import Improvement
+from kdbench.report.paired import Difference
+from kdbench.report.sheet import Band, Entry, Line, Mark, Sheet
+from kdbench.report.statistics import ALPHA, Overall, Sensitivity, Statistics
+from kdbench.report.tables import Pair
+
+
+def statistics_sheets(found: Statistics, title: str) -> list[Sheet]:
+    """A sheet for single pairs, and one for all of them where there are several. What is significant is marked."""
+    if found.baseline is None or not found.comparisons:
+        why = "the baseline is not in this table" if found.baseline is None else "no other method has been measured"
+        lines = ((Entry(f"nothing is compared: {why}"),),)
+        return [Sheet(f"{title}, statistics", (Band(((Entry("statistics"),),), (lines,)),))]
+    sheets = [_each_pair(found, title)]
+    return [*sheets, _all_pairs(found, title)] if len(found.sensitivity) > 1 else sheets
+
+
+def p_text(p: float | None) -> str:
+    """``p 0.021``, ``p < 0.001``; empty for none."""
+    return "" if p is None else "p < 0.001" if p < 0.001 else f"p {p:.3f}"
+
+
+def pair_text(pair: Pair) -> str:
+    """``teacher → student``."""
+    return " → ".join(name for name in pair if name)
+
+
+def _each_pair(found: Statistics, title: str) -> Sheet:
+    pairs = [each.pair for each in found.sensitivity]
+    cells = {(each.method, each.pair): each for each in found.comparisons}
+    lines = []
+    for method in dict.fromkeys(each.method for each in found.comparisons):
+        line = [Entry(method)]
+        for pair in pairs:
+            each = cells.get((method, pair))
+            text = _difference_text(each.difference, each.corrected) if each else ""
+            line.append(Entry(text, _mark(each.corrected if each else None)))
+        lines.append(tuple(line))
+    last = (Entry("(detectable)"), *(Entry(_sensitivity_text(each)) for each in found.sensitivity))
+    parts = (tuple(lines), (last,)) if found.tests else (tuple(lines),)
+    header = (Entry("method"), *(Entry(pair_text(pair)) for pair in pairs))
+    return Sheet(
+        f"{title}, against {found.baseline} on each pair",
+        (Band((header,), parts),),
+        caption=_pair_caption(found),
+        notes=_reasons(each.difference for each in found.comparisons),
+    )
+
+
+def _all_pairs(found: Statistics, title: str) -> Sheet:
+    ranking, base, first = found.ranking, found.baseline or "", found.first
+    header = [
+        "method",
+        "mean rank",
+        f"− {base}",
+        "won : lost",
+        "Wilcoxon",
+        f"ARI over {base}",
+        f"ARI of {first} over it",
+    ]
+    lines: list[Line] = [tuple(map(Entry, [base, _number(ranking.ranks.get(base)), *[""] * 5]))]
+    lines += [_overall_line(each, ranking.ranks.get(each.method)) for each in found.overall]
+    keep = [at for at in range(len(header)) if any(line[at].text for line in lines)]
+    captions = [_ranking_caption(found), _difference_caption(found)]
+    if 5 in keep or 6 in keep:
+        captions.append(_improvement_caption(found))
+    return Sheet(
+        f"{title}, over {len(found.sensitivity)} pairs",
+        (Band((tuple(Entry(header[at]) for at in keep),), (tuple(tuple(line[at] for at in keep) for line in lines),)),),
+        caption=" ".join(captions),
+        notes=_reasons(each.difference for each in found.overall),
+    )
+
+
+def _overall_line(each: Overall, rank: float | None) -> Line:
+    difference = each.difference
+    return (
+        Entry(each.method),
+        Entry(_number(rank)),
+        Entry("" if difference.mean is None else f"{difference.mean:+.2f} ({difference.n})"),
+        Entry(f"{each.won} : {each.lost}"),
+        Entry(p_text(each.corrected), _mark(each.corrected)),
+        Entry(_improvement_text(each.over_baseline)),
+        Entry(_improvement_text(each.of_first)),
+    )
+
+
+def _ranking_caption(found: Statistics) -> str:
+    ranking = found.ranking
+    text = f"Mean rank: over {ranking.pairs} pairs and {len(ranking.ranks)} methods without a gap, 1 is best"
+    if any(ranking.left_out):
+        methods, pairs = ranking.left_out
+        text += f" ({methods} methods and {pairs} pairs have gaps and are left out)"
+    if ranking.chi_square is None or ranking.p is None or ranking.critical_difference is None:
+        return f"{text}; no Friedman test: {ranking.why}."
+    return (
+        f"{text}; Friedman's χ² = {ranking.chi_square:.2f}, {p_text(ranking.p)}; Nemenyi's critical difference "
+        f"{ranking.critical_difference:.2f} (α = 0.05)."
+    )
+
+
+def _pair_caption(found: Statistics) -> str:
+    text = f"Mean difference to {found.baseline} in percentage points ± sd of the paired differences (trials)"
+    if not found.tests:
+        return f"{text}."
+    return (
+        f"{text}; p of a paired t-test, two-sided, Holm-corrected over {found.tests} comparisons, marked below {ALPHA}. "
+        "Detectable: the true difference that one such test finds in 80 % of cases (α = 0.05), from the pooled sd of the "
+        "paired differences."
+    )
+
+
+def _difference_caption(found: Statistics) -> str:
+    tests = sum(each.difference.p is not None for each in found.overall)
+    text = f"− {found.baseline}: mean over the pairs that have both, in percentage points (pairs)"
+    if not tests:
+        return f"{text}."
+    return f"{text}. Wilcoxon's signed-rank test, two-sided, exact, Holm-corrected over {tests} comparisons."
+
+
+def _improvement_caption(found: Statistics) -> str:
+    skipped = max(max(each.over_baseline.undefined, each.of_first.undefined) for each in found.overall)
+    text = "ARI: average relative improvement, (a − b) / (b − ce) in % (SemCKD, eq. 17)"
+    return f"{text}, over pairs where b is above ce (up to {skipped} are not)." if skipped else f"{text}."
+
+
+def _mark(p: float | None) -> Mark:
+    return Mark.best if p is not None and p < ALPHA else Mark.none
+
+
+def _difference_text(difference: Difference, corrected: float | None) -> str:
+    if difference.mean is None:
+        return "–"
+    sd = "" if difference.sd is None else f" ± {difference.sd:.2f}"
+    p = f", {p_text(corrected)}" if corrected is not None else ""
+    return f"{difference.mean:+.2f}{sd} ({difference.n}){p}"
+
+
+def _sensitivity_text(each: Sensitivity) -> str:
+    return (
+        "too few trials" if each.detectable is None else f"{each.detectable:.2f} (n = {each.trials}, sd {each.sd:.2f})"
+    )
+
+
+def _improvement_text(each: Improvement) -> str:
+    return "" if each.percent is None else f"{each.percent:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _reasons(differences: Iterable[Difference]) -> tuple[str, ...]:
+    counts = Counter(each.why for each in differences if each.why)
+    return tuple(f"{count} without a test: {_EXPLAINED[why]}." for why, count in counts.items())
+
+
+_EXPLAINED = {
+    "too few trials": "too few trials (two that both methods have are needed)",
+    "no variation": "the difference is the same in all trials",
+    "too few pairs": "too few pairs (six with a difference are needed, or no p can fall below 0.05)",
+}

@@ -1,0 +1,109 @@
+"""The HTML report in a real browser: no console message, tables that sort, numbers that explain themselves, charts."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from kdbench.report.analysis import analyse
+from kdbench.report.assemble import measured_report
+from kdbench.report.html import Choice, html
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, to open the page")
+
+HOSTILE = "</script><script>console.error('hostile')</script><img src=x onerror=console.error(1)>"
+
+PROBE = """
+<pre id="probe"></pre>
+<script>
+const table = document.querySelector("table.results"), buttons = table.tHead.querySelectorAll("button");
+const order = () => Array.from(table.tBodies[0].rows, (row) => row.cells[0].textContent);
+const press = (key) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+const found = { first: order(), sort: [] };
+for (const at of [1, 1, 1, 0]) {
+  buttons[at].click();
+  found.sort.push([buttons[at].closest("th").getAttribute("aria-sort"), order()]);
+}
+table.querySelector("td[tabindex='0']").focus();
+press("ArrowRight");
+found.detail = document.getElementById("detail").innerText;
+found.column = document.activeElement.cellIndex;
+press("Escape");
+found.hidden = document.getElementById("detail").hidden;
+found.stops = table.querySelectorAll("td[tabindex='0']").length;
+found.width = document.documentElement.scrollWidth <= window.innerWidth;
+found.points = document.querySelectorAll("#scatter circle").length;
+found.names = Array.from(document.querySelectorAll("#pick-methods label"), (label) => label.textContent);
+found.lines = document.querySelectorAll("#curves polyline").length;
+document.querySelector("#pick-methods input").click();
+found.fewer = document.querySelectorAll("#scatter circle").length;
+document.getElementById("probe").textContent = JSON.stringify(found);
+</script>
+"""
+
+
+@pytest.fixture
+def probe(tmp_path):
+    """Open a page with the probe in it; returns what it found and what the browser wrote to its console."""
+
+    def look(page):
+        file = tmp_path / "page.html"
+        file.write_text(page.replace("</body>", PROBE + "</body>"), encoding="utf-8")
+        done = subprocess.run(
+            [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+             "--enable-logging=stderr", "--dump-dom",
+             f"--user-data-dir={tmp_path / 'profile'}", "--window-size=500,800", file.as_uri()],
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+        text = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.S)[1]
+        return json.loads(text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")), console
+
+    return look
+
+
+@pytest.fixture
+def page(trained):
+    """A page of made-up runs, one of whose methods has a hostile name."""
+    name = json.dumps(HOSTILE)
+    suite, store = trained(f"""\
+name: {name}
+protocol: smoke
+dataset: digits
+trials: 2
+grid:
+  teacher: resnet8x4
+  student: [resnet8, resnet14]
+  method: [at, {{name: {name}, terms: {{ce: 1, kd: 2}}}}, kd, sp]
+  exclude: [{{method: sp, student: resnet8}}]
+""")
+    report = measured_report([suite], [store])
+    return html(report, analyse(report.rows), [suite], [store], Choice())
+
+
+def test_the_page_works_in_a_narrow_window_and_the_console_stays_empty(page, probe):
+    found, console = probe(page)
+    assert console == []
+    assert found["first"] == ["at", HOSTILE, "kd", "sp"]
+    assert found["sort"] == [
+        ["descending", ["kd", HOSTILE, "at", "sp"]],
+        ["ascending", ["at", HOSTILE, "kd", "sp"]],
+        ["none", ["at", HOSTILE, "kd", "sp"]],
+        ["ascending", [HOSTILE, "at", "kd", "sp"]],
+    ]
+    assert found["detail"].startswith("at on resnet8x4 → resnet14")
+    assert "sd 0.71, n 2 of 2" in found["detail"]
+    assert "5 TMAC, 60 s on gpu" in found["detail"]
+    assert (found["column"], found["hidden"], found["stops"], found["width"]) == (2, True, 1, True)
+    assert (found["names"], found["points"], found["fewer"]) == (["at", HOSTILE, "kd", "sp"], 7, 5)
+    assert found["lines"] == 3
+
+
+def test_the_probe_sees_errors(page, probe):
+    _, console = probe(page.replace("</body>", "<script>console.error('seen')</script></body>"))
+    assert len(console) == 1
+    assert "seen" in console[0]

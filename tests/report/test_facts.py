@@ -1,0 +1,133 @@
+"""Facts: the tidy values of runs and teachers, and what they are compared by."""
+
+import pytest
+
+from kdbench.report.facts import by_key, collect_facts, run_facts, teacher_facts
+from kdbench.report.keys import canonical_setting, make_key, split_method
+from kdbench.report.rows import collect
+from kdbench.store.store import Store
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("kd", ("kd", "")),
+        ("ega-no-edge[node_weight=1.2]", ("ega-no-edge", "node_weight=1.2")),
+        ("sskd[topk=50,ss_task=jigsaw]", ("sskd", "topk=50,ss_task=jigsaw")),
+        ("[a=1]", ("[a=1]", "")),
+        ("kd[mine]", ("kd[mine]", "")),
+        ("kd[a=1", ("kd[a=1", "")),
+    ],
+)
+def test_a_name_carries_what_is_varied(name, parts):
+    assert split_method(name) == parts
+
+
+@pytest.mark.parametrize(
+    ("setting", "canonical"),
+    [
+        ("", ""), ("fewshot=1.0", ""), ("noise=0.0", ""), ("noise=0.10", "noise=0.1"), ("node_weight=2.0", "node_weight=2"),
+        ("noise=0.1,fewshot=0.25", "fewshot=0.25,noise=0.1"), ("ss_task=jigsaw", "ss_task=jigsaw"), ("odd", "odd="),
+    ],
+)  # fmt: skip
+def test_settings_have_one_spelling(setting, canonical):
+    assert canonical_setting(setting) == canonical
+
+
+def test_the_plain_student_has_no_teacher_and_the_teacher_no_student():
+    plain = {
+        make_key("p", method, teacher, "s", "d", strategy, "", "top1")
+        for method in ("student", "ce", "baseline")
+        for teacher, strategy in (("t", "pretrained"), ("", "simultaneous"))
+    }
+    assert len(plain) == 1
+    teachers = {make_key("p", "teacher", "t", student, "d", "pretrained", "", "top1") for student in ("s", "r", "")}
+    assert len(teachers) == 1
+    assert make_key("p", "kd", "t", "s", "d", "", "", "top1") != make_key("p", "kd", "u", "s", "d", "", "", "top1")
+
+
+TEXT = """
+protocol: semckd
+dataset: cifar100
+trials: 2
+grid:
+  - {teacher: resnet32x4, student: vgg8, method: [ce, kd], scenario: [{fraction: 1.0}, {fraction: 0.25}, {label_noise: 0.1}]}
+"""
+
+
+def test_the_values_of_runs(load, tmp_path, finish):
+    suite, store = load(TEXT), Store(tmp_path / "results")
+    finish(store.run(suite.runs[0].id), versions={"kdbench": "0.1.0"})
+    facts = run_facts(collect([suite], [store]))
+    assert len(facts) == 3 * len(suite.runs) == 36
+    assert [(f.metric, f.value, f.status, f.version, f.score) for f in facts[:3]] == [
+        ("top1", 60.0, "done", "0.1.0", "best"),
+        ("top1_error", 40.0, "done", "0.1.0", "best"),
+        ("top5_error", 9.0, "done", "0.1.0", "best"),
+    ]
+    assert (facts[3].trial, facts[3].value, facts[3].reason) == (1, None, "not run")
+    assert {(f.paper, f.teacher, f.student, f.dataset, f.strategy) for f in facts} == {
+        ("semckd", "resnet32x4", "vgg8", "cifar100", "pretrained")
+    }
+    assert list(dict.fromkeys(f.setting for f in facts)) == ["", "fewshot=0.25", "noise=0.1"]
+
+
+def test_the_teacher_counts_as_it_taught(load, tmp_path, finish):
+    suite, store = load(TEXT), Store(tmp_path / "results")
+    teacher = next(run.spec.teacher for run in suite.runs if run.spec.teacher)
+    (missing, *_) = teacher_facts(collect([suite], [store]), [store])
+    assert (missing.value, missing.reason) == (None, "teacher not trained")
+    finish(store.teacher(teacher.id), kind="teacher", last=79.0, best=80.0)
+    facts = teacher_facts(collect([suite], [store]), [store])
+    assert [(f.method, f.teacher, f.student, f.metric, f.value) for f in facts] == [
+        ("teacher", "resnet32x4", "", "top1", 79.0),
+        ("teacher", "resnet32x4", "", "top1_error", 21.0),
+        ("teacher", "resnet32x4", "", "top5_error", 10.0),
+    ]
+    assert {f.paper for f in facts} == {"semckd"}
+    assert len(collect_facts([suite], [store])) == 36 + 3
+
+
+SWEEP = """
+protocol: {protocol}
+dataset: cifar100
+strategy: simultaneous
+trials: 1
+grid:
+  teacher: clip-vit-b32
+  student: resnet8x4
+  method:
+    - {{name: "ega-no-edge[node_weight=1.2]", terms: {terms}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("protocol", "terms", "paper"),
+    [
+        ("ega", "{ce: 1, ega: {weight: 1.2, edge: 0}}", "ega"),
+        ("ega", "{ce: 1, ega: {weight: 1.2, edge: 0}, kd: 1}", ""),
+        ("ega", "{ce: 1, nce: 1}", ""),
+        ("{base: ega, epochs: 20}", "{ce: 1, ega: {weight: 1.2, edge: 0}}", ""),
+    ],
+)
+def test_a_sweep_is_the_papers_but_for_what_it_varies(load, protocol, terms, paper):
+    facts = run_facts(collect([load(SWEEP.format(protocol=protocol, terms=terms))], []))
+    assert {(f.paper, f.method, f.setting) for f in facts} == {(paper, "ega-no-edge", "node_weight=1.2")}
+
+
+def test_an_unknown_method_with_brackets_is_no_papers(load):
+    text = SWEEP.replace("ega-no-edge[", "mine[").format(protocol="ega", terms="{ce: 1, ega: {edge: 0}}")
+    assert {f.paper for f in run_facts(collect([load(text)], []))} == {""}
+
+
+def test_a_run_that_several_columns_share_counts_once(load):
+    suite = load("""
+protocol: semckd
+dataset: cifar100
+trials: 4
+grid: {teacher: [resnet32x4, vgg13], student: vgg8, method: ce}
+""")
+    (found,) = [facts for key, facts in by_key(run_facts(collect([suite], []))).items() if key.metric == "top1"]
+    assert [fact.trial for fact in found] == [0, 1, 2, 3]
+    changed = load("protocol: {base: semckd, epochs: 9}\ndataset: cifar100\ngrid: {student: vgg8, method: ce}")
+    assert by_key(run_facts(collect([changed], []))) == {}

@@ -1,0 +1,198 @@
+"""The papers' tables, filled with measured numbers."""
+
+import pytest
+
+from kdbench.errors import BadSuite, KdbenchError
+from kdbench.report.assemble import measured_report
+from kdbench.report.cells import View
+from kdbench.report.sheet import Mark
+from kdbench.store.record import Failure
+from kdbench.store.store import Store
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "results")
+
+
+def lines(sheet):
+    """The texts of a sheet's lines below the header, by label."""
+    return {
+        line[0].text: [entry.text for entry in line[1:]] for band in sheet.bands for part in band.parts for line in part
+    }
+
+
+FEW = """
+protocol: semckd
+dataset: cifar100
+trials: 2
+tables: [semckd-7, semckd-8]
+grid:
+  - {teacher: resnet32x4, student: vgg8, method: [ce, kd, at], scenario: [{fraction: 1.0}, {fraction: 0.25}, {label_noise: 0.3}]}
+  - {teacher: resnet32x4, student: vgg8, method: [kd], protocol: {base: semckd, epochs: 20}}
+"""
+
+
+@pytest.fixture
+def few(load, store, finish):
+    """A suite of which KD is done without scenario and with a quarter of the labels."""
+    suite = load(FEW)
+    for run in suite.runs[:18]:
+        if run.method == "kd" and run.spec.scenario.label_noise == 0:
+            best = 72.8 if run.spec.scenario.fraction == 1 else 50.0
+            finish(store.run(run.id), best=best + run.spec.trial / 10, versions={"kdbench": "0.1.0"})
+    return suite
+
+
+def test_plain_runs_fill_the_columns_without_scenario(few, store):
+    shot, noise, _ = measured_report([few], [store]).sheets(View.both)
+    assert (shot.id, noise.id) == ("semckd-7", "semckd-8")
+    assert lines(shot)["KD"][0] == "50.05 ± 0.07 (2) | 59.23 ± 0.23"
+    assert lines(shot)["KD"][3] == "72.85 ± 0.07 (2) | 72.73 ± 0.15"
+    assert lines(noise)["KD"][0] == "72.85 ± 0.07 (2) | 72.73 ± 0.15"
+    assert lines(noise)["KD"][1] == "– | 71.39 ± 0.33"
+
+
+def test_every_view(few, store):
+    report = measured_report([few], [store])
+    shown = {view: lines(report.sheets(view)[0]).get("KD") for view in View}
+    assert shown[View.measured] == ["50.05 ± 0.07 (2)", "–", "–", "72.85 ± 0.07 (2)"]
+    assert lines(report.sheets(View.published)[0])["KD [9]"][0] == "59.23 ± 0.23"
+    assert shown[View.difference] == ["-9.18", "–", "–", "+0.12"]
+    assert shown[View.verdict] == ["lower", "–", "–", "agrees"]
+
+
+def test_what_a_suite_ran_beyond_its_tables_stands_in_generic_ones(few, store):
+    *_, generic = measured_report([few], [store]).sheets()
+    assert generic.id == ""
+    assert "epochs 20" in generic.caption
+    assert list(lines(generic)) == ["kd"]
+
+
+def test_a_suite_without_tables_has_generic_ones_only(load, store):
+    suite = load(FEW.replace("tables: [semckd-7, semckd-8]\n", ""))
+    assert {sheet.id for sheet in measured_report([suite], [store]).sheets()} == {""}
+
+
+def test_the_runs_of_one_suite_stay_in_the_generic_table_of_another(few, load, store, tmp_path):
+    other = load(FEW.replace("tables: [semckd-7, semckd-8]\n", "name: other\n"))
+    titles = [sheet.title for sheet in measured_report([few, other], [store]).sheets()]
+    assert [title for title in titles if title.startswith("other: ")] == [
+        "other: cifar100, pretrained teacher",
+        "other: cifar100, 25% of the labels, pretrained teacher",
+        "other: cifar100, 30% label noise (over the other classes), pretrained teacher",
+        "other: cifar100, pretrained teacher",
+    ]
+
+
+def test_named_tables_come_alone(few, store):
+    (sheet,) = measured_report([few], [store], ["semckd-2"]).sheets()
+    assert lines(sheet)["KD"][0] == "72.85 ± 0.07 (2) | 72.73 ± 0.15"
+
+
+def test_empty_cells_say_why(few, store):
+    (failed,) = [
+        run for run in few.runs[:18] if run.method == "at" and run.spec.scenario.label_noise and not run.spec.trial
+    ]
+    store.run(failed.id).fail(Failure(kind="diverged", epoch=3, reason="loss is nan"))
+    shot, noise, _ = measured_report([few], [store]).sheets()
+    assert shot.notes == (
+        "Student / 25%, Student / 100%, AT / 25%, AT / 100%: not run (2 of 2)",
+        "Student / 50%, Student / 75%, KD / 50%, KD / 75%, FitNet, AT / 50%, AT / 75%, SP, VID, HKD, MGD, SemCKD: "
+        "not part of this suite",
+    )
+    assert "AT / 30%: loss is nan (1 of 2); not run (1 of 2)" in noise.notes
+
+
+def test_the_provenance_line(few, store):
+    shot, *_ = measured_report([few], [store]).sheets(View.verdict, 0.7)
+    assert shot.caption == (
+        "In %, measured against published; protocol semckd; best epoch, chosen by test accuracy; 2 trials; kdbench 0.1.0. "
+        "Agrees: within two published standard deviations, or 0.7 points where none is printed. "
+        "Fewer than two trials are too few."
+    )
+
+
+def test_marks_follow_the_measured_numbers(load, store, finish):
+    suite = load("""
+protocol: sskd
+dataset: cifar100
+tables: sskd-3
+trials: 1
+grid: {teacher: vgg13, student: vgg8, method: [ce, kd, at, sp, vid]}
+""")
+    for run, best in zip(suite.runs, (99.0, 72.001, 74.0, 72.004, 71.0), strict=True):
+        finish(store.run(run.id), best=best)
+    (sheet,) = measured_report([suite], [store]).sheets(View.measured)
+    column = [line[5] for part in sheet.bands[0].parts for line in part]
+    assert {entry.text: entry.mark for entry in column if entry.text != "–"} == {
+        "99.00 (1)": Mark.none,  # the plain student does not compete
+        "72.00 (1)": Mark.second,  # equal as they are shown
+        "74.00 (1)": Mark.best,
+        "71.00 (1)": Mark.none,
+    }
+    assert [entry.mark for entry in column].count(Mark.second) == 2
+
+
+def test_teachers_stand_in_their_row(load, store, finish):
+    suite = load(
+        "protocol: sskd\ndataset: cifar100\ntables: sskd-3\ntrials: 1\ngrid: {teacher: vgg13, student: vgg8, method: kd}"
+    )
+    finish(store.teacher(suite.runs[0].spec.teacher.id), kind="teacher", last=74.0, best=75.0)
+    (sheet,) = measured_report([suite], [store]).sheets()
+    assert lines(sheet)["Teacher"][4] == "75.00 (1) | 75.38"  # SSKD's students learn from the best epoch's teacher
+
+
+def test_a_sweep_fills_its_column(load, store, finish):
+    suite = load("""
+protocol: ega
+dataset: cifar100
+strategy: simultaneous
+tables: ega-B
+trials: 1
+grid:
+  teacher: clip-vit-b32
+  student: resnet8x4
+  method:
+    - {name: "ega-no-edge[node_weight=2]", terms: {ce: 1, ega: {weight: 2.0, edge: 0}}}
+    - {name: "ega-no-node[edge_weight=0.2]", terms: {ce: 1, ega: {weight: 0.2, node: 0, edge: 1.0}}}
+""")
+    for run in suite.runs:
+        finish(store.run(run.id), best=74.0)
+    (sheet,) = measured_report([suite], [store]).sheets()
+    (node,), (edge,) = ([[e.text for e in line[1:]] for part in band.parts for line in part] for band in sheet.bands)
+    assert node[-1] == "74.00 (1) | 74.91"
+    assert edge[0] == "74.00 (1) | 74.47"
+
+
+@pytest.mark.parametrize("generic", [True, False])
+def test_incompatible_versions_are_not_mixed(load, store, finish, generic):
+    suite = load(FEW.replace("tables: [semckd-7, semckd-8]\n", "") if generic else FEW)
+    first, second = [run for run in suite.runs[:18] if run.method == "kd"][:2]
+    finish(store.run(first.id), versions={"kdbench": "0.1.0"})
+    finish(store.run(second.id), versions={"kdbench": "0.1.9"})
+    measured_report([suite], [store])
+    finish(store.run(second.id), versions={"kdbench": "0.2.0"})
+    with pytest.raises(KdbenchError, match=r"come from kdbench 0\.1\.0 .* and 0\.2\.0 .*--mix-versions"):
+        measured_report([suite], [store])
+    sheets = measured_report([suite], [store], mix_versions=True).sheets()
+    assert "kdbench 0.1.0, 0.2.0" in sheets[0].caption
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ("[ega-1, egaa-2]", "tables[1]: unknown table 'egaa-2'. Did you mean 'ega-2'?  (kdbench list tables)"),
+        ("5", "tables: must be a name, not 5"),
+        ("[]", "tables: is an empty list"),
+    ],
+)
+def test_tables_of_a_suite_are_checked(load, tables, message):
+    with pytest.raises(BadSuite) as error:
+        load(f"protocol: crd\ndataset: cifar100\ntables: {tables}\ngrid: {{student: vgg8, method: ce}}")
+    assert message in str(error.value)
+
+
+def test_tables_have_one_spelling(load):
+    suite = load("protocol: crd\ndataset: cifar100\ntables: [EGA_a, ega-A]\ngrid: {student: vgg8, method: ce}")
+    assert suite.tables == ("ega-A",)
