@@ -3,9 +3,9 @@
     python benchmarks/costs.py [--repeats 3] [--methods kd at …]
 
 Writes kdbench/catalogue/costs.yaml, which `kdbench list methods` and `kdbench show` read. Every method of the protocols crd,
-sskd, semckd, ega and smoke is measured as the first of them defines it, but no sum of two, on random images, with the memory of
-50,000 training images where a term keeps one. A hkd student has its auxiliary, resnet8x4-double, for a teacher. What a term
-trains on the teacher beforehand is not in it.
+sskd, semckd, ega and smoke is measured as the first of them defines it, but no sum of two, on random images, with the memory
+of 50,000 training images where a term keeps one. A hkd student has its auxiliary, resnet8x4-double, for a teacher. What a
+term trains on the teacher beforehand is not in it.
 
 time:    CPU time of the process, one thread, of a pass of the training loop over one batch, median over the repeats, in which
          the methods take turns. ab and fsp: the mean over 30 initial epochs and 240 others. mgd: with the choice of channels,
@@ -95,7 +95,7 @@ def main() -> None:
         if "mgd" in cases:
             seconds["mgd"] += choice_of_channels(cases["mgd"])
     lines = [
-        "# What each method's step costs, as a multiple of kd's: written by benchmarks/costs.py, which says what is measured.",
+        "# What each method's step costs, as a multiple of kd's. Written by benchmarks/costs.py, which says how.",
         f'machine: "{cpu_name()}, one thread, torch {torch.__version__}"',
         f"date: {datetime.date.today()}",
         f"student: {STUDENT}",
