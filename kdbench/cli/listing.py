@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kdbench.cli.methods import brief, method_lines
 from kdbench.cli.options import Json, Results
 
 
@@ -48,25 +49,8 @@ def list_things(
         return
     from tabulate import tabulate
 
-    typer.echo(tabulate(lines, headers="keys", tablefmt="simple", disable_numparse=True))
-
-
-def _methods(_: Path) -> Lines:
-    from kdbench.catalogue.terms import term, term_names
-    from kdbench.suite.methods import formula
-    from kdbench.suite.protocols import bundled_protocol
-
-    papers = {name: bundled_protocol(name) for name in ("crd", "sskd", "semckd", "ega")}
-    return [
-        {
-            "method": name,
-            "reads": term(name).reads,
-            **{
-                p: formula(protocol.methods[name]) if name in protocol.methods else "" for p, protocol in papers.items()
-            },
-        }
-        for name in term_names()
-    ]
+    shown, widths = brief(lines) if kind is Kind.methods else (lines, None)
+    typer.echo(tabulate(shown, headers="keys", tablefmt="simple", disable_numparse=True, maxcolwidths=widths))
 
 
 def _models(_: Path) -> Lines:
@@ -196,7 +180,7 @@ def _accuracies(result: Result) -> str:
 
 
 _LISTS: dict[Kind, Callable[[Path], Lines]] = {
-    Kind.methods: _methods,
+    Kind.methods: lambda _: method_lines(),
     Kind.models: _models,
     Kind.datasets: _datasets,
     Kind.protocols: _protocols,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from kdbench.cli.methods import method_page
 from kdbench.cli.options import Results
 
 
@@ -31,7 +32,7 @@ def show(
 
     spellings = {normalise(s): normalise(n.name) for n in networks().values() for s in (n.name, *n.aliases)}
     kinds: list[tuple[list[str], Callable[[str], str]]] = [
-        (term_names(), _method),
+        (term_names(), method_page),
         (list(networks()), _model),
         (list(datasets()), _dataset),
         (protocol_names(), _protocol),
@@ -46,20 +47,6 @@ def show(
         hint = f" Did you mean '{near}'?" if near else ""
         raise BadInput(f"nothing is called '{name}', and no run or teacher in {results} has this id.{hint}")
     typer.echo("\n\n".join(found))
-
-
-def _method(name: str) -> str:
-    from kdbench.catalogue.terms import term
-    from kdbench.suite.methods import formula
-    from kdbench.suite.protocols import bundled_protocol, protocol_names
-
-    info = term(name)
-    options = [f"  {key}: {h.annotation} = {h.default!r}" for key, h in info.hyperparameters.items()]
-    protocols = {p: bundled_protocol(p).methods for p in protocol_names()}
-    weights = [f"  {p}: {formula(methods[name])}" for p, methods in protocols.items() if name in methods]
-    lines = [f"method {name}", "", info.description, "", f"Paper: {info.paper}", f"Reads: {info.reads}"]
-    lines += ["", "Hyper-parameters:", *(options or ["  none"]), "", "Under the protocols:", *weights]
-    return "\n".join(lines)
 
 
 def _model(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -25,6 +25,7 @@ class Setting:
     train_size counts the images that the student trains on (after subset and few-shot), batch_size is the nominal one.
     labels are theirs, [train_size] int64, as the student learns them; None where no student is trained. part is what the
     term has trained on the teacher beforehand, frozen; the term uses it from here, so that it is no part of the run.
+    branch makes the student's last stage and classifier anew, with fresh weights: second-to-last map → logits.
     """
 
     student: Shapes
@@ -34,6 +35,7 @@ class Setting:
     batch_size: int
     labels: Tensor | None = field(default=None, compare=False, repr=False)
     part: Part | None = field(default=None, compare=False, repr=False)
+    branch: Callable[[], nn.Module] | None = field(default=None, compare=False, repr=False)
 
 
 class Term(nn.Module):
@@ -90,6 +92,8 @@ class Term(nn.Module):
             )
         self.setting = setting
         self.initial_epochs = 0
+        self.epoch = 0
+        """The epoch that is being trained, from 1; up to 0 in an initial stage. The training loop sets it."""
 
     def set_initial_epochs(self, epochs: int) -> None:
         """Note how long the initial stage is. Raises BadInput for less than one epoch."""

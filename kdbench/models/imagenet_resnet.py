@@ -72,6 +72,11 @@ class ImageNetResNet(Backbone):
         embedding = features[-1].mean((2, 3))
         return Outputs(self.fc(embedding), embedding, features, preactivations)
 
+    def finish(self, x: Tensor) -> Tensor:
+        """Pass the last stage; return the embedding."""
+        features, _ = run_residual_stages((self.layer4,), x)
+        return features[-1].mean((2, 3))
+
 
 def build(*, classes: int, blocks: Sequence[int], bottleneck: bool = False, wider: int = 1) -> ImageNetResNet:
     """Build the network with so many basic blocks or bottlenecks in each of its four stages."""

@@ -33,6 +33,14 @@ class NodeEmbedding(Backbone):
         """The backbone's."""
         return self.backbone.feature_modules()
 
+    def top(self) -> tuple[str, ...]:
+        """The backbone's, and both layers of its own."""
+        return (*(f"backbone.{name}" for name in self.backbone.top()), "node", "fc")
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Pass the backbone's last stage and the node embedding's layer."""
+        return self.node(self.backbone.finish(x))  # type: ignore[no-any-return]
+
     def last_norms(self) -> list[nn.BatchNorm2d]:
         """The backbone's."""
         return self.backbone.last_norms()

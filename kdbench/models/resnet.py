@@ -65,6 +65,11 @@ class ResNet(Backbone):
         embedding = features[-1].mean((2, 3))
         return Outputs(self.fc(embedding), embedding, features, preactivations)
 
+    def finish(self, x: Tensor) -> Tensor:
+        """Pass the last stage; return the embedding."""
+        features, _ = run_residual_stages((self.layer3,), x)
+        return features[-1].mean((2, 3))
+
 
 def build(*, classes: int, depth: int, widths: Sequence[int]) -> ResNet:
     """Build the network of ``depth`` = 6n + 2 layers, n blocks per stage."""

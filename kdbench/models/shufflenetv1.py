@@ -68,6 +68,11 @@ class ShuffleNetV1(Backbone):
         embedding = features[-1].mean((2, 3))
         return Outputs(self.linear(embedding), embedding, features, preactivations)
 
+    def finish(self, x: Tensor) -> Tensor:
+        """Pass the last stage; return the embedding."""
+        features, _ = run_residual_stages((self.layer3,), x)
+        return features[-1].mean((2, 3))
+
 
 def build(*, classes: int, widths: Sequence[int]) -> ShuffleNetV1:
     """Build the network with so many channels in its three stages."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -88,14 +89,18 @@ class ShuffleNetV2(Backbone):
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)
         features, preactivations = [x], []
         for stage in (self.layer1, self.layer2, self.layer3):
-            *inner, last = stage
-            for unit in inner:
-                x = F.channel_shuffle(F.relu(unit(x), inplace=True), 2)
-            preactivations.append(last(x))
+            preactivations.append(_before_last_activation(stage, x))
             x = F.channel_shuffle(F.relu(preactivations[-1]), 2)
             features.append(x)
-        embedding = F.relu(self.bn2(self.conv2(x)), inplace=True).mean((2, 3))
+        embedding = self._embedding(x)
         return Outputs(self.linear(embedding), embedding, features, preactivations)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Pass the last stage and the 1 × 1 convolution; return the embedding."""
+        return self._embedding(F.channel_shuffle(F.relu(_before_last_activation(self.layer3, x)), 2))
+
+    def _embedding(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn2(self.conv2(x)), inplace=True).mean((2, 3))
 
 
 def build(*, classes: int, widths: Sequence[int]) -> ShuffleNetV2:
@@ -105,3 +110,10 @@ def build(*, classes: int, widths: Sequence[int]) -> ShuffleNetV2:
 
 def _stage(inputs: int, width: int, units: int) -> nn.Sequential:
     return nn.Sequential(DownUnit(inputs, width), *(BasicUnit(width) for _ in range(units - 1)))
+
+
+def _before_last_activation(stage: nn.Sequential, x: Tensor) -> Tensor:
+    *inner, last = stage
+    for unit in inner:
+        x = F.channel_shuffle(F.relu(unit(x), inplace=True), 2)
+    return cast(Tensor, last(x))

@@ -49,6 +49,11 @@ class VGG(Backbone):
         embedding = x.mean((2, 3))
         return Outputs(self.classifier(embedding), embedding, features, preactivations)
 
+    def finish(self, x: Tensor) -> Tensor:
+        """Pass the last block, after the pooling that images 64 pixels high get; return the embedding."""
+        x = F.max_pool2d(x, 2) if x.shape[2] == 64 // 8 else x
+        return F.relu(self.block4(x), inplace=True).mean((2, 3))
+
     def _initialise(self) -> None:
         initialise_convolutions(self)
         for module in self.modules():

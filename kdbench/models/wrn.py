@@ -87,6 +87,11 @@ class WideResNet(Backbone):
         embedding = F.relu(normalised[-1]).mean((2, 3))
         return Outputs(self.fc(embedding), embedding, features, normalised[1:])
 
+    def finish(self, x: Tensor) -> Tensor:
+        """Pass the last group and the batch norm behind it; return the embedding."""
+        x = self.block3(x, self.block3.normalise(x))
+        return F.relu(self.bn1(x), inplace=True).mean((2, 3))
+
 
 def build(*, classes: int, depth: int, factor: int) -> WideResNet:
     """Build the network of ``depth`` = 6n + 4 layers, n blocks per group, ``factor`` times as wide as the plain one."""

@@ -15,6 +15,7 @@ from kdbench.methods import Part, build_term
 from kdbench.methods.term import Setting, Term
 from kdbench.models import build
 from kdbench.models.backbone import Backbone
+from kdbench.models.branch import Branch
 from kdbench.models.node_embedding import NodeEmbedding
 from kdbench.models.shapes import measure_shapes
 from kdbench.store.store import Store
@@ -28,10 +29,13 @@ def new_network(name: str, spec: DatasetSpec, node_embedding: int | None, *seed:
     classes = spec.class_count
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("weights", name, spec.canonical(), *seed))
-        network = build(name, classes)
-        if node_embedding is not None:
-            network = NodeEmbedding(network, classes=classes, width=node_embedding)
-    return network
+        return _drawn(name, classes, node_embedding)
+
+
+def _drawn(name: str, classes: int, node_embedding: int | None) -> Backbone:
+    """A network with weights from torch's own generator."""
+    network = build(name, classes)
+    return network if node_embedding is None else NodeEmbedding(network, classes=classes, width=node_embedding)
 
 
 def student_learner(
@@ -57,6 +61,7 @@ def student_learner(
         train_size=len(labels),
         batch_size=spec.recipe.batch,
         labels=labels,
+        branch=lambda: Branch(_drawn(spec.student, shapes.logits, spec.recipe.node_embedding)),
     )
     trained = {each.part.term: part for each, part in zip(spec.parts, parts, strict=True) if each.part}
     terms: dict[str, Term] = {}

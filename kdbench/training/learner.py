@@ -114,8 +114,9 @@ class Learner:
         """Set modes and rate, and forget the last epoch's sums. Terms prepare themselves where there is a teacher."""
         self.network.eval()
         self.terms.eval()
-        if epoch > 0 and teacher is not None and stream is not None:
-            for term in cast(list[Term], list(self.terms.values())):
+        for term in cast(list[Term], list(self.terms.values())):
+            term.epoch = epoch
+            if epoch > 0 and teacher is not None and stream is not None:
                 term.begin_epoch(epoch, self.network, teacher, stream)
         for module in self._training(epoch):
             module.train()

@@ -16,9 +16,29 @@ def test_every_kind_is_listed(kdbench, finished, kind):
         assert text == "no teachers in results\n"
         assert lines == []
     else:
-        assert len(text.splitlines()) == len(lines) + 2
+        wrapped = kind == "methods"
+        assert len([line for line in text.splitlines() if line[0] != " " or not wrapped]) == len(lines) + 2
     known = {"methods": "pkt", "models": "resnet32x4", "datasets": "digits", "protocols": "semckd", "suites": "smoke"}
     assert known.get(kind, "") in text
+
+
+def test_methods_fit_on_120_columns_and_are_whole_in_json(kdbench):
+    text = kdbench("list", "methods").stdout
+    assert max(map(len, text.splitlines())) <= 120
+    lines = {line["method"]: line for line in json.loads(kdbench("list", "methods", "--json").stdout)}
+    assert all(line["paper"] and line["time"] > 0 and line["memory"] > 0 for line in lines.values())
+    assert lines["semckd"]["weights"] == {"semckd": 400}
+    assert lines["semckd"]["losses"]["semckd"]["semckd-no-mlp"] == "1·ce + 1·kd + 400·semckd(variant=no-mlp)"
+    assert lines["embedding-mse"]["weights"] == {"ega": 100}
+    assert lines["kd"]["weights"] == {"crd": 0.9, "sskd": 0.9, "semckd": 1, "ega": 0.9}
+    assert [lines[name]["stages"] for name in ("ab", "ft", "hkd", "at")] == [
+        "initial, 30 epochs",
+        "part on the teacher",
+        "auxiliary, by pkt",
+        "",
+    ]
+    (row,) = [line for line in text.splitlines() if line.startswith("online-kd ")]
+    assert row.split()[1:4] == ["Lan", "et", "al.,"]
 
 
 def test_an_unknown_kind(kdbench):
@@ -49,6 +69,13 @@ def test_runs_are_listed_whatever_their_state(kdbench, finished):
     [
         ("pkt", ["method pkt", "Equation", "crd: 1·ce + 30000·pkt"]),
         ("KD", ["method kd", "temperature", "semckd: 1·ce + 1·kd"]),
+        (
+            "semckd",
+            ["Departures:", "TKDE 2022", "variant: Literal", "semckd: semckd-no-mlp = 1·ce", "Cost of a step: "],
+        ),
+        ("ab", ["Stages before the main training: initial, 30 epochs", "Measured: resnet32x4 → resnet8x4, batch 64"]),
+        ("embedding-mse", ["ega: 1·ce + 100·embedding-mse   (as the method 'fitnet')"]),
+        ("online_kd", ["method online-kd", "sskd: 1·online-kd", "resnet8x4 without a teacher"]),
         ("resnet8x4", ["model resnet8x4", "Parameters"]),
         ("ResNet_8x4", ["model resnet8x4"]),
         ("cifar100", ["dataset cifar100", "100 classes, 50,000 training"]),

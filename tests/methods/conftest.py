@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdbench.catalogue.terms import term
 from kdbench.data.batch import Batch, Copies
@@ -38,6 +38,13 @@ def _outputs(shapes: Shapes, size: int, seed: int, grad: bool = False) -> Output
     )
 
 
+def _branch() -> nn.Module:
+    """A last stage of the made-up student with a classifier."""
+    width, height = STUDENT.features[-2][0], STUDENT.features[-1][0]
+    stage = [nn.Conv2d(width, height, 3, 2, padding=1, bias=False), nn.BatchNorm2d(height), nn.ReLU()]
+    return nn.Sequential(*stage, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(height, CLASSES))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Maps of a few hundred numbers are no work for two, least of all on a busy machine."""
@@ -49,7 +56,8 @@ def one_thread():
 
 @pytest.fixture
 def setting() -> Setting:
-    return Setting(STUDENT, TEACHER, classes=CLASSES, train_size=50, batch_size=8, labels=LABELS)
+    size = {"classes": CLASSES, "train_size": 50, "batch_size": 8}
+    return Setting(STUDENT, TEACHER, **size, labels=LABELS, branch=_branch)
 
 
 @pytest.fixture

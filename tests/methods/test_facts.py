@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,8 @@ def test_the_docstring_informs_and_the_file_holds_one_term(name):
     assert info.reads
     assert "Equation:" in info.description
     assert "Weights:" in info.description
+    assert "Departures:" in info.description
+    assert re.fullmatch(r"[A-Z].+\. .+\. .*(19|20)\d\d.*", info.paper)
     module = importlib.import_module(info.target.split(":")[0])
     own = [k for k in vars(module).values() if isinstance(k, type) and issubclass(k, Term)]
     assert [k.__name__ for k in own if k.__module__ == module.__name__] == [info.target.split(":")[1]]
