@@ -39,11 +39,12 @@ def pkt_loss(student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
     """Divergence of the neighbour probabilities of two embeddings [B, D_s] and [B, D_t], mean over B² pairs."""
     p, q = neighbour_probabilities(teacher_embedding), neighbour_probabilities(student_embedding)
     epsilon = 1e-7
-    return (p * ((p + epsilon) / (q + epsilon)).log()).mean()
+    return (p * ((p + epsilon) / (q + epsilon)).log()).mean().to(student_embedding.dtype)
 
 
 def neighbour_probabilities(embedding: Tensor) -> Tensor:
-    """Cosine similarities of [B, D], shifted to [0, 1], as rows [B, B] that sum to 1."""
-    directions = unit_rows(embedding, epsilon=1e-6)
+    """Cosine similarities of [B, D], shifted to [0, 1], as rows [B, B] that sum to 1; float64."""
+    # The terms of the divergence cancel to some 1e-5 of their size: float32 would leave four of its digits.
+    directions = unit_rows(embedding.double(), epsilon=1e-6)
     similarity = (directions @ directions.T + 1) / 2
     return similarity / similarity.sum(1, keepdim=True)

@@ -1,0 +1,92 @@
+"""Every loss term in a run of the smoke protocol, with real networks. A new one is tested without a line of its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kdbench.catalogue.terms import term, term_names
+from kdbench.suite.load import load_suite
+from kdbench.suite.protocols import bundled_protocol
+from kdbench.training import jobs
+
+
+SUITE = """
+protocol: smoke
+dataset: {{name: digits, train_per_class: 6, test_per_class: 1}}
+grid: [{{teacher: resnet8, student: {student}, method: {method}}}]
+"""
+
+
+def method_of(name):
+    """The smoke protocol's first method with a term."""
+    found = [method for method, uses in bundled_protocol("smoke").methods.items() if name in {use.name for use in uses}]
+    assert found, f"the smoke protocol has no method with '{name}'"
+    return found[0]
+
+
+@pytest.fixture(params=term_names())
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def spec(name, tmp_path):
+    file = tmp_path / "suite.yaml"
+    student = "wrn-16-1" if term(name).auxiliary else "wrn-10-1"  # of which a doubled one is known; and a cheaper one
+    file.write_text(SUITE.format(student=student, method=method_of(name)))
+    (run,) = load_suite(file).runs
+    return run.spec
+
+
+@pytest.fixture
+def shared(bench, tmp_path_factory):
+    """shared(name): a results folder that all tests of this module use, so that what is before a run is trained once."""
+    return lambda name: bench(tmp_path_factory.getbasetemp() / f"every-term-{name}")
+
+
+@pytest.fixture
+def guides(monkeypatch):
+    """Pairs of each teacher that has been loaded and its tensors at that time."""
+    found, make = [], jobs.make_guide
+
+    def spy(*args):
+        guide = make(*args)
+        if guide:
+            found.append((guide.network, {key: value.clone() for key, value in guide.network.state_dict().items()}))
+        return guide
+
+    monkeypatch.setattr(jobs, "make_guide", spy)
+    return found
+
+
+def prepare(shop, spec):
+    """Train what comes before a run: its teacher, and where that is a student, this one."""
+    if spec.teacher and spec.teacher.student:
+        shop.train(spec.teacher.student)
+    shop.teachers(spec)
+
+
+def test_it_lowers_the_loss_leaves_the_teacher_alone_and_can_be_resumed(name, spec, shared, guides):
+    """Stopped after its first epoch it ends byte for byte where it ends without a stop: all of its state is saved."""
+    whole, cut = shared("whole"), shared("cut")
+    for shop in (whole, cut):
+        prepare(shop, spec)
+    guides.clear()
+    jobs.train_cohort([spec], whole.shop)
+
+    rows = whole.store.run(spec.id).metrics()
+    losses = [row["loss"] for row in rows if row["epoch"] > 0]
+    assert losses[-1] < losses[0]
+    initial = [row["loss"] for row in rows if row["epoch"] < 1]
+    assert initial == sorted(initial, reverse=True)
+    assert name in rows[0]["terms"]
+
+    assert bool(guides) == bool(spec.teacher)
+    for network, before in guides:
+        assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+        assert all(parameter.grad is None for parameter in network.parameters())
+
+    assert jobs.train_cohort([spec], cut.again(stop_after=1).shop).stopped
+    jobs.train_cohort([spec], cut.again().shop)
+    assert cut.files(spec) == whole.files(spec)
