@@ -12,8 +12,8 @@ import typer
 
 from kdbench.cli.options import Only, Trials, select
 from kdbench.errors import BadInput
-from kdbench.report.cells import TOLERANCE, View
 from kdbench.report.formats import Format, Style
+from kdbench.report.views import TOLERANCE, View
 
 
 if TYPE_CHECKING:
