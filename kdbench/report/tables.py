@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from kdbench.report.captions import caption, empty_cells, provenance
-from kdbench.report.cells import TOLERANCE, Cell, View, cell_text, make_cell
+from kdbench.report.cells import Cell, cell_text, make_cell
 from kdbench.report.published import published
 from kdbench.report.rows import Row, teacher_accuracy
 from kdbench.report.sheet import Band, Entry, Mark, Sheet
+from kdbench.report.views import TOLERANCE, View
 from kdbench.store.store import Store
 
 

@@ -4,8 +4,8 @@ import pytest
 
 from kdbench.errors import BadSuite, KdbenchError
 from kdbench.report.assemble import measured_report
-from kdbench.report.cells import View
 from kdbench.report.sheet import Mark
+from kdbench.report.views import View
 from kdbench.store.record import Failure
 from kdbench.store.store import Store
 
@@ -17,7 +17,9 @@ def store(tmp_path):
 
 def lines(sheet):
     """The texts of a sheet's lines below the header, by label."""
-    return {line[0].text: [entry.text for entry in line[1:]] for band in sheet.bands for part in band.parts for line in part}
+    return {
+        line[0].text: [entry.text for entry in line[1:]] for band in sheet.bands for part in band.parts for line in part
+    }
 
 
 FEW = """
@@ -26,7 +28,10 @@ dataset: cifar100
 trials: 2
 tables: [semckd-7, semckd-8]
 grid:
-  - {teacher: resnet32x4, student: vgg8, method: [ce, kd, at], scenario: [{fraction: 1.0}, {fraction: 0.25}, {label_noise: 0.3}]}
+  - teacher: resnet32x4
+    student: vgg8
+    method: [ce, kd, at]
+    scenario: [{fraction: 1.0}, {fraction: 0.25}, {label_noise: 0.3}]
   - {teacher: resnet32x4, student: vgg8, method: [kd], protocol: {base: semckd, epochs: 20}}
 """
 
@@ -89,7 +94,9 @@ def test_named_tables_come_alone(few, store):
 
 
 def test_empty_cells_say_why(few, store):
-    (failed,) = [run for run in few.runs[:18] if run.method == "at" and run.spec.scenario.label_noise and not run.spec.trial]
+    (failed,) = [
+        run for run in few.runs[:18] if run.method == "at" and run.spec.scenario.label_noise and not run.spec.trial
+    ]
     store.run(failed.id).fail(Failure(kind="diverged", epoch=3, reason="loss is nan"))
     shot, noise, _ = measured_report([few], [store]).sheets()
     assert shot.notes == (
@@ -131,7 +138,9 @@ grid: {teacher: vgg13, student: vgg8, method: [ce, kd, at, sp, vid]}
 
 
 def test_teachers_stand_in_their_row(load, store, finish):
-    suite = load("protocol: sskd\ndataset: cifar100\ntables: sskd-3\ntrials: 1\ngrid: {teacher: vgg13, student: vgg8, method: kd}")
+    suite = load(
+        "protocol: sskd\ndataset: cifar100\ntables: sskd-3\ntrials: 1\ngrid: {teacher: vgg13, student: vgg8, method: kd}"
+    )
     finish(store.teacher(suite.runs[0].spec.teacher.id), kind="teacher", last=74.0, best=75.0)
     (sheet,) = measured_report([suite], [store]).sheets()
     assert lines(sheet)["Teacher"][4] == "75.00 (1) | 75.38"  # SSKD's students learn from the best epoch's teacher

@@ -81,6 +81,12 @@ grid: {{teacher: resnet32x4, student: {student}, method: {method}, scenario: {sc
     ],
 )
 def test_from_a_suite(load, changes, text):
-    values = {"protocol": "semckd", "dataset": "cifar100", "method": "kd", "scenario": "{fraction: 1.0}", "student": "resnet8x4"} | changes
+    values = {
+        "protocol": "semckd",
+        "dataset": "cifar100",
+        "method": "kd",
+        "scenario": "{fraction: 1.0}",
+        "student": "resnet8x4",
+    } | changes
     (found,) = collect([load(SUITE.format(**values))], [])
     assert published(found) == text
