@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdbench.report.cells import TOLERANCE, View
 from kdbench.report.formats import Bold
+from kdbench.report.views import TOLERANCE, View
 
 
 if TYPE_CHECKING:

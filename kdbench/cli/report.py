@@ -13,8 +13,8 @@ import typer
 from kdbench.cli.options import Only, Trials, select
 from kdbench.cli.page import command_lines, page, page_options
 from kdbench.errors import BadInput
-from kdbench.report.cells import TOLERANCE, View
 from kdbench.report.formats import Bold, Format, Style
+from kdbench.report.views import TOLERANCE, View
 
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from kdbench.errors import KdbenchError
-from kdbench.report.cells import TOLERANCE, View
 from kdbench.report.facts import Fact, by_key, run_facts, teacher_facts
 from kdbench.report.layouts import layouts
 from kdbench.report.printed import PrintedTable, fill, printed_sheet
 from kdbench.report.rows import Row, collect
 from kdbench.report.sheet import Sheet
 from kdbench.report.tables import Table, make_tables, table_sheet
+from kdbench.report.views import TOLERANCE, View
 from kdbench.store.store import Store
 from kdbench.suite.suite import Suite
 

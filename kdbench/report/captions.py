@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kdbench.report.cells import View
+from kdbench.report.views import View
 
 
 _RULES = {"last": "accuracy after the last epoch", "best": "best epoch, chosen by {} accuracy"}

@@ -9,22 +9,7 @@ from enum import StrEnum
 from math import fsum, sqrt
 
 from kdbench.report.published import Published
-
-
-TOLERANCE = 0.5
-"""Points by which a mean may differ from a printed number without deviation and still agree. SemCKD's printed deviations
-have a median of 0.19; one printed trial and the mean of three then differ by less than 2 · 0.19 · √(1 + 1/3) = 0.44 in 19
-cases of 20, if both are trained alike."""
-
-
-class View(StrEnum):
-    """What a table's cells show."""
-
-    measured = "measured"
-    published = "published"
-    both = "both"
-    difference = "difference"
-    verdict = "verdict"
+from kdbench.report.views import TOLERANCE, View
 
 
 class Verdict(StrEnum):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from kdbench.report.cells import TOLERANCE, View
+from kdbench.report.views import TOLERANCE, View
 
 
 if TYPE_CHECKING:

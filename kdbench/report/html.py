@@ -11,7 +11,7 @@ from typing import Any
 from kdbench import __version__
 from kdbench.report.analysis import Analysis, mark_separable
 from kdbench.report.assemble import Report
-from kdbench.report.cells import TOLERANCE, Cell, View
+from kdbench.report.cells import Cell
 from kdbench.report.page_data import Trained, cell_number, page_data, safe_json
 from kdbench.report.printed import printed_sheet
 from kdbench.report.provenance import environments, latest, sources
@@ -19,6 +19,7 @@ from kdbench.report.rows import Row, Status
 from kdbench.report.samples import key_of, titles
 from kdbench.report.sheet import Line, Mark, Sheet, plain
 from kdbench.report.tables import Table, make_tables, table_sheet
+from kdbench.report.views import TOLERANCE, View
 from kdbench.store.record import Record
 from kdbench.store.store import Store
 from kdbench.suite.suite import Suite

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kdbench.report.captions import caption, provenance
-from kdbench.report.cells import TOLERANCE, Cell, View, cell_text, make_cell
+from kdbench.report.cells import Cell, cell_text, make_cell
 from kdbench.report.facts import Fact
 from kdbench.report.keys import Key
 from kdbench.report.layouts import Axis, Band, Layout, Place, layouts, remarks
@@ -14,6 +14,7 @@ from kdbench.report.marks import marks
 from kdbench.report.published import printed
 from kdbench.report.sheet import Band as SheetBand
 from kdbench.report.sheet import Entry, Line, Sheet, spanning
+from kdbench.report.views import TOLERANCE, View
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from kdbench.report.captions import caption, empty_cells, provenance
-from kdbench.report.cells import TOLERANCE, Cell, View, cell_text, make_cell
+from kdbench.report.cells import Cell, cell_text, make_cell
 from kdbench.report.published import published
 from kdbench.report.rows import Row, measured_on, teacher_accuracy
 from kdbench.report.sheet import Band, Entry, Mark, Sheet
+from kdbench.report.views import TOLERANCE, View
 from kdbench.store.store import Store
 
 

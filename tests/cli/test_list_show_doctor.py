@@ -5,7 +5,7 @@ import json
 import pytest
 
 
-KINDS = ["methods", "models", "datasets", "protocols", "suites", "teachers", "runs"]
+KINDS = ["methods", "models", "datasets", "protocols", "suites", "tables", "teachers", "runs"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,6 +81,8 @@ def test_runs_are_listed_whatever_their_state(kdbench, finished):
         ("cifar100", ["dataset cifar100", "100 classes, 50,000 training"]),
         ("digits", ["dataset digits"]),
         ("crd", ["title: CRD benchmark"]),
+        ("EGA_1", ["table ega-1", "Same student different teacher", "*77.68*", "printed twice", "evidence: caption"]),
+        ("sskd-2", ["Exemplar [8]", "No number is marked"]),
         ("smoke", ["title: smoke test", "grid:"]),
         ("demo", ["title: kdbench demo", "grid:"]),
     ],

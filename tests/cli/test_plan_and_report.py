@@ -82,10 +82,13 @@ def test_report_in_every_format(kdbench, suite_file, finished):
     assert "43.21 (1)" in kdbench("report", suite_file).stdout
     assert "| ce" in kdbench("report", suite_file, "--format", "markdown").stdout
     rows = list(csv.DictReader(io.StringIO(kdbench("report", suite_file, "-f", "csv").stdout)))
-    assert [(row["method"], row["top1"], row["status"]) for row in rows] == [
+    assert [(row["method"], row["value"], row["status"]) for row in rows if row["metric"] == "top1"] == [
         ("ce", "43.21", "done"),
         ("kd", "", "missing"),
+        ("teacher", "", "missing"),
     ]
+    assert "& 43.21 (1)" in kdbench("report", suite_file, "-f", "latex").stdout
+    assert "\\documentclass" in kdbench("report", suite_file, "-f", "latex", "--standalone").stdout
     data = json.loads(kdbench("report", suite_file, "-f", "json").stdout)
     assert [cell["mean"] for cell in data["cells"]] == [43.21, None]
     assert kdbench("report", suite_file, "-f", "word").returncode == 2

@@ -2,9 +2,10 @@
 
 import pytest
 
-from kdbench.report.cells import Verdict, View, cell_text, make_cell
+from kdbench.report.cells import Verdict, cell_text, make_cell
 from kdbench.report.keys import make_key
 from kdbench.report.published import Published
+from kdbench.report.views import View
 
 
 KEY = make_key("semckd", "kd", "t", "s", "d", "", "", "top1")

@@ -4,8 +4,8 @@ import pytest
 
 from kdbench.errors import BadSuite, KdbenchError
 from kdbench.report.assemble import measured_report
-from kdbench.report.cells import View
 from kdbench.report.sheet import Mark
+from kdbench.report.views import View
 from kdbench.store.record import Failure
 from kdbench.store.store import Store
 
@@ -28,7 +28,10 @@ dataset: cifar100
 trials: 2
 tables: [semckd-7, semckd-8]
 grid:
-  - {teacher: resnet32x4, student: vgg8, method: [ce, kd, at], scenario: [{fraction: 1.0}, {fraction: 0.25}, {label_noise: 0.3}]}
+  - teacher: resnet32x4
+    student: vgg8
+    method: [ce, kd, at]
+    scenario: [{fraction: 1.0}, {fraction: 0.25}, {label_noise: 0.3}]
   - {teacher: resnet32x4, student: vgg8, method: [kd], protocol: {base: semckd, epochs: 20}}
 """
 

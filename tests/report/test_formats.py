@@ -1,0 +1,204 @@
+"""Sheets as text: spans, rules and marks in every format, and names that mean harm."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from kdbench.report import latex, markdown, terminal
+from kdbench.report.assemble import Report, published_report
+from kdbench.report.formats import Format, Style, write_report, write_sheets
+from kdbench.report.sheet import Band, Entry, Mark, Sheet, plain, spanning
+from kdbench.report.tables import make_tables
+from kdbench.report.views import View
+
+
+SMALL = Sheet(
+    "a title",
+    (
+        Band(
+            ((Entry(""), Entry("both", span=2)), (Entry("name"), Entry("x"), Entry("y"))),
+            (((Entry("a"), Entry("1", Mark.best), Entry("2")),), ((Entry("b"), Entry("0"), Entry("1", Mark.second)),)),
+        ),
+    ),
+    id="t-1",
+    caption="a caption",
+    notes=("first", "second"),
+)
+
+
+def test_equal_neighbours_are_one_entry():
+    assert spanning(["a", "a", "b", "a"]) == (Entry("a", span=2), Entry("b"), Entry("a"))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("a\nb\tc", "a b c"), ("\x1b[31mred", "\ufffd[31mred"), ("a\u202eb\x00", "a\ufffdb\ufffd")]
+)
+def test_plain_text(text, shown):
+    assert plain(text) == shown
+
+
+def test_markdown():
+    assert write_sheets([SMALL], Format.markdown, Style()) == (
+        "### a title\n"
+        "\n"
+        "| name   | both<br>x   | y            |\n"
+        "|:-------|:------------|:-------------|\n"
+        "| a      | **1**       | 2            |\n"
+        "|        |             |              |\n"
+        "| b      | 0           | <ins>1</ins> |\n"
+        "\n"
+        "a caption\n"
+        "\n"
+        "- first\n"
+        "- second\n"
+    )
+
+
+def test_latex():
+    text = write_sheets([SMALL], Format.latex, Style())
+    for line in (
+        " & \\multicolumn{2}{c}{both} \\\\\n\\cmidrule(lr){2-3}\nname & x & y \\\\\n\\midrule\na & \\textbf{1} & 2 \\\\",
+        "\\midrule\nb & 0 & \\underline{1} \\\\\n\\bottomrule",
+        "\\caption{a title. a caption}\n\\label{tab:t-1}",
+        "{\\footnotesize first}",
+        "\\begin{tabular}{lcc}\n\\toprule",
+    ):
+        assert line in text
+    assert "\\documentclass" not in text
+    whole = write_sheets([SMALL], Format.latex, Style(standalone=True))
+    assert whole.startswith("\\documentclass")
+    assert whole.endswith("\\end{document}\n")
+
+
+def test_terminal():
+    assert write_sheets([SMALL], Format.terminal, Style()).splitlines() == [
+        "a title",
+        "──────────────",
+        "        both",
+        "name    x    y",
+        "──────────────",
+        "a     *1*    2",
+        "──────────────",
+        "b       0  _1_",
+        "──────────────",
+        "a caption",
+        "first",
+        "second",
+        "",
+    ]
+
+
+def test_a_terminal_shows_marks_as_styles():
+    text = write_sheets([SMALL], Format.terminal, Style(colour=True))
+    assert "\x1b[1;32m1\x1b[0m" in text
+    assert "\x1b[4m1\x1b[0m" in text
+    assert "*" not in text
+
+
+def test_a_wide_table_goes_on_below_beside_its_labels():
+    line = tuple(Entry(text) for text in ("label", *(f"number {i}" for i in range(10))))
+    sheet = Sheet("t", (Band((line,), ((line,),)),))
+    lines = terminal.terminal([sheet], width=40, colour=False).splitlines()
+    assert max(map(len, lines)) <= 40
+    assert sum("label" in each for each in lines) == 2 * 4
+    assert [re.findall(r"number \d", each) for each in lines if "label" in each][::2] == [
+        [f"number {i}" for i in range(first, min(first + 3, 10))] for first in (0, 3, 6, 9)
+    ]
+    assert terminal.terminal([sheet], width=1, colour=True)
+
+
+def test_wide_letters_keep_the_columns():
+    lines = [(Entry("名前"), Entry("1")), (Entry("ab"), Entry("22"))]
+    text = terminal.terminal([Sheet("t", (Band((), (tuple(lines),)),))], width=80, colour=False)
+    assert "名前   1\nab    22\n" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("a|b", "a\\|b"), ("**x**", "\\*\\*x\\*\\*"), ("<b>", "\\<b>"), ("[a](http://b)", "[a]\\(http://b)"),
+        ("`x`", "\\`x\\`"),
+        ("_x_", "\\_x\\_"), ("cifar100_mini", "cifar100_mini"), ("# x", "\\# x"), ("- x", "\\- x"), ("-0.12", "-0.12"),
+        ("1. x", "\\1. x"), ("> x", "\\> x"), ("~~x~~", "\\~\\~x\\~\\~"), ("&lt;", "\\&lt;"), ("\\", "\\\\"),
+        ("crd* (lr)", "crd\\* (lr)"),
+    ],
+)  # fmt: skip
+def test_markdown_is_escaped(text, escaped):
+    assert markdown.escape(text) == escaped
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("50%_a&b#$", "50\\%\\_a\\&b\\#\\$"), ("\\input{x}", "\\textbackslash{}input\\{x\\}"), ("a--b", "a-{}-b"),
+        ("名", "{[}U+540D{]}"),
+        ("ü → ±", "ü $\\rightarrow$ $\\pm$"), ("—", "---"), ("[x]", "{[}x{]}"),
+        ("a~b^c", "a\\textasciitilde{}b\\textasciicircum{}c"),
+    ],
+)  # fmt: skip
+def test_latex_is_escaped(text, escaped):
+    assert latex.escape(text) == escaped
+
+
+HOSTILE = [
+    "a|b", "[red]x[/red]", "**x**", "=1+1", 'q"uote', "a,b;c", "\\", "ü→名", "<b>", "[/]", "%s {0}", "-", "\\\\[5cm]",
+    "_", "$x^2$", "#&~", "\\end{document}", "x" * 300, "\x1b[2J", "--", "[", "'`", "€…λ√²−·",
+]  # fmt: skip
+
+
+@pytest.fixture
+def hostile(row):
+    rows = [
+        row(0, 50.0 + i, method=name, teacher=name, student="s", suite=name, reason=name)
+        for i, name in enumerate(HOSTILE)
+    ]
+    rows += [row(0, method=name, reason=name) for name in HOSTILE]
+    return Report([], rows, [], make_tables(rows))
+
+
+def test_hostile_names_in_a_terminal(hostile):
+    text = write_report(hostile, Format.terminal)
+    for name in HOSTILE:
+        assert plain(name) in text
+    assert "\x1b" not in text
+    assert "\x1b[2J" not in write_report(hostile, Format.terminal, style=Style(width=20, colour=True))
+
+
+def test_hostile_names_in_markdown(hostile):
+    lines = write_report(hostile, Format.markdown).splitlines()
+    assert sum(line.startswith("### ") for line in lines) == len(hostile.tables)
+    for line in lines:
+        if line.startswith("|"):
+            assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) in (3, len(HOSTILE) + 2)
+        assert not re.search(r"(?<!\\)(?:\\\\)*<(?!br>)", line)
+
+
+COMPILER = shutil.which("pdflatex")
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no pdflatex on this machine")
+@pytest.mark.parametrize("content", ["published", "hostile"])
+def test_latex_compiles(tmp_path, hostile, content):
+    report, view = (published_report(), View.published) if content == "published" else (hostile, View.both)
+    text = write_report(report, Format.latex, view, style=Style(standalone=True))
+    (tmp_path / "t.tex").write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        [COMPILER, "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "t.tex"],
+        cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    pages = int(re.search(r"\((\d+) pages", done.stdout)[1])
+    assert pages >= len(report.sheets(view))
+
+
+@pytest.mark.parametrize("format", [Format.markdown, Format.latex, Format.terminal])
+def test_every_printed_number_is_in_every_format(format):
+    report = published_report()
+    text = write_report(report, format, View.published)
+    symbol = {Format.latex: "$\\pm$"}.get(format, "±")
+    for table in report.printed:
+        for cell in table.cells.values():
+            number = cell.published.text.replace("±", symbol)
+            assert (number if number != "—" or format is not Format.latex else "---") in text
