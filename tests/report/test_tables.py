@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from kdbench.report.assemble import Report
+from kdbench.report.assemble import Report, measured_report
 from kdbench.report.cells import cell_text, make_cell
 from kdbench.report.csv_text import facts_csv
 from kdbench.report.facts import run_facts
@@ -118,9 +118,8 @@ def test_teachers_show_their_own_accuracy(load, tmp_path, finish):
 
 def test_ten_thousand_records_are_read_within_seconds(load, tmp_path, finish):
     students = ["resnet8", "resnet14", "resnet20", "resnet32", "resnet44"]
-    suite = load(
-        f"protocol: crd\ndataset: cifar100\ntrials: 2000\ngrid: {{student: [{', '.join(students)}], method: ce}}"
-    )
+    text = f"protocol: crd\ndataset: cifar100\ntrials: 2000\ngrid: {{student: [{', '.join(students)}], method: ce}}"
+    suite = load(text)
     assert len(suite.specs) == 10_000
     store = Store(tmp_path / "results")
     record = store.run(suite.runs[0].id)
@@ -132,7 +131,6 @@ def test_ten_thousand_records_are_read_within_seconds(load, tmp_path, finish):
         content["id"] = run.id
         (folder / "result.json").write_text(json.dumps({**content, "seal": digest(content)}))
     start = time.process_time()
-    tables = make_tables(collect([suite], [store]), [store])
-    text = write_report(Report([], [], [], tables), Format.markdown)
-    assert time.process_time() - start < 3.0
-    assert "(2000)" in text
+    shown = write_report(measured_report([load(text)], [store]), Format.markdown)
+    assert time.process_time() - start < 5.0  # generous: it takes half of that beside other work
+    assert "(2000)" in shown
