@@ -46,8 +46,8 @@ def test_the_example_term_trains(tmp_path, monkeypatch):
 
 
 def test_every_bundled_suite_is_in_the_table():
-    text = README.read_text(encoding="utf-8")
-    missing = [name for name in bundled_suites() if f"| `{name}` |" not in text]
+    first = [line.split("|")[1] for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    missing = [name for name in bundled_suites() if not any(f"`{name}`" in names for names in first)]
     assert not missing
 
 

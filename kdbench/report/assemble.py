@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from kdbench.errors import KdbenchError
 from kdbench.report.facts import Fact, by_key, run_facts, teacher_facts
 from kdbench.report.layouts import layouts
+from kdbench.report.measurements import likeness_facts, measurement_facts, measurement_sheets
 from kdbench.report.printed import PrintedTable, fill, printed_sheet
 from kdbench.report.rows import Row, collect
 from kdbench.report.sheet import Sheet
@@ -20,17 +21,19 @@ from kdbench.suite.suite import Suite
 
 @dataclass(frozen=True)
 class Report:
-    """Runs, values, the papers' tables, and the generic ones."""
+    """Runs, values, the papers' tables, the generic ones, and the values of measurements that stand in neither."""
 
     printed: list[PrintedTable]
     rows: list[Row] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
+    measurements: list[Fact] = field(default_factory=list)
 
     def sheets(self, view: View = View.both, tolerance: float = TOLERANCE) -> list[Sheet]:
         """All tables, those of the papers first."""
         printed = [printed_sheet(table, view, tolerance) for table in self.printed]
-        return printed + [table_sheet(table, view, tolerance) for table in self.tables]
+        generic = [table_sheet(table, view, tolerance) for table in self.tables]
+        return printed + generic + measurement_sheets(self.measurements)
 
 
 def published_report(tables: Sequence[str] = ()) -> Report:
@@ -47,7 +50,8 @@ def measured_report(
     Raises KdbenchError where numbers of incompatible versions of kdbench would stand in one table.
     """
     rows = collect(suites, stores)
-    facts = [*run_facts(rows), *teacher_facts(rows, stores)]
+    beside = [*measurement_facts(suites, stores), *likeness_facts(rows)]
+    facts = [*run_facts(rows), *teacher_facts(rows, stores), *beside]
     measured = by_key(facts)
     wanted = tables or dict.fromkeys(id for suite in suites for id in suite.tables)
     printed = [fill(layouts().tables[id], measured) for id in wanted]
@@ -57,7 +61,9 @@ def measured_report(
             _check_versions(table.layout.id, (fact.version for fact in table.facts))
         for generic in rest:
             _check_versions(generic.title, generic.versions)
-    return Report(printed, rows, facts, rest)
+    shown = {(fact.run_id, fact.metric) for table in printed for fact in table.facts}
+    apart = [fact for fact in beside if (fact.run_id, fact.metric) not in shown]
+    return Report(printed, rows, facts, rest, [] if tables else apart)
 
 
 def _beyond(rows: Sequence[Row], printed: Sequence[PrintedTable], suites: Sequence[Suite]) -> list[Row]:

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from kdbench.report.keys import Key, make_key, split_method
-from kdbench.report.rows import Row, Status, collect, teacher_accuracy
+from kdbench.report.rows import Row, Status, teacher_accuracy
 from kdbench.store.store import Store
-from kdbench.suite.suite import Suite
 
 
 class Fact(NamedTuple):
@@ -42,12 +41,6 @@ class Fact(NamedTuple):
         return make_key(
             self.paper, self.method, self.teacher, self.student, self.dataset, self.strategy, self.setting, self.metric
         )
-
-
-def collect_facts(suites: Sequence[Suite], stores: Sequence[Store]) -> list[Fact]:
-    """All values of suites, as far as stores have them. Measurements of other kinds are added here."""
-    rows = collect(suites, stores)
-    return [*run_facts(rows), *teacher_facts(rows, stores)]
 
 
 def run_facts(rows: Iterable[Row]) -> list[Fact]:

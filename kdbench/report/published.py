@@ -66,9 +66,14 @@ def _index() -> dict[Key, Published]:
     return index
 
 
+def _renamed(record: dict[str, str]) -> dict[str, str]:
+    """SemCKD's CKA is that of layers in training, SSKD's that of finished embeddings."""
+    return {"metric": "layer_cka"} if (record["paper"], record["metric"]) == ("semckd", "cka") else {}
+
+
 def _read(record: dict[str, str]) -> Published:
     axes = ("paper", "method", "teacher", "student", "dataset", "strategy", "scenario", "metric")
-    key = make_key(*(record[name] for name in axes))
+    key = make_key(*({**record, **_renamed(record)}[name] for name in axes))
     value, sd = record["value"], record["std"]
     if value in ("", "nan"):
         return Published(key, None, None, layouts().nan if value else layouts().dash)

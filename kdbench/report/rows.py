@@ -57,6 +57,8 @@ class Row:
     teacher_top1: float | None = None
     teacher_paper: str = ""
     setting: str = ""
+    sm_score: float | None = None
+    layer_cka: float | None = None
 
     @property
     def key(self) -> Key:
@@ -74,7 +76,7 @@ def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> list[Row]:
     for run in (run for suite in suites for run in suite.runs):
         cell = (id(run.protocol), run.method, id(run.spec.terms))  # the trials of a cell share these objects
         if cell not in papers:
-            papers[cell] = _paper(run)
+            papers[cell] = paper_of(run)
         rows.append(_row(run, papers[cell], stores))
     return rows
 
@@ -109,12 +111,19 @@ def _row(run: Run, paper: str, stores: Sequence[Store]) -> Row:
         top5_last=result.last.top5 if result and result.last else None,
         version=version,
         teacher_top1=result.teacher.top1 if result and result.teacher else None,
-        teacher_paper=(settings.paper or "") if run.protocol.name == run.protocol.base else "",
+        teacher_paper=teacher_paper_of(run),
+        sm_score=result.sm_score if result else None,
+        layer_cka=result.layer_cka if result else None,
         setting=",".join(part for part in (scenario_setting(spec.scenario), varied) if part),
     )
 
 
-def _paper(run: Run) -> str:
+def teacher_paper_of(run: Run) -> str:
+    """The paper that trains the run's teacher so, or ""."""
+    return (run.protocol.settings.paper or "") if run.protocol.name == run.protocol.base else ""
+
+
+def paper_of(run: Run) -> str:
     """The paper that trains the method so, or ""; one of a sweep has its method's terms with other values."""
     protocol, terms = run.protocol, run.spec.terms
     name, varied = split_method(run.method)

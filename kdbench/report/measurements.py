@@ -1,0 +1,143 @@
+"""What is measured on finished networks beside their accuracy: as values, and as tables of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from kdbench.report.cells import Cell, cell_text, make_cell
+from kdbench.report.facts import Fact
+from kdbench.report.keys import scenario_setting, split_method
+from kdbench.report.rows import Row, Status, dataset_label, paper_of, teacher_paper_of
+from kdbench.report.sheet import Band, Entry, Sheet
+from kdbench.report.views import View
+from kdbench.store.record import Result
+from kdbench.store.store import Store
+from kdbench.suite.measurements import ProbeSpec
+from kdbench.suite.suite import Measurement, Suite
+
+
+METRICS = {
+    "probe": "linear probe, top-1 in %",
+    "kl": "KL, T = 4",
+    "kl_t1": "KL, T = 1",
+    "cka": "CKA",
+    "class_correlation_difference": "|difference| of class correlations",
+    "sm_score": "SM-score",
+    "layer_cka": "CKA of associated layers",
+}
+"""What the metrics of measurements are called in tables. Probes are the accuracies whose setting is a transfer."""
+
+
+def measurement_facts(suites: Iterable[Suite], stores: Sequence[Store]) -> list[Fact]:
+    """The values of all measurements that suites ask for."""
+    return [fact for suite in suites for each in suite.measurements for fact in _facts(each, stores)]
+
+
+def likeness_facts(rows: Iterable[Row]) -> list[Fact]:
+    """SM-score and CKA of the layers that methods associate, which the runs of such methods record."""
+    facts = []
+    for row in rows:
+        method, _ = split_method(row.method)
+        for metric, value in (("sm_score", row.sm_score), ("layer_cka", row.layer_cka)):
+            if value is not None or (row.paper == "semckd" and row.status != "done"):
+                facts.append(
+                    Fact(
+                        row.paper, row.protocol, method, row.teacher, row.student, row.dataset, row.strategy, row.setting,
+                        metric, row.trial, value, row.run_id, row.status, row.reason, row.version, row.score,
+                    )
+                )  # fmt: skip
+    return facts
+
+
+def _facts(each: Measurement, stores: Sequence[Store]) -> list[Fact]:
+    run, settings = each.run, each.run.protocol.settings
+    result, status, reason, version = _look_up(each, stores)
+    method, varied = split_method(run.method)
+    shown = {"teacher": run.teacher, "student": run.spec.student, "strategy": run.strategy, "trial": run.spec.trial}
+    paper = paper_of(run)
+    if each.of == "teacher":
+        method, varied, paper, shown = "teacher", "", teacher_paper_of(run), {**shown, "student": "", "trial": 0}
+    parts = [scenario_setting(run.spec.scenario), varied]
+    if isinstance(each.spec, ProbeSpec):
+        accuracy = result.accuracy(settings.score) if result else None
+        values: dict[str, float | None] = {"top1": accuracy.top1 if accuracy else None}
+        parts.append(f"transfer={each.spec.dataset.name}")
+    else:
+        found = result.values or {} if result else {}
+        names = {"kl": "kl_t4"}
+        values = {
+            name: found.get(names.get(name, name)) for name in ("kl", "kl_t1", "cka", "class_correlation_difference")
+        }
+    return [
+        Fact(
+            paper=paper,
+            protocol=run.protocol.name,
+            method=method,
+            dataset=dataset_label(each.spec.dataset.model_copy(update={"size": None})),
+            setting=",".join(part for part in parts if part),
+            metric=metric,
+            value=value,
+            run_id=each.spec.id,
+            status=status,
+            reason=reason,
+            version=version,
+            score=settings.score if metric == "top1" else "",
+            **shown,  # type: ignore[arg-type]
+        )
+        for metric, value in values.items()
+    ]
+
+
+def _look_up(each: Measurement, stores: Sequence[Store]) -> tuple[Result | None, Status, str, str]:
+    for store in stores:
+        if result := store.measured(each.spec):
+            return result, "done", "", store.measurement(each.spec.id).version()
+    for store in stores:
+        if failure := store.measurement(each.spec.id).failure():
+            return None, "failed", " ".join(failure.reason.split()), ""
+    return None, "missing", "not measured", ""
+
+
+def measurement_sheets(facts: Iterable[Fact]) -> list[Sheet]:
+    """One table for each protocol, pair and strategy: methods down, data sets and metrics across."""
+    groups: dict[tuple[str, ...], list[Fact]] = {}
+    for fact in facts:
+        groups.setdefault((fact.protocol, fact.teacher, fact.strategy), []).append(fact)
+    return [_sheet(place, found) for place, found in groups.items()]
+
+
+def _sheet(place: tuple[str, ...], facts: Sequence[Fact]) -> Sheet:
+    protocol, teacher, strategy = place
+    columns = list(dict.fromkeys(_column(fact) for fact in facts))
+    rows = list(dict.fromkeys(_row(fact) for fact in facts))
+    cells: dict[tuple[str, tuple[str, str]], list[Fact]] = {}
+    for fact in {(fact.run_id, fact.metric, _row(fact)): fact for fact in facts}.values():
+        cells.setdefault((_row(fact), _column(fact)), []).append(fact)
+    lines = [(Entry(row), *(Entry(_text(cells.get((row, column), []))) for column in columns)) for row in rows]
+    header = (
+        (Entry(""), *(Entry(dataset) for dataset, _ in columns)),
+        (Entry("method"), *(Entry(metric) for _, metric in columns)),
+    )
+    return Sheet(
+        f"measured with {teacher}, {strategy} teacher" if teacher else "measured",
+        (Band(header, (tuple(lines),)),),
+        caption=f"Mean ± sd (n) over trials; protocol {protocol}.",
+    )
+
+
+def _column(fact: Fact) -> tuple[str, str]:
+    name = "probe" if "transfer=" in fact.setting else fact.metric
+    return fact.dataset, METRICS[name]
+
+
+def _row(fact: Fact) -> str:
+    setting = ", ".join(part for part in fact.setting.split(",") if part and not part.startswith("transfer="))
+    named = f"{fact.method} ({setting})" if setting else fact.method
+    return f"{named} → {fact.student}" if fact.student else named
+
+
+def _text(facts: Sequence[Fact]) -> str:
+    if not facts:
+        return ""
+    cell: Cell = make_cell([(fact.value, fact.reason) for fact in facts])
+    return cell_text(cell, View.measured, decimals=2 if facts[0].metric == "top1" else 4)
