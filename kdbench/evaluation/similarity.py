@@ -14,6 +14,8 @@ from kdbench.models.outputs import Association
 
 FEWEST = 4
 """The unbiased estimator of HSIC is defined for so many images or more."""
+ROUNDING = 1e-6
+"""So much of a Gram matrix may be what float32 products are rounded by."""
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float:
@@ -78,9 +80,9 @@ class LayerSimilarity:
         images = len(pairs[0].student)
         if images < FEWEST:
             return
-        raw = {key: _gram(maps) for key, maps in _by_id(pair[:2] for pair in pairs).items()}
         compared = [pair.compared or pair[:2] for pair in pairs]
-        centred = {key: u_centred(_gram(maps - maps.mean(0))) for key, maps in _by_id(compared).items()}
+        raw = {key: _gram(maps) for key, maps in _by_id([*(pair[:2] for pair in pairs), *compared]).items()}
+        centred = {key: u_centred(raw[key]) for key in _by_id(compared)}
         rows = []
         for (student, teacher, weight, _), (ours, theirs) in zip(pairs, compared, strict=True):
             distance = (raw[id(student)] - raw[id(teacher)]).square().mean(1)
@@ -102,13 +104,14 @@ class LayerSimilarity:
 
 
 def _by_id(pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[int, Tensor]:
-    """Each map once, in float32, however many pairs it is in."""
-    return {id(maps): maps.float() for pair in pairs for maps in pair}
+    """Each map once, however many pairs it is in."""
+    return {id(maps): maps for pair in pairs for maps in pair}
 
 
 def _gram(maps: Tensor) -> Tensor:
     """Gram matrix [B, B] of flattened maps [B, …]: products in float32, the result in float64."""
-    rows = maps.flatten(1)
+    # the order of the columns does not matter, and flattening channels-last maps channels first would copy them
+    rows = (maps if maps.is_contiguous() else maps.movedim(1, -1)).flatten(1).float()
     return (rows @ rows.T).double()
 
 
@@ -123,4 +126,4 @@ def u_centred(gram: Tensor) -> Tensor:
     means = hollow.sum(0) / (n - 2)
     rest = hollow - means - means[:, None] + means.sum() / (n - 1)
     rest = rest - rest.diag().diag()
-    return torch.where(rest.norm() > 1e-12 * gram.norm(), rest, 0.0)
+    return torch.where(rest.norm() > ROUNDING * gram.norm(), rest, 0.0)

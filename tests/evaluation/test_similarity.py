@@ -174,3 +174,22 @@ def test_what_is_no_number_is_left_out():
         similarity.add([Association(*pair)])
         assert similarity.scores().keys() == known
     assert LayerSimilarity().scores() == {}
+
+
+def test_the_layout_of_maps_in_memory_does_not_matter():
+    maps, others = drawn(16, 6, 8, 8).relu(), drawn(16, 3, 8, 8, seed=1).relu()
+    scores = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        similarity = LayerSimilarity()
+        similarity.add([Association(maps.contiguous(memory_format=layout), others)])
+        scores.append(similarity.scores())
+    assert scores[1] == {key: pytest.approx(value, rel=1e-5) for key, value in scores[0].items()}
+
+
+def test_maps_that_are_nearly_constant_are_told_apart_all_the_same():
+    x = drawn(64, 2000) / 10
+    y = x @ drawn(2000, 50, seed=1) / 40 + drawn(64, 50, seed=2)
+    similarity, exact = LayerSimilarity(), LayerSimilarity()
+    similarity.add([Association(x + 5, y)])  # 0.04 % of the squares are what differs from the mean
+    exact.add([Association(x, y)])
+    assert similarity.scores()["layer_cka"] == pytest.approx(exact.scores()["layer_cka"], abs=1e-3)

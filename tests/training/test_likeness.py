@@ -4,12 +4,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kdbench.evaluation.accuracy import measure
 from kdbench.evaluation.similarity import LayerSimilarity
 from kdbench.models.outputs import Association
 from kdbench.suite.specs import TeacherSpec, View
 from kdbench.training import jobs, learner
 from kdbench.training.build import load_teacher, new_network, student_learner
 from kdbench.training.guide import Guide
+from kdbench.training.likeness import Shown, Watched
 
 
 CPU = torch.device("cpu")
@@ -69,6 +71,25 @@ def test_stopped_and_gone_on_the_records_are_the_same(bench, make_run):
     jobs.train_cohort(runs, halting.shop)
     assert halting.files(*runs) == whole.files(*runs)
     assert all(len(row["attention"]) == 3 for row in rows(halting, runs[1]))
+
+
+@pytest.mark.parametrize("name", ["fitnet", "mgd", "semckd"])
+def test_watching_changes_no_statistics_and_draws_nothing(bench, make_run, teacher, name):
+    run, shop = make_run({"ce": 1, name: READ_MAPS[name]}), bench()
+    jobs.train_teacher(teacher, shop.shop)
+    guide = Guide(load_teacher(teacher, shop.store, CPU))
+    student = student_learner(run, shop.store, guide.network, torch.zeros(40, dtype=torch.long), CPU)
+    student.network.train()
+    student.terms.train()
+    parts = (student.network, student.terms, guide.network)
+    before = [{key: value.clone() for key, value in part.state_dict().items()} for part in parts]
+    drawn = torch.get_rng_state()
+    watched = Watched(student, Shown(guide), lambda learner, act: act())
+    measure([watched], shop.data.test(run.dataset, run.recipe))
+    assert watched.similarity.scores().keys() == NEW
+    for part, state in zip(parts, before, strict=True):
+        assert all(torch.equal(state[key], value) for key, value in part.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), drawn)
 
 
 def test_only_the_last_epochs_and_of_these_the_tested_ones(bench, make_run, monkeypatch):
