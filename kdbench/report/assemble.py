@@ -50,8 +50,8 @@ def measured_report(
     Raises KdbenchError where numbers of incompatible versions of kdbench would stand in one table.
     """
     rows = collect(suites, stores)
-    beside = [*measurement_facts(suites, stores), *likeness_facts(rows)]
-    facts = [*run_facts(rows), *teacher_facts(rows, stores), *beside]
+    asked, recorded = measurement_facts(suites, stores), likeness_facts(rows)
+    facts = [*run_facts(rows), *teacher_facts(rows, stores), *asked, *recorded]
     measured = by_key(facts)
     wanted = tables or dict.fromkeys(id for suite in suites for id in suite.tables)
     printed = [fill(layouts().tables[id], measured) for id in wanted]
@@ -62,6 +62,7 @@ def measured_report(
         for generic in rest:
             _check_versions(generic.title, generic.versions)
     shown = {(fact.run_id, fact.metric) for table in printed for fact in table.facts}
+    beside = [*asked, *(fact for fact in recorded if fact.value is not None)]
     apart = [fact for fact in beside if (fact.run_id, fact.metric) not in shown]
     return Report(printed, rows, facts, rest, [] if tables else apart)
 

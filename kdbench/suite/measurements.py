@@ -101,7 +101,7 @@ def named_probe(value: Any) -> Any:
     """A bundled way to train a probe by name, or ``{base: NAME, …changes}`` of one, for pydantic to validate."""
     changes = dict(value) if isinstance(value, dict) else {"base": value}
     name = changes.pop("base", None)
-    if name not in probe_protocols():
+    if not isinstance(name, str) or name not in probe_protocols():
         known = ", ".join(probe_protocols())
         message = f"no such way to train a probe: '{name}'. Name one of {known}, or {{base: NAME, …changes}}"
         raise PydanticCustomError("unknown", "{message}", {"message": message})

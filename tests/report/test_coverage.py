@@ -17,7 +17,7 @@ NO_RUN = {
 
 @pytest.fixture(scope="module")
 def suites():
-    return load_suites([name for name in bundled_suites()])
+    return load_suites(list(bundled_suites()))
 
 
 @pytest.fixture(scope="module")
