@@ -219,13 +219,14 @@ def _some_lines(content: bytes, every: int) -> list[bytes]:
     """
     import numpy
 
-    ends = numpy.flatnonzero(numpy.frombuffer(content, numpy.uint8) == ord("\n")).tolist()
+    ends = numpy.flatnonzero(numpy.frombuffer(content, numpy.uint8) == ord("\n"))
     if not content.endswith(b"\n"):
-        ends.append(len(content))
+        ends = numpy.append(ends, len(content))
     first = (_read_epoch(content[: ends[0]]) or {}).get("epoch")
     start = -first % every if isinstance(first, int) else 0
-    chosen = sorted({0, *range(start or every, len(ends), every), len(ends) - 1})
-    return [content[ends[at - 1] + 1 if at else 0 : ends[at]] for at in chosen]
+    chosen = [0, *range(start or every, len(ends) - 1, every), len(ends) - 1][: len(ends)]
+    starts = [0, *(ends[numpy.array(chosen[1:], int) - 1] + 1).tolist()]
+    return [content[begin:end] for begin, end in zip(starts, ends[chosen].tolist(), strict=True)]
 
 
 def _read_epoch(line: bytes) -> dict[str, Any] | None:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from kdbench.suite.specs import DatasetSpec, HeadSpec, Recipe, RunSpec, Scenario, TeacherSpec, TermUse
+from kdbench.suite.load import bundled_suites, load_suite
+from kdbench.suite.specs import DatasetSpec, HeadSpec, Recipe, RunSpec, Scenario, TeacherSpec, TermUse, digest
 
 
 RECIPE = Recipe(epochs=240, batch=64, lr=0.05, momentum=0.9, weight_decay=5e-4, milestones=(150, 180, 210))
@@ -211,3 +212,9 @@ def test_streams():
     ]  # fmt: skip
     assert {changed(SPEC, **values).stream_id for values in same} == {stream}
     assert len({changed(SPEC, **values).stream_id for values in other} | {stream}) == len(other) + 1
+
+
+def test_the_ids_of_trials_are_those_of_their_specs():
+    for run in load_suite(bundled_suites()["smoke"], trials=3).runs:
+        assert run.id == digest(run.spec.canonical())
+        assert run.spec.model_copy(update={"trial": 1}).id == digest({**run.spec.canonical(), "trial": 1})

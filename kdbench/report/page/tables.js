@@ -5,7 +5,7 @@ function sortKey(cell) {
   if (cell === undefined) return null;
   if (cell.dataset.value !== undefined) return Number(cell.dataset.value);
   const text = cell.textContent.trim();
-  if (text === "" || text === "–") return null;
+  if (text === "" || text.startsWith("–")) return null;
   const number = /^(?:p\s*[<=]?\s*)?([+-]?\d+(?:\.\d+)?)/.exec(text);
   return number ? Number(number[1]) : text;
 }
