@@ -34,7 +34,7 @@ from kdbench.data.images import ImageSet
 from kdbench.data.stream import Stream
 from kdbench.methods import Part, Setting, build_part
 from kdbench.models.shapes import measure_shapes
-from kdbench.store.files import write_atomically
+from kdbench.store.files import write_text
 from kdbench.store.store import Store
 from kdbench.suite.methods import auxiliary_method, reads_teacher
 from kdbench.suite.protocols import bundled_protocol
@@ -108,9 +108,9 @@ def main() -> None:
         ratio, peak = seconds[name] / seconds["kd"], memory[name] / memory["kd"]
         lines.append(f"  {name}: {{time: {ratio:.2f}, memory: {peak:.2f}, parameters: {own}, teacher: {case.teacher}}}")
     text = "\n".join(lines) + "\n"
-    print(text)
+    print(text, end="")
     if not options.methods:
-        write_atomically(OUTPUT, text.encode())
+        write_text(OUTPUT, text)
 
 
 def build(terms: tuple[TermUse, ...], folder: Path) -> Case:
