@@ -27,7 +27,7 @@ class PKT(Term):
 
     paper = "Passalis, Tefas. Learning Deep Representations with Probabilistic Knowledge Transfer. ECCV 2018"
     reads = "embedding"
-    version = 1
+    version = 2
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the mean divergence of the two neighbour distributions."""

@@ -130,6 +130,35 @@ def test_loud_maps_in_half_precision(run):
     check(*run(everywhere(lambda x: (100 * x).half()), half=torch.float16), most=1e6)
 
 
+def leaves_of(loss):
+    """All tensors to which a backward pass brings a gradient, by identity."""
+    found, todo, seen = {}, [loss.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found[id(node.variable)] = node.variable
+        todo += [following for following, _ in node.next_functions]
+    return found
+
+
+def test_what_gets_a_gradient_is_the_students_or_a_parameter_of_the_term(
+    name, setting, make_outputs, make_batch, leaves
+):
+    """So all of it trains and is saved, and nothing of the teacher does, or of the part that was trained on it."""
+    loss = build_term(name, setting).train()
+    rows = SIZE * (1 + term(name).copies)
+    student, teacher = make_outputs(setting.student, rows, 1, True), make_outputs(setting.teacher, rows, 2)
+    value = (loss.initial_loss if loss.initial else loss)(student, teacher, make_batch(SIZE))
+    reached, parameters = set(leaves_of(value)), {id(p) for p in loss.parameters() if p.requires_grad}
+    outputs = {id(x) for x in leaves(student)}
+    assert reached & outputs
+    assert reached <= outputs | parameters
+    assert parameters <= reached
+
+
 LOGITS = {
     "zero": torch.zeros_like,
     "equal": lambda x: torch.full_like(x, 0.3),
