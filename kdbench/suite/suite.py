@@ -95,6 +95,8 @@ def measurements_of(run: Run, kind: NamedTeacher | None, entry: MeasureEntry) ->
 
     A student that reads no teacher is compared with its pair's all the same, where that one is finished.
     """
+    if not (entry.probe or entry.similarity):
+        return
     student, settings = student_of(run.spec), run.protocol.settings
     found = resolve_teacher(kind, run.spec.dataset, run.strategy, settings) if kind else None
     for data in entry.probe:
