@@ -62,8 +62,7 @@ def measured_report(
         for generic in rest:
             _check_versions(generic.title, generic.versions)
     shown = {(fact.run_id, fact.metric) for table in printed for fact in table.facts}
-    beside = [*asked, *(fact for fact in recorded if fact.value is not None)]
-    apart = [fact for fact in beside if (fact.run_id, fact.metric) not in shown]
+    apart = [fact for fact in asked if (fact.run_id, fact.metric) not in shown]
     return Report(printed, rows, facts, rest, [] if tables else apart)
 
 
