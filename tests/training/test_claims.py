@@ -47,7 +47,7 @@ def head_gradients(monkeypatch, guides):
     return found
 
 
-READ_EMBEDDINGS = [{"ce": 1, "ega": 50}, {"ce": 1, "nce": 50}, {"ce": 1, "ccl": 50}, {"ce": 1, "embedding-mse": 50}]
+READ_EMBEDDINGS = [{"ce": 1, "ega": 50}, {"ce": 1, "ccl": 50}]
 
 
 def test_no_gradient_of_a_students_loss_reaches_the_teachers_new_layers(bench, make_run, guides, head_gradients):

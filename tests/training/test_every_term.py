@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
 from kdbench.catalogue.terms import term, term_names
+from kdbench.data.stream import DataSource
 from kdbench.suite.load import load_suite
 from kdbench.suite.protocols import bundled_protocol
 from kdbench.training import jobs
@@ -39,10 +42,24 @@ def spec(name, tmp_path):
     return run.spec
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A results folder for all tests of this module, and its images: what comes before the runs is made once."""
+    root = tmp_path_factory.mktemp("every-term")
+    return root, DataSource(root, torch.device("cpu"))
+
+
 @pytest.fixture
-def shared(bench, tmp_path_factory):
-    """shared(name): a results folder that all tests of this module use, so that what is before a run is trained once."""
-    return lambda name: bench(tmp_path_factory.getbasetemp() / f"every-term-{name}")
+def visit(bench, place):
+    """visit(stop_after=None): the folder as a new worker finds it."""
+
+    def make(**options):
+        root, data = place
+        shop = bench(root, **options)
+        shop.data = data
+        return shop
+
+    return make
 
 
 @pytest.fixture
@@ -67,15 +84,19 @@ def prepare(shop, spec):
     shop.teachers(spec)
 
 
-def test_it_lowers_the_loss_leaves_the_teacher_alone_and_can_be_resumed(name, spec, shared, guides):
+def test_it_lowers_the_loss_leaves_the_teacher_alone_and_can_be_resumed(name, spec, visit, guides):
     """Stopped after its first epoch it ends byte for byte where it ends without a stop: all of its state is saved."""
-    whole, cut = shared("whole"), shared("cut")
-    for shop in (whole, cut):
-        prepare(shop, spec)
+    shop = visit()
+    prepare(shop, spec)
+    assert jobs.train_cohort([spec], visit(stop_after=1).shop).stopped
+    jobs.train_cohort([spec], visit().shop)
+    resumed = shop.files(spec)
+    shutil.rmtree(shop.store.run(spec.id).folder)
     guides.clear()
-    jobs.train_cohort([spec], whole.shop)
+    jobs.train_cohort([spec], shop.shop)
+    assert shop.files(spec) == resumed
 
-    rows = whole.store.run(spec.id).metrics()
+    rows = shop.store.run(spec.id).metrics()
     losses = [row["loss"] for row in rows if row["epoch"] > 0]
     assert losses[-1] < losses[0]
     initial = [row["loss"] for row in rows if row["epoch"] < 1]
@@ -86,7 +107,3 @@ def test_it_lowers_the_loss_leaves_the_teacher_alone_and_can_be_resumed(name, sp
     for network, before in guides:
         assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
         assert all(parameter.grad is None for parameter in network.parameters())
-
-    assert jobs.train_cohort([spec], cut.again(stop_after=1).shop).stopped
-    jobs.train_cohort([spec], cut.again().shop)
-    assert cut.files(spec) == whole.files(spec)
