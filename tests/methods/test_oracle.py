@@ -25,6 +25,7 @@ from kdbench.methods.kd import kd_loss
 from kdbench.methods.mgd import channel_margins, mgd_loss
 from kdbench.methods.nce import nce_loss
 from kdbench.methods.nst import nst_loss
+from kdbench.methods.online_kd import divergence
 from kdbench.methods.pkt import pkt_loss
 from kdbench.methods.rkd import rkd_angle_loss, rkd_distance_loss
 from kdbench.methods.semckd import semckd_loss
@@ -64,6 +65,7 @@ def fsp_loss():
 ORACLE = {
     "ce": (lambda: cross_entropy(ZS, LABELS), 3.6366845),
     "kd": (lambda: kd_loss(ZS, ZT, 4.0), 2.9133106),
+    "online-kd": (lambda: divergence(ZS[None], ZT, 3.0), 2.8529646),
     "fitnet": (lambda: fitnet_loss(FS2, FT), 1.2023419),
     "at": (lambda: at_loss(FS, FT), 2.7871192e-4),
     "sp": (lambda: sp_loss(FS, FT), 0.23713768),
