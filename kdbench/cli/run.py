@@ -72,7 +72,11 @@ def _report_failures(suites: Sequence[Suite], store: Store, failed: dict[str, st
         if reason or failure:
             lines.append(f"  {label} ({id}): {reason or (failure and failure.reason)}")
     measured = {each.spec.id: each.spec.label for suite in suites for each in suite.measurements}
+    for id in measured:
+        if (failure := store.measurement(id).failure()) and not store.measurement(id).done():
+            failed.setdefault(id, failure.reason)
     others = {id: reason for id, reason in failed.items() if id not in reasons}
-    lines += [f"  {measured.get(id, 'teacher')} ({id}): {reason}" for id, reason in others.items()]
+    for id, reason in others.items():
+        lines.append(f"  {measured[id]} ({id}): {reason}" if id in measured else f"  teacher {id}: {reason}")
     if lines:
         raise KdbenchError("\n".join([f"{len(lines)} failed:", *lines, "More: kdbench show ID"]))

@@ -28,6 +28,7 @@ def samples(
         int | None, typer.Option(help="As the suite has it: part of what seeds the draws.")
     ] = None,
     val_split: Annotated[float | None, typer.Option(help="The share of the training set that is held out.")] = None,
+    size: Annotated[int | None, typer.Option(help="As the suite has it: part of what seeds the draws.")] = None,
     fraction: Annotated[float | None, typer.Option(help="The share of each class that is kept. Default: 1.")] = None,
     label_noise: Annotated[float | None, typer.Option(help="The share of each class with wrong labels.")] = None,
     noise: Annotated[str | None, typer.Option(help="How labels are drawn: other, all or classes.")] = None,
@@ -41,7 +42,7 @@ def samples(
     from kdbench.execution.samples import list_samples
 
     part: dict[str, Any] = {"classes": classes, "train_per_class": train_per_class, "test_per_class": test_per_class}
-    part["val_split"] = val_split
+    part |= {"val_split": val_split, "size": size}
     changes = {"fraction": fraction, "label_noise": label_noise, "noise": noise}
     expected = None
     if run is not None:

@@ -41,11 +41,13 @@ def show(
     ]
     wanted = spellings.get(normalise(name), normalise(name))
     found = [describe(known) for names, describe in kinds for known in names if normalise(known) == wanted]
-    found += [text for kind in ("runs", "teachers") if (text := _record(results, kind, name))]
+    found += [text for kind in ("runs", "teachers", "measurements") if (text := _record(results, kind, name))]
     if not found:
         near = nearest(name, [n for names, _ in kinds for n in names])
         hint = f" Did you mean '{near}'?" if near else ""
-        raise BadInput(f"nothing is called '{name}', and no run or teacher in {results} has this id.{hint}")
+        raise BadInput(
+            f"nothing is called '{name}', and no run, teacher or measurement in {results} has this id.{hint}"
+        )
     typer.echo("\n\n".join(found))
 
 

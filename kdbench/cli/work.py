@@ -59,17 +59,18 @@ def work_on(
 ) -> dict[str, str]:
     """Train what is missing of the suites and the ``wanted`` teachers, and make damaged ``teachers`` again, as ``work`` does.
 
-    A stage that is made again may come out otherwise, and what was made on it must then be made again, too. ``checked``:
-    students of runs that teach others.
+    What is made again may come out otherwise, and what was made or measured on it must then be made again, too.
+    ``checked``: students of runs that teach others.
     """
     teachers, checked, wanted = list(teachers), list(checked), list(wanted)
     failed: dict[str, str] = {}
-    for _ in range(1 + max((len(teacher.chain) for teacher in teachers), default=1)):
+    for _ in range(2 + max((len(teacher.chain) for teacher in teachers), default=0)):
         damaged = store.set_aside_damaged_teachers([*teachers, *checked])
         for message in damaged.values():
             print(message, file=sys.stderr)
         failed = work(suites, [*wanted, *(teacher for teacher in teachers if teacher.id in damaged)], place, store)
-        if failed or not damaged:
+        outdated = any(store.measured(each.spec) is None for suite in suites for each in suite.measurements)
+        if failed or not (damaged or outdated):
             break
     return failed
 

@@ -39,11 +39,22 @@ def _few_shot(labels: Tensor, classes: int, fraction: float, draw: torch.Generat
 
 
 def _redrawn(labels: Tensor, classes: int, share: float, draw: torch.Generator, smallest_shift: int = 0) -> Tensor:
-    """Labels moved on by a random number of classes, for a share of each class."""
+    """Labels moved on by a random number of classes, for a share of each class.
+
+    Where that is no whole number of images, the classes that lack most of one give it (of equals, those that are drawn for
+    it), so that the share of all is right.
+    """
     noisy = labels.clone()
+    drawn = []
     for members, order in _shuffled_classes(labels, classes, draw):
-        shifts = torch.randint(smallest_shift, classes, (len(members),), generator=draw)
-        count = round(share * len(members))
+        drawn.append((members, order, torch.randint(smallest_shift, classes, (len(members),), generator=draw)))
+    sizes = [share * len(members) + 1e-9 for members, _, _ in drawn]  # 0.3 * 10 is not quite 3
+    left = round(share * len(labels)) - sum(map(int, sizes))
+    lots = torch.randperm(len(drawn), generator=draw).tolist()
+    by_rest = sorted(range(len(drawn)), key=lambda index: (-round(sizes[index] % 1, 6), lots[index]))
+    more = set(by_rest[:left])
+    for index, (members, order, shifts) in enumerate(drawn):
+        count = int(sizes[index]) + (index in more)
         chosen = members[order[:count]]
         noisy[chosen] = (noisy[chosen] + shifts[:count]) % classes
     return noisy

@@ -151,7 +151,9 @@ def _hopeless(spec: RunSpec, store: Store, diverged: dict[str, bool]) -> bool:
 
 
 def _lost(spec: ProbeSpec | SimilaritySpec, store: Store, diverged: dict[str, bool]) -> bool:
-    """Whether one of the networks to be measured diverged."""
+    """Whether one of the networks to be measured diverged, or the measurement itself."""
+    if _diverged(store.measurement(spec.id)):
+        return True
     runs = [need.made_by for need in spec.needs if need.made_by]
     stages = [stage for need in spec.needs for stage in need.stages]
     return any(_hopeless(run, store, diverged) for run in runs if not store.run(run.id).done()) or any(

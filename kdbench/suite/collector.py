@@ -120,6 +120,10 @@ class Collector:
             data = getattr(entry, key)
             self.check_datasets(data, (*path, key))
             for index, each in enumerate(data if key == "probe" else ()):
+                if each.size:
+                    self.report(
+                        (*path, key, index, "size"), "images are probed in the size of the network's own: leave it out"
+                    )
                 if dataset(each.name).streamed:
                     message = f"a probe needs its images in memory, and those of {each.name} stay files"
                     self.report((*path, key, index), message)

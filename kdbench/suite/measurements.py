@@ -11,6 +11,7 @@ from pydantic import Field, StrictStr, TypeAdapter
 from pydantic_core import PydanticCustomError
 
 from kdbench.catalogue.datasets import dataset
+from kdbench.catalogue.names import nearest
 from kdbench.suite.recipe import Recipe, Spec, View
 from kdbench.suite.specs import DatasetSpec, RunSpec, TeacherSpec
 
@@ -44,7 +45,7 @@ class ProbeSpec(Spec):
     @property
     def label(self) -> str:
         """One line for progress and messages."""
-        return f"linear probe of {name_of(self.source)} on {self.dataset.name}"
+        return f"linear probe on {self.dataset.name}: {name_of(self.source)}"
 
 
 class SimilaritySpec(Spec):
@@ -71,7 +72,7 @@ class SimilaritySpec(Spec):
     @property
     def label(self) -> str:
         """One line for progress and messages."""
-        return f"similarity of {name_of(self.source)} and its teacher on {self.dataset.name}"
+        return f"similarity to the teacher on {self.dataset.name}: {name_of(self.source)}"
 
 
 MeasurementSpec = Annotated[ProbeSpec | SimilaritySpec, Field(discriminator="kind")]
@@ -97,10 +98,19 @@ def probe_protocols() -> dict[str, ProbeProtocol]:
     return {name: ProbeProtocol.model_validate(entry) for name, entry in yaml.safe_load(text).items()}
 
 
+_PROBE_KEYS = ProbeProtocol.model_fields.keys() - {"mean", "std", "size", "node_embedding"}
+
+
 def named_probe(value: Any) -> Any:
     """A bundled way to train a probe by name, or ``{base: NAME, …changes}`` of one, for pydantic to validate."""
     changes = dict(value) if isinstance(value, dict) else {"base": value}
     name = changes.pop("base", None)
+    for key in changes.keys() - _PROBE_KEYS:
+        near = nearest(str(key), _PROBE_KEYS)
+        hint = f"Did you mean '{near}'?" if near else f"Known keys: base, {', '.join(sorted(_PROBE_KEYS))}."
+        own = key in ProbeProtocol.model_fields
+        why = "comes from the network that is probed" if own else "is no key of a probe protocol"
+        raise PydanticCustomError("unknown", "{message}", {"message": f"'{key}' {why}. {hint}"})
     if not isinstance(name, str) or name not in probe_protocols():
         known = ", ".join(probe_protocols())
         message = f"no such way to train a probe: '{name}'. Name one of {known}, or {{base: NAME, …changes}}"
@@ -112,8 +122,9 @@ def probe(source: TeacherSpec, data: DatasetSpec, how: ProbeProtocol) -> ProbeSp
     """A probe of a network on another data set, whose images it sees in the size and with the constants of its own."""
     seen = view_of(source)
     recipe = how.model_dump(include=set(Recipe.model_fields))
-    at = data.model_copy(update={"size": None if seen.size == dataset(data.name).size else seen.size})
-    recipe |= {"mean": seen.mean, "std": seen.std}
+    native, wanted = dataset(data.name).size, seen.size or data.side
+    at = data.model_copy(update={"size": wanted if wanted < native else None})  # larger ones would fill the memory
+    recipe |= {"mean": seen.mean, "std": seen.std, "size": wanted if wanted > native else None}
     return ProbeSpec(kind="probe", source=source, dataset=at, recipe=Recipe(**recipe), batch_norm=how.batch_norm)
 
 

@@ -93,7 +93,7 @@ class Cell:
 def measurements_of(run: Run, kind: NamedTeacher | None, entry: MeasureEntry) -> Iterator[Measurement]:
     """What a grid has measured on one of its runs; ``kind`` is what the run's teacher is by name.
 
-    A student that reads no teacher is compared with its pair's all the same, where that one is finished.
+    A student that reads no teacher, or another, is compared with its pair's all the same, where that one is finished.
     """
     if not (entry.probe or entry.similarity):
         return
@@ -104,7 +104,7 @@ def measurements_of(run: Run, kind: NamedTeacher | None, entry: MeasureEntry) ->
         if found and not found.head and found.spec.dataset:
             yield Measurement(run, "teacher", probe(found.spec, data.spec, entry.probe_protocol))
     for data in entry.similarity:
-        if found and (run.spec.teacher or not found.head):
+        if found and (run.spec.head or not found.head):
             teacher = None if found.head else found.spec
             yield Measurement(run, "student", similarity(student, teacher, found.view, data.spec))
 

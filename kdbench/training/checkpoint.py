@@ -33,6 +33,7 @@ def save_checkpoint(learner: Learner, guide_state: dict[str, Any]) -> None:
         "progress": asdict(learner.progress),
         "best_weights": learner.best_weights,
         "guide": guide_state,
+        "made_on": learner.made_on,
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -55,6 +56,8 @@ def load_checkpoint(learner: Learner) -> tuple[dict[str, Any], str]:
         if hashlib.sha256(memoryview(content)[_DIGEST:]).digest() != content[:_DIGEST]:
             raise ValueError("its hash is wrong")
         state = torch.load(io.BytesIO(content[_DIGEST:]), map_location=learner.device, weights_only=True)
+        if state["made_on"] != learner.made_on:
+            raise ValueError("it was learned on other weights than are there now")
         learner.load_weights(state["network"])
         learner.terms.load_state_dict(state["terms"])
         learner.go_to(Progress(**state["progress"]))

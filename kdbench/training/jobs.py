@@ -71,7 +71,7 @@ def _train_stage(spec: TeacherSpec, record: Record, shop: Workshop) -> bool:
         examine = partial(measure_neighbours, train=train_set, test=test, classes=data.class_count)
     begin(record, spec.canonical(), shop)
     try:
-        learner, _ = resumed(lambda: teacher_learner(spec, shop.store, shop.device), shop)
+        learner, _ = resumed(lambda: teacher_learner(spec, shop.store, shop.device), shop, made_on(spec, shop))
     except DamagedTeacher as error:
         raise lost_teacher(error, shop) from None
     kind: Literal["classifier", "neighbours"] = "classifier" if spec.has_classifier else "neighbours"
@@ -87,7 +87,9 @@ def _train_part(spec: TeacherSpec, record: Record, shop: Workshop) -> bool:
     stream = shop.data.stream(spec.dataset, Scenario(), spec.part.recipe, seed_trial(spec))
     begin(record, spec.canonical(), shop)
     try:
-        learner, _ = resumed(lambda: part_learner(spec, shop.store, shop.device, len(stream)), shop)
+        learner, _ = resumed(
+            lambda: part_learner(spec, shop.store, shop.device, len(stream)), shop, made_on(spec, shop)
+        )
     except DamagedTeacher as error:
         raise lost_teacher(error, shop) from None
     macs = {spec.id: teacher_cost(spec)}
@@ -175,7 +177,8 @@ def _enrol(spec: RunSpec, guide: Guide | None, labels: Tensor, shop: Workshop) -
     network = guide.network if guide and spec.teacher else None
     try:
         parts = [load_part(part, shop.store, network, shop.device) for part in spec.parts] if network else []
-        return resumed(lambda: student_learner(spec, shop.store, network, labels, shop.device, parts), shop)
+        build = partial(student_learner, spec, shop.store, network, labels, shop.device, parts)
+        return resumed(build, shop, shop.store.hashes(spec.needs))
     except DamagedTeacher as error:
         raise lost_teacher(error, shop) from None
     except Exception as error:
@@ -216,13 +219,18 @@ def lost_teacher(error: DamagedTeacher, shop: Workshop) -> LostTeacher:
     return LostTeacher(f"{error}; another process has made it again")
 
 
-def resumed(build: Callable[[], Learner], shop: Workshop) -> tuple[Learner, dict[str, Any]]:
-    """A learner at its last checkpoint, or at its beginning; and the teacher's state at that moment."""
+def resumed(build: Callable[[], Learner], shop: Workshop, made_on: str | None) -> tuple[Learner, dict[str, Any]]:
+    """A learner at its last checkpoint, or at its beginning; and the teacher's state at that moment.
+
+    ``made_on``: the hashes of the weights that it needs. What was learned on others is not gone on with.
+    """
     learner = build()
+    learner.made_on = made_on
     try:
         state, message = load_checkpoint(learner)
     except DamagedCheckpoint as error:
         learner, state, message = build(), {}, str(error)
+        learner.made_on = made_on
     if message:
         shop.emit("resumed", id=learner.record.id, text=message, epoch=learner.progress.epoch, **learner.length)
     learner.progress.sessions += 1

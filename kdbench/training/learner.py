@@ -76,6 +76,7 @@ class Learner:
         self.go_to(Progress(epoch=-self.initial_epochs))
         self.best_weights: dict[str, Tensor] | None = None
         self.failure: Failure | None = None
+        self.made_on: str | None = None
         self.saved_at = time.monotonic()
         self._sums: dict[str, Tensor] = {}
         self._images = 0

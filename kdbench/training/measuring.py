@@ -23,6 +23,7 @@ from kdbench.models.backbone import Backbone
 from kdbench.models.linear_probe import LinearProbe
 from kdbench.models.outputs import Shapes
 from kdbench.plan.cost import measurement_cost
+from kdbench.store.files import set_aside
 from kdbench.store.record import Record, Result, timestamp
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import Scenario
@@ -45,7 +46,12 @@ def take_measurement(spec: ProbeSpec | SimilaritySpec, shop: Workshop, *, waited
     with claimed([record]) as mine:
         if not mine:
             return Outcome(busy=[spec.id])
-        if (shop.store.measured(spec) or waited) and settled(record, shop, waited):
+        if shop.store.measured(spec) is None and record.done():
+            name = set_aside(record.folder / "result.json").name
+            shop.emit(
+                "message", text=f"{spec.label}: was measured on other weights; set aside as {name}, measured again"
+            )
+        if settled(record, shop, waited):
             return Outcome()
         begin(record, spec.canonical(), shop)
         try:
@@ -74,9 +80,10 @@ def _train_probe(spec: ProbeSpec, record: Record, shop: Workshop) -> bool:
         stream = shop.data.stream(spec.dataset, Scenario(), spec.recipe, trial)
         images = shop.data.test(spec.dataset, spec.recipe)
         test, tested = images, len(images)
-    learner, _ = resumed(lambda: _probe_learner(spec, record, backbone(), trial, shop), shop)
+    hashes = shop.store.hashes(spec.needs)
+    learner, _ = resumed(lambda: _probe_learner(spec, record, backbone(), trial, shop), shop, hashes)
     macs = {spec.id: measurement_cost(spec)}
-    conclude = Conclusion(shop, "measurement", len(stream), tested, macs, before=shop.store.hashes(spec.needs))
+    conclude = Conclusion(shop, "measurement", len(stream), tested, macs, before=hashes)
     return train([learner], None, stream, partial(measure, test=test), shop.hooks(conclude))
 
 
@@ -144,7 +151,10 @@ def _teacher(spec: SimilaritySpec, shop: Workshop) -> Backbone:
         raise ValueError("a student is compared with a teacher")
     below = load_teacher(run.teacher, shop.store, torch.device("cpu"))
     network = with_head(below, run.teacher.model_copy(update={"head": run.head, "dataset": run.dataset}))
-    network.load_state_dict(load_file(shop.store.run(run.id).teacher_head_file), strict=False)
+    layers = shop.store.run(run.id).teacher_head_file
+    if not layers.is_file():
+        raise BadInput(f"{layers}: is not there; the run was trained by a version that did not keep it")
+    network.load_state_dict(load_file(layers), strict=False)
     return on_device(network, shop.device)
 
 

@@ -44,12 +44,14 @@ def test_few_shots_of_cifar100_are_nested_and_differ_between_trials(cifar):
     assert 1000 < len(kept[0] & other) < 5000  # a quarter of a quarter of 50,000, by chance
 
 
-@pytest.mark.parametrize(("share", "each"), [(0.1, 50), (0.3, 150), (0.5, 250), (0.003, 2), (0.999, 500)])
+@pytest.mark.parametrize(
+    ("share", "each"), [(0.1, {50}), (0.3, {150}), (0.5, {250}), (0.003, {1, 2}), (0.999, {499, 500})]
+)
 def test_noise_on_cifar100_moves_exactly_its_share_of_each_class(cifar, share, each):
     samples = cifar.samples(CIFAR, Scenario(label_noise=share), 0)
     moved = torch.bincount(samples.true[samples.given != samples.true], minlength=100)
-    assert moved.tolist() == [each] * 100
-    assert samples.changed == 100 * each
+    assert set(moved.tolist()) == each
+    assert samples.changed == moved.sum() == round(share * 50_000)
     assert torch.equal(samples.places, torch.arange(50_000))
     assert torch.equal(samples.true, cifar.sets(CIFAR)[0].labels)
 
@@ -125,7 +127,7 @@ def test_digits_are_named_by_their_places_in_scikit_learns_list(tmp_path):
     samples = DataSource(tmp_path, CPU).samples(*DRAWN[4])
     assert torch.equal(torch.from_numpy(load_digits().target).long()[samples.places], samples.true)
     assert torch.bincount(samples.true).tolist() == [33] * 4
-    assert torch.bincount(samples.true[samples.given != samples.true]).tolist() == [16] * 4  # of 16.5 to the even one
+    assert torch.bincount(samples.true[samples.given != samples.true]).tolist() == [16, 17, 16, 17]
 
 
 def test_the_csv_says_what_it_is_and_its_hash_can_be_checked(tmp_path):

@@ -45,9 +45,9 @@ def test_smaller_fractions_are_parts_of_larger_ones(numbered):
 def test_noise_moves_exactly_its_share_of_each_class_and_never_to_the_same_class(numbered, share):
     noisy = apply_scenario(numbered, Scenario(label_noise=share), SPEC, 0)
     moved = noisy.labels != numbered.labels
-    assert [int(moved[numbered.labels == label].sum()) for label in range(5)] == [
-        round(share * (40 + label)) for label in range(5)
-    ]
+    counts = [int(moved[numbered.labels == label].sum()) for label in range(5)]
+    assert sum(counts) == round(share * 210)
+    assert all(abs(count - share * (40 + label)) < 1 for label, count in enumerate(counts))
     assert torch.equal(noisy.images, numbered.images)
     assert noisy.labels.min() >= 0
     assert noisy.labels.max() < 5
@@ -116,3 +116,16 @@ def test_seeds_depend_on_every_part_and_on_nothing_else():
     assert 0 <= seed_of("anything") < 2**63
     drawn = [torch.randperm(50, generator=generator("a", n)).tolist() for n in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize("noise", ["other", "all"])
+def test_the_share_of_all_labels_is_right_where_that_of_a_class_is_no_whole_number(noise):
+    labels = torch.arange(100).repeat_interleave(125)
+    train = ImageSet(torch.zeros(len(labels), 3, 1, 1, dtype=torch.uint8), labels, 100)
+    for share in (0.1, 0.3, 0.5):
+        noisy = apply_scenario(train, Scenario(label_noise=share, noise=noise), SPEC, 0)
+        redrawn = (noisy.labels != labels).sum()
+        if noise == "other":
+            assert redrawn == round(share * len(labels))
+        counts = (noisy.labels != labels).view(100, 125).sum(1)
+        assert counts.max() <= -(-share * 125 // 1)

@@ -26,6 +26,18 @@ def test_layers_that_learned_beside_the_student_are_the_run_s(grid):
     assert [(m.run.method, m.spec.teacher) for m in suite.measurements] == [("kd", None)]
 
 
+def test_large_images_are_resized_batch_by_batch(grid):
+    (one, *_) = grid(dataset="stl10", measure="{probe: cifar100}").measurements
+    assert (one.spec.dataset.size, one.spec.recipe.size) == (None, 96)
+
+
+def test_an_auxiliary_s_student_has_no_teacher_to_be_compared_with_where_that_one_learns(grid):
+    changes = {"teacher": "resnet32x4", "method": "[hkd]", "measure": "{similarity: cifar100}"}
+    protocol = "{base: semckd, node_embedding: 256}"
+    assert grid(protocol=protocol, strategy="simultaneous", **changes).measurements == ()
+    assert len(grid(protocol=protocol, strategy="sequential", **changes).measurements) == 1
+
+
 def test_the_way_to_probe_can_be_named_and_changed(grid):
     suite = grid(measure="{probe: stl10, probe_protocol: {base: semckd, epochs: 3, milestones: [2]}}")
     recipe = suite.measurements[0].spec.recipe
@@ -51,7 +63,9 @@ def test_only_what_is_left_is_measured(grid):
         ("{probe: {name: stl10, classes: 11}}", "only 10 classes"),
         ("{probe: {name: imagenet, size: 32}}", "resized"),
         ("{probe: stl10, probe_protocol: linaer}", "Name one of linear, semckd"),
-        ("{probe: stl10, probe_protocol: {base: linear, epoch: 3}}", "epoch"),
+        ("{probe: stl10, probe_protocol: {base: linear, epocs: 3}}", "Did you mean 'epochs'?"),
+        ("{probe: stl10, probe_protocol: {base: linear, size: 3}}", "comes from the network that is probed"),
+        ("{probe: {name: stl10, size: 64}}", "leave it out"),
         ("stl10", "must be a mapping"),
     ],
 )

@@ -6,13 +6,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kdbench.catalogue.hashing import file_hash
 from kdbench.data.features import embed
 from kdbench.errors import LostTeacher
 from kdbench.evaluation.similarity import class_correlation, kl_divergence, linear_cka
 from kdbench.plan.plan import make_plan
 from kdbench.suite.measurements import ProbeProtocol, probe, similarity, student_of, view_of
 from kdbench.suite.specs import DatasetSpec
+from kdbench.training import measuring
 from kdbench.training.build import load_teacher
+from kdbench.training.checkpoint import write_weights
 from kdbench.training.measuring import take_measurement
 
 
@@ -199,3 +202,52 @@ def test_layers_that_learned_beside_the_student_are_compared_as_they_were_in_the
     kept = load_file(shop.store.measurement(spec.id).weights_file)
     assert torch.allclose(kept["teacher"], class_correlation(layers["fc.weight"]))
     assert shop.store.measured(spec).values["kl_t4"] > 0
+
+
+def made_again(shop, run):
+    """Store other weights of a run's student, as a machine that counts otherwise would."""
+    record = shop.store.run(run.id)
+    weights = {
+        key: value + 0.01 if value.is_floating_point() else value
+        for key, value in load_file(record.weights_file).items()
+    }
+    write_weights(record, weights)
+    record.finish(record.result().model_copy(update={"weights_sha256": file_hash(record.weights_file)}), {})
+
+
+@pytest.mark.parametrize("how", ["frozen", "batch"])
+def test_a_probe_does_not_go_on_on_other_weights(done, how):
+    shop, run = done
+    spec = probe(student_of(run), OTHER, quick(batch_norm=how))
+    take_measurement(spec, shop.again(stop_after=2).shop)
+    made_again(shop, run)
+    again = shop.again()
+    take_measurement(spec, again.shop)
+    assert "learned on other weights" in again.texts("resumed")[0]
+    resumed = files(shop, spec)
+    for file in shop.store.measurement(spec.id).folder.iterdir():
+        file.unlink()
+    take_measurement(spec, shop.shop)
+    assert files(shop, spec) == resumed
+
+
+def test_what_failed_on_new_weights_is_no_result(done, monkeypatch):
+    shop, run = done
+    spec = similarity(student_of(run), run.teacher, None, OTHER)
+    take_measurement(spec, shop.shop)
+    made_again(shop, run)
+    monkeypatch.setattr(measuring, "linear_cka", lambda *_: 1 / 0)
+    again = shop.again()
+    with pytest.raises(ZeroDivisionError):
+        take_measurement(spec, again.shop)
+    assert "measured on other weights" in again.texts()[0]
+    assert not shop.store.measurement(spec.id).done()
+
+
+def test_a_probe_that_diverged_is_not_planned_again(done):
+    shop, run = done
+    spec = probe(student_of(run), OTHER, quick(lr=1e38))
+    take_measurement(spec, shop.shop)
+    assert shop.store.measurement(spec.id).failure().kind == "diverged"
+    assert make_plan([run], shop.store, measurements=[spec]).measurements == ()
+    assert make_plan([run], shop.store, measurements=[spec], retry_diverged=True).measurements == (spec,)
