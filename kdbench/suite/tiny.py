@@ -28,9 +28,15 @@ from kdbench.suite.specs import (
 from kdbench.suite.suite import Measurement, Run, Suite
 
 
+TINY = "tiny "
+"""What the name of every tiny run's protocol begins with, and no other protocol's."""
+
 CLASSES, TRAIN_PER_CLASS, TEST_PER_CLASS = 10, 2, 1
 LARGEST_SIDE, SMALL_SIDE = 96, 64
 """In pixels: images of a longer side are made small, unless the network takes one size alone, as CLIP's encoders do."""
+
+RATE = 1.0e-5
+"""Of the recipe's rate: at that itself deep networks diverge on so small batches of so like images."""
 
 
 def tiny_suite(suite: Suite) -> Suite:
@@ -56,7 +62,7 @@ class _Shrinker:
     def run(self, run: Run) -> Run:
         protocol = self.protocols.get(id(run.protocol))
         if protocol is None:
-            protocol = run.protocol.model_copy(update={"name": f"tiny {run.protocol.name}"})
+            protocol = run.protocol.model_copy(update={"name": TINY + run.protocol.name})
             self.protocols[id(run.protocol)] = protocol
         return replace(run, spec=self.spec(run.spec), protocol=protocol, stands_for=run)
 
@@ -141,6 +147,7 @@ def _recipe(recipe: Recipe, seen_by: str) -> Recipe:
         update={
             "epochs": 1,
             "batch": _batch(recipe.batch),
+            "lr": RATE * recipe.lr,
             "milestones": (),
             "evaluate_every": 1,
             "size": _side(recipe.size, seen_by),
