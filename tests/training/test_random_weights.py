@@ -23,7 +23,8 @@ def test_random_weights_are_a_function_of_the_teacher(tmp_path):
         result = store_weights(spec, store.teacher(spec.id), None, DataSource(tmp_path, cpu), {})
         states.append(load_teacher(spec, store, cpu).state_dict())
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
-    assert result.test_images == 10 and result.published_top1 is None
+    assert result.test_images == 10
+    assert result.published_top1 is None
     assert store.teacher(spec.id).spec()["weights"] == {"source": "random"}
     assert "random weights" in spec.label
 
@@ -31,7 +32,8 @@ def test_random_weights_are_a_function_of_the_teacher(tmp_path):
 def test_digits_stand_in_at_the_size_of_the_data_set(tmp_path):
     for spec, side in ((DATA, 32), (DatasetSpec(name="stl10", train_per_class=2, test_per_class=1, stand_in=True), 96)):
         train, test = load_images(spec, tmp_path / "empty")
-        assert train.images.shape == (20, 3, side, side) and test.images.shape == (10, 3, side, side)
+        assert train.images.shape == (20, 3, side, side)
+        assert test.images.shape == (10, 3, side, side)
         assert train.labels.bincount().tolist() == [2] * 10
         assert len(train.images.float().mean((1, 2, 3)).unique()) > 10
     assert spec.whole == spec
