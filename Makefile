@@ -1,6 +1,7 @@
 # Every target sets up .venv first, if it is missing or older than pyproject.toml or constraints.txt.
 #   make demo    train the demonstration grid and print its table
 #   make test    run the tests
+#   make tiny    try every bundled suite's grid with tiny runs; SUITES="ega_weights demo" tries these alone
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
@@ -10,7 +11,7 @@ export MALLOC_TRIM_THRESHOLD_ := 1073741824
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
 export GOMP_SPINCOUNT := 10000
 
-.PHONY: demo test lint smoke bench clean
+.PHONY: demo test lint smoke tiny bench clean
 
 demo: $(READY)
 	$(KDBENCH) run demo
@@ -25,6 +26,13 @@ lint: $(READY)
 
 smoke: $(READY)
 	$(KDBENCH) run smoke --results $(VENV)/smoke
+
+# One suite after the other: the students of a cohort are in memory together, and suites that share a teacher share cohorts.
+SUITES ?= $(patsubst suites/%.yaml,%,$(wildcard suites/*.yaml))
+tiny: $(READY)
+	@for suite in $(SUITES); do \
+		echo "== $$suite" >&2; $(KDBENCH) run $$suite --tiny --devices cpu --results $(VENV)/tiny || exit 1; \
+	done
 
 bench: $(READY)
 	$(VENV)/bin/python benchmarks/step.py

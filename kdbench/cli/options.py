@@ -33,6 +33,14 @@ Only = Annotated[
         "--only", metavar="KEY=VALUE", help="Only runs with this method, student, teacher, dataset, strategy or trial."
     ),
 ]
+Tiny = Annotated[
+    bool,
+    typer.Option(
+        "--tiny",
+        help="Try the whole grid in minutes: one trial and epoch, a few digits as images, random weights for published "
+        "ones. Nothing is downloaded; the numbers mean nothing.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 _KEYS = ("method", "student", "teacher", "dataset", "strategy", "trial")

@@ -52,9 +52,12 @@ def command_lines(
     trials: int | None = None,
     only: Sequence[str] = (),
     options: Sequence[str] = (),
+    *,
+    tiny: bool = False,
 ) -> str:
     """What to type: train what is missing (in one results folder), then write the report again."""
-    chosen = [*suites, *(["--trials", str(trials)] if trials else []), *_repeated("--only", only)]
+    counted = ["--trials", str(trials)] if trials else []
+    chosen = [*suites, *["--tiny"] * tiny, *counted, *_repeated("--only", only)]
     folders = _repeated("--results", results)
     train = ["kdbench", "run", *chosen, *(folders if len(results) == 1 else [])]
     write = ["kdbench", "report", *chosen, *folders, "-f", "html", *options, "-o", "report.html"]

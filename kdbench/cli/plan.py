@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdbench.cli.options import Json, Only, Results, Suites, Trials, select
+from kdbench.cli.options import Json, Only, Results, Suites, Tiny, Trials, select
 
 
 if TYPE_CHECKING:
@@ -31,12 +31,13 @@ def plan(
     speed: Speed = None,
     trials: Trials = None,
     only: Only = None,
+    tiny: Tiny = False,
     json_output: Json = False,
 ) -> None:
     """Show what would run: teachers, cohorts, runs, hours. Nothing is trained."""
     from kdbench.suite.load import load_suites
 
-    loaded = select(load_suites(suites, trials), only)
+    loaded = select(load_suites(suites, trials, tiny=tiny), only)
     facts = summarise(loaded, results, slots, on, speed)
     if json_output:
         typer.echo(json.dumps(facts, indent=1))

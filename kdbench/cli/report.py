@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdbench.cli.options import Only, Trials, select
+from kdbench.cli.options import Only, Tiny, Trials, select
 from kdbench.cli.page import command_lines, page, page_options
 from kdbench.errors import BadInput
 from kdbench.report.formats import Bold, Format, Style
@@ -62,6 +62,7 @@ def report(
     output: Output = None,
     trials: Trials = None,
     only: Only = None,
+    tiny: Tiny = False,
 ) -> None:
     """Print the tables of suites, as far as they have been measured; those of the papers in their layout."""
     from kdbench.catalogue.tables import table_name
@@ -77,16 +78,18 @@ def report(
     loaded: list[Suite] = []
     stores: list[Store] = []
     if published:
-        _refuse_beside_published(suites, results, trials, only, statistics, baseline)
+        _refuse_beside_published(suites, results, trials, only, statistics, baseline, tiny)
         content, view = published_report(names), View.published
     else:
-        loaded, stores = load(suites, results, trials, only)
+        if tiny and view not in (View.both, View.measured):
+            raise BadInput(f"--view {view}: the numbers of --tiny are compared with none. Leave one of the two out")
+        loaded, stores = load(suites, results, trials, only, tiny=tiny)
         _tell_conflicts(loaded, stores)
         content = measured_report(loaded, stores, names, mix_versions=mix_versions)
     if format is Format.html:
         options = page_options(names, view, bold, baseline, published=published)
         named = suites or [suite.name for suite in loaded]
-        commands = command_lines(named, results or (), trials, only or (), options)
+        commands = command_lines(named, results or (), trials, only or (), options, tiny=tiny)
         text = page(content, loaded, stores, commands, view=view, tolerance=tolerance, bold=bold, baseline=baseline)
     else:
         analysis = analyse(content.rows, baseline) if statistics or baseline else None
@@ -101,19 +104,24 @@ def render(suites: Sequence[Suite], stores: Sequence[Store], format: Format = Fo
 
     report = measured_report(suites, stores)
     if format is Format.html:
-        return page(report, suites, stores, command_lines([suite.name for suite in suites]))
+        return page(report, suites, stores, command_lines([suite.name for suite in suites], tiny=suites[0].tiny))
     return write_report(report, format, style=style(None))
 
 
 def load(
-    suites: list[str] | None, results: list[Path] | None, trials: int | None, only: list[str] | None
+    suites: list[str] | None,
+    results: list[Path] | None,
+    trials: int | None,
+    only: list[str] | None,
+    *,
+    tiny: bool = False,
 ) -> tuple[list[Suite], list[Store]]:
     """The suites that are named, or all that have results, and the results folders."""
     from kdbench.store.store import Store
     from kdbench.suite.load import load_suites
 
     folders = results or [Path("results")]
-    loaded = load_suites(suites, trials) if suites else _with_results(folders, trials)
+    loaded = load_suites(suites, trials, tiny=tiny) if suites else _with_results(folders, trials, tiny)
     return select(loaded, only), [Store(folder) for folder in folders]
 
 
@@ -140,8 +148,8 @@ def print_text(text: str, output: Path | None) -> None:
 def _refuse_beside_published(*given: object) -> None:
     if any(given):
         raise BadInput(
-            "--published prints the papers' numbers alone: leave out suites, --results, --trials, --only and --statistics, "
-            "or take --view published for the tables of a suite"
+            "--published prints the papers' numbers alone: leave out suites, --results, --trials, --only, --tiny and "
+            "--statistics, or take --view published for the tables of a suite"
         )
 
 
@@ -153,12 +161,12 @@ def _tell_conflicts(suites: Sequence[Suite], stores: Sequence[Store]) -> None:
         typer.echo(message, err=True)
 
 
-def _with_results(folders: Sequence[Path], trials: int | None) -> list[Suite]:
+def _with_results(folders: Sequence[Path], trials: int | None, tiny: bool) -> list[Suite]:
     """The bundled suites of which something has been run."""
     from kdbench.suite.load import bundled_suites, load_suites
 
     there = {entry.name for folder in folders for entry in (folder / "runs").glob("*")}
-    suites = [suite for suite in load_suites(list(bundled_suites()), trials) if there & set(suite.specs)]
+    suites = [suite for suite in load_suites(list(bundled_suites()), trials, tiny=tiny) if there & set(suite.specs)]
     if not suites:
         places = ", ".join(map(str, folders))
         raise BadInput(f"{places}: holds no run of a bundled suite. Name a suite, or run one first: kdbench run demo")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdbench.cli.options import Data, Only, Results, Suites, Trials, select
+from kdbench.cli.options import Data, Only, Results, Suites, Tiny, Trials, select
 from kdbench.cli.report import FormatOption, render
 from kdbench.cli.work import Devices, Download, Jobs, Place, work_on
 from kdbench.errors import KdbenchError
@@ -28,6 +28,7 @@ def run(
     jobs_per_device: Jobs = None,
     trials: Trials = None,
     only: Only = None,
+    tiny: Tiny = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     download: Download = False,
     retry_diverged: Annotated[
@@ -43,7 +44,7 @@ def run(
     from kdbench.store.store import Store
     from kdbench.suite.load import load_suites
 
-    loaded = select(load_suites(suites, trials), only)
+    loaded = select(load_suites(suites, trials, tiny=tiny), only)
     specs = [spec for suite in loaded for spec in suite.specs.values()]
     store = Store(results)
     if dry_run:

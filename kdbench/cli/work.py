@@ -152,15 +152,16 @@ def check_files(plan: Plan, data: Path) -> None:
     from kdbench.catalogue.datasets import dataset
     from kdbench.catalogue.networks import network
 
-    names = {run.dataset.name for cohort in plan.cohorts for run in cohort.runs}
-    names |= {teacher.dataset.name for teacher in plan.teachers if teacher.dataset}
-    names |= {spec.dataset.name for spec in plan.measurements}
+    used = [run.dataset for cohort in plan.cohorts for run in cohort.runs]
+    used += [teacher.dataset for teacher in plan.teachers if teacher.dataset]
+    used += [spec.dataset for spec in plan.measurements]
+    names = {spec.name for spec in used if not spec.stand_in}
     problems = [
         Problem("--data", 0, "", dataset(n).how_to_get(data)) for n in sorted(names) if dataset(n).missing(data)
     ]
     for teacher in plan.teachers:
         public = network(teacher.network).public
-        if teacher.stage_recipe is None and teacher.weights and teacher.weights.source != "file" and public:
+        if public and teacher.stage_recipe is None and teacher.weights and teacher.weights.source == public.source:
             folder = data / "weights"
             if not (folder / public.file).is_file():
                 problems.append(Problem("--data", 0, "", public.how_to_get(folder)))

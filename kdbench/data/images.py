@@ -64,10 +64,10 @@ def load_images(spec: DatasetSpec, root: Path, *, download: bool = False) -> Set
 
 
 def _load(facts: Dataset, spec: DatasetSpec, root: Path) -> Sets:
-    if facts.streamed:
+    if facts.streamed and not spec.stand_in:
         train_files, test_files = (image_files(each, facts.classes, facts.size) for each in list_folders(facts, root))
         return _parts(train_files, test_files, spec)
-    if facts.files:
+    if facts.files and not spec.stand_in:
         train, test = (
             ImageSet(torch.from_numpy(split.images), torch.from_numpy(split.labels), facts.classes)
             for split in read_splits(facts, root)
@@ -75,7 +75,8 @@ def _load(facts: Dataset, spec: DatasetSpec, root: Path) -> Sets:
     else:
         train, test = _digits()
     train, test = _parts(train, test, spec)
-    return _in_size(train, spec.size), _in_size(test, spec.size)
+    size = spec.side if spec.stand_in else spec.size
+    return _in_size(train, size), _in_size(test, size)
 
 
 def _parts(train: AnySet, test: AnySet, spec: DatasetSpec) -> tuple[AnySet, AnySet]:

@@ -54,7 +54,8 @@ def measured_report(
     facts = [*run_facts(rows), *teacher_facts(rows, stores), *asked, *recorded]
     measured = by_key(facts)
     wanted = tables or dict.fromkeys(id for suite in suites for id in suite.tables)
-    printed = [fill(layouts().tables[id], measured) for id in wanted]
+    tiny = any(suite.tiny for suite in suites)
+    printed = [fill(layouts().tables[id], measured, tiny=tiny) for id in wanted]
     rest = [] if tables else make_tables(_beyond(rows, printed, suites), stores)
     if not mix_versions:
         for table in printed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kdbench.report.views import View
+from kdbench.suite.tiny import TINY
 
 
 _RULES = {"last": "accuracy after the last epoch", "best": "best epoch, chosen by {} accuracy"}
@@ -34,14 +35,22 @@ def provenance(
     images: str = "test",
 ) -> str:
     """Protocol, score rule, trials and versions, in one line without a full stop. ``images``: what is measured on."""
-    protocol = ", ".join(dict.fromkeys(protocols))
+    protocols = list(dict.fromkeys(protocols))
+    protocol = ", ".join(protocols)
     rules = ", ".join(_RULES.get(score, score).format(images) for score in dict.fromkeys(scores))
     version = ", ".join(sorted({version for version in versions if version}))
     counts = sorted({count for count in trials if count}) or [0]
     count = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
     parts = [f"protocol {protocol}" if protocol else "", rules, f"{count} {'trial' if count == '1' else 'trials'}"]
     parts += [f"kdbench {version}"] if version else []
+    parts += warning(protocols)
     return "; ".join(part for part in parts if part)
+
+
+def warning(protocols: Iterable[str]) -> list[str]:
+    """What must be said of the numbers where one of the protocols is a tiny one."""
+    tiny = any(protocol.startswith(TINY) for protocol in protocols)
+    return ["tiny runs on a few digits in the data's place, so these numbers mean nothing"] if tiny else []
 
 
 def empty_cells(lacking: Iterable[tuple[str, str]]) -> list[str]:

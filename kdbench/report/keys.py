@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from kdbench.suite.specs import Scenario
+from kdbench.suite.tiny import TINY
 
 
 _PLAIN = {"student", "baseline", "ce"}
@@ -34,6 +35,11 @@ def make_key(
     elif method == "teacher":
         student, strategy = "", ""
     return Key(paper, method, teacher, student, dataset, strategy, canonical_setting(setting), metric)
+
+
+def tiny_paper(paper: str) -> str:
+    """What stands for a paper in the keys of tiny runs, so that none of these equals a printed number's."""
+    return TINY + paper if paper else ""
 
 
 @lru_cache(maxsize=1024)

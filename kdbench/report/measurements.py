@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from kdbench.report.captions import warning
 from kdbench.report.cells import Cell, cell_text, make_cell
 from kdbench.report.facts import Fact
-from kdbench.report.keys import scenario_setting, split_method
+from kdbench.report.keys import scenario_setting, split_method, tiny_paper
 from kdbench.report.rows import Row, Status, dataset_label, paper_of, teacher_paper_of
 from kdbench.report.sheet import Band, Entry, Sheet
 from kdbench.report.views import View
@@ -28,6 +29,10 @@ METRICS = {
 """What the metrics of measurements are called in tables. Probes are the accuracies whose setting is a transfer."""
 
 
+_RECORDING = ("semckd", tiny_paper("semckd"))
+"""The papers whose tables show what runs record on their way."""
+
+
 def measurement_facts(suites: Iterable[Suite], stores: Sequence[Store]) -> list[Fact]:
     """The values of all measurements that suites ask for."""
     return [fact for suite in suites for each in suite.measurements for fact in _facts(each, stores)]
@@ -39,7 +44,7 @@ def likeness_facts(rows: Iterable[Row]) -> list[Fact]:
     for row in rows:
         method, _ = split_method(row.method)
         for metric, value in (("sm_score", row.sm_score), ("layer_cka", row.layer_cka)):
-            if value is not None or (row.paper == "semckd" and row.status != "done"):
+            if value is not None or (row.paper in _RECORDING and row.status != "done"):
                 facts.append(
                     Fact(
                         row.paper, row.protocol, method, row.teacher, row.student, row.dataset, row.strategy, row.setting,
@@ -50,7 +55,7 @@ def likeness_facts(rows: Iterable[Row]) -> list[Fact]:
 
 
 def _facts(each: Measurement, stores: Sequence[Store]) -> list[Fact]:
-    run, settings = each.run, each.run.protocol.settings
+    run, settings, own = each.run, each.run.protocol.settings, each.stands_for or each
     result, status, reason, version = _look_up(each, stores)
     method, varied = split_method(run.method)
     shown = {"teacher": run.teacher, "student": run.spec.student, "strategy": run.strategy, "trial": run.spec.trial}
@@ -61,7 +66,7 @@ def _facts(each: Measurement, stores: Sequence[Store]) -> list[Fact]:
     if isinstance(each.spec, ProbeSpec):
         accuracy = result.accuracy(settings.score) if result else None
         values: dict[str, float | None] = {"top1": accuracy.top1 if accuracy else None}
-        parts.append(f"transfer={each.spec.dataset.name}")
+        parts.append(f"transfer={own.spec.dataset.name}")
     else:
         found = result.values or {} if result else {}
         names = {"kl": "kl_t4"}
@@ -73,7 +78,7 @@ def _facts(each: Measurement, stores: Sequence[Store]) -> list[Fact]:
             paper=paper,
             protocol=run.protocol.name,
             method=method,
-            dataset=dataset_label(each.spec.dataset.model_copy(update={"size": None})),
+            dataset=dataset_label(own.spec.dataset.model_copy(update={"size": None})),
             setting=",".join(part for part in parts if part),
             metric=metric,
             value=value,
@@ -121,7 +126,7 @@ def _sheet(place: tuple[str, ...], facts: Sequence[Fact]) -> Sheet:
     return Sheet(
         f"measured with {teacher}, {strategy} teacher" if teacher else "measured",
         (Band(header, (tuple(lines),)),),
-        caption=f"Mean ± sd (n) over trials; protocol {protocol}.",
+        caption="; ".join(["Mean ± sd (n) over trials", f"protocol {protocol}", *warning([protocol])]) + ".",
     )
 
 

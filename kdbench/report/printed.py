@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kdbench.report.captions import caption, provenance
 from kdbench.report.cells import Cell, cell_text, make_cell
 from kdbench.report.facts import Fact
-from kdbench.report.keys import Key
+from kdbench.report.keys import Key, tiny_paper
 from kdbench.report.layouts import Axis, Band, Layout, Place, layouts, remarks
 from kdbench.report.marks import marks
 from kdbench.report.published import printed
@@ -26,16 +26,17 @@ class PrintedTable:
     facts: tuple[Fact, ...] = ()
 
 
-def fill(layout: Layout, measured: Mapping[Key, Sequence[Fact]]) -> PrintedTable:
-    """Put the printed and the measured numbers into a table's cells."""
+def fill(layout: Layout, measured: Mapping[Key, Sequence[Fact]], *, tiny: bool = False) -> PrintedTable:
+    """Put the printed and the measured numbers into a table's cells; those of tiny runs stand there alone."""
     cells: dict[Place, Cell] = {}
     used: dict[tuple[str, str], Fact] = {}
     for place in layout.places:
         number = printed(place)
-        found = measured.get(number.key, ())
+        key = number.key._replace(paper=tiny_paper(number.key.paper)) if tiny else number.key
+        found = measured.get(key, ())
         used |= {(fact.run_id, fact.metric): fact for fact in found}
         trials = [(fact.value, fact.reason) for fact in found]
-        cells[place] = make_cell(trials, number, percent=layout.unit == "%")
+        cells[place] = make_cell(trials, None if tiny else number, percent=layout.unit == "%")
     return PrintedTable(layout, cells, tuple(used.values()))
 
 
@@ -49,7 +50,8 @@ def printed_sheet(table: PrintedTable, view: View, tolerance: float = TOLERANCE)
     if view is View.published:
         text, notes = f"{layouts().papers[layout.paper]}: {layout.caption}", remarks().get(layout.id, ())
     else:
-        text = caption("In %" if layout.unit else "Numbers", view, _origin(table), tolerance, compared=True)
+        compared = any(cell.published for cell in table.cells.values())
+        text = caption("In %" if layout.unit else "Numbers", view, _origin(table), tolerance, compared=compared)
         notes = tuple(_empty_cells(table))
     return Sheet(f"{layout.id}: {layout.title}", tuple(bands), layout.id, layout.stub, text, notes)
 

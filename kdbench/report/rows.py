@@ -9,7 +9,7 @@ from typing import Literal
 
 from kdbench.catalogue.datasets import datasets
 from kdbench.errors import BadRecord
-from kdbench.report.keys import Key, make_key, scenario_setting, split_method
+from kdbench.report.keys import Key, make_key, scenario_setting, split_method, tiny_paper
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.suite.protocols import bundled_protocol
@@ -27,7 +27,7 @@ class Row:
     ``paper`` is set where the run is trained as that paper trains it: its protocol, its weights for the method. A method
     `NAME[key=value]` is one of a sweep: it is the paper's method, but for the weights and hyper-parameters that it varies.
     ``setting`` is that and the scenario in reference.csv's spelling. ``teacher_paper`` is set where the teacher is trained
-    as that paper trains it.
+    as that paper trains it. A tiny run stands where the suite's own would; ``paper`` is then none, but `tiny` and its name.
     ``teacher_top1`` is the teacher's own accuracy at the run's end, where it learned beside the student.
     """
 
@@ -74,7 +74,8 @@ def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> list[Row]:
     papers: dict[tuple[int, str, int], str] = {}
     rows = []
     for run in (run for suite in suites for run in suite.runs):
-        cell = (id(run.protocol), run.method, id(run.spec.terms))  # the trials of a cell share these objects
+        own = run.stands_for or run
+        cell = (id(own.protocol), own.method, id(own.spec.terms))  # the trials of a cell share these objects
         if cell not in papers:
             papers[cell] = paper_of(run)
         rows.append(_row(run, papers[cell], stores))
@@ -82,7 +83,7 @@ def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> list[Row]:
 
 
 def _row(run: Run, paper: str, stores: Sequence[Store]) -> Row:
-    spec, settings = run.spec, run.protocol.settings
+    spec, teacher, settings = (run.stands_for or run).spec, run.spec.teacher, run.protocol.settings
     status, reason, result, version = _look_up(run.id, stores)
     accuracy = result.accuracy(settings.score) if result else None
     varied = split_method(run.method)[1]
@@ -99,7 +100,7 @@ def _row(run: Run, paper: str, stores: Sequence[Store]) -> Row:
         method=run.method,
         trial=spec.trial,
         run_id=run.id,
-        teacher_id=spec.teacher.id if spec.teacher and not (spec.head or spec.teacher.student) else "",
+        teacher_id=teacher.id if teacher and not (spec.head or teacher.student) else "",
         teacher_checkpoint=settings.teacher_checkpoint,
         status=status,
         reason=reason,
@@ -120,11 +121,15 @@ def _row(run: Run, paper: str, stores: Sequence[Store]) -> Row:
 
 def teacher_paper_of(run: Run) -> str:
     """The paper that trains the run's teacher so, or ""."""
+    if run.stands_for:
+        return tiny_paper(teacher_paper_of(run.stands_for))
     return (run.protocol.settings.paper or "") if run.protocol.name == run.protocol.base else ""
 
 
 def paper_of(run: Run) -> str:
     """The paper that trains the method so, or ""; one of a sweep has its method's terms with other values."""
+    if run.stands_for:
+        return tiny_paper(paper_of(run.stands_for))
     protocol, terms = run.protocol, run.spec.terms
     name, varied = split_method(run.method)
     if varied:

@@ -12,6 +12,7 @@ from kdbench.suite.collector import Collector
 from kdbench.suite.grid import Grid
 from kdbench.suite.schema import SuiteHead
 from kdbench.suite.suite import Measurement, Run, Suite
+from kdbench.suite.tiny import tiny_suite
 from kdbench.suite.yaml_reader import Document, Path_, read_yaml
 
 
@@ -39,8 +40,12 @@ def find_suite(reference: str) -> Path:
     raise BadSuite([Problem(reference, 0, "", unknown("suite", reference, known, "suites"))])
 
 
-def load_suites(references: Sequence[str], trials: int | None = None) -> list[Suite]:
-    """Load several suites, each once; ``trials`` overrides what they say. Raises BadSuite with the problems of all."""
+def load_suites(references: Sequence[str], trials: int | None = None, *, tiny: bool = False) -> list[Suite]:
+    """Load several suites, each once, or the ``tiny`` counterpart of each.
+
+    ``trials`` overrides what they say; tiny ones have one. Raises BadSuite with the problems of all.
+    """
+    trials = trials or (1 if tiny else None)
     suites: dict[Path, Suite] = {}
     names: dict[str, str] = {}
     problems: list[Problem] = []
@@ -59,7 +64,7 @@ def load_suites(references: Sequence[str], trials: int | None = None) -> list[Su
             problems.append(Problem(suite.file, 1, "name", message))
     if problems:
         raise BadSuite(problems)
-    return list(suites.values())
+    return [tiny_suite(suite) if tiny else suite for suite in suites.values()]
 
 
 def load_suite(file: Path, trials: int | None = None) -> Suite:

@@ -29,6 +29,7 @@ class DatasetEntry(DatasetSpec):
     """A data set by name, or with the part of it that is used."""
 
     name: DatasetName
+    stand_in: Literal[False] = False
 
     @property
     def spec(self) -> DatasetSpec:

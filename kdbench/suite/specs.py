@@ -55,11 +55,12 @@ class HeadSpec(Spec):
 class Weights(Spec):
     """Weights that were trained elsewhere.
 
-    ``source`` is who publishes them, or `file` for one that the user names, known by the ``sha256`` of its content.
+    ``source`` is who publishes them, `file` for one that the user names, known by the ``sha256`` of its content, or
+    `random` for fresh ones that take their place in a tiny run.
     ``classifier`` says whether their own classifier is used, too.
     """
 
-    source: Literal["openai", "torchvision", "file"]
+    source: Literal["openai", "torchvision", "file", "random"]
     sha256: Annotated[StrictStr, Field(pattern="^[0-9a-f]{64}$")] | None = None
     classifier: StrictBool = True
 

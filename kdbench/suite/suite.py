@@ -21,7 +21,8 @@ from kdbench.suite.teachers import NamedTeacher, part_specs, resolve_teacher
 class Run:
     """A run as a suite names it: the place in its tables, and the spec that says what is trained.
 
-    Several runs may share one spec: the plain student stands in every teacher's column but is trained once.
+    Several runs may share one spec: the plain student stands in every teacher's column but is trained once. A tiny run
+    ``stands_for`` the suite's own, whose place in the tables it takes.
     """
 
     suite: str
@@ -30,6 +31,7 @@ class Run:
     teacher: str
     strategy: str
     spec: RunSpec
+    stands_for: Run | None = None
 
     @property
     def id(self) -> str:
@@ -54,6 +56,7 @@ class Measurement:
     run: Run
     of: Literal["student", "teacher"]
     spec: ProbeSpec | SimilaritySpec
+    stands_for: Measurement | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Suite:
     """A suite file's content.
 
     Its runs in the order of the file, what is measured on their networks, the files of weights that it names, by SHA-256,
-    and the printed ``tables`` that it fills.
+    and the printed ``tables`` that it fills. ``tiny`` says that its runs are tiny ones in the place of the suite's own.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Suite:
     weight_files: dict[str, Path] = field(default_factory=dict)
     tables: tuple[str, ...] = ()
     measurements: tuple[Measurement, ...] = ()
+    tiny: bool = False
 
     @property
     def specs(self) -> dict[str, RunSpec]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictFloat, StrictInt, model_validator
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
 
 from kdbench.catalogue.datasets import dataset
 from kdbench.suite.recipe import Name, PositiveInt, Share, Spec
@@ -17,6 +17,8 @@ class DatasetSpec(Spec):
 
     With ``val_split`` that share of each class of the training set is held out and stands in for the test set, which is left
     alone: ``train_per_class`` are drawn from the rest, ``test_per_class`` from what is held out.
+
+    A ``stand_in`` has the embedded digits in the place of its images, in the size of these, and so no more than ten classes.
     """
 
     name: Name
@@ -25,10 +27,19 @@ class DatasetSpec(Spec):
     test_per_class: PositiveInt | None = None
     val_split: Annotated[StrictFloat, Field(gt=0.0, lt=1.0)] | None = None
     size: Annotated[StrictInt, Field(ge=8)] | None = None
+    stand_in: StrictBool = False
+
+    @model_validator(mode="after")
+    def _enough_digits(self) -> DatasetSpec:
+        if self.stand_in and self.class_count > dataset("digits").classes:
+            raise ValueError("the digits that stand in have ten classes")
+        return self
 
     @property
     def whole(self) -> DatasetSpec:
-        """The same classes with all their images, measured on the same half."""
+        """The same classes with all their images, measured on the same half. A stand-in has none beside its own."""
+        if self.stand_in:
+            return self
         return self.model_copy(update={"train_per_class": None, "test_per_class": None})
 
     @property

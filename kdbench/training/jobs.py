@@ -46,8 +46,8 @@ def train_teacher(spec: TeacherSpec, shop: Workshop, *, waited: bool = False) ->
         if settled(record, shop, waited):
             return Outcome()
         if spec.stage_recipe is None:
-            path = shop.weights.find(spec)
-            result = store_weights(spec, record, path, shop.data, describe(shop.device))
+            file = shop.weights.find(spec)
+            result = store_weights(spec, record, file, shop.data, describe(shop.device))
             shop.emit("finished", id=record.id, top1=result.last.top1 if result.last else None)
             return Outcome()
         return Outcome(stopped=not _train_stage(spec, record, shop))

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from filelock import FileLock
 
 from kdbench.catalogue.hashing import file_hash
 from kdbench.catalogue.networks import PublicWeights, network
+from kdbench.data.seeds import seed_of
 from kdbench.data.stream import DataSource
 from kdbench.datafiles.download import fetch_file
 from kdbench.errors import BadInput
@@ -32,10 +34,15 @@ class WeightFiles:
     given: Mapping[str, Path] = field(default_factory=dict)
     download: bool = False
 
-    def find(self, spec: TeacherSpec) -> Path:
-        """The file of a teacher's first stage, checked. Raises BadInput with what to do where it is not there."""
+    def find(self, spec: TeacherSpec) -> Path | None:
+        """The file of a teacher's first stage, checked; None for random weights.
+
+        Raises BadInput with what to do where it is not there.
+        """
         if spec.weights is None:
             raise ValueError("the teacher starts from no file")
+        if spec.weights.source == "random":
+            return None
         if spec.weights.sha256 is not None:
             return self._given(spec.weights.sha256)
         return self._published(spec.network)
@@ -79,16 +86,21 @@ def _wrong(path: Path, public: PublicWeights) -> str:
     return "" if found.startswith(public.sha256) else found
 
 
-def store_weights(spec: TeacherSpec, record: Record, path: Path, data: DataSource, about: dict[str, object]) -> Result:
+def store_weights(
+    spec: TeacherSpec, record: Record, path: Path | None, data: DataSource, about: dict[str, object]
+) -> Result:
     """Keep a file's weights as a teacher, with the accuracy that they have here beside the one that the file states.
+
+    Without a file these are random weights, as the spec in the record says.
 
     Raises BadInput, with nothing written, where the file does not hold the teacher's network.
     """
     weights = spec.weights
     if weights is None:
         raise ValueError("the teacher starts from no file")
-    net: Backbone = build(spec.network, spec.dataset.class_count if spec.dataset else 1)
-    load_checkpoint(net, path, classifier=weights.classifier)
+    net = _network(spec)
+    if path:
+        load_checkpoint(net, path, classifier=weights.classifier)
     if not weights.classifier:
         net.remove_classifier()
     last: Accuracy | None = None
@@ -106,9 +118,17 @@ def store_weights(spec: TeacherSpec, record: Record, path: Path, data: DataSourc
         kind="teacher",
         last=last,
         best=last,
-        published_top1=published_accuracy(path) if last else None,
+        published_top1=published_accuracy(path) if path and last else None,
         test_images=test_images,
         weights_sha256=file_hash(record.weights_file),
     )
-    record.finish(result, {"finished": timestamp(), "seconds": 0.0, "sessions": 1, "file": path.name, **about})
+    origin = {"file": path.name} if path else {}
+    record.finish(result, {"finished": timestamp(), "seconds": 0.0, "sessions": 1, **origin, **about})
     return result
+
+
+def _network(spec: TeacherSpec) -> Backbone:
+    """The network with fresh weights, drawn for the teacher alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of("teacher's weights", spec.id))
+        return build(spec.network, spec.dataset.class_count if spec.dataset else 1)

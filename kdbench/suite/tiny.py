@@ -1,0 +1,188 @@
+"""A suite's tiny counterpart: the same grid for one epoch on a handful of images, with nothing to download.
+
+What is shrunk is written into the specs, so a tiny run has an id of its own. Teachers, students, methods, strategies,
+scenarios, measurements and tables stay as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kdbench.catalogue.datasets import dataset
+from kdbench.catalogue.networks import network
+from kdbench.catalogue.terms import term
+from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
+from kdbench.suite.protocols import ResolvedProtocol
+from kdbench.suite.specs import (
+    DatasetSpec,
+    HeadSpec,
+    PartSpec,
+    Pretraining,
+    Recipe,
+    RunSpec,
+    TeacherSpec,
+    TermUse,
+    View,
+    Weights,
+)
+from kdbench.suite.suite import Measurement, Run, Suite
+
+
+TINY = "tiny "
+"""What the name of every tiny run's protocol begins with, and no other protocol's."""
+
+CLASSES, TRAIN_PER_CLASS, TEST_PER_CLASS = 10, 2, 1
+LARGEST_SIDE, SMALL_SIDE = 96, 64
+"""In pixels: images of a longer side are made small, unless the network takes one size alone, as CLIP's encoders do."""
+
+RATE = 1.0e-5
+"""Of the recipe's rate: at that itself deep networks diverge on so small batches of so like images."""
+
+
+def tiny_suite(suite: Suite) -> Suite:
+    """The suite with every run and measurement shrunk, each of which knows what it stands for."""
+    shrink = _Shrinker()
+    return replace(
+        suite,
+        runs=tuple(map(shrink.run, suite.runs)),
+        measurements=tuple(map(shrink.measurement, suite.measurements)),
+        weight_files={},
+        tiny=True,
+    )
+
+
+class _Shrinker:
+    """Shrinks specs and protocols, each once: what many runs share stays one object."""
+
+    def __init__(self) -> None:
+        self.teachers: dict[str, TeacherSpec] = {}
+        self.specs: dict[str, RunSpec] = {}
+        self.protocols: dict[int, ResolvedProtocol] = {}
+
+    def run(self, run: Run) -> Run:
+        protocol = self.protocols.get(id(run.protocol))
+        if protocol is None:
+            protocol = run.protocol.model_copy(update={"name": TINY + run.protocol.name})
+            self.protocols[id(run.protocol)] = protocol
+        return replace(run, spec=self.spec(run.spec), protocol=protocol, stands_for=run)
+
+    def measurement(self, measurement: Measurement) -> Measurement:
+        spec = measurement.spec
+        small = self._probe(spec) if isinstance(spec, ProbeSpec) else self._similarity(spec)
+        return replace(measurement, run=self.run(measurement.run), spec=small, stands_for=measurement)
+
+    def spec(self, spec: RunSpec) -> RunSpec:
+        if spec.id not in self.specs:
+            self.specs[spec.id] = self._spec(spec)
+        return self.specs[spec.id]
+
+    def teacher(self, spec: TeacherSpec) -> TeacherSpec:
+        if spec.id not in self.teachers:
+            self.teachers[spec.id] = self._teacher(spec)
+        return self.teachers[spec.id]
+
+    def _spec(self, spec: RunSpec) -> RunSpec:
+        shown = spec.teacher.network if spec.teacher else spec.student
+        changes = {
+            "teacher": spec.teacher and self.teacher(spec.teacher),
+            "head": spec.head and _head(spec.head, shown),
+            "view": spec.view and _view(spec.view, shown),
+            "terms": tuple(map(_term, spec.terms)),
+            "dataset": _data(spec.dataset),
+            "recipe": _recipe(spec.recipe, spec.student),
+            "parts": tuple(map(self.teacher, spec.parts)),
+        }
+        return spec.model_copy(update=changes)
+
+    def _teacher(self, spec: TeacherSpec) -> TeacherSpec:
+        name = spec.network
+        changes = {
+            "dataset": spec.dataset and _data(spec.dataset),
+            "recipe": spec.recipe and _recipe(spec.recipe, name),
+            "weights": spec.weights and Weights(source="random", classifier=spec.weights.classifier),
+            "pretraining": spec.pretraining and _pretraining(spec.pretraining, name),
+            "head": spec.head and _head(spec.head, name),
+            "part": spec.part and _part(spec.part, name),
+            "student": spec.student and self.spec(spec.student),
+        }
+        return spec.model_copy(update=changes)
+
+    def _probe(self, spec: ProbeSpec) -> ProbeSpec:
+        name = spec.source.network
+        changes = {
+            "source": self.teacher(spec.source),
+            "dataset": _data(spec.dataset, name),
+            "recipe": _recipe(spec.recipe, name),
+        }
+        return spec.model_copy(update=changes)
+
+    def _similarity(self, spec: SimilaritySpec) -> SimilaritySpec:
+        shown = spec.needs[-1].network
+        changes = {
+            "source": self.teacher(spec.source),
+            "dataset": _data(spec.dataset),
+            "view": _view(spec.view, spec.source.network),
+            "teacher": spec.teacher and self.teacher(spec.teacher),
+            "teacher_view": _view(spec.teacher_view, shown),
+        }
+        return spec.model_copy(update=changes)
+
+
+def _data(spec: DatasetSpec, seen_by: str = "") -> DatasetSpec:
+    """A stand-in of at most ten classes; ``seen_by`` is the network for whose size it is resized, if any."""
+    classes = min(CLASSES, spec.class_count)
+    return spec.model_copy(
+        update={
+            "classes": None if classes == dataset(spec.name).classes else classes,
+            "train_per_class": TRAIN_PER_CLASS,
+            "test_per_class": TEST_PER_CLASS,
+            "size": _side(spec.side, seen_by) if spec.side > LARGEST_SIDE else spec.size,
+            "stand_in": True,
+        }
+    )
+
+
+def _recipe(recipe: Recipe, seen_by: str) -> Recipe:
+    return recipe.model_copy(
+        update={
+            "epochs": 1,
+            "batch": _batch(recipe.batch),
+            "lr": RATE * recipe.lr,
+            "milestones": (),
+            "evaluate_every": 1,
+            "size": _side(recipe.size, seen_by),
+        }
+    )
+
+
+def _batch(batch: int) -> int:
+    """16, 32, 64, 128, 256 become 4, 5, 6, 7, 8: still distinct, and no more than the images of the smallest scenario."""
+    return max(2, batch.bit_length() - 1)
+
+
+def _side(side: int | None, seen_by: str) -> int | None:
+    free = not seen_by or network(seen_by).size is None
+    return SMALL_SIDE if side and side > LARGEST_SIDE and free else side
+
+
+def _view(view: View, seen_by: str) -> View:
+    return view.model_copy(update={"size": _side(view.size, seen_by)})
+
+
+def _head(head: HeadSpec, seen_by: str) -> HeadSpec:
+    return head.model_copy(update={"recipe": _recipe(head.recipe, seen_by)})
+
+
+def _pretraining(pretraining: Pretraining, seen_by: str) -> Pretraining:
+    return pretraining.model_copy(update={"recipe": _recipe(pretraining.recipe, seen_by)})
+
+
+def _part(part: PartSpec, seen_by: str) -> PartSpec:
+    return part.model_copy(update={"recipe": _recipe(part.recipe, seen_by)})
+
+
+def _term(use: TermUse) -> TermUse:
+    """The term with one initial epoch, where it has any."""
+    if not term(use.name).initial_epochs(use.hyperparameters):
+        return use
+    return use.model_copy(update={"hyperparameters": {**use.hyperparameters, "initial_epochs": 1}})

@@ -1,0 +1,94 @@
+"""Tiny counterparts: the same grid, other runs, no data and no weights."""
+
+import pytest
+from pydantic import ValidationError
+
+from kdbench.cli.work import check_files
+from kdbench.plan.plan import make_plan
+from kdbench.store.store import Store
+from kdbench.suite.load import bundled_suites, load_suites
+from kdbench.suite.measurements import measurement_from
+from kdbench.suite.specs import DatasetSpec, RunSpec
+from kdbench.suite.tiny import TINY
+
+
+SUITES = list(bundled_suites())
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """All bundled suites as they are, with one trial, and tiny."""
+    return list(zip(load_suites(SUITES, 1), load_suites(SUITES, tiny=True), strict=True))
+
+
+def test_grids_and_tables_stay(loaded):
+    for own, tiny in loaded:
+        assert [run.stands_for for run in tiny.runs] == list(own.runs)
+        assert tiny.tables == own.tables
+        for run, small in zip(own.runs, tiny.runs, strict=True):
+            assert (small.method, small.teacher, small.strategy) == (run.method, run.teacher, run.strategy)
+            assert (small.spec.student, small.spec.scenario) == (run.spec.student, run.spec.scenario)
+            assert [term.name for term in small.spec.terms] == [term.name for term in run.spec.terms]
+        assert len(tiny.measurements) == len(own.measurements)
+
+
+def test_no_two_runs_become_one(loaded):
+    """Among these are EGA's graphs of 16 to 256 images."""
+    for own, tiny in loaded:
+        assert len(tiny.specs) == len(own.specs)
+        spec = {each.spec.id for each in own.measurements}
+        assert len({each.spec.id for each in tiny.measurements}) == len(spec)
+
+
+def test_tiny_runs_are_other_runs_and_never_published(loaded):
+    every = {id for own, _ in loaded for id in own.specs}
+    for _, tiny in loaded:
+        assert not every & tiny.specs.keys()
+        for run in tiny.runs:
+            assert run.protocol.name.startswith(TINY)
+            assert not run.protocol.as_published(run.method, run.spec.terms)
+
+
+def test_specs_survive_the_way_to_a_worker(loaded):
+    for spec in {id: spec for _, tiny in loaded for id, spec in tiny.specs.items()}.values():
+        assert RunSpec.model_validate(spec.canonical()).id == spec.id
+    for each in {each.spec.id: each for _, tiny in loaded for each in tiny.measurements}.values():
+        assert measurement_from(each.spec.canonical()).id == each.spec.id
+
+
+def test_every_run_takes_a_full_batch(loaded):
+    """The smallest fraction keeps one image of each class."""
+    for _, tiny in loaded:
+        for run in tiny.runs:
+            assert 2 <= run.spec.recipe.batch <= run.spec.dataset.class_count
+            assert run.spec.recipe.epochs == 1
+
+
+def test_no_file_is_needed(loaded, tmp_path):
+    suites = [tiny for _, tiny in loaded]
+    specs = [spec for suite in suites for spec in suite.specs.values()]
+    measured = [each.spec for suite in suites for each in suite.measurements]
+    check_files(make_plan(specs, Store(tmp_path / "results"), measurements=measured), tmp_path / "data")
+    assert not any(suite.weight_files for suite in suites)
+
+
+def test_networks_of_one_size_keep_it_and_others_see_small_images(loaded):
+    tiny = {suite.name: suite for _, suite in loaded}
+    assert {run.spec.view.size for run in tiny["ega_weights"].runs if run.spec.view} == {224}
+    assert {run.spec.view.size for run in tiny["ega_supervised"].runs if run.spec.view} <= {None, 64}
+    assert {run.spec.dataset.side for run in tiny["semckd_imagenet"].runs} == {64}
+
+
+def test_ten_digits_stand_in_for_ten_classes():
+    with pytest.raises(ValidationError, match="ten classes"):
+        DatasetSpec(name="cifar100", stand_in=True)
+    assert "stand_in" not in DatasetSpec(name="cifar100").canonical()
+
+
+def test_suites_cannot_ask_for_a_stand_in(tmp_path):
+    from kdbench.errors import BadSuite
+
+    file = tmp_path / "own.yaml"
+    file.write_text("protocol: crd\ndataset: {name: stl10, stand_in: true}\ngrid: [{student: vgg8, method: ce}]\n")
+    with pytest.raises(BadSuite, match="stand_in"):
+        load_suites([str(file)])
