@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kdbench.errors import KdbenchError
+from kdbench.report.captions import differing_teachers
 from kdbench.report.facts import Fact, by_key, run_facts, teacher_facts
 from kdbench.report.layouts import layouts
 from kdbench.report.measurements import likeness_facts, measurement_facts, measurement_sheets
@@ -54,7 +55,7 @@ def measured_report(
     facts = [*run_facts(rows), *teacher_facts(rows, stores), *asked, *recorded]
     measured = by_key(facts)
     wanted = tables or dict.fromkeys(id for suite in suites for id in suite.tables)
-    printed = [fill(layouts().tables[id], measured) for id in wanted]
+    printed = [_noted(fill(layouts().tables[id], measured), rows) for id in wanted]
     rest = [] if tables else make_tables(_beyond(rows, printed, suites), stores)
     if not mix_versions:
         for table in printed:
@@ -71,6 +72,14 @@ def _beyond(rows: Sequence[Row], printed: Sequence[PrintedTable], suites: Sequen
     filling = {suite.name for suite in suites if suite.tables}
     shown = {fact.run_id for table in printed for fact in table.facts}
     return [row for row in rows if not (row.paper and row.run_id in shown and row.suite in filling)]
+
+
+def _noted(table: PrintedTable, rows: Iterable[Row]) -> PrintedTable:
+    """The table with a note where its runs' teachers differ between results folders."""
+    shown = {fact.run_id for fact in table.facts}
+    return replace(
+        table, notes=differing_teachers(row.teachers for row in rows if {row.run_id, row.teacher_id} & shown)
+    )
 
 
 def _check_versions(name: str, versions: Iterable[str]) -> None:

@@ -55,3 +55,10 @@ def empty_cells(lacking: Iterable[tuple[str, str]]) -> list[str]:
 
 def _some(places: list[str]) -> str:
     return ", ".join(places) if len(places) <= 3 else f"{', '.join(places[:2])} and {len(places) - 2} more"
+
+
+def differing_teachers(texts: Iterable[str]) -> tuple[str, ...]:
+    """The note of a table whose runs come from results folders that hold different weights of a teacher."""
+    names = "; ".join(dict.fromkeys(text for text in texts if text))
+    rule = "the first is shown, and trials under different ones are not paired."
+    return (f"Teachers differ between results folders: {names}; {rule}",) if names else ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from kdbench.report.captions import empty_cells
 from kdbench.report.cells import Cell, make_cell, measured_text
@@ -10,22 +10,6 @@ from kdbench.report.rows import Row, collect
 from kdbench.report.sheet import Band, Entry, Line, Sheet
 from kdbench.store.store import Store
 from kdbench.suite.suite import Suite
-
-
-def conflicts(suites: Sequence[Suite], stores: Sequence[Store]) -> Iterator[str]:
-    """One message for each run of which stores hold different accuracies; the first store's is the one that is shown."""
-    if len(stores) < 2:
-        return
-    found: dict[str, dict[float, Store]] = {}
-    labels = {run.id: run.label for suite in suites for run in suite.runs}
-    for store in stores:
-        for row in collect(suites, [store]):
-            if row.top1 is not None:
-                found.setdefault(row.run_id, {}).setdefault(row.top1, store)
-    for id, values in found.items():
-        if len(values) > 1:
-            texts = ", ".join(f"{value:.2f} in {store.root}" for value, store in values.items())
-            yield f"{labels[id]} ({id}): {texts}; the first is shown"
 
 
 def compare(suites: Sequence[Suite], first: Store, second: Store) -> list[Sheet]:

@@ -24,6 +24,7 @@ class PrintedTable:
     layout: Layout
     cells: dict[Place, Cell]
     facts: tuple[Fact, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def fill(layout: Layout, measured: Mapping[Key, Sequence[Fact]]) -> PrintedTable:
@@ -50,7 +51,7 @@ def printed_sheet(table: PrintedTable, view: View, tolerance: float = TOLERANCE)
         text, notes = f"{layouts().papers[layout.paper]}: {layout.caption}", remarks().get(layout.id, ())
     else:
         text = caption("In %" if layout.unit else "Numbers", view, _origin(table), tolerance, compared=True)
-        notes = tuple(_empty_cells(table))
+        notes = (*table.notes, *_empty_cells(table))
     return Sheet(f"{layout.id}: {layout.title}", tuple(bands), layout.id, layout.stub, text, notes)
 
 

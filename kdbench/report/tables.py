@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from kdbench.report.captions import caption, empty_cells, provenance
+from kdbench.report.captions import caption, differing_teachers, empty_cells, provenance
 from kdbench.report.cells import Cell, cell_text, make_cell
 from kdbench.report.published import published
 from kdbench.report.rows import Row, measured_on, teacher_accuracy
@@ -33,6 +33,7 @@ class Table:
     cells: dict[tuple[str, Pair], Cell] = field(default_factory=dict)
     teachers: dict[str, float] = field(default_factory=dict)
     versions: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -66,6 +67,7 @@ def make_tables(rows: Sequence[Row], stores: Sequence[Store] = ()) -> list[Table
         table.cells = {place: _cell(found) for place, found in members[name].items()}
         everything = [row for found in members[name].values() for row in found]
         table.versions = tuple(sorted({row.version for row in everything if row.version}))
+        table.notes = differing_teachers(row.teachers for row in everything)
         table.teachers = _teacher_accuracies(everything, stores)
     return list(tables.values())
 
@@ -90,8 +92,9 @@ def table_sheet(table: Table, view: View, tolerance: float = TOLERANCE) -> Sheet
         table.title,
         (Band((tuple(header),), (tuple(map(tuple, lines)),)),),
         caption=caption(f"Top-1 {images} accuracy in %", view, origin, tolerance, compared=table.has_published),
-        notes=tuple(
-            empty_cells((f"{method} on {_arrow(pair)}", cell.note) for (method, pair), cell in table.cells.items())
+        notes=(
+            *table.notes,
+            *empty_cells((f"{method} on {_arrow(pair)}", cell.note) for (method, pair), cell in table.cells.items()),
         ),
     )
 
