@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from kdbench.report.versions import versions_text
 from kdbench.report.views import View
 
 
@@ -33,15 +34,27 @@ def provenance(
     versions: Iterable[str],
     images: str = "test",
 ) -> str:
-    """Protocol, score rule, trials and versions, in one line without a full stop. ``images``: what is measured on."""
+    """Protocol, score rule, trials and versions, in one line without a full stop.
+
+    ``scores`` are names of rules, or rules in words; ``versions`` those of each number, "" where it is not known; ``images``
+    is what is measured on.
+    """
     protocol = ", ".join(dict.fromkeys(protocols))
-    rules = ", ".join(_RULES.get(score, score).format(images) for score in dict.fromkeys(scores))
-    version = ", ".join(sorted({version for version in versions if version}))
-    counts = sorted({count for count in trials if count}) or [0]
-    count = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
-    parts = [f"protocol {protocol}" if protocol else "", rules, f"{count} {'trial' if count == '1' else 'trials'}"]
-    parts += [f"kdbench {version}"] if version else []
-    return "; ".join(part for part in parts if part)
+    rules = score_rules(scores, images)
+    parts = [f"protocol {protocol}" if protocol else "", rules, trials_text(trials)]
+    return "; ".join(part for part in (*parts, versions_text(versions)) if part)
+
+
+def trials_text(counts: Iterable[int]) -> str:
+    """``1 trial``, ``1-3 trials``: of how many the cells are made that have any."""
+    found = sorted({count for count in counts if count}) or [0]
+    text = f"{found[0]}" if len(found) == 1 else f"{found[0]}-{found[-1]}"
+    return f"{text} {'trial' if text == '1' else 'trials'}"
+
+
+def score_rules(scores: Iterable[str], images: str = "test") -> str:
+    """Score rules in words."""
+    return ", ".join(_RULES.get(score, score).format(images) for score in dict.fromkeys(scores))
 
 
 def empty_cells(lacking: Iterable[tuple[str, str]]) -> list[str]:

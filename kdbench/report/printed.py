@@ -26,6 +26,11 @@ class PrintedTable:
     facts: tuple[Fact, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def versions(self) -> list[str]:
+        """The version behind each run and teacher whose numbers it shows."""
+        return list({fact.run_id: fact.version for fact in self.facts if fact.value is not None}.values())
+
 
 def fill(layout: Layout, measured: Mapping[Key, Sequence[Fact]]) -> PrintedTable:
     """Put the printed and the measured numbers into a table's cells."""
@@ -99,7 +104,7 @@ def _origin(table: PrintedTable) -> str:
         (fact.protocol for fact in table.facts),
         (fact.score for fact in students),
         (cell.n for place, cell in table.cells.items() if place.select.get("method") != "teacher"),
-        (fact.version for fact in table.facts),
+        table.versions,
     )
 
 

@@ -20,7 +20,10 @@ Pair = tuple[str, str]
 
 @dataclass
 class Table:
-    """One setting's results. ``cells`` by (method, (teacher, student)); ``teachers`` holds the teachers' accuracies."""
+    """One setting's results. ``cells`` by (method, (teacher, student)); ``teachers`` holds the teachers' accuracies.
+
+    ``versions`` are those behind each run and teacher, "" where it is not known.
+    """
 
     suite: str
     protocol: str
@@ -66,9 +69,10 @@ def make_tables(rows: Sequence[Row], stores: Sequence[Store] = ()) -> list[Table
     for name, table in tables.items():
         table.cells = {place: _cell(found) for place, found in members[name].items()}
         everything = [row for found in members[name].values() for row in found]
-        table.versions = tuple(sorted({row.version for row in everything if row.version}))
         table.notes = differing_teachers(row.teachers for row in everything)
-        table.teachers = _teacher_accuracies(everything, stores)
+        table.teachers, versions = _teacher_accuracies(everything, stores)
+        done = {row.run_id: row.version for row in everything if row.status == "done"}
+        table.versions = (*done.values(), *versions)
     return list(tables.values())
 
 
@@ -118,9 +122,10 @@ def _learned_beside(rows: Sequence[Row]) -> dict[str, float]:
     return {teacher: fmean(values.values()) for teacher, values in found.items()}
 
 
-def _teacher_accuracies(rows: Sequence[Row], stores: Sequence[Store]) -> dict[str, float]:
-    """Test accuracy of each teacher as it taught."""
+def _teacher_accuracies(rows: Sequence[Row], stores: Sequence[Store]) -> tuple[dict[str, float], list[str]]:
+    """Test accuracy of each teacher as it taught, and the versions of those that were finished before."""
     each = {(row.teacher, row.teacher_id): row for row in rows if row.teacher_id}
-    found = {row.teacher: teacher_accuracy(row, stores) for row in each.values()}
-    finished = {teacher: accuracy[0].top1 for teacher, accuracy in found.items() if accuracy}
-    return {**finished, **_learned_beside(rows)}
+    accuracies = {row.teacher: teacher_accuracy(row, stores) for row in each.values()}
+    found = {teacher: accuracy for teacher, accuracy in accuracies.items() if accuracy}
+    finished = {teacher: accuracy.top1 for teacher, (accuracy, _) in found.items()}
+    return {**finished, **_learned_beside(rows)}, [version for _, version in found.values()]

@@ -1,7 +1,10 @@
 """Two results folders side by side."""
 
+from dataclasses import replace
+
 import pytest
 
+from kdbench.errors import KdbenchError
 from kdbench.report.assemble import measured_report
 from kdbench.report.comparison import compare
 from kdbench.report.conflicts import conflicts
@@ -48,6 +51,36 @@ def test_cell_by_cell(suite, stores):
         f"kd on resnet8x4 → resnet8: only in {stores[0].root}",
         f"at on resnet8x4 → resnet8: only in {stores[1].root}",
     )
+
+
+def test_the_caption_says_how_and_by_which_versions(suite, stores, finish, load):
+    for run in suite.runs[:2]:
+        finish(stores[0].run(run.id), versions={"kdbench": "0.1.0"})
+    (sheet,) = compare([suite], *stores)
+    assert sheet.caption == (
+        "Top-1 test accuracy in %, mean ± sd (n); protocol smoke; accuracy after the last epoch; "
+        f"{stores[0].root}: 1-2 trials, kdbench 0.1.0; version unknown (1); "
+        f"{stores[1].root}: 1-2 trials, version unknown (3); difference: second minus first."
+    )
+    part = load(
+        "protocol: smoke\ndataset: {name: digits, val_split: 0.1}\ntrials: 1\ngrid: {student: resnet8, method: ce}\n"
+    )
+    finish(stores[0].run(part.runs[0].id))
+    (sheet,) = compare([part], *stores)
+    assert sheet.caption.startswith("Top-1 validation accuracy")
+
+
+def test_incompatible_versions_are_refused(suite, stores, finish):
+    for store, version in zip(stores, ("0.1.0", "0.2.0"), strict=True):
+        finish(store.run(suite.runs[0].id), versions={"kdbench": version})
+    with pytest.raises(KdbenchError, match=r"kdbench 0.1.0 \(1\) and 0.2.0 \(1\)"):
+        compare([suite], *stores)
+    assert compare([suite], *stores, mix_versions=True)
+
+
+def test_what_suites_share_is_shown_once(suite, stores, tmp_path):
+    again = replace(suite, name="again", runs=tuple(replace(run, suite="again") for run in suite.runs))
+    assert len(compare([suite, again], *stores)) == 1
 
 
 def test_nothing_to_compare(suite, tmp_path):
@@ -117,3 +150,11 @@ def test_many_conflicts_are_counted(load, tmp_path, finish):
     found = conflicts([suite], stores)
     assert len(found) == 11
     assert found[-1] == "and 4 more on which the results folders disagree"
+
+
+def test_versions_of_teachers_count(suite, stores, finish):
+    teacher = next(run.spec.teacher for run in suite.runs if run.spec.teacher)
+    finish(stores[0].teacher(teacher.id), kind="teacher", versions={"kdbench": "0.1.0"})
+    finish(stores[0].run(suite.runs[0].id), versions={"kdbench": "0.2.0"})
+    with pytest.raises(KdbenchError, match=r"0.1.0 \(1\) and 0.2.0 \(1\)"):
+        measured_report([suite], stores[:1])
