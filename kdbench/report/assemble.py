@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from kdbench.report.absent import why_absent
 from kdbench.report.captions import differing_teachers
 from kdbench.report.facts import Fact, by_key, run_facts, teacher_facts
 from kdbench.report.layouts import layouts
@@ -59,7 +60,8 @@ def measured_report(
     facts = [*run_facts(rows), *teacher_facts(rows, stores), *asked, *recorded]
     measured = by_key(facts)
     wanted = tables or dict.fromkeys(id for suite in suites for id in suite.tables)
-    printed = [_noted(fill(layouts().tables[id], measured), rows) for id in wanted]
+    absent = why_absent(suites, facts)
+    printed = [_noted(fill(layouts().tables[id], measured, absent), rows) for id in wanted]
     rest = [] if tables else make_tables(_beyond(rows, printed, suites), stores)
     shown = {(fact.run_id, fact.metric) for table in printed for fact in table.facts}
     apart = measurement_tables(fact for fact in asked if (fact.run_id, fact.metric) not in shown and not tables)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from kdbench.report.versions import versions_text
 from kdbench.report.views import View
 
 
+T = TypeVar("T")
 _RULES = {"last": "accuracy after the last epoch", "best": "best epoch, chosen by {} accuracy"}
 
 
@@ -58,15 +61,40 @@ def score_rules(scores: Iterable[str], images: str = "test") -> str:
 
 
 def empty_cells(lacking: Iterable[tuple[str, str]]) -> list[str]:
-    """Why cells are empty or short of trials, one line per reason, from each cell's place and reason."""
-    places: dict[str, list[str]] = {}
+    """Why cells are empty or short of trials, one line per kind of reason, from each cell's place and reason."""
+    return at_most((f"{some(found)}: {reason}" for found, reason in by_reason(lacking)))
+
+
+def by_reason(lacking: Iterable[tuple[T, str]]) -> list[tuple[list[T], str]]:
+    """The places that lack for the same kind of reason. Where only paths and counts differ, the kind alone is named."""
+    kinds: dict[str, list[tuple[T, str]]] = {}
     for place, reason in lacking:
         if reason:
-            places.setdefault(reason, []).append(place)
-    return [f"{_some(found)}: {reason}" for reason, found in places.items()]
+            kinds.setdefault(_kind(reason), []).append((place, reason))
+    found = []
+    for kind, each in kinds.items():
+        reasons = {reason for _, reason in each}
+        example = f", for example {each[0][1]}" if "damaged" in kind or "…" in kind else ""
+        found.append(([place for place, _ in each], each[0][1] if len(reasons) == 1 else kind + example))
+    return found
 
 
-def _some(places: list[str]) -> str:
+def _kind(reason: str) -> str:
+    """A reason without counts, epochs, paths and other figures."""
+    bare = re.sub(r" \(\d+ of \d+\)", "", reason)
+    bare = re.sub(r"in training, \d+ epochs so far", "in training", bare)
+    bare = re.sub(r"damaged record: [^;]*", "damaged record", bare)
+    return "; ".join(sorted({*re.sub(r"\S*[/\\]\S*|\d+", "…", bare).split("; ")}))
+
+
+def at_most(lines: Iterable[str], limit: int = 6) -> list[str]:
+    """The first lines, and how many more there are."""
+    found = list(lines)
+    return found if len(found) <= limit else [*found[: limit - 1], f"and {len(found) - limit + 1} more reasons"]
+
+
+def some(places: Sequence[str]) -> str:
+    """Up to three places, or two and how many more."""
     return ", ".join(places) if len(places) <= 3 else f"{', '.join(places[:2])} and {len(places) - 2} more"
 
 

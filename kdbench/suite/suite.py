@@ -61,7 +61,7 @@ class Suite:
     """A suite file's content.
 
     Its runs in the order of the file, what is measured on their networks, the files of weights that it names, by SHA-256,
-    and the printed ``tables`` that it fills.
+    and the printed ``tables`` that it fills. ``whole`` is the suite of which only a part was chosen.
     """
 
     name: str
@@ -71,6 +71,7 @@ class Suite:
     weight_files: dict[str, Path] = field(default_factory=dict)
     tables: tuple[str, ...] = ()
     measurements: tuple[Measurement, ...] = ()
+    whole: Suite | None = None
 
     @property
     def specs(self) -> dict[str, RunSpec]:

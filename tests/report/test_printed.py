@@ -2,8 +2,10 @@
 
 import pytest
 
+from kdbench.cli.options import select
 from kdbench.errors import BadSuite, KdbenchError
 from kdbench.report.assemble import measured_report
+from kdbench.report.captions import empty_cells
 from kdbench.report.sheet import Mark
 from kdbench.report.views import View
 from kdbench.store.record import Failure
@@ -100,11 +102,50 @@ def test_empty_cells_say_why(few, store):
     store.run(failed.id).fail(Failure(kind="diverged", epoch=3, reason="loss is nan"))
     shot, noise, _ = measured_report([few], [store]).sheets()
     assert shot.notes == (
-        "Student / 25%, Student / 100%, AT / 25%, AT / 100%: not run (2 of 2)",
-        "Student / 50%, Student / 75%, KD / 50%, KD / 75%, FitNet, AT / 50%, AT / 75%, SP, VID, HKD, MGD, SemCKD: "
-        "not part of this suite",
+        "Student / 25%, Student / 100% and 2 more: not run (2 of 2)",
+        "Student / 50%, Student / 75% and 10 more: not part of this suite",
     )
     assert "AT / 30%: loss is nan (1 of 2); not run (1 of 2)" in noise.notes
+
+
+def test_reasons_of_one_kind_share_a_line(few, store):
+    for run in few.runs[:18]:
+        if run.method == "ce":
+            store.run(run.id).folder.mkdir(parents=True)
+            (store.run(run.id).folder / "result.json").write_text("{" if run.spec.trial else "")
+        if run.method == "at":
+            store.run(run.id).state_file.parent.mkdir(parents=True)
+            store.run(run.id).state_file.write_bytes(b"")
+            store.run(run.id).write_metrics([{"epoch": 1}] * (1 + run.spec.trial))
+    shot, *_ = measured_report([few], [store]).sheets()
+    damaged, absent, training = shot.notes
+    assert damaged.startswith("Student / 25%, Student / 100%: damaged record, for example damaged record: ")
+    assert training == "AT / 25%, AT / 100%: in training"
+    assert "not part" in absent
+
+
+def test_many_kinds_of_reasons_are_counted():
+    found = empty_cells((f"cell {n}", f"failed like {'x' * n}") for n in range(1, 9))
+    assert len(found) == 6
+    assert found[-1] == "and 3 more reasons"
+
+
+def test_what_only_leaves_out_and_what_is_trained_otherwise_is_told_apart(load, store):
+    suite = load("""
+protocol: semckd
+dataset: cifar100
+trials: 1
+tables: [semckd-7]
+grid:
+  - {teacher: resnet32x4, student: vgg8, method: [ce, kd], scenario: {fraction: 0.25}}
+  - {teacher: resnet32x4, student: vgg8, method: [at, sp], scenario: {fraction: 0.25}, protocol: {base: semckd, epochs: 20}}
+""")
+    shot, *_ = measured_report(select([suite], ["method=kd,at"]), [store]).sheets()
+    assert "Student / 25%: left out by --only" in shot.notes
+    (line,) = [note for note in shot.notes if "trained otherwise" in note]
+    assert line.startswith("AT / 25%: trained otherwise than in the paper (protocol semckd")
+    (line,) = [note for note in measured_report([suite], [store]).sheets()[0].notes if "trained otherwise" in note]
+    assert line.startswith("AT / 25%, SP / 25%: ")
 
 
 def test_the_provenance_line(few, store):
