@@ -116,7 +116,7 @@ def test_reasons_of_one_kind_share_a_line(few, store):
         if run.method == "at":
             store.run(run.id).state_file.parent.mkdir(parents=True)
             store.run(run.id).state_file.write_bytes(b"")
-            store.run(run.id).write_metrics([{"epoch": 1}] * (1 + run.spec.trial))
+            store.run(run.id).write_metrics([{"epoch": 1}] * (1 + round(4 * run.spec.scenario.fraction)))
     shot, *_ = measured_report([few], [store]).sheets()
     damaged, absent, training = shot.notes
     assert damaged.startswith("Student / 25%, Student / 100%: damaged record, for example damaged record: ")
