@@ -6,12 +6,17 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
+from kdbench.report.cells import Cell
 from kdbench.report.versions import versions_text
 from kdbench.report.views import View
 
 
 T = TypeVar("T")
-_RULES = {"last": "accuracy after the last epoch", "best": "best epoch, chosen by {} accuracy"}
+_RULES = {
+    "last": "accuracy after the last epoch",
+    "best": "best epoch, chosen by {} accuracy",
+    "last ten": "mean over the last ten epochs",
+}
 
 
 def caption(what: str, view: View, origin: str, tolerance: float, *, compared: bool) -> str:
@@ -26,6 +31,7 @@ def caption(what: str, view: View, origin: str, tolerance: float, *, compared: b
         text += (
             " Agrees: within two published standard deviations, or"
             f" {tolerance:g} points where none is printed. Fewer than two trials are too few."
+            " A teacher is trained once: one is enough."
         )
     return text
 
@@ -36,15 +42,18 @@ def provenance(
     trials: Iterable[int],
     versions: Iterable[str],
     images: str = "test",
+    teachers: Iterable[str] = (),
 ) -> str:
     """Protocol, score rule, trials and versions, in one line without a full stop.
 
     ``scores`` are names of rules, or rules in words; ``versions`` those of each number, "" where it is not known; ``images``
-    is what is measured on.
+    is what is measured on; ``teachers`` are the rules of teachers' numbers, named where they are not those of the others.
     """
     protocol = ", ".join(dict.fromkeys(protocols))
-    rules = score_rules(scores, images)
-    parts = [f"protocol {protocol}" if protocol else "", rules, trials_text(trials)]
+    students = list(dict.fromkeys(scores))
+    others = [score for score in dict.fromkeys(teachers) if score not in students]
+    own = f"teachers: {score_rules(others, images)}" if others else ""
+    parts = [f"protocol {protocol}" if protocol else "", score_rules(students, images), own, trials_text(trials)]
     return "; ".join(part for part in (*parts, versions_text(versions)) if part)
 
 
@@ -57,7 +66,19 @@ def trials_text(counts: Iterable[int]) -> str:
 
 def score_rules(scores: Iterable[str], images: str = "test") -> str:
     """Score rules in words."""
-    return ", ".join(_RULES.get(score, score).format(images) for score in dict.fromkeys(scores))
+    return ", ".join(_RULES.get(score, score).format(images) for score in dict.fromkeys(scores) if score)
+
+
+def unjudged(cells: Iterable[Cell], view: View, tolerance: float) -> tuple[str, ...]:
+    """The note of a table under a view that compares with print, where nothing can be compared."""
+    found = list(cells)
+    if view not in (View.difference, View.verdict) or any(cell.verdict(tolerance) for cell in found):
+        return ()
+    if not any(cell.difference is not None for cell in found):
+        return ("Nothing can be compared: no cell has both a measured and a published number of the same training.",)
+    if view is View.difference:
+        return ()
+    return ("Nothing can be judged: these are no percentages, and the paper prints no deviations.",)
 
 
 def empty_cells(lacking: Iterable[tuple[str, str]]) -> list[str]:

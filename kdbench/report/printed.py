@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kdbench.report.captions import at_most, by_reason, caption, provenance, some
+from kdbench.report.captions import at_most, by_reason, caption, provenance, some, unjudged
 from kdbench.report.cells import Cell, cell_text, make_cell
 from kdbench.report.facts import Fact
 from kdbench.report.keys import Key
@@ -43,7 +43,8 @@ def fill(
         found = measured.get(number.key, ())
         used |= {(fact.run_id, fact.metric): fact for fact in found}
         trials = [(fact.value, fact.reason) for fact in found]
-        cell = make_cell(trials, number, percent=layout.unit == "%")
+        once = place.select.get("method") == "teacher"
+        cell = make_cell(trials, number, percent=layout.unit == "%", enough=1 if once else 2)
         cells[place] = replace(cell, note=absent(number.key)) if absent and not found else cell
     return PrintedTable(layout, cells, tuple(used.values()))
 
@@ -59,7 +60,8 @@ def printed_sheet(table: PrintedTable, view: View, tolerance: float = TOLERANCE)
         text, notes = f"{layouts().papers[layout.paper]}: {layout.caption}", remarks().get(layout.id, ())
     else:
         text = caption("In %" if layout.unit else "Numbers", view, _origin(table), tolerance, compared=True)
-        notes = (*table.notes, *at_most(_empty_cells(table)))
+        notes = (*unjudged(table.cells.values(), view, tolerance), *table.notes, *at_most(_empty_cells(table)))
+        notes += () if view is View.measured else remarks().get(layout.id, ())
     return Sheet(f"{layout.id}: {layout.title}", tuple(bands), layout.id, layout.stub, text, notes)
 
 
@@ -108,6 +110,7 @@ def _origin(table: PrintedTable) -> str:
         (fact.score for fact in students),
         (cell.n for place, cell in table.cells.items() if place.select.get("method") != "teacher"),
         table.versions,
+        teachers=(fact.score for fact in table.facts if fact.method == "teacher" and fact.value is not None),
     )
 
 

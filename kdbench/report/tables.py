@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from kdbench.report.captions import caption, differing_teachers, empty_cells, provenance
+from kdbench.report.captions import caption, differing_teachers, empty_cells, provenance, unjudged
 from kdbench.report.cells import Cell, cell_text, make_cell
 from kdbench.report.published import published
 from kdbench.report.rows import Row, measured_on, teacher_accuracy
@@ -22,7 +22,7 @@ Pair = tuple[str, str]
 class Table:
     """One setting's results. ``cells`` by (method, (teacher, student)); ``teachers`` holds the teachers' accuracies.
 
-    ``versions`` are those behind each run and teacher, "" where it is not known.
+    ``versions`` are those behind each run and teacher, "" where it is not known; ``teacher_scores`` the teachers' rules.
     """
 
     suite: str
@@ -37,6 +37,7 @@ class Table:
     teachers: dict[str, float] = field(default_factory=dict)
     versions: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    teacher_scores: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -72,6 +73,9 @@ def make_tables(rows: Sequence[Row], stores: Sequence[Store] = ()) -> list[Table
         table.notes = differing_teachers(row.teachers for row in everything)
         table.teachers, versions = _teacher_accuracies(everything, stores)
         done = {row.run_id: row.version for row in everything if row.status == "done"}
+        beside = any(row.teacher_top1 is not None for row in everything)
+        finished = (row.teacher_checkpoint for row in everything if row.teacher_id and row.teacher in table.teachers)
+        table.teacher_scores = tuple(dict.fromkeys((*finished, *(["last"] if beside else []))))
         table.versions = (*done.values(), *versions)
     return list(tables.values())
 
@@ -91,12 +95,14 @@ def table_sheet(table: Table, view: View, tolerance: float = TOLERANCE) -> Sheet
             line.append(Entry(text, Mark.best if best.get(pair) == method else Mark.none))
         lines.append(line)
     images, trials = measured_on(table.dataset), [cell.n for cell in table.cells.values()]
-    origin = provenance([table.protocol], [table.score], trials, table.versions, images)
+    teachers = table.teacher_scores if view in (View.measured, View.both) else ()
+    origin = provenance([table.protocol], [table.score], trials, table.versions, images, teachers)
     return Sheet(
         table.title,
         (Band((tuple(header),), (tuple(map(tuple, lines)),)),),
         caption=caption(f"Top-1 {images} accuracy in %", view, origin, tolerance, compared=table.has_published),
         notes=(
+            *unjudged(table.cells.values(), view, tolerance),
             *table.notes,
             *empty_cells((f"{method} on {_arrow(pair)}", cell.note) for (method, pair), cell in table.cells.items()),
         ),

@@ -105,6 +105,8 @@ def test_runs_that_record_likeness_fill_semckd_s_table(load, store, finish):
     record.finish(record.result().model_copy(update={"sm_score": 15.5, "layer_cka": 0.9}), {})
     (sheet, *_) = measured_report([suite], [store]).sheets(View.both)
     assert line(sheet, "AT")[1:] == ["15.50 (1) | 15.52", "0.90 (1) | 0.90"]
+    assert "protocol semckd; mean over the last ten epochs; 1 trial" in sheet.caption
+    assert "best epoch" not in sheet.caption
 
 
 def test_their_tables_say_how_and_why_they_are_short(measured, store):
