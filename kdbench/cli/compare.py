@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kdbench.cli.options import Only, Trials
-from kdbench.cli.report import FormatOption, Output, load, print_text, style
+from kdbench.cli.report import FormatOption, MixVersions, Output, load, print_text, style
 from kdbench.errors import BadInput
 from kdbench.report.formats import Format
 
@@ -20,6 +20,7 @@ def compare(
         list[str] | None, typer.Argument(metavar="[SUITE…]", help="Default: every suite with results.")
     ] = None,
     format: FormatOption = Format.terminal,
+    mix_versions: MixVersions = False,
     output: Output = None,
     trials: Trials = None,
     only: Only = None,
@@ -31,10 +32,12 @@ def compare(
     for folder in (first, second):
         if not folder.is_dir():
             raise BadInput(f"{folder}: no such results folder")
-    if format in (Format.csv, Format.json):
-        raise BadInput(f"--format {format}: compare prints tables; kdbench report gives the values as {format}")
+    if format in (Format.csv, Format.json, Format.html):
+        raise BadInput(
+            f"--format {format}: compare prints tables as terminal, markdown or latex; kdbench report has {format}"
+        )
     loaded, stores = load(suites, [first, second], trials, only)
-    sheets = comparison.compare(loaded, *stores)
+    sheets = comparison.compare(loaded, *stores, mix_versions=mix_versions)
     if not sheets:
         names = ", ".join(suite.name for suite in loaded)
         raise BadInput(f"{first} and {second} hold no finished run of {names}")

@@ -64,6 +64,7 @@ def select(suites: Sequence[Suite], only: Sequence[str] | None) -> list[Suite]:
                 suite,
                 runs=tuple(run for run in suite.runs if _spelling(key, _value(run, key)) in wanted),
                 measurements=tuple(m for m in suite.measurements if _spelling(key, _value(m.run, key)) in wanted),
+                whole=suite.whole or suite,
             )
             for suite in chosen
         ]

@@ -154,8 +154,8 @@ def _refuse_beside_published(*given: object) -> None:
 
 
 def _tell_conflicts(suites: Sequence[Suite], stores: Sequence[Store]) -> None:
-    """Tell of runs that results folders disagree about."""
-    from kdbench.report.comparison import conflicts
+    """Tell what results folders disagree about."""
+    from kdbench.report.conflicts import conflicts
 
     for message in conflicts(suites, stores):
         typer.echo(message, err=True)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
+from kdbench.report.cells import Cell
+from kdbench.report.versions import versions_text
 from kdbench.report.views import View
 from kdbench.suite.tiny import TINY
 
 
-_RULES = {"last": "accuracy after the last epoch", "best": "best epoch, chosen by {} accuracy"}
+T = TypeVar("T")
+_RULES = {
+    "last": "accuracy after the last epoch",
+    "best": "best epoch, chosen by {} accuracy",
+    "last ten": "mean over the last ten epochs",
+}
 
 
 def caption(what: str, view: View, origin: str, tolerance: float, *, compared: bool) -> str:
@@ -23,6 +32,7 @@ def caption(what: str, view: View, origin: str, tolerance: float, *, compared: b
         text += (
             " Agrees: within two published standard deviations, or"
             f" {tolerance:g} points where none is printed. Fewer than two trials are too few."
+            " A teacher is trained once: one is enough."
         )
     return text
 
@@ -33,18 +43,44 @@ def provenance(
     trials: Iterable[int],
     versions: Iterable[str],
     images: str = "test",
+    teachers: Iterable[str] = (),
 ) -> str:
-    """Protocol, score rule, trials and versions, in one line without a full stop. ``images``: what is measured on."""
-    protocols = list(dict.fromkeys(protocols))
-    protocol = ", ".join(protocols)
-    rules = ", ".join(_RULES.get(score, score).format(images) for score in dict.fromkeys(scores))
-    version = ", ".join(sorted({version for version in versions if version}))
-    counts = sorted({count for count in trials if count}) or [0]
-    count = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
-    parts = [f"protocol {protocol}" if protocol else "", rules, f"{count} {'trial' if count == '1' else 'trials'}"]
-    parts += [f"kdbench {version}"] if version else []
-    parts += warning(protocols)
-    return "; ".join(part for part in parts if part)
+    """Protocol, score rule, trials and versions, in one line without a full stop.
+
+    ``scores`` are names of rules, or rules in words; ``versions`` those of each number, "" where it is not known; ``images``
+    is what is measured on; ``teachers`` are the rules of teachers' numbers, named where they are not those of the others.
+    """
+    named = list(dict.fromkeys(protocols))
+    protocol = ", ".join(named)
+    students = list(dict.fromkeys(scores))
+    others = [score for score in dict.fromkeys(teachers) if score not in students]
+    own = f"teachers: {score_rules(others, images)}" if others else ""
+    parts = [f"protocol {protocol}" if protocol else "", score_rules(students, images), own, trials_text(trials)]
+    return "; ".join(part for part in (*parts, versions_text(versions), *warning(named)) if part)
+
+
+def trials_text(counts: Iterable[int]) -> str:
+    """``1 trial``, ``1-3 trials``: of how many the cells are made that have any."""
+    found = sorted({count for count in counts if count}) or [0]
+    text = f"{found[0]}" if len(found) == 1 else f"{found[0]}-{found[-1]}"
+    return f"{text} {'trial' if text == '1' else 'trials'}"
+
+
+def score_rules(scores: Iterable[str], images: str = "test") -> str:
+    """Score rules in words."""
+    return ", ".join(_RULES.get(score, score).format(images) for score in dict.fromkeys(scores) if score)
+
+
+def unjudged(cells: Iterable[Cell], view: View, tolerance: float) -> tuple[str, ...]:
+    """The note of a table under a view that compares with print, where nothing can be compared."""
+    found = list(cells)
+    if view not in (View.difference, View.verdict) or any(cell.verdict(tolerance) for cell in found):
+        return ()
+    if not any(cell.difference is not None for cell in found):
+        return ("Nothing can be compared: no cell has both a measured and a published number of the same training.",)
+    if view is View.difference:
+        return ()
+    return ("Nothing can be judged: these are no percentages, and the paper prints no deviations.",)
 
 
 def warning(protocols: Iterable[str]) -> list[str]:
@@ -54,13 +90,45 @@ def warning(protocols: Iterable[str]) -> list[str]:
 
 
 def empty_cells(lacking: Iterable[tuple[str, str]]) -> list[str]:
-    """Why cells are empty or short of trials, one line per reason, from each cell's place and reason."""
-    places: dict[str, list[str]] = {}
+    """Why cells are empty or short of trials, one line per kind of reason, from each cell's place and reason."""
+    return at_most((f"{some(found)}: {reason}" for found, reason in by_reason(lacking)))
+
+
+def by_reason(lacking: Iterable[tuple[T, str]]) -> list[tuple[list[T], str]]:
+    """The places that lack for the same kind of reason. Where only paths and counts differ, the kind alone is named."""
+    kinds: dict[str, list[tuple[T, str]]] = {}
     for place, reason in lacking:
         if reason:
-            places.setdefault(reason, []).append(place)
-    return [f"{_some(found)}: {reason}" for reason, found in places.items()]
+            kinds.setdefault(_kind(reason), []).append((place, reason))
+    found = []
+    for kind, each in kinds.items():
+        reasons = {reason for _, reason in each}
+        example = f", for example {each[0][1]}" if "damaged" in kind or "…" in kind else ""
+        found.append(([place for place, _ in each], each[0][1] if len(reasons) == 1 else kind + example))
+    return found
 
 
-def _some(places: list[str]) -> str:
+def _kind(reason: str) -> str:
+    """A reason without counts, epochs, paths and other figures."""
+    bare = re.sub(r" \(\d+ of \d+\)", "", reason)
+    bare = re.sub(r"in training, \d+ epochs so far", "in training", bare)
+    bare = re.sub(r"damaged record: [^;]*", "damaged record", bare)
+    return "; ".join(sorted({*re.sub(r"\S*[/\\]\S*|\d+", "…", bare).split("; ")}))
+
+
+def at_most(lines: Iterable[str], limit: int = 6) -> list[str]:
+    """The first lines, and how many more there are."""
+    found = list(lines)
+    return found if len(found) <= limit else [*found[: limit - 1], f"and {len(found) - limit + 1} more reasons"]
+
+
+def some(places: Sequence[str]) -> str:
+    """Up to three places, or two and how many more."""
     return ", ".join(places) if len(places) <= 3 else f"{', '.join(places[:2])} and {len(places) - 2} more"
+
+
+def differing_teachers(texts: Iterable[str]) -> tuple[str, ...]:
+    """The note of a table whose runs come from results folders that hold different weights of a teacher."""
+    names = "; ".join(dict.fromkeys(text for text in texts if text))
+    rule = "the first is shown, and trials under different ones are not paired."
+    return (f"Teachers differ between results folders: {names}; {rule}",) if names else ()

@@ -25,7 +25,7 @@ class Verdict(StrEnum):
 class Cell:
     """Mean and sample deviation (ddof 1; None with one trial) over n trials of ``planned``; ``note`` says what lacks.
 
-    ``percent`` is False for numbers that are no percentages, such as divergences.
+    ``percent`` is False for numbers that are no percentages, such as divergences. A verdict needs ``enough`` trials.
     """
 
     mean: float | None
@@ -35,6 +35,7 @@ class Cell:
     published: Published | None = None
     note: str = ""
     percent: bool = True
+    enough: int = 2
 
     @property
     def difference(self) -> float | None:
@@ -50,7 +51,7 @@ class Cell:
             return None
         if self.published.sd is None and not self.percent:
             return None
-        if self.n < 2:
+        if self.n < self.enough:
             return Verdict.few
         allowed = tolerance if self.published.sd is None else 2 * self.published.sd
         if abs(difference) <= allowed + 1e-9:  # 75.5 - 75.0 is not quite 0.5
@@ -59,7 +60,11 @@ class Cell:
 
 
 def make_cell(
-    trials: Iterable[tuple[float | None, str]], printed: Published | None = None, *, percent: bool = True
+    trials: Iterable[tuple[float | None, str]],
+    printed: Published | None = None,
+    *,
+    percent: bool = True,
+    enough: int = 2,
 ) -> Cell:
     """Aggregate trials, each a value or the reason why there is none."""
     found = list(trials)
@@ -74,6 +79,7 @@ def make_cell(
         published=printed,
         note="; ".join(f"{reason} ({count} of {len(found)})" for reason, count in reasons.items()),
         percent=percent,
+        enough=enough,
     )
 
 

@@ -1,72 +1,122 @@
-"""Two or more results folders side by side."""
+"""Two results folders side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from kdbench.report.captions import empty_cells
+from kdbench.report.captions import empty_cells, score_rules, trials_text
 from kdbench.report.cells import Cell, make_cell, measured_text
-from kdbench.report.rows import Row, collect
-from kdbench.report.sheet import Band, Entry, Line, Sheet
+from kdbench.report.rows import Row, collect, measured_on
+from kdbench.report.sheet import Band, Entry, Sheet
+from kdbench.report.versions import check_versions, versions_text
 from kdbench.store.store import Store
 from kdbench.suite.suite import Suite
 
 
-def conflicts(suites: Sequence[Suite], stores: Sequence[Store]) -> Iterator[str]:
-    """One message for each run of which stores hold different accuracies; the first store's is the one that is shown."""
-    if len(stores) < 2:
-        return
-    found: dict[str, dict[float, Store]] = {}
-    labels = {run.id: run.label for suite in suites for run in suite.runs}
-    for store in stores:
-        for row in collect(suites, [store]):
-            if row.top1 is not None:
-                found.setdefault(row.run_id, {}).setdefault(row.top1, store)
-    for id, values in found.items():
-        if len(values) > 1:
-            texts = ", ".join(f"{value:.2f} in {store.root}" for value, store in values.items())
-            yield f"{labels[id]} ({id}): {texts}; the first is shown"
+Setting = tuple[str, str, str, str, str]
+Place = tuple[str, str, str]
+Sides = tuple[list[Row], list[Row]]
 
 
-def compare(suites: Sequence[Suite], first: Store, second: Store) -> list[Sheet]:
-    """One sheet per setting that either store has something of: mean, deviation and n in each, and the difference."""
-    sides = [collect(suites, [store]) for store in (first, second)]
-    groups: dict[tuple[str, ...], dict[tuple[str, ...], tuple[list[Row], list[Row]]]] = {}
+@dataclass
+class _Table:
+    """One setting of a suite: the rows of both folders by method and networks, and the suites that show some before."""
+
+    places: dict[Place, Sides] = field(default_factory=dict)
+    elsewhere: list[tuple[str, str]] = field(default_factory=list)
+
+    def side(self, number: int) -> list[Row]:
+        return [row for sides in self.places.values() for row in sides[number]]
+
+    def versions(self, number: int) -> list[str]:
+        return list({row.run_id: row.version for row in self.side(number) if row.top1 is not None}.values())
+
+
+def compare(suites: Sequence[Suite], first: Store, second: Store, *, mix_versions: bool = False) -> list[Sheet]:
+    """One sheet per setting that either store has something of: mean, deviation and n in each, and the difference.
+
+    Cells that several suites share stand in the first of them. Raises KdbenchError where numbers of incompatible versions of
+    kdbench would stand in one table.
+    """
+    names = (str(first.root), str(second.root))
+    tables = _tables([collect(suites, [store]) for store in (first, second)])
+    sheets = []
+    for setting, table in tables.items():
+        if not mix_versions:
+            check_versions(_title(setting), [version for side in (0, 1) for version in table.versions(side)])
+        sheets.append(_sheet(setting, table, names))
+    return [sheet for sheet in sheets if sheet]
+
+
+def _tables(sides: Sequence[Sequence[Row]]) -> dict[Setting, _Table]:
+    tables: dict[Setting, _Table] = {}
     for side, rows in enumerate(sides):
         for row in rows:
             setting = (row.suite, row.protocol, row.dataset, row.scenario, row.strategy)
             place = (row.method, row.teacher, row.student)
-            groups.setdefault(setting, {}).setdefault(place, ([], []))[side].append(row)
-    names = (str(first.root), str(second.root))
-    sheets = (_sheet(setting, places, names) for setting, places in groups.items())
-    return [sheet for sheet in sheets if sheet]
+            tables.setdefault(setting, _Table()).places.setdefault(place, ([], []))[side].append(row)
+    shown: dict[tuple[object, ...], str] = {}
+    for setting, table in tables.items():
+        for place, found in list(table.places.items()):
+            suite = shown.setdefault((*setting[1:], *place, *sorted(row.run_id for row in found[0])), setting[0])
+            if suite != setting[0]:
+                del table.places[place]
+                table.elsewhere.append((_words(place), f"shown under {suite}"))
+    return tables
 
 
-def _sheet(
-    setting: tuple[str, ...], places: dict[tuple[str, ...], tuple[list[Row], list[Row]]], names: tuple[str, str]
-) -> Sheet | None:
-    suite, protocol, dataset, scenario, strategy = setting
-    lines: list[Line] = []
-    lonely: list[tuple[str, str]] = []
-    for (method, teacher, student), sides in places.items():
-        a, b = (make_cell((row.top1, row.reason) for row in rows) for rows in sides)
-        if not a.n and not b.n:
-            continue
-        pair = f"{teacher} → {student}" if teacher else student
-        numbers = (measured_text(a), measured_text(b), _difference(a, b))
-        lines.append(tuple(Entry(text) for text in (f"{method}, {pair}", *numbers)))
-        if not a.n or not b.n:
-            lonely.append((f"{method} on {pair}", f"only in {names[0] if a.n else names[1]}"))
-    if not lines:
+def _sheet(setting: Setting, table: _Table, names: tuple[str, str]) -> Sheet | None:
+    cells = {place: _cells(sides) for place, sides in table.places.items()}
+    cells = {place: (a, b) for place, (a, b) in cells.items() if a.n or b.n}
+    if not cells:
         return None
-    title = ", ".join(part for part in (dataset, scenario, f"{strategy} teacher") if part)
-    header = tuple(Entry(text) for text in ("method, networks", *names, "difference"))
+    lines = [
+        tuple(map(Entry, (_words(place, ", "), measured_text(a), measured_text(b), _difference(a, b))))
+        for place, (a, b) in cells.items()
+    ]
+    lonely = [
+        (_words(place), f"only in {names[0] if a.n else names[1]}")
+        for place, (a, b) in cells.items()
+        if not (a.n and b.n)
+    ]
+    header = tuple(map(Entry, ("method, networks", *names, "difference")))
     return Sheet(
-        f"{suite}: {title}",
+        _title(setting),
         (Band((header,), (tuple(lines),)),),
-        caption=f"Top-1 test accuracy in %, mean ± sd (n); protocol {protocol}; difference: second minus first.",
-        notes=tuple(empty_cells(lonely)),
+        caption=_caption(setting, table, list(cells.values()), names),
+        notes=tuple(empty_cells([*lonely, *table.elsewhere])),
     )
+
+
+def _caption(setting: Setting, table: _Table, cells: list[tuple[Cell, Cell]], names: tuple[str, str]) -> str:
+    images = measured_on(setting[2])
+    rules = score_rules((row.score for row in table.side(0)), images)
+    folders = [
+        ", ".join(
+            filter(
+                None, (f"{name}: {trials_text(pair[side].n for pair in cells)}", versions_text(table.versions(side)))
+            )
+        )
+        for side, name in enumerate(names)
+    ]
+    parts = [f"protocol {setting[1]}", rules, *folders, "difference: second minus first"]
+    return f"Top-1 {images} accuracy in %, mean ± sd (n); {'; '.join(parts)}."
+
+
+def _title(setting: Setting) -> str:
+    suite, _, dataset, scenario, strategy = setting
+    return f"{suite}: {', '.join(part for part in (dataset, scenario, f'{strategy} teacher') if part)}"
+
+
+def _words(place: Place, between: str = " on ") -> str:
+    method, teacher, student = place
+    return f"{method}{between}{teacher} → {student}" if teacher else f"{method}{between}{student}"
+
+
+def _cells(sides: Sides) -> tuple[Cell, Cell]:
+    first, second = (make_cell((row.top1, row.reason) for row in rows) for rows in sides)
+    return first, second
 
 
 def _difference(a: Cell, b: Cell) -> str:

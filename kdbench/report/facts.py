@@ -15,7 +15,7 @@ class Fact(NamedTuple):
 
     ``metric`` is `top1` (by the protocol's score rule), `top1_error`, `top5_error`, each in percent, or another that
     reference.csv names; ``setting`` what distinguishes the run from the usual one, in its spelling. ``value`` is None
-    unless ``status`` is `done`; then ``reason`` says why.
+    unless ``status`` is `done`; then ``reason`` says why. ``score`` is `last` or `best` epoch, or mean of the `last ten`.
     """
 
     paper: str

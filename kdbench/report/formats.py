@@ -65,7 +65,9 @@ def write_report(
     if style.bold is Bold.separable and view in (View.measured, View.both):
         from kdbench.report.analysis import mark_all_separable
 
-        sheets = mark_all_separable(sheets, report.tables, report.rows)
+        accuracies = len(report.printed) + len(report.tables)
+        marked = mark_all_separable(sheets[:accuracies], report.tables, report.rows)
+        sheets = [*marked, *sheets[accuracies:]]
     return write_sheets([*sheets, *(statistics.sheets() if statistics else ())], format, style)
 
 

@@ -54,6 +54,7 @@ def html(report: Report, analysis: Analysis, suites: Sequence[Suite], stores: Se
         counts=_counts(report.rows),
         tables=_table_views(tables, analysis, choice),
         papers=[printed_sheet(table, choice.view, choice.tolerance) for table in report.printed],
+        measurements=report.measurement_sheets(choice.view),
         statistics=analysis.sheets(),
         environment=environments(abouts),
         commands=choice.commands,

@@ -17,7 +17,7 @@ def json_text(report: Report, tolerance: float, statistics: Analysis | None = No
     content: dict[str, Any] = {
         "runs": [vars(row) for row in report.rows],
         "facts": [fact._asdict() for fact in report.facts],
-        "cells": [*_printed(report, tolerance), *_generic(report, tolerance)],
+        "cells": [*_printed(report, tolerance), *_generic(report, tolerance), *_measured(report, tolerance)],
     }
     if statistics:
         content["statistics"] = statistics.json()
@@ -38,6 +38,13 @@ def _generic(report: Report, tolerance: float) -> Iterator[dict[str, Any]]:
         }
         for (method, (teacher, student)), cell in table.cells.items():
             yield {**setting, "method": method, "teacher": teacher, "student": student, **_values(cell, tolerance)}
+
+
+def _measured(report: Report, tolerance: float) -> Iterator[dict[str, Any]]:
+    for table in report.measurements:
+        setting = {key: getattr(table, key) for key in ("protocol", "teacher", "strategy")}
+        for (method, (dataset, metric)), cell in table.cells.items():
+            yield {**setting, "method": method, "dataset": dataset, "metric": metric, **_values(cell, tolerance)}
 
 
 def _values(cell: Cell, tolerance: float) -> dict[str, Any]:

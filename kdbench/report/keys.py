@@ -49,11 +49,20 @@ def canonical_setting(setting: str) -> str:
     return ",".join(sorted(parts - _USUAL))
 
 
-def scenario_setting(scenario: Scenario) -> str:
-    """A scenario as the reference spells it: ``fewshot=0.25``, ``noise=0.1``; empty for the usual case."""
+def scenario_setting(scenario: Scenario, paper: str | None) -> str:
+    """A scenario as the reference spells it: ``fewshot=0.25``, ``noise=0.1``; empty for the usual case.
+
+    Wrong labels that are drawn otherwise than under the protocol of the ``paper`` say how: ``labels=classes``.
+    """
     parts = [f"fewshot={scenario.fraction:g}"] if scenario.fraction < 1 else []
     parts += [f"noise={scenario.label_noise:g}"] if scenario.label_noise > 0 else []
+    if scenario.label_noise > 0 and scenario.noise != _NOISE.get(paper or "", "other"):
+        parts.append(f"labels={scenario.noise}")
     return ",".join(parts)
+
+
+_NOISE = {"semckd": "all"}
+"""How the papers' protocols draw wrong labels, where not from the other classes."""
 
 
 @lru_cache(maxsize=4096)

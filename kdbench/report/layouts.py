@@ -125,8 +125,10 @@ class Place:
 
     @property
     def name(self) -> str:
-        """The cell's row and column in words."""
-        return " / ".join(part for part in (self.row_name, self.column.label) if part)
+        """The cell's row and column in words; with the column's group where several columns have its label."""
+        alike = [each for each in self.layout.bands[self.band].columns if each.label == self.column.label]
+        group = self.column.group if len(alike) > 1 else ""
+        return " / ".join(part for part in (self.row_name, group, self.column.label) if part)
 
     @property
     def row_name(self) -> str:

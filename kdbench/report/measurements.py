@@ -1,16 +1,12 @@
-"""What is measured on finished networks beside their accuracy: as values, and as tables of their own."""
+"""What is measured on finished networks beside their accuracy, as values."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from kdbench.report.captions import warning
-from kdbench.report.cells import Cell, cell_text, make_cell
 from kdbench.report.facts import Fact
 from kdbench.report.keys import scenario_setting, split_method, tiny_paper
 from kdbench.report.rows import Row, Status, dataset_label, paper_of, teacher_paper_of
-from kdbench.report.sheet import Band, Entry, Sheet
-from kdbench.report.views import View
 from kdbench.store.record import Result
 from kdbench.store.store import Store
 from kdbench.suite.measurements import ProbeSpec
@@ -48,7 +44,7 @@ def likeness_facts(rows: Iterable[Row]) -> list[Fact]:
                 facts.append(
                     Fact(
                         row.paper, row.protocol, method, row.teacher, row.student, row.dataset, row.strategy, row.setting,
-                        metric, row.trial, value, row.run_id, row.status, row.reason, row.version, row.score,
+                        metric, row.trial, value, row.run_id, row.status, row.reason, row.version, "last ten",
                     )
                 )  # fmt: skip
     return facts
@@ -101,48 +97,3 @@ def _look_up(each: Measurement, stores: Sequence[Store]) -> tuple[Result | None,
         if failure := store.measurement(each.spec.id).failure():
             return None, "failed", " ".join(failure.reason.split()), ""
     return None, "missing", "not measured", ""
-
-
-def measurement_sheets(facts: Iterable[Fact]) -> list[Sheet]:
-    """One table for each protocol, pair and strategy: methods down, data sets and metrics across."""
-    groups: dict[tuple[str, ...], list[Fact]] = {}
-    for fact in facts:
-        groups.setdefault((fact.protocol, fact.teacher, fact.strategy), []).append(fact)
-    return [_sheet(place, found) for place, found in groups.items()]
-
-
-def _sheet(place: tuple[str, ...], facts: Sequence[Fact]) -> Sheet:
-    protocol, teacher, strategy = place
-    columns = list(dict.fromkeys(_column(fact) for fact in facts))
-    rows = list(dict.fromkeys(_row(fact) for fact in facts))
-    cells: dict[tuple[str, tuple[str, str]], list[Fact]] = {}
-    for fact in {(fact.run_id, fact.metric, _row(fact)): fact for fact in facts}.values():
-        cells.setdefault((_row(fact), _column(fact)), []).append(fact)
-    lines = [(Entry(row), *(Entry(_text(cells.get((row, column), []))) for column in columns)) for row in rows]
-    header = (
-        (Entry(""), *(Entry(dataset) for dataset, _ in columns)),
-        (Entry("method"), *(Entry(metric) for _, metric in columns)),
-    )
-    return Sheet(
-        f"measured with {teacher}, {strategy} teacher" if teacher else "measured",
-        (Band(header, (tuple(lines),)),),
-        caption="; ".join(["Mean ± sd (n) over trials", f"protocol {protocol}", *warning([protocol])]) + ".",
-    )
-
-
-def _column(fact: Fact) -> tuple[str, str]:
-    name = "probe" if "transfer=" in fact.setting else fact.metric
-    return fact.dataset, METRICS[name]
-
-
-def _row(fact: Fact) -> str:
-    setting = ", ".join(part for part in fact.setting.split(",") if part and not part.startswith("transfer="))
-    named = f"{fact.method} ({setting})" if setting else fact.method
-    return f"{named} → {fact.student}" if fact.student else named
-
-
-def _text(facts: Sequence[Fact]) -> str:
-    if not facts:
-        return ""
-    cell: Cell = make_cell([(fact.value, fact.reason) for fact in facts])
-    return cell_text(cell, View.measured, decimals=2 if facts[0].metric == "top1" else 4)

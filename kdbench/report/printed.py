@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from kdbench.report.captions import caption, provenance
+from kdbench.report.captions import at_most, by_reason, caption, provenance, some, unjudged
 from kdbench.report.cells import Cell, cell_text, make_cell
 from kdbench.report.facts import Fact
 from kdbench.report.keys import Key, tiny_paper
@@ -24,10 +24,25 @@ class PrintedTable:
     layout: Layout
     cells: dict[Place, Cell]
     facts: tuple[Fact, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def versions(self) -> list[str]:
+        """The version behind each run and teacher whose numbers it shows."""
+        return list({fact.run_id: fact.version for fact in self.facts if fact.value is not None}.values())
 
 
-def fill(layout: Layout, measured: Mapping[Key, Sequence[Fact]], *, tiny: bool = False) -> PrintedTable:
-    """Put the printed and the measured numbers into a table's cells; those of tiny runs stand there alone."""
+def fill(
+    layout: Layout,
+    measured: Mapping[Key, Sequence[Fact]],
+    absent: Callable[[Key], str] | None = None,
+    *,
+    tiny: bool = False,
+) -> PrintedTable:
+    """Put the printed and the measured numbers into a table's cells; those of tiny runs stand there alone.
+
+    ``absent`` says why nothing was to be measured.
+    """
     cells: dict[Place, Cell] = {}
     used: dict[tuple[str, str], Fact] = {}
     for place in layout.places:
@@ -36,7 +51,9 @@ def fill(layout: Layout, measured: Mapping[Key, Sequence[Fact]], *, tiny: bool =
         found = measured.get(key, ())
         used |= {(fact.run_id, fact.metric): fact for fact in found}
         trials = [(fact.value, fact.reason) for fact in found]
-        cells[place] = make_cell(trials, None if tiny else number, percent=layout.unit == "%")
+        once = place.select.get("method") == "teacher"
+        cell = make_cell(trials, None if tiny else number, percent=layout.unit == "%", enough=1 if once else 2)
+        cells[place] = replace(cell, note=absent(key)) if absent and not found else cell
     return PrintedTable(layout, cells, tuple(used.values()))
 
 
@@ -52,7 +69,8 @@ def printed_sheet(table: PrintedTable, view: View, tolerance: float = TOLERANCE)
     else:
         compared = any(cell.published for cell in table.cells.values())
         text = caption("In %" if layout.unit else "Numbers", view, _origin(table), tolerance, compared=compared)
-        notes = tuple(_empty_cells(table))
+        notes = (*unjudged(table.cells.values(), view, tolerance), *table.notes, *at_most(_empty_cells(table)))
+        notes += remarks().get(layout.id, ()) if compared and view is not View.measured else ()
     return Sheet(f"{layout.id}: {layout.title}", tuple(bands), layout.id, layout.stub, text, notes)
 
 
@@ -100,21 +118,19 @@ def _origin(table: PrintedTable) -> str:
         (fact.protocol for fact in table.facts),
         (fact.score for fact in students),
         (cell.n for place, cell in table.cells.items() if place.select.get("method") != "teacher"),
-        (fact.version for fact in table.facts),
+        table.versions,
+        teachers=(fact.score for fact in table.facts if fact.method == "teacher" and fact.value is not None),
     )
 
 
 def _empty_cells(table: PrintedTable) -> Iterator[str]:
-    """Why cells are empty or short of trials, one line per reason. A row that is so as a whole is named once."""
-    reasons: dict[str, dict[int, list[Place]]] = {}
-    for place, cell in table.cells.items():
-        reason = cell.note if cell.planned else "not part of this suite"
-        if reason:
-            reasons.setdefault(reason, {}).setdefault(id(place.row), []).append(place)
-    for reason, rows in reasons.items():
+    """Why cells are empty or short of trials, one line per kind of reason. A row that is so as a whole is named once."""
+    for places, reason in by_reason((place, cell.note) for place, cell in table.cells.items()):
+        rows: dict[int, list[Place]] = {}
+        for place in places:
+            rows.setdefault(id(place.row), []).append(place)
         names = []
-        for places in rows.values():
-            whole = places[0].row_name and len(places) == len(table.layout.bands[places[0].band].columns)
-            names += [places[0].row_name] if whole else [place.name for place in places]
-        everything = sum(map(len, rows.values())) == len(table.cells)
-        yield f"{'All cells' if everything else ', '.join(names)}: {reason}"
+        for found in rows.values():
+            whole = found[0].row_name and len(found) == len(table.layout.bands[found[0].band].columns)
+            names += [found[0].row_name] if whole else [place.name for place in found]
+        yield f"{'All cells' if len(places) == len(table.cells) else some(names)}: {reason}"

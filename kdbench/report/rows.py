@@ -10,6 +10,7 @@ from typing import Literal
 from kdbench.catalogue.datasets import datasets
 from kdbench.errors import BadRecord
 from kdbench.report.keys import Key, make_key, scenario_setting, split_method, tiny_paper
+from kdbench.report.teacher_weights import TeacherWeights
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.suite.protocols import bundled_protocol
@@ -29,6 +30,8 @@ class Row:
     ``setting`` is that and the scenario in reference.csv's spelling. ``teacher_paper`` is set where the teacher is trained
     as that paper trains it. A tiny run stands where the suite's own would; ``paper`` is then none, but `tiny` and its name.
     ``teacher_top1`` is the teacher's own accuracy at the run's end, where it learned beside the student.
+    ``teacher_sha256`` are the teacher's weights in the results folder that gives the run, where there are several, and
+    ``teachers`` says on what weights of it folders disagree.
     """
 
     suite: str
@@ -59,6 +62,8 @@ class Row:
     setting: str = ""
     sm_score: float | None = None
     layer_cka: float | None = None
+    teacher_sha256: str = ""
+    teachers: str = ""
 
     @property
     def key(self) -> Key:
@@ -72,19 +77,21 @@ class Row:
 def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> list[Row]:
     """Rows of all runs of all suites, in the suites' order. The first store that has a result of a run gives it."""
     papers: dict[tuple[int, str, int], str] = {}
+    weights = TeacherWeights(stores)
     rows = []
     for run in (run for suite in suites for run in suite.runs):
         own = run.stands_for or run
         cell = (id(own.protocol), own.method, id(own.spec.terms))  # the trials of a cell share these objects
         if cell not in papers:
             papers[cell] = paper_of(run)
-        rows.append(_row(run, papers[cell], stores))
+        rows.append(_row(run, papers[cell], stores, weights))
     return rows
 
 
-def _row(run: Run, paper: str, stores: Sequence[Store]) -> Row:
+def _row(run: Run, paper: str, stores: Sequence[Store], weights: TeacherWeights) -> Row:
     spec, teacher, settings = (run.stands_for or run).spec, run.spec.teacher, run.protocol.settings
-    status, reason, result, version = _look_up(run.id, stores)
+    status, reason, result, version, store = _look_up(run.id, stores)
+    differing = weights.differences(run.spec, settings.teacher_checkpoint)
     accuracy = result.accuracy(settings.score) if result else None
     varied = split_method(run.method)[1]
     return Row(
@@ -115,7 +122,9 @@ def _row(run: Run, paper: str, stores: Sequence[Store]) -> Row:
         teacher_paper=teacher_paper_of(run),
         sm_score=result.sm_score if result else None,
         layer_cka=result.layer_cka if result else None,
-        setting=",".join(part for part in (scenario_setting(spec.scenario), varied) if part),
+        setting=",".join(part for part in (scenario_setting(spec.scenario, settings.paper), varied) if part),
+        teacher_sha256=weights.of(spec, store) if store else "",
+        teachers=f"{run.teacher} ({differing})" if differing else "",
     )
 
 
@@ -140,7 +149,7 @@ def paper_of(run: Run) -> str:
     return (protocol.settings.paper or "") if alike else ""
 
 
-def _look_up(id: str, stores: Sequence[Store]) -> tuple[Status, str, Result | None, str]:
+def _look_up(id: str, stores: Sequence[Store]) -> tuple[Status, str, Result | None, str, Store | None]:
     status: Status = "missing"
     reason = "not run"
     for store in stores:
@@ -151,13 +160,13 @@ def _look_up(id: str, stores: Sequence[Store]) -> tuple[Status, str, Result | No
             status, reason = "failed", f"damaged record: {error}"
             continue
         if result is not None:
-            return "done", "", result, record.version()
+            return "done", "", result, record.version(), store
         failure = record.failure()
         if failure is not None:
             status, reason = "failed", " ".join(failure.reason.split())
         elif record.started():
             status, reason = "started", f"in training, {len(record.metrics())} epochs so far"
-    return status, reason, None, ""
+    return status, reason, None, "", None
 
 
 def teacher_accuracy(row: Row, stores: Sequence[Store]) -> tuple[Accuracy, str] | None:

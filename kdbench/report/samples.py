@@ -17,11 +17,15 @@ Key = tuple[str, str, str, str, str]
 
 @dataclass
 class Samples:
-    """The measured accuracies (%) of one setting: by (method, pair), then by trial. Trials of a number are paired."""
+    """The measured accuracies (%) of one setting: by (method, pair), then by trial.
+
+    Trials of a number are paired, unless ``teachers`` says that they learned from different weights of the teacher.
+    """
 
     methods: list[str] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
     trials: dict[tuple[str, Pair], dict[int, float]] = field(default_factory=dict)
+    teachers: dict[tuple[str, Pair], dict[int, str]] = field(default_factory=dict)
 
     def of(self, method: str, pair: Pair) -> dict[int, float]:
         """The accuracies of a cell by trial; {} where nothing has been measured."""
@@ -35,7 +39,12 @@ class Samples:
     def differences(self, method: str, other: str, pair: Pair) -> list[float]:
         """method − other in each trial that both have: the same batches and initial weights."""
         ours, theirs = self.of(method, pair), self.of(other, pair)
-        return [ours[trial] - theirs[trial] for trial in sorted(ours.keys() & theirs.keys())]
+        shared = sorted(ours.keys() & theirs.keys())
+        return [ours[trial] - theirs[trial] for trial in shared if self._one_teacher(method, other, pair, trial)]
+
+    def _one_teacher(self, method: str, other: str, pair: Pair, trial: int) -> bool:
+        known = {self.teachers.get((name, pair), {}).get(trial, "") for name in (method, other)}
+        return len(known - {""}) < 2
 
 
 def samples_by_table(rows: Sequence[Row]) -> dict[Key, Samples]:
@@ -47,6 +56,7 @@ def samples_by_table(rows: Sequence[Row]) -> dict[Key, Samples]:
         cell = samples.trials.setdefault((row.method, pair), {})
         if row.top1 is not None:
             cell[row.trial] = row.top1
+            samples.teachers.setdefault((row.method, pair), {})[row.trial] = row.teacher_sha256
         if row.method not in samples.methods:
             samples.methods.append(row.method)
         if pair not in samples.pairs:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from kdbench.report.captions import caption, empty_cells, provenance
+from kdbench.report.captions import caption, differing_teachers, empty_cells, provenance, unjudged
 from kdbench.report.cells import Cell, cell_text, make_cell
 from kdbench.report.published import published
 from kdbench.report.rows import Row, measured_on, teacher_accuracy
@@ -20,7 +20,10 @@ Pair = tuple[str, str]
 
 @dataclass
 class Table:
-    """One setting's results. ``cells`` by (method, (teacher, student)); ``teachers`` holds the teachers' accuracies."""
+    """One setting's results. ``cells`` by (method, (teacher, student)); ``teachers`` holds the teachers' accuracies.
+
+    ``versions`` are those behind each run and teacher, "" where it is not known; ``teacher_scores`` the teachers' rules.
+    """
 
     suite: str
     protocol: str
@@ -33,6 +36,8 @@ class Table:
     cells: dict[tuple[str, Pair], Cell] = field(default_factory=dict)
     teachers: dict[str, float] = field(default_factory=dict)
     versions: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    teacher_scores: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -65,8 +70,13 @@ def make_tables(rows: Sequence[Row], stores: Sequence[Store] = ()) -> list[Table
     for name, table in tables.items():
         table.cells = {place: _cell(found) for place, found in members[name].items()}
         everything = [row for found in members[name].values() for row in found]
-        table.versions = tuple(sorted({row.version for row in everything if row.version}))
-        table.teachers = _teacher_accuracies(everything, stores)
+        table.notes = differing_teachers(row.teachers for row in everything)
+        table.teachers, versions = _teacher_accuracies(everything, stores)
+        done = {row.run_id: row.version for row in everything if row.status == "done"}
+        beside = any(row.teacher_top1 is not None for row in everything)
+        finished = (row.teacher_checkpoint for row in everything if row.teacher_id and row.teacher in table.teachers)
+        table.teacher_scores = tuple(dict.fromkeys((*finished, *(["last"] if beside else []))))
+        table.versions = (*done.values(), *versions)
     return list(tables.values())
 
 
@@ -85,13 +95,16 @@ def table_sheet(table: Table, view: View, tolerance: float = TOLERANCE) -> Sheet
             line.append(Entry(text, Mark.best if best.get(pair) == method else Mark.none))
         lines.append(line)
     images, trials = measured_on(table.dataset), [cell.n for cell in table.cells.values()]
-    origin = provenance([table.protocol], [table.score], trials, table.versions, images)
+    teachers = table.teacher_scores if view in (View.measured, View.both) else ()
+    origin = provenance([table.protocol], [table.score], trials, table.versions, images, teachers)
     return Sheet(
         table.title,
         (Band((tuple(header),), (tuple(map(tuple, lines)),)),),
         caption=caption(f"Top-1 {images} accuracy in %", view, origin, tolerance, compared=table.has_published),
-        notes=tuple(
-            empty_cells((f"{method} on {_arrow(pair)}", cell.note) for (method, pair), cell in table.cells.items())
+        notes=(
+            *unjudged(table.cells.values(), view, tolerance),
+            *table.notes,
+            *empty_cells((f"{method} on {_arrow(pair)}", cell.note) for (method, pair), cell in table.cells.items()),
         ),
     )
 
@@ -115,9 +128,10 @@ def _learned_beside(rows: Sequence[Row]) -> dict[str, float]:
     return {teacher: fmean(values.values()) for teacher, values in found.items()}
 
 
-def _teacher_accuracies(rows: Sequence[Row], stores: Sequence[Store]) -> dict[str, float]:
-    """Test accuracy of each teacher as it taught."""
+def _teacher_accuracies(rows: Sequence[Row], stores: Sequence[Store]) -> tuple[dict[str, float], list[str]]:
+    """Test accuracy of each teacher as it taught, and the versions of those that were finished before."""
     each = {(row.teacher, row.teacher_id): row for row in rows if row.teacher_id}
-    found = {row.teacher: teacher_accuracy(row, stores) for row in each.values()}
-    finished = {teacher: accuracy[0].top1 for teacher, accuracy in found.items() if accuracy}
-    return {**finished, **_learned_beside(rows)}
+    accuracies = {row.teacher: teacher_accuracy(row, stores) for row in each.values()}
+    found = {teacher: accuracy for teacher, accuracy in accuracies.items() if accuracy}
+    finished = {teacher: accuracy.top1 for teacher, (accuracy, _) in found.items()}
+    return {**finished, **_learned_beside(rows)}, [version for _, version in found.values()]

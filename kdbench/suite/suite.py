@@ -64,7 +64,8 @@ class Suite:
     """A suite file's content.
 
     Its runs in the order of the file, what is measured on their networks, the files of weights that it names, by SHA-256,
-    and the printed ``tables`` that it fills. ``tiny`` says that its runs are tiny ones in the place of the suite's own.
+    and the printed ``tables`` that it fills. ``tiny`` says that its runs are tiny ones in the place of the suite's own,
+    ``whole`` is the suite of which only a part was chosen.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Suite:
     tables: tuple[str, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     tiny: bool = False
+    whole: Suite | None = None
 
     @property
     def specs(self) -> dict[str, RunSpec]:

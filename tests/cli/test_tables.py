@@ -90,6 +90,8 @@ def test_what_cannot_be_compared(kdbench, suite_file, finished, tmp_path):
     assert (done.returncode, "holds no run of a bundled suite" in done.stderr) == (2, True)
     done = kdbench("compare", "results", "other", suite_file, "-f", "csv")
     assert (done.returncode, "compare prints tables" in done.stderr) == (2, True)
+    done = kdbench("compare", "results", "other", suite_file, "-f", "html")
+    assert (done.returncode, "compare prints tables" in done.stderr) == (2, True)
     (tmp_path / "empty").mkdir()
     done = kdbench("compare", "empty", "empty", suite_file)
     assert (done.returncode, "hold no finished run of own" in done.stderr) == (2, True)

@@ -1,8 +1,17 @@
 """Two results folders side by side."""
 
+from dataclasses import replace
+
 import pytest
 
-from kdbench.report.comparison import compare, conflicts
+from kdbench.errors import KdbenchError
+from kdbench.report.assemble import measured_report
+from kdbench.report.comparison import compare
+from kdbench.report.conflicts import conflicts
+from kdbench.report.rows import collect
+from kdbench.report.samples import samples_by_table
+from kdbench.report.views import View
+from kdbench.store.record import Result
 from kdbench.store.store import Store
 
 
@@ -44,6 +53,36 @@ def test_cell_by_cell(suite, stores):
     )
 
 
+def test_the_caption_says_how_and_by_which_versions(suite, stores, finish, load):
+    for run in suite.runs[:2]:
+        finish(stores[0].run(run.id), versions={"kdbench": "0.1.0"})
+    (sheet,) = compare([suite], *stores)
+    assert sheet.caption == (
+        "Top-1 test accuracy in %, mean ± sd (n); protocol smoke; accuracy after the last epoch; "
+        f"{stores[0].root}: 1-2 trials, kdbench 0.1.0; version unknown (1); "
+        f"{stores[1].root}: 1-2 trials, version unknown (3); difference: second minus first."
+    )
+    part = load(
+        "protocol: smoke\ndataset: {name: digits, val_split: 0.1}\ntrials: 1\ngrid: {student: resnet8, method: ce}\n"
+    )
+    finish(stores[0].run(part.runs[0].id))
+    (sheet,) = compare([part], *stores)
+    assert sheet.caption.startswith("Top-1 validation accuracy")
+
+
+def test_incompatible_versions_are_refused(suite, stores, finish):
+    for store, version in zip(stores, ("0.1.0", "0.2.0"), strict=True):
+        finish(store.run(suite.runs[0].id), versions={"kdbench": version})
+    with pytest.raises(KdbenchError, match=r"kdbench 0.1.0 \(1\) and 0.2.0 \(1\)"):
+        compare([suite], *stores)
+    assert compare([suite], *stores, mix_versions=True)
+
+
+def test_what_suites_share_is_shown_once(suite, stores, tmp_path):
+    again = replace(suite, name="again", runs=tuple(replace(run, suite="again") for run in suite.runs))
+    assert len(compare([suite, again], *stores)) == 1
+
+
 def test_nothing_to_compare(suite, tmp_path):
     assert compare([suite], Store(tmp_path / "x"), Store(tmp_path / "y")) == []
 
@@ -56,3 +95,66 @@ def test_conflicts_are_told(suite, stores):
     )
     assert list(conflicts([suite], stores[:1])) == []
     assert list(conflicts([suite], [stores[0], stores[0]])) == []
+
+
+def test_teachers_that_differ_are_told_and_part_their_trials(suite, stores, finish):
+    first, second = stores
+    teacher = next(run.spec.teacher for run in suite.runs if run.spec.teacher)
+    for store, last, weights in ((first, 90.0, "a" * 64), (second, 80.0, "b" * 64)):
+        finish(store.teacher(teacher.id), last=last, kind="teacher")
+        result = store.teacher(teacher.id).result().model_copy(update={"weights_sha256": weights})
+        store.teacher(teacher.id).finish(result, {})
+    text = f"90.00 in {first.root}, 80.00 in {second.root}"
+    found = conflicts([suite], stores)
+    assert found[0].startswith(f"teacher {teacher.label} ({teacher.id}): {text}; the first is shown")
+    rows = collect([suite], stores)
+    (samples,) = samples_by_table(rows).values()
+    pair = samples.pairs[0]
+    assert samples.differences("kd", "at", pair) == []  # kd comes from the first folder, at from the second
+    assert samples.differences("kd", "ce", pair) == [20.0]  # ce reads no teacher
+    (sheet,) = measured_report([suite], stores).sheets(View.measured)
+    assert sheet.notes[0].startswith(f"Teachers differ between results folders: resnet8x4 ({text}); ")
+    assert not any("differ" in note for note in measured_report([suite], stores[:1]).sheets()[0].notes)
+
+
+def test_equal_teachers_pair_their_trials(suite, stores, finish):
+    teacher = next(run.spec.teacher for run in suite.runs if run.spec.teacher)
+    for store in stores:
+        finish(store.teacher(teacher.id), kind="teacher")
+    (samples,) = samples_by_table(collect([suite], stores)).values()
+    assert samples.differences("kd", "at", samples.pairs[0]) == [-10.0]
+
+
+def test_measurements_that_differ_are_told(load, tmp_path):
+    suite = load("""
+protocol: smoke
+dataset: digits
+trials: 1
+grid: {teacher: resnet8x4, student: resnet8, method: kd, measure: {similarity: digits}}
+""")
+    stores = [Store(tmp_path / name) for name in "ab"]
+    spec = suite.measurements[0].spec
+    for store, cka in zip(stores, (0.5, 0.75), strict=True):
+        result = Result(id=spec.id, kind="measurement", values={"cka": cka}, weights_sha256="")
+        store.measurement(spec.id).finish(result, {})
+    (message,) = conflicts([suite], stores)
+    assert f"cka 0.5000 in {stores[0].root}, cka 0.7500 in {stores[1].root}" in message
+
+
+def test_many_conflicts_are_counted(load, tmp_path, finish):
+    suite = load("protocol: smoke\ndataset: digits\ntrials: 14\ngrid: {student: resnet8, method: ce}\n")
+    stores = [Store(tmp_path / name) for name in "ab"]
+    for run in suite.runs:
+        finish(stores[0].run(run.id), last=50.0)
+        finish(stores[1].run(run.id), last=51.0)
+    found = conflicts([suite], stores)
+    assert len(found) == 11
+    assert found[-1] == "and 4 more on which the results folders disagree"
+
+
+def test_versions_of_teachers_count(suite, stores, finish):
+    teacher = next(run.spec.teacher for run in suite.runs if run.spec.teacher)
+    finish(stores[0].teacher(teacher.id), kind="teacher", versions={"kdbench": "0.1.0"})
+    finish(stores[0].run(suite.runs[0].id), versions={"kdbench": "0.2.0"})
+    with pytest.raises(KdbenchError, match=r"0.1.0 \(1\) and 0.2.0 \(1\)"):
+        measured_report([suite], stores[:1])

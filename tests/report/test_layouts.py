@@ -93,6 +93,12 @@ def test_two_lines_of_networks_are_not_joined():
     assert texts(students)[:3] == [("Student", 1), ("wrn16-2", 1), ("wrn40-1", 1)]
 
 
+@pytest.mark.parametrize("table", TABLES)
+def test_every_place_has_a_name_of_its_own(table):
+    names = [place.name for place in layouts().tables[table].places]
+    assert len(set(names)) == len(names)
+
+
 def test_partitions():
     parts = {id: [len(part) for band in sheet.bands for part in band.parts] for id, sheet in SHEETS.items()}
     assert parts["ega-1"] == [8, 1]

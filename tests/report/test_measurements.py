@@ -1,8 +1,15 @@
 """Measurements in tables: those of the papers, and their own."""
 
+import json
+from dataclasses import replace
+
 import pytest
 
+from kdbench.cli.page import page
+from kdbench.errors import KdbenchError
 from kdbench.report.assemble import measured_report
+from kdbench.report.formats import Bold, Format, Style, write_report
+from kdbench.report.json_text import json_text
 from kdbench.report.measurements import measurement_facts
 from kdbench.report.sheet import plain
 from kdbench.report.views import View
@@ -98,3 +105,50 @@ def test_runs_that_record_likeness_fill_semckd_s_table(load, store, finish):
     record.finish(record.result().model_copy(update={"sm_score": 15.5, "layer_cka": 0.9}), {})
     (sheet, *_) = measured_report([suite], [store]).sheets(View.both)
     assert line(sheet, "AT")[1:] == ["15.50 (1) | 15.52", "0.90 (1) | 0.90"]
+    assert "protocol semckd; mean over the last ten epochs; 1 trial" in sheet.caption
+    assert "best epoch" not in sheet.caption
+
+
+def test_their_tables_say_how_and_why_they_are_short(measured, store):
+    first = measured.measurements[0]
+    (store.measurement(first.spec.id).folder / "result.json").unlink()
+    report = measured_report([replace(measured, tables=())], [store])
+    sheets = {sheet.title: sheet for sheet in report.measurement_sheets(View.both)}
+    likeness, probes = (
+        sheets["measured with vgg13, pretrained teacher"],
+        sheets["measured with wrn-40-2, pretrained teacher"],
+    )
+    assert probes.caption == (
+        "Measured on finished networks, mean ± sd (n); protocol sskd; probes by best epoch, chosen by test accuracy; "
+        "2 trials; version unknown (5)."
+    )
+    assert "1-2 trials" in likeness.caption
+    assert "probes" not in likeness.caption
+    assert likeness.notes[0].endswith("on cifar100 KL, T = 1 and 2 more: not measured (1 of 2)")
+    cells = [cell for cell in json.loads(json_text(report, 0.5))["cells"] if cell.get("metric") == "CKA"]
+    assert {(cell["dataset"], cell["n"]) for cell in cells} == {("cifar100", 1), ("cifar100", 2), ("svhn", 2)}
+    assert not report.measurement_sheets(View.verdict)
+
+
+def test_incompatible_versions_of_measurements_are_refused(measured, store):
+    for each, version in zip(measured.measurements, ("0.1.0", "0.2.0"), strict=False):
+        record = store.measurement(each.spec.id)
+        record.finish(record.result(), {"versions": {"kdbench": version}})
+    suite = replace(measured, tables=())
+    with pytest.raises(KdbenchError, match="measured with vgg13"):
+        measured_report([suite], [store])
+    assert measured_report([suite], [store], mix_versions=True).measurements
+
+
+def test_separable_marks_stay_in_the_tables_of_accuracies(measured, store):
+    report = measured_report([replace(measured, tables=())], [store])
+    text = write_report(report, Format.markdown, style=Style(bold=Bold.separable))
+    assert text.index("Bold: the best") < text.index("measured with")
+    assert "Bold: the best" not in text[text.index("measured with") :]
+
+
+def test_the_page_shows_them(measured, store):
+    suite = replace(measured, tables=())
+    report = measured_report([suite], [store])
+    assert "measured with vgg13, pretrained teacher" in page(report, [suite], [store])
+    assert "measured with vgg13" not in page(report, [suite], [store], view=View.verdict)

@@ -2,8 +2,10 @@
 
 import pytest
 
+from kdbench.cli.options import select
 from kdbench.errors import BadSuite, KdbenchError
 from kdbench.report.assemble import measured_report
+from kdbench.report.captions import empty_cells
 from kdbench.report.sheet import Mark
 from kdbench.report.views import View
 from kdbench.store.record import Failure
@@ -98,13 +100,52 @@ def test_empty_cells_say_why(few, store):
         run for run in few.runs[:18] if run.method == "at" and run.spec.scenario.label_noise and not run.spec.trial
     ]
     store.run(failed.id).fail(Failure(kind="diverged", epoch=3, reason="loss is nan"))
-    shot, noise, _ = measured_report([few], [store]).sheets()
+    shot, noise, _ = measured_report([few], [store]).sheets(View.measured)
     assert shot.notes == (
-        "Student / 25%, Student / 100%, AT / 25%, AT / 100%: not run (2 of 2)",
-        "Student / 50%, Student / 75%, KD / 50%, KD / 75%, FitNet, AT / 50%, AT / 75%, SP, VID, HKD, MGD, SemCKD: "
-        "not part of this suite",
+        "Student / 25%, Student / 100% and 2 more: not run (2 of 2)",
+        "Student / 50%, Student / 75% and 10 more: not part of this suite",
     )
     assert "AT / 30%: loss is nan (1 of 2); not run (1 of 2)" in noise.notes
+
+
+def test_reasons_of_one_kind_share_a_line(few, store):
+    for run in few.runs[:18]:
+        if run.method == "ce":
+            store.run(run.id).folder.mkdir(parents=True)
+            (store.run(run.id).folder / "result.json").write_text("{" if run.spec.trial else "")
+        if run.method == "at":
+            store.run(run.id).state_file.parent.mkdir(parents=True)
+            store.run(run.id).state_file.write_bytes(b"")
+            store.run(run.id).write_metrics([{"epoch": 1}] * (1 + round(4 * run.spec.scenario.fraction)))
+    shot, *_ = measured_report([few], [store]).sheets(View.measured)
+    damaged, absent, training = shot.notes
+    assert damaged.startswith("Student / 25%, Student / 100%: damaged record, for example damaged record: ")
+    assert training == "AT / 25%, AT / 100%: in training"
+    assert "not part" in absent
+
+
+def test_many_kinds_of_reasons_are_counted():
+    found = empty_cells((f"cell {n}", f"failed like {'x' * n}") for n in range(1, 9))
+    assert len(found) == 6
+    assert found[-1] == "and 3 more reasons"
+
+
+def test_what_only_leaves_out_and_what_is_trained_otherwise_is_told_apart(load, store):
+    suite = load("""
+protocol: semckd
+dataset: cifar100
+trials: 1
+tables: [semckd-7]
+grid:
+  - {teacher: resnet32x4, student: vgg8, method: [ce, kd], scenario: {fraction: 0.25}}
+  - {teacher: resnet32x4, student: vgg8, method: [at, sp], scenario: {fraction: 0.25}, protocol: {base: semckd, epochs: 20}}
+""")
+    shot, *_ = measured_report(select([suite], ["method=kd,at"]), [store]).sheets()
+    assert "Student / 25%: left out by --only" in shot.notes
+    (line,) = [note for note in shot.notes if "trained otherwise" in note]
+    assert line.startswith("AT / 25%: trained otherwise than in the paper (protocol semckd")
+    (line,) = [note for note in measured_report([suite], [store]).sheets()[0].notes if "trained otherwise" in note]
+    assert line.startswith("AT / 25%, SP / 25%: ")
 
 
 def test_the_provenance_line(few, store):
@@ -112,7 +153,7 @@ def test_the_provenance_line(few, store):
     assert shot.caption == (
         "In %, measured against published; protocol semckd; best epoch, chosen by test accuracy; 2 trials; kdbench 0.1.0. "
         "Agrees: within two published standard deviations, or 0.7 points where none is printed. "
-        "Fewer than two trials are too few."
+        "Fewer than two trials are too few. A teacher is trained once: one is enough."
     )
 
 
@@ -199,3 +240,39 @@ def test_tables_of_a_suite_are_checked(load, tables, message):
 def test_tables_have_one_spelling(load):
     suite = load("protocol: crd\ndataset: cifar100\ntables: [EGA_a, ega-A]\ngrid: {student: vgg8, method: ce}")
     assert suite.tables == ("ega-A",)
+
+
+def test_a_teacher_goes_by_its_own_rule_and_is_judged_by_its_only_training(load, store, finish):
+    suite = load("""
+protocol: sskd
+dataset: cifar100
+tables: sskd-3
+trials: 1
+grid: {teacher: vgg13, student: vgg8, method: [ce, kd]}
+""")
+    for run in suite.runs:
+        finish(store.run(run.id), best=73.0)
+    teacher = next(run.spec.teacher for run in suite.runs if run.spec.teacher)
+    finish(store.teacher(teacher.id), last=75.5, best=75.4, kind="teacher")
+    (sheet, *_) = measured_report([suite], [store]).sheets(View.verdict)
+    assert "agrees" in lines(sheet)["Teacher"]
+    assert "too few trials" in lines(sheet)["KD"]
+    rule = "best epoch, chosen by test accuracy"
+    own = "" if teacher.checkpoint == "best" else "; teachers: accuracy after the last epoch"
+    assert f"; {rule}{own}; 1 trial" in sheet.caption
+
+
+def test_what_papers_leave_open_stands_beside_their_numbers(few, store):
+    report = measured_report([few], [store], ["sskd-5"])
+    remark = "Competitors are copied from the CRD paper and trained without KD, but for CRD+KD."
+    for view in View:
+        (sheet,) = report.sheets(view)
+        assert (remark in sheet.notes) == (view is not View.measured)
+
+
+def test_views_that_compare_say_where_nothing_can_be(few, store):
+    report = measured_report([few], [store])
+    shot, noise, rest = report.sheets(View.difference)
+    assert not any("Nothing can be" in note for note in (*shot.notes, *noise.notes))
+    assert rest.notes[0].startswith("Nothing can be compared: no cell has both a measured and a published number")
+    assert not any("Nothing can be" in note for sheet in report.sheets(View.both) for note in sheet.notes)

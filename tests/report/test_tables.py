@@ -54,9 +54,13 @@ def test_one_table_for_each_setting(row):
 
 
 def test_the_caption_names_rule_protocol_and_trials(row):
-    (table,) = make_tables([row(t, 70.0, version="0.1") for t in range(3)] + [row(0, 71.0, method="at")])
+    (table,) = make_tables(
+        [row(t, 70.0, version="0.1", run_id=f"{t}") for t in range(3)]
+        + [row(0, 71.0, method="at"), row(1, method="at")]
+    )
     assert table_sheet(table, View.both).caption == (
-        "Top-1 test accuracy in %, mean ± sd (n); protocol crd; accuracy after the last epoch; 1-3 trials; kdbench 0.1."
+        "Top-1 test accuracy in %, mean ± sd (n); protocol crd; accuracy after the last epoch; 1-3 trials; kdbench 0.1; "
+        "version unknown (1)."
     )
     assert "best epoch, chosen by test accuracy" in text_of([row(0, 1.0, score="best")], Format.markdown)
 
