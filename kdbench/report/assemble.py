@@ -69,8 +69,10 @@ def measured_report(
     if not mix_versions:
         for table in printed:
             check_versions(table.layout.id, table.versions)
-        for each in (*make_tables(rows, stores), *apart):  # HTML and statistics show all rows, not only the rest
-            check_versions(each.title, each.versions)
+        for generic in make_tables(rows, stores):  # HTML and statistics show all rows, not only the rest
+            check_versions(generic.title, generic.versions)
+        for measured_table in apart:
+            check_versions(measured_table.title, measured_table.versions)
     return Report(printed, rows, facts, rest, apart)
 
 

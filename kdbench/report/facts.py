@@ -13,6 +13,8 @@ from kdbench.store.store import Store
 class Fact(NamedTuple):
     """One value. ``paper`` is empty where the run is not trained as a paper trains it.
 
+    ``trained_on`` is the data set on which a network was trained that was measured on another one.
+
     ``metric`` is `top1` (by the protocol's score rule), `top1_error`, `top5_error`, each in percent, or another that
     reference.csv names; ``setting`` what distinguishes the run from the usual one, in its spelling. ``value`` is None
     unless ``status`` is `done`; then ``reason`` says why. ``score`` is `last` or `best` epoch, or mean of the `last ten`.
@@ -34,6 +36,7 @@ class Fact(NamedTuple):
     reason: str = ""
     version: str = ""
     score: str = ""
+    trained_on: str = ""
 
     @property
     def key(self) -> Key:

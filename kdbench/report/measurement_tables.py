@@ -24,11 +24,13 @@ class MeasurementTable:
     protocol: str
     teacher: str
     strategy: str
+    trained_on: str
     facts: list[Fact] = field(default_factory=list)
 
     @property
     def title(self) -> str:
-        return f"measured with {self.teacher}, {self.strategy} teacher" if self.teacher else "measured"
+        taught = f" with {self.teacher}, {self.strategy} teacher" if self.teacher else ""
+        return f"measured{taught}, trained on {self.trained_on}"
 
     @property
     def cells(self) -> dict[tuple[str, Column], Cell]:
@@ -45,12 +47,11 @@ class MeasurementTable:
 
 
 def measurement_tables(facts: Iterable[Fact]) -> list[MeasurementTable]:
-    """One table for each protocol, teacher and strategy. What several suites ask for counts once."""
-    tables: dict[tuple[str, str, str], MeasurementTable] = {}
-    for fact in {
-        (fact.protocol, fact.teacher, fact.strategy, fact.run_id, fact.metric, _row(fact)): fact for fact in facts
-    }.values():
-        key = (fact.protocol, fact.teacher, fact.strategy)
+    """One table for each protocol, teacher, strategy and data set. What several suites ask for counts once."""
+    tables: dict[tuple[str, str, str, str], MeasurementTable] = {}
+    places = {(f.protocol, f.teacher, f.strategy, f.trained_on, f.run_id, f.metric, _row(f)): f for f in facts}
+    for fact in places.values():
+        key = (fact.protocol, fact.teacher, fact.strategy, fact.trained_on)
         tables.setdefault(key, MeasurementTable(*key)).facts.append(fact)
     return list(tables.values())
 

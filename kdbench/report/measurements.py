@@ -9,7 +9,8 @@ from kdbench.report.keys import scenario_setting, split_method, tiny_paper
 from kdbench.report.rows import Row, Status, dataset_label, paper_of, teacher_paper_of
 from kdbench.store.record import Result
 from kdbench.store.store import Store
-from kdbench.suite.measurements import ProbeSpec
+from kdbench.suite.measurements import ProbeSpec, probe, probe_protocols
+from kdbench.suite.specs import DatasetSpec
 from kdbench.suite.suite import Measurement, Suite
 
 
@@ -55,14 +56,14 @@ def _facts(each: Measurement, stores: Sequence[Store]) -> list[Fact]:
     result, status, reason, version = _look_up(each, stores)
     method, varied = split_method(run.method)
     shown = {"teacher": run.teacher, "student": run.spec.student, "strategy": run.strategy, "trial": run.spec.trial}
-    paper = paper_of(run)
+    trained = (own.run.stands_for or own.run).spec
+    paper, parts = paper_of(run), [scenario_setting(trained.scenario, settings.paper), varied]
     if each.of == "teacher":
-        method, varied, paper, shown = "teacher", "", teacher_paper_of(run), {**shown, "student": "", "trial": 0}
-    parts = [scenario_setting(run.spec.scenario), varied]
+        method, parts, paper, shown = "teacher", [], teacher_paper_of(run), {**shown, "student": "", "trial": 0}
     if isinstance(each.spec, ProbeSpec):
         accuracy = result.accuracy(settings.score) if result else None
         values: dict[str, float | None] = {"top1": accuracy.top1 if accuracy else None}
-        parts.append(f"transfer={own.spec.dataset.name}")
+        parts += [f"transfer={own.spec.dataset.name}", _probe_setting(own)]
     else:
         found = result.values or {} if result else {}
         names = {"kl": "kl_t4"}
@@ -71,9 +72,10 @@ def _facts(each: Measurement, stores: Sequence[Store]) -> list[Fact]:
         }
     return [
         Fact(
-            paper=paper,
+            paper=paper if trained.dataset == _PAPERS_DATA else "",
             protocol=run.protocol.name,
             method=method,
+            trained_on=dataset_label(trained.dataset),
             dataset=dataset_label(own.spec.dataset.model_copy(update={"size": None})),
             setting=",".join(part for part in parts if part),
             metric=metric,
@@ -87,6 +89,20 @@ def _facts(each: Measurement, stores: Sequence[Store]) -> list[Fact]:
         )
         for metric, value in values.items()
     ]
+
+
+_PAPERS_DATA = DatasetSpec(name="cifar100")
+"""What all networks that the papers measure were trained on."""
+
+
+def _probe_setting(each: Measurement) -> str:
+    """How a probe was trained, where not by the protocol `linear`."""
+    if not isinstance(each.spec, ProbeSpec):
+        return ""
+    for name, how in probe_protocols().items():
+        if probe(each.spec.source, each.spec.dataset, how) == each.spec:
+            return "" if name == "linear" else f"probe={name}"
+    return f"probe=own recipe {each.spec.recipe.id[:4]}"
 
 
 def _look_up(each: Measurement, stores: Sequence[Store]) -> tuple[Result | None, Status, str, str]:

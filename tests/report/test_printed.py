@@ -33,7 +33,7 @@ grid:
   - teacher: resnet32x4
     student: vgg8
     method: [ce, kd, at]
-    scenario: [{fraction: 1.0}, {fraction: 0.25}, {label_noise: 0.3}]
+    scenario: [{fraction: 1.0}, {fraction: 0.25}, {label_noise: 0.3, noise: all}]
   - {teacher: resnet32x4, student: vgg8, method: [kd], protocol: {base: semckd, epochs: 20}}
 """
 
@@ -85,7 +85,7 @@ def test_the_runs_of_one_suite_stay_in_the_generic_table_of_another(few, load, s
     assert [title for title in titles if title.startswith("other: ")] == [
         "other: cifar100, pretrained teacher",
         "other: cifar100, 25% of the labels, pretrained teacher",
-        "other: cifar100, 30% label noise (over the other classes), pretrained teacher",
+        "other: cifar100, 30% label noise (over all classes), pretrained teacher",
         "other: cifar100, pretrained teacher",
     ]
 
