@@ -97,6 +97,7 @@ def _json(found: Statistics) -> dict[str, Any]:
                 "trials": each.trials,
                 "sd": each.sd,
                 "difference": each.detectable,
+                "difference_holm": each.corrected,
             }
             for each in found.sensitivity
         ],

@@ -4,6 +4,7 @@ import pytest
 
 from kdbench.errors import BadInput
 from kdbench.report.paired import holm, paired_t
+from kdbench.report.power import effect
 from kdbench.report.samples import key_of, samples_by_table
 from kdbench.report.sheet import Mark
 from kdbench.report.statistics import compute, compute_all, not_separable
@@ -109,12 +110,29 @@ def test_sheet_of_one_pair(rows):
     (statistics,) = compute_all(samples_by_table(rows(CLEAR)))
     (sheet,) = statistics_sheets(statistics, "title")
     assert sheet.title == "title, against kd on each pair"
-    header, *body, last = sheet.lines
+    header, *body, alone, first = sheet.lines
     assert [entry.text for entry in header] == ["method", "resnet32x4 → resnet8x4"]
     assert [entry.text for entry in body[0]] == ["ce", "-3.00 ± 0.10 (3), p < 0.001"]
-    assert last[1].text == f"{statistics.sensitivity[0].detectable:.2f} (n = 3, sd 0.16)"
+    (sensitivity,) = statistics.sensitivity
+    assert [entry.text for entry in alone] == [
+        "(detectable by one test)",
+        f"{sensitivity.detectable:.2f} (n = 3, sd 0.16)",
+    ]
+    assert [entry.text for entry in first] == ["(detectable at Holm’s first of 2)", f"{sensitivity.corrected:.2f}"]
+    assert sensitivity.corrected == pytest.approx(sensitivity.sd * effect(3, 0.025))
+    assert sensitivity.corrected > sensitivity.detectable
     assert [line[1].mark for line in body] == [Mark.best, Mark.best]
     assert "Holm-corrected over 2 comparisons" in sheet.caption
+    assert "at α = 0.05 / 2" in sheet.caption
+
+
+def test_pairs_without_variation_or_trials_say_which(rows):
+    found = rows({"kd": [70.0] * 3, "at": [71.0] * 3}, ["same"]) + rows({"kd": [70.0], "at": [71.0]}, ["once"])
+    found += rows(CLEAR, ["usual"])
+    (statistics,) = compute_all(samples_by_table(found))
+    sheet, _ = statistics_sheets(statistics, "s")
+    (line,) = [line for line in sheet.lines if line[0].text == "(detectable by one test)"]
+    assert [entry.text for entry in line[1:3]] == ["no variation", "too few trials"]
 
 
 DEGENERATE = {
