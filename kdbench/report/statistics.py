@@ -158,12 +158,11 @@ def _compare_pairs(samples: Samples, baseline: str, first: str | None) -> list[O
 
 
 def improvement(samples: Samples, target: str, other: str) -> Improvement:
-    """The average relative improvement of one method over another, over the pairs where both and plain students are."""
+    """The average relative improvement of one method over another, over pairs with trials that both and `ce` have."""
     if target == other or PLAIN in (target, other):
         return Improvement(None, 0, 0)
-    triples = [[samples.mean(method, pair) for method in (target, other, PLAIN)] for pair in samples.pairs]
-    whole = [(a, b, c) for a, b, c in triples if a is not None and b is not None and c is not None]
-    return average_improvement(whole)
+    means = [samples.paired_means((target, other, PLAIN), pair) for pair in samples.pairs]
+    return average_improvement([(found[0], found[1], found[2]) for found in means if found])
 
 
 def _mean_differences(samples: Samples, method: str, other: str) -> list[float]:

@@ -103,6 +103,8 @@ def _overall_line(each: Overall, rank: float | None) -> Line:
 def _ranking_caption(found: Statistics) -> str:
     ranking = found.ranking
     text = f"Mean rank: over {ranking.pairs} pairs and {len(ranking.ranks)} methods without a gap, 1 is best"
+    if ranking.pairs:
+        text += f"; of each pair the {_from_to(ranking.trials)} that all these methods have"
     if any(ranking.left_out):
         methods, pairs = ranking.left_out
         text += f" ({methods} methods and {pairs} pairs have gaps and are left out)"
@@ -126,8 +128,8 @@ def _pair_caption(found: Statistics) -> str:
     if found.tests < 2:
         return text
     return (
-        f"{text} Detectable at Holm’s first: the same at α = 0.05 / {found.tests}, which the smallest p of the table must pass "
-        "before anything is marked."
+        f"{text} Detectable at Holm’s first: the same at α = 0.05 / {found.tests}, which the smallest p of the table must "
+        "pass before anything is marked."
     )
 
 
@@ -136,13 +138,21 @@ def _difference_caption(found: Statistics) -> str:
     text = f"− {found.baseline}: mean over the pairs that have both, in percentage points (pairs)"
     if not tests:
         return f"{text}."
-    return f"{text}. Wilcoxon's signed-rank test, two-sided, exact, Holm-corrected over {tests} comparisons."
+    return (
+        f"{text}. Wilcoxon's signed-rank test, two-sided, exact, Holm-corrected over {tests} comparisons. Pairs that share a "
+        "teacher or a student are not independent: p is then too small."
+    )
 
 
 def _improvement_caption(found: Statistics) -> str:
     skipped = max(max(each.over_baseline.undefined, each.of_first.undefined) for each in found.overall)
-    text = "ARI: average relative improvement, (a − b) / (b − ce) in % (SemCKD, eq. 17)"
-    return f"{text}, over pairs where b is above ce (up to {skipped} are not)." if skipped else f"{text}."
+    gains = [
+        gain for each in found.overall for gain in (each.over_baseline.least, each.of_first.least) if gain is not None
+    ]
+    text = "ARI: average relative improvement, (a − b) / (b − ce) in % (SemCKD, eq. 17), over the trials that all three have"
+    text += f", and pairs where b is above ce (up to {skipped} are not)" if skipped else ""
+    least = f" The smallest b − ce is {min(gains):.2f} points." if gains else ""
+    return f"{text}; in brackets the number of pairs.{least}"
 
 
 def _mark(p: float | None) -> Mark:
@@ -164,7 +174,14 @@ def _sensitivity_text(each: Sensitivity) -> str:
 
 
 def _improvement_text(each: Improvement) -> str:
-    return "" if each.percent is None else f"{each.percent:.1f} %"
+    return "" if each.percent is None else f"{each.percent:.1f} % ({each.n})"
+
+
+def _from_to(counts: tuple[int, int]) -> str:
+    """``3 trials``, ``2-3 trials``."""
+    least, most = counts
+    number = f"{least}" if least == most else f"{least}-{most}"
+    return f"{number} {'trial' if most == 1 else 'trials'}"
 
 
 def _number(value: float | None) -> str:

@@ -89,9 +89,29 @@ def test_over_pairs(rows):
     each, overall = statistics_sheets(statistics, "s")
     header, _, _, line = overall.lines
     assert [entry.text for entry in header] == ["method", "mean rank", "− kd", "won : lost", "Wilcoxon", "ARI over kd"]
-    assert [entry.text for entry in line] == ["at", "1.00", "+3.50 (6)", "6 : 0", "p 0.062", "175.0 %"]
+    assert [entry.text for entry in line] == ["at", "1.00", "+3.50 (6)", "6 : 0", "p 0.062", "175.0 % (6)"]
     assert "Friedman's χ² = 12.00, p 0.002; Nemenyi's critical difference 1.35" in overall.caption
+    assert "of each pair the 2 trials that all these methods have" in overall.caption
+    assert "The smallest b − ce is 2.00 points." in overall.caption
+    assert "Pairs that share a teacher or a student are not independent" in overall.caption
     assert each.width == 7
+
+
+def test_ranks_and_improvements_are_over_common_trials(rows):
+    """A method whose one trial is the easy one is no better for it."""
+    table = {"ce": [70.0, 60.0], "kd": [72.0, 62.0], "at": [71.0, None]}
+    (statistics,) = compute_all(samples_by_table(rows(table, ["a", "b"])))
+    assert statistics.ranking.ranks == {"ce": 3.0, "kd": 1.0, "at": 2.0}
+    assert statistics.ranking.trials == (1, 1)
+    at = statistics.overall[1]
+    assert (at.won, at.lost) == (0, 2)
+    assert (at.over_baseline.percent, at.over_baseline.n, at.over_baseline.least) == (-50.0, 2, 2.0)
+
+
+def test_pairs_without_a_common_trial_have_no_rank(rows):
+    found = rows({"ce": [70.0, None], "kd": [None, 71.0]}, ["a"]) + rows({"ce": [70.0], "kd": [71.0]}, ["b"])
+    (statistics,) = compute_all(samples_by_table(found))
+    assert (statistics.ranking.pairs, statistics.ranking.left_out) == (1, (0, 1))
 
 
 def test_what_is_not_separable_from_the_best(rows):
