@@ -112,15 +112,17 @@ def compute_all(samples: dict[Key, Samples], baseline: str | None = None) -> lis
 def not_separable(samples: Samples, pair: Pair) -> set[str]:
     """The best method of a pair, and all that a paired t-test does not tell from it (α = 0.05, Holm over the pair).
 
-    Where trials are too few for a test, nothing is told apart: every method is in the set.
+    Without a test a method is not in the set: it shares fewer than two trials with the best, or differs from it by the same
+    in each. As with the best alone, nothing stands out where only one method has been measured.
     """
-    means = {method: mean for method in samples.methods if (mean := samples.mean(method, pair)) is not None}
-    if not means:
+    means = {method: round(mean, 9) for method in samples.methods if (mean := samples.mean(method, pair)) is not None}
+    if len(means) < 2:
         return set()
     best = max(means, key=lambda method: means[method])
     others = [method for method in means if method != best]
     ps = holm([paired_t(samples.differences(best, method, pair)).p for method in others])
-    return {best, *(method for method, p in zip(others, ps, strict=True) if p is None or p >= ALPHA)}
+    tied = {method for method in others if means[method] == means[best]}
+    return {best, *tied, *(method for method, p in zip(others, ps, strict=True) if p is not None and p >= ALPHA)}
 
 
 def _tests(comparisons: Sequence[Comparison]) -> int:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from kdbench.report.captions import caption, empty_cells, provenance
-from kdbench.report.cells import Cell, cell_text, make_cell
+from kdbench.report.cells import DECIMALS, Cell, cell_text, make_cell
+from kdbench.report.marks import outstanding
 from kdbench.report.published import published
 from kdbench.report.rows import Row, measured_on, teacher_accuracy
 from kdbench.report.sheet import Band, Entry, Mark, Sheet
@@ -39,10 +40,11 @@ class Table:
         parts = [self.dataset, self.scenario, f"{self.strategy} teacher"]
         return f"{self.suite}: {', '.join(part for part in parts if part)}"
 
-    def best(self, pair: Pair) -> str | None:
-        """The method with the highest mean of a column, None where fewer than two have one."""
-        means = {m: c.mean for m in self.methods if (c := self.cells.get((m, pair))) and c.mean is not None}
-        return max(means, key=lambda method: means[method]) if len(means) > 1 else None
+    def best(self, pair: Pair) -> set[str]:
+        """The methods with the highest mean of a column, as it is shown; none where fewer than two have one."""
+        cells = [self.cells.get((method, pair)) for method in self.methods]
+        means = [None if cell is None or cell.mean is None else round(cell.mean, DECIMALS) for cell in cells]
+        return {self.methods[at] for at in outstanding(means)}
 
     @property
     def has_published(self) -> bool:
@@ -82,7 +84,7 @@ def table_sheet(table: Table, view: View, tolerance: float = TOLERANCE) -> Sheet
         line = [Entry(method)]
         for pair in table.pairs:
             text = cell_text(table.cells.get((method, pair)), view, tolerance=tolerance)
-            line.append(Entry(text, Mark.best if best.get(pair) == method else Mark.none))
+            line.append(Entry(text, Mark.best if method in best.get(pair, ()) else Mark.none))
         lines.append(line)
     images, trials = measured_on(table.dataset), [cell.n for cell in table.cells.values()]
     origin = provenance([table.protocol], [table.score], trials, table.versions, images)

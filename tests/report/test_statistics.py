@@ -117,13 +117,24 @@ def test_pairs_without_a_common_trial_have_no_rank(rows):
 def test_what_is_not_separable_from_the_best(rows):
     methods = {"best": [75.0, 75.5, 76.0], "near": [74.9, 75.6, 75.8], "far": [60.0, 60.4, 61.1], "once": [50.0]}
     samples = samples_by_table(rows(methods))[KEY]
-    assert not_separable(samples, PAIR) == {"best", "near", "once"}
+    assert not_separable(samples, PAIR) == {"best", "near"}
     assert not_separable(samples, ("nothing", "there")) == set()
 
 
-def test_single_trials_separate_nothing(rows):
-    samples = samples_by_table(rows({"kd": [75.0], "at": [60.0], "sp": [None]}))[KEY]
-    assert not_separable(samples, PAIR) == {"kd", "at"}
+@pytest.mark.parametrize(
+    ("methods", "bold"),
+    [
+        ({"kd": [75.0], "at": [60.0], "sp": [None]}, {"kd"}),
+        ({"kd": [75.0], "at": [75.0], "sp": [60.0]}, {"kd", "at"}),
+        ({"kd": [75.0, 76.0], "at": [74.0, 75.0]}, {"kd"}),  # by the same in each trial
+        ({"kd": [75.0, 76.0], "at": [75.0, 76.0]}, {"kd", "at"}),
+        ({"kd": [75.0, 76.0, None, None], "at": [None, None, 75.0, 75.5]}, {"kd"}),
+        ({"kd": [75.0, 76.0], "at": [None, None]}, set()),
+    ],
+)
+def test_what_is_not_tested_is_not_bold_beside_the_best(rows, methods, bold):
+    samples = samples_by_table(rows(methods))[KEY]
+    assert not_separable(samples, PAIR) == bold
 
 
 def test_sheet_of_one_pair(rows):

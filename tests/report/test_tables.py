@@ -11,7 +11,7 @@ from kdbench.report.assemble import Report, measured_report
 from kdbench.report.cells import cell_text, make_cell
 from kdbench.report.csv_text import facts_csv
 from kdbench.report.facts import run_facts
-from kdbench.report.formats import Format, Style, write_report
+from kdbench.report.formats import Bold, Format, Style, write_report
 from kdbench.report.rows import collect
 from kdbench.report.tables import make_tables, table_sheet
 from kdbench.report.views import View
@@ -49,8 +49,23 @@ def test_one_table_for_each_setting(row):
     assert len(tables) == 6
     assert tables[0].methods == ["kd", "at"]
     assert tables[0].pairs == [("resnet32x4", "resnet8x4"), ("resnet32x4", "vgg8")]
-    assert tables[0].best(("resnet32x4", "resnet8x4")) == "at"
-    assert tables[0].best(("resnet32x4", "vgg8")) is None
+    assert tables[0].best(("resnet32x4", "resnet8x4")) == {"at"}
+    assert tables[0].best(("resnet32x4", "vgg8")) == set()
+
+
+def test_equal_means_as_they_are_shown_are_best_alike(row):
+    (table,) = make_tables([row(0, 70.001), row(0, 69.999, method="at"), row(0, 60.0, method="ce")])
+    assert table.best(("resnet32x4", "resnet8x4")) == {"kd", "at"}
+
+
+def test_a_method_called_like_the_teachers_line(row):
+    rows = [
+        row(trial, value, method=method, teacher_top1=90.0)
+        for method, values in {"(teacher)": (50.0, 51.0), "kd": (70.0, 71.5)}.items()
+        for trial, value in enumerate(values)
+    ]
+    body = [line for line in text_of(rows, Format.markdown, bold=Bold.separable).splitlines() if line.startswith("|")]
+    assert ["**" in line for line in body] == [False, False, False, False, True]
 
 
 def test_the_caption_names_rule_protocol_and_trials(row):
