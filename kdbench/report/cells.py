@@ -96,8 +96,13 @@ def cell_text(cell: Cell | None, view: View, *, decimals: int = DECIMALS, tolera
             return "–" if cell.difference is None else f"{cell.difference:+.{decimals}f}"
         case View.verdict:
             return cell.verdict(tolerance) or "–"
-    text = measured_text(cell, decimals)
-    return f"{text} | {cell.published.text}" if view is View.both and cell.published else text
+    text, behind = measured_text(cell, decimals), published_behind(cell, view)
+    return f"{text} {behind}" if behind else text
+
+
+def published_behind(cell: Cell | None, view: View) -> str:
+    """``| 76.23``, the end of a cell's text under the view `both`, which no mark covers; else ""."""
+    return f"| {cell.published.text}" if view is View.both and cell and cell.published else ""
 
 
 def measured_text(cell: Cell, decimals: int = DECIMALS) -> str:

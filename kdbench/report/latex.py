@@ -132,5 +132,5 @@ def _line(line: Line) -> str:
 
 
 def _entry(entry: Entry) -> str:
-    text = _MARKS[entry.mark].format(escape(entry.text))
+    text = entry.write(escape, _MARKS[entry.mark].format)
     return f"\\multicolumn{{{entry.span}}}{{c}}{{{text}}}" if entry.span > 1 else text

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from kdbench.report.captions import caption, empty_cells, provenance
-from kdbench.report.cells import DECIMALS, Cell, cell_text, make_cell
+from kdbench.report.cells import DECIMALS, Cell, cell_text, make_cell, published_behind
 from kdbench.report.marks import outstanding
 from kdbench.report.published import published
 from kdbench.report.rows import Row, measured_on, teacher_accuracy
@@ -83,8 +83,9 @@ def table_sheet(table: Table, view: View, tolerance: float = TOLERANCE) -> Sheet
     for method in table.methods:
         line = [Entry(method)]
         for pair in table.pairs:
-            text = cell_text(table.cells.get((method, pair)), view, tolerance=tolerance)
-            line.append(Entry(text, Mark.best if method in best.get(pair, ()) else Mark.none))
+            cell = table.cells.get((method, pair))
+            mark = Mark.best if method in best.get(pair, ()) else Mark.none
+            line.append(Entry(cell_text(cell, view, tolerance=tolerance), mark, behind=published_behind(cell, view)))
         lines.append(line)
     images, trials = measured_on(table.dataset), [cell.n for cell in table.cells.values()]
     origin = provenance([table.protocol], [table.score], trials, table.versions, images)

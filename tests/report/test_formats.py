@@ -106,6 +106,18 @@ def test_a_terminal_shows_marks_as_styles():
     assert "*" not in text
 
 
+@pytest.mark.parametrize(
+    ("format", "style", "shown"),
+    [
+        (Format.markdown, Style(), "**1 (2)** \\| 3 |"), (Format.latex, Style(), "\\textbf{1 (2)} \\textbar{} 3 \\\\"),
+        (Format.terminal, Style(), "*1 (2)* | 3\n"), (Format.terminal, Style(colour=True), "\x1b[1;32m1 (2)\x1b[0m | 3\n"),
+    ],
+)  # fmt: skip
+def test_the_number_behind_the_bar_is_not_marked(format, style, shown):
+    line = (Entry("a"), Entry("1 (2) | 3", Mark.best, behind="| 3"))
+    assert shown in write_sheets([Sheet("t", (Band(((Entry("m"), Entry("x")),), ((line,),)),))], format, style)
+
+
 def test_a_wide_table_goes_on_below_beside_its_labels():
     line = tuple(Entry(text) for text in ("label", *(f"number {i}" for i in range(10))))
     sheet = Sheet("t", (Band((line,), ((line,),)),))

@@ -90,7 +90,7 @@ def test_markdown(row):
     body = [line for line in lines if line.startswith("|")]
     assert len(body) == 4
     assert {line.replace("\\|", "").count("|") for line in body} == {3}
-    assert "**74.50 ± 0.71 (2) \\| 74.42 ± 0.05**" in text
+    assert "**74.50 ± 0.71 (2)** \\| 74.42 ± 0.05" in text
     assert "Behind the bar: the published number." in text
     assert "74.42" not in text_of(rows, Format.markdown, View.measured)
 
