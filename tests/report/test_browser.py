@@ -56,7 +56,7 @@ const buttons = table.querySelectorAll("thead button");
 const found = { buttons: buttons.length, sort: [] };
 for (const _ of [1, 2]) { buttons[5].click(); found.sort.push(column()); }
 const cell = body.querySelector("td[data-detail]");
-cell.focus();
+cell.click();
 found.detail = document.getElementById("detail").innerText;
 cell.blur();
 document.getElementById("detail").hidden = true;

@@ -42,7 +42,8 @@ def test_equal_neighbours_are_one_entry():
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"), [("a\nb\tc", "a b c"), ("\x1b[31mred", "\ufffd[31mred"), ("a\u202eb\x00", "a\ufffdb\ufffd")]
+    ("text", "shown"),
+    [("a\nb\tc", "a b c"), ("\x1b[31mred", "\ufffd[31mred"), ("a\u202eb\x00\u061c", "a\ufffdb\ufffd\ufffd")],
 )
 def test_plain_text(text, shown):
     assert plain(text) == shown
