@@ -36,11 +36,23 @@ def page(
     return html(report, analyse(report.rows, baseline), suites, stores, choice)
 
 
-def page_options(tables: Sequence[str], view: View, bold: Bold, baseline: str | None, *, published: bool) -> list[str]:
+def page_options(
+    tables: Sequence[str],
+    view: View,
+    bold: Bold,
+    baseline: str | None,
+    *,
+    published: bool,
+    tolerance: float = TOLERANCE,
+    mix_versions: bool = False,
+) -> list[str]:
     """The options of a report that are not as usual."""
     options = ["--published"] * published + _repeated("--table", tables)
     if view is not View.both and not published:
         options += ["--view", view]
+    if tolerance != TOLERANCE:
+        options += ["--tolerance", repr(tolerance)]
+    options += ["--mix-versions"] * mix_versions
     if bold is not Bold.best:
         options += ["--bold", bold]
     return options + (["--baseline", baseline] if baseline else [])

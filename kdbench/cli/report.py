@@ -87,7 +87,9 @@ def report(
         _tell_conflicts(loaded, stores)
         content = measured_report(loaded, stores, names, mix_versions=mix_versions)
     if format is Format.html:
-        options = page_options(names, view, bold, baseline, published=published)
+        options = page_options(
+            names, view, bold, baseline, published=published, tolerance=tolerance, mix_versions=mix_versions
+        )
         named = suites or [suite.name for suite in loaded]
         commands = command_lines(named, results or (), trials, only or (), options, tiny=tiny)
         text = page(content, loaded, stores, commands, view=view, tolerance=tolerance, bold=bold, baseline=baseline)

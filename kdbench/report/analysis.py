@@ -41,23 +41,21 @@ def analyse(rows: Sequence[Row], baseline: str | None = None) -> Analysis:
 def mark_separable(sheet: Sheet, table: Table, samples: Samples) -> Sheet:
     """The sheet of a table with the best of each column bold, and what a test does not tell from it."""
     kept = [not_separable(samples, pair) for pair in table.pairs]
-    methods = set(table.methods)
 
-    def line(entries: Line) -> Line:
-        method = entries[0].text
-        if method not in methods:
-            return entries
+    def marked(method: str, entries: Line) -> Line:
         marks = [Mark.best if method in found else Mark.none for found in kept]
         return (entries[0], *(replace(entry, mark=mark) for entry, mark in zip(entries[1:], marks, strict=True)))
 
-    bands = tuple(
-        replace(band, parts=tuple(tuple(line(entries) for entries in part) for part in band.parts))
-        for band in sheet.bands
-    )
+    (band,) = sheet.bands
+    (lines,) = band.parts
+    first = len(lines) - len(table.methods)  # below the teachers' line, whatever the methods are called
+    own = map(marked, table.methods, lines[first:])
     rule = (
-        " Bold: the best, and what a paired t-test over trials does not tell from it (α = 0.05, Holm over the column)."
+        " Bold: the best, and what a paired t-test over trials does not tell from it (α = 0.05, Holm over the column); "
+        "what shares fewer than two trials with the best is not tested, and not bold."
     )
-    return replace(sheet, bands=bands, caption=sheet.caption + rule)
+    parts = ((*lines[:first], *own),)
+    return replace(sheet, bands=(replace(band, parts=parts),), caption=sheet.caption + rule)
 
 
 def mark_all_separable(sheets: Sequence[Sheet], tables: Sequence[Table], rows: Iterable[Row]) -> list[Sheet]:
@@ -97,6 +95,7 @@ def _json(found: Statistics) -> dict[str, Any]:
                 "trials": each.trials,
                 "sd": each.sd,
                 "difference": each.detectable,
+                "difference_holm": each.corrected,
             }
             for each in found.sensitivity
         ],

@@ -12,6 +12,10 @@ from kdbench.report.published import Published
 from kdbench.report.views import TOLERANCE, View
 
 
+DECIMALS = 2
+"""Digits behind the point, where no paper's table says else."""
+
+
 class Verdict(StrEnum):
     """How a measured mean stands to the printed one."""
 
@@ -87,7 +91,7 @@ def _deviation(values: list[float], mean: float) -> float:
     return sqrt(fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
-def cell_text(cell: Cell | None, view: View, *, decimals: int = 2, tolerance: float = TOLERANCE) -> str:
+def cell_text(cell: Cell | None, view: View, *, decimals: int = DECIMALS, tolerance: float = TOLERANCE) -> str:
     """``76.20 ± 0.10 (3)``; under the view `both` with ``| 76.23`` behind it; ``–`` where there is nothing to show."""
     if cell is None:
         return ""
@@ -98,11 +102,16 @@ def cell_text(cell: Cell | None, view: View, *, decimals: int = 2, tolerance: fl
             return "–" if cell.difference is None else f"{cell.difference:+.{decimals}f}"
         case View.verdict:
             return cell.verdict(tolerance) or "–"
-    text = measured_text(cell, decimals)
-    return f"{text} | {cell.published.text}" if view is View.both and cell.published else text
+    text, behind = measured_text(cell, decimals), published_behind(cell, view)
+    return f"{text} {behind}" if behind else text
 
 
-def measured_text(cell: Cell, decimals: int = 2) -> str:
+def published_behind(cell: Cell | None, view: View) -> str:
+    """``| 76.23``, the end of a cell's text under the view `both`, which no mark covers; else ""."""
+    return f"| {cell.published.text}" if view is View.both and cell and cell.published else ""
+
+
+def measured_text(cell: Cell, decimals: int = DECIMALS) -> str:
     """Mean, deviation and number of trials."""
     text = "–" if cell.mean is None else f"{cell.mean:.{decimals}f}"
     if cell.sd is not None:

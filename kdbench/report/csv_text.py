@@ -13,7 +13,7 @@ from kdbench.report.printed import PrintedTable
 
 
 def facts_csv(facts: Sequence[Fact]) -> str:
-    """One line per value; an empty ``value`` where there is none."""
+    """One line per value; an empty ``value`` where there is none. A text that a spreadsheet would run gets an apostrophe."""
     return _write(Fact._fields, facts)
 
 
@@ -31,5 +31,10 @@ def _write(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows(lines)
+    writer.writerows([_safe(value) if isinstance(value, str) else value for value in line] for line in lines)
     return text.getvalue()
+
+
+def _safe(text: str) -> str:
+    """The text behind an apostrophe where a spreadsheet would take it for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

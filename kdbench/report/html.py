@@ -12,7 +12,7 @@ from kdbench import __version__
 from kdbench.report.analysis import Analysis, mark_separable
 from kdbench.report.assemble import Report
 from kdbench.report.cells import Cell
-from kdbench.report.page_data import Trained, cell_number, page_data, safe_json
+from kdbench.report.page_data import Trained, cell_number, page_data, printed_details, safe_json
 from kdbench.report.printed import printed_sheet
 from kdbench.report.provenance import environments, latest, sources
 from kdbench.report.rows import Row, Status
@@ -53,7 +53,9 @@ def html(report: Report, analysis: Analysis, suites: Sequence[Suite], stores: Se
         descriptions=[suite.description for suite in suites if suite.description],
         counts=_counts(report.rows),
         tables=_table_views(tables, analysis, choice),
-        papers=[printed_sheet(table, choice.view, choice.tolerance) for table in report.printed],
+        papers=[
+            (printed_sheet(table, choice.view, choice.tolerance), printed_details(table)) for table in report.printed
+        ],
         measurements=report.measurement_sheets(choice.view),
         statistics=analysis.sheets(),
         environment=environments(abouts),

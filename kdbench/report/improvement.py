@@ -9,11 +9,15 @@ from statistics import fmean
 
 @dataclass(frozen=True)
 class Improvement:
-    """The average relative improvement in % over ``n`` pairs; ``undefined`` pairs had nothing to relate it to."""
+    """The average relative improvement in % over ``n`` pairs; ``undefined`` pairs had nothing to relate it to.
+
+    ``least`` is the smallest gain (percentage points) that it is related to: the ratio of a tiny one says little.
+    """
 
     percent: float | None
     n: int
     undefined: int
+    least: float | None = None
 
 
 def relative_improvement(target: float, other: float, plain: float) -> float | None:
@@ -30,4 +34,8 @@ def average_improvement(triples: Sequence[tuple[float, float, float]]) -> Improv
     """ARI over (target, other, plain) accuracies of several pairs."""
     found = [relative_improvement(*triple) for triple in triples]
     defined = [value for value in found if value is not None]
-    return Improvement(fmean(defined) if defined else None, len(defined), len(found) - len(defined))
+    undefined = len(found) - len(defined)
+    if not defined:
+        return Improvement(None, 0, undefined)
+    gains = [other - plain for value, (_, other, plain) in zip(found, triples, strict=True) if value is not None]
+    return Improvement(fmean(defined), len(defined), undefined, min(gains))

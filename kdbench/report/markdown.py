@@ -47,5 +47,5 @@ def _texts(line: Line) -> list[str]:
     """One text per column; a spanning one stands in its first."""
     texts = []
     for entry in line:
-        texts += [_MARKS[entry.mark].format(escape(entry.text)), *[""] * (entry.span - 1)]
+        texts += [entry.write(escape, _MARKS[entry.mark].format), *[""] * (entry.span - 1)]
     return texts

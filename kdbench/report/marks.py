@@ -14,19 +14,29 @@ _STYLES: dict[str, Mark] = {"bold": Mark.best, "underline": Mark.second, "none":
 
 
 def marks(layout: Layout, band: Band, numbers: Numbers) -> list[list[Mark]]:
-    """The marks of a band's numbers, row by row, by the paper's own rules. Equal numbers are marked alike."""
+    """The marks of a band's numbers, row by row, by the paper's own rules."""
     found = [[Mark.none] * len(band.columns) for _ in band.rows]
     for rank, rule in enumerate((layout.highlight.best, layout.highlight.second)):
         if rule is None:
             continue
         for group in _compared(band, rule):
-            ranked = {(row, column): numbers[row][column] for row, column in group}
-            values = {value for value in ranked.values() if value is not None}
-            ordered = sorted(values, reverse=_sense(rule, band, group) == "max")
-            for (row, column), value in ranked.items():
-                if rank < len(ordered) and len(group) > 1 and value == ordered[rank]:
-                    found[row][column] = _STYLES[rule.style]
+            compared = [numbers[row][column] for row, column in group]
+            for at in outstanding(compared, rank, _sense(rule, band, group)):
+                row, column = group[at]
+                found[row][column] = _STYLES[rule.style]
     return found
+
+
+def outstanding(numbers: Sequence[float | None], rank: int = 0, sense: Literal["max", "min"] = "max") -> list[int]:
+    """The places of the best numbers (``rank`` 0) or the second best (1).
+
+    Equal ones stand out alike; none does where only one is known.
+    """
+    known = [number for number in numbers if number is not None]
+    ordered = sorted(set(known), reverse=sense == "max")
+    if len(known) < 2 or rank >= len(ordered):
+        return []
+    return [at for at, number in enumerate(numbers) if number == ordered[rank]]
 
 
 def _compared(band: Band, rule: Rule) -> list[list[tuple[int, int]]]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from kdbench.report.cells import Cell
 from kdbench.report.curves import cell_curves, points_per_curve, stride
+from kdbench.report.facts import Fact, by_key
+from kdbench.report.layouts import Place
+from kdbench.report.printed import PrintedTable
 from kdbench.report.rows import Row
 from kdbench.report.samples import Key, key_of, titles
+from kdbench.report.sheet import plain
 from kdbench.report.statistics_sheets import pair_text
 from kdbench.report.tables import Pair, Table
 from kdbench.store.record import Record, work_of
@@ -51,6 +56,34 @@ def page_data(
         }
         for table in tables
     ]
+
+
+def printed_details(table: PrintedTable) -> list[str]:
+    """What stands behind each cell of a paper's table, in print order, line by line; "" where no run belongs to it."""
+    measured = by_key(table.facts)
+    return [
+        "\n".join(_detail(place, cell, measured.get(cell.published.key, ()))) if cell.published and cell.planned else ""
+        for place, cell in table.cells.items()
+    ]
+
+
+def _detail(place: Place, cell: Cell, facts: Sequence[Fact]) -> Iterator[str]:
+    decimals = place.decimals
+    yield plain(f"{place.layout.id}: {place.name}")
+    parts = [f"mean {cell.mean:.{decimals}f}"] if cell.mean is not None else []
+    parts += [f"sd {cell.sd:.{decimals}f}"] if cell.sd is not None else []
+    yield ", ".join([*parts, f"n {cell.n} of {cell.planned}"])
+    if cell.published:
+        yield f"published {cell.published.text}"
+    for fact in facts[:_TRIALS]:
+        yield f"trial {fact.trial}: {'–' if fact.value is None else f'{fact.value:.{decimals}f}'}  {fact.run_id}"
+    if len(facts) > _TRIALS:
+        yield f"and {len(facts) - _TRIALS} more"
+    if cell.note:
+        yield plain(cell.note)
+
+
+_TRIALS = 10
 
 
 def cell_number(table: Table, method: str, pair: Pair) -> int:

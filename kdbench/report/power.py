@@ -22,23 +22,23 @@ def pooled_sd(groups: Sequence[Sequence[float]]) -> float | None:
     return math.sqrt(sum((len(group) - 1) * variance(group) for group in usable) / freedom)
 
 
-def detectable(sd: float | None, trials: int) -> float | None:
+def detectable(sd: float | None, trials: int, tests: int = 1) -> float | None:
     """The true difference that a paired t-test over ``trials`` trials finds in 80 % of cases (two-sided, α = 0.05).
 
-    ``sd`` is that of single differences. One comparison: corrected for several, more is needed. None where it cannot be
-    said: fewer than two trials, or no variation.
+    ``sd`` is that of single differences. ``tests`` is the number of comparisons of which this is Holm's first, at α / tests.
+    None where it cannot be said: fewer than two trials, or no variation.
     """
-    return None if sd is None or sd < SMALL or trials < 2 else sd * effect(trials)
+    return None if sd is None or sd < SMALL or trials < 2 else sd * effect(trials, ALPHA / max(tests, 1))
 
 
 @cache
-def effect(trials: int) -> float:
-    """The smallest detectable difference in units of the differences' standard deviation."""
+def effect(trials: int, alpha: float = ALPHA) -> float:
+    """The smallest difference that is detectable at the level ``alpha``, in units of the differences' standard deviation."""
     from scipy.optimize import brentq  # type: ignore[import-untyped]
     from scipy.special import stdtrit  # type: ignore[import-untyped]
 
-    threshold = float(stdtrit(trials - 1, 1 - ALPHA / 2))
-    return float(brentq(lambda size: _power(size * math.sqrt(trials), threshold, trials - 1) - POWER, 1e-3, 1e3))
+    threshold = float(stdtrit(trials - 1, 1 - alpha / 2))
+    return float(brentq(lambda size: _power(size * math.sqrt(trials), threshold, trials - 1) - POWER, 1e-3, 1e7))
 
 
 def _power(shift: float, threshold: float, freedom: int) -> float:

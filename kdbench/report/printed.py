@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kdbench.report.captions import at_most, by_reason, caption, provenance, some, unjudged
-from kdbench.report.cells import Cell, cell_text, make_cell
+from kdbench.report.cells import Cell, cell_text, make_cell, published_behind
 from kdbench.report.facts import Fact
 from kdbench.report.keys import Key, tiny_paper
 from kdbench.report.layouts import Axis, Band, Layout, Place, layouts, remarks
@@ -81,7 +81,7 @@ def _band(layout: Layout, band: Band, rows: list[list[tuple[Place, Cell]]], view
         line = [Entry(_label(axis, view))] if layout.stub else []
         for (place, cell), mark in zip(row, row_marks, strict=True):
             text = cell_text(cell, view, decimals=place.decimals, tolerance=tolerance)
-            line.append(Entry(place.write(text), mark))
+            line.append(Entry(place.write(text), mark, behind=published_behind(cell, view)))
         parts.setdefault(axis.part, []).append(tuple(line))
     return SheetBand(_header(layout, band, view), tuple(tuple(lines) for lines in parts.values()))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from kdbench.report.samples import Samples
@@ -15,12 +15,14 @@ from kdbench.report.tables import Pair
 class Ranking:
     """Mean rank of each method over the pairs where all of them are measured; 1 is best.
 
+    Only the trials count that all of them have: ``trials`` are the fewest and the most in a pair.
     Two methods differ (α = 0.05) where their mean ranks lie at least ``critical_difference`` apart. ``left_out`` counts the
     methods and pairs of the table that are not in it, for want of a cell. ``why`` says why there is no test.
     """
 
     ranks: dict[str, float]
     pairs: int
+    trials: tuple[int, int] = (0, 0)
     chi_square: float | None = None
     p: float | None = None
     critical_difference: float | None = None
@@ -29,26 +31,28 @@ class Ranking:
 
 
 def rank_methods(samples: Samples) -> Ranking:
-    """Rank the methods by their means within each pair, and average.
+    """Rank the methods by their means over common trials within each pair, and average.
 
     Friedman's χ² is corrected for ties. It is used as it is, though Iman and Davenport's F is stronger: with two or three
     pairs that agree F is infinite, while the exact p may be 0.17.
     """
     methods, pairs = complete_block(samples)
     left_out = (len(samples.methods) - len(methods), len(samples.pairs) - len(pairs))
-    table = [average_ranks([round(samples.mean(method, pair) or 0.0, 9) for method in methods]) for pair in pairs]
+    table = [average_ranks([round(mean, 9) for mean in samples.paired_means(methods, pair)]) for pair in pairs]
+    counts = [len(samples.common(methods, pair)) for pair in pairs] or [0]
     ranks = {method: math.fsum(line[at] for line in table) / len(pairs) for at, method in enumerate(methods)}
+    found = Ranking(ranks, len(pairs), (min(counts), max(counts)), left_out=left_out)
     if len(pairs) < 2:
-        return Ranking(ranks, len(pairs), left_out=left_out, why="too few pairs")
+        return replace(found, why="too few pairs")
     if len(methods) < 3:
-        return Ranking(ranks, len(pairs), left_out=left_out, why="two methods: Wilcoxon's test compares them")
+        return replace(found, why="two methods: Wilcoxon's test compares them")
     chi_square = _friedman(table)
     if chi_square is None:
-        return Ranking(ranks, len(pairs), left_out=left_out, why="all methods tie everywhere")
+        return replace(found, why="all methods tie everywhere")
     from scipy.special import chdtrc  # type: ignore[import-untyped]
 
     p = float(chdtrc(len(methods) - 1, chi_square))
-    return Ranking(ranks, len(pairs), chi_square, p, critical_difference(len(methods), len(pairs)), left_out)
+    return replace(found, chi_square=chi_square, p=p, critical_difference=critical_difference(len(methods), len(pairs)))
 
 
 def average_ranks(values: Sequence[float]) -> list[float]:
@@ -76,12 +80,12 @@ def critical_difference(methods: int, pairs: int) -> float:
 
 
 def complete_block(samples: Samples) -> tuple[list[str], list[Pair]]:
-    """The methods and pairs without a gap between them: methods with many gaps go first, while that keeps more cells."""
+    """Methods, and pairs with trials that all of them have: methods with many gaps go first, while that keeps more cells."""
     filled = {m: {p for p in samples.pairs if samples.of(m, p)} for m in samples.methods}
     best: tuple[list[str], list[Pair]] = ([], [])
     for least in sorted({len(pairs) for pairs in filled.values()} - {0}):
         methods = [method for method in samples.methods if len(filled[method]) >= least]
-        pairs = [pair for pair in samples.pairs if all(pair in filled[method] for method in methods)]
+        pairs = [pair for pair in samples.pairs if samples.common(methods, pair)]
         if len(methods) > 1 and len(methods) * len(pairs) > len(best[0]) * len(best[1]):
             best = (methods, pairs)
     return best

@@ -36,6 +36,16 @@ class Samples:
         values = self.of(method, pair)
         return fmean(values.values()) if values else None
 
+    def common(self, methods: Sequence[str], pair: Pair) -> list[int]:
+        """The trials that all methods have of a pair."""
+        first, *others = (self.of(method, pair).keys() for method in methods)
+        return sorted(set(first).intersection(*others))
+
+    def paired_means(self, methods: Sequence[str], pair: Pair) -> list[float]:
+        """The methods' means over the trials that all of them have; [] where there is none."""
+        trials = self.common(methods, pair)
+        return [fmean(self.of(method, pair)[trial] for trial in trials) for method in methods] if trials else []
+
     def differences(self, method: str, other: str, pair: Pair) -> list[float]:
         """method − other in each trial that both have: the same batches and initial weights."""
         ours, theirs = self.of(method, pair), self.of(other, pair)

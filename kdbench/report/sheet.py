@@ -6,7 +6,7 @@ A format reads nothing else. It escapes every text itself, and calls ``plain`` f
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -21,11 +21,24 @@ class Mark(StrEnum):
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell's text; ``span`` is the number of columns that it covers."""
+    """One cell's text; ``span`` is the number of columns that it covers.
+
+    ``behind`` is the end of the text that the mark does not cover: the published number behind its bar.
+    """
 
     text: str
     mark: Mark = Mark.none
     span: int = 1
+    behind: str = ""
+
+    @property
+    def front(self) -> str:
+        """The text that the mark covers."""
+        return self.text.removesuffix(self.behind).rstrip()
+
+    def write(self, escape: Callable[[str], str], marked: Callable[[str], str]) -> str:
+        """The text as a format writes it, from how it escapes any text and how it marks one."""
+        return " ".join(filter(None, (marked(escape(self.front)), escape(self.behind))))
 
 
 Line = tuple[Entry, ...]
@@ -88,4 +101,4 @@ def plain(text: str) -> str:
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
 
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")

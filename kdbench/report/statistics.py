@@ -49,12 +49,16 @@ class Overall:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What the trials of a pair can show: the pooled sd of paired differences, and the difference it lets detect."""
+    """What the trials of a pair can show: the pooled sd of paired differences, and the difference it lets detect.
+
+    ``detectable`` is that of one test alone, ``corrected`` that of Holm's first step over all comparisons of the table.
+    """
 
     pair: Pair
     trials: int
     sd: float | None
     detectable: float | None
+    corrected: float | None
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Statistics:
     @property
     def tests(self) -> int:
         """How many comparisons on single pairs were made: what Holm's correction counts."""
-        return sum(each.difference.p is not None for each in self.comparisons)
+        return _tests(self.comparisons)
 
 
 def compute(samples: Samples, key: Key, baseline: str | None = None) -> Statistics:
@@ -81,12 +85,15 @@ def compute(samples: Samples, key: Key, baseline: str | None = None) -> Statisti
     ranking = rank_methods(samples)
     first = min(ranking.ranks, key=lambda method: ranking.ranks[method]) if ranking.ranks else None
     found = base if base in samples.methods else None
+    comparisons = _compare_trials(samples, found) if found else []
     return Statistics(
         key=key,
         baseline=found,
-        comparisons=_compare_trials(samples, found) if found else [],
+        comparisons=comparisons,
         overall=_compare_pairs(samples, found, first) if found else [],
-        sensitivity=[_sensitivity(samples, found, pair) for pair in samples.pairs] if found else [],
+        sensitivity=[_sensitivity(samples, found, pair, _tests(comparisons)) for pair in samples.pairs]
+        if found
+        else [],
         ranking=ranking,
         first=first,
     )
@@ -105,15 +112,21 @@ def compute_all(samples: dict[Key, Samples], baseline: str | None = None) -> lis
 def not_separable(samples: Samples, pair: Pair) -> set[str]:
     """The best method of a pair, and all that a paired t-test does not tell from it (α = 0.05, Holm over the pair).
 
-    Where trials are too few for a test, nothing is told apart: every method is in the set.
+    Without a test a method is not in the set: it shares fewer than two trials with the best, or differs from it by the same
+    in each. As with the best alone, nothing stands out where only one method has been measured.
     """
-    means = {method: mean for method in samples.methods if (mean := samples.mean(method, pair)) is not None}
-    if not means:
+    means = {method: round(mean, 9) for method in samples.methods if (mean := samples.mean(method, pair)) is not None}
+    if len(means) < 2:
         return set()
     best = max(means, key=lambda method: means[method])
     others = [method for method in means if method != best]
     ps = holm([paired_t(samples.differences(best, method, pair)).p for method in others])
-    return {best, *(method for method, p in zip(others, ps, strict=True) if p is None or p >= ALPHA)}
+    tied = {method for method in others if means[method] == means[best]}
+    return {best, *tied, *(method for method, p in zip(others, ps, strict=True) if p is not None and p >= ALPHA)}
+
+
+def _tests(comparisons: Sequence[Comparison]) -> int:
+    return sum(each.difference.p is not None for each in comparisons)
 
 
 def _compare_trials(samples: Samples, baseline: str) -> list[Comparison]:
@@ -147,12 +160,11 @@ def _compare_pairs(samples: Samples, baseline: str, first: str | None) -> list[O
 
 
 def improvement(samples: Samples, target: str, other: str) -> Improvement:
-    """The average relative improvement of one method over another, over the pairs where both and plain students are."""
+    """The average relative improvement of one method over another, over pairs with trials that both and `ce` have."""
     if target == other or PLAIN in (target, other):
         return Improvement(None, 0, 0)
-    triples = [[samples.mean(method, pair) for method in (target, other, PLAIN)] for pair in samples.pairs]
-    whole = [(a, b, c) for a, b, c in triples if a is not None and b is not None and c is not None]
-    return average_improvement(whole)
+    means = [samples.paired_means((target, other, PLAIN), pair) for pair in samples.pairs]
+    return average_improvement([(found[0], found[1], found[2]) for found in means if found])
 
 
 def _mean_differences(samples: Samples, method: str, other: str) -> list[float]:
@@ -161,8 +173,8 @@ def _mean_differences(samples: Samples, method: str, other: str) -> list[float]:
     return [fmean(values) for values in found if values]
 
 
-def _sensitivity(samples: Samples, baseline: str, pair: Pair) -> Sensitivity:
+def _sensitivity(samples: Samples, baseline: str, pair: Pair, tests: int) -> Sensitivity:
     groups = [samples.differences(method, baseline, pair) for method in samples.methods if method != baseline]
     trials = max((len(group) for group in groups), default=0)
     sd = pooled_sd(groups)
-    return Sensitivity(pair, trials, sd, detectable(sd, trials))
+    return Sensitivity(pair, trials, sd, detectable(sd, trials), detectable(sd, trials, tests))

@@ -43,8 +43,7 @@ def _each_pair(found: Statistics, title: str) -> Sheet:
             text = _difference_text(each.difference, each.corrected) if each else ""
             line.append(Entry(text, _mark(each.corrected if each else None)))
         lines.append(tuple(line))
-    last = (Entry("(detectable)"), *(Entry(_sensitivity_text(each)) for each in found.sensitivity))
-    parts = (tuple(lines), (last,)) if found.tests else (tuple(lines),)
+    parts = (tuple(lines), _detectable(found)) if found.tests else (tuple(lines),)
     header = (Entry("method"), *(Entry(pair_text(pair)) for pair in pairs))
     return Sheet(
         f"{title}, against {found.baseline} on each pair",
@@ -52,6 +51,15 @@ def _each_pair(found: Statistics, title: str) -> Sheet:
         caption=_pair_caption(found),
         notes=_reasons(each.difference for each in found.comparisons),
     )
+
+
+def _detectable(found: Statistics) -> tuple[Line, ...]:
+    """What differences the trials of each pair detect: in one test alone, and after Holm's correction for all."""
+    alone = (Entry("(detectable by one test)"), *(Entry(_sensitivity_text(each)) for each in found.sensitivity))
+    if found.tests < 2:
+        return (alone,)
+    corrected = (Entry("" if each.corrected is None else f"{each.corrected:.2f}") for each in found.sensitivity)
+    return (alone, (Entry(f"(detectable at Holm’s first of {found.tests})"), *corrected))
 
 
 def _all_pairs(found: Statistics, title: str) -> Sheet:
@@ -95,6 +103,8 @@ def _overall_line(each: Overall, rank: float | None) -> Line:
 def _ranking_caption(found: Statistics) -> str:
     ranking = found.ranking
     text = f"Mean rank: over {ranking.pairs} pairs and {len(ranking.ranks)} methods without a gap, 1 is best"
+    if ranking.pairs:
+        text += f"; of each pair the {_from_to(ranking.trials)} that all these methods have"
     if any(ranking.left_out):
         methods, pairs = ranking.left_out
         text += f" ({methods} methods and {pairs} pairs have gaps and are left out)"
@@ -110,10 +120,16 @@ def _pair_caption(found: Statistics) -> str:
     text = f"Mean difference to {found.baseline} in percentage points ± sd of the paired differences (trials)"
     if not found.tests:
         return f"{text}."
+    text += f"; p of a paired t-test, two-sided, Holm-corrected over {found.tests} comparisons, marked below {ALPHA}. "
+    text += (
+        "Detectable by one test: the true difference that it finds in 80 % of cases at α = 0.05, uncorrected, from the "
+        "pooled sd of the paired differences."
+    )
+    if found.tests < 2:
+        return text
     return (
-        f"{text}; p of a paired t-test, two-sided, Holm-corrected over {found.tests} comparisons, marked below {ALPHA}. "
-        "Detectable: the true difference that one such test finds in 80 % of cases (α = 0.05), from the pooled sd of the "
-        "paired differences."
+        f"{text} Detectable at Holm’s first: the same at α = 0.05 / {found.tests}, which the smallest p of the table must "
+        "pass before anything is marked."
     )
 
 
@@ -122,13 +138,21 @@ def _difference_caption(found: Statistics) -> str:
     text = f"− {found.baseline}: mean over the pairs that have both, in percentage points (pairs)"
     if not tests:
         return f"{text}."
-    return f"{text}. Wilcoxon's signed-rank test, two-sided, exact, Holm-corrected over {tests} comparisons."
+    return (
+        f"{text}. Wilcoxon's signed-rank test, two-sided, exact, Holm-corrected over {tests} comparisons. Pairs that share a "
+        "teacher or a student are not independent: p is then too small."
+    )
 
 
 def _improvement_caption(found: Statistics) -> str:
     skipped = max(max(each.over_baseline.undefined, each.of_first.undefined) for each in found.overall)
-    text = "ARI: average relative improvement, (a − b) / (b − ce) in % (SemCKD, eq. 17)"
-    return f"{text}, over pairs where b is above ce (up to {skipped} are not)." if skipped else f"{text}."
+    gains = [
+        gain for each in found.overall for gain in (each.over_baseline.least, each.of_first.least) if gain is not None
+    ]
+    text = "ARI: average relative improvement, (a − b) / (b − ce) in % (SemCKD, eq. 17), over the trials that all three have"
+    text += f", and pairs where b is above ce (up to {skipped} are not)" if skipped else ""
+    least = f" The smallest b − ce is {min(gains):.2f} points." if gains else ""
+    return f"{text}; in brackets the number of pairs.{least}"
 
 
 def _mark(p: float | None) -> Mark:
@@ -144,13 +168,20 @@ def _difference_text(difference: Difference, corrected: float | None) -> str:
 
 
 def _sensitivity_text(each: Sensitivity) -> str:
-    return (
-        "too few trials" if each.detectable is None else f"{each.detectable:.2f} (n = {each.trials}, sd {each.sd:.2f})"
-    )
+    if each.detectable is None:
+        return "too few trials" if each.sd is None else "no variation"
+    return f"{each.detectable:.2f} (n = {each.trials}, sd {each.sd:.2f})"
 
 
 def _improvement_text(each: Improvement) -> str:
-    return "" if each.percent is None else f"{each.percent:.1f} %"
+    return "" if each.percent is None else f"{each.percent:.1f} % ({each.n})"
+
+
+def _from_to(counts: tuple[int, int]) -> str:
+    """``3 trials``, ``2-3 trials``."""
+    least, most = counts
+    number = f"{least}" if least == most else f"{least}-{most}"
+    return f"{number} {'trial' if most == 1 else 'trials'}"
 
 
 def _number(value: float | None) -> str:

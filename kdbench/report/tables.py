@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from kdbench.report.captions import caption, differing_teachers, empty_cells, provenance, unjudged
-from kdbench.report.cells import Cell, cell_text, make_cell
+from kdbench.report.cells import DECIMALS, Cell, cell_text, make_cell, published_behind
+from kdbench.report.marks import outstanding
 from kdbench.report.published import published
 from kdbench.report.rows import Row, measured_on, teacher_accuracy
 from kdbench.report.sheet import Band, Entry, Mark, Sheet
@@ -44,10 +45,11 @@ class Table:
         parts = [self.dataset, self.scenario, f"{self.strategy} teacher"]
         return f"{self.suite}: {', '.join(part for part in parts if part)}"
 
-    def best(self, pair: Pair) -> str | None:
-        """The method with the highest mean of a column, None where fewer than two have one."""
-        means = {m: c.mean for m in self.methods if (c := self.cells.get((m, pair))) and c.mean is not None}
-        return max(means, key=lambda method: means[method]) if len(means) > 1 else None
+    def best(self, pair: Pair) -> set[str]:
+        """The methods with the highest mean of a column, as it is shown; none where fewer than two have one."""
+        cells = [self.cells.get((method, pair)) for method in self.methods]
+        means = [None if cell is None or cell.mean is None else round(cell.mean, DECIMALS) for cell in cells]
+        return {self.methods[at] for at in outstanding(means)}
 
     @property
     def has_published(self) -> bool:
@@ -91,8 +93,9 @@ def table_sheet(table: Table, view: View, tolerance: float = TOLERANCE) -> Sheet
     for method in table.methods:
         line = [Entry(method)]
         for pair in table.pairs:
-            text = cell_text(table.cells.get((method, pair)), view, tolerance=tolerance)
-            line.append(Entry(text, Mark.best if best.get(pair) == method else Mark.none))
+            cell = table.cells.get((method, pair))
+            mark = Mark.best if method in best.get(pair, ()) else Mark.none
+            line.append(Entry(cell_text(cell, view, tolerance=tolerance), mark, behind=published_behind(cell, view)))
         lines.append(line)
     images, trials = measured_on(table.dataset), [cell.n for cell in table.cells.values()]
     teachers = table.teacher_scores if view in (View.measured, View.both) else ()

@@ -101,12 +101,15 @@ class _Grid:
         free = max(0, room - _length(content))
         before = 0 if left else free // 2 if entry.span > 1 else free
         text.append(" " * before)
-        text.append(content, style=_STYLES[entry.mark] if self.colour else "")
+        start = len(text)
+        text.append(content)
+        if self.colour and entry.mark:
+            text.stylize(_STYLES[entry.mark], start, start + len(plain(entry.front)))
         text.append(" " * (free - before))
 
     def _text(self, entry: Entry) -> str:
         sign = "" if self.colour else _SIGNS[entry.mark]
-        return f"{sign}{plain(entry.text)}{sign}"
+        return entry.write(plain, f"{sign}{{}}{sign}".format)
 
 
 def _length(text: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from kdbench.evaluation.knn import measure_neighbours
 from kdbench.plan.cost import student_cost, teacher_cost, teacher_pass_cost
 from kdbench.plan.plan import Cohort
 from kdbench.store.files import set_aside
-from kdbench.store.record import Failure, Kind, Record, Result
+from kdbench.store.record import Failure, Record, Result
 from kdbench.suite.specs import RunSpec, Scenario, TeacherSpec
 from kdbench.training.build import (
     DamagedTeacher,
@@ -27,7 +26,8 @@ from kdbench.training.build import (
     teacher_learner,
     with_head,
 )
-from kdbench.training.checkpoint import DamagedCheckpoint, finish, load_checkpoint
+from kdbench.training.checkpoint import DamagedCheckpoint, load_checkpoint
+from kdbench.training.conclusion import Conclusion, fail
 from kdbench.training.environment import describe, device_lost, out_of_memory
 from kdbench.training.guide import Guide, LearningGuide
 from kdbench.training.learner import Learner
@@ -71,7 +71,8 @@ def _train_stage(spec: TeacherSpec, record: Record, shop: Workshop) -> bool:
         examine = partial(measure_neighbours, train=train_set, test=test, classes=data.class_count)
     begin(record, spec.canonical(), shop)
     try:
-        learner, _ = resumed(lambda: teacher_learner(spec, shop.store, shop.device), shop, made_on(spec, shop))
+        build = partial(teacher_learner, spec, shop.store, shop.device)
+        learner, _ = resumed(build, shop, made_on(spec, shop))
     except DamagedTeacher as error:
         raise lost_teacher(error, shop) from None
     kind: Literal["classifier", "neighbours"] = "classifier" if spec.has_classifier else "neighbours"
@@ -243,51 +244,6 @@ def begin(record: Record, spec: dict[str, Any], shop: Workshop) -> None:
         leftover.unlink(missing_ok=True)
     for message in record.begin(spec):
         shop.emit("message", text=message)
-
-
-def fail(record: Record, failure: Failure, shop: Workshop) -> None:
-    """Store a failure and tell of it."""
-    record.fail(failure)
-    shop.emit("failed", id=record.id, reason=failure.reason)
-
-
-@dataclass(frozen=True)
-class Conclusion:
-    """Stores how each learner of a job ended.
-
-    ``macs`` holds the multiply-accumulates of each, by id; ``before`` is the hash of the weights on which a stage is made,
-    ``samples`` what the results say of the images and labels under a scenario; ``leave`` keeps in a record what the teacher
-    has become, and gives the facts of it.
-    """
-
-    shop: Workshop
-    kind: Kind
-    train_images: int
-    test_images: int
-    macs: dict[str, float]
-    measure: Literal["classifier", "neighbours"] = "classifier"
-    before: str | None = None
-    samples: dict[str, Any] = field(default_factory=dict)
-    leave: Callable[[Record], dict[str, Any]] | None = None
-
-    def __call__(self, learner: Learner) -> None:
-        """Store the failure or the result, and tell of it."""
-        if learner.failure is not None:
-            fail(learner.record, learner.failure, self.shop)
-            return
-        about = {"macs": self.macs[learner.record.id], **describe(self.shop.device)}
-        facts: dict[str, Any] = {
-            "train_images": self.train_images,
-            "test_images": self.test_images,
-            "measure": self.measure,
-            "before_sha256": self.before,
-            **self.samples,
-        }
-        if self.leave and learner.reads_teacher:
-            facts |= self.leave(learner.record)
-        finish(learner, self.kind, facts, about)
-        last = learner.last()
-        self.shop.emit("finished", id=learner.record.id, top1=last.top1 if last else None)
 
 
 def _valid_result(record: Record) -> Result | None:

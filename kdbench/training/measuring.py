@@ -29,8 +29,9 @@ from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import Scenario
 from kdbench.training.build import DamagedTeacher, load_teacher, on_device, with_head
 from kdbench.training.checkpoint import write_weights
+from kdbench.training.conclusion import Conclusion
 from kdbench.training.environment import describe
-from kdbench.training.jobs import Conclusion, begin, lost_teacher, resumed, settled
+from kdbench.training.jobs import begin, lost_teacher, resumed, settled
 from kdbench.training.learner import Learner
 from kdbench.training.loop import train
 from kdbench.training.workshop import Outcome, Workshop, claimed

@@ -10,6 +10,7 @@ import pytest
 from kdbench.report.analysis import analyse
 from kdbench.report.assemble import measured_report
 from kdbench.report.html import Choice, html
+from kdbench.report.views import View
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -46,13 +47,33 @@ document.getElementById("probe").textContent = JSON.stringify(found);
 """
 
 
+PRINTED = """
+<pre id="probe"></pre>
+<script>
+const table = document.querySelector("table.printed"), body = table.tBodies[table.tBodies.length - 1];
+const column = () => Array.from(body.rows, (row) => row.cells[5].textContent.trim());
+const buttons = table.querySelectorAll("thead button");
+const found = { buttons: buttons.length, sort: [] };
+for (const _ of [1, 2]) { buttons[5].click(); found.sort.push(column()); }
+const cell = body.querySelector("td[data-detail]");
+cell.click();
+found.detail = document.getElementById("detail").innerText;
+cell.blur();
+document.getElementById("detail").hidden = true;
+cell.dispatchEvent(new PointerEvent("pointerover", { pointerType: "mouse", bubbles: true }));
+found.hover = document.getElementById("detail").hidden;
+document.getElementById("probe").textContent = JSON.stringify(found);
+</script>
+"""
+
+
 @pytest.fixture
 def probe(tmp_path):
     """Open a page with the probe in it; returns what it found and what the browser wrote to its console."""
 
-    def look(page):
+    def look(page, script=PROBE):
         file = tmp_path / "page.html"
-        file.write_text(page.replace("</body>", PROBE + "</body>"), encoding="utf-8")
+        file.write_text(page.replace("</body>", script + "</body>"), encoding="utf-8")
         done = subprocess.run(
             [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
              "--enable-logging=stderr", "--dump-dom",
@@ -101,6 +122,29 @@ def test_the_page_works_in_a_narrow_window_and_the_console_stays_empty(page, pro
     assert (found["column"], found["hidden"], found["stops"], found["width"]) == (2, True, 1, True)
     assert (found["names"], found["points"], found["fewer"]) == (["at", HOSTILE, "kd", "sp"], 7, 5)
     assert found["lines"] == 3
+
+
+def test_a_papers_table_with_two_header_lines_sorts_and_explains_its_numbers(trained, probe):
+    suite, store = trained(
+        "protocol: sskd\ndataset: cifar100\ntables: sskd-3\ntrials: 2\n"
+        "grid: {teacher: vgg13, student: vgg8, method: [kd, at, sp]}"
+    )
+    report = measured_report([suite], [store])
+    choice = Choice(View.measured)
+    found, console = probe(html(report, analyse(report.rows), [suite], [store], choice), PRINTED)
+    assert (console, found["buttons"]) == ([], 6)
+    empty = ["–"] * 8
+    assert found["sort"] == [
+        ["54.00 (1 of 2)", "52.50 ± 0.71 (2)", "50.50 ± 0.71 (2)", *empty],
+        ["50.50 ± 0.71 (2)", "52.50 ± 0.71 (2)", "54.00 (1 of 2)", *empty],
+    ]
+    assert "n 2 of 2" in found["detail"]
+    assert (
+        suite.runs[4].id in found["detail"]
+        or suite.runs[0].id in found["detail"]
+        or suite.runs[2].id in found["detail"]
+    )
+    assert found["hover"] is False
 
 
 def test_the_probe_sees_errors(page, probe):

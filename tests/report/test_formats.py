@@ -3,15 +3,24 @@
 import re
 import shutil
 import subprocess
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
 from kdbench.report import latex, markdown, terminal
+from kdbench.report.analysis import analyse
 from kdbench.report.assemble import Report, published_report
+from kdbench.report.facts import by_key, run_facts
 from kdbench.report.formats import Format, Style, write_report, write_sheets
+from kdbench.report.layouts import layouts
+from kdbench.report.printed import fill
+from kdbench.report.rows import collect
 from kdbench.report.sheet import Band, Entry, Mark, Sheet, plain, spanning
 from kdbench.report.tables import make_tables
 from kdbench.report.views import View
+from kdbench.suite.load import load_suites
 
 
 SMALL = Sheet(
@@ -33,7 +42,8 @@ def test_equal_neighbours_are_one_entry():
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"), [("a\nb\tc", "a b c"), ("\x1b[31mred", "\ufffd[31mred"), ("a\u202eb\x00", "a\ufffdb\ufffd")]
+    ("text", "shown"),
+    [("a\nb\tc", "a b c"), ("\x1b[31mred", "\ufffd[31mred"), ("a\u202eb\x00\u061c", "a\ufffdb\ufffd\ufffd")],
 )
 def test_plain_text(text, shown):
     assert plain(text) == shown
@@ -62,7 +72,7 @@ def test_latex():
         " & \\multicolumn{2}{c}{both} \\\\\n\\cmidrule(lr){2-3}\nname & x & y \\\\\n\\midrule\na & \\textbf{1} & 2 \\\\",
         "\\midrule\nb & 0 & \\underline{1} \\\\\n\\bottomrule",
         "\\caption{a title. a caption}\n\\label{tab:t-1}",
-        "{\\footnotesize first}",
+        "{\\footnotesize first\\par}",
         "\\begin{tabular}{lcc}\n\\toprule",
     ):
         assert line in text
@@ -95,6 +105,18 @@ def test_a_terminal_shows_marks_as_styles():
     assert "\x1b[1;32m1\x1b[0m" in text
     assert "\x1b[4m1\x1b[0m" in text
     assert "*" not in text
+
+
+@pytest.mark.parametrize(
+    ("format", "style", "shown"),
+    [
+        (Format.markdown, Style(), "**1 (2)** \\| 3 |"), (Format.latex, Style(), "\\textbf{1 (2)} \\textbar{} 3 \\\\"),
+        (Format.terminal, Style(), "*1 (2)* | 3\n"), (Format.terminal, Style(colour=True), "\x1b[1;32m1 (2)\x1b[0m | 3\n"),
+    ],
+)  # fmt: skip
+def test_the_number_behind_the_bar_is_not_marked(format, style, shown):
+    line = (Entry("a"), Entry("1 (2) | 3", Mark.best, behind="| 3"))
+    assert shown in write_sheets([Sheet("t", (Band(((Entry("m"), Entry("x")),), ((line,),)),))], format, style)
 
 
 def test_a_wide_table_goes_on_below_beside_its_labels():
@@ -134,6 +156,7 @@ def test_markdown_is_escaped(text, escaped):
     [
         ("50%_a&b#$", "50\\%\\_a\\&b\\#\\$"), ("\\input{x}", "\\textbackslash{}input\\{x\\}"), ("a--b", "a-{}-b"),
         ("名", "{[}U+540D{]}"),
+        ("χ² ≥ α", "$\\chi$$^2$ $\\geq$ $\\alpha$"),
         ("ü → ±", "ü $\\rightarrow$ $\\pm$"), ("—", "---"), ("[x]", "{[}x{]}"),
         ("a~b^c", "a\\textasciitilde{}b\\textasciicircum{}c"),
     ],
@@ -184,13 +207,50 @@ def test_latex_compiles(tmp_path, hostile, content):
     report, view = (published_report(), View.published) if content == "published" else (hostile, View.both)
     text = write_report(report, Format.latex, view, style=Style(standalone=True))
     (tmp_path / "t.tex").write_text(text, encoding="utf-8")
+    output = compile_latex(tmp_path)
+    pages = int(re.search(r"\((\d+) pages", output)[1])
+    assert pages >= len(report.sheets(view))
+    assert "too large" not in output
+
+
+def compile_latex(folder):
     done = subprocess.run(
         [COMPILER, "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "t.tex"],
-        cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False, timeout=60,
+        cwd=folder, capture_output=True, text=True, errors="replace", check=False, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
-    pages = int(re.search(r"\((\d+) pages", done.stdout)[1])
-    assert pages >= len(report.sheets(view))
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def half_done():
+    """Twelve pairs of networks and a dozen methods, of which every second cell is trained."""
+    suites = load_suites(["semckd_cifar100"], 3)
+    rows = [
+        replace(row, top1=70 + (7 * at % 50) / 10, status="done", reason="") if at // 3 % 2 else row
+        for at, row in enumerate(collect(suites, []))
+    ]
+    measured = by_key(run_facts(rows))
+    return Report([fill(layouts().tables[id], measured) for id in suites[0].tables], rows, [], make_tables(rows))
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no pdflatex on this machine")
+def test_wide_and_long_tables_fit_their_pages(tmp_path, half_done):
+    text = write_report(half_done, Format.latex, style=Style(standalone=True), statistics=analyse(half_done.rows, "kd"))
+    assert "U+" not in text
+    (tmp_path / "t.tex").write_text(text, encoding="utf-8")
+    output = compile_latex(tmp_path)
+    assert "too large" not in output
+    assert not [float(points) for points in re.findall(r"Overfull \\[hv]box \(([\d.]+)pt", output) if float(points) > 1]
+
+
+def test_latex_has_every_character_of_the_projects_own_texts():
+    package = files("kdbench")
+    texts = [file.read_text(encoding="utf-8") for folder in ("report", "suite", "catalogue")
+             for file in Path(str(package / folder)).rglob("*") if file.suffix in (".yaml", ".csv", ".py")
+             and file.name not in ("latex.py", "terminal.py")]  # fmt: skip
+    assert {"χ", "α", "²", "−"} <= set("".join(texts))
+    assert [character for character in sorted(set("".join(texts))) if "U+" in latex.escape(character)] == []
 
 
 @pytest.mark.parametrize("format", [Format.markdown, Format.latex, Format.terminal])

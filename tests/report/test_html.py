@@ -100,8 +100,10 @@ def test_what_stands_behind_a_number(trained):
     assert last["top1"]["low"] == []
 
 
-def test_what_is_not_separable_is_marked(trained):
+def test_what_is_not_separable_is_marked(trained, finish):
     suite, store = trained(SUITE)
+    (run,) = [run for run in suite.runs if (run.method, run.spec.student, run.spec.trial) == ("kd", "resnet8", 0)]
+    finish(store.run(run.id), last=51.0)
     marked = [
         attrs for _, attrs in Elements(make_page(suite, store, Choice(separable=True))).tags if "data-cell" in attrs
     ]
@@ -143,6 +145,28 @@ def test_hostile_names_of_a_suite_stay_text(trained):
     assert not [tag for tag, _ in found.tags if tag == "img"]
     assert len([tag for tag, _ in found.tags if tag == "script"]) == 3
     assert data_of(page)[0]["methods"] == [HOSTILE, "kd"]
+
+
+PAPER = """\
+protocol: semckd
+dataset: cifar100
+trials: 2
+tables: semckd-2
+grid: {teacher: resnet32x4, student: vgg8, method: [kd, at]}
+"""
+
+
+def test_what_stands_behind_a_number_of_a_papers_table(trained):
+    suite, store = trained(PAPER)
+    details = [
+        attrs["data-detail"].split("\n")
+        for _, attrs in Elements(make_page(suite, store)).tags
+        if "data-detail" in attrs
+    ]
+    kd, at = suite.runs[0].id, suite.runs[2].id
+    assert details[0][1:4] == ["mean 50.50, sd 0.71, n 2 of 2", "published 72.73 ± 0.15", f"trial 0: 50.00  {kd}"]
+    assert details[1][1] == "mean 52.00, n 1 of 2"
+    assert details[1][3:] == [f"trial 0: 52.00  {at}", f"trial 1: –  {suite.runs[3].id}", "not run (1 of 2)"]
 
 
 def test_json_cannot_end_its_element():

@@ -83,9 +83,11 @@ def test_pooled_sd_weighs_by_degrees_of_freedom():
     assert pooled_sd([[1.0], []]) is None
 
 
+@pytest.mark.parametrize("tests", [1, 12])
 @pytest.mark.parametrize("trials", [3, 4, 5, 10, 34])
-def test_detectable_effect_has_power_080_by_scipys_noncentral_t(trials):
-    limit, shift = stats.t.ppf(0.975, trials - 1), effect(trials) * math.sqrt(trials)
+def test_detectable_effect_has_power_080_by_scipys_noncentral_t(trials, tests):
+    alpha = 0.05 / tests
+    limit, shift = stats.t.ppf(1 - alpha / 2, trials - 1), effect(trials, alpha) * math.sqrt(trials)
     power = stats.nct.sf(limit, trials - 1, shift) + stats.nct.cdf(-limit, trials - 1, shift)
     assert power == pytest.approx(0.8, abs=1e-3)
 
@@ -98,4 +100,6 @@ def test_detectable_effect_of_two_trials_by_simulation():
 
 def test_detectable():
     assert detectable(2.0, 3) == pytest.approx(2 * 3.264, abs=1e-3)
+    assert detectable(2.0, 3, 12) == pytest.approx(2 * effect(3, 0.05 / 12))
+    assert detectable(1.0, 2, 200) > 1_000
     assert [detectable(None, 3), detectable(1.0, 1), detectable(0.0, 3)] == [None, None, None]

@@ -178,6 +178,15 @@ grid: {teacher: vgg13, student: vgg8, method: [ce, kd, at, sp, vid]}
     assert [entry.mark for entry in column].count(Mark.second) == 2
 
 
+def test_a_column_with_one_number_has_no_mark(load, store, finish):
+    suite = load(
+        "protocol: sskd\ndataset: cifar100\ntables: sskd-3\ntrials: 1\ngrid: {teacher: vgg13, student: vgg8, method: kd}"
+    )
+    finish(store.run(suite.runs[0].id), best=74.0)
+    (sheet,) = measured_report([suite], [store]).sheets(View.measured)
+    assert {entry.mark for line in sheet.lines for entry in line} == {Mark.none}
+
+
 def test_teachers_stand_in_their_row(load, store, finish):
     suite = load(
         "protocol: sskd\ndataset: cifar100\ntables: sskd-3\ntrials: 1\ngrid: {teacher: vgg13, student: vgg8, method: kd}"

@@ -71,7 +71,9 @@ def test_relative_improvement_by_hand():
     assert relative_improvement(73.0, 74.0, 72.0) == -50.0
     assert relative_improvement(75.0, 72.0, 72.0) is None
     assert relative_improvement(75.0, 71.0, 72.0) is None
-    assert average_improvement([(75.0, 74.0, 72.0), (76.0, 74.0, 72.0), (76.0, 70.0, 72.0)]) == Improvement(75.0, 2, 1)
+    assert average_improvement([(75.0, 74.0, 72.0), (76.0, 74.0, 72.0), (76.0, 70.0, 72.0)]) == Improvement(
+        75.0, 2, 1, 2.0
+    )
     assert average_improvement([]) == Improvement(None, 0, 0)
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from kdbench.errors import BadInput
 from kdbench.report.paired import holm, paired_t
+from kdbench.report.power import effect
 from kdbench.report.samples import key_of, samples_by_table
 from kdbench.report.sheet import Mark
 from kdbench.report.statistics import compute, compute_all, not_separable
@@ -88,33 +89,81 @@ def test_over_pairs(rows):
     each, overall = statistics_sheets(statistics, "s")
     header, _, _, line = overall.lines
     assert [entry.text for entry in header] == ["method", "mean rank", "− kd", "won : lost", "Wilcoxon", "ARI over kd"]
-    assert [entry.text for entry in line] == ["at", "1.00", "+3.50 (6)", "6 : 0", "p 0.062", "175.0 %"]
+    assert [entry.text for entry in line] == ["at", "1.00", "+3.50 (6)", "6 : 0", "p 0.062", "175.0 % (6)"]
     assert "Friedman's χ² = 12.00, p 0.002; Nemenyi's critical difference 1.35" in overall.caption
+    assert "of each pair the 2 trials that all these methods have" in overall.caption
+    assert "The smallest b − ce is 2.00 points." in overall.caption
+    assert "Pairs that share a teacher or a student are not independent" in overall.caption
     assert each.width == 7
+
+
+def test_ranks_and_improvements_are_over_common_trials(rows):
+    """A method whose one trial is the easy one is no better for it."""
+    table = {"ce": [70.0, 60.0], "kd": [72.0, 62.0], "at": [71.0, None]}
+    (statistics,) = compute_all(samples_by_table(rows(table, ["a", "b"])))
+    assert statistics.ranking.ranks == {"ce": 3.0, "kd": 1.0, "at": 2.0}
+    assert statistics.ranking.trials == (1, 1)
+    at = statistics.overall[1]
+    assert (at.won, at.lost) == (0, 2)
+    assert (at.over_baseline.percent, at.over_baseline.n, at.over_baseline.least) == (-50.0, 2, 2.0)
+
+
+def test_pairs_without_a_common_trial_have_no_rank(rows):
+    found = rows({"ce": [70.0, None], "kd": [None, 71.0]}, ["a"]) + rows({"ce": [70.0], "kd": [71.0]}, ["b"])
+    (statistics,) = compute_all(samples_by_table(found))
+    assert (statistics.ranking.pairs, statistics.ranking.left_out) == (1, (0, 1))
 
 
 def test_what_is_not_separable_from_the_best(rows):
     methods = {"best": [75.0, 75.5, 76.0], "near": [74.9, 75.6, 75.8], "far": [60.0, 60.4, 61.1], "once": [50.0]}
     samples = samples_by_table(rows(methods))[KEY]
-    assert not_separable(samples, PAIR) == {"best", "near", "once"}
+    assert not_separable(samples, PAIR) == {"best", "near"}
     assert not_separable(samples, ("nothing", "there")) == set()
 
 
-def test_single_trials_separate_nothing(rows):
-    samples = samples_by_table(rows({"kd": [75.0], "at": [60.0], "sp": [None]}))[KEY]
-    assert not_separable(samples, PAIR) == {"kd", "at"}
+@pytest.mark.parametrize(
+    ("methods", "bold"),
+    [
+        ({"kd": [75.0], "at": [60.0], "sp": [None]}, {"kd"}),
+        ({"kd": [75.0], "at": [75.0], "sp": [60.0]}, {"kd", "at"}),
+        ({"kd": [75.0, 76.0], "at": [74.0, 75.0]}, {"kd"}),  # by the same in each trial
+        ({"kd": [75.0, 76.0], "at": [75.0, 76.0]}, {"kd", "at"}),
+        ({"kd": [75.0, 76.0, None, None], "at": [None, None, 75.0, 75.5]}, {"kd"}),
+        ({"kd": [75.0, 76.0], "at": [None, None]}, set()),
+    ],
+)
+def test_what_is_not_tested_is_not_bold_beside_the_best(rows, methods, bold):
+    samples = samples_by_table(rows(methods))[KEY]
+    assert not_separable(samples, PAIR) == bold
 
 
 def test_sheet_of_one_pair(rows):
     (statistics,) = compute_all(samples_by_table(rows(CLEAR)))
     (sheet,) = statistics_sheets(statistics, "title")
     assert sheet.title == "title, against kd on each pair"
-    header, *body, last = sheet.lines
+    header, *body, alone, first = sheet.lines
     assert [entry.text for entry in header] == ["method", "resnet32x4 → resnet8x4"]
     assert [entry.text for entry in body[0]] == ["ce", "-3.00 ± 0.10 (3), p < 0.001"]
-    assert last[1].text == f"{statistics.sensitivity[0].detectable:.2f} (n = 3, sd 0.16)"
+    (sensitivity,) = statistics.sensitivity
+    assert [entry.text for entry in alone] == [
+        "(detectable by one test)",
+        f"{sensitivity.detectable:.2f} (n = 3, sd 0.16)",
+    ]
+    assert [entry.text for entry in first] == ["(detectable at Holm’s first of 2)", f"{sensitivity.corrected:.2f}"]
+    assert sensitivity.corrected == pytest.approx(sensitivity.sd * effect(3, 0.025))
+    assert sensitivity.corrected > sensitivity.detectable
     assert [line[1].mark for line in body] == [Mark.best, Mark.best]
     assert "Holm-corrected over 2 comparisons" in sheet.caption
+    assert "at α = 0.05 / 2" in sheet.caption
+
+
+def test_pairs_without_variation_or_trials_say_which(rows):
+    found = rows({"kd": [70.0] * 3, "at": [71.0] * 3}, ["same"]) + rows({"kd": [70.0], "at": [71.0]}, ["once"])
+    found += rows(CLEAR, ["usual"])
+    (statistics,) = compute_all(samples_by_table(found))
+    sheet, _ = statistics_sheets(statistics, "s")
+    (line,) = [line for line in sheet.lines if line[0].text == "(detectable by one test)"]
+    assert [entry.text for entry in line[1:3]] == ["no variation", "too few trials"]
 
 
 DEGENERATE = {

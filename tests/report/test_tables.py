@@ -11,7 +11,7 @@ from kdbench.report.assemble import Report, measured_report
 from kdbench.report.cells import cell_text, make_cell
 from kdbench.report.csv_text import facts_csv
 from kdbench.report.facts import run_facts
-from kdbench.report.formats import Format, Style, write_report
+from kdbench.report.formats import Bold, Format, Style, write_report
 from kdbench.report.rows import collect
 from kdbench.report.tables import make_tables, table_sheet
 from kdbench.report.views import View
@@ -49,8 +49,23 @@ def test_one_table_for_each_setting(row):
     assert len(tables) == 6
     assert tables[0].methods == ["kd", "at"]
     assert tables[0].pairs == [("resnet32x4", "resnet8x4"), ("resnet32x4", "vgg8")]
-    assert tables[0].best(("resnet32x4", "resnet8x4")) == "at"
-    assert tables[0].best(("resnet32x4", "vgg8")) is None
+    assert tables[0].best(("resnet32x4", "resnet8x4")) == {"at"}
+    assert tables[0].best(("resnet32x4", "vgg8")) == set()
+
+
+def test_equal_means_as_they_are_shown_are_best_alike(row):
+    (table,) = make_tables([row(0, 70.001), row(0, 69.999, method="at"), row(0, 60.0, method="ce")])
+    assert table.best(("resnet32x4", "resnet8x4")) == {"kd", "at"}
+
+
+def test_a_method_called_like_the_teachers_line(row):
+    rows = [
+        row(trial, value, method=method, teacher_top1=90.0)
+        for method, values in {"(teacher)": (50.0, 51.0), "kd": (70.0, 71.5)}.items()
+        for trial, value in enumerate(values)
+    ]
+    body = [line for line in text_of(rows, Format.markdown, bold=Bold.separable).splitlines() if line.startswith("|")]
+    assert ["**" in line for line in body] == [False, False, False, False, True]
 
 
 def test_the_caption_names_rule_protocol_and_trials(row):
@@ -79,16 +94,17 @@ def test_markdown(row):
     body = [line for line in lines if line.startswith("|")]
     assert len(body) == 4
     assert {line.replace("\\|", "").count("|") for line in body} == {3}
-    assert "**74.50 ± 0.71 (2) \\| 74.42 ± 0.05**" in text
+    assert "**74.50 ± 0.71 (2)** \\| 74.42 ± 0.05" in text
     assert "Behind the bar: the published number." in text
     assert "74.42" not in text_of(rows, Format.markdown, View.measured)
 
 
 def test_csv_and_json_come_back(row):
-    names = ["a|b", "=1+1", 'q"uote', "a,b;c", "\\", "ü→名", "-"]
+    names = ["a|b", "=1+1", 'q"uote', "a,b;c", "\\", "ü→名", "-", "+x", "@x"]
     rows = [row(t, v, method=name, best_epoch=3) for name in names for t, v in ((0, 70.123456789), (1, None))]
     found = [line for line in csv.DictReader(io.StringIO(facts_csv(run_facts(rows)))) if line["metric"] == "top1"]
-    assert [line["method"] for line in found] == [each.method for each in rows]
+    shown = {name: f"'{name}" for name in ("=1+1", "-", "+x", "@x")}  # no formula of a spreadsheet
+    assert [line["method"] for line in found] == [shown.get(each.method, each.method) for each in rows]
     assert [float(line["value"]) if line["value"] else None for line in found] == [each.top1 for each in rows]
     data = json.loads(text_of(rows, Format.json))
     assert [line["method"] for line in data["runs"]] == [each.method for each in rows]

@@ -5,7 +5,7 @@ function sortKey(cell) {
   if (cell === undefined) return null;
   if (cell.dataset.value !== undefined) return Number(cell.dataset.value);
   const text = cell.textContent.trim();
-  if (text === "" || text.startsWith("–")) return null;
+  if (text === "" || text === "nan" || /^[–—]/.test(text)) return null;
   const number = /^(?:p\s*[<=]?\s*)?([+-]?\d+(?:\.\d+)?)/.exec(text);
   return number ? Number(number[1]) : text;
 }
@@ -16,12 +16,17 @@ function compareKeys(a, b, direction) {
   return direction * String(a).localeCompare(String(b), "en", { numeric: true });
 }
 
+/* The heading line that has one cell for each column: the last. */
+function headings(table) {
+  return table.tHead.rows[table.tHead.rows.length - 1].cells;
+}
+
 function sortTable(table, column) {
-  const heading = table.tHead.rows[0].cells[column];
+  const heading = headings(table)[column];
   const first = column === 0 ? "ascending" : "descending";
   const second = column === 0 ? "descending" : "ascending";
   const next = { [first]: second, [second]: "none" }[heading.getAttribute("aria-sort")] || first;
-  for (const each of table.tHead.rows[0].cells) each.setAttribute("aria-sort", each === heading ? next : "none");
+  for (const each of headings(table)) each.setAttribute("aria-sort", each === heading ? next : "none");
   for (const body of table.tBodies) {
     const rows = Array.from(body.rows);
     if (next === "none") rows.sort((a, b) => a.dataset.place - b.dataset.place);
@@ -32,10 +37,11 @@ function sortTable(table, column) {
 
 for (const table of document.querySelectorAll("table.sortable")) {
   for (const body of table.tBodies) Array.from(body.rows).forEach((row, place) => { row.dataset.place = place; });
-  Array.from(table.tHead.rows[0].cells).forEach((heading, column) => {
+  Array.from(headings(table)).forEach((heading, column) => {
     const button = document.createElement("button");
     button.type = "button";
     button.append(...heading.childNodes);
+    if (!button.textContent.trim()) button.setAttribute("aria-label", "row");
     button.addEventListener("click", () => sortTable(table, column));
     heading.append(button);
     heading.setAttribute("aria-sort", "none");
@@ -62,8 +68,19 @@ function duration(seconds) {
   return Number((seconds / size).toPrecision(3)) + " " + unit;
 }
 
+const CELL = "td[data-cell], td[data-detail]";
 const detail = document.getElementById("detail");
 let leaving = 0;
+
+/* A cell of a paper's table says in lines what stands behind it, a run id behind two spaces. */
+function describeLines(lines) {
+  add(detail, "strong", lines[0]);
+  for (const line of lines.slice(1)) {
+    const [text, id] = line.split("  ");
+    const element = add(detail, "div", id ? text + "  " : text);
+    if (id) add(element, "code", id);
+  }
+}
 
 function describe(table, number) {
   const cell = table.cells[number];
@@ -87,7 +104,8 @@ function describe(table, number) {
 function show(target) {
   clearTimeout(leaving);
   detail.replaceChildren();
-  describe(DATA[target.closest("table").dataset.table], Number(target.dataset.cell));
+  if (target.dataset.detail) describeLines(target.dataset.detail.split("\n"));
+  else describe(DATA[target.closest("table").dataset.table], Number(target.dataset.cell));
   detail.hidden = false;
   const place = target.getBoundingClientRect();
   const below = place.bottom + 6 + detail.offsetHeight <= window.innerHeight;
@@ -113,24 +131,24 @@ function focusCell(table, cell) {
   show(cell);
 }
 
-for (const table of document.querySelectorAll("table.results")) {
-  const start = table.querySelector("td[data-cell]");
+for (const table of document.querySelectorAll("table.results, table.printed")) {
+  const start = table.querySelector(CELL);
   if (start) start.tabIndex = 0;
   table.addEventListener("pointerover", (event) => {
-    const cell = event.target.closest("td[data-cell]");
+    const cell = event.target.closest(CELL);
     if (cell && event.pointerType === "mouse") show(cell);
   });
   table.addEventListener("pointerout", hideSoon);
   table.addEventListener("click", (event) => {
-    const cell = event.target.closest("td[data-cell]");
+    const cell = event.target.closest(CELL);
     if (cell) focusCell(table, cell);
   });
-  table.addEventListener("focusin", (event) => { if (event.target.matches("td[data-cell]")) show(event.target); });
+  table.addEventListener("focusin", (event) => { if (event.target.matches(CELL)) show(event.target); });
   table.addEventListener("focusout", hideSoon);
   table.addEventListener("keydown", (event) => {
-    const cell = event.target.closest("td[data-cell]");
+    const cell = event.target.closest(CELL);
     const next = cell && event.key.startsWith("Arrow") ? step(cell, event.key) : null;
-    if (next === null || next.dataset.cell === undefined) return;
+    if (next === null || !next.matches(CELL)) return;
     event.preventDefault();
     focusCell(table, next);
   });
@@ -140,7 +158,7 @@ detail.addEventListener("pointerleave", hideSoon);
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
 document.addEventListener("scroll", (event) => {
   if (event.target === detail || detail.hidden) return;
-  if (document.activeElement.matches("td[data-cell]")) show(document.activeElement);
+  if (document.activeElement.matches(CELL)) show(document.activeElement);
   else hide();
 }, { passive: true, capture: true });
 window.addEventListener("beforeprint", () => { for (const each of document.querySelectorAll("details")) each.open = true; });
