@@ -36,13 +36,25 @@ def page(
     return html(report, analyse(report.rows, baseline), suites, stores, choice)
 
 
-def page_options(tables: Sequence[str], view: View, bold: Bold, baseline: str | None, *, published: bool) -> list[str]:
+def page_options(
+    tables: Sequence[str],
+    view: View,
+    bold: Bold,
+    baseline: str | None,
+    tolerance: float = TOLERANCE,
+    *,
+    published: bool,
+    mix_versions: bool = False,
+) -> list[str]:
     """The options of a report that are not as usual."""
     options = ["--published"] * published + _repeated("--table", tables)
     if view is not View.both and not published:
         options += ["--view", view]
     if bold is not Bold.best:
         options += ["--bold", bold]
+    if tolerance != TOLERANCE:
+        options += ["--tolerance", f"{tolerance:g}"]
+    options += ["--mix-versions"] * mix_versions
     return options + (["--baseline", baseline] if baseline else [])
 
 
