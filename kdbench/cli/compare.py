@@ -29,9 +29,6 @@ def compare(
     from kdbench.report import comparison
     from kdbench.report.formats import write_sheets
 
-    for folder in (first, second):
-        if not folder.is_dir():
-            raise BadInput(f"{folder}: no such results folder")
     if format in (Format.csv, Format.json, Format.html):
         raise BadInput(
             f"--format {format}: compare prints tables as terminal, markdown or latex; kdbench report has {format}"

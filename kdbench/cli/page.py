@@ -41,20 +41,20 @@ def page_options(
     view: View,
     bold: Bold,
     baseline: str | None,
+    tolerance: float = TOLERANCE,
     *,
     published: bool,
-    tolerance: float = TOLERANCE,
     mix_versions: bool = False,
 ) -> list[str]:
     """The options of a report that are not as usual."""
     options = ["--published"] * published + _repeated("--table", tables)
     if view is not View.both and not published:
         options += ["--view", view]
-    if tolerance != TOLERANCE:
-        options += ["--tolerance", repr(tolerance)]
-    options += ["--mix-versions"] * mix_versions
     if bold is not Bold.best:
         options += ["--bold", bold]
+    if tolerance != TOLERANCE:
+        options += ["--tolerance", f"{tolerance:g}"]
+    options += ["--mix-versions"] * mix_versions
     return options + (["--baseline", baseline] if baseline else [])
 
 

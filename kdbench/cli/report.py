@@ -74,12 +74,16 @@ def report(
         raise BadInput(f"--standalone is for --format latex, not {format}")
     if (statistics or baseline) and format is Format.csv:
         raise BadInput("--statistics has no CSV: its numbers are in --format json")
+    if published:
+        _refuse_beside_published(suites, results, trials, only, statistics, baseline, tiny)
+        view = _published_view(view, changed=bold is not Bold.best or mix_versions or tolerance != TOLERANCE)
+    else:
+        _refuse_ignored(format, view, bold, tolerance)
     names = list(dict.fromkeys(map(table_name, table or ())))
     loaded: list[Suite] = []
     stores: list[Store] = []
     if published:
-        _refuse_beside_published(suites, results, trials, only, statistics, baseline, tiny)
-        content, view = published_report(names), View.published
+        content = published_report(names)
     else:
         if tiny and view not in (View.both, View.measured):
             raise BadInput(f"--view {view}: the numbers of --tiny are compared with none. Leave one of the two out")
@@ -87,9 +91,7 @@ def report(
         _tell_conflicts(loaded, stores)
         content = measured_report(loaded, stores, names, mix_versions=mix_versions)
     if format is Format.html:
-        options = page_options(
-            names, view, bold, baseline, published=published, tolerance=tolerance, mix_versions=mix_versions
-        )
+        options = page_options(names, view, bold, baseline, tolerance, published=published, mix_versions=mix_versions)
         named = suites or [suite.name for suite in loaded]
         commands = command_lines(named, results or (), trials, only or (), options, tiny=tiny)
         text = page(content, loaded, stores, commands, view=view, tolerance=tolerance, bold=bold, baseline=baseline)
@@ -123,6 +125,9 @@ def load(
     from kdbench.suite.load import load_suites
 
     folders = results or [Path("results")]
+    for folder in folders:
+        if not folder.is_dir() and (results or folder.exists()):  # before the first run there is no folder yet
+            raise BadInput(f"{folder}: no such results folder")
     loaded = load_suites(suites, trials, tiny=tiny) if suites else _with_results(folders, trials, tiny)
     return select(loaded, only), [Store(folder) for folder in folders]
 
@@ -152,6 +157,28 @@ def _refuse_beside_published(*given: object) -> None:
         raise BadInput(
             "--published prints the papers' numbers alone: leave out suites, --results, --trials, --only, --tiny and "
             "--statistics, or take --view published for the tables of a suite"
+        )
+
+
+def _published_view(view: View, *, changed: bool) -> View:
+    if changed or view not in (View.both, View.published):
+        raise BadInput(
+            "--published prints the papers' numbers alone: leave out --view, --bold, --tolerance and --mix-versions"
+        )
+    return View.published
+
+
+def _refuse_ignored(format: Format, view: View, bold: Bold, tolerance: float) -> None:
+    """Refuse options that would change nothing."""
+    data, measured = format in (Format.csv, Format.json), view in (View.measured, View.both)
+    if data and view is not View.both and not (view is View.published and format is Format.csv):
+        held = "both numbers of each cell, difference and verdict" if format is Format.json else "measured values"
+        raise BadInput(f"--view {view}: --format {format} holds {held}: leave out --view")
+    if bold is Bold.separable and (data or not (measured or format is Format.html)):
+        raise BadInput(f"--bold {bold}: nothing is bold in --format {format} with --view {view}: leave out --bold")
+    if tolerance != TOLERANCE and view is not View.verdict and format is not Format.json:
+        raise BadInput(
+            f"--tolerance {tolerance:g}: only --view verdict and --format json judge: name one, or leave it out"
         )
 
 

@@ -51,7 +51,7 @@ def published_report(tables: Sequence[str] = ()) -> Report:
 def measured_report(
     suites: Sequence[Suite], stores: Sequence[Store], tables: Sequence[str] = (), *, mix_versions: bool = False
 ) -> Report:
-    """The named tables alone, or those that the suites fill and generic tables of whatever stands in none of these.
+    """The named tables alone with their runs and values, or those that the suites fill and generic ones of all the rest.
 
     Raises KdbenchError where numbers of incompatible versions of kdbench would stand in one table.
     """
@@ -63,16 +63,19 @@ def measured_report(
     tiny = any(suite.tiny for suite in suites)
     absent = why_absent(suites, facts)
     printed = [_noted(fill(layouts().tables[id], measured, absent, tiny=tiny), rows) for id in wanted]
-    rest = [] if tables else make_tables(_beyond(rows, printed, suites), stores)
     shown = {(fact.run_id, fact.metric) for table in printed for fact in table.facts}
+    if tables:
+        rows = _standing_in(printed, rows)
+        facts = [fact for fact in facts if (fact.run_id, fact.metric) in shown]
+    rest = [] if tables else make_tables(_beyond(rows, printed, suites), stores)
     apart = measurement_tables(fact for fact in asked if (fact.run_id, fact.metric) not in shown and not tables)
     if not mix_versions:
         for table in printed:
             check_versions(table.layout.id, table.versions)
         for generic in make_tables(rows, stores):  # HTML and statistics show all rows, not only the rest
             check_versions(generic.title, generic.versions)
-        for measured_table in apart:
-            check_versions(measured_table.title, measured_table.versions)
+        for measurement in apart:
+            check_versions(measurement.title, measurement.versions)
     return Report(printed, rows, facts, rest, apart)
 
 
@@ -81,6 +84,14 @@ def _beyond(rows: Sequence[Row], printed: Sequence[PrintedTable], suites: Sequen
     filling = {suite.name for suite in suites if suite.tables}
     shown = {fact.run_id for table in printed for fact in table.facts}
     return [row for row in rows if not (row.paper and row.run_id in shown and row.suite in filling)]
+
+
+def _standing_in(printed: Sequence[PrintedTable], rows: Sequence[Row]) -> list[Row]:
+    """The rows that stand in tables; a plain student's, which is every teacher's, only beside others of its teacher."""
+    shown = {fact.run_id for table in printed for fact in table.facts}
+    found = [row for row in rows if row.run_id in shown]
+    pairs = {(row.suite, row.teacher, row.student) for row in found if row.key.teacher}
+    return [row for row in found if not pairs or (row.suite, row.teacher, row.student) in pairs]
 
 
 def _noted(table: PrintedTable, rows: Iterable[Row]) -> PrintedTable:

@@ -89,17 +89,17 @@ def warning(protocols: Iterable[str]) -> list[str]:
     return ["tiny runs on a few digits in the data's place, so these numbers mean nothing"] if tiny else []
 
 
-def empty_cells(lacking: Iterable[tuple[str, str]]) -> list[str]:
-    """Why cells are empty or short of trials, one line per kind of reason, from each cell's place and reason."""
-    return at_most((f"{some(found)}: {reason}" for found, reason in by_reason(lacking)))
+def empty_cells(lacking: Iterable[tuple[str, str]], *, exactly: bool = False) -> list[str]:
+    """Why cells are empty or short of trials, from each cell's place and reason: one line per kind, or per exact reason."""
+    return at_most(f"{some(found)}: {reason}" for found, reason in by_reason(lacking, exactly=exactly))
 
 
-def by_reason(lacking: Iterable[tuple[T, str]]) -> list[tuple[list[T], str]]:
+def by_reason(lacking: Iterable[tuple[T, str]], *, exactly: bool = False) -> list[tuple[list[T], str]]:
     """The places that lack for the same kind of reason. Where only paths and counts differ, the kind alone is named."""
     kinds: dict[str, list[tuple[T, str]]] = {}
     for place, reason in lacking:
         if reason:
-            kinds.setdefault(_kind(reason), []).append((place, reason))
+            kinds.setdefault(reason if exactly else _kind(reason), []).append((place, reason))
     found = []
     for kind, each in kinds.items():
         reasons = {reason for _, reason in each}

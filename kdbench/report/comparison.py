@@ -85,7 +85,7 @@ def _sheet(setting: Setting, table: _Table, names: tuple[str, str]) -> Sheet | N
         _title(setting),
         (Band((header,), (tuple(lines),)),),
         caption=_caption(setting, table, list(cells.values()), names),
-        notes=tuple(empty_cells([*lonely, *table.elsewhere])),
+        notes=tuple(empty_cells([*lonely, *table.elsewhere], exactly=True)),
     )
 
 

@@ -104,9 +104,17 @@ def test_report_to_a_file(kdbench, suite_file, finished, tmp_path):
     assert kdbench("report", suite_file, "-o", ".").returncode == 2
 
 
-def test_report_of_several_results(kdbench, suite_file, finished):
+def test_report_of_several_results(kdbench, suite_file, finished, tmp_path):
+    (tmp_path / "none").mkdir()
     done = kdbench("report", suite_file, "--results", "none", "--results", "results")
     assert "43.21" in done.stdout
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "own.yaml"])
+def test_results_that_are_no_folder(kdbench, suite_file, folder):
+    done = kdbench("report", suite_file, "--results", folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{folder}: no such results folder" in done.stderr
 
 
 def test_a_suite_named_twice_counts_once(kdbench, suite_file, finished):

@@ -95,6 +95,14 @@ def test_named_tables_come_alone(few, store):
     assert lines(sheet)["KD"][0] == "72.85 ± 0.07 (2) | 72.73 ± 0.15"
 
 
+def test_named_tables_come_with_their_runs_alone(few, store):
+    report = measured_report([few], [store], ["semckd-2"])
+    assert {(row.method, row.setting) for row in report.rows} == {("ce", ""), ("kd", ""), ("at", "")}
+    assert {fact.setting for fact in report.facts} == {""}
+    assert {fact.metric for fact in report.facts} == {"top1"}
+    assert len(report.rows) == 6
+
+
 def test_empty_cells_say_why(few, store):
     (failed,) = [
         run for run in few.runs[:18] if run.method == "at" and run.spec.scenario.label_noise and not run.spec.trial
