@@ -8,8 +8,9 @@ import subprocess
 import pytest
 
 from kdbench.report.analysis import analyse
-from kdbench.report.assemble import measured_report
+from kdbench.report.assemble import Report, measured_report
 from kdbench.report.html import Choice, html
+from kdbench.report.tables import make_tables
 from kdbench.report.views import View
 
 
@@ -151,3 +152,20 @@ def test_the_probe_sees_errors(page, probe):
     _, console = probe(page.replace("</body>", "<script>console.error('seen')</script></body>"))
     assert len(console) == 1
     assert "seen" in console[0]
+
+
+@pytest.mark.skipif(shutil.which("pdftotext") is None, reason="needs pdftotext, to read the print")
+def test_a_printed_table_repeats_its_headings_on_the_next_page(row, tmp_path):
+    rows = [row(0, 50.0, method=f"m{at}", status="missing") for at in range(150)]
+    report = Report([], rows, [], make_tables(rows))
+    file, pdf = tmp_path / "page.html", tmp_path / "page.pdf"
+    file.write_text(html(report, analyse(rows), [], [], Choice()), encoding="utf-8")
+    subprocess.run(
+        [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+         "--no-pdf-header-footer", f"--user-data-dir={tmp_path / 'profile'}", f"--print-to-pdf={pdf}", file.as_uri()],
+        capture_output=True, timeout=120, check=True,
+    )  # fmt: skip
+    text = subprocess.run(["pdftotext", "-layout", pdf, "-"], capture_output=True, text=True, check=True).stdout
+    second = text.split("\f")[1].split()
+    assert {"method", "resnet32x4", "resnet8x4"} <= set(second[:5])
+    assert "m149" in text
