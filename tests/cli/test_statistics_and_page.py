@@ -91,15 +91,13 @@ def test_html_to_a_file(kdbench, several, tmp_path):
         "method=kd,at",
         "--bold",
         "separable",
-        "--tolerance",
-        "0.7",
         "--mix-versions",
     )
     assert (done.returncode, done.stdout) == (0, "")
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert text.startswith("<!DOCTYPE html>")
     assert f"kdbench run {several} --only method=kd,at\n" in text
-    assert "--only method=kd,at -f html --tolerance 0.7 --mix-versions --bold separable -o report.html" in text
+    assert "--only method=kd,at -f html --mix-versions --bold separable -o report.html" in text
     assert text.rstrip().endswith("</html>")
 
 

@@ -51,7 +51,10 @@ protocol: semckd
 dataset: cifar100
 trials: 2
 grid:
-  - {teacher: resnet32x4, student: vgg8, method: [ce, kd], scenario: [{fraction: 1.0}, {fraction: 0.25}, {label_noise: 0.1, noise: all}]}  # noqa: E501
+  - teacher: resnet32x4
+    student: vgg8
+    method: [ce, kd]
+    scenario: [{fraction: 1.0}, {fraction: 0.25}, {label_noise: 0.1, noise: all}]
 """
 
 

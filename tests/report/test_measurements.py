@@ -115,8 +115,8 @@ def test_their_tables_say_how_and_why_they_are_short(measured, store):
     report = measured_report([replace(measured, tables=())], [store])
     sheets = {sheet.title: sheet for sheet in report.measurement_sheets(View.both)}
     likeness, probes = (
-        sheets["measured with vgg13, pretrained teacher"],
-        sheets["measured with wrn-40-2, pretrained teacher"],
+        sheets["measured with vgg13, pretrained teacher, trained on cifar100"],
+        sheets["measured with wrn-40-2, pretrained teacher, trained on cifar100"],
     )
     assert probes.caption == (
         "Measured on finished networks, mean ± sd (n); protocol sskd; probes by best epoch, chosen by test accuracy; "
@@ -150,5 +150,5 @@ def test_separable_marks_stay_in_the_tables_of_accuracies(measured, store):
 def test_the_page_shows_them(measured, store):
     suite = replace(measured, tables=())
     report = measured_report([suite], [store])
-    assert "measured with vgg13, pretrained teacher" in page(report, [suite], [store])
+    assert "measured with vgg13, pretrained teacher, trained on cifar100" in page(report, [suite], [store])
     assert "measured with vgg13" not in page(report, [suite], [store], view=View.verdict)
