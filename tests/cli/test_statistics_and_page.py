@@ -97,7 +97,7 @@ def test_html_to_a_file(kdbench, several, tmp_path):
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert text.startswith("<!DOCTYPE html>")
     assert f"kdbench run {several} --only method=kd,at\n" in text
-    assert "--only method=kd,at -f html --mix-versions --bold separable -o report.html" in text
+    assert "--only method=kd,at -f html --bold separable --mix-versions -o report.html" in text
     assert text.rstrip().endswith("</html>")
 
 
