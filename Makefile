@@ -27,7 +27,7 @@ lint: $(READY)
 smoke: $(READY)
 	$(KDBENCH) run smoke --results $(VENV)/smoke
 
-# One suite after the other: the students of a cohort are in memory together, and suites that share a teacher share cohorts.
+# One suite after the other, each with its own table; they share a results folder, and so their runs.
 SUITES ?= $(patsubst suites/%.yaml,%,$(wildcard suites/*.yaml))
 tiny: $(READY)
 	@for suite in $(SUITES); do \

@@ -34,6 +34,10 @@ Jobs = Annotated[
 Download = Annotated[bool, typer.Option("--download", help="Fetch data sets and published weights that are missing.")]
 
 
+TINY_COHORT = 10
+"""Runs of a tiny cohort at most: a teacher's pass costs little there, and SemCKD's learners half a gigabyte each."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where things are and on what they run. ``weights``: files of weights by SHA-256, beside those that suites name."""
@@ -88,7 +92,13 @@ def work(suites: Sequence[Suite], teachers: Sequence[TeacherSpec], place: Place,
     specs = [spec for suite in suites for spec in suite.specs.values()]
     measurements = [each.spec for suite in suites for each in suite.measurements]
     lay_out = partial(
-        make_plan, specs, store, retry_diverged=place.retry_diverged, teachers=teachers, measurements=measurements
+        make_plan,
+        specs,
+        store,
+        retry_diverged=place.retry_diverged,
+        teachers=teachers,
+        measurements=measurements,
+        largest=TINY_COHORT if any(suite.tiny for suite in suites) else None,
     )
     plan = lay_out()
     if not plan.runs and not plan.teachers and not plan.measurements:

@@ -105,11 +105,12 @@ def make_plan(
     retry_diverged: bool = False,
     teachers: Iterable[TeacherSpec] = (),
     measurements: Iterable[ProbeSpec | SimilaritySpec] = (),
+    largest: int | None = None,
 ) -> Plan:
     """Plan the runs that have no result yet, and the ``teachers`` that are wanted whether or not such a run needs them.
 
     Runs whose students teach others, or are measured, are added where they are needed. What diverged, run or teacher, stays
-    so unless ``retry_diverged``; what would be measured on it is left out.
+    so unless ``retry_diverged``; what would be measured on it is left out. No cohort has more than ``largest`` runs.
     """
     asked = {spec.id: spec for spec in measurements}
     unmeasured = [spec for spec in asked.values() if store.measured(spec) is None]
@@ -128,7 +129,8 @@ def make_plan(
     wanted = [*(need for spec in (*todo.values(), *unmeasured) for need in spec.needs), *teachers]
     needed = {stage.id: stage for teacher in wanted for stage in teacher.stages}
     missing = [teacher for id, teacher in needed.items() if not store.teacher(id).done()]
-    cohorts = [cohort for part in by_depth(group(todo.values())) for cohort in split(part, slots)]
+    grouped = by_depth(group(todo.values()))
+    cohorts = [cohort for part in grouped for cohort in split(limited(part, largest or len(todo)), slots)]
     ready = len(needed) - len(missing)
     return Plan(tuple(missing), tuple(cohorts), done, ready, tuple(unmeasured), len(asked) - len(unmeasured))
 
@@ -183,6 +185,14 @@ def group(specs: Iterable[RunSpec]) -> list[Cohort]:
         target = hosts.get(_stream(spec))
         (alone.setdefault(_stream(spec), []) if target is None else target).append(spec)
     return [Cohort(tuple(runs)) for runs in (*with_teacher.values(), *alone.values())]
+
+
+def limited(cohorts: Iterable[Cohort], largest: int) -> list[Cohort]:
+    """Halve cohorts until none has more than ``largest`` runs: they are in memory together."""
+    found: list[Cohort] = []
+    for cohort in cohorts:
+        found += [cohort] if len(cohort.runs) <= largest else limited(_halves(cohort), largest)
+    return found
 
 
 def split(cohorts: list[Cohort], slots: int) -> list[Cohort]:

@@ -8,6 +8,7 @@ import pytest
 from kdbench.plan.plan import Cohort, auxiliaries_of, group, make_plan, schedule, split
 from kdbench.store.record import Accuracy, Failure, Result
 from kdbench.store.store import Store
+from kdbench.suite.load import find_suite, load_suite
 from kdbench.suite.specs import DatasetSpec, HeadSpec, PartSpec, Recipe, RunSpec, TeacherSpec, TermUse
 
 
@@ -266,3 +267,10 @@ def test_a_diverged_auxiliary_settles_what_it_would_teach(tmp_path):
     store.run(spec.teacher.student.id).fail(Failure(kind="diverged", epoch=3, reason="the loss is not finite"))
     assert make_plan([spec], store).runs == 0
     assert make_plan([spec], store, retry_diverged=True).runs == 2
+
+
+def test_no_cohort_has_more_runs_than_the_largest(tmp_path):
+    suite = load_suite(find_suite("crd_different"), trials=1)
+    plan = make_plan(suite.specs.values(), Store(tmp_path), largest=10)
+    assert max(len(cohort.runs) for cohort in plan.cohorts) <= 10
+    assert {run.id for cohort in plan.cohorts for run in cohort.runs} == suite.specs.keys()
