@@ -34,8 +34,8 @@ Jobs = Annotated[
 Download = Annotated[bool, typer.Option("--download", help="Fetch data sets and published weights that are missing.")]
 
 
-TINY_COHORT = 10
-"""Runs of a tiny cohort at most: a teacher's pass costs little there, and SemCKD's learners half a gigabyte each."""
+TINY_COHORT = 6
+"""Runs of a tiny cohort at most: a teacher's pass costs little there, and SemCKD's learners up to 0.8 gigabytes each."""
 
 
 @dataclass(frozen=True)
