@@ -35,7 +35,10 @@ def run(
         bool, typer.Option("--retry-diverged", help="Try runs again whose loss diverged.")
     ] = False,
     checkpoint_seconds: Annotated[
-        float, typer.Option("--checkpoint-seconds", min=0.0, help="Save a resume point when the last one is this old.")
+        float,
+        typer.Option(
+            "--checkpoint-seconds", min=0.0, help="Save a resume point when the last one is this old; 0: always."
+        ),
     ] = 30.0,
     format: FormatOption = Format.terminal,
 ) -> None:

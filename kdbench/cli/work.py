@@ -131,7 +131,7 @@ def work(suites: Sequence[Suite], teachers: Sequence[TeacherSpec], place: Place,
 
 @contextmanager
 def _signals(pool: Pool) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) lets the workers finish the epoch and save, the second ends them at once."""
+    """The first Ctrl-C (or SIGTERM) lets the workers finish the step and save, the second ends them at once."""
     count = 0
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -52,8 +52,10 @@ class Batches(Protocol):
     def __len__(self) -> int:
         """Images per epoch."""
 
-    def epoch(self, epoch: int, *, taught: bool = True, transforms: Sequence[str] = ()) -> Iterator[Batch]:
-        """The batches of an epoch, counted from 1.
+    def epoch(
+        self, epoch: int, *, taught: bool = True, transforms: Sequence[str] = (), first: int = 0
+    ) -> Iterator[Batch]:
+        """The batches of an epoch, counted from 1, from batch number ``first`` on, counted from 0.
 
         ``taught`` says whether a teacher looks on, ``transforms`` which copies of the images are made.
         """

@@ -24,10 +24,12 @@ class FeatureStream:
         """Images per epoch."""
         return len(self.labels)
 
-    def epoch(self, epoch: int, *, taught: bool = True, transforms: Sequence[str] = ()) -> Iterator[Batch]:
+    def epoch(
+        self, epoch: int, *, taught: bool = True, transforms: Sequence[str] = (), first: int = 0
+    ) -> Iterator[Batch]:
         """The batches of an epoch, counted from 1."""
         order = torch.randperm(len(self), generator=generator("features", *self.seed, epoch))
-        for indices in torch.split(order.to(self.labels.device), self.batch):
+        for indices in torch.split(order.to(self.labels.device), self.batch)[first:]:
             yield Batch(images=self.features[indices], labels=self.labels[indices], indices=indices)
 
 

@@ -143,17 +143,19 @@ class FileStream:
         """Images per epoch."""
         return self.labels.shape[0]
 
-    def epoch(self, epoch: int, *, taught: bool = True, transforms: Sequence[str] = ()) -> Iterator[Batch]:
+    def epoch(
+        self, epoch: int, *, taught: bool = True, transforms: Sequence[str] = (), first: int = 0
+    ) -> Iterator[Batch]:
         """The batches of an epoch, counted from 1. Without a teacher that looks on, its view is left out.
 
         Each of the copies that ``transforms`` names is a cut of its own, with a flip of its own.
         """
         order = torch.randperm(len(self), generator=generator("epoch", *self.seed, epoch))
-        parts = _split(order, self.batch)
+        parts = _split(order, self.batch)[first:]
         answers = self.load([(epoch, taught, bool(transforms), part.tolist()) for part in parts])
         copiers = {name: Copier(name, len(self), (*self.seed, epoch)) for name in transforms}
         normalise = self.normalise if taught else self.normalise[:1]
-        for number, (part, stacks) in enumerate(zip(parts, answers, strict=True)):
+        for number, (part, stacks) in enumerate(zip(parts, answers, strict=True), first):
             indices = part.to(self.device)
             images = [each(stack) for each, stack in zip(normalise, stacks, strict=False)]
             crops, start = stacks[len(images) :], number * self.batch

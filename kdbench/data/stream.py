@@ -53,7 +53,9 @@ class Stream:
         """Images per epoch."""
         return self.labels.shape[0]
 
-    def epoch(self, epoch: int, *, taught: bool = True, transforms: Sequence[str] = ()) -> Iterator[Batch]:
+    def epoch(
+        self, epoch: int, *, taught: bool = True, transforms: Sequence[str] = (), first: int = 0
+    ) -> Iterator[Batch]:
         """The batches of an epoch, counted from 1. Without a teacher that looks on, its view is left out.
 
         What is drawn for the copies that ``transforms`` names is drawn apart: the images are the same with and without. A
@@ -72,7 +74,7 @@ class Stream:
             viewer.draw(COPIES * count, generator("copies", role, *self.seed, epoch))[0]
             for role, viewer in enumerate(viewers if copiers else [])
         ]
-        for start in range(0, count, self.batch):
+        for start in range(first * self.batch, count, self.batch):
             part = slice(start, start + self.batch)
             indices = order[part]
             seen = [

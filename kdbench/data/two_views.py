@@ -37,27 +37,31 @@ class TwoViews:
         """Images per epoch, each seen twice."""
         return self.labels.shape[0]
 
-    def epoch(self, epoch: int, *, taught: bool = False, transforms: Sequence[str] = ()) -> Iterator[Batch]:
+    def epoch(
+        self, epoch: int, *, taught: bool = False, transforms: Sequence[str] = (), first: int = 0
+    ) -> Iterator[Batch]:
         """The batches of an epoch, counted from 1. No teacher looks on, and there are no further copies."""
         draw = generator("two views", *self.seed, epoch)
         order = torch.randperm(len(self), generator=draw).to(self.device)
         batch = self.how.recipe.batch
-        for start in range(0, len(self), batch):
-            indices = order[start : start + batch].repeat(2)
-            crops = self._crop(self.images[indices].float() / 255, draw)
-            views = self._recolour(crops, draw)
+        for number, part in enumerate(torch.split(order, batch)):
+            indices = part.repeat(2)
+            where = torch.rand(5, len(indices), generator=draw)
+            colours = torch.rand(6, len(indices), 1, 1, 1, generator=draw)
+            if number < first:
+                continue
+            crops = self._crop(self.images[indices].float() / 255, where.to(self.device))
+            views = self._recolour(crops, colours.to(self.device))
             yield Batch(self.normalise(views.mul_(255)), self.labels[indices], indices)
 
-    def _crop(self, images: Tensor, draw: torch.Generator) -> Tensor:
-        uniform = torch.rand(5, len(images), generator=draw).to(self.device)
+    def _crop(self, images: Tensor, uniform: Tensor) -> Tensor:
         area = self.how.smallest_crop + (1 - self.how.smallest_crop) * uniform[0]
         flip = uniform[4] < 0.5 if self.how.recipe.flip else None
         ratio = log_uniform(uniform[1], 4 / 3)
         return cut(images, area, ratio, uniform[2], uniform[3], flip, self.how.recipe.size)
 
-    def _recolour(self, images: Tensor, draw: torch.Generator) -> Tensor:
+    def _recolour(self, images: Tensor, uniform: Tensor) -> Tensor:
         """Brightness, contrast, saturation and hue of images [N, 3, H, W] of values 0–1."""
-        uniform = torch.rand(6, len(images), 1, 1, 1, generator=draw).to(self.device)
         changed = uniform[4] < 0.8
         strength = 0.8 * self.how.colour
         brightness, contrast, saturation = (

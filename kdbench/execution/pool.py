@@ -58,7 +58,7 @@ class Pool:
         self.killed = False
 
     def stop(self) -> None:
-        """Let every worker finish its epoch and save; no new job is started. May be called from a signal handler."""
+        """Let every worker finish its step and save; no new job is started. May be called from a signal handler."""
         self.result.interrupted = True
 
     def kill(self) -> None:
@@ -88,7 +88,7 @@ class Pool:
     def _tell_workers(self) -> None:
         if not self.told:
             self.told = True
-            self._say("Finishing the epoch and saving; Ctrl-C again stops at once." if self.result.interrupted else "")
+            self._say("Saving and stopping; Ctrl-C again stops at once." if self.result.interrupted else "")
             for worker in self.workers.values():
                 worker.send({"stop": True})
 

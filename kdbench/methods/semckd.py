@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import product
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from kdbench.data.batch import Batch, Batches
@@ -60,6 +61,9 @@ class SemCKD(Term):
     full_batches = True
     version = 1
 
+    attention: Tensor
+    attentive_images: Tensor
+
     def __init__(
         self,
         setting: Setting,
@@ -97,8 +101,8 @@ class SemCKD(Term):
             self.errors = Values(len(sources), len(targets), batch)
         else:
             self.errors = Projections(sources, targets)
-        self._weights: Tensor | float = 0.0
-        self._images = 0
+        self.register_buffer("attention", torch.zeros(len(sources), len(targets), dtype=torch.float64))
+        self.register_buffer("attentive_images", torch.zeros((), dtype=torch.int64))
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the weighted error of all pairs of stages. Raises ValueError for a batch that is not full."""
@@ -106,19 +110,21 @@ class SemCKD(Term):
             raise ValueError(f"semckd was built for batches of {self.setting.batch_size} images, not {len(batch)}")
         sources, targets = self._maps(student, teacher)
         weights = self.allocation(sources, targets)
-        self._weights = self._weights + weights.detach().double().sum(0)
-        self._images += len(batch)
+        self.attention += weights.detach().double().sum(0)
+        self.attentive_images += len(batch)
         return semckd_loss(self.errors(sources, targets), weights)
 
     def begin_epoch(self, epoch: int, student: Backbone, teacher: Backbone, stream: Batches) -> None:
         """Forget the last epoch's attention."""
-        self._weights, self._images = 0.0, 0
+        self.attention.zero_()
+        self.attentive_images.zero_()
 
     def epoch_facts(self) -> dict[str, Any]:
         """Return the mean of a_st[b] over the epoch's images as ``attention``: a row for each student stage."""
-        if not isinstance(self._weights, Tensor):
+        if not self.attentive_images:
             return {}
-        return {"attention": [[round(a, 6) for a in row] for row in (self._weights / self._images).tolist()]}
+        mean = self.attention / self.attentive_images
+        return {"attention": [[round(a, 6) for a in row] for row in mean.tolist()]}
 
     def associations(self, student: Outputs, teacher: Outputs) -> list[Association]:
         """Return all pairs with their attention; what the projections make of the student's maps is compared."""

@@ -41,6 +41,7 @@ class Setting:
 class Term(nn.Module):
     """One loss. Its parameters, if any, train with the student's optimiser; its buffers are saved with the run.
 
+    Training may stop after any step and go on in another process: what changes on the way is a parameter or a buffer.
     Hyper-parameters are the keyword-only arguments of ``__init__``, annotated, with defaults: a suite file may set
     exactly these. The class constants below are read from the source without importing it, so they are literals.
     """

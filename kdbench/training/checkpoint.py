@@ -25,12 +25,14 @@ from kdbench.training.learner import Learner, Progress
 
 
 def save_checkpoint(learner: Learner, guide_state: dict[str, Any]) -> None:
-    """Store everything that the learner needs to go on after its last epoch, and its metrics so far."""
+    """Store everything that the learner needs to go on after its last step, and its metrics so far."""
+    started = time.monotonic()
     state = {
         "network": learner.weights_now(),
         "terms": learner.terms.state_dict(),
         "optimiser": learner.optimiser.state_dict(),
         "progress": asdict(learner.progress),
+        "sums": learner.sums,
         "best_weights": learner.best_weights,
         "guide": guide_state,
         "made_on": learner.made_on,
@@ -41,6 +43,7 @@ def save_checkpoint(learner: Learner, guide_state: dict[str, Any]) -> None:
     write_atomically(learner.record.state_file, lambda file: _write(file, hashlib.sha256(content).digest(), content))
     learner.record.write_metrics(learner.progress.metrics)
     learner.saved_at = time.monotonic()
+    learner.save_seconds = learner.saved_at - started
 
 
 def load_checkpoint(learner: Learner) -> tuple[dict[str, Any], str]:
@@ -62,7 +65,7 @@ def load_checkpoint(learner: Learner) -> tuple[dict[str, Any], str]:
         learner.terms.load_state_dict(state["terms"])
         learner.go_to(Progress(**state["progress"]))
         learner.optimiser.load_state_dict(state["optimiser"])
-        learner.best_weights = state["best_weights"]
+        learner.sums, learner.best_weights = state["sums"], state["best_weights"]
         guide: dict[str, Any] = state["guide"]
     except Exception as error:
         if out_of_memory(error):
@@ -70,7 +73,8 @@ def load_checkpoint(learner: Learner) -> tuple[dict[str, Any], str]:
         reason = str(error).partition("\n")[0] or type(error).__name__
         message = f"{path}: cannot be used ({reason}); set aside as {set_aside(path).name}, training starts again"
         raise DamagedCheckpoint(message) from None
-    return guide, f"goes on after epoch {learner.progress.epoch}"
+    done = learner.progress
+    return guide, f"goes on after epoch {done.epoch}" + (f" and {done.batches} batches" if done.batches else "")
 
 
 _DIGEST = hashlib.sha256().digest_size

@@ -1,4 +1,4 @@
-"""The two jobs of a worker: train a teacher, train a cohort. Both can stop after any epoch and go on later."""
+"""The two jobs of a worker: train a teacher, train a cohort. Both can stop after any step and go on later."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def _train_together(specs: Sequence[RunSpec], shop: Workshop) -> bool:
     enrolled = {id: entry for id, entry in entries.items() if entry is not None}
     taught = [(learner, state) for learner, state in enrolled.values() if learner.reads_teacher]
     if guide and taught:
-        _, earliest = min(taught, key=lambda entry: entry[0].progress.epoch)
+        _, earliest = min(taught, key=lambda entry: entry[0].progress.behind)
         guide.restore(earliest)
     macs = {spec.id: student_cost(spec) + teacher_pass_cost(spec) / max(1, len(taught)) for spec in specs}
     leave = partial(guide.leave, test=test) if guide else None

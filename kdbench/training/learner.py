@@ -31,12 +31,19 @@ LIKENESS_EPOCHS = 10
 
 @dataclass
 class Progress:
-    """What a learner has behind it; part of its checkpoint."""
+    """What a learner has behind it: whole epochs, and of the one that goes on batches and images. Part of its checkpoint."""
 
     epoch: int = 0
+    batches: int = 0
+    images: int = 0
     metrics: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     sessions: int = 0
+
+    @property
+    def behind(self) -> tuple[int, int]:
+        """What orders learners by how far they are."""
+        return self.epoch, self.batches
 
 
 class Learner:
@@ -78,8 +85,8 @@ class Learner:
         self.failure: Failure | None = None
         self.made_on: str | None = None
         self.saved_at = time.monotonic()
-        self._sums: dict[str, Tensor] = {}
-        self._images = 0
+        self.save_seconds = 0.0
+        self.sums: dict[str, Tensor] = {}
 
     @property
     def finished(self) -> bool:
@@ -112,18 +119,19 @@ class Learner:
         return [*self.trained, self.terms]
 
     def begin_epoch(self, epoch: int, teacher: Backbone | None = None, stream: Batches | None = None) -> None:
-        """Set modes and rate, and forget the last epoch's sums. Terms prepare themselves where there is a teacher."""
+        """Set modes and rate. At its beginning the last epoch's sums are forgotten, and terms that have a teacher prepare."""
+        beginning = not self.progress.batches
         self.network.eval()
         self.terms.eval()
         for term in cast(list[Term], list(self.terms.values())):
             term.epoch = epoch
-            if epoch > 0 and teacher is not None and stream is not None:
+            if beginning and epoch > 0 and teacher is not None and stream is not None:
                 term.begin_epoch(epoch, self.network, teacher, stream)
         for module in self._training(epoch):
             module.train()
         set_learning_rate(self.optimiser, self.recipe.lr_at(epoch))
-        self._sums = {}
-        self._images = 0
+        if beginning:
+            self.sums = {}
 
     def step(self, batch: Batch, teacher: Outputs | None, copies: Outputs | None = None) -> None:
         """Forward, weighted sum of the terms, backward, SGD.
@@ -134,9 +142,10 @@ class Learner:
         What draws random numbers on its way gets those of this run and step, whoever else trains in the process. A short
         batch is left out whole where a term needs full ones.
         """
+        self.progress.batches += 1
         if self.full_batches and len(batch) < self.recipe.batch:
             return
-        torch.manual_seed(seed_of("step", self.record.id, self.progress.epoch, self._images))
+        torch.manual_seed(seed_of("step", self.record.id, self.progress.epoch, self.progress.images))
         self.optimiser.zero_grad(set_to_none=True)
         bf16 = self.recipe.precision == "bf16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
@@ -145,8 +154,8 @@ class Learner:
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
         for name, value in {"loss": loss, **values}.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.detach() * len(batch)
-        self._images += len(batch)
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach() * len(batch)
+        self.progress.images += len(batch)
 
     def _images_of(self, batch: Batch) -> Tensor:
         """The batch's images, each followed by its copies where a term looks at those."""
@@ -173,14 +182,12 @@ class Learner:
         zero = torch.zeros((), device=self.device)
         return sum((self.weights[name] * value for name, value in values.items()), zero), values
 
-    def end_epoch(
-        self, epoch: int, scores: Scores | None, seconds: float, likeness: Mapping[str, float] | None = None
-    ) -> None:
+    def end_epoch(self, epoch: int, scores: Scores | None, likeness: Mapping[str, float] | None = None) -> None:
         """Write down an epoch's mean losses, test accuracy and likeness to the teacher.
 
         A loss that is not a number ends the run.
         """
-        means = {name: float(value) / self._images for name, value in self._sums.items()}
+        means = {name: float(value) / self.progress.images for name, value in self.sums.items()}
         wrong = [
             "the loss" if n == "loss" else f"the term '{n}'" for n, value in means.items() if not math.isfinite(value)
         ]
@@ -202,8 +209,7 @@ class Learner:
         for term in cast(list[Term], list(self.terms.values())):
             row |= term.epoch_facts()
         self.progress.metrics.append(row)
-        self.progress.epoch = epoch
-        self.progress.seconds += seconds
+        self.progress.epoch, self.progress.batches, self.progress.images = epoch, 0, 0
         if epoch == 0:
             self.go_to(self.progress)
         best = self.best()

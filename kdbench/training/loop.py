@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from torch import nn
 
@@ -31,8 +30,8 @@ class Hooks:
     """How the loop talks to its surroundings.
 
     ``epoch_done`` hears of each learner's epoch (learner, images per second), ``ended`` of each learner that has finished or
-    failed, at once; ``stopped`` says after each epoch whether to save and leave; a checkpoint is written whenever the last
-    one is ``checkpoint_seconds`` old.
+    failed, at once; ``stopped`` says after each step whether to save and leave; a checkpoint is written whenever the last
+    one is ``checkpoint_seconds`` old, but no more than a twentieth of the time is spent on that (0: after each step).
     """
 
     epoch_done: Callable[[Learner, float], None]
@@ -52,31 +51,61 @@ def train(
     while behind := [learner.progress.epoch for learner in learners if learner.active]:
         epoch = min(behind) + 1
         group = [learner for learner in learners if learner.active and learner.progress.epoch == epoch - 1]
-        started = time.perf_counter()
-        train_epoch(group, guide, stream, epoch)
+        lap = _Lap(group)
+        if not train_epoch(group, guide, stream, epoch, hooks, lap):
+            _tell_ended(group, hooks)
+            return False
         alive = [learner for learner in group if learner.failure is None]
         tested = [learner for learner in alive if examine and learner.due_for_test(epoch)]
         found, likeness = _examined(tested, guide, examine, epoch) if examine else ({}, {})
         alive = [learner for learner in alive if learner.failure is None]
-        seconds = time.perf_counter() - started
+        speed = lap.end()
         for learner in alive:
-            key = id(learner)
-            learner.end_epoch(epoch, found.get(key), seconds / len(alive), likeness.get(key))
+            learner.end_epoch(epoch, found.get(id(learner)), likeness.get(id(learner)))
             if learner.failure is None:
-                hooks.epoch_done(learner, len(stream) * len(alive) / seconds)
-        for learner in group:
-            if not learner.active:
-                hooks.ended(learner)
+                hooks.epoch_done(learner, speed)
+        _tell_ended(group, hooks)
         stopping = hooks.stopped()
-        _save(alive, guide.state() if guide else {}, hooks.checkpoint_seconds, now=stopping)
+        _save(alive, guide, hooks, now=stopping)
         if stopping:
             return False
     return True
 
 
-def train_epoch(group: Sequence[Learner], guide: Guide | None, stream: Batches, epoch: int) -> None:
-    """One pass over the stream. The teacher stays out of an epoch in which no learner reads it."""
-    if not any(learner.reads_teacher for learner in group):
+class _Lap:
+    """The time that passes in an epoch, shared equally among those in training."""
+
+    def __init__(self, learners: Sequence[Learner]) -> None:
+        self.learners = learners
+        self.before = self._images()
+        self.started = self.counted = time.perf_counter()
+
+    def count(self) -> None:
+        """Add what has passed to the learners' seconds."""
+        now = time.perf_counter()
+        for learner in self.learners:
+            learner.progress.seconds += (now - self.counted) / len(self.learners)
+        self.counted = now
+
+    def end(self) -> float:
+        """Count, and return how many images a second were seen, those of all learners together."""
+        self.count()
+        return (self._images() - self.before) / (self.counted - self.started)
+
+    def _images(self) -> int:
+        return sum(learner.progress.images for learner in self.learners)
+
+
+def train_epoch(
+    group: Sequence[Learner], guide: Guide | None, stream: Batches, epoch: int, hooks: Hooks, lap: _Lap
+) -> bool:
+    """One pass over the stream, or what each learner has left of it. Returns False if asked to stop on the way.
+
+    The teacher stays out of an epoch in which no learner reads it, and out of the batches that are behind all who do: it is
+    as far as the one of these that is furthest behind.
+    """
+    readers = [learner.progress.batches for learner in group if learner.reads_teacher]
+    if not readers:
         guide = None
     if guide:
         guide.begin_epoch(epoch, stream)
@@ -84,12 +113,29 @@ def train_epoch(group: Sequence[Learner], guide: Guide | None, stream: Batches, 
     for learner in group:
         _guarded(learner, partial(learner.begin_epoch, epoch, teacher, stream), epoch)
     transforms = sorted({learner.transforms for learner in group if learner.transforms})
-    for batch in stream.epoch(epoch, taught=guide is not None, transforms=transforms):
-        copies = guide.show_copies(batch) if guide else {}
-        shown = guide.show(batch) if guide else None
+    first = min(learner.progress.batches for learner in group)
+    batches = stream.epoch(epoch, taught=guide is not None, transforms=transforms, first=first)
+    for number, batch in enumerate(batches, first):
+        looks_on = guide is not None and number >= min(readers)
+        copies = guide.show_copies(batch) if guide and looks_on else {}
+        shown = guide.show(batch) if guide and looks_on else None
         for learner in group:
-            if learner.failure is None:
+            if learner.failure is None and learner.progress.batches == number:
                 _guarded(learner, partial(learner.step, batch, shown, copies.get(learner.transforms)), epoch)
+        stopping = hooks.stopped()
+        alive = [learner for learner in group if learner.failure is None]
+        if stopping or any(_due(learner, hooks) for learner in alive):
+            lap.count()
+            _save(alive, guide, hooks, now=stopping)
+        if stopping:
+            return False
+    return True
+
+
+def _tell_ended(group: Sequence[Learner], hooks: Hooks) -> None:
+    for learner in group:
+        if not learner.active:
+            hooks.ended(learner)
 
 
 def _examined(
@@ -122,7 +168,17 @@ def failure_of(error: Exception, epoch: int) -> Failure:
     return Failure(kind="error", epoch=epoch, reason=reason, detail="".join(traceback.format_exception(error)))
 
 
-def _save(learners: Sequence[Learner], guide_state: dict[str, Any], interval: float, *, now: bool) -> None:
+def _save(learners: Sequence[Learner], guide: Guide | None, hooks: Hooks, *, now: bool) -> None:
+    state = guide.state() if guide else {}
     for learner in learners:
-        if learner.active and (now or time.monotonic() - learner.saved_at >= interval):
-            save_checkpoint(learner, guide_state)
+        if learner.active and (now or _due(learner, hooks)):
+            save_checkpoint(learner, state)
+
+
+def _due(learner: Learner, hooks: Hooks) -> bool:
+    interval = hooks.checkpoint_seconds and max(hooks.checkpoint_seconds, _SHARE * learner.save_seconds)
+    return time.monotonic() - learner.saved_at >= interval
+
+
+_SHARE = 20
+"""A learner trains at least so many times as long as it took to save it before it is saved again."""

@@ -3,7 +3,7 @@
     python -m kdbench.training.worker --device cpu --results results --data data
 
 It reads jobs as JSON lines from standard input and writes events as JSON lines to standard output. When its input closes,
-because the parent ended however it did, it ends at once; a line {"stop": true} lets it finish the epoch, save and end.
+because the parent ended however it did, it ends at once; a line {"stop": true} lets it finish the step, save and end.
 """
 
 from __future__ import annotations

@@ -70,6 +70,8 @@ def test_an_epoch_is_the_same_for_any_number_of_workers_and_after_a_broken_one(t
     assert equal(epoch_of(streams[1], 2), first)
     third = epoch_of(streams[0], 3)
     assert not torch.equal(third[0].indices, first[0].indices)
+    for number in (2, 3, 1):
+        assert equal(epoch_of(streams[0], 2, first=number), first[number:])
     assert equal(epoch_of(streams[0], 2), first)
     assert [len(batch) for batch in first] == [7, 7, 4]
     assert torch.equal(torch.cat([batch.indices for batch in first]).sort().values, torch.arange(18))

@@ -5,9 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from kdbench.catalogue.datasets import dataset
+from kdbench.data.features import FeatureStream
 from kdbench.data.stream import DataSource, Normalisation, Stream, TestSet
+from kdbench.data.two_views import TwoViews
 from kdbench.suite.protocols import bundled_protocol, protocol_names
-from kdbench.suite.specs import DatasetSpec, Scenario
+from kdbench.suite.specs import DatasetSpec, Pretraining, Scenario, View
 
 
 CPU = torch.device("cpu")
@@ -41,6 +43,31 @@ def test_an_unfinished_epoch_leaves_no_trace(images, recipe, digits):
     whole = epoch_of(stream, 2)
     next(stream.epoch(2))
     assert equal(epoch_of(stream, 2), whole)
+
+
+@pytest.mark.parametrize("first", [1, 4, 99])
+def test_the_end_of_an_epoch_alone_is_the_end_of_the_whole_one(images, recipe, digits, first):
+    """For every source of batches, with all that a batch can hold."""
+    kinds = ["rotations", "four"]
+    view = View(crop_padding=1, flip=True)
+    features = torch.arange(2.0 * len(images)).view(-1, 2)
+    sources = [
+        (Stream(images, recipe, digits, ("seed",), CPU, view), {"transforms": kinds}),
+        (TwoViews(images, Pretraining(recipe=recipe), digits, ("seed",), CPU), {}),
+        (FeatureStream(features, images.labels, recipe.batch, ("seed",)), {}),
+    ]
+    for source, how in sources:
+        whole, end = list(source.epoch(2, **how)), list(source.epoch(2, first=first, **how))
+        assert len(end) == max(0, len(whole) - first)
+        for left, right in zip(whole[first:], end, strict=True):
+            assert equal((left.images, left.labels, left.indices), (right.images, right.labels, right.indices))
+            assert not how or torch.equal(left.teacher_images, right.teacher_images)
+            for kind in how.get("transforms", ()):
+                ours, theirs = left.copies[kind], right.copies[kind]
+                assert equal(
+                    (ours.images, ours.labels, ours.teacher_images),
+                    (theirs.images, theirs.labels, theirs.teacher_images),
+                )
 
 
 def test_another_seed_is_another_stream(images, recipe, digits):

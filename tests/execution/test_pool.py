@@ -289,7 +289,7 @@ def test_stop_lets_workers_save_and_starts_nothing_more(stage):
     assert result.interrupted
     assert stage.sent == [[runs[0].id]]
     assert stage.stops == ["cpu:0"]
-    assert any("Finishing the epoch" in event.get("text", "") for event in heard)
+    assert any("Saving and stopping" in event.get("text", "") for event in heard)
 
 
 class _Listener(list):

@@ -46,7 +46,7 @@ def test_signals_save_and_stop_and_the_same_command_goes_on(place, undisturbed, 
         workers = session.workers()
         session.process.send_signal(number)
         assert session.end() == 130
-        assert "Finishing the epoch and saving; Ctrl-C again stops at once." in session.said
+        assert "Saving and stopping; Ctrl-C again stops at once." in session.said
         assert f"go on with the same command:\n  kdbench run {here.root}/tiny.yaml --devices cpu" in session.said
         assert "Traceback" not in session.said
         gone(workers)
@@ -66,9 +66,9 @@ def test_signals_save_and_stop_and_the_same_command_goes_on(place, undisturbed, 
 def test_a_second_signal_ends_at_once(place, gone):
     here = place(
         suite="""
-protocol: {base: smoke, epochs: 3, batch: 2}
+protocol: {base: smoke, epochs: 3}
 dataset: digits
-grid: {student: vgg8, method: ce}
+grid: {student: resnet8, method: {name: slow, terms: {ce: 1, "faulty_terms:Slow": 1}}}
 """
     )
     session = here.start()
@@ -76,7 +76,7 @@ grid: {student: vgg8, method: ce}
     time.sleep(2)
     workers = session.workers()
     session.process.send_signal(signal.SIGINT)
-    session.wait_for("Finishing the epoch")
+    session.wait_for("Saving and stopping")
     session.process.send_signal(signal.SIGINT)
     assert session.end(seconds=5) == 130
     gone(workers, seconds=2)

@@ -40,11 +40,17 @@ def one_thread():
 
 @dataclass
 class Bench:
-    """A results folder with a worker's view of it. ``stop_after``: so many epochs, counted over all learners."""
+    """A results folder with a worker's view of it.
+
+    It is told to stop after so many epochs, counted over all learners, or when it asks for the so manieth time: once after
+    each batch and each epoch.
+    """
 
     root: Path
     checkpoint_seconds: float = 1e9
     stop_after: int | None = None
+    stop_at_call: int | None = None
+    calls: int = 0
     events: list = field(default_factory=list)
     files_given: dict = field(default_factory=dict)
 
@@ -56,6 +62,9 @@ class Bench:
         self.events.append({"event": event, **fields})
 
     def stopped(self):
+        self.calls += 1
+        if self.calls == self.stop_at_call:
+            return True
         return self.stop_after is not None and self.count("epoch") >= self.stop_after
 
     @property
@@ -85,7 +94,7 @@ class Bench:
 
     def again(self, **changes):
         """The same results folder after a restart."""
-        return replace(self, events=[], **changes)
+        return replace(self, events=[], calls=0, **changes)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Terms that misbehave, for tests; named in suites and specs by import path."""
 
 import os
+import time
 import weakref
 from pathlib import Path
 from typing import ClassVar
@@ -61,6 +62,14 @@ class Deadly(_Counting):
 
     def fault(self, student):
         os._exit(7)
+
+
+class Slow(_Counting):
+    """Takes a minute for each step."""
+
+    def fault(self, student):
+        time.sleep(60)
+        return student.logits.sum() * 0
 
 
 class Unbuildable(Term):

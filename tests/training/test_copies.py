@@ -69,7 +69,7 @@ def test_one_pass_of_all_views_and_the_other_terms_see_the_upright_ones(ready, m
         assert torch.equal(upright.embedding, everything.embedding[::4])
         for one, all_ in zip(upright.features, everything.features, strict=True):
             assert torch.equal(one, all_[::4])
-    assert learner._images == len(batch)
+    assert learner.progress.images == len(batch)
 
 
 def test_the_teachers_rows_are_those_of_the_same_views(ready, monkeypatch):

@@ -85,10 +85,12 @@ def prepare(shop, spec):
 
 
 def test_it_lowers_the_loss_leaves_the_teacher_alone_and_can_be_resumed(name, spec, visit, guides):
-    """Stopped after its first epoch it ends byte for byte where it ends without a stop: all of its state is saved."""
+    """Stopped in its first epoch and after it, it ends byte for byte where it ends without a stop: all its state is saved."""
     shop = visit()
     prepare(shop, spec)
+    assert jobs.train_cohort([spec], visit(stop_at_call=2).shop).stopped
     assert jobs.train_cohort([spec], visit(stop_after=1).shop).stopped
+    assert jobs.train_cohort([spec], visit(stop_at_call=3).shop).stopped
     jobs.train_cohort([spec], visit().shop)
     resumed = shop.files(spec)
     shutil.rmtree(shop.store.run(spec.id).folder)

@@ -70,7 +70,7 @@ def test_the_epochs_loss_is_the_mean_over_the_batches_taken(learner):
         each = batch(size)
         losses.append(nn.functional.cross_entropy(one.network(each.images).logits, each.labels).item())
         one.step(each, None)
-    one.end_epoch(1, Scores(12.5, 50.0), 1.0)
+    one.end_epoch(1, Scores(12.5, 50.0))
     assert one.progress.metrics[0]["terms"]["ce"] == pytest.approx(sum(losses[:2]) / 2, rel=1e-4)
 
 

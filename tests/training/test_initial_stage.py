@@ -32,7 +32,7 @@ def one_epoch(learner, guide, epoch):
     batch = Batch(torch.randn(4, 3, 16, 16, generator=draw), torch.arange(4), torch.arange(4))
     learner.begin_epoch(epoch)
     learner.step(batch, guide(batch.images))
-    learner.end_epoch(epoch, None, 0.0)
+    learner.end_epoch(epoch, None)
 
 
 def changed(learner, before):

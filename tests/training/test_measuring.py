@@ -53,13 +53,13 @@ def test_a_probe_stopped_and_resumed_ends_like_one_that_was_not(done, tmp_path, 
     record = shop.store.measurement(spec.id)
     for file in record.folder.iterdir():
         file.unlink()
-    halted = shop.again(stop_after=2)
-    assert take_measurement(spec, halted.shop).stopped
-    assert record.started()
-    assert not record.done()
+    for where in ({"stop_after": 2}, {"stop_at_call": 2}):
+        assert take_measurement(spec, shop.again(**where).shop).stopped
+        assert record.started()
+        assert not record.done()
     resumed = shop.again()
     assert not take_measurement(spec, resumed.shop).stopped
-    assert resumed.texts("resumed") == ["goes on after epoch 2"]
+    assert resumed.texts("resumed") == ["goes on after epoch 2 and 2 batches"]
     assert files(shop, spec) == whole
 
 

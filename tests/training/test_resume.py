@@ -1,4 +1,4 @@
-"""Stopped or killed after any epoch, a run ends bit for bit where the uninterrupted one ends."""
+"""Stopped or killed at any time, a run ends bit for bit where the uninterrupted one ends."""
 
 import random
 
@@ -50,12 +50,12 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("strategy", ["pretrained", "simultaneous"])
 def test_killed_between_the_writes_of_a_checkpoint(bench, make_run, strategy, monkeypatch):
-    """Learners are left at different epochs; those behind catch up, and all end as if nothing had been."""
+    """Learners are left at different batches and epochs; those behind catch up, and all end as if nothing had been."""
     runs = mixed(make_run, strategy)
     whole = bench("whole")
     whole.train(*runs)
     save = checkpoint.save_checkpoint
-    for fatal in (2, 4, 6):
+    for fatal in (2, 4, 8, 11, 14, 15):
         hurt = bench(f"hurt{fatal}", checkpoint_seconds=0)
         hurt.teachers(*runs)
         calls = iter(range(1, 100))

@@ -1,0 +1,110 @@
+"""Stopped after any step, what trains ends bit for bit where the uninterrupted training ends."""
+
+from functools import partial
+from itertools import pairwise
+
+import pytest
+
+from kdbench.suite.specs import Pretraining, TeacherSpec, View
+from kdbench.training import checkpoint, jobs, loop
+
+
+TERMS = {
+    "buffers and draws": {"ce": 1, "crd": {"weight": 0.8, "negatives": 8}, "kd": 1},
+    "what an epoch adds up": {"ce": 1, "semckd": 1},
+    "what an epoch begins with": {"ce": 1, "mgd": {"weight": 0.001, "update_interval": 1}},
+    "an initial stage": {"ce": 1, "ab": {"weight": 1, "initial_epochs": 1}},
+}
+
+
+def in_pieces(work, folder, calls):
+    """Do a job in visits, each of which is told to stop when it asks for the so manieth time."""
+    visits = 0
+    while work(folder.again(stop_at_call=calls).shop).stopped:
+        visits += 1
+        assert visits < 40
+    return visits
+
+
+@pytest.mark.parametrize("kind", TERMS)
+@pytest.mark.parametrize(("strategy", "calls"), [("pretrained", 3), ("simultaneous", 2)])
+def test_a_run(bench, make_run, kind, strategy, calls):
+    run = make_run(TERMS[kind], strategy)
+    whole, pieces = bench("whole"), bench("pieces")
+    whole.train(run)
+    pieces.teachers(run)
+    assert in_pieces(partial(jobs.train_cohort, [run]), pieces, calls) >= 3
+    assert pieces.files(run) == whole.files(run)
+
+
+@pytest.mark.parametrize("calls", [1, 2, 5])
+def test_a_cohort_with_a_teacher_that_learns_and_sees_images_of_its_own(bench, make_run, calls):
+    view = View(crop_padding=1, flip=True, size=16)
+    runs = [make_run(t, "simultaneous") for t in ({"ce": 1, "kd": 1}, {"ce": 1, "semckd": 1})]
+    runs = [run.model_copy(update={"view": view}) for run in runs] + [make_run({"ce": 1}, "simultaneous")]
+    whole, pieces = bench("whole"), bench("pieces")
+    whole.train(*runs)
+    pieces.teachers(*runs)
+    in_pieces(partial(jobs.train_cohort, runs), pieces, calls)
+    assert pieces.files(*runs) == whole.files(*runs)
+
+
+def test_others_join_in_the_middle_of_an_epoch(bench, make_run):
+    """One that reads the teacher and has a whole epoch to go, one that reads none, and one that is at its second batch."""
+    runs = [make_run(t, "simultaneous") for t in ({"ce": 1, "kd": 1}, {"ce": 1, "vid": 1}, {"ce": 1})]
+    whole, apart = bench("whole"), bench("apart")
+    whole.train(*runs)
+    apart.teachers(*runs)
+    jobs.train_cohort(runs[:1], apart.again(stop_at_call=2).shop)
+    jobs.train_cohort(runs[2:], apart.again(stop_at_call=1).shop)
+    jobs.train_cohort(runs[::2], apart.again(stop_at_call=1).shop)
+    last = apart.again()
+    jobs.train_cohort(runs, last.shop)
+    assert sorted(last.texts("resumed")) == ["goes on after epoch 0 and 2 batches"] * 2
+    assert apart.files(*runs) == whole.files(*runs)
+
+
+def test_a_run_that_fails_as_work_stops_has_failed(bench, make_run):
+    run, shop = make_run({"ce": 1, "faulty_terms:Broken": {"after": 1}}), bench(stop_at_call=2)
+    assert shop.train(run).stopped
+    assert shop.store.run(run.id).failure().kind == "error"
+
+
+def test_a_teacher_and_its_pretraining_and_new_layers(bench, recipe, make_run):
+    head = make_run({"ce": 1, "kd": 1}, "sequential").teacher
+    simclr = TeacherSpec(network="resnet8", dataset=head.dataset, pretraining=Pretraining(recipe=recipe))
+    for spec in (simclr, head.before, head):
+        whole, pieces = bench("whole"), bench("pieces")
+        for before in (whole, pieces):
+            jobs.train_teacher(spec.before, before.shop) if spec.before else None
+        jobs.train_teacher(spec, whole.shop)
+        assert in_pieces(partial(jobs.train_teacher, spec), pieces, 2) >= 3
+        assert pieces.files(spec) == whole.files(spec)
+
+
+def test_checkpoints_take_no_more_than_a_twentieth_of_the_time(bench, make_run, monkeypatch):
+    """The clock goes on by a second with each batch; to save takes three. Then there are 60 s between two checkpoints."""
+    now = [0.0]
+    saved = []
+
+    def slow(learner, state):
+        save(learner, state)
+        now[0] += 3.0
+        learner.saved_at, learner.save_seconds = now[0], 3.0
+        saved.append(now[0])
+
+    save = checkpoint.save_checkpoint
+    run = make_run({"ce": 1}, recipe={"epochs": 60, "batch": 8})
+    shop = bench(checkpoint_seconds=10.0)
+
+    def passes():
+        now[0] += 1.0
+        return False
+
+    shop.stopped = passes
+    monkeypatch.setattr(loop, "save_checkpoint", slow)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    shop.train(run)
+    assert len(saved) > 3
+    assert saved[0] == pytest.approx(13.0, abs=1)
+    assert all(63 <= later - earlier <= 64 for earlier, later in pairwise(saved))
