@@ -29,20 +29,23 @@ class Member:
     epoch: int = 0
     epochs: int = 0
     initial_epochs: int = 0
+    share: float = 0.0
     loss: float | None = None
     top1: float | None = None
 
     def reach(self, event: dict[str, Any]) -> float:
-        """Take note of the epoch that an event tells of; returns the cost so far."""
+        """Take note of the epochs that an event tells of, and of the share of the next; returns the cost so far."""
         self.epoch, self.epochs, self.initial_epochs = event["epoch"], event["epochs"], event["initial_epochs"]
-        return self.cost * (self.epoch + self.initial_epochs) / (self.epochs + self.initial_epochs)
+        self.share = event.get("share", 0.0)
+        return self.cost * (self.epoch + self.share + self.initial_epochs) / (self.epochs + self.initial_epochs)
 
     @property
     def place(self) -> str:
-        """The last epoch of how many, e.g. ``3/240``, or ``3/30 (initial)``."""
-        if self.epoch + self.initial_epochs and self.epoch < 1:
-            return f"{self.epoch + self.initial_epochs}/{self.initial_epochs} (initial)"
-        return f"{self.epoch}/{self.epochs}" if self.epochs else "waiting"
+        """The epochs behind it of how many, e.g. ``3/240``, ``3.25/240`` on the way, or ``3/30 (initial)``."""
+        done, digits = self.epoch + self.share, 2 if self.share else 0
+        if done + self.initial_epochs and self.initial_epochs and self.epoch < (not self.share):
+            return f"{done + self.initial_epochs:.{digits}f}/{self.initial_epochs} (initial)"
+        return f"{done:.{digits}f}/{self.epochs}" if self.epochs else "waiting"
 
 
 @dataclass
@@ -123,8 +126,8 @@ class Progress:
         match event["event"]:
             case "started":
                 self._started(slot, event["teacher"], event["runs"], event["measurement"], quiet=event["waited"])
-            case "epoch":
-                self._epoch(slot, event)
+            case "epoch" | "under way":
+                self._trained(slot, event)
             case "resumed":
                 self._resumed(event)
             case "finished":
@@ -162,11 +165,11 @@ class Progress:
         if not self.live and not quiet:
             self.say(f"[{slot}] {self.slots[slot].title}: starts")
 
-    def _epoch(self, slot: str, event: dict[str, Any]) -> None:
+    def _trained(self, slot: str, event: dict[str, Any]) -> None:
         member = self.members[event["id"]]
         self.tally.done[event["id"]] = member.reach(event)
-        member.loss = event["loss"]
-        member.top1 = event["top1"] if event["top1"] is not None else member.top1
+        member.loss = event.get("loss", member.loss)
+        member.top1 = member.top1 if event.get("top1") is None else event["top1"]
         work = self.slots.get(slot)
         if work is None:
             return
@@ -174,8 +177,9 @@ class Progress:
         now = time.monotonic()
         if not self.live and (now - work.printed > PLAIN_SECONDS):
             work.printed = now
+            loss = f", loss {member.loss:.3f}" if member.loss is not None else ""
             top1 = f", top-1 {member.top1:.2f}" if member.top1 is not None else ""
-            where = f"epoch {member.place}, loss {member.loss:.3f}{top1}, {work.speed:,.0f} images/s"
+            where = f"epoch {member.place}{loss}{top1}, {work.speed:,.0f} images/s"
             self.say(f"[{slot}] {work.title}: {where}; {self._summary()}")
 
     def _resumed(self, event: dict[str, Any]) -> None:

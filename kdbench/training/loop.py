@@ -21,6 +21,9 @@ from kdbench.training.learner import Learner
 from kdbench.training.likeness import Shown, Watched
 
 
+TELL_SECONDS = 5.0
+"""Between two reports from within an epoch."""
+
 Examine = Callable[[Sequence[nn.Module]], list[Scores]]
 """A test of networks, which it leaves in eval mode."""
 
@@ -29,11 +32,14 @@ Examine = Callable[[Sequence[nn.Module]], list[Scores]]
 class Hooks:
     """How the loop talks to its surroundings.
 
-    ``epoch_done`` hears of each learner's epoch (learner, images per second), ``ended`` of each learner that has finished or
-    failed, at once; ``stopped`` says after each step whether to save and leave; a checkpoint is written whenever the last
-    one is ``checkpoint_seconds`` old, but no more than a twentieth of the time is spent on that (0: after each step).
+    ``under_way`` hears every few seconds of a long epoch which share of it each learner has behind it (learner, share, images
+    per second), ``epoch_done`` of each learner's epoch (learner, images per second), and ``ended`` of each learner that has
+    finished or failed, at once. Images per second are those of all learners. ``stopped`` says after each step whether to save
+    and leave. A checkpoint is written whenever the last one is ``checkpoint_seconds`` old, but no more than a twentieth of
+    the time is spent on that (0: after each step).
     """
 
+    under_way: Callable[[Learner, float, float], None]
     epoch_done: Callable[[Learner, float], None]
     ended: Callable[[Learner], None]
     stopped: Callable[[], bool]
@@ -78,7 +84,7 @@ class _Lap:
     def __init__(self, learners: Sequence[Learner]) -> None:
         self.learners = learners
         self.before = self._images()
-        self.started = self.counted = time.perf_counter()
+        self.started = self.counted = self.told = time.perf_counter()
 
     def count(self) -> None:
         """Add what has passed to the learners' seconds."""
@@ -90,7 +96,21 @@ class _Lap:
     def end(self) -> float:
         """Count, and return how many images a second were seen, those of all learners together."""
         self.count()
-        return (self._images() - self.before) / (self.counted - self.started)
+        return self._speed(self.counted)
+
+    def tell(self, hooks: Hooks, images: int) -> None:
+        """Tell how far the learners are in an epoch of so many images, if that was not told just now."""
+        now = time.perf_counter()
+        if now - self.told < TELL_SECONDS:
+            return
+        self.told = now
+        for learner in self.learners:
+            if learner.failure is None:
+                share = min(1.0, learner.progress.batches * learner.recipe.batch / images)
+                hooks.under_way(learner, share, self._speed(now))
+
+    def _speed(self, now: float) -> float:
+        return (self._images() - self.before) / (now - self.started)
 
     def _images(self) -> int:
         return sum(learner.progress.images for learner in self.learners)
@@ -129,6 +149,7 @@ def train_epoch(
             _save(alive, guide, hooks, now=stopping)
         if stopping:
             return False
+        lap.tell(hooks, len(stream))
     return True
 
 

@@ -42,7 +42,11 @@ class Workshop:
 
     def hooks(self, ended: Callable[[Learner], None]) -> Hooks:
         """The loop's view of this worker."""
-        return Hooks(self._epoch_done, ended, self.stopped, self.checkpoint_seconds)
+        return Hooks(self._under_way, self._epoch_done, ended, self.stopped, self.checkpoint_seconds)
+
+    def _under_way(self, learner: Learner, share: float, speed: float) -> None:
+        facts = {"id": learner.record.id, "epoch": learner.progress.epoch, **learner.length}
+        self.emit("under way", **facts, share=share, images_per_second=speed)
 
     def _epoch_done(self, learner: Learner, speed: float) -> None:
         row = learner.progress.metrics[-1]

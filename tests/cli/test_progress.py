@@ -74,6 +74,23 @@ def test_plain_lines(progress, capsys):
     assert progress._summary().startswith("1 of 2 runs, 1 failed")
 
 
+def test_a_long_epoch_is_told_of_on_its_way(progress, capsys):
+    way = {"event": "under way", "id": TEACHER.id, "epochs": 4, "initial_epochs": 0, "images_per_second": 50.0}
+    progress.listen("cpu", {"event": "started", "teacher": TEACHER, "runs": (), "measurement": None, "waited": False})
+    progress.listen("cpu", way | {"epoch": 0, "share": 0.25})
+    member = progress.members[TEACHER.id]
+    assert progress.tally.done[TEACHER.id] == pytest.approx(member.cost * 0.25 / 4)
+    assert "teacher resnet20 on digits: epoch 0.25/4, 50 images/s" in capsys.readouterr().err
+    progress.listen("cpu", epoch(TEACHER.id, 1, 50.0))
+    assert member.place == "1/4"
+    progress.listen("cpu", way | {"epoch": 1, "share": 0.5})
+    assert (member.place, member.loss, member.top1) == ("1.50/4", 1.25, 50.0)
+    progress.listen("cpu", way | {"epoch": -1, "initial_epochs": 2, "share": 0.5})
+    assert member.place == "1.50/2 (initial)"
+    progress.listen("cpu", way | {"epoch": 0, "initial_epochs": 2, "share": 0.5})
+    assert member.place == "0.50/4"
+
+
 def test_a_terminal_gets_one_display(progress, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):

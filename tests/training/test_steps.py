@@ -64,6 +64,16 @@ def test_others_join_in_the_middle_of_an_epoch(bench, make_run):
     assert apart.files(*runs) == whole.files(*runs)
 
 
+def test_long_epochs_are_told_of(bench, make_run, monkeypatch):
+    monkeypatch.setattr(loop, "TELL_SECONDS", 0.0)
+    runs, shop = [make_run({"ce": 1}), make_run({"ce": 2})], bench()
+    shop.train(*runs)
+    told = [event for event in shop.events if event["event"] == "under way" and event["id"] == runs[1].id]
+    assert [(event["epoch"], event["share"]) for event in told] == [
+        (epoch, share) for epoch in range(3) for share in (0.4, 0.8, 1.0)
+    ]
+
+
 def test_a_run_that_fails_as_work_stops_has_failed(bench, make_run):
     run, shop = make_run({"ce": 1, "faulty_terms:Broken": {"after": 1}}), bench(stop_at_call=2)
     assert shop.train(run).stopped
