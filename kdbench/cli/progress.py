@@ -97,6 +97,7 @@ class Progress:
         self.counted = {run.id for cohort in plan.cohorts for run in cohort.runs}
         self.tally = Tally(sum(member.cost for member in self.members.values()), plan.runs)
         self.slots: dict[str, Work] = {}
+        self.resumed: set[str] = set()
         self.live: Any = None
 
     def __enter__(self) -> Self:
@@ -168,6 +169,10 @@ class Progress:
     def _trained(self, slot: str, event: dict[str, Any]) -> None:
         member = self.members[event["id"]]
         self.tally.done[event["id"]] = member.reach(event)
+        if event["id"] in self.resumed:
+            self.resumed.remove(event["id"])
+            if member.share:  # nearly all of it was there before: only the loop knows what share that is
+                self.tally.earlier[event["id"]] = self.tally.done[event["id"]]
         member.loss = event.get("loss", member.loss)
         member.top1 = member.top1 if event.get("top1") is None else event["top1"]
         work = self.slots.get(slot)
@@ -184,6 +189,7 @@ class Progress:
 
     def _resumed(self, event: dict[str, Any]) -> None:
         member = self.members[event["id"]]
+        self.resumed.add(event["id"])
         if earlier := member.reach(event):
             self.tally.earlier[event["id"]] = earlier
         self.say(f"{member.label}: {event['text']}")

@@ -91,6 +91,16 @@ def test_a_long_epoch_is_told_of_on_its_way(progress, capsys):
     assert member.place == "0.50/4"
 
 
+def test_what_was_done_of_an_epoch_before_does_not_count_as_done_now(progress):
+    where = {"id": TEACHER.id, "epochs": 4, "initial_epochs": 0, "epoch": 1}
+    progress.listen("cpu", {"event": "resumed", **where, "text": "goes on after epoch 1 and 90 batches"})
+    for share in (0.5, 0.75):
+        progress.listen("cpu", {"event": "under way", **where, "share": share, "images_per_second": 1.0})
+    cost = progress.members[TEACHER.id].cost
+    assert progress.tally.earlier[TEACHER.id] == pytest.approx(cost * 1.5 / 4)
+    assert progress.tally.done[TEACHER.id] == pytest.approx(cost * 1.75 / 4)
+
+
 def test_a_terminal_gets_one_display(progress, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
