@@ -142,11 +142,9 @@ def train_epoch(
         for learner in group:
             if learner.failure is None and learner.progress.batches == number:
                 _guarded(learner, partial(learner.step, batch, shown, copies.get(learner.transforms)), epoch)
+        lap.count()
         stopping = hooks.stopped()
-        alive = [learner for learner in group if learner.failure is None]
-        if stopping or any(_due(learner, hooks) for learner in alive):
-            lap.count()
-            _save(alive, guide, hooks, now=stopping)
+        _save(group, guide, hooks, now=stopping)
         if stopping:
             return False
         lap.tell(hooks, len(stream))
@@ -190,16 +188,18 @@ def failure_of(error: Exception, epoch: int) -> Failure:
 
 
 def _save(learners: Sequence[Learner], guide: Guide | None, hooks: Hooks, *, now: bool) -> None:
-    state = guide.state() if guide else {}
-    for learner in learners:
-        if learner.active and (now or _due(learner, hooks)):
+    """Write checkpoints of all that go on, if it is time."""
+    active = [learner for learner in learners if learner.active]
+    if active and (now or _due(active, hooks.checkpoint_seconds)):
+        state = guide.state() if guide else {}
+        for learner in active:
             save_checkpoint(learner, state)
 
 
-def _due(learner: Learner, hooks: Hooks) -> bool:
-    interval = hooks.checkpoint_seconds and max(hooks.checkpoint_seconds, _SHARE * learner.save_seconds)
-    return time.monotonic() - learner.saved_at >= interval
+def _due(learners: Sequence[Learner], seconds: float) -> bool:
+    age = time.monotonic() - min(learner.saved_at for learner in learners)
+    return age >= (seconds and max(seconds, _SHARE * sum(learner.save_seconds for learner in learners)))
 
 
 _SHARE = 20
-"""A learner trains at least so many times as long as it took to save it before it is saved again."""
+"""Learners train at least so many times as long as it took to save them before they are saved again."""
