@@ -53,11 +53,11 @@ def write_report(
 ) -> str:
     """A report as text. CSV holds the values themselves: the printed ones under the view `published`, else the measured."""
     if format is Format.csv:
-        from kdbench.report.csv_text import facts_csv, published_csv
+        from kdbench.report.tidy import facts_csv, published_csv
 
         return published_csv(report.printed) if view is View.published else facts_csv(report.facts)
     if format is Format.json:
-        from kdbench.report.json_text import json_text
+        from kdbench.report.tidy import json_text
 
         return json_text(report, tolerance, statistics)
     style = style or Style()

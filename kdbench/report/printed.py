@@ -49,7 +49,7 @@ def fill(
         number = printed(place)
         key = number.key._replace(paper=tiny_paper(number.key.paper)) if tiny else number.key
         found = measured.get(key, ())
-        used |= {(fact.run_id, fact.metric): fact for fact in found}
+        used |= {(fact.run_id, fact.about.metric): fact for fact in found}
         trials = [(fact.value, fact.reason) for fact in found]
         once = place.select.get("method") == "teacher"
         cell = make_cell(trials, None if tiny else number, percent=layout.unit == "%", enough=1 if once else 2)
@@ -113,13 +113,13 @@ def _number(place: Place, cell: Cell, view: View) -> float | None:
 
 
 def _origin(table: PrintedTable) -> str:
-    students = [fact for fact in table.facts if fact.method != "teacher"]
+    students = [fact for fact in table.facts if fact.about.method != "teacher"]
     return provenance(
         (fact.protocol for fact in table.facts),
         (fact.score for fact in students),
         (cell.n for place, cell in table.cells.items() if place.select.get("method") != "teacher"),
         table.versions,
-        teachers=(fact.score for fact in table.facts if fact.method == "teacher" and fact.value is not None),
+        teachers=(fact.score for fact in table.facts if fact.about.method == "teacher" and fact.value is not None),
     )
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
+from kdbench.report.keys import Pair
 from kdbench.report.samples import Samples
-from kdbench.report.tables import Pair
 
 
 @dataclass(frozen=True)

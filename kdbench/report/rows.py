@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 from kdbench.catalogue.datasets import datasets
 from kdbench.errors import BadRecord
-from kdbench.report.keys import Key, make_key, scenario_setting, split_method, tiny_paper
+from kdbench.report.keys import Group, Key, Pair, scenario_setting, split_method, tiny_paper
 from kdbench.report.teacher_weights import TeacherWeights
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
@@ -66,49 +66,65 @@ class Row:
     teachers: str = ""
 
     @property
-    def key(self) -> Key:
-        """What its accuracy is compared by with printed numbers, and with those of other suites."""
+    def group(self) -> Group:
+        return Group(self.suite, self.protocol, self.dataset, self.scenario, self.strategy)
+
+    @property
+    def pair(self) -> Pair:
+        return self.teacher, self.student
+
+    def about(self, metric: str) -> Key:
+        """What a number of it is about, compared with printed ones."""
         method, _ = split_method(self.method)
-        return make_key(
-            self.paper, method, self.teacher, self.student, self.dataset, self.strategy, self.setting, "top1"
-        )
+        return Key(self.paper, method, *self.pair, self.dataset, self.strategy, self.setting, metric)
 
 
 def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> list[Row]:
     """Rows of all runs of all suites, in the suites' order. The first store that has a result of a run gives it."""
-    papers: dict[tuple[int, str, int], str] = {}
+    shared: dict[tuple[object, ...], dict[str, Any]] = {}
     weights = TeacherWeights(stores)
     rows = []
     for run in (run for suite in suites for run in suite.runs):
-        own = run.stands_for or run
-        cell = (id(own.protocol), own.method, id(own.spec.terms))  # the trials of a cell share these objects
-        if cell not in papers:
-            papers[cell] = paper_of(run)
-        rows.append(_row(run, papers[cell], stores, weights))
+        spec = (run.stands_for or run).spec
+        parts = (run.protocol, spec.terms, spec.dataset, spec.scenario)  # the same objects in all trials of a cell
+        cell = (run.suite, run.method, run.teacher, run.strategy, spec.student, *map(id, parts))
+        if cell not in shared:
+            shared[cell] = _shared(run)
+        rows.append(_row(run, shared[cell], stores, weights))
     return rows
 
 
-def _row(run: Run, paper: str, stores: Sequence[Store], weights: TeacherWeights) -> Row:
-    spec, teacher, settings = (run.stands_for or run).spec, run.spec.teacher, run.protocol.settings
-    status, reason, result, version, store = _look_up(run.id, stores)
-    differing = weights.differences(run.spec, settings.teacher_checkpoint)
-    accuracy = result.accuracy(settings.score) if result else None
+def _shared(run: Run) -> dict[str, Any]:
+    """What the trials of a cell have in common."""
+    spec, settings = (run.stands_for or run).spec, run.protocol.settings
     varied = split_method(run.method)[1]
+    return {
+        "suite": run.suite,
+        "protocol": run.protocol.name,
+        "paper": "" if spec.dataset.val_split else paper_of(run),
+        "score": settings.score,
+        "dataset": dataset_label(spec.dataset),
+        "scenario": scenario_label(spec.scenario),
+        "strategy": run.strategy,
+        "teacher": run.teacher,
+        "student": spec.student,
+        "method": run.method,
+        "teacher_checkpoint": settings.teacher_checkpoint,
+        "teacher_paper": teacher_paper_of(run),
+        "setting": ",".join(part for part in (scenario_setting(spec.scenario, settings.paper), varied) if part),
+    }
+
+
+def _row(run: Run, shared: dict[str, Any], stores: Sequence[Store], weights: TeacherWeights) -> Row:
+    spec, teacher = (run.stands_for or run).spec, run.spec.teacher
+    status, reason, result, version, store = _look_up(run.id, stores)
+    differing = weights.differences(run.spec, shared["teacher_checkpoint"])
+    accuracy = result.accuracy(shared["score"]) if result else None
     return Row(
-        suite=run.suite,
-        protocol=run.protocol.name,
-        paper="" if spec.dataset.val_split else paper,
-        score=settings.score,
-        dataset=dataset_label(spec.dataset),
-        scenario=scenario_label(spec.scenario),
-        strategy=run.strategy,
-        teacher=run.teacher,
-        student=spec.student,
-        method=run.method,
+        **shared,
         trial=spec.trial,
         run_id=run.id,
         teacher_id=teacher.id if teacher and not (spec.head or teacher.student) else "",
-        teacher_checkpoint=settings.teacher_checkpoint,
         status=status,
         reason=reason,
         top1=accuracy.top1 if accuracy else None,
@@ -119,10 +135,8 @@ def _row(run: Run, paper: str, stores: Sequence[Store], weights: TeacherWeights)
         top5_last=result.last.top5 if result and result.last else None,
         version=version,
         teacher_top1=result.teacher.top1 if result and result.teacher else None,
-        teacher_paper=teacher_paper_of(run),
         sm_score=result.sm_score if result else None,
         layer_cka=result.layer_cka if result else None,
-        setting=",".join(part for part in (scenario_setting(spec.scenario, settings.paper), varied) if part),
         teacher_sha256=weights.of(spec, store) if store else "",
         teachers=f"{run.teacher} ({differing})" if differing else "",
     )

@@ -9,11 +9,11 @@ from statistics import fmean
 from kdbench.catalogue.names import nearest
 from kdbench.errors import BadInput
 from kdbench.report.improvement import Improvement, average_improvement
+from kdbench.report.keys import Group, Pair
 from kdbench.report.paired import Difference, holm, paired_t, wilcoxon
 from kdbench.report.power import detectable, pooled_sd
 from kdbench.report.ranks import Ranking, rank_methods
-from kdbench.report.samples import Key, Samples
-from kdbench.report.tables import Pair
+from kdbench.report.samples import Samples
 
 
 ALPHA = 0.05
@@ -65,7 +65,7 @@ class Sensitivity:
 class Statistics:
     """All of one table. ``baseline`` is None where the table has not the wanted one: then nothing is compared."""
 
-    key: Key
+    group: Group
     baseline: str | None
     comparisons: list[Comparison]
     overall: list[Overall]
@@ -79,7 +79,7 @@ class Statistics:
         return _tests(self.comparisons)
 
 
-def compute(samples: Samples, key: Key, baseline: str | None = None) -> Statistics:
+def compute(samples: Samples, group: Group, baseline: str | None = None) -> Statistics:
     """The statistics of one table. Without a baseline's name: kd, else ce, else the first method."""
     base = baseline or next((name for name in ("kd", PLAIN) if name in samples.methods), samples.methods[0])
     ranking = rank_methods(samples)
@@ -87,7 +87,7 @@ def compute(samples: Samples, key: Key, baseline: str | None = None) -> Statisti
     found = base if base in samples.methods else None
     comparisons = _compare_trials(samples, found) if found else []
     return Statistics(
-        key=key,
+        group=group,
         baseline=found,
         comparisons=comparisons,
         overall=_compare_pairs(samples, found, first) if found else [],
@@ -99,14 +99,14 @@ def compute(samples: Samples, key: Key, baseline: str | None = None) -> Statisti
     )
 
 
-def compute_all(samples: dict[Key, Samples], baseline: str | None = None) -> list[Statistics]:
+def compute_all(samples: dict[Group, Samples], baseline: str | None = None) -> list[Statistics]:
     """The statistics of all tables, in their order. Raises BadInput for a baseline that none of them has."""
     methods = sorted({method for each in samples.values() for method in each.methods})
     if baseline is not None and methods and baseline not in methods:
         near = nearest(baseline, methods)
         hint = f"Did you mean '{near}'?" if near else f"There are {', '.join(methods)}."
         raise BadInput(f"--baseline {baseline}: no table has the method '{baseline}'. {hint}")
-    return [compute(each, key, baseline) for key, each in samples.items()]
+    return [compute(each, group, baseline) for group, each in samples.items()]
 
 
 def not_separable(samples: Samples, pair: Pair) -> set[str]:

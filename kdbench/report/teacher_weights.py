@@ -19,14 +19,14 @@ class TeacherWeights:
 
     def of(self, spec: RunSpec, store: Store) -> str:
         """SHA-256 of the teacher that a folder has for its run; "" where that is not known."""
-        teacher = _named_teacher(spec)
-        found = self._results(teacher) if teacher and self._stores else []
+        teacher = _named_teacher(spec) if self._stores else None
+        found = self._results(teacher) if teacher else []
         return next((result.weights_sha256 for there, result in found if there is store), "")
 
     def differences(self, spec: RunSpec, score: str) -> str:
         """``75.20 in a, 76.10 in b`` where folders hold different ones of a run's teacher, else ""."""
-        teacher = _named_teacher(spec)
-        return disagreement(self._results(teacher), score) if teacher and self._stores else ""
+        teacher = _named_teacher(spec) if self._stores else None
+        return disagreement(self._results(teacher), score) if teacher else ""
 
     def conflicts(self, specs: Iterable[RunSpec]) -> list[str]:
         """One message for each stage of a teacher of which folders hold different weights or accuracies."""

@@ -3,7 +3,7 @@
 import pytest
 
 from kdbench.report.facts import by_key, run_facts, teacher_facts
-from kdbench.report.keys import canonical_setting, make_key, split_method
+from kdbench.report.keys import Key, canonical_setting, matched, split_method
 from kdbench.report.rows import collect
 from kdbench.store.store import Store
 
@@ -34,16 +34,20 @@ def test_settings_have_one_spelling(setting, canonical):
     assert canonical_setting(setting) == canonical
 
 
+def matched_to(*parts):
+    return matched(Key(*parts))
+
+
 def test_the_plain_student_has_no_teacher_and_the_teacher_no_student():
     plain = {
-        make_key("p", method, teacher, "s", "d", strategy, "", "top1")
+        matched_to("p", method, teacher, "s", "d", strategy, "", "top1")
         for method in ("student", "ce", "baseline")
         for teacher, strategy in (("t", "pretrained"), ("", "simultaneous"))
     }
     assert len(plain) == 1
-    teachers = {make_key("p", "teacher", "t", student, "d", "pretrained", "", "top1") for student in ("s", "r", "")}
+    teachers = {matched_to("p", "teacher", "t", student, "d", "pretrained", "", "top1") for student in ("s", "r", "")}
     assert len(teachers) == 1
-    assert make_key("p", "kd", "t", "s", "d", "", "", "top1") != make_key("p", "kd", "u", "s", "d", "", "", "top1")
+    assert matched_to("p", "kd", "t", "s", "d", "", "", "top1") != matched_to("p", "kd", "u", "s", "d", "", "", "top1")
 
 
 TEXT = """

@@ -9,7 +9,7 @@ from kdbench.cli.page import page
 from kdbench.errors import KdbenchError
 from kdbench.report.assemble import measured_report
 from kdbench.report.formats import Bold, Format, Style, write_report
-from kdbench.report.json_text import json_text
+from kdbench.report.tidy import json_text
 from kdbench.report.measurements import measurement_facts
 from kdbench.report.sheet import plain
 from kdbench.report.views import View

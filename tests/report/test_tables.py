@@ -9,7 +9,7 @@ import pytest
 
 from kdbench.report.assemble import Report, measured_report
 from kdbench.report.cells import cell_text, make_cell
-from kdbench.report.csv_text import facts_csv
+from kdbench.report.tidy import facts_csv
 from kdbench.report.facts import run_facts
 from kdbench.report.formats import Bold, Format, Style, write_report
 from kdbench.report.rows import collect

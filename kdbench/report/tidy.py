@@ -1,22 +1,64 @@
-"""Runs, tidy values and tables' cells as JSON."""
+"""Tidy values as CSV, one line for each measured value or printed cell, and all of a report as JSON."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from kdbench.report.analysis import Analysis
 from kdbench.report.assemble import Report
 from kdbench.report.cells import Cell
+from kdbench.report.facts import Fact
+from kdbench.report.keys import Key
+from kdbench.report.printed import PrintedTable
+
+
+COLUMNS = (Key._fields[0], Fact._fields[1], *Key._fields[1:], *Fact._fields[2:])
+"""Of a value: what it is about, behind its protocol, and the rest."""
+
+
+def facts_csv(facts: Sequence[Fact]) -> str:
+    """One line per value; an empty ``value`` where there is none. A text that a spreadsheet would run gets an apostrophe."""
+    return _write(COLUMNS, map(_values_of, facts))
+
+
+def _values_of(fact: Fact) -> tuple[Any, ...]:
+    paper, *about = fact.about
+    return paper, fact.protocol, *about, *fact[2:]
+
+
+def published_csv(tables: Sequence[PrintedTable]) -> str:
+    """One line per cell of the printed tables, in print order; an empty ``value`` where print has `nan` or a dash."""
+    lines = []
+    for table in tables:
+        for place, cell in table.cells.items():
+            if number := cell.published:
+                lines.append([table.layout.id, place.name, *number.key, number.value, number.sd, number.text])
+    return _write(["table", "cell", *Key._fields, "value", "sd", "printed"], lines)
+
+
+def _write(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([_safe(value) if isinstance(value, str) else value for value in line] for line in lines)
+    return text.getvalue()
+
+
+def _safe(text: str) -> str:
+    """The text behind an apostrophe where a spreadsheet would take it for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def json_text(report: Report, tolerance: float, statistics: Analysis | None = None) -> str:
     """The runs (accuracies after the last and the best epoch), the values, the cells of all tables, and statistics."""
     content: dict[str, Any] = {
         "runs": [vars(row) for row in report.rows],
-        "facts": [fact._asdict() for fact in report.facts],
+        "facts": [dict(zip(COLUMNS, _values_of(fact), strict=True)) for fact in report.facts],
         "cells": [*_printed(report, tolerance), *_generic(report, tolerance), *_measured(report, tolerance)],
     }
     if statistics:
@@ -33,9 +75,7 @@ def _printed(report: Report, tolerance: float) -> Iterator[dict[str, Any]]:
 
 def _generic(report: Report, tolerance: float) -> Iterator[dict[str, Any]]:
     for table in report.tables:
-        setting = {
-            key: getattr(table, key) for key in ("suite", "protocol", "dataset", "scenario", "strategy", "score")
-        }
+        setting = {**table.group._asdict(), "score": table.score}
         for (method, (teacher, student)), cell in table.cells.items():
             yield {**setting, "method": method, "teacher": teacher, "student": student, **_values(cell, tolerance)}
 
