@@ -67,16 +67,16 @@ def test_the_values_of_runs(load, tmp_path, finish):
     finish(store.run(suite.runs[0].id), versions={"kdbench": "0.1.0"})
     facts = run_facts(collect([suite], [store]))
     assert len(facts) == 3 * len(suite.runs) == 36
-    assert [(f.metric, f.value, f.status, f.version, f.score) for f in facts[:3]] == [
+    assert [(f.about.metric, f.value, f.status, f.version, f.score) for f in facts[:3]] == [
         ("top1", 60.0, "done", "0.1.0", "best"),
         ("top1_error", 40.0, "done", "0.1.0", "best"),
         ("top5_error", 9.0, "done", "0.1.0", "best"),
     ]
     assert (facts[3].trial, facts[3].value, facts[3].reason) == (1, None, "not run")
-    assert {(f.paper, f.teacher, f.student, f.dataset, f.strategy) for f in facts} == {
+    assert {(f.about.paper, f.about.teacher, f.about.student, f.about.dataset, f.about.strategy) for f in facts} == {
         ("semckd", "resnet32x4", "vgg8", "cifar100", "pretrained")
     }
-    assert list(dict.fromkeys(f.setting for f in facts)) == ["", "fewshot=0.25", "noise=0.1"]
+    assert list(dict.fromkeys(f.about.setting for f in facts)) == ["", "fewshot=0.25", "noise=0.1"]
 
 
 def test_the_teacher_counts_as_it_taught(load, tmp_path, finish):
@@ -86,12 +86,12 @@ def test_the_teacher_counts_as_it_taught(load, tmp_path, finish):
     assert (missing.value, missing.reason) == (None, "teacher not trained")
     finish(store.teacher(teacher.id), kind="teacher", last=79.0, best=80.0)
     facts = teacher_facts(collect([suite], [store]), [store])
-    assert [(f.method, f.teacher, f.student, f.metric, f.value) for f in facts] == [
+    assert [(f.about.method, f.about.teacher, f.about.student, f.about.metric, f.value) for f in facts] == [
         ("teacher", "resnet32x4", "", "top1", 79.0),
         ("teacher", "resnet32x4", "", "top1_error", 21.0),
         ("teacher", "resnet32x4", "", "top5_error", 10.0),
     ]
-    assert {f.paper for f in facts} == {"semckd"}
+    assert {f.about.paper for f in facts} == {"semckd"}
 
 
 SWEEP = """
@@ -118,12 +118,14 @@ grid:
 )
 def test_a_sweep_is_the_papers_but_for_what_it_varies(load, protocol, terms, paper):
     facts = run_facts(collect([load(SWEEP.format(protocol=protocol, terms=terms))], []))
-    assert {(f.paper, f.method, f.setting) for f in facts} == {(paper, "ega-no-edge", "node_weight=1.2")}
+    assert {(f.about.paper, f.about.method, f.about.setting) for f in facts} == {
+        (paper, "ega-no-edge", "node_weight=1.2")
+    }
 
 
 def test_an_unknown_method_with_brackets_is_no_papers(load):
     text = SWEEP.replace("ega-no-edge[", "mine[").format(protocol="ega", terms="{ce: 1, ega: {edge: 0}}")
-    assert {f.paper for f in run_facts(collect([load(text)], []))} == {""}
+    assert {f.about.paper for f in run_facts(collect([load(text)], []))} == {""}
 
 
 def test_a_run_that_several_columns_share_counts_once(load):

@@ -98,8 +98,8 @@ def test_named_tables_come_alone(few, store):
 def test_named_tables_come_with_their_runs_alone(few, store):
     report = measured_report([few], [store], ["semckd-2"])
     assert {(row.method, row.setting) for row in report.rows} == {("ce", ""), ("kd", ""), ("at", "")}
-    assert {fact.setting for fact in report.facts} == {""}
-    assert {fact.metric for fact in report.facts} == {"top1"}
+    assert {fact.about.setting for fact in report.facts} == {""}
+    assert {fact.about.metric for fact in report.facts} == {"top1"}
     assert len(report.rows) == 6
 
 
