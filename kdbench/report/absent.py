@@ -17,7 +17,8 @@ def why_absent(suites: Sequence[Suite], facts: Sequence[Fact]) -> Callable[[Key]
 
     @cache
     def otherwise() -> dict[Key, str]:
-        return {_anyone(matched(fact.about)): fact.protocol for fact in facts}
+        protocols = {fact.about: fact.protocol for fact in facts}
+        return {_anyone(matched(key)): protocol for key, protocol in protocols.items()}
 
     left_out: set[Key] = set()
     whole = [suite.whole for suite in suites if suite.whole]

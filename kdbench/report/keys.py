@@ -99,7 +99,6 @@ _NOISE = {"semckd": "all"}
 """How the papers' protocols draw wrong labels, where not from the other classes."""
 
 
-@lru_cache(maxsize=4096)
 def split_method(name: str) -> tuple[str, str]:
     """``ega-no-edge[node_weight=1.2]`` as the method and what a sweep varies of it: ``ega-no-edge``, ``node_weight=1.2``."""
     method, bracket, varied = name.partition("[")

@@ -34,23 +34,17 @@ def detectable(sd: float | None, trials: int, tests: int = 1) -> float | None:
 @cache
 def effect(trials: int, alpha: float = ALPHA) -> float:
     """The smallest difference that is detectable at the level ``alpha``, in units of the differences' standard deviation."""
+    import numpy
     from scipy.optimize import brentq  # type: ignore[import-untyped]
-    from scipy.special import stdtrit  # type: ignore[import-untyped]
+    from scipy.special import chdtri, ndtr, stdtrit  # type: ignore[import-untyped]
 
-    threshold = float(stdtrit(trials - 1, 1 - alpha / 2))
-    return float(brentq(lambda size: _power(size * math.sqrt(trials), threshold, trials - 1) - POWER, 1e-3, 1e7))
+    freedom = trials - 1
+    quantiles = chdtri(freedom, (numpy.arange(400) + 0.5) / 400)  # of the estimated variance
+    limits = float(stdtrit(freedom, 1 - alpha / 2)) * numpy.sqrt(quantiles / freedom)
 
+    def power(size: float) -> float:
+        """P(|T| > threshold) for Student's T with a shifted mean: scipy's own gives nan for one degree of freedom."""
+        shift = size * math.sqrt(trials)
+        return fmean((ndtr(shift - limits) + ndtr(-shift - limits)).tolist())
 
-def _power(shift: float, threshold: float, freedom: int) -> float:
-    """P(|T| > threshold) for Student's T with a shifted mean, averaged over 400 quantiles of the estimated variance.
-
-    scipy's own noncentral t gives nan for one degree of freedom and the shifts that matter there.
-    """
-    from scipy.special import chdtri, ndtr
-
-    return fmean(
-        float(ndtr(shift - limit) + ndtr(-shift - limit))
-        for limit in (
-            threshold * math.sqrt(float(chdtri(freedom, (step + 0.5) / 400)) / freedom) for step in range(400)
-        )
-    )
+    return float(brentq(lambda size: power(size) - POWER, 1e-3, 1e7))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Literal
 
 from kdbench.catalogue.datasets import datasets
@@ -21,7 +21,7 @@ from kdbench.suite.suite import Run, Suite
 Status = Literal["done", "failed", "started", "missing"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Row:
     """A run in a table. Accuracies in percent; ``top1`` follows the protocol's score rule. ``reason`` says why not.
 
@@ -75,8 +75,14 @@ class Row:
 
     def about(self, metric: str) -> Key:
         """What a number of it is about, compared with printed ones."""
-        method, _ = split_method(self.method)
-        return Key(self.paper, method, *self.pair, self.dataset, self.strategy, self.setting, metric)
+        return _about(
+            self.paper, self.method, self.teacher, self.student, self.dataset, self.strategy, self.setting, metric
+        )
+
+
+@lru_cache(maxsize=4096)
+def _about(paper: str, method: str, *rest: str) -> Key:
+    return Key(paper, split_method(method)[0], *rest)
 
 
 def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> list[Row]:

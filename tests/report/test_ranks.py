@@ -44,6 +44,12 @@ def test_critical_differences_of_demsar():
     assert critical_difference(4, 14) == pytest.approx(1.25, abs=5e-3)  # his worked example
 
 
+@pytest.mark.parametrize("methods", [2, 3, 12, 20, 21, 25])
+def test_critical_differences_are_scipys(methods):
+    quantile = stats.studentized_range.ppf(0.95, methods, np.inf)
+    assert critical_difference(methods, 1) == pytest.approx(quantile * (methods * (methods + 1) / 12) ** 0.5, rel=1e-9)
+
+
 @pytest.mark.parametrize(
     ("table", "why", "ranks"),
     [
