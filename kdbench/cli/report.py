@@ -14,8 +14,7 @@ import typer
 from kdbench.cli.options import Only, Tiny, Trials, select
 from kdbench.cli.page import command_lines, page, page_options
 from kdbench.errors import BadInput
-from kdbench.report.formats import Bold, Format, Style
-from kdbench.report.views import TOLERANCE, View
+from kdbench.report.formats import TOLERANCE, Bold, Format, Style, View
 
 
 if TYPE_CHECKING:

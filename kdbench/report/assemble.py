@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
-from kdbench.report.absent import why_absent
-from kdbench.report.captions import differing_teachers
+from kdbench.report.captions import check_versions, differing_teachers
 from kdbench.report.facts import Fact, by_key, run_facts, teacher_facts
-from kdbench.report.keys import matched
+from kdbench.report.formats import TOLERANCE, View
+from kdbench.report.keys import Key, matched
 from kdbench.report.layouts import layouts
 from kdbench.report.measurement_tables import MeasurementTable, measurement_sheet, measurement_tables
 from kdbench.report.measurements import likeness_facts, measurement_facts
@@ -16,8 +17,6 @@ from kdbench.report.printed import PrintedTable, fill, printed_sheet
 from kdbench.report.rows import Row, collect
 from kdbench.report.sheet import Sheet
 from kdbench.report.tables import Table, make_tables, table_sheet
-from kdbench.report.versions import check_versions
-from kdbench.report.views import TOLERANCE, View
 from kdbench.store.store import Store
 from kdbench.suite.suite import Suite
 
@@ -66,7 +65,7 @@ def measured_report(
     measured = by_key(facts)
     wanted = tables or dict.fromkeys(id for suite in suites for id in suite.tables)
     tiny = any(suite.tiny for suite in suites)
-    absent = why_absent(suites, facts)
+    absent = _why_absent(suites, facts)
     printed = [_noted(fill(layouts().tables[id], measured, absent, tiny=tiny), rows) for id in wanted]
     shown = {(fact.run_id, fact.about.metric) for table in printed for fact in table.facts}
     if tables:
@@ -106,3 +105,33 @@ def _noted(table: PrintedTable, rows: Iterable[Row]) -> PrintedTable:
     return replace(
         table, notes=differing_teachers(row.teachers for row in rows if {row.run_id, row.teacher_id} & shown)
     )
+
+
+def _why_absent(suites: Sequence[Suite], facts: Sequence[Fact]) -> Callable[[Key], str]:
+    """For what a cell is about: whether --only left it out, or the suite trains it otherwise than the paper."""
+
+    @cache
+    def otherwise() -> dict[Key, str]:
+        protocols = {fact.about: fact.protocol for fact in facts}
+        return {_anyone(matched(key)): protocol for key, protocol in protocols.items()}
+
+    left_out: set[Key] = set()
+    whole = [suite.whole for suite in suites if suite.whole]
+    if whole:
+        rows = collect(whole, ())
+        planned = (*run_facts(rows), *teacher_facts(rows, ()), *likeness_facts(rows), *measurement_facts(whole, ()))
+        left_out = {matched(fact.about) for fact in planned if fact.about.paper}
+
+    def reason(key: Key) -> str:
+        if key in left_out:
+            return "left out by --only"
+        if protocol := otherwise().get(_anyone(key)):
+            return f"trained otherwise than in the paper (protocol {protocol})"
+        return "not part of this suite"
+
+    return reason
+
+
+def _anyone(key: Key) -> Key:
+    """The same under whosever training."""
+    return key._replace(paper="")

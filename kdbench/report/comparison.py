@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from kdbench.report.captions import empty_cells, score_rules, trials_text
+from kdbench.report.captions import check_versions, empty_cells, score_rules, trials_text, versions_text
 from kdbench.report.cells import Cell, make_cell, measured_text
 from kdbench.report.keys import Group, Pair, pair_text
 from kdbench.report.rows import Row, collect, measured_on
 from kdbench.report.sheet import Band, Entry, Sheet
-from kdbench.report.versions import check_versions, versions_text
 from kdbench.store.store import Store
 from kdbench.suite.suite import Suite
 

@@ -12,6 +12,7 @@ from kdbench import __version__
 from kdbench.report.analysis import Analysis, mark_separable
 from kdbench.report.assemble import Report
 from kdbench.report.cells import Cell
+from kdbench.report.formats import TOLERANCE, View
 from kdbench.report.keys import titles
 from kdbench.report.page_data import Trained, cell_number, page_data, printed_details, safe_json
 from kdbench.report.printed import printed_sheet
@@ -19,7 +20,6 @@ from kdbench.report.provenance import environments, latest, sources
 from kdbench.report.rows import Row, Status
 from kdbench.report.sheet import Line, Mark, Sheet, plain
 from kdbench.report.tables import Table, table_sheet
-from kdbench.report.views import TOLERANCE, View
 from kdbench.store.record import Record
 from kdbench.store.store import Store
 from kdbench.suite.suite import Suite

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from kdbench.report.captions import caption, empty_cells, provenance, score_rules
 from kdbench.report.cells import Cell, cell_text, make_cell
 from kdbench.report.facts import Fact
+from kdbench.report.formats import View
 from kdbench.report.measurements import METRICS
 from kdbench.report.sheet import Band, Entry, Sheet
-from kdbench.report.views import View
 
 
 Column = tuple[str, str]

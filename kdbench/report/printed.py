@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from kdbench.report.captions import at_most, by_reason, caption, provenance, some, unjudged
 from kdbench.report.cells import Cell, cell_text, make_cell, published_behind
 from kdbench.report.facts import Fact
+from kdbench.report.formats import TOLERANCE, View
 from kdbench.report.keys import Key, tiny_paper
 from kdbench.report.layouts import Axis, Band, Layout, Place, layouts, remarks
 from kdbench.report.marks import marks
 from kdbench.report.published import printed
 from kdbench.report.sheet import Band as SheetBand
 from kdbench.report.sheet import Entry, Line, Sheet, spanning
-from kdbench.report.views import TOLERANCE, View
 
 
 @dataclass(frozen=True, eq=False)

@@ -90,7 +90,7 @@ _QUANTILES = (
     4.7427317076846975, 4.795923860431186, 4.845154183957343, 4.890951125576789, 4.933745358126922, 4.973892348748306,
     5.0116887941184425,
 )  # fmt: skip
-"""Of the studentized range of 2 to 20 normal variables, at 0.95. They are scipy's, whose statistics take a second to import."""
+"""Of the studentized range of 2 to 20 normal variables, at 0.95. They are scipy's, which takes a second to import them."""
 
 
 def complete_block(samples: Samples) -> tuple[list[str], list[Pair]]:

@@ -8,15 +8,12 @@ from statistics import fmean
 
 from kdbench.catalogue.names import nearest
 from kdbench.errors import BadInput
-from kdbench.report.improvement import Improvement, average_improvement
 from kdbench.report.keys import Group, Pair
-from kdbench.report.paired import Difference, holm, paired_t, wilcoxon
-from kdbench.report.power import detectable, pooled_sd
+from kdbench.report.paired import ALPHA, Difference, detectable, holm, paired_t, pooled_sd, wilcoxon
 from kdbench.report.ranks import Ranking, rank_methods
 from kdbench.report.samples import Samples
 
 
-ALPHA = 0.05
 PLAIN = "ce"
 
 
@@ -28,6 +25,19 @@ class Comparison:
     pair: Pair
     difference: Difference
     corrected: float | None
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """The average relative improvement in % over ``n`` pairs; ``undefined`` pairs had nothing to relate it to.
+
+    ``least`` is the smallest gain (percentage points) that it is related to: the ratio of a tiny one says little.
+    """
+
+    percent: float | None
+    n: int
+    undefined: int
+    least: float | None = None
 
 
 @dataclass(frozen=True)
@@ -165,6 +175,27 @@ def improvement(samples: Samples, target: str, other: str) -> Improvement:
         return Improvement(None, 0, 0)
     means = [samples.paired_means((target, other, PLAIN), pair) for pair in samples.pairs]
     return average_improvement([(found[0], found[1], found[2]) for found in means if found])
+
+
+def relative_improvement(target: float, other: float, plain: float) -> float | None:
+    """(target − other) / (other − plain) in %: what the target adds, in terms of what the other adds to the plain student.
+
+    None where the other method does not improve on the plain student: the ratio would be infinite, or have the wrong sign.
+    The paper does not say what it does there; none of its cells is of that kind.
+    """
+    gain = round(other - plain, 9)
+    return 100 * (target - other) / gain if gain > 0 else None
+
+
+def average_improvement(triples: Sequence[tuple[float, float, float]]) -> Improvement:
+    """ARI over (target, other, plain) accuracies of several pairs."""
+    found = [relative_improvement(*triple) for triple in triples]
+    defined = [value for value in found if value is not None]
+    undefined = len(found) - len(defined)
+    if not defined:
+        return Improvement(None, 0, undefined)
+    gains = [other - plain for value, (_, other, plain) in zip(found, triples, strict=True) if value is not None]
+    return Improvement(fmean(defined), len(defined), undefined, min(gains))
 
 
 def _mean_differences(samples: Samples, method: str, other: str) -> list[float]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from kdbench.report.improvement import Improvement
 from kdbench.report.keys import pair_text
-from kdbench.report.paired import Difference
+from kdbench.report.paired import ALPHA, Difference
 from kdbench.report.sheet import Band, Entry, Line, Mark, Sheet
-from kdbench.report.statistics import ALPHA, Overall, Sensitivity, Statistics
+from kdbench.report.statistics import Improvement, Overall, Sensitivity, Statistics
 
 
 def statistics_sheets(found: Statistics, title: str) -> list[Sheet]:

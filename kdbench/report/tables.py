@@ -8,12 +8,12 @@ from statistics import fmean
 
 from kdbench.report.captions import caption, differing_teachers, empty_cells, provenance, unjudged
 from kdbench.report.cells import DECIMALS, Cell, cell_text, make_cell, published_behind
+from kdbench.report.formats import TOLERANCE, View
 from kdbench.report.keys import Group, Pair, pair_text
 from kdbench.report.marks import outstanding
 from kdbench.report.published import published
 from kdbench.report.rows import Row, measured_on, teacher_accuracy
 from kdbench.report.sheet import Band, Entry, Mark, Sheet
-from kdbench.report.views import TOLERANCE, View
 from kdbench.store.store import Store
 
 

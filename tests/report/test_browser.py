@@ -9,9 +9,9 @@ import pytest
 
 from kdbench.report.analysis import analyse
 from kdbench.report.assemble import Report, measured_report
+from kdbench.report.formats import View
 from kdbench.report.html import Choice, html
 from kdbench.report.tables import make_tables
-from kdbench.report.views import View
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

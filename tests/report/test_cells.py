@@ -3,9 +3,9 @@
 import pytest
 
 from kdbench.report.cells import Verdict, cell_text, make_cell
+from kdbench.report.formats import View
 from kdbench.report.keys import Key
 from kdbench.report.published import Published
-from kdbench.report.views import View
 
 
 KEY = Key("semckd", "kd", "t", "s", "d", "", "", "top1")

@@ -8,9 +8,9 @@ from kdbench.errors import KdbenchError
 from kdbench.report.assemble import measured_report
 from kdbench.report.comparison import compare
 from kdbench.report.conflicts import conflicts
+from kdbench.report.formats import View
 from kdbench.report.rows import collect
 from kdbench.report.samples import samples_by_table
-from kdbench.report.views import View
 from kdbench.store.record import Result
 from kdbench.store.store import Store
 

@@ -13,13 +13,12 @@ from kdbench.report import latex, markdown, terminal
 from kdbench.report.analysis import analyse
 from kdbench.report.assemble import Report, published_report
 from kdbench.report.facts import by_key, run_facts
-from kdbench.report.formats import Format, Style, write_report, write_sheets
+from kdbench.report.formats import Format, Style, View, write_report, write_sheets
 from kdbench.report.layouts import layouts
 from kdbench.report.printed import fill
 from kdbench.report.rows import collect
 from kdbench.report.sheet import Band, Entry, Mark, Sheet, plain, spanning
 from kdbench.report.tables import make_tables
-from kdbench.report.views import View
 from kdbench.suite.load import load_suites
 
 

@@ -11,11 +11,11 @@ import pytest
 from kdbench.report.analysis import analyse
 from kdbench.report.assemble import measured_report, published_report
 from kdbench.report.curves import Curve, cell_curves, points_per_curve, stride
+from kdbench.report.formats import View
 from kdbench.report.html import Choice, html
 from kdbench.report.page_data import safe_json
 from kdbench.report.provenance import environments
 from kdbench.report.tables import make_tables
-from kdbench.report.views import View
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.suite.recipe import digest

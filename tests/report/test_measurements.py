@@ -8,11 +8,10 @@ import pytest
 from kdbench.cli.page import page
 from kdbench.errors import KdbenchError
 from kdbench.report.assemble import measured_report
-from kdbench.report.formats import Bold, Format, Style, write_report
+from kdbench.report.formats import Bold, Format, Style, View, write_report
 from kdbench.report.measurements import measurement_facts
 from kdbench.report.sheet import plain
 from kdbench.report.tidy import json_text
-from kdbench.report.views import View
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.suite.measurements import ProbeSpec

@@ -3,8 +3,7 @@
 import pytest
 
 from kdbench.errors import BadInput
-from kdbench.report.paired import holm, paired_t
-from kdbench.report.power import effect
+from kdbench.report.paired import effect, holm, paired_t
 from kdbench.report.samples import samples_by_table
 from kdbench.report.sheet import Mark
 from kdbench.report.statistics import compute, compute_all, not_separable
