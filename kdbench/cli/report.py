@@ -146,8 +146,8 @@ def style(output: Path | None, *, standalone: bool = False, bold: Bold = Bold.be
     return Style(shutil.get_terminal_size((120, 40)).columns if live else 160, live, standalone, bold)
 
 
-def print_text(text: str, output: Path | None) -> None:
-    """Write a text to a file, or to standard output. Raises BadInput where the file cannot be written."""
+def print_text(text: str, output: Path | None, done: str = "") -> None:
+    """Write a text to a file and tell what was ``done``, or to standard output. Raises BadInput where that cannot be."""
     from kdbench.store.files import write_text
 
     if output is None:
@@ -157,7 +157,7 @@ def print_text(text: str, output: Path | None) -> None:
         write_text(output, text)
     except OSError as error:
         raise BadInput(f"--output {output}: cannot be written: {error.strerror or error}") from None
-    typer.echo(f"written to {output}", err=True)
+    typer.echo(done or f"written to {output}", err=True)
 
 
 def _refuse_beside_published(*given: object) -> None:
@@ -192,7 +192,7 @@ def _refuse_ignored(format: Format, view: View, bold: Bold, tolerance: float) ->
 
 def _tell_conflicts(suites: Sequence[Suite], stores: Sequence[Store]) -> None:
     """Tell what results folders disagree about."""
-    from kdbench.report.conflicts import conflicts
+    from kdbench.report.folders import conflicts
 
     for message in conflicts(suites, stores):
         typer.echo(message, err=True)

@@ -11,7 +11,7 @@ from typing import Any
 from kdbench import __version__
 from kdbench.report.analysis import Analysis, mark_separable
 from kdbench.report.assemble import Report
-from kdbench.report.cells import Cell
+from kdbench.report.cells import Cell, measured_text
 from kdbench.report.formats import TOLERANCE, View
 from kdbench.report.keys import titles
 from kdbench.report.page_data import Trained, cell_number, page_data, printed_details, safe_json
@@ -112,14 +112,13 @@ def _table_views(tables: Sequence[Table], analysis: Analysis, choice: Choice) ->
 def _table_view(title: str, table: Table, sheet: Sheet, *, compare: bool) -> dict[str, Any]:
     """A table's texts, ready for the template. The sheet's last lines are the methods."""
     accuracies = [table.teachers.get(teacher) for teacher, _ in table.pairs]
-    methods = list(sheet.lines)[-len(table.methods) :]
     return {
         "title": title,
         "pairs": table.pairs,
         "teachers": ["" if value is None else f"{value:.2f}" for value in accuracies] if table.teachers else [],
         "lines": [
             (method, _cell_views(table, method, line, compare=compare))
-            for method, line in zip(table.methods, methods, strict=True)
+            for method, line in zip(table.methods, sheet.lines[-len(table.methods) :], strict=True)
         ],
         "caption": sheet.caption,
         "notes": sheet.notes,
@@ -136,11 +135,9 @@ def _cell_views(table: Table, method: str, line: Line, *, compare: bool) -> list
 
 
 def _cell_view(cell: Cell, mark: Mark, number: int, *, compare: bool) -> dict[str, Any]:
-    spread = "" if cell.sd is None else f"± {cell.sd:.2f} "
-    if cell.n:
-        spread += f"({cell.n})" if cell.n == cell.planned else f"({cell.n} of {cell.planned})"
+    mean, _, spread = measured_text(cell).partition(" ")
     return {
-        "mean": "–" if cell.mean is None else f"{cell.mean:.2f}",
+        "mean": mean,
         "spread": spread,
         "published": cell.published.text if compare and cell.published else "",
         "value": cell.mean,

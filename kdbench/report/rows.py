@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from kdbench.catalogue.datasets import datasets
 from kdbench.errors import BadRecord
+from kdbench.report.folders import TeacherWeights
 from kdbench.report.keys import Group, Key, Pair, scenario_setting, split_method, tiny_paper
-from kdbench.report.teacher_weights import TeacherWeights
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.suite.protocols import bundled_protocol

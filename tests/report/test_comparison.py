@@ -7,7 +7,7 @@ import pytest
 from kdbench.errors import KdbenchError
 from kdbench.report.assemble import measured_report
 from kdbench.report.comparison import compare
-from kdbench.report.conflicts import conflicts
+from kdbench.report.folders import conflicts
 from kdbench.report.formats import View
 from kdbench.report.rows import collect
 from kdbench.report.samples import samples_by_table
