@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from kdbench.report.captions import check_versions, empty_cells, score_rules, trials_text, versions_text
 from kdbench.report.cells import Cell, make_cell, measured_text
@@ -32,20 +33,42 @@ class _Table:
         return list({row.run_id: row.version for row in self.side(number) if row.top1 is not None}.values())
 
 
-def compare(suites: Sequence[Suite], first: Store, second: Store, *, mix_versions: bool = False) -> list[Sheet]:
-    """One sheet per setting that either store has something of: mean, deviation and n in each, and the difference.
+@dataclass(frozen=True)
+class Comparison:
+    """One group of runs in both folders: its cells of which either has something, and these as a sheet."""
+
+    group: Group
+    cells: dict[Place, tuple[Cell, Cell]]
+    sheet: Sheet
+
+    def values(self) -> Iterator[dict[str, Any]]:
+        """One mapping per cell: what it is about, mean, deviation and trials in both folders, the difference."""
+        for (method, (teacher, student)), (a, b) in self.cells.items():
+            about = {**self.group._asdict(), "method": method, "teacher": teacher, "student": student}
+            sides = {f"{side}_{key}": getattr(cell, key) for side, cell in (("a", a), ("b", b)) for key in _MEASURED}
+            yield {**about, **sides, "difference": _difference(a, b)}
+
+
+_MEASURED = ("mean", "sd", "n", "planned", "note")
+
+
+def compare(suites: Sequence[Suite], first: Store, second: Store, *, mix_versions: bool = False) -> list[Comparison]:
+    """One comparison for each group of runs that either store has something of.
 
     Cells that several suites share stand in the first of them. Raises KdbenchError where numbers of incompatible versions of
     kdbench would stand in one table.
     """
     names = (str(first.root), str(second.root))
     tables = _tables([collect(suites, [store]) for store in (first, second)])
-    sheets = []
+    found = []
     for group, table in tables.items():
         if not mix_versions:
             check_versions(group.title, [version for side in (0, 1) for version in table.versions(side)])
-        sheets.append(_sheet(group, table, names))
-    return [sheet for sheet in sheets if sheet]
+        cells = {place: _cells(sides) for place, sides in table.places.items()}
+        cells = {place: (a, b) for place, (a, b) in cells.items() if a.n or b.n}
+        if cells:
+            found.append(Comparison(group, cells, _sheet(group, table, cells, names)))
+    return found
 
 
 def _tables(sides: Sequence[Sequence[Row]]) -> dict[Group, _Table]:
@@ -64,13 +87,9 @@ def _tables(sides: Sequence[Sequence[Row]]) -> dict[Group, _Table]:
     return tables
 
 
-def _sheet(group: Group, table: _Table, names: tuple[str, str]) -> Sheet | None:
-    cells = {place: _cells(sides) for place, sides in table.places.items()}
-    cells = {place: (a, b) for place, (a, b) in cells.items() if a.n or b.n}
-    if not cells:
-        return None
+def _sheet(group: Group, table: _Table, cells: dict[Place, tuple[Cell, Cell]], names: tuple[str, str]) -> Sheet:
     lines = [
-        tuple(map(Entry, (_words(place, ", "), measured_text(a), measured_text(b), _difference(a, b))))
+        tuple(map(Entry, (_words(place, ", "), measured_text(a), measured_text(b), _difference_text(a, b))))
         for place, (a, b) in cells.items()
     ]
     lonely = [
@@ -112,5 +131,10 @@ def _cells(sides: Sides) -> tuple[Cell, Cell]:
     return first, second
 
 
-def _difference(a: Cell, b: Cell) -> str:
-    return "–" if a.mean is None or b.mean is None else f"{b.mean - a.mean:+.2f}"
+def _difference(a: Cell, b: Cell) -> float | None:
+    return None if a.mean is None or b.mean is None else b.mean - a.mean
+
+
+def _difference_text(a: Cell, b: Cell) -> str:
+    difference = _difference(a, b)
+    return "–" if difference is None else f"{difference:+.2f}"

@@ -49,10 +49,9 @@ def teacher_facts(rows: Iterable[Row], stores: Sequence[Store]) -> list[Fact]:
     first = {(row.protocol, row.teacher, row.teacher_id): row for row in rows if row.teacher_id}
     facts = []
     for row in first.values():
-        found = teacher_accuracy(row, stores)
-        accuracy, version = found or (None, "")
-        status: Status = "done" if accuracy else "missing"
-        reason = "" if accuracy else "teacher not trained"
+        accuracy, (status, reason, _, version, _) = teacher_accuracy(row, stores)
+        if not accuracy:
+            status, reason = "missing" if status == "done" else status, f"teacher {reason or 'without classifier'}"
         top1, top5 = (accuracy.top1, accuracy.top5) if accuracy else (None, None)
         for metric, value in _accuracies(top1, top5):
             about = Key(row.teacher_paper, "teacher", row.teacher, "", row.dataset, row.strategy, "", metric)

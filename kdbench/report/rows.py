@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from kdbench.catalogue.datasets import datasets
 from kdbench.errors import BadRecord
 from kdbench.report.folders import TeacherWeights
 from kdbench.report.keys import Group, Key, Pair, scenario_setting, split_method, tiny_paper
-from kdbench.store.record import Accuracy, Result
+from kdbench.store.record import Accuracy, Record, Result
 from kdbench.store.store import Store
 from kdbench.suite.protocols import bundled_protocol
 from kdbench.suite.specs import DatasetSpec, Scenario
@@ -123,7 +123,7 @@ def _shared(run: Run) -> dict[str, Any]:
 
 def _row(run: Run, shared: dict[str, Any], stores: Sequence[Store], weights: TeacherWeights) -> Row:
     spec, teacher = (run.stands_for or run).spec, run.spec.teacher
-    status, reason, result, version, store = _look_up(run.id, stores)
+    status, reason, result, version, store = look_up(stores, lambda store: store.run(run.id), "not run")
     differing = weights.differences(run.spec, shared["teacher_checkpoint"])
     accuracy = result.accuracy(shared["score"]) if result else None
     return Row(
@@ -169,38 +169,40 @@ def paper_of(run: Run) -> str:
     return (protocol.settings.paper or "") if alike else ""
 
 
-def _look_up(id: str, stores: Sequence[Store]) -> tuple[Status, str, Result | None, str, Store | None]:
-    status: Status = "missing"
-    reason = "not run"
+class State(NamedTuple):
+    """How far a run or teacher is, in the first results folder that has its result, or else the last where it was begun."""
+
+    status: Status
+    reason: str
+    result: Result | None = None
+    version: str = ""
+    store: Store | None = None
+
+
+def look_up(stores: Sequence[Store], record_in: Callable[[Store], Record], missing: str) -> State:
+    """The state of what ``record_in`` finds in each store; ``missing`` is the reason where it was never begun."""
+    found = State("missing", missing)
     for store in stores:
-        record = store.run(id)
+        record = record_in(store)
         try:
             result = record.result()
         except BadRecord as error:
-            status, reason = "failed", f"damaged record: {error}"
+            found = State("failed", f"damaged record: {error}")
             continue
         if result is not None:
-            return "done", "", result, record.version(), store
+            return State("done", "", result, record.version(), store)
         failure = record.failure()
         if failure is not None:
-            status, reason = "failed", " ".join(failure.reason.split())
+            found = State("failed", " ".join(failure.reason.split()))
         elif record.started():
-            status, reason = "started", f"in training, {len(record.metrics())} epochs so far"
-    return status, reason, None, "", None
+            found = State("started", f"in training, {len(record.metrics())} epochs so far")
+    return found
 
 
-def teacher_accuracy(row: Row, stores: Sequence[Store]) -> tuple[Accuracy, str] | None:
-    """Test accuracy of a row's teacher as it taught, with the weights of its last or best epoch; and kdbench's version."""
-    for store in stores if row.teacher_id else ():
-        record = store.teacher(row.teacher_id)
-        try:
-            result = record.result()
-        except BadRecord:
-            continue
-        accuracy = result.accuracy(row.teacher_checkpoint) if result else None
-        if accuracy is not None:
-            return accuracy, record.version()
-    return None
+def teacher_accuracy(row: Row, stores: Sequence[Store]) -> tuple[Accuracy | None, State]:
+    """Test accuracy of a row's teacher as it taught, with the weights of its last or best epoch; and how far it is."""
+    found = look_up(stores, lambda store: store.teacher(row.teacher_id), "not trained")
+    return found.result.accuracy(row.teacher_checkpoint) if found.result else None, found
 
 
 @cache

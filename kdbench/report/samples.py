@@ -32,9 +32,10 @@ class Samples:
         return fmean(values.values()) if values else None
 
     def common(self, methods: Sequence[str], pair: Pair) -> list[int]:
-        """The trials that all methods have of a pair."""
+        """The trials that all methods have of a pair, learned from the same weights of its teacher."""
         first, *others = (self.of(method, pair).keys() for method in methods)
-        return sorted(set(first).intersection(*others))
+        shared = sorted(set(first).intersection(*others))
+        return [trial for trial in shared if self._one_teacher(methods, pair, trial)]
 
     def paired_means(self, methods: Sequence[str], pair: Pair) -> list[float]:
         """The methods' means over the trials that all of them have; [] where there is none."""
@@ -44,11 +45,10 @@ class Samples:
     def differences(self, method: str, other: str, pair: Pair) -> list[float]:
         """method − other in each trial that both have: the same batches and initial weights."""
         ours, theirs = self.of(method, pair), self.of(other, pair)
-        shared = sorted(ours.keys() & theirs.keys())
-        return [ours[trial] - theirs[trial] for trial in shared if self._one_teacher(method, other, pair, trial)]
+        return [ours[trial] - theirs[trial] for trial in self.common((method, other), pair)]
 
-    def _one_teacher(self, method: str, other: str, pair: Pair, trial: int) -> bool:
-        known = {self.teachers.get((name, pair), {}).get(trial, "") for name in (method, other)}
+    def _one_teacher(self, methods: Sequence[str], pair: Pair, trial: int) -> bool:
+        known = {self.teachers.get((name, pair), {}).get(trial, "") for name in methods}
         return len(known - {""}) < 2
 
 

@@ -119,7 +119,10 @@ def _learned_beside(rows: Sequence[Row]) -> dict[str, float]:
 def _teacher_accuracies(rows: Sequence[Row], stores: Sequence[Store]) -> tuple[dict[str, float], list[str]]:
     """Test accuracy of each teacher as it taught, and the versions of those that were finished before."""
     each = {(row.teacher, row.teacher_id): row for row in rows if row.teacher_id}
-    accuracies = {row.teacher: teacher_accuracy(row, stores) for row in each.values()}
-    found = {teacher: accuracy for teacher, accuracy in accuracies.items() if accuracy}
-    finished = {teacher: accuracy.top1 for teacher, (accuracy, _) in found.items()}
-    return {**finished, **_learned_beside(rows)}, [version for _, version in found.values()]
+    finished: dict[str, float] = {}
+    versions: dict[str, str] = {}
+    for row in each.values():
+        accuracy, state = teacher_accuracy(row, stores)
+        if accuracy:
+            finished[row.teacher], versions[row.teacher] = accuracy.top1, state.version
+    return {**finished, **_learned_beside(rows)}, list(versions.values())

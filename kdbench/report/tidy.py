@@ -1,4 +1,4 @@
-"""Tidy values as CSV, one line for each measured value or printed cell, and all of a report as JSON."""
+"""Reports and comparisons for programs: CSV with one line for each value or cell, and JSON."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from kdbench.report.analysis import Analysis
 from kdbench.report.assemble import Report
 from kdbench.report.cells import Cell
+from kdbench.report.comparison import Comparison
 from kdbench.report.facts import Fact
 from kdbench.report.keys import Key
 from kdbench.report.printed import PrintedTable
@@ -41,6 +43,18 @@ def published_csv(tables: Sequence[PrintedTable]) -> str:
     return _write(["table", "cell", *Key._fields, "value", "sd", "printed"], lines)
 
 
+def compared_csv(found: Sequence[Comparison]) -> str:
+    """One line per cell of a comparison of two results folders."""
+    lines = [each for comparison in found for each in comparison.values()]
+    return _write(list(lines[0]), (list(line.values()) for line in lines))
+
+
+def compared_json(found: Sequence[Comparison], folders: Sequence[Path]) -> str:
+    """The two folders, and the cells of their comparison."""
+    first, second = map(str, folders)
+    return _json({"a": first, "b": second, "cells": [each for comparison in found for each in comparison.values()]})
+
+
 def _write(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -63,6 +77,10 @@ def json_text(report: Report, tolerance: float, statistics: Analysis | None = No
     }
     if statistics:
         content["statistics"] = statistics.json()
+    return _json(content)
+
+
+def _json(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 

@@ -5,6 +5,7 @@ import pytest
 from kdbench.report.facts import by_key, run_facts, teacher_facts
 from kdbench.report.keys import Key, canonical_setting, matched, split_method
 from kdbench.report.rows import collect
+from kdbench.store.record import Failure
 from kdbench.store.store import Store
 
 
@@ -84,7 +85,25 @@ def test_the_teacher_counts_as_it_taught(load, tmp_path, finish):
     teacher = next(run.spec.teacher for run in suite.runs if run.spec.teacher)
     (missing, *_) = teacher_facts(collect([suite], [store]), [store])
     assert (missing.value, missing.reason) == (None, "teacher not trained")
-    finish(store.teacher(teacher.id), kind="teacher", last=79.0, best=80.0)
+    record = store.teacher(teacher.id)
+    states = [(missing.status, missing.reason)]
+    for change in (
+        lambda: record.state_file.write_bytes(b""),
+        lambda: record.fail(Failure(kind="error", epoch=3, reason="out of\nmemory")),
+        lambda: (record.folder / "result.json").write_text("{"),
+    ):
+        record.write_metrics([{"epoch": 1}])
+        change()
+        (fact, *_) = teacher_facts(collect([suite], [store]), [store])
+        states.append((fact.status, fact.reason))
+    assert states == [
+        ("missing", "teacher not trained"),
+        ("started", "teacher in training, 1 epochs so far"),
+        ("failed", "teacher out of memory"),
+        ("failed", states[3][1]),
+    ]
+    assert states[3][1].startswith(f"teacher damaged record: {record.folder / 'result.json'}")
+    finish(record, kind="teacher", last=79.0, best=80.0)
     facts = teacher_facts(collect([suite], [store]), [store])
     assert [(f.about.method, f.about.teacher, f.about.student, f.about.metric, f.value) for f in facts] == [
         ("teacher", "resnet32x4", "", "top1", 79.0),
