@@ -8,13 +8,14 @@ from functools import cache, lru_cache
 from typing import Any, Literal, NamedTuple
 
 from kdbench.catalogue.datasets import datasets
+from kdbench.catalogue.terms import term
 from kdbench.errors import BadRecord
 from kdbench.report.folders import TeacherWeights
-from kdbench.report.keys import Group, Key, Pair, scenario_setting, split_method, tiny_paper
+from kdbench.report.keys import Group, Key, Pair, canonical_setting, scenario_setting, split_method, tiny_paper
 from kdbench.store.record import Accuracy, Record, Result
 from kdbench.store.store import Store
 from kdbench.suite.protocols import bundled_protocol
-from kdbench.suite.specs import DatasetSpec, Scenario
+from kdbench.suite.specs import DatasetSpec, Scenario, TermUse
 from kdbench.suite.suite import Run, Suite
 
 
@@ -164,9 +165,25 @@ def paper_of(run: Run) -> str:
     if varied:
         known = bundled_protocol(protocol.base).methods.get(name, ())
         alike = protocol.as_published(name, known) and [use.name for use in known] == [use.name for use in terms]
+        alike = alike and _varies_as_it_says(varied, terms)
     else:
         alike = protocol.as_published(name, terms)
     return (protocol.settings.paper or "") if alike else ""
+
+
+def _varies_as_it_says(varied: str, terms: Sequence[TermUse]) -> bool:
+    """Whether a method's terms have the values in its name's brackets, of what the papers' sweeps vary."""
+    real: dict[str, Any] = {}
+    for use in terms:
+        if use.name in ("ega", "sskd"):
+            defaults = {name: each.default for name, each in term(use.name).hyperparameters.items()}
+            value = {**defaults, **use.hyperparameters}
+            if use.name == "ega":
+                real |= {"node_weight": use.weight * value["node"], "edge_weight": use.weight * value["edge"]}
+            else:
+                real |= {"topk": 100 * value["kept_pretext"], "ss_task": value["pretext"]}
+    said = dict(part.partition("=")[::2] for part in canonical_setting(varied).split(","))
+    return all(canonical_setting(f"{key}={real[key]}") == f"{key}={said[key]}" for key in said.keys() & real.keys())
 
 
 class State(NamedTuple):

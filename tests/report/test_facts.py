@@ -132,6 +132,8 @@ grid:
         ("ega", "{ce: 1, ega: {weight: 1.2, edge: 0}}", "ega"),
         ("ega", "{ce: 1, ega: {weight: 1.2, edge: 0}, kd: 1}", ""),
         ("ega", "{ce: 1, nce: 1}", ""),
+        ("ega", "{ce: 1, ega: {weight: 0.6, node: 2, edge: 0}}", "ega"),
+        ("ega", "{ce: 1, ega: {weight: 1.4, edge: 0}}", ""),  # not the value that its name says
         ("{base: ega, epochs: 20}", "{ce: 1, ega: {weight: 1.2, edge: 0}}", ""),
     ],
 )
