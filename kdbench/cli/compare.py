@@ -26,16 +26,21 @@ def compare(
     only: Only = None,
 ) -> None:
     """Compare two results folders cell by cell: means, their difference, and what is in one of them only."""
-    from kdbench.report import comparison
+    from kdbench.report import comparison, tidy
     from kdbench.report.formats import write_sheets
 
-    if format in (Format.csv, Format.json, Format.html):
-        raise BadInput(
-            f"--format {format}: compare prints tables as terminal, markdown or latex; kdbench report has {format}"
-        )
-    loaded, stores = load(suites, [first, second], trials, only)
-    sheets = comparison.compare(loaded, *stores, mix_versions=mix_versions)
-    if not sheets:
+    if format is Format.html:
+        raise BadInput("--format html: there is no page of a comparison. Take another format, or kdbench report")
+    folders = [first, second]
+    loaded, stores = load(suites, folders, trials, only)
+    found = comparison.compare(loaded, *stores, mix_versions=mix_versions)
+    if not found:
         names = ", ".join(suite.name for suite in loaded)
         raise BadInput(f"{first} and {second} hold no finished run of {names}")
-    print_text(write_sheets(sheets, format, style(output)), output)
+    if format is Format.csv:
+        text = tidy.compared_csv(found)
+    elif format is Format.json:
+        text = tidy.compared_json(found, folders)
+    else:
+        text = write_sheets([each.sheet for each in found], format, style(output))
+    print_text(text, output)

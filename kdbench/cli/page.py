@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdbench.report.formats import Bold
-from kdbench.report.views import TOLERANCE, View
+from kdbench.report.formats import TOLERANCE, Bold, View
 
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import sys
 from collections.abc import Sequence
@@ -13,11 +14,12 @@ import typer
 from kdbench.cli.options import Only, Tiny, Trials, select
 from kdbench.cli.page import command_lines, page, page_options
 from kdbench.errors import BadInput
-from kdbench.report.formats import Bold, Format, Style
-from kdbench.report.views import TOLERANCE, View
+from kdbench.report.formats import TOLERANCE, Bold, Format, Style, View
 
 
 if TYPE_CHECKING:
+    from kdbench.report.analysis import Analysis
+    from kdbench.report.assemble import Report
     from kdbench.store.store import Store
     from kdbench.suite.suite import Suite
 
@@ -66,10 +68,10 @@ def report(
 ) -> None:
     """Print the tables of suites, as far as they have been measured; those of the papers in their layout."""
     from kdbench.catalogue.tables import table_name
-    from kdbench.report.analysis import analyse
     from kdbench.report.assemble import measured_report, published_report
     from kdbench.report.formats import write_report
 
+    gc.disable()  # nothing of a report goes in circles: looking for garbage among 10,000 records costs a tenth of the time
     if standalone and format is not Format.latex:
         raise BadInput(f"--standalone is for --format latex, not {format}")
     if (statistics or baseline) and format is Format.csv:
@@ -96,9 +98,15 @@ def report(
         commands = command_lines(named, results or (), trials, only or (), options, tiny=tiny)
         text = page(content, loaded, stores, commands, view=view, tolerance=tolerance, bold=bold, baseline=baseline)
     else:
-        analysis = analyse(content.rows, baseline) if statistics or baseline else None
+        analysis = _analysis(content, baseline) if statistics or baseline else None
         text = write_report(content, format, view, tolerance, style(output, standalone=standalone, bold=bold), analysis)
     print_text(text, output)
+
+
+def _analysis(report: Report, baseline: str | None) -> Analysis:
+    from kdbench.report.analysis import analyse
+
+    return analyse(report.rows, baseline)
 
 
 def render(suites: Sequence[Suite], stores: Sequence[Store], format: Format = Format.terminal) -> str:
@@ -138,8 +146,8 @@ def style(output: Path | None, *, standalone: bool = False, bold: Bold = Bold.be
     return Style(shutil.get_terminal_size((120, 40)).columns if live else 160, live, standalone, bold)
 
 
-def print_text(text: str, output: Path | None) -> None:
-    """Write a text to a file, or to standard output. Raises BadInput where the file cannot be written."""
+def print_text(text: str, output: Path | None, done: str = "") -> None:
+    """Write a text to a file and tell what was ``done``, or to standard output. Raises BadInput where that cannot be."""
     from kdbench.store.files import write_text
 
     if output is None:
@@ -149,7 +157,7 @@ def print_text(text: str, output: Path | None) -> None:
         write_text(output, text)
     except OSError as error:
         raise BadInput(f"--output {output}: cannot be written: {error.strerror or error}") from None
-    typer.echo(f"written to {output}", err=True)
+    typer.echo(done or f"written to {output}", err=True)
 
 
 def _refuse_beside_published(*given: object) -> None:
@@ -184,7 +192,7 @@ def _refuse_ignored(format: Format, view: View, bold: Bold, tolerance: float) ->
 
 def _tell_conflicts(suites: Sequence[Suite], stores: Sequence[Store]) -> None:
     """Tell what results folders disagree about."""
-    from kdbench.report.conflicts import conflicts
+    from kdbench.report.folders import conflicts
 
     for message in conflicts(suites, stores):
         typer.echo(message, err=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdbench.cli.options import Data, Results
+from kdbench.cli.report import Output, print_text
 from kdbench.errors import BadInput, KdbenchError
 
 
@@ -34,7 +35,7 @@ def samples(
     noise: Annotated[str | None, typer.Option(help="How labels are drawn: other, all or classes.")] = None,
     trial: Annotated[int | None, typer.Option(min=0, help="The trial, counted from 0.")] = None,
     run: Annotated[str | None, typer.Option("--run", metavar="ID", help="Instead: the samples of this run.")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="A file instead of standard output.")] = None,
+    output: Output = None,
     results: Results = Path("results"),
     data: Data = Path("data"),
 ) -> None:
@@ -57,7 +58,8 @@ def samples(
     text = list_samples(*request, data)
     if expected and expected not in text:
         raise KdbenchError(f"run {run} learned from another list (sha256 {expected}) than {data} gives now")
-    _deliver(text, output)
+    lines = sum(line[:1].isdigit() for line in text.splitlines())
+    print_text(text, output, f"{output} holds {lines:,} samples.")
 
 
 def _dataset(name: str, part: dict[str, Any]) -> DatasetSpec:
@@ -117,16 +119,3 @@ def _run(results: Path, id: str) -> tuple[RunSpec, str | None]:
         return RunSpec.model_validate(matches[0].spec()), result.samples_sha256 if result else None
     except (BadRecord, ValidationError):
         raise BadInput(f"run {matches[0].id} in {results} is damaged: kdbench show {matches[0].id} says more") from None
-
-
-def _deliver(text: str, output: Path | None) -> None:
-    from kdbench.store.files import write_text
-
-    if output is None:
-        typer.echo(text, nl=False)
-        return
-    try:
-        write_text(output, text)
-    except OSError as error:
-        raise BadInput(f"{output}: cannot be written: {error.strerror or error}") from None
-    typer.echo(f"{output} holds {sum(line[:1].isdigit() for line in text.splitlines()):,} samples.", err=True)

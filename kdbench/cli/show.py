@@ -95,9 +95,8 @@ def _suite(name: str) -> str:
 
 def _table(name: str) -> str:
     from kdbench.report.assemble import published_report
-    from kdbench.report.formats import Format, write_report
+    from kdbench.report.formats import Format, View, write_report
     from kdbench.report.layouts import layouts
-    from kdbench.report.views import View
 
     layout = layouts().tables[name]
     rules = {"best": layout.highlight.best, "second best": layout.highlight.second}

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from kdbench.report.keys import Group, titles
 from kdbench.report.paired import Difference
 from kdbench.report.rows import Row
-from kdbench.report.samples import Key, Samples, key_of, samples_by_table, titles
+from kdbench.report.samples import Samples, samples_by_table
 from kdbench.report.sheet import Line, Mark, Sheet
 from kdbench.report.statistics import Statistics, compute_all, not_separable
 from kdbench.report.statistics_sheets import statistics_sheets
@@ -19,13 +20,13 @@ from kdbench.report.tables import Table
 class Analysis:
     """The single trials of all settings and, where wanted, their statistics."""
 
-    samples: dict[Key, Samples]
+    samples: dict[Group, Samples]
     statistics: list[Statistics]
 
     def sheets(self) -> list[Sheet]:
         """The statistics as tables."""
         names = titles(self.samples)
-        return [sheet for each in self.statistics for sheet in statistics_sheets(each, names[each.key])]
+        return [sheet for each in self.statistics for sheet in statistics_sheets(each, names[each.group])]
 
     def json(self) -> list[dict[str, Any]]:
         """The statistics as JSON-ready values, one mapping per setting; what could not be computed is null."""
@@ -62,18 +63,13 @@ def mark_all_separable(sheets: Sequence[Sheet], tables: Sequence[Table], rows: I
     """The same for a report's sheets, the last of which are those of ``tables``; those of papers stay as they are."""
     samples = samples_by_table(list(rows))
     first = len(sheets) - len(tables)
-    marked = (mark_separable(sheet, t, samples[key_of(t)]) for sheet, t in zip(sheets[first:], tables, strict=True))
+    marked = (mark_separable(sheet, t, samples[t.group]) for sheet, t in zip(sheets[first:], tables, strict=True))
     return [*sheets[:first], *marked]
 
 
 def _json(found: Statistics) -> dict[str, Any]:
-    suite, protocol, dataset, scenario, strategy = found.key
     return {
-        "suite": suite,
-        "protocol": protocol,
-        "dataset": dataset,
-        "scenario": scenario,
-        "strategy": strategy,
+        **found.group._asdict(),
         "baseline": found.baseline,
         "first": found.first,
         "trials": list(_comparisons(found)),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
+from kdbench.errors import KdbenchError
 from kdbench.report.cells import Cell
-from kdbench.report.versions import versions_text
-from kdbench.report.views import View
+from kdbench.report.formats import View
 from kdbench.suite.tiny import TINY
 
 
@@ -132,3 +133,22 @@ def differing_teachers(texts: Iterable[str]) -> tuple[str, ...]:
     names = "; ".join(dict.fromkeys(text for text in texts if text))
     rule = "the first is shown, and trials under different ones are not paired."
     return (f"Teachers differ between results folders: {names}; {rule}",) if names else ()
+
+
+def versions_text(versions: Iterable[str]) -> str:
+    """``kdbench 0.1, 0.2; version unknown (3)`` from the version of each number, which is "" where it is not known."""
+    counts = Counter(versions)
+    unknown = counts.pop("", 0)
+    parts = [f"kdbench {', '.join(sorted(counts))}"] if counts else []
+    return "; ".join(parts + ([f"version unknown ({unknown})"] if unknown else []))
+
+
+def check_versions(name: str, versions: Iterable[str]) -> None:
+    """Raise KdbenchError for numbers of kdbench versions that differ in more than the last figure."""
+    counts = Counter(version for version in versions if version)
+    if len({tuple(version.split(".")[:2]) for version in counts}) > 1:
+        found = " and ".join(f"{version} ({count})" for version, count in sorted(counts.items()))
+        raise KdbenchError(
+            f"{name}: its numbers come from kdbench {found}, which may train differently. Leave some out with --only or "
+            "--results, run the suite again in a new results folder, or show them together with --mix-versions."
+        )

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import fsum, sqrt
 
+from kdbench.report.formats import TOLERANCE, View
 from kdbench.report.published import Published
-from kdbench.report.views import TOLERANCE, View
 
 
 DECIMALS = 2

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from kdbench.report.captions import empty_cells, score_rules, trials_text
+from kdbench.report.captions import check_versions, empty_cells, score_rules, trials_text, versions_text
 from kdbench.report.cells import Cell, make_cell, measured_text
+from kdbench.report.keys import Group, Pair, pair_text
 from kdbench.report.rows import Row, collect, measured_on
 from kdbench.report.sheet import Band, Entry, Sheet
-from kdbench.report.versions import check_versions, versions_text
 from kdbench.store.store import Store
 from kdbench.suite.suite import Suite
 
 
-Setting = tuple[str, str, str, str, str]
-Place = tuple[str, str, str]
+Place = tuple[str, Pair]
 Sides = tuple[list[Row], list[Row]]
 
 
 @dataclass
 class _Table:
-    """One setting of a suite: the rows of both folders by method and networks, and the suites that show some before."""
+    """One group of runs: the rows of both folders by method and networks, and the suites that show some before."""
 
     places: dict[Place, Sides] = field(default_factory=dict)
     elsewhere: list[tuple[str, str]] = field(default_factory=list)
@@ -33,46 +33,63 @@ class _Table:
         return list({row.run_id: row.version for row in self.side(number) if row.top1 is not None}.values())
 
 
-def compare(suites: Sequence[Suite], first: Store, second: Store, *, mix_versions: bool = False) -> list[Sheet]:
-    """One sheet per setting that either store has something of: mean, deviation and n in each, and the difference.
+@dataclass(frozen=True)
+class Comparison:
+    """One group of runs in both folders: its cells of which either has something, and these as a sheet."""
+
+    group: Group
+    cells: dict[Place, tuple[Cell, Cell]]
+    sheet: Sheet
+
+    def values(self) -> Iterator[dict[str, Any]]:
+        """One mapping per cell: what it is about, mean, deviation and trials in both folders, the difference."""
+        for (method, (teacher, student)), (a, b) in self.cells.items():
+            about = {**self.group._asdict(), "method": method, "teacher": teacher, "student": student}
+            sides = {f"{side}_{key}": getattr(cell, key) for side, cell in (("a", a), ("b", b)) for key in _MEASURED}
+            yield {**about, **sides, "difference": _difference(a, b)}
+
+
+_MEASURED = ("mean", "sd", "n", "planned", "note")
+
+
+def compare(suites: Sequence[Suite], first: Store, second: Store, *, mix_versions: bool = False) -> list[Comparison]:
+    """One comparison for each group of runs that either store has something of.
 
     Cells that several suites share stand in the first of them. Raises KdbenchError where numbers of incompatible versions of
     kdbench would stand in one table.
     """
     names = (str(first.root), str(second.root))
     tables = _tables([collect(suites, [store]) for store in (first, second)])
-    sheets = []
-    for setting, table in tables.items():
+    found = []
+    for group, table in tables.items():
         if not mix_versions:
-            check_versions(_title(setting), [version for side in (0, 1) for version in table.versions(side)])
-        sheets.append(_sheet(setting, table, names))
-    return [sheet for sheet in sheets if sheet]
+            check_versions(group.title, [version for side in (0, 1) for version in table.versions(side)])
+        cells = {place: _cells(sides) for place, sides in table.places.items()}
+        cells = {place: (a, b) for place, (a, b) in cells.items() if a.n or b.n}
+        if cells:
+            found.append(Comparison(group, cells, _sheet(group, table, cells, names)))
+    return found
 
 
-def _tables(sides: Sequence[Sequence[Row]]) -> dict[Setting, _Table]:
-    tables: dict[Setting, _Table] = {}
+def _tables(sides: Sequence[Sequence[Row]]) -> dict[Group, _Table]:
+    tables: dict[Group, _Table] = {}
     for side, rows in enumerate(sides):
         for row in rows:
-            setting = (row.suite, row.protocol, row.dataset, row.scenario, row.strategy)
-            place = (row.method, row.teacher, row.student)
-            tables.setdefault(setting, _Table()).places.setdefault(place, ([], []))[side].append(row)
+            places = tables.setdefault(row.group, _Table()).places
+            places.setdefault((row.method, row.pair), ([], []))[side].append(row)
     shown: dict[tuple[object, ...], str] = {}
-    for setting, table in tables.items():
+    for group, table in tables.items():
         for place, found in list(table.places.items()):
-            suite = shown.setdefault((*setting[1:], *place, *sorted(row.run_id for row in found[0])), setting[0])
-            if suite != setting[0]:
+            suite = shown.setdefault((*group[1:], *place, *sorted(row.run_id for row in found[0])), group.suite)
+            if suite != group.suite:
                 del table.places[place]
                 table.elsewhere.append((_words(place), f"shown under {suite}"))
     return tables
 
 
-def _sheet(setting: Setting, table: _Table, names: tuple[str, str]) -> Sheet | None:
-    cells = {place: _cells(sides) for place, sides in table.places.items()}
-    cells = {place: (a, b) for place, (a, b) in cells.items() if a.n or b.n}
-    if not cells:
-        return None
+def _sheet(group: Group, table: _Table, cells: dict[Place, tuple[Cell, Cell]], names: tuple[str, str]) -> Sheet:
     lines = [
-        tuple(map(Entry, (_words(place, ", "), measured_text(a), measured_text(b), _difference(a, b))))
+        tuple(map(Entry, (_words(place, ", "), measured_text(a), measured_text(b), _difference_text(a, b))))
         for place, (a, b) in cells.items()
     ]
     lonely = [
@@ -82,15 +99,15 @@ def _sheet(setting: Setting, table: _Table, names: tuple[str, str]) -> Sheet | N
     ]
     header = tuple(map(Entry, ("method, networks", *names, "difference")))
     return Sheet(
-        _title(setting),
+        group.title,
         (Band((header,), (tuple(lines),)),),
-        caption=_caption(setting, table, list(cells.values()), names),
+        caption=_caption(group, table, list(cells.values()), names),
         notes=tuple(empty_cells([*lonely, *table.elsewhere], exactly=True)),
     )
 
 
-def _caption(setting: Setting, table: _Table, cells: list[tuple[Cell, Cell]], names: tuple[str, str]) -> str:
-    images = measured_on(setting[2])
+def _caption(group: Group, table: _Table, cells: list[tuple[Cell, Cell]], names: tuple[str, str]) -> str:
+    images = measured_on(group.dataset)
     rules = score_rules((row.score for row in table.side(0)), images)
     folders = [
         ", ".join(
@@ -100,18 +117,13 @@ def _caption(setting: Setting, table: _Table, cells: list[tuple[Cell, Cell]], na
         )
         for side, name in enumerate(names)
     ]
-    parts = [f"protocol {setting[1]}", rules, *folders, "difference: second minus first"]
+    parts = [f"protocol {group.protocol}", rules, *folders, "difference: second minus first"]
     return f"Top-1 {images} accuracy in %, mean ± sd (n); {'; '.join(parts)}."
 
 
-def _title(setting: Setting) -> str:
-    suite, _, dataset, scenario, strategy = setting
-    return f"{suite}: {', '.join(part for part in (dataset, scenario, f'{strategy} teacher') if part)}"
-
-
 def _words(place: Place, between: str = " on ") -> str:
-    method, teacher, student = place
-    return f"{method}{between}{teacher} → {student}" if teacher else f"{method}{between}{student}"
+    method, pair = place
+    return f"{method}{between}{pair_text(pair)}"
 
 
 def _cells(sides: Sides) -> tuple[Cell, Cell]:
@@ -119,5 +131,10 @@ def _cells(sides: Sides) -> tuple[Cell, Cell]:
     return first, second
 
 
-def _difference(a: Cell, b: Cell) -> str:
-    return "–" if a.mean is None or b.mean is None else f"{b.mean - a.mean:+.2f}"
+def _difference(a: Cell, b: Cell) -> float | None:
+    return None if a.mean is None or b.mean is None else b.mean - a.mean
+
+
+def _difference_text(a: Cell, b: Cell) -> str:
+    difference = _difference(a, b)
+    return "–" if difference is None else f"{difference:+.2f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,12 +43,12 @@ def cell_curves(records: Iterable[tuple[Record, int]]) -> dict[str, Curve]:
 
 
 def _curve(trials: Sequence[Sequence[dict[str, Any]]], quantity: str) -> Curve:
-    found: dict[int, list[float]] = {}
+    found: defaultdict[int, list[float]] = defaultdict(list)
     for metrics in trials:
         for row in metrics:
             epoch, value = row.get("epoch"), row.get(quantity)
             if isinstance(epoch, int) and isinstance(value, (float, int)) and abs(value) < 1e9:
-                found.setdefault(epoch, []).append(value)
+                found[epoch].append(value)
     epochs = sorted(found)
     several = any(len(values) > 1 for values in found.values())
     return Curve(

@@ -5,30 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from kdbench.report.keys import Key, make_key, split_method
+from kdbench.report.keys import Key, matched
 from kdbench.report.rows import Row, Status, teacher_accuracy
 from kdbench.store.store import Store
 
 
 class Fact(NamedTuple):
-    """One value. ``paper`` is empty where the run is not trained as a paper trains it.
+    """One value, and what it is ``about``. There ``paper`` is empty where the run is not trained as a paper trains it.
 
-    ``trained_on`` is the data set on which a network was trained that was measured on another one.
-
-    ``metric`` is `top1` (by the protocol's score rule), `top1_error`, `top5_error`, each in percent, or another that
-    reference.csv names; ``setting`` what distinguishes the run from the usual one, in its spelling. ``value`` is None
+    The metric is `top1` (by the protocol's score rule), `top1_error`, `top5_error`, each in percent, or another that
+    reference.csv names; the setting what distinguishes the run from the usual one, in its spelling. ``value`` is None
     unless ``status`` is `done`; then ``reason`` says why. ``score`` is `last` or `best` epoch, or mean of the `last ten`.
+    ``trained_on`` is the data set on which a network was trained that was measured on another one.
     """
 
-    paper: str
+    about: Key
     protocol: str
-    method: str
-    teacher: str
-    student: str
-    dataset: str
-    strategy: str
-    setting: str
-    metric: str
     trial: int
     value: float | None
     run_id: str
@@ -38,27 +30,18 @@ class Fact(NamedTuple):
     score: str = ""
     trained_on: str = ""
 
-    @property
-    def key(self) -> Key:
-        """What it is compared by with printed numbers."""
-        return make_key(
-            self.paper, self.method, self.teacher, self.student, self.dataset, self.strategy, self.setting, self.metric
-        )
+
+def row_fact(row: Row, metric: str, value: float | None, score: str) -> Fact:
+    """A value of a run's student."""
+    about = row.about(metric)
+    return Fact(about, row.protocol, row.trial, value, row.run_id, row.status, row.reason, row.version, score)
 
 
 def run_facts(rows: Iterable[Row]) -> list[Fact]:
     """The accuracies and errors of the students of runs."""
-    facts = []
-    for row in rows:
-        method, _ = split_method(row.method)
-        for metric, value in _accuracies(row.top1, row.top5):
-            facts.append(
-                Fact(
-                    row.paper, row.protocol, method, row.teacher, row.student, row.dataset, row.strategy, row.setting,
-                    metric, row.trial, value, row.run_id, row.status, row.reason, row.version, row.score,
-                )
-            )  # fmt: skip
-    return facts
+    return [
+        row_fact(row, metric, value, row.score) for row in rows for metric, value in _accuracies(row.top1, row.top5)
+    ]
 
 
 def teacher_facts(rows: Iterable[Row], stores: Sequence[Store]) -> list[Fact]:
@@ -66,18 +49,15 @@ def teacher_facts(rows: Iterable[Row], stores: Sequence[Store]) -> list[Fact]:
     first = {(row.protocol, row.teacher, row.teacher_id): row for row in rows if row.teacher_id}
     facts = []
     for row in first.values():
-        found = teacher_accuracy(row, stores)
-        accuracy, version = found or (None, "")
-        status: Status = "done" if accuracy else "missing"
-        reason = "" if accuracy else "teacher not trained"
+        accuracy, (status, reason, _, version, _) = teacher_accuracy(row, stores)
+        if not accuracy:
+            status, reason = "missing" if status == "done" else status, f"teacher {reason or 'without classifier'}"
         top1, top5 = (accuracy.top1, accuracy.top5) if accuracy else (None, None)
         for metric, value in _accuracies(top1, top5):
+            about = Key(row.teacher_paper, "teacher", row.teacher, "", row.dataset, row.strategy, "", metric)
             facts.append(
-                Fact(
-                    row.teacher_paper, row.protocol, "teacher", row.teacher, "", row.dataset, row.strategy, "", metric,
-                    0, value, row.teacher_id, status, reason, version, row.teacher_checkpoint,
-                )
-            )  # fmt: skip
+                Fact(about, row.protocol, 0, value, row.teacher_id, status, reason, version, row.teacher_checkpoint)
+            )
     return facts
 
 
@@ -91,6 +71,6 @@ def by_key(facts: Iterable[Fact]) -> dict[Key, list[Fact]]:
     """The values that can stand beside printed ones. A run that several suites or columns name counts once."""
     index: dict[Key, dict[str, Fact]] = {}
     for fact in facts:
-        if fact.paper:
-            index.setdefault(fact.key, {}).setdefault(fact.run_id, fact)
+        if fact.about.paper:
+            index.setdefault(matched(fact.about), {}).setdefault(fact.run_id, fact)
     return {key: list(found.values()) for key, found in index.items()}

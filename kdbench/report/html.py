@@ -11,15 +11,15 @@ from typing import Any
 from kdbench import __version__
 from kdbench.report.analysis import Analysis, mark_separable
 from kdbench.report.assemble import Report
-from kdbench.report.cells import Cell
+from kdbench.report.cells import Cell, measured_text
+from kdbench.report.formats import TOLERANCE, View
+from kdbench.report.keys import titles
 from kdbench.report.page_data import Trained, cell_number, page_data, printed_details, safe_json
 from kdbench.report.printed import printed_sheet
 from kdbench.report.provenance import environments, latest, sources
 from kdbench.report.rows import Row, Status
-from kdbench.report.samples import key_of, titles
 from kdbench.report.sheet import Line, Mark, Sheet, plain
-from kdbench.report.tables import Table, make_tables, table_sheet
-from kdbench.report.views import TOLERANCE, View
+from kdbench.report.tables import Table, table_sheet
 from kdbench.store.record import Record
 from kdbench.store.store import Store
 from kdbench.suite.suite import Suite
@@ -42,7 +42,6 @@ def html(report: Report, analysis: Analysis, suites: Sequence[Suite], stores: Se
     """
     from jinja2 import Environment
 
-    tables = make_tables(report.rows, stores)
     trained = {id: Trained(record, record.about()) for id, record in _records(report.rows, stores).items()}
     specs = {id: spec for suite in suites for id, spec in suite.specs.items()}
     abouts = [each.about for each in trained.values() if each.about]
@@ -52,7 +51,7 @@ def html(report: Report, analysis: Analysis, suites: Sequence[Suite], stores: Se
         heading=", ".join(suite.name for suite in suites) or "The papers’ tables",
         descriptions=[suite.description for suite in suites if suite.description],
         counts=_counts(report.rows),
-        tables=_table_views(tables, analysis, choice),
+        tables=_table_views(report.whole, analysis, choice),
         papers=[
             (printed_sheet(table, choice.view, choice.tolerance), printed_details(table)) for table in report.printed
         ],
@@ -63,7 +62,7 @@ def html(report: Report, analysis: Analysis, suites: Sequence[Suite], stores: Se
         sources=sources(suites),
         latest=latest(abouts),
         version=__version__,
-        data=_trusted(safe_json(page_data(tables, report.rows, specs, trained))),
+        data=_trusted(safe_json(page_data(report.whole, report.rows, specs, trained))),
         style=_trusted(_page("style.css")),
         scripts=[_trusted(_page("tables.js")), _trusted(_page("charts.js"))],
     )
@@ -99,28 +98,27 @@ def _counts(rows: Sequence[Row]) -> str:
 
 
 def _table_views(tables: Sequence[Table], analysis: Analysis, choice: Choice) -> list[dict[str, Any]]:
-    names = titles(map(key_of, tables))
+    names = titles(table.group for table in tables)
     compare = choice.view in (View.both, View.published)
     views = []
     for table in tables:
         sheet = table_sheet(table, View.both if compare else View.measured)
         if choice.separable:
-            sheet = mark_separable(sheet, table, analysis.samples[key_of(table)])
-        views.append(_table_view(names[key_of(table)], table, sheet, compare=compare))
+            sheet = mark_separable(sheet, table, analysis.samples[table.group])
+        views.append(_table_view(names[table.group], table, sheet, compare=compare))
     return views
 
 
 def _table_view(title: str, table: Table, sheet: Sheet, *, compare: bool) -> dict[str, Any]:
     """A table's texts, ready for the template. The sheet's last lines are the methods."""
     accuracies = [table.teachers.get(teacher) for teacher, _ in table.pairs]
-    methods = list(sheet.lines)[-len(table.methods) :]
     return {
         "title": title,
         "pairs": table.pairs,
         "teachers": ["" if value is None else f"{value:.2f}" for value in accuracies] if table.teachers else [],
         "lines": [
             (method, _cell_views(table, method, line, compare=compare))
-            for method, line in zip(table.methods, methods, strict=True)
+            for method, line in zip(table.methods, sheet.lines[-len(table.methods) :], strict=True)
         ],
         "caption": sheet.caption,
         "notes": sheet.notes,
@@ -137,11 +135,9 @@ def _cell_views(table: Table, method: str, line: Line, *, compare: bool) -> list
 
 
 def _cell_view(cell: Cell, mark: Mark, number: int, *, compare: bool) -> dict[str, Any]:
-    spread = "" if cell.sd is None else f"± {cell.sd:.2f} "
-    if cell.n:
-        spread += f"({cell.n})" if cell.n == cell.planned else f"({cell.n} of {cell.planned})"
+    mean, _, spread = measured_text(cell).partition(" ")
     return {
-        "mean": "–" if cell.mean is None else f"{cell.mean:.2f}",
+        "mean": mean,
         "spread": spread,
         "published": cell.published.text if compare and cell.published else "",
         "value": cell.mean,

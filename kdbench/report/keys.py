@@ -1,7 +1,9 @@
-"""What a number is about, spelt so that a measured and a printed one of the same thing are equal."""
+"""What a number is about: which table and column it stands in, and which printed number it is compared with."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -13,8 +15,41 @@ _PLAIN = {"student", "baseline", "ce"}
 _USUAL = {"fewshot=1", "noise=0"}
 
 
+Pair = tuple[str, str]
+"""Teacher, or "", and student."""
+
+
+def pair_text(pair: Pair) -> str:
+    """``teacher → student``."""
+    return " → ".join(name for name in pair if name)
+
+
+class Group(NamedTuple):
+    """The runs of a suite that stand in one table."""
+
+    suite: str
+    protocol: str
+    dataset: str
+    scenario: str
+    strategy: str
+
+    @property
+    def title(self) -> str:
+        parts = [self.dataset, self.scenario, f"{self.strategy} teacher"]
+        return f"{self.suite}: {', '.join(part for part in parts if part)}"
+
+
+def titles(groups: Iterable[Group]) -> dict[Group, str]:
+    """The title of each group, with its protocol where another has the same."""
+    found = {group: group.title for group in groups}
+    counts = Counter(found.values())
+    return {
+        each: title if counts[title] == 1 else f"{title}, protocol {each.protocol}" for each, title in found.items()
+    }
+
+
 class Key(NamedTuple):
-    """What a number is about. ``make_key`` makes one."""
+    """What a number is about, in the terms of reference.csv; ``matched`` is its one spelling."""
 
     paper: str
     method: str
@@ -26,15 +61,15 @@ class Key(NamedTuple):
     metric: str
 
 
-def make_key(
-    paper: str, method: str, teacher: str, student: str, dataset: str, strategy: str, setting: str, metric: str
-) -> Key:
+@lru_cache(maxsize=4096)
+def matched(key: Key) -> Key:
     """One spelling for all that is the same: the plain student has no teacher, the teacher no student."""
-    if method in _PLAIN:
-        method, teacher, strategy = "ce", "", ""
-    elif method == "teacher":
-        student, strategy = "", ""
-    return Key(paper, method, teacher, student, dataset, strategy, canonical_setting(setting), metric)
+    setting = canonical_setting(key.setting)
+    if key.method in _PLAIN:
+        return key._replace(method="ce", teacher="", strategy="", setting=setting)
+    if key.method == "teacher":
+        return key._replace(student="", strategy="", setting=setting)
+    return key._replace(setting=setting)
 
 
 def tiny_paper(paper: str) -> str:
@@ -42,7 +77,6 @@ def tiny_paper(paper: str) -> str:
     return TINY + paper if paper else ""
 
 
-@lru_cache(maxsize=1024)
 def canonical_setting(setting: str) -> str:
     """``noise=0.10,fewshot=1.0`` as ``noise=0.1``: sorted, numbers in one spelling, without what is the usual case."""
     parts = {_canonical(part.strip()) for part in setting.split(",") if part.strip()}
@@ -65,7 +99,6 @@ _NOISE = {"semckd": "all"}
 """How the papers' protocols draw wrong labels, where not from the other classes."""
 
 
-@lru_cache(maxsize=4096)
 def split_method(name: str) -> tuple[str, str]:
     """``ega-no-edge[node_weight=1.2]`` as the method and what a sweep varies of it: ``ega-no-edge``, ``node_weight=1.2``."""
     method, bracket, varied = name.partition("[")

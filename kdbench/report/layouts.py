@@ -77,7 +77,6 @@ class Layout(_Part):
     highlight: Highlight
     unit: Literal["%"] | None
     decimals: int | None
-    std_decimals: int | None = None
     cell: str
     bands: tuple[Band, ...]
 
@@ -153,23 +152,17 @@ class Layouts:
     papers: dict[str, str]
     nan: str
     dash: str
-    exceptions: dict[str, tuple[str, ...]]
 
 
 @cache
 def layouts() -> Layouts:
-    """What tables.yaml says. ``exceptions`` are the printed numbers, by table, that have fewer decimals than the others."""
+    """What tables.yaml says."""
     data = _read("tables.yaml")
     found = {layout.id: layout for layout in map(_layout, data["tables"])}
-    exceptions: dict[str, tuple[str, ...]] = {}
-    for each in data["exceptions"]:
-        id = f"{each['paper']}-{each['table']}"
-        exceptions[id] = (*exceptions.get(id, ()), each["printed"])
     return Layouts(
         tables={id: found[id] for id in TABLES},
         papers={paper: about["title"] for paper, about in data["papers"].items()},
         **data["missing"],
-        exceptions=exceptions,
     )
 
 

@@ -20,7 +20,10 @@ def escape(text: str) -> str:
     """The text without anything that markdown or HTML would read as more than text."""
     text = re.sub(r"([\\|*<`~&])", r"\\\1", plain(text)).replace("](", "]\\(")
     text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # within a word it is an underscore
-    return re.sub(r"^([#+-]+(?=\s)|>|\d+(?=[.)]\s))", r"\\\1", text)
+    text = re.sub(r"^([#+-]+(?=\s)|>|\d+(?=[.)]\s))", r"\\\1", text)
+    return re.sub(
+        r"\$|@(?=\w)|#(?=\d)", r"<span>\g<0></span>", text
+    )  # GitHub reads formulas, people and issues even so
 
 
 def _section(sheet: Sheet) -> str:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from kdbench.report.captions import caption, empty_cells, provenance, score_rules
 from kdbench.report.cells import Cell, cell_text, make_cell
 from kdbench.report.facts import Fact
+from kdbench.report.formats import View
 from kdbench.report.measurements import METRICS
 from kdbench.report.sheet import Band, Entry, Sheet
-from kdbench.report.views import View
 
 
 Column = tuple[str, str]
@@ -49,9 +49,8 @@ class MeasurementTable:
 def measurement_tables(facts: Iterable[Fact]) -> list[MeasurementTable]:
     """One table for each protocol, teacher, strategy and data set. What several suites ask for counts once."""
     tables: dict[tuple[str, str, str, str], MeasurementTable] = {}
-    places = {(f.protocol, f.teacher, f.strategy, f.trained_on, f.run_id, f.metric, _row(f)): f for f in facts}
-    for fact in places.values():
-        key = (fact.protocol, fact.teacher, fact.strategy, fact.trained_on)
+    places = {(_table(fact), fact.run_id, fact.about.metric, _row(fact)): fact for fact in facts}
+    for (key, *_), fact in places.items():
         tables.setdefault(key, MeasurementTable(*key)).facts.append(fact)
     return list(tables.values())
 
@@ -67,7 +66,7 @@ def measurement_sheet(table: MeasurementTable) -> Sheet:
         (Entry(""), *(Entry(dataset) for dataset, _ in columns)),
         (Entry("method"), *(Entry(metric) for _, metric in columns)),
     )
-    students = {_row(fact) for fact in table.facts if fact.method != "teacher"}
+    students = {_row(fact) for fact in table.facts if fact.about.method != "teacher"}
     trials = [cell.n for (row, _), cell in cells.items() if row in students]
     rules = score_rules(fact.score for fact in table.facts if fact.score)
     origin = provenance([table.protocol], [f"probes by {rules}"] if rules else [], trials, table.versions)
@@ -79,15 +78,19 @@ def measurement_sheet(table: MeasurementTable) -> Sheet:
     )
 
 
+def _table(fact: Fact) -> tuple[str, str, str, str]:
+    return fact.protocol, fact.about.teacher, fact.about.strategy, fact.trained_on
+
+
 def _column(fact: Fact) -> Column:
-    name = "probe" if "transfer=" in fact.setting else fact.metric
-    return fact.dataset, METRICS[name]
+    name = "probe" if "transfer=" in fact.about.setting else fact.about.metric
+    return fact.about.dataset, METRICS[name]
 
 
 def _row(fact: Fact) -> str:
-    setting = ", ".join(part for part in fact.setting.split(",") if part and not part.startswith("transfer="))
-    named = f"{fact.method} ({setting})" if setting else fact.method
-    return f"{named} → {fact.student}" if fact.student else named
+    setting = ", ".join(part for part in fact.about.setting.split(",") if part and not part.startswith("transfer="))
+    named = f"{fact.about.method} ({setting})" if setting else fact.about.method
+    return f"{named} → {fact.about.student}" if fact.about.student else named
 
 
 def _text(cell: Cell | None, column: Column) -> str:

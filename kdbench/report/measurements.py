@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from kdbench.report.facts import Fact
-from kdbench.report.keys import scenario_setting, split_method, tiny_paper
+from kdbench.report.facts import Fact, row_fact
+from kdbench.report.keys import Key, scenario_setting, split_method, tiny_paper
 from kdbench.report.rows import Row, Status, dataset_label, paper_of, teacher_paper_of
 from kdbench.store.record import Result
 from kdbench.store.store import Store
@@ -39,15 +39,9 @@ def likeness_facts(rows: Iterable[Row]) -> list[Fact]:
     """SM-score and CKA of the layers that methods associate, which the runs of such methods record."""
     facts = []
     for row in rows:
-        method, _ = split_method(row.method)
         for metric, value in (("sm_score", row.sm_score), ("layer_cka", row.layer_cka)):
             if value is not None or (row.paper in _RECORDING and row.status != "done"):
-                facts.append(
-                    Fact(
-                        row.paper, row.protocol, method, row.teacher, row.student, row.dataset, row.strategy, row.setting,
-                        metric, row.trial, value, row.run_id, row.status, row.reason, row.version, "last ten",
-                    )
-                )  # fmt: skip
+                facts.append(row_fact(row, metric, value, "last ten"))
     return facts
 
 
@@ -55,11 +49,11 @@ def _facts(each: Measurement, stores: Sequence[Store]) -> list[Fact]:
     run, settings, own = each.run, each.run.protocol.settings, each.stands_for or each
     result, status, reason, version = _look_up(each, stores)
     method, varied = split_method(run.method)
-    shown = {"teacher": run.teacher, "student": run.spec.student, "strategy": run.strategy, "trial": run.spec.trial}
+    student, trial = run.spec.student, run.spec.trial
     trained = (own.run.stands_for or own.run).spec
     paper, parts = paper_of(run), [scenario_setting(trained.scenario, settings.paper), varied]
     if each.of == "teacher":
-        method, parts, paper, shown = "teacher", [], teacher_paper_of(run), {**shown, "student": "", "trial": 0}
+        method, student, trial, paper, parts = "teacher", "", 0, teacher_paper_of(run), []
     if isinstance(each.spec, ProbeSpec):
         accuracy = result.accuracy(settings.score) if result else None
         values: dict[str, float | None] = {"top1": accuracy.top1 if accuracy else None}
@@ -70,22 +64,28 @@ def _facts(each: Measurement, stores: Sequence[Store]) -> list[Fact]:
         values = {
             name: found.get(names.get(name, name)) for name in ("kl", "kl_t1", "cka", "class_correlation_difference")
         }
+    about = Key(
+        paper=paper if trained.dataset == _PAPERS_DATA else "",
+        method=method,
+        teacher=run.teacher,
+        student=student,
+        dataset=dataset_label(own.spec.dataset.model_copy(update={"size": None})),
+        strategy=run.strategy,
+        setting=",".join(part for part in parts if part),
+        metric="",
+    )
     return [
         Fact(
-            paper=paper if trained.dataset == _PAPERS_DATA else "",
+            about=about._replace(metric=metric),
             protocol=run.protocol.name,
-            method=method,
-            trained_on=dataset_label(trained.dataset),
-            dataset=dataset_label(own.spec.dataset.model_copy(update={"size": None})),
-            setting=",".join(part for part in parts if part),
-            metric=metric,
+            trial=trial,
             value=value,
             run_id=each.spec.id,
             status=status,
             reason=reason,
             version=version,
             score=settings.score if metric == "top1" else "",
-            **shown,  # type: ignore[arg-type]
+            trained_on=dataset_label(trained.dataset),
         )
         for metric, value in values.items()
     ]

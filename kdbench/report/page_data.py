@@ -11,13 +11,12 @@ from typing import Any
 from kdbench.report.cells import Cell
 from kdbench.report.curves import cell_curves, points_per_curve, stride
 from kdbench.report.facts import Fact, by_key
+from kdbench.report.keys import Group, Pair, pair_text, titles
 from kdbench.report.layouts import Place
 from kdbench.report.printed import PrintedTable
 from kdbench.report.rows import Row
-from kdbench.report.samples import Key, key_of, titles
 from kdbench.report.sheet import plain
-from kdbench.report.statistics_sheets import pair_text
-from kdbench.report.tables import Pair, Table
+from kdbench.report.tables import Table
 from kdbench.store.record import Record, work_of
 from kdbench.suite.specs import RunSpec
 
@@ -37,19 +36,18 @@ def page_data(
 
     ``specs`` and ``trained`` are by run id; of a run that was never started there is nothing in ``trained``.
     """
-    members: dict[tuple[Key, str, Pair], list[Row]] = {}
+    members: dict[tuple[Group, str, Pair], list[Row]] = {}
     for row in rows:
-        key = (row.suite, row.protocol, row.dataset, row.scenario, row.strategy)
-        members.setdefault((key, row.method, (row.teacher, row.student)), []).append(row)
-    names = titles(map(key_of, tables))
+        members.setdefault((row.group, row.method, row.pair), []).append(row)
+    names = titles(table.group for table in tables)
     points = points_per_curve(len(trained), len(members))
     return [
         {
-            "title": names[key_of(table)],
+            "title": names[table.group],
             "pairs": [pair_text(pair) for pair in table.pairs],
             "methods": table.methods,
             "cells": [
-                _cell(table, method, pair, members.get((key_of(table), method, pair), []), specs, trained, points)
+                _cell(table, method, pair, members.get((table.group, method, pair), []), specs, trained, points)
                 for pair in table.pairs
                 for method in table.methods
             ],

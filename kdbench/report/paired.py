@@ -1,14 +1,17 @@
-"""Paired tests of two methods, and Holm's correction for making several."""
+"""Paired tests of two methods, Holm's correction for making several, and what difference they can detect."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from functools import cache
+from statistics import fmean, stdev, variance
 
 from kdbench.report.ranks import average_ranks
 
 
+ALPHA, POWER = 0.05, 0.8
 SMALL = 1e-9
 """Accuracies (%) closer than this are equal: the finest step of a test set, one image of 50,000, is 2e-3."""
 
@@ -87,3 +90,40 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
         highest = max(highest, min(1.0, p * (len(made) - place)))
         corrected[index] = highest
     return corrected
+
+
+def pooled_sd(groups: Sequence[Sequence[float]]) -> float | None:
+    """Standard deviation of paired differences, pooled over comparisons by degrees of freedom; None without any."""
+    usable = [group for group in groups if len(group) > 1]
+    if not usable:
+        return None
+    freedom = sum(len(group) - 1 for group in usable)
+    return math.sqrt(sum((len(group) - 1) * variance(group) for group in usable) / freedom)
+
+
+def detectable(sd: float | None, trials: int, tests: int = 1) -> float | None:
+    """The true difference that a paired t-test over ``trials`` trials finds in 80 % of cases (two-sided, α = 0.05).
+
+    ``sd`` is that of single differences. ``tests`` is the number of comparisons of which this is Holm's first, at α / tests.
+    None where it cannot be said: fewer than two trials, or no variation.
+    """
+    return None if sd is None or sd < SMALL or trials < 2 else sd * effect(trials, ALPHA / max(tests, 1))
+
+
+@cache
+def effect(trials: int, alpha: float = ALPHA) -> float:
+    """The smallest difference that is detectable at the level ``alpha``, in units of the differences' standard deviation."""
+    import numpy
+    from scipy.optimize import brentq  # type: ignore[import-untyped]
+    from scipy.special import chdtri, ndtr, stdtrit
+
+    freedom = trials - 1
+    quantiles = chdtri(freedom, (numpy.arange(400) + 0.5) / 400)  # of the estimated variance
+    limits = float(stdtrit(freedom, 1 - alpha / 2)) * numpy.sqrt(quantiles / freedom)
+
+    def power(size: float) -> float:
+        """P(|T| > threshold) for Student's T with a shifted mean: scipy's own gives nan for one degree of freedom."""
+        shift = size * math.sqrt(trials)
+        return fmean((ndtr(shift - limits) + ndtr(-shift - limits)).tolist())
+
+    return float(brentq(lambda size: power(size) - POWER, 1e-3, 1e7))

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from kdbench.report.captions import at_most, by_reason, caption, provenance, some, unjudged
 from kdbench.report.cells import Cell, cell_text, make_cell, published_behind
 from kdbench.report.facts import Fact
+from kdbench.report.formats import TOLERANCE, View
 from kdbench.report.keys import Key, tiny_paper
 from kdbench.report.layouts import Axis, Band, Layout, Place, layouts, remarks
 from kdbench.report.marks import marks
 from kdbench.report.published import printed
 from kdbench.report.sheet import Band as SheetBand
 from kdbench.report.sheet import Entry, Line, Sheet, spanning
-from kdbench.report.views import TOLERANCE, View
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ def fill(
         number = printed(place)
         key = number.key._replace(paper=tiny_paper(number.key.paper)) if tiny else number.key
         found = measured.get(key, ())
-        used |= {(fact.run_id, fact.metric): fact for fact in found}
+        used |= {(fact.run_id, fact.about.metric): fact for fact in found}
         trials = [(fact.value, fact.reason) for fact in found]
         once = place.select.get("method") == "teacher"
         cell = make_cell(trials, None if tiny else number, percent=layout.unit == "%", enough=1 if once else 2)
@@ -113,13 +113,13 @@ def _number(place: Place, cell: Cell, view: View) -> float | None:
 
 
 def _origin(table: PrintedTable) -> str:
-    students = [fact for fact in table.facts if fact.method != "teacher"]
+    students = [fact for fact in table.facts if fact.about.method != "teacher"]
     return provenance(
         (fact.protocol for fact in table.facts),
         (fact.score for fact in students),
         (cell.n for place, cell in table.cells.items() if place.select.get("method") != "teacher"),
         table.versions,
-        teachers=(fact.score for fact in table.facts if fact.method == "teacher" and fact.value is not None),
+        teachers=(fact.score for fact in table.facts if fact.about.method == "teacher" and fact.value is not None),
     )
 
 

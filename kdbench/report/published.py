@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from kdbench.report.keys import Key, make_key
+from kdbench.report.keys import Key, matched
 from kdbench.report.layouts import Place, layouts
 
 
@@ -30,7 +30,7 @@ def records() -> list[dict[str, str]]:
 
 def published(key: Key) -> Published | None:
     """The first number that is printed for this; None where none is."""
-    return _index().get(key)
+    return _index().get(matched(key))
 
 
 def printed(place: Place) -> Published:
@@ -73,7 +73,7 @@ def _renamed(record: dict[str, str]) -> dict[str, str]:
 
 def _read(record: dict[str, str]) -> Published:
     axes = ("paper", "method", "teacher", "student", "dataset", "strategy", "scenario", "metric")
-    key = make_key(*({**record, **_renamed(record)}[name] for name in axes))
+    key = matched(Key(*({**record, **_renamed(record)}[name] for name in axes)))
     value, sd = record["value"], record["std"]
     if value in ("", "nan"):
         return Published(key, None, None, layouts().nan if value else layouts().dash)

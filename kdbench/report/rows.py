@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Literal
+from functools import cache, lru_cache
+from typing import Any, Literal, NamedTuple
 
 from kdbench.catalogue.datasets import datasets
+from kdbench.catalogue.terms import term
 from kdbench.errors import BadRecord
-from kdbench.report.keys import Key, make_key, scenario_setting, split_method, tiny_paper
-from kdbench.report.teacher_weights import TeacherWeights
-from kdbench.store.record import Accuracy, Result
+from kdbench.report.folders import TeacherWeights
+from kdbench.report.keys import Group, Key, Pair, canonical_setting, scenario_setting, split_method, tiny_paper
+from kdbench.store.record import Accuracy, Record, Result
 from kdbench.store.store import Store
 from kdbench.suite.protocols import bundled_protocol
-from kdbench.suite.specs import DatasetSpec, Scenario
+from kdbench.suite.specs import DatasetSpec, Scenario, TermUse
 from kdbench.suite.suite import Run, Suite
 
 
 Status = Literal["done", "failed", "started", "missing"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Row:
     """A run in a table. Accuracies in percent; ``top1`` follows the protocol's score rule. ``reason`` says why not.
 
@@ -66,49 +67,71 @@ class Row:
     teachers: str = ""
 
     @property
-    def key(self) -> Key:
-        """What its accuracy is compared by with printed numbers, and with those of other suites."""
-        method, _ = split_method(self.method)
-        return make_key(
-            self.paper, method, self.teacher, self.student, self.dataset, self.strategy, self.setting, "top1"
+    def group(self) -> Group:
+        return Group(self.suite, self.protocol, self.dataset, self.scenario, self.strategy)
+
+    @property
+    def pair(self) -> Pair:
+        return self.teacher, self.student
+
+    def about(self, metric: str) -> Key:
+        """What a number of it is about, compared with printed ones."""
+        return _about(
+            self.paper, self.method, self.teacher, self.student, self.dataset, self.strategy, self.setting, metric
         )
+
+
+@lru_cache(maxsize=4096)
+def _about(paper: str, method: str, *rest: str) -> Key:
+    return Key(paper, split_method(method)[0], *rest)
 
 
 def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> list[Row]:
     """Rows of all runs of all suites, in the suites' order. The first store that has a result of a run gives it."""
-    papers: dict[tuple[int, str, int], str] = {}
+    shared: dict[tuple[object, ...], dict[str, Any]] = {}
     weights = TeacherWeights(stores)
     rows = []
     for run in (run for suite in suites for run in suite.runs):
-        own = run.stands_for or run
-        cell = (id(own.protocol), own.method, id(own.spec.terms))  # the trials of a cell share these objects
-        if cell not in papers:
-            papers[cell] = paper_of(run)
-        rows.append(_row(run, papers[cell], stores, weights))
+        spec = (run.stands_for or run).spec
+        parts = (run.protocol, spec.terms, spec.dataset, spec.scenario)  # the same objects in all trials of a cell
+        cell = (run.suite, run.method, run.teacher, run.strategy, spec.student, *map(id, parts))
+        if cell not in shared:
+            shared[cell] = _shared(run)
+        rows.append(_row(run, shared[cell], stores, weights))
     return rows
 
 
-def _row(run: Run, paper: str, stores: Sequence[Store], weights: TeacherWeights) -> Row:
-    spec, teacher, settings = (run.stands_for or run).spec, run.spec.teacher, run.protocol.settings
-    status, reason, result, version, store = _look_up(run.id, stores)
-    differing = weights.differences(run.spec, settings.teacher_checkpoint)
-    accuracy = result.accuracy(settings.score) if result else None
+def _shared(run: Run) -> dict[str, Any]:
+    """What the trials of a cell have in common."""
+    spec, settings = (run.stands_for or run).spec, run.protocol.settings
     varied = split_method(run.method)[1]
+    return {
+        "suite": run.suite,
+        "protocol": run.protocol.name,
+        "paper": "" if spec.dataset.val_split else paper_of(run),
+        "score": settings.score,
+        "dataset": dataset_label(spec.dataset),
+        "scenario": scenario_label(spec.scenario),
+        "strategy": run.strategy,
+        "teacher": run.teacher,
+        "student": spec.student,
+        "method": run.method,
+        "teacher_checkpoint": settings.teacher_checkpoint,
+        "teacher_paper": teacher_paper_of(run),
+        "setting": ",".join(part for part in (scenario_setting(spec.scenario, settings.paper), varied) if part),
+    }
+
+
+def _row(run: Run, shared: dict[str, Any], stores: Sequence[Store], weights: TeacherWeights) -> Row:
+    spec, teacher = (run.stands_for or run).spec, run.spec.teacher
+    status, reason, result, version, store = look_up(stores, lambda store: store.run(run.id), "not run")
+    differing = weights.differences(run.spec, shared["teacher_checkpoint"])
+    accuracy = result.accuracy(shared["score"]) if result else None
     return Row(
-        suite=run.suite,
-        protocol=run.protocol.name,
-        paper="" if spec.dataset.val_split else paper,
-        score=settings.score,
-        dataset=dataset_label(spec.dataset),
-        scenario=scenario_label(spec.scenario),
-        strategy=run.strategy,
-        teacher=run.teacher,
-        student=spec.student,
-        method=run.method,
+        **shared,
         trial=spec.trial,
         run_id=run.id,
         teacher_id=teacher.id if teacher and not (spec.head or teacher.student) else "",
-        teacher_checkpoint=settings.teacher_checkpoint,
         status=status,
         reason=reason,
         top1=accuracy.top1 if accuracy else None,
@@ -119,10 +142,8 @@ def _row(run: Run, paper: str, stores: Sequence[Store], weights: TeacherWeights)
         top5_last=result.last.top5 if result and result.last else None,
         version=version,
         teacher_top1=result.teacher.top1 if result and result.teacher else None,
-        teacher_paper=teacher_paper_of(run),
         sm_score=result.sm_score if result else None,
         layer_cka=result.layer_cka if result else None,
-        setting=",".join(part for part in (scenario_setting(spec.scenario, settings.paper), varied) if part),
         teacher_sha256=weights.of(spec, store) if store else "",
         teachers=f"{run.teacher} ({differing})" if differing else "",
     )
@@ -144,43 +165,61 @@ def paper_of(run: Run) -> str:
     if varied:
         known = bundled_protocol(protocol.base).methods.get(name, ())
         alike = protocol.as_published(name, known) and [use.name for use in known] == [use.name for use in terms]
+        alike = alike and _varies_as_it_says(varied, terms)
     else:
         alike = protocol.as_published(name, terms)
     return (protocol.settings.paper or "") if alike else ""
 
 
-def _look_up(id: str, stores: Sequence[Store]) -> tuple[Status, str, Result | None, str, Store | None]:
-    status: Status = "missing"
-    reason = "not run"
+def _varies_as_it_says(varied: str, terms: Sequence[TermUse]) -> bool:
+    """Whether a method's terms have the values in its name's brackets, of what the papers' sweeps vary."""
+    real: dict[str, Any] = {}
+    for use in terms:
+        if use.name in ("ega", "sskd"):
+            defaults = {name: each.default for name, each in term(use.name).hyperparameters.items()}
+            value = {**defaults, **use.hyperparameters}
+            if use.name == "ega":
+                real |= {"node_weight": use.weight * value["node"], "edge_weight": use.weight * value["edge"]}
+            else:
+                real |= {"topk": 100 * value["kept_pretext"], "ss_task": value["pretext"]}
+    said = dict(part.partition("=")[::2] for part in canonical_setting(varied).split(","))
+    return all(canonical_setting(f"{key}={real[key]}") == f"{key}={said[key]}" for key in said.keys() & real.keys())
+
+
+class State(NamedTuple):
+    """How far a run or teacher is, in the first results folder that has its result, or else the last where it was begun."""
+
+    status: Status
+    reason: str
+    result: Result | None = None
+    version: str = ""
+    store: Store | None = None
+
+
+def look_up(stores: Sequence[Store], record_in: Callable[[Store], Record], missing: str) -> State:
+    """The state of what ``record_in`` finds in each store; ``missing`` is the reason where it was never begun."""
+    found = State("missing", missing)
     for store in stores:
-        record = store.run(id)
+        record = record_in(store)
         try:
             result = record.result()
         except BadRecord as error:
-            status, reason = "failed", f"damaged record: {error}"
+            found = State("failed", f"damaged record: {error}")
             continue
         if result is not None:
-            return "done", "", result, record.version(), store
+            return State("done", "", result, record.version(), store)
         failure = record.failure()
         if failure is not None:
-            status, reason = "failed", " ".join(failure.reason.split())
+            found = State("failed", " ".join(failure.reason.split()))
         elif record.started():
-            status, reason = "started", f"in training, {len(record.metrics())} epochs so far"
-    return status, reason, None, "", None
+            found = State("started", f"in training, {len(record.metrics())} epochs so far")
+    return found
 
 
-def teacher_accuracy(row: Row, stores: Sequence[Store]) -> tuple[Accuracy, str] | None:
-    """Test accuracy of a row's teacher as it taught, with the weights of its last or best epoch; and kdbench's version."""
-    for store in stores if row.teacher_id else ():
-        record = store.teacher(row.teacher_id)
-        try:
-            result = record.result()
-        except BadRecord:
-            continue
-        accuracy = result.accuracy(row.teacher_checkpoint) if result else None
-        if accuracy is not None:
-            return accuracy, record.version()
-    return None
+def teacher_accuracy(row: Row, stores: Sequence[Store]) -> tuple[Accuracy | None, State]:
+    """Test accuracy of a row's teacher as it taught, with the weights of its last or best epoch; and how far it is."""
+    found = look_up(stores, lambda store: store.teacher(row.teacher_id), "not trained")
+    return found.result.accuracy(row.teacher_checkpoint) if found.result else None, found
 
 
 @cache

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from kdbench.report.keys import Group, Pair
 from kdbench.report.rows import Row
-from kdbench.report.tables import Pair, Table
-
-
-Key = tuple[str, str, str, str, str]
-"""What tells tables apart: suite, protocol, data set, scenario, strategy."""
 
 
 @dataclass
@@ -37,9 +32,10 @@ class Samples:
         return fmean(values.values()) if values else None
 
     def common(self, methods: Sequence[str], pair: Pair) -> list[int]:
-        """The trials that all methods have of a pair."""
+        """The trials that all methods have of a pair, learned from the same weights of its teacher."""
         first, *others = (self.of(method, pair).keys() for method in methods)
-        return sorted(set(first).intersection(*others))
+        shared = sorted(set(first).intersection(*others))
+        return [trial for trial in shared if self._one_teacher(methods, pair, trial)]
 
     def paired_means(self, methods: Sequence[str], pair: Pair) -> list[float]:
         """The methods' means over the trials that all of them have; [] where there is none."""
@@ -49,20 +45,18 @@ class Samples:
     def differences(self, method: str, other: str, pair: Pair) -> list[float]:
         """method − other in each trial that both have: the same batches and initial weights."""
         ours, theirs = self.of(method, pair), self.of(other, pair)
-        shared = sorted(ours.keys() & theirs.keys())
-        return [ours[trial] - theirs[trial] for trial in shared if self._one_teacher(method, other, pair, trial)]
+        return [ours[trial] - theirs[trial] for trial in self.common((method, other), pair)]
 
-    def _one_teacher(self, method: str, other: str, pair: Pair, trial: int) -> bool:
-        known = {self.teachers.get((name, pair), {}).get(trial, "") for name in (method, other)}
+    def _one_teacher(self, methods: Sequence[str], pair: Pair, trial: int) -> bool:
+        known = {self.teachers.get((name, pair), {}).get(trial, "") for name in methods}
         return len(known - {""}) < 2
 
 
-def samples_by_table(rows: Sequence[Row]) -> dict[Key, Samples]:
+def samples_by_table(rows: Sequence[Row]) -> dict[Group, Samples]:
     """Group rows as make_tables does."""
-    found: dict[Key, Samples] = {}
+    found: dict[Group, Samples] = {}
     for row in rows:
-        samples = found.setdefault((row.suite, row.protocol, row.dataset, row.scenario, row.strategy), Samples())
-        pair = (row.teacher, row.student)
+        samples, pair = found.setdefault(row.group, Samples()), row.pair
         cell = samples.trials.setdefault((row.method, pair), {})
         if row.top1 is not None:
             cell[row.trial] = row.top1
@@ -72,15 +66,3 @@ def samples_by_table(rows: Sequence[Row]) -> dict[Key, Samples]:
         if pair not in samples.pairs:
             samples.pairs.append(pair)
     return found
-
-
-def titles(keys: Iterable[Key]) -> dict[Key, str]:
-    """The title of each setting, with its protocol where another has the same."""
-    found = {key: Table(*key, score="").title for key in keys}
-    counts = Counter(found.values())
-    return {key: title if counts[title] == 1 else f"{title}, protocol {key[1]}" for key, title in found.items()}
-
-
-def key_of(table: Table) -> Key:
-    """Under which key a table's samples stand."""
-    return (table.suite, table.protocol, table.dataset, table.scenario, table.strategy)

@@ -6,7 +6,7 @@ A format reads nothing else. It escapes every text itself, and calls ``plain`` f
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -52,12 +52,6 @@ class Band:
     header: tuple[Line, ...]
     parts: tuple[tuple[Line, ...], ...]
 
-    @property
-    def lines(self) -> Iterator[Line]:
-        yield from self.header
-        for part in self.parts:
-            yield from part
-
 
 @dataclass(frozen=True)
 class Sheet:
@@ -75,9 +69,8 @@ class Sheet:
     notes: tuple[str, ...] = ()
 
     @property
-    def lines(self) -> Iterator[Line]:
-        for band in self.bands:
-            yield from band.lines
+    def lines(self) -> tuple[Line, ...]:
+        return tuple(line for band in self.bands for part in (band.header, *band.parts) for line in part)
 
     @property
     def width(self) -> int:

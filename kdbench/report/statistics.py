@@ -8,15 +8,12 @@ from statistics import fmean
 
 from kdbench.catalogue.names import nearest
 from kdbench.errors import BadInput
-from kdbench.report.improvement import Improvement, average_improvement
-from kdbench.report.paired import Difference, holm, paired_t, wilcoxon
-from kdbench.report.power import detectable, pooled_sd
+from kdbench.report.keys import Group, Pair
+from kdbench.report.paired import ALPHA, Difference, detectable, holm, paired_t, pooled_sd, wilcoxon
 from kdbench.report.ranks import Ranking, rank_methods
-from kdbench.report.samples import Key, Samples
-from kdbench.report.tables import Pair
+from kdbench.report.samples import Samples
 
 
-ALPHA = 0.05
 PLAIN = "ce"
 
 
@@ -28,6 +25,19 @@ class Comparison:
     pair: Pair
     difference: Difference
     corrected: float | None
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """The average relative improvement in % over ``n`` pairs; ``undefined`` pairs had nothing to relate it to.
+
+    ``least`` is the smallest gain (percentage points) that it is related to: the ratio of a tiny one says little.
+    """
+
+    percent: float | None
+    n: int
+    undefined: int
+    least: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ class Sensitivity:
 class Statistics:
     """All of one table. ``baseline`` is None where the table has not the wanted one: then nothing is compared."""
 
-    key: Key
+    group: Group
     baseline: str | None
     comparisons: list[Comparison]
     overall: list[Overall]
@@ -79,7 +89,7 @@ class Statistics:
         return _tests(self.comparisons)
 
 
-def compute(samples: Samples, key: Key, baseline: str | None = None) -> Statistics:
+def compute(samples: Samples, group: Group, baseline: str | None = None) -> Statistics:
     """The statistics of one table. Without a baseline's name: kd, else ce, else the first method."""
     base = baseline or next((name for name in ("kd", PLAIN) if name in samples.methods), samples.methods[0])
     ranking = rank_methods(samples)
@@ -87,7 +97,7 @@ def compute(samples: Samples, key: Key, baseline: str | None = None) -> Statisti
     found = base if base in samples.methods else None
     comparisons = _compare_trials(samples, found) if found else []
     return Statistics(
-        key=key,
+        group=group,
         baseline=found,
         comparisons=comparisons,
         overall=_compare_pairs(samples, found, first) if found else [],
@@ -99,14 +109,14 @@ def compute(samples: Samples, key: Key, baseline: str | None = None) -> Statisti
     )
 
 
-def compute_all(samples: dict[Key, Samples], baseline: str | None = None) -> list[Statistics]:
+def compute_all(samples: dict[Group, Samples], baseline: str | None = None) -> list[Statistics]:
     """The statistics of all tables, in their order. Raises BadInput for a baseline that none of them has."""
     methods = sorted({method for each in samples.values() for method in each.methods})
     if baseline is not None and methods and baseline not in methods:
         near = nearest(baseline, methods)
         hint = f"Did you mean '{near}'?" if near else f"There are {', '.join(methods)}."
         raise BadInput(f"--baseline {baseline}: no table has the method '{baseline}'. {hint}")
-    return [compute(each, key, baseline) for key, each in samples.items()]
+    return [compute(each, group, baseline) for group, each in samples.items()]
 
 
 def not_separable(samples: Samples, pair: Pair) -> set[str]:
@@ -165,6 +175,27 @@ def improvement(samples: Samples, target: str, other: str) -> Improvement:
         return Improvement(None, 0, 0)
     means = [samples.paired_means((target, other, PLAIN), pair) for pair in samples.pairs]
     return average_improvement([(found[0], found[1], found[2]) for found in means if found])
+
+
+def relative_improvement(target: float, other: float, plain: float) -> float | None:
+    """(target − other) / (other − plain) in %: what the target adds, in terms of what the other adds to the plain student.
+
+    None where the other method does not improve on the plain student: the ratio would be infinite, or have the wrong sign.
+    The paper does not say what it does there; none of its cells is of that kind.
+    """
+    gain = round(other - plain, 9)
+    return 100 * (target - other) / gain if gain > 0 else None
+
+
+def average_improvement(triples: Sequence[tuple[float, float, float]]) -> Improvement:
+    """ARI over (target, other, plain) accuracies of several pairs."""
+    found = [relative_improvement(*triple) for triple in triples]
+    defined = [value for value in found if value is not None]
+    undefined = len(found) - len(defined)
+    if not defined:
+        return Improvement(None, 0, undefined)
+    gains = [other - plain for value, (_, other, plain) in zip(found, triples, strict=True) if value is not None]
+    return Improvement(fmean(defined), len(defined), undefined, min(gains))
 
 
 def _mean_differences(samples: Samples, method: str, other: str) -> list[float]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from kdbench.report.improvement import Improvement
-from kdbench.report.paired import Difference
+from kdbench.report.keys import pair_text
+from kdbench.report.paired import ALPHA, Difference
 from kdbench.report.sheet import Band, Entry, Line, Mark, Sheet
-from kdbench.report.statistics import ALPHA, Overall, Sensitivity, Statistics
-from kdbench.report.tables import Pair
+from kdbench.report.statistics import Improvement, Overall, Sensitivity, Statistics
 
 
 def statistics_sheets(found: Statistics, title: str) -> list[Sheet]:
@@ -25,11 +24,6 @@ def statistics_sheets(found: Statistics, title: str) -> list[Sheet]:
 def p_text(p: float | None) -> str:
     """``p 0.021``, ``p < 0.001``; empty for none."""
     return "" if p is None else "p < 0.001" if p < 0.001 else f"p {p:.3f}"
-
-
-def pair_text(pair: Pair) -> str:
-    """``teacher → student``."""
-    return " → ".join(name for name in pair if name)
 
 
 def _each_pair(found: Statistics, title: str) -> Sheet:

@@ -13,12 +13,15 @@ state.pt             while it is in training: everything needed to go on from th
 from __future__ import annotations
 
 import json
+import os
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from kdbench.catalogue.hashing import file_hash
 from kdbench.errors import BadRecord
@@ -33,9 +36,13 @@ __all__ = ["Accuracy", "Failure", "Kind", "Record", "Result", "timestamp"]
 class Record:
     """The folder of one run or teacher. All writes are atomic; nothing is created by reading."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.id = folder.name
+    def __init__(self, folder: Path | str) -> None:
+        self._path = str(folder)
+        self.id = os.path.basename(self._path)
+
+    @cached_property
+    def folder(self) -> Path:
+        return Path(self._path)  # made when it is asked for: a report reads thousands of records without it
 
     @property
     def state_file(self) -> Path:
@@ -52,14 +59,13 @@ class Record:
     def result(self) -> Result | None:
         """The result, or None while there is none. Raises BadRecord where the file does not hold one."""
         try:
-            with open(f"{self.folder}/result.json", "rb") as file:  # thousands of records are read: Path.open is slower
-                text = file.read()
+            text = _read(f"{self._path}/result.json")
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise BadRecord(f"{self.folder / 'result.json'}: {error.strerror or error}") from None
         try:
-            content = json.loads(text)
+            content = _parse(text)
             seal = content.pop("seal", None) if isinstance(content, dict) else None
             result = Result.model_validate(content)
         except (ValueError, RecursionError) as error:
@@ -90,7 +96,7 @@ class Record:
     def failure(self) -> Failure | None:
         """The failure, or None where there is none that can be read."""
         try:
-            return Failure.model_validate_json((self.folder / "failure.json").read_bytes())
+            return Failure.model_validate_json(_read(f"{self._path}/failure.json"))
         except (OSError, ValidationError):
             return None
 
@@ -108,19 +114,19 @@ class Record:
     def metrics(self, every: int = 1) -> list[dict[str, Any]]:
         """The epochs so far, or only the first, those that ``every`` divides, and the last; without unreadable lines."""
         try:
-            content = (self.folder / "metrics.jsonl").read_bytes()
+            content = _read(f"{self._path}/metrics.jsonl")
         except OSError:
             return []
         lines = content.splitlines() if every == 1 else _some_lines(content, every)
         try:
-            rows = json.loads(b"[%s]" % b",".join(lines))  # all at once: much faster than line by line
+            rows = _parse(b"[%s]" % b",".join(lines))  # all at once: much faster than line by line
         except (ValueError, RecursionError):
             rows = [_read_epoch(line) for line in lines]
         return [row for row in rows if isinstance(row, dict)]
 
     def about(self) -> dict[str, Any]:
         """Machine, versions and times, or {} where there are none."""
-        return _read_mapping(f"{self.folder}/about.json")
+        return _read_mapping(f"{self._path}/about.json")
 
     def version(self) -> str:
         """The version of kdbench that made the result, or "" where that is not known."""
@@ -133,7 +139,7 @@ class Record:
 
     def spec(self) -> dict[str, Any]:
         """The spec as stored, or {} where there is none."""
-        return _read_mapping(f"{self.folder}/spec.json")
+        return _read_mapping(f"{self._path}/spec.json")
 
     def begin(self, spec: dict[str, Any]) -> list[str]:
         """Make the folder ready for training: write the spec, clear an old failure, set damaged results aside.
@@ -203,10 +209,29 @@ def timestamp() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
+def _read(path: str) -> bytes:
+    """A file's content. Thousands of small files are read for a report: without a file object, in half the time."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        content = b""
+        while more := os.read(descriptor, 65536):
+            content += more
+        return content
+    finally:
+        os.close(descriptor)
+
+
+def _parse(text: bytes) -> Any:
+    """What JSON says. The fast parser is stricter, so what it refuses goes to the usual one, which says what is wrong."""
+    try:
+        return from_json(text)
+    except ValueError:
+        return json.loads(text)
+
+
 def _read_mapping(path: str) -> dict[str, Any]:
     try:
-        with open(path, "rb") as file:
-            value = json.loads(file.read())
+        value = _parse(_read(path))
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
@@ -219,19 +244,18 @@ def _some_lines(content: bytes, every: int) -> list[bytes]:
     """
     import numpy
 
-    ends = numpy.flatnonzero(numpy.frombuffer(content, numpy.uint8) == ord("\n"))
+    ends = numpy.flatnonzero(numpy.frombuffer(content, numpy.uint8) == ord("\n")).tolist()
     if not content.endswith(b"\n"):
-        ends = numpy.append(ends, len(content))
+        ends.append(len(content))
     first = (_read_epoch(content[: ends[0]]) or {}).get("epoch")
     start = -first % every if isinstance(first, int) else 0
     chosen = [0, *range(start or every, len(ends) - 1, every), len(ends) - 1][: len(ends)]
-    starts = [0, *(ends[numpy.array(chosen[1:], int) - 1] + 1).tolist()]
-    return [content[begin:end] for begin, end in zip(starts, ends[chosen].tolist(), strict=True)]
+    return [content[ends[line - 1] + 1 if line else 0 : ends[line]] for line in chosen]
 
 
 def _read_epoch(line: bytes) -> dict[str, Any] | None:
     try:
-        value = json.loads(line)
+        value = _parse(line)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

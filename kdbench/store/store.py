@@ -21,19 +21,19 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._runs = root / "runs"
+        self._path = str(root)
 
     def run(self, id: str) -> Record:
         """The record of a run, existing or not."""
-        return Record(self._runs / id)
+        return Record(f"{self._path}/runs/{id}")
 
     def teacher(self, id: str) -> Record:
         """The record of a teacher, existing or not."""
-        return Record(self.root / "teachers" / id)
+        return Record(f"{self._path}/teachers/{id}")
 
     def measurement(self, id: str) -> Record:
         """The record of a measurement, existing or not."""
-        return Record(self.root / "measurements" / id)
+        return Record(f"{self._path}/measurements/{id}")
 
     def measured(self, spec: ProbeSpec | SimilaritySpec) -> Result | None:
         """What was measured on networks; None where nothing was, or other weights of them are there now."""

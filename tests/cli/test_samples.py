@@ -125,7 +125,7 @@ def test_a_file_that_cannot_be_written_and_a_damaged_run(here, drawn, tmp_path):
     (tmp_path / "taken").write_text("")
     code, _, err = here("data", "samples", "digits", "-o", "taken/list.csv")
     assert code == 2
-    assert err.startswith("taken/list.csv: cannot be written: ")
+    assert err.startswith("--output taken/list.csv: cannot be written: ")
     store_run(tmp_path / "results", "1" * 64)
     assert here("data", "samples", "--run", SPEC.id)[1].endswith("7,0,0\n")
     (Store(tmp_path / "results").run(SPEC.id).folder / "spec.json").write_text(json.dumps({"student": 5}))

@@ -88,6 +88,10 @@ def test_folders_that_disagree(kdbench, suite_file, finished, tmp_path):
     assert done.returncode == 0
     assert "43.21 (1)  44.00 (1)       +0.79" in done.stdout
     assert "| ce, resnet8x4 → resnet8" in kdbench("compare", "results", "other", suite_file, "-f", "markdown").stdout
+    lines = kdbench("compare", "results", "other", suite_file, "-f", "csv").stdout.splitlines()
+    assert lines[1].startswith("own,smoke,digits,,pretrained,ce,resnet8x4,resnet8,43.21,,1,1,,44.0,,1,1,,0.78")
+    (cell,) = json.loads(kdbench("compare", "results", "other", suite_file, "-f", "json").stdout)["cells"]
+    assert (cell["a_mean"], cell["b_mean"]) == (43.21, 44.0)
 
 
 def test_what_cannot_be_compared(kdbench, suite_file, finished, tmp_path):
@@ -96,10 +100,8 @@ def test_what_cannot_be_compared(kdbench, suite_file, finished, tmp_path):
     assert (done.returncode, "nowhere: no such results folder" in done.stderr) == (2, True)
     done = kdbench("compare", "results", "other")
     assert (done.returncode, "holds no run of a bundled suite" in done.stderr) == (2, True)
-    done = kdbench("compare", "results", "other", suite_file, "-f", "csv")
-    assert (done.returncode, "compare prints tables" in done.stderr) == (2, True)
     done = kdbench("compare", "results", "other", suite_file, "-f", "html")
-    assert (done.returncode, "compare prints tables" in done.stderr) == (2, True)
+    assert (done.returncode, "there is no page of a comparison" in done.stderr) == (2, True)
     (tmp_path / "empty").mkdir()
     done = kdbench("compare", "empty", "empty", suite_file)
     assert (done.returncode, "hold no finished run of own" in done.stderr) == (2, True)

@@ -9,9 +9,9 @@ import pytest
 
 from kdbench.report.analysis import analyse
 from kdbench.report.assemble import Report, measured_report
+from kdbench.report.formats import View
 from kdbench.report.html import Choice, html
 from kdbench.report.tables import make_tables
-from kdbench.report.views import View
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -157,7 +157,7 @@ def test_the_probe_sees_errors(page, probe):
 @pytest.mark.skipif(shutil.which("pdftotext") is None, reason="needs pdftotext, to read the print")
 def test_a_printed_table_repeats_its_headings_on_the_next_page(row, tmp_path):
     rows = [row(0, 50.0, method=f"m{at}", status="missing") for at in range(150)]
-    report = Report([], rows, [], make_tables(rows))
+    report = Report([], rows, whole=make_tables(rows))
     file, pdf = tmp_path / "page.html", tmp_path / "page.pdf"
     file.write_text(html(report, analyse(rows), [], [], Choice()), encoding="utf-8")
     subprocess.run(

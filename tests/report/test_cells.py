@@ -3,12 +3,12 @@
 import pytest
 
 from kdbench.report.cells import Verdict, cell_text, make_cell
-from kdbench.report.keys import make_key
+from kdbench.report.formats import View
+from kdbench.report.keys import Key
 from kdbench.report.published import Published
-from kdbench.report.views import View
 
 
-KEY = make_key("semckd", "kd", "t", "s", "d", "", "", "top1")
+KEY = Key("semckd", "kd", "t", "s", "d", "", "", "top1")
 
 
 def cell(*values, printed=(75.0, None), percent=True):

@@ -1,5 +1,8 @@
 """Two results folders side by side."""
 
+import csv
+import io
+import json
 from dataclasses import replace
 
 import pytest
@@ -7,10 +10,12 @@ import pytest
 from kdbench.errors import KdbenchError
 from kdbench.report.assemble import measured_report
 from kdbench.report.comparison import compare
-from kdbench.report.conflicts import conflicts
+from kdbench.report.folders import conflicts
+from kdbench.report.formats import View
+from kdbench.report.ranks import complete_block
 from kdbench.report.rows import collect
 from kdbench.report.samples import samples_by_table
-from kdbench.report.views import View
+from kdbench.report.tidy import compared_csv, compared_json
 from kdbench.store.record import Result
 from kdbench.store.store import Store
 
@@ -38,8 +43,12 @@ def stores(suite, tmp_path, finish):
     return first, second
 
 
+def sheets(suites, stores):
+    return [each.sheet for each in compare(suites, *stores)]
+
+
 def test_cell_by_cell(suite, stores):
-    (sheet,) = compare([suite], *stores)
+    (sheet,) = sheets([suite], stores)
     lines = [[entry.text for entry in line] for line in sheet.lines]
     assert lines[0] == ["method, networks", str(stores[0].root), str(stores[1].root), "difference"]
     assert lines[1:] == [
@@ -53,10 +62,30 @@ def test_cell_by_cell(suite, stores):
     )
 
 
+def test_the_values_of_cells(suite, stores):
+    found = compare([suite], *stores)
+    ce, kd, _ = csv.DictReader(io.StringIO(compared_csv(found)))
+    assert (ce["suite"], ce["method"], ce["teacher"], ce["student"]) == ("suite", "ce", "resnet8x4", "resnet8")
+    assert [ce[key] for key in ("a_mean", "a_n", "a_planned", "b_mean", "difference")] == [
+        "55.0",
+        "2",
+        "2",
+        "56.0",
+        "1.0",
+    ]
+    assert [kd[key] for key in ("a_mean", "a_sd", "b_mean", "b_n", "b_note", "difference")] == [
+        "70.0", "", "", "0", "not run (2 of 2)", "",
+    ]  # fmt: skip
+    content = json.loads(compared_json(found, ["a", "b"]))
+    assert (content["a"], content["b"]) == ("a", "b")
+    assert [cell["difference"] for cell in content["cells"]] == [1.0, None, None]
+    assert content["cells"][0]["b_sd"] == pytest.approx(8.485281)
+
+
 def test_the_caption_says_how_and_by_which_versions(suite, stores, finish, load):
     for run in suite.runs[:2]:
         finish(stores[0].run(run.id), versions={"kdbench": "0.1.0"})
-    (sheet,) = compare([suite], *stores)
+    (sheet,) = sheets([suite], stores)
     assert sheet.caption == (
         "Top-1 test accuracy in %, mean ± sd (n); protocol smoke; accuracy after the last epoch; "
         f"{stores[0].root}: 1-2 trials, kdbench 0.1.0; version unknown (1); "
@@ -66,7 +95,7 @@ def test_the_caption_says_how_and_by_which_versions(suite, stores, finish, load)
         "protocol: smoke\ndataset: {name: digits, val_split: 0.1}\ntrials: 1\ngrid: {student: resnet8, method: ce}\n"
     )
     finish(stores[0].run(part.runs[0].id))
-    (sheet,) = compare([part], *stores)
+    (sheet,) = sheets([part], stores)
     assert sheet.caption.startswith("Top-1 validation accuracy")
 
 
@@ -112,6 +141,8 @@ def test_teachers_that_differ_are_told_and_part_their_trials(suite, stores, fini
     pair = samples.pairs[0]
     assert samples.differences("kd", "at", pair) == []  # kd comes from the first folder, at from the second
     assert samples.differences("kd", "ce", pair) == [20.0]  # ce reads no teacher
+    assert samples.paired_means(["kd", "at", "ce"], pair) == []  # so ranks and improvements leave them out, too
+    assert complete_block(samples) == ([], [])
     (sheet,) = measured_report([suite], stores).sheets(View.measured)
     assert sheet.notes[0].startswith(f"Teachers differ between results folders: resnet8x4 ({text}); ")
     assert not any("differ" in note for note in measured_report([suite], stores[:1]).sheets()[0].notes)

@@ -3,8 +3,9 @@
 import pytest
 
 from kdbench.report.facts import by_key, run_facts, teacher_facts
-from kdbench.report.keys import canonical_setting, make_key, split_method
+from kdbench.report.keys import Key, canonical_setting, matched, split_method
 from kdbench.report.rows import collect
+from kdbench.store.record import Failure
 from kdbench.store.store import Store
 
 
@@ -34,16 +35,20 @@ def test_settings_have_one_spelling(setting, canonical):
     assert canonical_setting(setting) == canonical
 
 
+def matched_to(*parts):
+    return matched(Key(*parts))
+
+
 def test_the_plain_student_has_no_teacher_and_the_teacher_no_student():
     plain = {
-        make_key("p", method, teacher, "s", "d", strategy, "", "top1")
+        matched_to("p", method, teacher, "s", "d", strategy, "", "top1")
         for method in ("student", "ce", "baseline")
         for teacher, strategy in (("t", "pretrained"), ("", "simultaneous"))
     }
     assert len(plain) == 1
-    teachers = {make_key("p", "teacher", "t", student, "d", "pretrained", "", "top1") for student in ("s", "r", "")}
+    teachers = {matched_to("p", "teacher", "t", student, "d", "pretrained", "", "top1") for student in ("s", "r", "")}
     assert len(teachers) == 1
-    assert make_key("p", "kd", "t", "s", "d", "", "", "top1") != make_key("p", "kd", "u", "s", "d", "", "", "top1")
+    assert matched_to("p", "kd", "t", "s", "d", "", "", "top1") != matched_to("p", "kd", "u", "s", "d", "", "", "top1")
 
 
 TEXT = """
@@ -63,16 +68,16 @@ def test_the_values_of_runs(load, tmp_path, finish):
     finish(store.run(suite.runs[0].id), versions={"kdbench": "0.1.0"})
     facts = run_facts(collect([suite], [store]))
     assert len(facts) == 3 * len(suite.runs) == 36
-    assert [(f.metric, f.value, f.status, f.version, f.score) for f in facts[:3]] == [
+    assert [(f.about.metric, f.value, f.status, f.version, f.score) for f in facts[:3]] == [
         ("top1", 60.0, "done", "0.1.0", "best"),
         ("top1_error", 40.0, "done", "0.1.0", "best"),
         ("top5_error", 9.0, "done", "0.1.0", "best"),
     ]
     assert (facts[3].trial, facts[3].value, facts[3].reason) == (1, None, "not run")
-    assert {(f.paper, f.teacher, f.student, f.dataset, f.strategy) for f in facts} == {
+    assert {(f.about.paper, f.about.teacher, f.about.student, f.about.dataset, f.about.strategy) for f in facts} == {
         ("semckd", "resnet32x4", "vgg8", "cifar100", "pretrained")
     }
-    assert list(dict.fromkeys(f.setting for f in facts)) == ["", "fewshot=0.25", "noise=0.1"]
+    assert list(dict.fromkeys(f.about.setting for f in facts)) == ["", "fewshot=0.25", "noise=0.1"]
 
 
 def test_the_teacher_counts_as_it_taught(load, tmp_path, finish):
@@ -80,14 +85,32 @@ def test_the_teacher_counts_as_it_taught(load, tmp_path, finish):
     teacher = next(run.spec.teacher for run in suite.runs if run.spec.teacher)
     (missing, *_) = teacher_facts(collect([suite], [store]), [store])
     assert (missing.value, missing.reason) == (None, "teacher not trained")
-    finish(store.teacher(teacher.id), kind="teacher", last=79.0, best=80.0)
+    record = store.teacher(teacher.id)
+    states = [(missing.status, missing.reason)]
+    for change in (
+        lambda: record.state_file.write_bytes(b""),
+        lambda: record.fail(Failure(kind="error", epoch=3, reason="out of\nmemory")),
+        lambda: (record.folder / "result.json").write_text("{"),
+    ):
+        record.write_metrics([{"epoch": 1}])
+        change()
+        (fact, *_) = teacher_facts(collect([suite], [store]), [store])
+        states.append((fact.status, fact.reason))
+    assert states == [
+        ("missing", "teacher not trained"),
+        ("started", "teacher in training, 1 epochs so far"),
+        ("failed", "teacher out of memory"),
+        ("failed", states[3][1]),
+    ]
+    assert states[3][1].startswith(f"teacher damaged record: {record.folder / 'result.json'}")
+    finish(record, kind="teacher", last=79.0, best=80.0)
     facts = teacher_facts(collect([suite], [store]), [store])
-    assert [(f.method, f.teacher, f.student, f.metric, f.value) for f in facts] == [
+    assert [(f.about.method, f.about.teacher, f.about.student, f.about.metric, f.value) for f in facts] == [
         ("teacher", "resnet32x4", "", "top1", 79.0),
         ("teacher", "resnet32x4", "", "top1_error", 21.0),
         ("teacher", "resnet32x4", "", "top5_error", 10.0),
     ]
-    assert {f.paper for f in facts} == {"semckd"}
+    assert {f.about.paper for f in facts} == {"semckd"}
 
 
 SWEEP = """
@@ -109,17 +132,21 @@ grid:
         ("ega", "{ce: 1, ega: {weight: 1.2, edge: 0}}", "ega"),
         ("ega", "{ce: 1, ega: {weight: 1.2, edge: 0}, kd: 1}", ""),
         ("ega", "{ce: 1, nce: 1}", ""),
+        ("ega", "{ce: 1, ega: {weight: 0.6, node: 2, edge: 0}}", "ega"),
+        ("ega", "{ce: 1, ega: {weight: 1.4, edge: 0}}", ""),  # not the value that its name says
         ("{base: ega, epochs: 20}", "{ce: 1, ega: {weight: 1.2, edge: 0}}", ""),
     ],
 )
 def test_a_sweep_is_the_papers_but_for_what_it_varies(load, protocol, terms, paper):
     facts = run_facts(collect([load(SWEEP.format(protocol=protocol, terms=terms))], []))
-    assert {(f.paper, f.method, f.setting) for f in facts} == {(paper, "ega-no-edge", "node_weight=1.2")}
+    assert {(f.about.paper, f.about.method, f.about.setting) for f in facts} == {
+        (paper, "ega-no-edge", "node_weight=1.2")
+    }
 
 
 def test_an_unknown_method_with_brackets_is_no_papers(load):
     text = SWEEP.replace("ega-no-edge[", "mine[").format(protocol="ega", terms="{ce: 1, ega: {edge: 0}}")
-    assert {f.paper for f in run_facts(collect([load(text)], []))} == {""}
+    assert {f.about.paper for f in run_facts(collect([load(text)], []))} == {""}
 
 
 def test_a_run_that_several_columns_share_counts_once(load):

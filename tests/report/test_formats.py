@@ -13,13 +13,12 @@ from kdbench.report import latex, markdown, terminal
 from kdbench.report.analysis import analyse
 from kdbench.report.assemble import Report, published_report
 from kdbench.report.facts import by_key, run_facts
-from kdbench.report.formats import Format, Style, write_report, write_sheets
+from kdbench.report.formats import Format, Style, View, write_report, write_sheets
 from kdbench.report.layouts import layouts
 from kdbench.report.printed import fill
 from kdbench.report.rows import collect
 from kdbench.report.sheet import Band, Entry, Mark, Sheet, plain, spanning
 from kdbench.report.tables import make_tables
-from kdbench.report.views import View
 from kdbench.suite.load import load_suites
 
 
@@ -144,7 +143,8 @@ def test_wide_letters_keep_the_columns():
         ("`x`", "\\`x\\`"),
         ("_x_", "\\_x\\_"), ("cifar100_mini", "cifar100_mini"), ("# x", "\\# x"), ("- x", "\\- x"), ("-0.12", "-0.12"),
         ("1. x", "\\1. x"), ("> x", "\\> x"), ("~~x~~", "\\~\\~x\\~\\~"), ("&lt;", "\\&lt;"), ("\\", "\\\\"),
-        ("crd* (lr)", "crd\\* (lr)"),
+        ("crd* (lr)", "crd\\* (lr)"), ("$x$", "<span>$</span>x<span>$</span>"), ("@user", "<span>@</span>user"),
+        ("#1", "<span>#</span>1"), ("a # b @ c", "a # b @ c"),
     ],
 )  # fmt: skip
 def test_markdown_is_escaped(text, escaped):
@@ -195,7 +195,7 @@ def test_hostile_names_in_markdown(hostile):
     for line in lines:
         if line.startswith("|"):
             assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) in (3, len(HOSTILE) + 2)
-        assert not re.search(r"(?<!\\)(?:\\\\)*<(?!br>)", line)
+        assert not re.search(r"(?<!\\)(?:\\\\)*<(?!br>|/?span>)", line)
 
 
 COMPILER = shutil.which("pdflatex")

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -10,10 +11,11 @@ import pytest
 from kdbench.report.analysis import analyse
 from kdbench.report.assemble import measured_report, published_report
 from kdbench.report.curves import Curve, cell_curves, points_per_curve, stride
+from kdbench.report.formats import View
 from kdbench.report.html import Choice, html
 from kdbench.report.page_data import safe_json
 from kdbench.report.provenance import environments
-from kdbench.report.views import View
+from kdbench.report.tables import make_tables
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.suite.recipe import digest
@@ -123,8 +125,7 @@ def test_hostile_names_stay_text(row, tmp_path):
         row(1, None, reason=HOSTILE, **changes),
         row(0, 51.0, **{**changes, "method": "kd"}),
     ]
-    report = published_report(["ega-1"])
-    report.rows.extend(rows)
+    report = replace(published_report(["ega-1"]), rows=rows, whole=make_tables(rows))
     suite = Suite(HOSTILE, str(tmp_path / "s.yaml"), HOSTILE, ())
     (tmp_path / "s.yaml").write_text(HOSTILE, encoding="utf-8")
     page = html(report, analyse(rows), [suite], [Store(tmp_path)], Choice(commands=HOSTILE))
@@ -237,7 +238,7 @@ def test_two_thousand_runs_make_a_small_page_quickly(load, about, tmp_path):
         (folder / "metrics.jsonl").hardlink_to(tmp_path / "curve")
     start = time.process_time()
     page = make_page(suite, store)
-    assert time.process_time() - start < 4.0
+    assert time.process_time() - start < 2.0  # it takes a third of that
     assert len(page) < 1_000_000
     assert "2,000 runs: 2,000 done." in page
 

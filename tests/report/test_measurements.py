@@ -8,11 +8,10 @@ import pytest
 from kdbench.cli.page import page
 from kdbench.errors import KdbenchError
 from kdbench.report.assemble import measured_report
-from kdbench.report.formats import Bold, Format, Style, write_report
-from kdbench.report.json_text import json_text
+from kdbench.report.formats import Bold, Format, Style, View, write_report
 from kdbench.report.measurements import measurement_facts
 from kdbench.report.sheet import plain
-from kdbench.report.views import View
+from kdbench.report.tidy import json_text
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.suite.measurements import ProbeSpec
@@ -84,7 +83,7 @@ def test_what_the_papers_do_not_print_stands_in_tables_of_its_own(measured, stor
 def test_what_was_not_measured_says_so(load, store):
     facts = measurement_facts([load(SUITE)], [store])
     assert {(fact.status, fact.reason, fact.value) for fact in facts} == {("missing", "not measured", None)}
-    assert {fact.metric for fact in facts} == {"top1", "kl", "kl_t1", "cka", "class_correlation_difference"}
+    assert {fact.about.metric for fact in facts} == {"top1", "kl", "kl_t1", "cka", "class_correlation_difference"}
 
 
 def test_a_network_that_was_made_again_has_not_been_measured(measured, store, finish):

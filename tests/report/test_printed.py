@@ -6,8 +6,8 @@ from kdbench.cli.options import select
 from kdbench.errors import BadSuite, KdbenchError
 from kdbench.report.assemble import measured_report
 from kdbench.report.captions import empty_cells
+from kdbench.report.formats import View
 from kdbench.report.sheet import Mark
-from kdbench.report.views import View
 from kdbench.store.record import Failure
 from kdbench.store.store import Store
 
@@ -98,8 +98,8 @@ def test_named_tables_come_alone(few, store):
 def test_named_tables_come_with_their_runs_alone(few, store):
     report = measured_report([few], [store], ["semckd-2"])
     assert {(row.method, row.setting) for row in report.rows} == {("ce", ""), ("kd", ""), ("at", "")}
-    assert {fact.setting for fact in report.facts} == {""}
-    assert {fact.metric for fact in report.facts} == {"top1"}
+    assert {fact.about.setting for fact in report.facts} == {""}
+    assert {fact.about.metric for fact in report.facts} == {"top1"}
     assert len(report.rows) == 6
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kdbench.report.improvement import Improvement, average_improvement, relative_improvement
 from kdbench.report.published import records
 from kdbench.report.ranks import average_ranks, complete_block, critical_difference, rank_methods
 from kdbench.report.samples import Samples
+from kdbench.report.statistics import Improvement, average_improvement, relative_improvement
 
 
 def samples(table):
@@ -42,6 +42,12 @@ def test_critical_differences_of_demsar():
         expected = quantile * (methods * (methods + 1) / (6 * 14)) ** 0.5
         assert critical_difference(methods, 14) == pytest.approx(expected, rel=1e-3)
     assert critical_difference(4, 14) == pytest.approx(1.25, abs=5e-3)  # his worked example
+
+
+@pytest.mark.parametrize("methods", [2, 3, 12, 20, 21, 25])
+def test_critical_differences_are_scipys(methods):
+    quantile = stats.studentized_range.ppf(0.95, methods, np.inf)
+    assert critical_difference(methods, 1) == pytest.approx(quantile * (methods * (methods + 1) / 12) ** 0.5, rel=1e-9)
 
 
 @pytest.mark.parametrize(

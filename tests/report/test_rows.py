@@ -86,7 +86,7 @@ def test_a_validation_split_is_named_and_its_runs_are_no_papers(load, tmp_path):
     rows = collect([load(text)], [Store(tmp_path / "none")])
     assert {row.paper for row in rows} == {""}
     (table,) = make_tables(rows)
-    assert "digits (validation: 10 % of the training set)" in table.title
+    assert "digits (validation: 10 % of the training set)" in table.group.title
     caption = table_sheet(table, View.measured).caption
     assert caption.startswith("Top-1 validation accuracy in %")
     assert "chosen by validation accuracy" in caption

@@ -3,9 +3,8 @@
 import pytest
 
 from kdbench.errors import BadInput
-from kdbench.report.paired import holm, paired_t
-from kdbench.report.power import effect
-from kdbench.report.samples import key_of, samples_by_table
+from kdbench.report.paired import effect, holm, paired_t
+from kdbench.report.samples import samples_by_table
 from kdbench.report.sheet import Mark
 from kdbench.report.statistics import compute, compute_all, not_separable
 from kdbench.report.statistics_sheets import p_text, statistics_sheets
@@ -49,7 +48,7 @@ def test_comparisons_are_paired_by_trial(rows, row):
 def test_keys_are_those_of_tables(rows):
     found = rows(CLEAR) + rows(CLEAR, scenario="x") + rows(CLEAR, suite="t")
     samples = samples_by_table(found)
-    assert [key_of(table) for table in make_tables(found)] == list(samples)
+    assert [table.group for table in make_tables(found)] == list(samples)
     assert len(samples) == 3
 
 

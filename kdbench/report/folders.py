@@ -1,13 +1,14 @@
-"""Which weights of a teacher the runs of several results folders learned from."""
+"""What several results folders hold of the same: the weights of teachers, and where folders disagree."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from kdbench.errors import BadRecord
-from kdbench.store.record import Result
+from kdbench.store.record import Record, Result
 from kdbench.store.store import Store
 from kdbench.suite.specs import RunSpec, TeacherSpec
+from kdbench.suite.suite import Suite
 
 
 class TeacherWeights:
@@ -19,14 +20,14 @@ class TeacherWeights:
 
     def of(self, spec: RunSpec, store: Store) -> str:
         """SHA-256 of the teacher that a folder has for its run; "" where that is not known."""
-        teacher = _named_teacher(spec)
-        found = self._results(teacher) if teacher and self._stores else []
+        teacher = _named_teacher(spec) if self._stores else None
+        found = self._results(teacher) if teacher else []
         return next((result.weights_sha256 for there, result in found if there is store), "")
 
     def differences(self, spec: RunSpec, score: str) -> str:
         """``75.20 in a, 76.10 in b`` where folders hold different ones of a run's teacher, else ""."""
-        teacher = _named_teacher(spec)
-        return disagreement(self._results(teacher), score) if teacher and self._stores else ""
+        teacher = _named_teacher(spec) if self._stores else None
+        return disagreement(self._results(teacher), score) if teacher else ""
 
     def conflicts(self, specs: Iterable[RunSpec]) -> list[str]:
         """One message for each stage of a teacher of which folders hold different weights or accuracies."""
@@ -40,7 +41,7 @@ class TeacherWeights:
 
     def _results(self, teacher: TeacherSpec) -> list[tuple[Store, Result]]:
         if teacher.id not in self._found:
-            found = [(store, _result(store, teacher)) for store in self._stores]
+            found = [(store, _result(store.record_of(teacher))) for store in self._stores]
             self._found[teacher.id] = [(store, result) for store, result in found if result]
         return self._found[teacher.id]
 
@@ -59,9 +60,9 @@ def disagreement(found: Sequence[tuple[Store, Result]], score: str) -> str:
     return ", ".join(f"{text} in {store.root}" for text, (store, _) in zip(texts, first.values(), strict=True))
 
 
-def _result(store: Store, teacher: TeacherSpec) -> Result | None:
+def _result(record: Record) -> Result | None:
     try:
-        return store.record_of(teacher).result()
+        return record.result()
     except BadRecord:
         return None
 
@@ -72,3 +73,47 @@ def _named_teacher(spec: RunSpec) -> TeacherSpec | None:
     while teacher and teacher.student and teacher.student.teacher:
         teacher = teacher.student.teacher
     return teacher
+
+
+def conflicts(suites: Sequence[Suite], stores: Sequence[Store]) -> list[str]:
+    """One message for each teacher, run and measurement of which stores hold different ones; at most ten, and a count."""
+    if len(stores) < 2:
+        return []
+    specs = [spec for suite in suites for spec in suite.specs.values()]
+    found = [*TeacherWeights(stores).conflicts(specs), *_runs(suites, stores), *_measurements(suites, stores)]
+    more = len(found) - _SHOWN
+    return [*found[:_SHOWN], f"and {more} more on which the results folders disagree"] if more > 0 else found
+
+
+_SHOWN = 10
+
+
+def _runs(suites: Sequence[Suite], stores: Sequence[Store]) -> Iterator[str]:
+    for run in {run.id: run for suite in suites for run in suite.runs}.values():
+        found: dict[float, str] = {}
+        for store in stores:
+            result = _result(store.run(run.id))
+            if result and (accuracy := result.accuracy(run.protocol.settings.score)):
+                found.setdefault(accuracy.top1, f"{accuracy.top1:.2f} in {store.root}")
+        yield from _told(f"{run.label} ({run.id})", found.values())
+
+
+def _measurements(suites: Sequence[Suite], stores: Sequence[Store]) -> Iterator[str]:
+    for spec in {each.spec.id: each.spec for suite in suites for each in suite.measurements}.values():
+        found: dict[str, str] = {}
+        for store in stores:
+            if result := store.measured(spec):
+                found.setdefault(text := _text(result), f"{text} in {store.root}")
+        yield from _told(f"{spec.label} ({spec.id})", found.values())
+
+
+def _told(name: str, found: Collection[str]) -> Iterator[str]:
+    if len(found) > 1:
+        yield f"{name}: {', '.join(found)}; the first is shown"
+
+
+def _text(result: Result) -> str:
+    """What was measured, in few words."""
+    values = result.values or {"top-1": result.last.top1 if result.last else 0.0}
+    best = {"best": result.best.top1} if result.best else {}
+    return " ".join(f"{name} {value:.4f}" for name, value in {**values, **best}.items())
