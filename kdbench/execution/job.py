@@ -17,7 +17,8 @@ class Job:
     """A teacher to train, the runs of a cohort, or a measurement on finished networks.
 
     ``waited``: another process was at it before; ``crashes``: how often a worker has died over it without getting further
-    than ever before; ``reached``: the last epoch of each of its networks.
+    than ever before; ``reached``: the last epoch of each of its networks; ``spare``: the ids of runs whose weights nothing
+    will read.
     """
 
     teacher: TeacherSpec | None = None
@@ -27,6 +28,7 @@ class Job:
     waited: bool = False
     crashes: int = 0
     reached: dict[str, int] = field(default_factory=dict)
+    spare: frozenset[str] = frozenset()
 
     @property
     def ids(self) -> list[str]:
@@ -52,7 +54,8 @@ class Job:
             return {"teacher": self.teacher.model_dump(mode="json"), "waited": self.waited}
         if self.measurement:
             return {"measurement": self.measurement.model_dump(mode="json"), "waited": self.waited}
-        return {"runs": [run.model_dump(mode="json") for run in self.runs], "waited": self.waited}
+        runs = [run.model_dump(mode="json") for run in self.runs]
+        return {"runs": runs, "waited": self.waited, "spare": sorted(self.spare.intersection(self.ids))}
 
     def only(self, ids: Container[str], **changes: Any) -> Job:
         """The same job with these of its runs alone; a teacher or a measurement stays what it is."""
@@ -72,12 +75,18 @@ class Job:
 
 
 def jobs_of(plan: Plan) -> list[Job]:
-    """A plan's teachers, then its cohorts, then its measurements."""
-    return [
+    """A plan's teachers, then its cohorts, then its measurements.
+
+    Runs on images that stand in for others teach nobody anything: their weights are spare unless the plan itself needs them.
+    """
+    jobs = [
         *(Job(teacher=teacher) for teacher in plan.teachers),
         *(Job(runs=cohort.runs) for cohort in plan.cohorts),
         *(Job(measurement=spec) for spec in plan.measurements),
     ]
+    needed = {need.made_by.id for job in jobs for need in job.needs if need.made_by}
+    spare = {run.id for job in jobs for run in job.runs if run.dataset.stand_in}
+    return [replace(job, spare=frozenset(spare.intersection(job.ids) - needed)) for job in jobs]
 
 
 def job_for(teacher: TeacherSpec) -> Job:

@@ -83,7 +83,7 @@ class Record:
             if sha256 is None:
                 continue
             if not path.is_file():
-                raise BadRecord(f"{path}: is missing")
+                raise BadRecord(f"{path}: " + ("is missing" if self.keeps_weights() else "was not kept"))
             if file_hash(path) != sha256:
                 raise BadRecord(f"{path}: is not the file that was stored (its SHA-256 has changed)")
 
@@ -93,6 +93,10 @@ class Record:
             return Failure.model_validate_json((self.folder / "failure.json").read_bytes())
         except (OSError, ValidationError):
             return None
+
+    def keeps_weights(self) -> bool:
+        """Whether the finished network's weights were stored: those of tiny runs only where something was to read them."""
+        return self.about().get("weights") != "not kept"
 
     def done(self) -> bool:
         """Whether there is a valid result."""
@@ -160,9 +164,9 @@ class Record:
         if failure.kind == "diverged":
             self.state_file.unlink(missing_ok=True)
 
-    def finish(self, result: Result, about: dict[str, Any]) -> None:
+    def finish(self, result: Result, about: dict[str, Any], *, keeps_weights: bool = True) -> None:
         """Store the result, last of all, and drop the resume state."""
-        write_json(self.folder / "about.json", about)
+        write_json(self.folder / "about.json", about if keeps_weights else {**about, "weights": "not kept"})
         content = result.model_dump(exclude_none=True)
         write_json(self.folder / "result.json", {**content, "seal": digest(content)})
         self.tidy()

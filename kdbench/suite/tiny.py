@@ -20,6 +20,7 @@ from kdbench.suite.specs import (
     Pretraining,
     Recipe,
     RunSpec,
+    Scenario,
     TeacherSpec,
     TermUse,
     View,
@@ -31,7 +32,9 @@ from kdbench.suite.suite import Measurement, Run, Suite
 TINY = "tiny "
 """What the name of every tiny run's protocol begins with, and no other protocol's."""
 
-CLASSES, TRAIN_PER_CLASS, TEST_PER_CLASS = 10, 2, 1
+CLASSES, PER_CLASS, DIVIDED_PER_CLASS = 10, 1, 2
+"""So many images train and test, and so many train under a scenario, which needs some to leave out or to rename."""
+
 LARGEST_SIDE, SMALL_SIDE = 96, 64
 """In pixels: images of a longer side are made small, unless the network takes one size alone, as CLIP's encoders do."""
 
@@ -88,7 +91,7 @@ class _Shrinker:
             "head": spec.head and _head(spec.head, shown),
             "view": spec.view and _view(spec.view, shown),
             "terms": tuple(map(_term, spec.terms)),
-            "dataset": _data(spec.dataset),
+            "dataset": _data(spec.dataset, train=PER_CLASS if spec.scenario == Scenario() else DIVIDED_PER_CLASS),
             "recipe": _recipe(spec.recipe, spec.student),
             "parts": tuple(map(self.teacher, spec.parts)),
         }
@@ -128,14 +131,14 @@ class _Shrinker:
         return spec.model_copy(update=changes)
 
 
-def _data(spec: DatasetSpec, seen_by: str = "") -> DatasetSpec:
+def _data(spec: DatasetSpec, seen_by: str = "", train: int = PER_CLASS) -> DatasetSpec:
     """A stand-in of at most ten classes; ``seen_by`` is the network for whose size it is resized, if any."""
     classes = min(CLASSES, spec.class_count)
     return spec.model_copy(
         update={
             "classes": None if classes == dataset(spec.name).classes else classes,
-            "train_per_class": TRAIN_PER_CLASS,
-            "test_per_class": TEST_PER_CLASS,
+            "train_per_class": train,
+            "test_per_class": PER_CLASS,
             "size": _side(spec.side, seen_by) if spec.side > LARGEST_SIDE else spec.size,
             "stand_in": True,
         }

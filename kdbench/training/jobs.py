@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -104,15 +104,20 @@ def made_on(spec: TeacherSpec, shop: Workshop) -> str | None:
     return result.weights_sha256 if result else None
 
 
-def train_cohort(runs: Sequence[RunSpec], shop: Workshop, *, waited: bool = False) -> Outcome:
-    """Train those of a cohort's runs that are not done and that no other process is at."""
+def train_cohort(
+    runs: Sequence[RunSpec], shop: Workshop, *, waited: bool = False, spare: Iterable[str] = ()
+) -> Outcome:
+    """Train those of a cohort's runs that are not done and that no other process is at.
+
+    ``spare``: ids of runs whose weights are not to be kept.
+    """
     outcome = Outcome()
     with claimed([shop.store.run(spec.id) for spec in runs]) as mine:
         owned = {record.id for record in mine}
         outcome.busy = [spec.id for spec in runs if spec.id not in owned]
         todo = [spec for spec in runs if spec.id in owned and not settled(shop.store.run(spec.id), shop, waited)]
         if todo:
-            outcome.stopped = not _train_runs(todo, shop)
+            outcome.stopped = not _train_runs(todo, shop, frozenset(spare))
     return outcome
 
 
@@ -132,10 +137,10 @@ def settled(record: Record, shop: Workshop, waited: bool) -> bool:
     return failure is not None
 
 
-def _train_runs(specs: Sequence[RunSpec], shop: Workshop) -> bool:
+def _train_runs(specs: Sequence[RunSpec], shop: Workshop, spare: frozenset[str]) -> bool:
     """Train runs together; where memory runs out, one half after the other. False if asked to stop before the end."""
     try:
-        return _train_together(specs, shop)
+        return _train_together(specs, shop, spare)
     except Exception as error:
         if not out_of_memory(error):
             raise
@@ -147,10 +152,10 @@ def _train_runs(specs: Sequence[RunSpec], shop: Workshop) -> bool:
         return True
     shop.emit("message", text=f"out of memory with {len(specs)} students at once: going on with half of them at a time")
     middle = len(specs) // 2
-    return _train_runs(specs[:middle], shop) and _train_runs(specs[middle:], shop)
+    return all(_train_runs(half, shop, spare) for half in (specs[:middle], specs[middle:]))
 
 
-def _train_together(specs: Sequence[RunSpec], shop: Workshop) -> bool:
+def _train_together(specs: Sequence[RunSpec], shop: Workshop, spare: frozenset[str]) -> bool:
     first = specs[0]
     cohort = Cohort(tuple(specs))
     stream = shop.data.stream(first.dataset, first.scenario, first.recipe, first.trial, cohort.view)
@@ -166,7 +171,7 @@ def _train_together(specs: Sequence[RunSpec], shop: Workshop) -> bool:
     leave = partial(guide.leave, test=test) if guide else None
     samples = shop.data.samples(first.dataset, first.scenario, first.trial) if first.scenario != Scenario() else None
     facts = samples.facts() if samples else {}
-    conclude = Conclusion(shop, "run", len(stream), len(test), macs, samples=facts, leave=leave)
+    conclude = Conclusion(shop, "run", len(stream), len(test), macs, samples=facts, leave=leave, spare=spare)
     learners = [learner for learner, _ in enrolled.values()]
     return train(learners, guide, stream, partial(measure, test=test), shop.hooks(conclude))
 

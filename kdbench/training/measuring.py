@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kdbench.catalogue.hashing import file_hash
 from kdbench.data.batch import Batches
 from kdbench.data.features import FeatureStream, embed
 from kdbench.data.seeds import seed_of
@@ -28,7 +27,7 @@ from kdbench.store.record import Record, Result, timestamp
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import Scenario
 from kdbench.training.build import DamagedTeacher, load_teacher, on_device, with_head
-from kdbench.training.checkpoint import write_weights
+from kdbench.training.checkpoint import write_tensors
 from kdbench.training.conclusion import Conclusion
 from kdbench.training.environment import describe
 from kdbench.training.jobs import begin, lost_teacher, resumed, settled
@@ -129,7 +128,7 @@ def _compare(spec: SimilaritySpec, record: Record, shop: Workshop) -> None:
     values = {f"kl_t{temperature:g}": total / len(seen) for temperature, total in sums.items()}
     values["cka"] = linear_cka(seen, known)  # nan where one of them gives the same for all images
     values["class_correlation_difference"] = float((correlations["student"] - correlations["teacher"]).abs().mean())
-    write_weights(record, correlations)
+    sha256 = write_tensors(record.weights_file, correlations)
     record.write_metrics([])
     result = Result(
         id=record.id,
@@ -137,7 +136,7 @@ def _compare(spec: SimilaritySpec, record: Record, shop: Workshop) -> None:
         values={name: value for name, value in values.items() if math.isfinite(value)},
         before_sha256=shop.store.hashes(spec.needs),
         test_images=len(seen),
-        weights_sha256=file_hash(record.weights_file),
+        weights_sha256=sha256,
     )
     about = {"finished": timestamp(), "sessions": 1, "macs": measurement_cost(spec), **describe(shop.device)}
     record.finish(result, about)
