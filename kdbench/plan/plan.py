@@ -188,10 +188,15 @@ def group(specs: Iterable[RunSpec]) -> list[Cohort]:
 
 
 def limited(cohorts: Iterable[Cohort], largest: int) -> list[Cohort]:
-    """Halve cohorts until none has more than ``largest`` runs: they are in memory together."""
+    """Halve cohorts until none has more than ``largest`` runs: they are in memory together.
+
+    Where the teacher's pass costs more than its students do, four times as many stay together: halves would repeat it.
+    """
     found: list[Cohort] = []
     for cohort in cohorts:
-        found += [cohort] if len(cohort.runs) <= largest else limited(_halves(cohort), largest)
+        students = sum(map(student_cost, cohort.runs))
+        most = 4 * largest if cohort.cost > 2 * students else largest
+        found += [cohort] if len(cohort.runs) <= most else limited(_halves(cohort), largest)
     return found
 
 

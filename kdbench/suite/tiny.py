@@ -32,11 +32,14 @@ from kdbench.suite.suite import Measurement, Run, Suite
 TINY = "tiny "
 """What the name of every tiny run's protocol begins with, and no other protocol's."""
 
-CLASSES, PER_CLASS, DIVIDED_PER_CLASS = 10, 1, 2
-"""So many images train and test, and so many train under a scenario, which needs some to leave out or to rename."""
+CLASSES = 8
+"""As many as the largest batch has images."""
 
-LARGEST_SIDE, SMALL_SIDE = 96, 64
-"""In pixels: images of a longer side are made small, unless the network takes one size alone, as CLIP's encoders do."""
+PER_CLASS, DIVIDED_PER_CLASS = 1, 2
+"""So many images train and test; so many train under a scenario, which needs some to leave out or to rename."""
+
+SIDE = 48
+"""In pixels: larger images are made so small, unless the network takes one size alone, as CLIP's encoders do."""
 
 RATE = 1.0e-5
 """Of the recipe's rate: at that itself deep networks diverge on so small batches of so like images."""
@@ -132,14 +135,14 @@ class _Shrinker:
 
 
 def _data(spec: DatasetSpec, seen_by: str = "", train: int = PER_CLASS) -> DatasetSpec:
-    """A stand-in of at most ten classes; ``seen_by`` is the network for whose size it is resized, if any."""
+    """A stand-in of at most eight classes; ``seen_by`` is the network for whose size it is resized, if any."""
     classes = min(CLASSES, spec.class_count)
     return spec.model_copy(
         update={
             "classes": None if classes == dataset(spec.name).classes else classes,
             "train_per_class": train,
             "test_per_class": PER_CLASS,
-            "size": _side(spec.side, seen_by) if spec.side > LARGEST_SIDE else spec.size,
+            "size": _side(spec.side, seen_by) if spec.side > SIDE else spec.size,
             "stand_in": True,
         }
     )
@@ -151,6 +154,8 @@ def _recipe(recipe: Recipe, seen_by: str) -> Recipe:
             "epochs": 1,
             "batch": _batch(recipe.batch),
             "lr": RATE * recipe.lr,
+            "momentum": 0.0,
+            "nesterov": False,
             "milestones": (),
             "evaluate_every": 1,
             "size": _side(recipe.size, seen_by),
@@ -160,12 +165,12 @@ def _recipe(recipe: Recipe, seen_by: str) -> Recipe:
 
 def _batch(batch: int) -> int:
     """16, 32, 64, 128, 256 become 4, 5, 6, 7, 8: still distinct, and no more than the images of the smallest scenario."""
-    return max(2, batch.bit_length() - 1)
+    return min(CLASSES, max(2, batch.bit_length() - 1))
 
 
 def _side(side: int | None, seen_by: str) -> int | None:
     free = not seen_by or network(seen_by).size is None
-    return SMALL_SIDE if side and side > LARGEST_SIDE and free else side
+    return min(side, SIDE) if side and free else side
 
 
 def _view(view: View, seen_by: str) -> View:

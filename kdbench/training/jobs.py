@@ -13,6 +13,8 @@ from kdbench.data.batch import Batches
 from kdbench.errors import BadRecord, LostTeacher
 from kdbench.evaluation.accuracy import measure
 from kdbench.evaluation.knn import measure_neighbours
+from kdbench.models.outputs import Shapes
+from kdbench.models.shapes import measure_shapes
 from kdbench.plan.cost import student_cost, teacher_cost, teacher_pass_cost
 from kdbench.plan.plan import Cohort
 from kdbench.store.files import set_aside
@@ -22,6 +24,7 @@ from kdbench.training.build import (
     DamagedTeacher,
     load_teacher,
     on_device,
+    seen_size,
     student_learner,
     teacher_learner,
     with_head,
@@ -161,7 +164,8 @@ def _train_together(specs: Sequence[RunSpec], shop: Workshop, spare: frozenset[s
     stream = shop.data.stream(first.dataset, first.scenario, first.recipe, first.trial, cohort.view)
     test = shop.data.test(first.dataset, first.recipe)
     guide = make_guide(cohort, shop)
-    entries = {spec.id: _enrol(spec, guide, stream.labels, shop) for spec in specs}
+    shown = measure_shapes(guide.network, seen_size(first.dataset, cohort.view or first.recipe)) if guide else None
+    entries = {spec.id: _enrol(spec, guide, shown, stream.labels, shop) for spec in specs}
     enrolled = {id: entry for id, entry in entries.items() if entry is not None}
     taught = [(learner, state) for learner, state in enrolled.values() if learner.reads_teacher]
     if guide and taught:
@@ -176,14 +180,16 @@ def _train_together(specs: Sequence[RunSpec], shop: Workshop, spare: frozenset[s
     return train(learners, guide, stream, partial(measure, test=test), shop.hooks(conclude))
 
 
-def _enrol(spec: RunSpec, guide: Guide | None, labels: Tensor, shop: Workshop) -> tuple[Learner, dict[str, Any]] | None:
+def _enrol(
+    spec: RunSpec, guide: Guide | None, shown: Shapes | None, labels: Tensor, shop: Workshop
+) -> tuple[Learner, dict[str, Any]] | None:
     """A run's learner and the teacher's state at its last checkpoint; None, and a failure, where it cannot be built."""
     record = shop.store.run(spec.id)
     begin(record, spec.canonical(), shop)
     network = guide.network if guide and spec.teacher else None
     try:
         parts = [load_part(part, shop.store, network, shop.device) for part in spec.parts] if network else []
-        build = partial(student_learner, spec, shop.store, network, labels, shop.device, parts)
+        build = partial(student_learner, spec, shop.store, network, labels, shop.device, parts, shown)
         return resumed(build, shop, shop.store.hashes(spec.needs))
     except DamagedTeacher as error:
         raise lost_teacher(error, shop) from None
