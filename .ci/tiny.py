@@ -40,9 +40,10 @@ def cells_of(report: Report) -> Iterator[tuple[str, Cell]]:
     """The cells of all tables by their names."""
     for printed in report.printed:
         yield from ((f"{printed.layout.id}, {place.name}", cell) for place, cell in printed.cells.items())
-    for table in [*report.tables, *report.measurements]:
-        for (method, columns), cell in table.cells.items():
-            yield f"{table.title}, {method}, {' → '.join(columns)}", cell
+    others = [(table.title, table.cells) for table in report.tables]
+    others += [(table.title, table.cells) for table in report.measurements]
+    for title, cells in others:
+        yield from ((f"{title}, {method}, {' → '.join(place)}", cell) for (method, place), cell in cells.items())
 
 
 def lacks(cell: Cell) -> bool:

@@ -110,7 +110,7 @@ def make_plan(
     """Plan the runs that have no result yet, and the ``teachers`` that are wanted whether or not such a run needs them.
 
     Runs whose students teach others, or are measured, are added where they are needed. What diverged, run or teacher, stays
-    so unless ``retry_diverged``; what would be measured on it is left out. No cohort has more than ``largest`` runs.
+    so unless ``retry_diverged``; what would be measured on it is left out. Cohorts are ``limited`` to the ``largest``.
     """
     asked = {spec.id: spec for spec in measurements}
     unmeasured = [spec for spec in asked.values() if store.measured(spec) is None]

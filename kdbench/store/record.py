@@ -27,7 +27,10 @@ from kdbench.store.result import Accuracy, Failure, Kind, Result
 from kdbench.suite.specs import digest
 
 
-__all__ = ["Accuracy", "Failure", "Kind", "Record", "Result", "timestamp"]
+__all__ = ["NO_WEIGHTS", "Accuracy", "Failure", "Kind", "Record", "Result", "timestamp"]
+
+NO_WEIGHTS = {"weights": "not kept"}
+"""What about.json says where the trained network was not stored."""
 
 
 class Record:
@@ -96,7 +99,7 @@ class Record:
 
     def keeps_weights(self) -> bool:
         """Whether the finished network's weights were stored: those of tiny runs only where something was to read them."""
-        return self.about().get("weights") != "not kept"
+        return not NO_WEIGHTS.items() <= self.about().items()
 
     def done(self) -> bool:
         """Whether there is a valid result."""
@@ -164,9 +167,9 @@ class Record:
         if failure.kind == "diverged":
             self.state_file.unlink(missing_ok=True)
 
-    def finish(self, result: Result, about: dict[str, Any], *, keeps_weights: bool = True) -> None:
+    def finish(self, result: Result, about: dict[str, Any]) -> None:
         """Store the result, last of all, and drop the resume state."""
-        write_json(self.folder / "about.json", about if keeps_weights else {**about, "weights": "not kept"})
+        write_json(self.folder / "about.json", about)
         content = result.model_dump(exclude_none=True)
         write_json(self.folder / "result.json", {**content, "seal": digest(content)})
         self.tidy()

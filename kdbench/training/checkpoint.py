@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from kdbench.store.files import set_aside, write_atomically
-from kdbench.store.record import Kind, Result, timestamp
+from kdbench.store.record import NO_WEIGHTS, Kind, Result, timestamp
 from kdbench.training.environment import out_of_memory
 from kdbench.training.learner import Learner, Progress
 
@@ -104,7 +104,7 @@ def finish(
         "seconds": round(learner.progress.seconds, 3),
         "sessions": learner.progress.sessions,
     }
-    record.finish(result, {**times, **about}, keeps_weights=keep_weights)
+    record.finish(result, {**times, **about, **({} if keep_weights else NO_WEIGHTS)})
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:

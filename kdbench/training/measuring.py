@@ -40,8 +40,10 @@ TEMPERATURES = (4.0, 1.0)
 """At which the KL divergence is taken: KD's own, and that of the probabilities as they are."""
 
 
-def take_measurement(spec: ProbeSpec | SimilaritySpec, shop: Workshop, *, waited: bool = False) -> Outcome:
-    """Measure networks unless that is done, or another process is at it."""
+def take_measurement(
+    spec: ProbeSpec | SimilaritySpec, shop: Workshop, *, waited: bool = False, keep_weights: bool = True
+) -> Outcome:
+    """Measure networks unless that is done, or another process is at it. ``keep_weights``: those of a probe."""
     record = shop.store.measurement(spec.id)
     with claimed([record]) as mine:
         if not mine:
@@ -56,14 +58,14 @@ def take_measurement(spec: ProbeSpec | SimilaritySpec, shop: Workshop, *, waited
         begin(record, spec.canonical(), shop)
         try:
             if isinstance(spec, ProbeSpec):
-                return Outcome(stopped=not _train_probe(spec, record, shop))
+                return Outcome(stopped=not _train_probe(spec, record, shop, keep_weights))
             _compare(spec, record, shop)
             return Outcome()
         except DamagedTeacher as error:
             raise lost_teacher(error, shop) from None
 
 
-def _train_probe(spec: ProbeSpec, record: Record, shop: Workshop) -> bool:
+def _train_probe(spec: ProbeSpec, record: Record, shop: Workshop, keep_weights: bool) -> bool:
     """Train a linear classifier on a frozen backbone. False if asked to stop before the end."""
     backbone = partial(load_teacher, spec.source, shop.store, shop.device)
     trial = spec.source.student.trial if spec.source.student else -1 - spec.source.seed
@@ -82,8 +84,8 @@ def _train_probe(spec: ProbeSpec, record: Record, shop: Workshop) -> bool:
         test, tested = images, len(images)
     hashes = shop.store.hashes(spec.needs)
     learner, _ = resumed(lambda: _probe_learner(spec, record, backbone(), trial, shop), shop, hashes)
-    macs = {spec.id: measurement_cost(spec)}
-    conclude = Conclusion(shop, "measurement", len(stream), tested, macs, before=hashes)
+    macs, spare = {spec.id: measurement_cost(spec)}, frozenset(() if keep_weights else (spec.id,))
+    conclude = Conclusion(shop, "measurement", len(stream), tested, macs, before=hashes, spare=spare)
     return train([learner], None, stream, partial(measure, test=test), shop.hooks(conclude))
 
 
