@@ -23,9 +23,9 @@ def main(results: str, *names: str) -> int:
     for suite in load_suites(names, tiny=True):
         report = measured_report([suite], [Store(Path(results))])
         done = sum(row.status == "done" for row in report.rows)
-        cells = dict(cells_of(report))
-        problems = [f"{name}: {cell.note or 'empty'}" for name, cell in cells.items() if lacks(cell)]
-        filled = sum(cell.mean is not None for cell in cells.values())
+        cells = list(cells_of(report))
+        problems = [f"{name}: {cell.note or 'empty'}" for name, cell in cells if lacks(cell)]
+        filled = sum(cell.mean is not None for _, cell in cells)
         print(
             f"{suite.name}: {done} of {len(report.rows)} runs, {len(suite.measurements)} measurements, "
             f"{filled} cells filled, {len(cells) - filled} empty" + (f", {len(problems)} WRONG" if problems else "")
