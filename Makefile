@@ -27,12 +27,14 @@ lint: $(READY)
 smoke: $(READY)
 	$(KDBENCH) run smoke --results $(VENV)/smoke
 
-# One suite after the other, each with its own table; they share a results folder, and so their runs.
+# All suites in one go, from nothing: what several share is trained once. Their tables and the progress go to files.
 SUITES ?= $(patsubst suites/%.yaml,%,$(wildcard suites/*.yaml))
+TINY := $(VENV)/tiny
 tiny: $(READY)
-	@for suite in $(SUITES); do \
-		echo "== $$suite" >&2; $(KDBENCH) run $$suite --tiny --devices cpu --results $(VENV)/tiny || exit 1; \
-	done
+	@rm -rf $(TINY) && mkdir -p $(TINY)
+	@$(KDBENCH) run $(SUITES) --tiny --devices cpu --results $(TINY) > $(TINY)/tables.txt 2> $(TINY)/progress.txt; \
+	code=$$?; if [ $$code -ne 0 ]; then tail -n 20 $(TINY)/progress.txt >&2; fi; \
+	$(VENV)/bin/python .ci/tiny.py $(TINY) $(SUITES) && exit $$code
 
 bench: $(READY)
 	$(VENV)/bin/python benchmarks/step.py

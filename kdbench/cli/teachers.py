@@ -199,7 +199,7 @@ def _learned_beside(store: Store) -> Iterator[dict[str, str]]:
             result = record.result()
         except BadRecord:
             continue  # not finished: the next kdbench run sets it aside
-        if result is None or result.teacher_head_sha256 is None:
+        if result is None or result.teacher_head_sha256 is None or not record.keeps_weights():
             continue
         try:
             record.check_weights()

@@ -35,7 +35,7 @@ Download = Annotated[bool, typer.Option("--download", help="Fetch data sets and 
 
 
 TINY_COHORT = 6
-"""Runs of a tiny cohort at most: a teacher's pass costs little there, and SemCKD's learners up to 0.8 gigabytes each."""
+"""Runs of a tiny cohort, unless its teacher is the costlier part: SemCKD's learners take up to 0.4 gigabytes each."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -124,6 +125,7 @@ def _draw_class(labels: Tensor, label: int, count: int | None, draw: torch.Gener
     return members[order[:count]]
 
 
+@cache
 def _digits() -> tuple[ImageSet, ImageSet]:
     """scikit-learn's digits as 32x32 RGB; of each class 100 images to train, the rest to test."""
     from PIL import Image

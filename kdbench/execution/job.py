@@ -17,7 +17,8 @@ class Job:
     """A teacher to train, the runs of a cohort, or a measurement on finished networks.
 
     ``waited``: another process was at it before; ``crashes``: how often a worker has died over it without getting further
-    than ever before; ``reached``: the last epoch of each of its networks.
+    than ever before; ``reached``: the last epoch of each of its networks; ``spare``: the ids of those whose weights nothing
+    will read.
     """
 
     teacher: TeacherSpec | None = None
@@ -27,6 +28,7 @@ class Job:
     waited: bool = False
     crashes: int = 0
     reached: dict[str, int] = field(default_factory=dict)
+    spare: frozenset[str] = frozenset()
 
     @property
     def ids(self) -> list[str]:
@@ -50,9 +52,10 @@ class Job:
         """What a worker is sent."""
         if self.teacher:
             return {"teacher": self.teacher.model_dump(mode="json"), "waited": self.waited}
+        common = {"waited": self.waited, "spare": sorted(self.spare.intersection(self.ids))}
         if self.measurement:
-            return {"measurement": self.measurement.model_dump(mode="json"), "waited": self.waited}
-        return {"runs": [run.model_dump(mode="json") for run in self.runs], "waited": self.waited}
+            return {"measurement": self.measurement.model_dump(mode="json"), **common}
+        return {"runs": [run.model_dump(mode="json") for run in self.runs], **common}
 
     def only(self, ids: Container[str], **changes: Any) -> Job:
         """The same job with these of its runs alone; a teacher or a measurement stays what it is."""
@@ -72,12 +75,19 @@ class Job:
 
 
 def jobs_of(plan: Plan) -> list[Job]:
-    """A plan's teachers, then its cohorts, then its measurements."""
-    return [
+    """A plan's teachers, then its cohorts, then its measurements.
+
+    What learns from images that stand in for others is of no use: its weights are spare unless the plan itself needs them.
+    """
+    jobs = [
         *(Job(teacher=teacher) for teacher in plan.teachers),
         *(Job(runs=cohort.runs) for cohort in plan.cohorts),
         *(Job(measurement=spec) for spec in plan.measurements),
     ]
+    needed = {need.made_by.id for job in jobs for need in job.needs if need.made_by}
+    spare = {run.id for cohort in plan.cohorts for run in cohort.runs if run.dataset.stand_in}
+    spare |= {spec.id for spec in plan.measurements if spec.dataset.stand_in}
+    return [replace(job, spare=frozenset(spare.intersection(job.ids) - needed)) for job in jobs]
 
 
 def job_for(teacher: TeacherSpec) -> Job:

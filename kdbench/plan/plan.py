@@ -110,7 +110,7 @@ def make_plan(
     """Plan the runs that have no result yet, and the ``teachers`` that are wanted whether or not such a run needs them.
 
     Runs whose students teach others, or are measured, are added where they are needed. What diverged, run or teacher, stays
-    so unless ``retry_diverged``; what would be measured on it is left out. No cohort has more than ``largest`` runs.
+    so unless ``retry_diverged``; what would be measured on it is left out. Cohorts are ``limited`` to the ``largest``.
     """
     asked = {spec.id: spec for spec in measurements}
     unmeasured = [spec for spec in asked.values() if store.measured(spec) is None]
@@ -188,10 +188,15 @@ def group(specs: Iterable[RunSpec]) -> list[Cohort]:
 
 
 def limited(cohorts: Iterable[Cohort], largest: int) -> list[Cohort]:
-    """Halve cohorts until none has more than ``largest`` runs: they are in memory together."""
+    """Halve cohorts until none has more than ``largest`` runs: they are in memory together.
+
+    Where the teacher's pass costs more than its students do, four times as many stay together: halves would repeat it.
+    """
     found: list[Cohort] = []
     for cohort in cohorts:
-        found += [cohort] if len(cohort.runs) <= largest else limited(_halves(cohort), largest)
+        students = sum(map(student_cost, cohort.runs))
+        most = 4 * largest if cohort.cost > 2 * students else largest
+        found += [cohort] if len(cohort.runs) <= most else limited(_halves(cohort), largest)
     return found
 
 

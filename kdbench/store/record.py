@@ -30,7 +30,10 @@ from kdbench.store.result import Accuracy, Failure, Kind, Result
 from kdbench.suite.specs import digest
 
 
-__all__ = ["Accuracy", "Failure", "Kind", "Record", "Result", "timestamp"]
+__all__ = ["NO_WEIGHTS", "Accuracy", "Failure", "Kind", "Record", "Result", "timestamp"]
+
+NO_WEIGHTS = {"weights": "not kept"}
+"""What about.json says where the trained network was not stored."""
 
 
 class Record:
@@ -89,7 +92,7 @@ class Record:
             if sha256 is None:
                 continue
             if not path.is_file():
-                raise BadRecord(f"{path}: is missing")
+                raise BadRecord(f"{path}: " + ("is missing" if self.keeps_weights() else "was not kept"))
             if file_hash(path) != sha256:
                 raise BadRecord(f"{path}: is not the file that was stored (its SHA-256 has changed)")
 
@@ -99,6 +102,10 @@ class Record:
             return Failure.model_validate_json(_read(f"{self._path}/failure.json"))
         except (OSError, ValidationError):
             return None
+
+    def keeps_weights(self) -> bool:
+        """Whether the finished network's weights were stored: those of tiny runs only where something was to read them."""
+        return not NO_WEIGHTS.items() <= self.about().items()
 
     def done(self) -> bool:
         """Whether there is a valid result."""

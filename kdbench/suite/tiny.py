@@ -20,6 +20,7 @@ from kdbench.suite.specs import (
     Pretraining,
     Recipe,
     RunSpec,
+    Scenario,
     TeacherSpec,
     TermUse,
     View,
@@ -31,12 +32,18 @@ from kdbench.suite.suite import Measurement, Run, Suite
 TINY = "tiny "
 """What the name of every tiny run's protocol begins with, and no other protocol's."""
 
-CLASSES, TRAIN_PER_CLASS, TEST_PER_CLASS = 10, 2, 1
-LARGEST_SIDE, SMALL_SIDE = 96, 64
-"""In pixels: images of a longer side are made small, unless the network takes one size alone, as CLIP's encoders do."""
+CLASSES = 8
+"""As many as the largest batch has images."""
 
-RATE = 1.0e-5
-"""Of the recipe's rate: at that itself deep networks diverge on so small batches of so like images."""
+PER_CLASS, DIVIDED_PER_CLASS = 1, 2
+"""So many images train and test; so many train under a scenario, which needs some to leave out or to rename."""
+
+SIDE = 48
+"""In pixels: larger images are made so small, unless the network takes one size alone, as CLIP's encoders do."""
+
+RATE = 5.0e-7
+"""At a recipe's own rate deep networks diverge on so small batches of so like images. One rate for all recipes leaves fewer
+teachers and parts of them that differ."""
 
 
 def tiny_suite(suite: Suite) -> Suite:
@@ -88,7 +95,7 @@ class _Shrinker:
             "head": spec.head and _head(spec.head, shown),
             "view": spec.view and _view(spec.view, shown),
             "terms": tuple(map(_term, spec.terms)),
-            "dataset": _data(spec.dataset),
+            "dataset": _data(spec.dataset, train=PER_CLASS if spec.scenario == Scenario() else DIVIDED_PER_CLASS),
             "recipe": _recipe(spec.recipe, spec.student),
             "parts": tuple(map(self.teacher, spec.parts)),
         }
@@ -128,15 +135,15 @@ class _Shrinker:
         return spec.model_copy(update=changes)
 
 
-def _data(spec: DatasetSpec, seen_by: str = "") -> DatasetSpec:
-    """A stand-in of at most ten classes; ``seen_by`` is the network for whose size it is resized, if any."""
+def _data(spec: DatasetSpec, seen_by: str = "", train: int = PER_CLASS) -> DatasetSpec:
+    """A stand-in of at most eight classes; ``seen_by`` is the network for whose size it is resized, if any."""
     classes = min(CLASSES, spec.class_count)
     return spec.model_copy(
         update={
             "classes": None if classes == dataset(spec.name).classes else classes,
-            "train_per_class": TRAIN_PER_CLASS,
-            "test_per_class": TEST_PER_CLASS,
-            "size": _side(spec.side, seen_by) if spec.side > LARGEST_SIDE else spec.size,
+            "train_per_class": train,
+            "test_per_class": PER_CLASS,
+            "size": _side(spec.side, seen_by) if spec.side > SIDE else spec.size,
             "stand_in": True,
         }
     )
@@ -147,7 +154,9 @@ def _recipe(recipe: Recipe, seen_by: str) -> Recipe:
         update={
             "epochs": 1,
             "batch": _batch(recipe.batch),
-            "lr": RATE * recipe.lr,
+            "lr": RATE,
+            "momentum": 0.0,
+            "nesterov": False,
             "milestones": (),
             "evaluate_every": 1,
             "size": _side(recipe.size, seen_by),
@@ -157,12 +166,12 @@ def _recipe(recipe: Recipe, seen_by: str) -> Recipe:
 
 def _batch(batch: int) -> int:
     """16, 32, 64, 128, 256 become 4, 5, 6, 7, 8: still distinct, and no more than the images of the smallest scenario."""
-    return max(2, batch.bit_length() - 1)
+    return min(CLASSES, max(2, batch.bit_length() - 1))
 
 
 def _side(side: int | None, seen_by: str) -> int | None:
     free = not seen_by or network(seen_by).size is None
-    return SMALL_SIDE if side and side > LARGEST_SIDE and free else side
+    return min(side, SIDE) if side and free else side
 
 
 def _view(view: View, seen_by: str) -> View:

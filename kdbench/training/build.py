@@ -17,6 +17,7 @@ from kdbench.models import build
 from kdbench.models.backbone import Backbone
 from kdbench.models.branch import Branch
 from kdbench.models.node_embedding import NodeEmbedding
+from kdbench.models.outputs import Shapes
 from kdbench.models.shapes import measure_shapes
 from kdbench.store.store import Store
 from kdbench.suite.specs import DatasetSpec, RunSpec, TeacherSpec, View
@@ -45,18 +46,21 @@ def student_learner(
     labels: Tensor,
     device: torch.device,
     parts: Sequence[Part] = (),
+    shown: Shapes | None = None,
 ) -> Learner:
     """The learner of a run. Its first weights depend on student, data set and trial; its terms' on the run.
 
     labels: [N] int64, of all training images, as the student learns them
     parts:  what its terms have trained on the teacher, in the order of ``spec.parts``
+    shown:  the sizes of what the teacher gives; measured where they are not known yet
     """
     network = new_network(spec.student, spec.dataset, spec.recipe.node_embedding, "student", spec.trial)
     shapes = measure_shapes(network, seen_size(spec.dataset, spec.recipe))
-    shown = spec.view or spec.recipe
+    if guide is not None and shown is None:
+        shown = measure_shapes(guide, seen_size(spec.dataset, spec.view or spec.recipe))
     setting = Setting(
         student=shapes,
-        teacher=measure_shapes(guide, seen_size(spec.dataset, shown)) if guide is not None else shapes,
+        teacher=shown if guide is not None and shown else shapes,
         classes=shapes.logits,
         train_size=len(labels),
         batch_size=spec.recipe.batch,

@@ -17,9 +17,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from kdbench.catalogue.hashing import file_hash
 from kdbench.store.files import set_aside, write_atomically
-from kdbench.store.record import Kind, Record, Result, timestamp
+from kdbench.store.record import NO_WEIGHTS, Kind, Result, timestamp
 from kdbench.training.environment import out_of_memory
 from kdbench.training.learner import Learner, Progress
 
@@ -84,10 +83,17 @@ class DamagedCheckpoint(Exception):
     """A resume state that could not be read; it has been set aside and the learner must be built anew."""
 
 
-def finish(learner: Learner, kind: Kind, facts: dict[str, Any], about: dict[str, Any]) -> None:
-    """Write weights, metrics and, last of all, the result, with ``facts`` of how it was measured."""
+def finish(
+    learner: Learner, kind: Kind, facts: dict[str, Any], about: dict[str, Any], *, keep_weights: bool = True
+) -> None:
+    """Write weights, metrics and, last of all, the result, with ``facts`` of how it was measured.
+
+    The result holds the hash of the weights also where they are not kept.
+    """
     record = learner.record
-    write_weights(record, learner.best_weights if learner.keep_best else learner.weights_now())
+    content = as_safetensors((learner.best_weights if learner.keep_best else learner.weights_now()) or {})
+    if keep_weights:
+        write_atomically(record.weights_file, lambda file: _write(file, content))
     record.write_metrics(learner.progress.metrics)
     result = Result(
         id=record.id,
@@ -95,25 +101,26 @@ def finish(learner: Learner, kind: Kind, facts: dict[str, Any], about: dict[str,
         last=learner.last(),
         best=learner.best(),
         **{**learner.likeness(), **facts},
-        weights_sha256=file_hash(record.weights_file),
+        weights_sha256=hashlib.sha256(content).hexdigest(),
     )
     times = {
         "finished": timestamp(),
         "seconds": round(learner.progress.seconds, 3),
         "sessions": learner.progress.sessions,
     }
-    record.finish(result, {**times, **about})
+    record.finish(result, {**times, **about, **({} if keep_weights else NO_WEIGHTS)})
 
 
-def write_weights(record: Record, weights: dict[str, Any] | None) -> None:
-    """Store a network's weights."""
-    write_tensors(record.weights_file, weights or {})
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Store tensors as safetensors."""
-    content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Store tensors as safetensors; returns the SHA-256 of the file."""
+    content = as_safetensors(tensors)
     write_atomically(path, lambda file: _write(file, content))
+    return hashlib.sha256(content).hexdigest()
+
+
+def as_safetensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """Tensors as the content of a safetensors file."""
+    return save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
 
 
 def _write(file: BinaryIO, *parts: bytes | memoryview) -> None:

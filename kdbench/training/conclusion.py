@@ -25,7 +25,7 @@ class Conclusion:
 
     ``macs`` holds the multiply-accumulates of each, by id; ``before`` is the hash of the weights on which a stage is made,
     ``samples`` what the results say of the images and labels under a scenario; ``leave`` keeps in a record what the teacher
-    has become, and gives the facts of it.
+    has become, and gives the facts of it; ``spare`` are the ids of runs whose weights are not kept.
     """
 
     shop: Workshop
@@ -37,6 +37,7 @@ class Conclusion:
     before: str | None = None
     samples: dict[str, Any] = field(default_factory=dict)
     leave: Callable[[Record], dict[str, Any]] | None = None
+    spare: frozenset[str] = frozenset()
 
     def __call__(self, learner: Learner) -> None:
         """Store the failure or the result, and tell of it."""
@@ -53,6 +54,6 @@ class Conclusion:
         }
         if self.leave and learner.reads_teacher:
             facts |= self.leave(learner.record)
-        finish(learner, self.kind, facts, about)
+        finish(learner, self.kind, facts, about, keep_weights=learner.record.id not in self.spare)
         last = learner.last()
         self.shop.emit("finished", id=learner.record.id, top1=last.top1 if last else None)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdbench.catalogue.hashing import file_hash
 from kdbench.data.batch import Batch, Batches
 from kdbench.evaluation.accuracy import measure
 from kdbench.models.backbone import Backbone
@@ -133,8 +132,7 @@ class LearningGuide(Guide):
             (scores,) = measure([self.network], test if self.own_test is None else self.own_test)
             self.measured = Accuracy(epoch=self.epoch, top1=scores.top1, top5=scores.top5)
         layers = {key: value for key, value in self.network.state_dict().items() if not key.startswith("backbone.")}
-        write_tensors(record.teacher_head_file, layers)
-        return {"teacher": self.measured, "teacher_head_sha256": file_hash(record.teacher_head_file)}
+        return {"teacher": self.measured, "teacher_head_sha256": write_tensors(record.teacher_head_file, layers)}
 
     def state(self) -> dict[str, Any]:
         """Weights and momentum of the new layers, and the last epoch that they have learned."""

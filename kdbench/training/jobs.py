@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -13,6 +13,8 @@ from kdbench.data.batch import Batches
 from kdbench.errors import BadRecord, LostTeacher
 from kdbench.evaluation.accuracy import measure
 from kdbench.evaluation.knn import measure_neighbours
+from kdbench.models.outputs import Shapes
+from kdbench.models.shapes import measure_shapes
 from kdbench.plan.cost import student_cost, teacher_cost, teacher_pass_cost
 from kdbench.plan.plan import Cohort
 from kdbench.store.files import set_aside
@@ -22,6 +24,7 @@ from kdbench.training.build import (
     DamagedTeacher,
     load_teacher,
     on_device,
+    seen_size,
     student_learner,
     teacher_learner,
     with_head,
@@ -104,15 +107,20 @@ def made_on(spec: TeacherSpec, shop: Workshop) -> str | None:
     return result.weights_sha256 if result else None
 
 
-def train_cohort(runs: Sequence[RunSpec], shop: Workshop, *, waited: bool = False) -> Outcome:
-    """Train those of a cohort's runs that are not done and that no other process is at."""
+def train_cohort(
+    runs: Sequence[RunSpec], shop: Workshop, *, waited: bool = False, spare: Iterable[str] = ()
+) -> Outcome:
+    """Train those of a cohort's runs that are not done and that no other process is at.
+
+    ``spare``: ids of runs whose weights are not to be kept.
+    """
     outcome = Outcome()
     with claimed([shop.store.run(spec.id) for spec in runs]) as mine:
         owned = {record.id for record in mine}
         outcome.busy = [spec.id for spec in runs if spec.id not in owned]
         todo = [spec for spec in runs if spec.id in owned and not settled(shop.store.run(spec.id), shop, waited)]
         if todo:
-            outcome.stopped = not _train_runs(todo, shop)
+            outcome.stopped = not _train_runs(todo, shop, frozenset(spare))
     return outcome
 
 
@@ -132,10 +140,10 @@ def settled(record: Record, shop: Workshop, waited: bool) -> bool:
     return failure is not None
 
 
-def _train_runs(specs: Sequence[RunSpec], shop: Workshop) -> bool:
+def _train_runs(specs: Sequence[RunSpec], shop: Workshop, spare: frozenset[str]) -> bool:
     """Train runs together; where memory runs out, one half after the other. False if asked to stop before the end."""
     try:
-        return _train_together(specs, shop)
+        return _train_together(specs, shop, spare)
     except Exception as error:
         if not out_of_memory(error):
             raise
@@ -147,16 +155,17 @@ def _train_runs(specs: Sequence[RunSpec], shop: Workshop) -> bool:
         return True
     shop.emit("message", text=f"out of memory with {len(specs)} students at once: going on with half of them at a time")
     middle = len(specs) // 2
-    return _train_runs(specs[:middle], shop) and _train_runs(specs[middle:], shop)
+    return all(_train_runs(half, shop, spare) for half in (specs[:middle], specs[middle:]))
 
 
-def _train_together(specs: Sequence[RunSpec], shop: Workshop) -> bool:
+def _train_together(specs: Sequence[RunSpec], shop: Workshop, spare: frozenset[str]) -> bool:
     first = specs[0]
     cohort = Cohort(tuple(specs))
     stream = shop.data.stream(first.dataset, first.scenario, first.recipe, first.trial, cohort.view)
     test = shop.data.test(first.dataset, first.recipe)
     guide = make_guide(cohort, shop)
-    entries = {spec.id: _enrol(spec, guide, stream.labels, shop) for spec in specs}
+    shown = measure_shapes(guide.network, seen_size(first.dataset, cohort.view or first.recipe)) if guide else None
+    entries = {spec.id: _enrol(spec, guide, shown, stream.labels, shop) for spec in specs}
     enrolled = {id: entry for id, entry in entries.items() if entry is not None}
     taught = [(learner, state) for learner, state in enrolled.values() if learner.reads_teacher]
     if guide and taught:
@@ -166,19 +175,21 @@ def _train_together(specs: Sequence[RunSpec], shop: Workshop) -> bool:
     leave = partial(guide.leave, test=test) if guide else None
     samples = shop.data.samples(first.dataset, first.scenario, first.trial) if first.scenario != Scenario() else None
     facts = samples.facts() if samples else {}
-    conclude = Conclusion(shop, "run", len(stream), len(test), macs, samples=facts, leave=leave)
+    conclude = Conclusion(shop, "run", len(stream), len(test), macs, samples=facts, leave=leave, spare=spare)
     learners = [learner for learner, _ in enrolled.values()]
     return train(learners, guide, stream, partial(measure, test=test), shop.hooks(conclude))
 
 
-def _enrol(spec: RunSpec, guide: Guide | None, labels: Tensor, shop: Workshop) -> tuple[Learner, dict[str, Any]] | None:
+def _enrol(
+    spec: RunSpec, guide: Guide | None, shown: Shapes | None, labels: Tensor, shop: Workshop
+) -> tuple[Learner, dict[str, Any]] | None:
     """A run's learner and the teacher's state at its last checkpoint; None, and a failure, where it cannot be built."""
     record = shop.store.run(spec.id)
     begin(record, spec.canonical(), shop)
     network = guide.network if guide and spec.teacher else None
     try:
         parts = [load_part(part, shop.store, network, shop.device) for part in spec.parts] if network else []
-        build = partial(student_learner, spec, shop.store, network, labels, shop.device, parts)
+        build = partial(student_learner, spec, shop.store, network, labels, shop.device, parts, shown)
         return resumed(build, shop, shop.store.hashes(spec.needs))
     except DamagedTeacher as error:
         raise lost_teacher(error, shop) from None

@@ -153,6 +153,7 @@ class Learner:
             loss, values = self._losses(outputs, teacher, copies, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)  # at once: the next learner's gradients take the same memory
         for name, value in {"loss": loss, **values}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.detach() * len(batch)
         self.progress.images += len(batch)

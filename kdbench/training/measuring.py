@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kdbench.catalogue.hashing import file_hash
 from kdbench.data.batch import Batches
 from kdbench.data.features import FeatureStream, embed
 from kdbench.data.seeds import seed_of
@@ -28,7 +27,7 @@ from kdbench.store.record import Record, Result, timestamp
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import Scenario
 from kdbench.training.build import DamagedTeacher, load_teacher, on_device, with_head
-from kdbench.training.checkpoint import write_weights
+from kdbench.training.checkpoint import write_tensors
 from kdbench.training.conclusion import Conclusion
 from kdbench.training.environment import describe
 from kdbench.training.jobs import begin, lost_teacher, resumed, settled
@@ -41,8 +40,10 @@ TEMPERATURES = (4.0, 1.0)
 """At which the KL divergence is taken: KD's own, and that of the probabilities as they are."""
 
 
-def take_measurement(spec: ProbeSpec | SimilaritySpec, shop: Workshop, *, waited: bool = False) -> Outcome:
-    """Measure networks unless that is done, or another process is at it."""
+def take_measurement(
+    spec: ProbeSpec | SimilaritySpec, shop: Workshop, *, waited: bool = False, keep_weights: bool = True
+) -> Outcome:
+    """Measure networks unless that is done, or another process is at it. ``keep_weights``: those of a probe."""
     record = shop.store.measurement(spec.id)
     with claimed([record]) as mine:
         if not mine:
@@ -57,14 +58,14 @@ def take_measurement(spec: ProbeSpec | SimilaritySpec, shop: Workshop, *, waited
         begin(record, spec.canonical(), shop)
         try:
             if isinstance(spec, ProbeSpec):
-                return Outcome(stopped=not _train_probe(spec, record, shop))
+                return Outcome(stopped=not _train_probe(spec, record, shop, keep_weights))
             _compare(spec, record, shop)
             return Outcome()
         except DamagedTeacher as error:
             raise lost_teacher(error, shop) from None
 
 
-def _train_probe(spec: ProbeSpec, record: Record, shop: Workshop) -> bool:
+def _train_probe(spec: ProbeSpec, record: Record, shop: Workshop, keep_weights: bool) -> bool:
     """Train a linear classifier on a frozen backbone. False if asked to stop before the end."""
     backbone = partial(load_teacher, spec.source, shop.store, shop.device)
     trial = spec.source.student.trial if spec.source.student else -1 - spec.source.seed
@@ -83,8 +84,8 @@ def _train_probe(spec: ProbeSpec, record: Record, shop: Workshop) -> bool:
         test, tested = images, len(images)
     hashes = shop.store.hashes(spec.needs)
     learner, _ = resumed(lambda: _probe_learner(spec, record, backbone(), trial, shop), shop, hashes)
-    macs = {spec.id: measurement_cost(spec)}
-    conclude = Conclusion(shop, "measurement", len(stream), tested, macs, before=hashes)
+    macs, spare = {spec.id: measurement_cost(spec)}, frozenset(() if keep_weights else (spec.id,))
+    conclude = Conclusion(shop, "measurement", len(stream), tested, macs, before=hashes, spare=spare)
     return train([learner], None, stream, partial(measure, test=test), shop.hooks(conclude))
 
 
@@ -129,7 +130,7 @@ def _compare(spec: SimilaritySpec, record: Record, shop: Workshop) -> None:
     values = {f"kl_t{temperature:g}": total / len(seen) for temperature, total in sums.items()}
     values["cka"] = linear_cka(seen, known)  # nan where one of them gives the same for all images
     values["class_correlation_difference"] = float((correlations["student"] - correlations["teacher"]).abs().mean())
-    write_weights(record, correlations)
+    sha256 = write_tensors(record.weights_file, correlations)
     record.write_metrics([])
     result = Result(
         id=record.id,
@@ -137,7 +138,7 @@ def _compare(spec: SimilaritySpec, record: Record, shop: Workshop) -> None:
         values={name: value for name, value in values.items() if math.isfinite(value)},
         before_sha256=shop.store.hashes(spec.needs),
         test_images=len(seen),
-        weights_sha256=file_hash(record.weights_file),
+        weights_sha256=sha256,
     )
     about = {"finished": timestamp(), "sessions": 1, "macs": measurement_cost(spec), **describe(shop.device)}
     record.finish(result, about)

@@ -23,7 +23,7 @@ from kdbench.store.files import set_aside
 from kdbench.store.record import Accuracy, Record, Result, timestamp
 from kdbench.suite.specs import TeacherSpec, View
 from kdbench.training.build import on_device
-from kdbench.training.checkpoint import write_weights
+from kdbench.training.checkpoint import write_tensors
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def store_weights(
         (scores,) = measure([on_device(net, data.device)], test)
         last = Accuracy(epoch=0, top1=scores.top1, top5=scores.top5)
     record.begin(spec.canonical())
-    write_weights(record, net.state_dict())
+    sha256 = write_tensors(record.weights_file, net.state_dict())
     record.write_metrics([])
     result = Result(
         id=record.id,
@@ -120,7 +120,7 @@ def store_weights(
         best=last,
         published_top1=published_accuracy(path) if path and last else None,
         test_images=test_images,
-        weights_sha256=file_hash(record.weights_file),
+        weights_sha256=sha256,
     )
     origin = {"file": path.name} if path else {}
     record.finish(result, {"finished": timestamp(), "seconds": 0.0, "sessions": 1, **origin, **about})

@@ -104,8 +104,10 @@ def _dispatch(job: dict[str, Any], shop: Workshop) -> Outcome:
     if "teacher" in job:
         return train_teacher(TeacherSpec.model_validate(job["teacher"]), shop, waited=job["waited"])
     if "measurement" in job:
-        return take_measurement(measurement_from(job["measurement"]), shop, waited=job["waited"])
-    return train_cohort([RunSpec.model_validate(spec) for spec in job["runs"]], shop, waited=job["waited"])
+        spec = measurement_from(job["measurement"])
+        return take_measurement(spec, shop, waited=job["waited"], keep_weights=spec.id not in job["spare"])
+    runs = [RunSpec.model_validate(spec) for spec in job["runs"]]
+    return train_cohort(runs, shop, waited=job["waited"], spare=job["spare"])
 
 
 def _given(entries: list[str]) -> dict[str, Path]:

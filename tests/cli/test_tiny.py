@@ -2,8 +2,20 @@
 
 import csv
 import io
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+
+
+CHECK = Path(__file__).parents[2] / ".ci" / "tiny.py"
+
+
+def check(*arguments):
+    """What `make tiny` says of results."""
+    command = [sys.executable, CHECK, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
 
 
 @pytest.fixture
@@ -36,6 +48,10 @@ def test_a_paper_table_is_filled_from_nothing_and_compared_with_nothing(kdbench,
     assert {fact["paper"] for fact in facts} == {"tiny sskd"}
     assert all(fact["value"] for fact in facts if fact["metric"] in ("top1", "kl", "cka"))
     assert not (tmp_path / "empty").exists()
+    said = check(tmp_path / "results", own)
+    assert (said.returncode, said.stderr) == (0, "")
+    assert said.stdout.startswith("own: 2 of 2 runs, 2 measurements, 10 cells filled, ")
+    assert len(said.stdout.splitlines()) == 1
     assert "0 runs to do" in kdbench("plan", own, "--tiny").stdout
     assert "2 runs to do" in kdbench("plan", own, "--trials", 1).stdout
 
@@ -45,3 +61,11 @@ def test_tiny_numbers_are_compared_with_none(kdbench, own, view):
     done = kdbench("report", own, "--tiny", "--view", view)
     assert done.returncode == 2
     assert "compared with none" in done.stderr
+
+
+def test_what_lacks_is_named_and_fails(own, tmp_path):
+    said = check(tmp_path / "nothing", own)
+    assert said.returncode == 1
+    assert said.stdout.startswith("own: 0 of 2 runs")
+    assert "WRONG" in said.stdout
+    assert "not run" in said.stdout

@@ -9,6 +9,7 @@ import pytest
 from kdbench.errors import KdbenchError
 from kdbench.execution import pool as pool_module
 from kdbench.execution.devices import Slot
+from kdbench.execution.job import jobs_of
 from kdbench.execution.pool import Pool
 from kdbench.execution.worker_handle import WorkerHandle, WorkerOptions
 from kdbench.plan.plan import make_plan
@@ -329,7 +330,7 @@ def test_a_real_worker_answers_in_json_lines_and_ends_with_its_input(tmp_path):
     inbox = queue.Queue()
     worker = WorkerHandle(Slot("cpu", "cpu", {"OMP_NUM_THREADS": "1"}, 1), WorkerOptions(tmp_path, tmp_path), inbox)
     run = student().model_copy(update={"dataset": DatasetSpec(name="cifar100")})
-    worker.send({"runs": [json.loads(run.model_dump_json())], "waited": False})
+    worker.send({"runs": [json.loads(run.model_dump_json())], "waited": False, "spare": []})
     events = [inbox.get(timeout=60)[1] for _ in range(2)]
     assert events[0]["event"] == "ready"
     assert events[1]["event"] == "done"
@@ -380,3 +381,26 @@ def test_a_part_of_a_runs_student_waits_for_that_run(stage):
     result = stage.run(run)
     assert not result.failed
     assert stage.sent == [teacher().id, [between.id], run.parts[0].id, [run.id]]
+
+
+def test_students_of_stand_in_images_keep_their_weights_only_where_the_plan_needs_them(tmp_path):
+    from kdbench.suite.load import load_suites
+
+    file = tmp_path / "own.yaml"
+    file.write_text("""\
+protocol: crd
+dataset: cifar100
+trials: 1
+grid:
+  - {student: vgg8, method: ce}
+  - {student: resnet8x4, method: ce, measure: {probe: stl10}}
+""")
+    for tiny in (True, False):
+        (suite,) = load_suites([str(file)], tiny=tiny)
+        measured = [each.spec for each in suite.measurements]
+        jobs = jobs_of(make_plan(suite.specs.values(), Store(tmp_path), measurements=measured))
+        spare = {id for job in jobs for id in job.spare}
+        probes = {spec.id for spec in measured if tiny}
+        assert spare == probes | {id for id, spec in suite.specs.items() if tiny and spec.student == "vgg8"}
+        assert spare == {id for job in jobs for id in job.message().get("spare", ())}
+        assert not {need.made_by.id for spec in measured for need in spec.needs if need.made_by} & spare

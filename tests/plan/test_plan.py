@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.plan.plan import Cohort, auxiliaries_of, group, make_plan, schedule, split
+from kdbench.plan.cost import student_cost
+from kdbench.plan.plan import Cohort, auxiliaries_of, group, limited, make_plan, schedule, split
 from kdbench.store.record import Accuracy, Failure, Result
 from kdbench.store.store import Store
 from kdbench.suite.load import find_suite, load_suite
@@ -274,3 +275,14 @@ def test_no_cohort_has_more_runs_than_the_largest(tmp_path):
     plan = make_plan(suite.specs.values(), Store(tmp_path), largest=10)
     assert max(len(cohort.runs) for cohort in plan.cohorts) <= 10
     assert {run.id for cohort in plan.cohorts for run in cohort.runs} == suite.specs.keys()
+
+
+def test_more_runs_stay_together_where_their_teacher_costs_more_than_they_do():
+    clip, plain = (
+        [Cohort(tuple(run(student, trial=trial, teacher=of) for trial in range(9)))]
+        for student, of in (("resnet8x4", teacher("clip-vit-b16")), ("vgg8", teacher("vgg8")))
+    )
+    assert clip[0].cost > 2 * sum(map(student_cost, clip[0].runs))
+    assert [len(cohort.runs) for cohort in limited(clip, 3)] == [9]
+    assert sorted(len(cohort.runs) for cohort in limited(clip, 2)) == [4, 5]
+    assert max(len(cohort.runs) for cohort in limited(plain, 3)) == 3

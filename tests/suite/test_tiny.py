@@ -75,8 +75,8 @@ def test_no_file_is_needed(loaded, tmp_path):
 def test_networks_of_one_size_keep_it_and_others_see_small_images(loaded):
     tiny = {suite.name: suite for _, suite in loaded}
     assert {run.spec.view.size for run in tiny["ega_weights"].runs if run.spec.view} == {224}
-    assert {run.spec.view.size for run in tiny["ega_supervised"].runs if run.spec.view} <= {None, 64}
-    assert {run.spec.dataset.side for run in tiny["semckd_imagenet"].runs} == {64}
+    assert {run.spec.view.size for run in tiny["ega_supervised"].runs if run.spec.view} <= {None, 48}
+    assert {run.spec.dataset.side for run in tiny["semckd_imagenet"].runs} == {48}
 
 
 def test_ten_digits_stand_in_for_ten_classes():

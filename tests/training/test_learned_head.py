@@ -11,7 +11,7 @@ from kdbench.store.record import Accuracy, Record, Result
 from kdbench.suite.specs import Scenario, TeacherSpec, View
 from kdbench.training import guide, jobs
 from kdbench.training.build import load_teacher, with_head
-from kdbench.training.checkpoint import write_weights
+from kdbench.training.checkpoint import write_tensors
 
 
 CPU = torch.device("cpu")
@@ -146,7 +146,7 @@ def test_sequential_is_pretrained_with_the_trained_layers(bench, make_run, teach
     network = load_teacher(staged.teacher, shop.store, CPU)
     record, accuracy = shop.store.run(made_by.id), Accuracy(epoch=3, top1=50.0, top5=90.0)
     record.begin(made_by.canonical())
-    write_weights(record, network.state_dict())
+    write_tensors(record.weights_file, network.state_dict())
     record.finish(
         Result(id=record.id, kind="run", last=accuracy, best=accuracy, weights_sha256=file_hash(record.weights_file)),
         {},

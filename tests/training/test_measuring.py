@@ -15,7 +15,7 @@ from kdbench.suite.measurements import ProbeProtocol, probe, similarity, student
 from kdbench.suite.specs import DatasetSpec
 from kdbench.training import measuring
 from kdbench.training.build import load_teacher
-from kdbench.training.checkpoint import write_weights
+from kdbench.training.checkpoint import write_tensors
 from kdbench.training.measuring import take_measurement
 
 
@@ -211,7 +211,7 @@ def made_again(shop, run):
         key: value + 0.01 if value.is_floating_point() else value
         for key, value in load_file(record.weights_file).items()
     }
-    write_weights(record, weights)
+    write_tensors(record.weights_file, weights)
     record.finish(record.result().model_copy(update={"weights_sha256": file_hash(record.weights_file)}), {})
 
 
@@ -251,3 +251,17 @@ def test_a_probe_that_diverged_is_not_planned_again(done):
     assert shop.store.measurement(spec.id).failure().kind == "diverged"
     assert make_plan([run], shop.store, measurements=[spec]).measurements == ()
     assert make_plan([run], shop.store, measurements=[spec], retry_diverged=True).measurements == (spec,)
+
+
+def test_a_probe_may_leave_its_weights_behind(done):
+    shop, run = done
+    spec = probe(student_of(run), OTHER, quick())
+    take_measurement(spec, shop.shop)
+    whole, folder = files(shop, spec), shop.store.measurement(spec.id).folder
+    for file in folder.iterdir():
+        file.unlink()
+    take_measurement(spec, shop.shop, keep_weights=False)
+    assert whole.pop("weights.safetensors")
+    assert not (folder / "weights.safetensors").exists()
+    assert {name: (folder / name).read_bytes() for name in whole} == whole
+    assert shop.store.measured(spec)
