@@ -40,7 +40,7 @@ def cells_of(report: Report) -> Iterator[tuple[str, Cell]]:
     """The cells of all tables by their names."""
     for printed in report.printed:
         yield from ((f"{printed.layout.id}, {place.name}", cell) for place, cell in printed.cells.items())
-    others = [(table.title, table.cells) for table in report.tables]
+    others = [(table.group.title, table.cells) for table in report.tables]
     others += [(table.title, table.cells) for table in report.measurements]
     for title, cells in others:
         yield from ((f"{title}, {method}, {' → '.join(place)}", cell) for (method, place), cell in cells.items())

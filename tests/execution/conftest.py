@@ -79,7 +79,7 @@ class Place:
 
     def start(self, *arguments, python=(), **options):
         command = [sys.executable, *python, "-m", "kdbench", "run", str(self.root / "tiny.yaml"), "--devices", "cpu"]
-        command += ["--results", str(self.results), "--data", str(self.root), "--checkpoint-seconds", "0", *arguments]
+        command += ["--results", str(self.results), "--data", str(self.root), "--checkpoint-seconds", "0.2", *arguments]
         self.started.append(Session(command, self.root / f"{len(self.started)}.log", options))
         return self.started[-1]
 

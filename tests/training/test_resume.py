@@ -55,7 +55,7 @@ def test_killed_between_the_writes_of_a_checkpoint(bench, make_run, strategy, mo
     whole = bench("whole")
     whole.train(*runs)
     save = checkpoint.save_checkpoint
-    for fatal in (2, 4, 8, 11, 14, 15):
+    for fatal in (2, 8, 11):
         hurt = bench(f"hurt{fatal}", checkpoint_seconds=0)
         hurt.teachers(*runs)
         calls = iter(range(1, 100))
@@ -69,7 +69,7 @@ def test_killed_between_the_writes_of_a_checkpoint(bench, make_run, strategy, mo
         with pytest.raises(Killed):
             jobs.train_cohort(runs, hurt.shop)
         monkeypatch.setattr("kdbench.training.loop.save_checkpoint", save)
-        jobs.train_cohort(runs, hurt.shop)
+        jobs.train_cohort(runs, hurt.again(checkpoint_seconds=1e9).shop)
         assert hurt.files(*runs) == whole.files(*runs)
 
 
