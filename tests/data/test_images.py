@@ -6,7 +6,7 @@ import torch
 
 from kdbench.catalogue.datasets import dataset
 from kdbench.data import images
-from kdbench.data.images import load_images
+from kdbench.data.images import _digits_table, load_images
 from kdbench.errors import BadInput
 from kdbench.suite.specs import DatasetSpec
 
@@ -29,6 +29,14 @@ def test_digits_are_split_by_class_and_nothing_is_in_both_parts(tmp_path):
     assert train.images.max() == 255
     assert not rows(train) & rows(test)
     assert train.classes == test.classes == 10
+
+
+def test_the_digits_are_those_that_sklearn_loads():
+    from sklearn.datasets import load_digits
+
+    table, digits = _digits_table(), load_digits()
+    assert np.array_equal(table[:, :-1], digits.data)
+    assert np.array_equal(table[:, -1], digits.target)
 
 
 def test_the_catalogue_states_the_digits_mean_and_spread(tmp_path):
