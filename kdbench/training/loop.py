@@ -128,7 +128,7 @@ def train_epoch(
     if not readers:
         guide = None
     if guide:
-        guide.begin_epoch(epoch, stream)
+        guide.begin_epoch(epoch, stream, min(readers))
     teacher = guide.network if guide else None
     for learner in group:
         _guarded(learner, partial(learner.begin_epoch, epoch, teacher, stream), epoch)
