@@ -106,6 +106,21 @@ def test_a_run_that_fails_as_work_stops_has_failed(bench, make_run):
     assert shop.store.run(run.id).failure().kind == "error"
 
 
+def test_time_is_shared_by_those_it_was_spent_on(bench, make_run, monkeypatch):
+    """The clock goes on by a second with each batch. One run fails in the first, and the other has the time to itself."""
+    now = [0.0]
+
+    def passes():
+        now[0] += 1.0
+        return False
+
+    runs, shop = [make_run({"ce": 1}), make_run({"ce": 1, "faulty_terms:Broken": {"after": 0}})], bench()
+    shop.stopped = passes
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    shop.train(*runs)
+    assert shop.store.run(runs[0].id).about()["seconds"] == 3 * 3
+
+
 def test_a_teacher_and_its_pretraining_and_new_layers(bench, recipe, make_run):
     head = make_run({"ce": 1, "kd": 1}, "sequential").teacher
     simclr = TeacherSpec(network="resnet8", dataset=head.dataset, pretraining=Pretraining(recipe=recipe))
