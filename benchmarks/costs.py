@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from passes import pass_over
 from torch import nn
 
 from kdbench.catalogue.networks import network
@@ -44,7 +45,6 @@ from kdbench.training.build import new_network, on_device, student_learner
 from kdbench.training.environment import cpu_name, prepare
 from kdbench.training.guide import Guide
 from kdbench.training.learner import Learner
-from kdbench.training.loop import train_epoch
 
 
 STUDENT, TEACHER = "resnet8x4", "resnet32x4"
@@ -69,7 +69,7 @@ class Case:
         """CPU time of one step. Even epochs are without mgd's choice of channels; epochs up to 0 are an initial stage."""
         self.learner.progress.epoch = epoch - 1
         started = time.process_time()
-        train_epoch([self.learner], self.guide, self.stream, epoch)
+        pass_over([self.learner], self.guide, self.stream, epoch)
         return time.process_time() - started
 
     def step(self) -> float:

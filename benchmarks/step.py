@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from passes import pass_over
 from torch import nn
 from torch.nn import functional as F
 
@@ -30,7 +31,6 @@ from kdbench.suite.specs import DatasetSpec, RunSpec, TeacherSpec
 from kdbench.training.build import new_network, on_device, student_learner
 from kdbench.training.environment import cpu_name, prepare
 from kdbench.training.guide import Guide
-from kdbench.training.loop import train_epoch
 
 
 def main() -> None:
@@ -64,8 +64,8 @@ def main() -> None:
             [
                 lambda: repeat(options.steps, teacher_pass, guide.network, batch),
                 floor_of(plain, batch, recipe.lr, options.steps),
-                lambda: train_epoch(learners[:1], guide, stream, 1),
-                lambda: train_epoch(learners, guide, stream, 1),
+                lambda: pass_over(learners[:1], guide, stream, 1),
+                lambda: pass_over(learners, guide, stream, 1),
             ],
             options.repeats,
             device,

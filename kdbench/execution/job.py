@@ -17,8 +17,8 @@ class Job:
     """A teacher to train, the runs of a cohort, or a measurement on finished networks.
 
     ``waited``: another process was at it before; ``crashes``: how often a worker has died over it without getting further
-    than ever before; ``reached``: the last epoch of each of its networks; ``spare``: the ids of those whose weights nothing
-    will read.
+    than ever before; ``reached``: how far each of its networks has come, in epochs and batches of the next that are behind
+    it; ``spare``: the ids of those whose weights nothing will read.
     """
 
     teacher: TeacherSpec | None = None
@@ -27,7 +27,7 @@ class Job:
     not_before: float = 0.0
     waited: bool = False
     crashes: int = 0
-    reached: dict[str, int] = field(default_factory=dict)
+    reached: dict[str, tuple[int, int]] = field(default_factory=dict)
     spare: frozenset[str] = frozenset()
 
     @property
@@ -67,10 +67,10 @@ class Job:
         parts = self.runs[:middle], self.runs[middle:]
         return [replace(self, runs=part, crashes=crashes) for part in parts]
 
-    def note_epoch(self, id: str, epoch: int) -> None:
-        """A worker that gets further than any before is not in a crash loop."""
-        if id not in self.reached or epoch > self.reached[id]:
-            self.reached[id] = epoch
+    def note_place(self, id: str, epoch: int, batches: int = 0) -> None:
+        """A worker that gets further than any before, or leaves a checkpoint that is further, is not in a crash loop."""
+        if id not in self.reached or (epoch, batches) > self.reached[id]:
+            self.reached[id] = epoch, batches
             self.crashes = 0
 
 

@@ -148,8 +148,8 @@ class Pool:
                 self.result.failed[event["id"]] = event["reason"]
             case "finished":
                 self.result.failed.pop(event["id"], None)
-            case "epoch" if slot in self.running:
-                self.running[slot].note_epoch(event["id"], event["epoch"])
+            case "epoch" | "resumed" if slot in self.running:
+                self.running[slot].note_place(event["id"], event["epoch"], event.get("batches", 0))
             case "exit":
                 self._exited(slot, event["code"])
         self.listen(slot, event)

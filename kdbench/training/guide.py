@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import torch
@@ -35,8 +36,8 @@ class Guide:
         self.bf16 = bf16
         self.own_test = own_test
 
-    def begin_epoch(self, epoch: int, stream: Batches) -> None:
-        """Nothing changes from epoch to epoch."""
+    def begin_epoch(self, epoch: int, stream: Batches, first: int = 0) -> None:
+        """Nothing changes from step to step."""
 
     @torch.no_grad()
     def show(self, batch: Batch) -> Outputs:
@@ -91,21 +92,29 @@ class LearningGuide(Guide):
         self.head = nn.ModuleList([network.node, network.fc]).requires_grad_(True)
         self.recipe = recipe
         self.optimiser = make_optimiser(list(self.head.parameters()), recipe)
-        self.epoch = 0
+        self.epoch = self.batches = 0
         self.measured: Accuracy | None = None
 
-    def begin_epoch(self, epoch: int, stream: Batches) -> None:
-        """Replay the epochs that were missed, because no student that reads the teacher was there, and begin this one.
+    def begin_epoch(self, epoch: int, stream: Batches, first: int = 0) -> None:
+        """Stand before batch number ``first`` of an epoch.
 
-        In a student's initial stage the new layers do not learn yet.
+        The epochs and batches that were missed, because no student that reads the teacher was there, are replayed. In a
+        student's initial stage the new layers do not learn yet.
         """
         if epoch < 1:
             return
         for missed in range(self.epoch + 1, epoch):
-            self.begin_epoch(missed, stream)
+            self._go_to(missed)
             for batch in stream.epoch(missed):
                 self.show(batch)
-        self.epoch = epoch
+        self._go_to(epoch)
+        if self.batches < first:
+            for batch in islice(stream.epoch(epoch, first=self.batches), first - self.batches):
+                self.show(batch)
+
+    def _go_to(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            self.epoch, self.batches = epoch, 0
         set_learning_rate(self.optimiser, self.recipe.lr_at(epoch))
 
     def show(self, batch: Batch) -> Outputs:
@@ -121,6 +130,7 @@ class LearningGuide(Guide):
         loss.backward()  # type: ignore[no-untyped-call]
         shown = Outputs(outputs.logits.detach(), outputs.embedding.detach(), outputs.features, outputs.preactivations)
         self.optimiser.step()
+        self.batches += 1
         return shown
 
     def leave(self, record: Record, test: TestImages) -> dict[str, Any]:
@@ -135,12 +145,13 @@ class LearningGuide(Guide):
         return {"teacher": self.measured, "teacher_head_sha256": write_tensors(record.teacher_head_file, layers)}
 
     def state(self) -> dict[str, Any]:
-        """Weights and momentum of the new layers, and the last epoch that they have learned."""
-        return {"epoch": self.epoch, "head": self.head.state_dict(), "optimiser": self.optimiser.state_dict()}
+        """Weights and momentum of the new layers, and how far they are: the epoch, and its batches behind them."""
+        place = {"epoch": self.epoch, "batches": self.batches}
+        return {**place, "head": self.head.state_dict(), "optimiser": self.optimiser.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to a ``state``."""
         if state:
-            self.epoch = state["epoch"]
+            self.epoch, self.batches = state["epoch"], state["batches"]
             self.head.load_state_dict(state["head"])
             self.optimiser.load_state_dict(state["optimiser"])

@@ -244,7 +244,8 @@ def resumed(build: Callable[[], Learner], shop: Workshop, made_on: str | None) -
         learner, state, message = build(), {}, str(error)
         learner.made_on = made_on
     if message:
-        shop.emit("resumed", id=learner.record.id, text=message, epoch=learner.progress.epoch, **learner.length)
+        place = {"epoch": learner.progress.epoch, "batches": learner.progress.batches}
+        shop.emit("resumed", id=learner.record.id, text=message, **place, **learner.length)
     learner.progress.sessions += 1
     return learner, state
 

@@ -57,7 +57,7 @@ def train(
     while behind := [learner.progress.epoch for learner in learners if learner.active]:
         epoch = min(behind) + 1
         group = [learner for learner in learners if learner.active and learner.progress.epoch == epoch - 1]
-        lap = _Lap(group)
+        lap = Lap(group)
         if not train_epoch(group, guide, stream, epoch, hooks, lap):
             _tell_ended(group, hooks)
             return False
@@ -65,7 +65,7 @@ def train(
         tested = [learner for learner in alive if examine and learner.due_for_test(epoch)]
         found, likeness = _examined(tested, guide, examine, epoch) if examine else ({}, {})
         alive = [learner for learner in alive if learner.failure is None]
-        speed = lap.end()
+        speed = lap.end(alive)
         for learner in alive:
             learner.end_epoch(epoch, found.get(id(learner)), likeness.get(id(learner)))
             if learner.failure is None:
@@ -78,24 +78,24 @@ def train(
     return True
 
 
-class _Lap:
-    """The time that passes in an epoch, shared equally among those in training."""
+class Lap:
+    """The time that passes in an epoch, shared equally among those it is spent on."""
 
     def __init__(self, learners: Sequence[Learner]) -> None:
         self.learners = learners
         self.before = self._images()
         self.started = self.counted = self.told = time.perf_counter()
 
-    def count(self) -> None:
-        """Add what has passed to the learners' seconds."""
+    def count(self, learners: Sequence[Learner]) -> None:
+        """Add what has passed to the seconds of some learners."""
         now = time.perf_counter()
-        for learner in self.learners:
-            learner.progress.seconds += (now - self.counted) / len(self.learners)
+        for learner in learners:
+            learner.progress.seconds += (now - self.counted) / len(learners)
         self.counted = now
 
-    def end(self) -> float:
+    def end(self, learners: Sequence[Learner]) -> float:
         """Count, and return how many images a second were seen, those of all learners together."""
-        self.count()
+        self.count(learners)
         return self._speed(self.counted)
 
     def tell(self, hooks: Hooks, images: int) -> None:
@@ -117,7 +117,7 @@ class _Lap:
 
 
 def train_epoch(
-    group: Sequence[Learner], guide: Guide | None, stream: Batches, epoch: int, hooks: Hooks, lap: _Lap
+    group: Sequence[Learner], guide: Guide | None, stream: Batches, epoch: int, hooks: Hooks, lap: Lap
 ) -> bool:
     """One pass over the stream, or what each learner has left of it. Returns False if asked to stop on the way.
 
@@ -128,7 +128,7 @@ def train_epoch(
     if not readers:
         guide = None
     if guide:
-        guide.begin_epoch(epoch, stream)
+        guide.begin_epoch(epoch, stream, min(readers))
     teacher = guide.network if guide else None
     for learner in group:
         _guarded(learner, partial(learner.begin_epoch, epoch, teacher, stream), epoch)
@@ -139,10 +139,10 @@ def train_epoch(
         looks_on = guide is not None and number >= min(readers)
         copies = guide.show_copies(batch) if guide and looks_on else {}
         shown = guide.show(batch) if guide and looks_on else None
-        for learner in group:
-            if learner.failure is None and learner.progress.batches == number:
-                _guarded(learner, partial(learner.step, batch, shown, copies.get(learner.transforms)), epoch)
-        lap.count()
+        at_it = [learner for learner in group if learner.failure is None and learner.progress.batches == number]
+        for learner in at_it:
+            _guarded(learner, partial(learner.step, batch, shown, copies.get(learner.transforms)), epoch)
+        lap.count(at_it)
         stopping = hooks.stopped()
         _save(group, guide, hooks, now=stopping)
         if stopping:

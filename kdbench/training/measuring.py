@@ -1,4 +1,4 @@
-"""The third job of a worker: measure finished networks. A probe can stop after any epoch and go on later."""
+"""The third job of a worker: measure finished networks. A probe can stop after any step and go on later."""
 
 from __future__ import annotations
 

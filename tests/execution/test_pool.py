@@ -257,6 +257,18 @@ def test_crashes_with_progress_between_them_are_no_loop(stage):
     assert set(stage.run(student(trial=1)).failed) == {student(trial=1).id}
 
 
+def test_crashes_within_an_epoch_are_no_loop_while_each_checkpoint_is_further(stage):
+    def crashes(id, places):
+        events = [{"event": "resumed", "id": id, "epoch": 0, "batches": n} for n in places]
+        return [{"events": [event], "exit": 1} for event in events]
+
+    run, stuck = student(), student(trial=1)
+    stage.answers[run.id] = crashes(run.id, range(100, 800, 100))
+    stage.answers[stuck.id] = crashes(stuck.id, [100] * 9)
+    assert set(stage.run(run, stuck).failed) == {stuck.id}
+    assert stage.store.run(run.id).done()
+
+
 def test_an_error_of_a_job_spares_what_is_done_and_what_others_are_at(stage):
     done, taken, wrong = student(weight=1.0), student(weight=2.0), student(weight=3.0)
     finish(stage.store.run(done.id))
