@@ -23,10 +23,15 @@ from kdbench.training.environment import out_of_memory
 from kdbench.training.learner import Learner, Progress
 
 
+FORMAT = 2
+"""Raised with what a resume state holds: 1 was of whole epochs."""
+
+
 def save_checkpoint(learner: Learner, guide_state: dict[str, Any]) -> None:
     """Store everything that the learner needs to go on after its last step, and its metrics so far."""
     started = time.monotonic()
     state = {
+        "format": FORMAT,
         "network": learner.weights_now(),
         "terms": learner.terms.state_dict(),
         "optimiser": learner.optimiser.state_dict(),
@@ -58,6 +63,8 @@ def load_checkpoint(learner: Learner) -> tuple[dict[str, Any], str]:
         if hashlib.sha256(memoryview(content)[_DIGEST:]).digest() != content[:_DIGEST]:
             raise ValueError("its hash is wrong")
         state = torch.load(io.BytesIO(content[_DIGEST:]), map_location=learner.device, weights_only=True)
+        if state.get("format") != FORMAT:
+            raise ValueError("another version of kdbench stored it")
         if state["made_on"] != learner.made_on:
             raise ValueError("it was learned on other weights than are there now")
         learner.load_weights(state["network"])

@@ -143,6 +143,19 @@ def test_a_damaged_state_is_set_aside_and_the_run_starts_again(bench, make_run, 
     assert hurt.files(*runs) == whole.files(*runs)
 
 
+def test_a_state_of_another_version_is_set_aside_and_its_message_says_why(bench, make_run, monkeypatch):
+    run, whole, shop = make_run({"ce": 1, "kd": 1}, "simultaneous"), bench("whole"), bench("other")
+    whole.train(run)
+    shop.teachers(run)
+    monkeypatch.setattr(checkpoint, "FORMAT", 1)
+    jobs.train_cohort([run], shop.again(stop_after=1).shop)
+    monkeypatch.undo()
+    last = shop.again()
+    jobs.train_cohort([run], last.shop)
+    assert "cannot be used (another version of kdbench stored it); set aside" in last.texts("resumed")[0]
+    assert shop.files(run) == whole.files(run)
+
+
 def test_a_state_that_does_not_fit_in_memory_is_kept(bench, make_run, monkeypatch):
     import torch
 
