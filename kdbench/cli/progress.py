@@ -42,10 +42,12 @@ class Member:
     @property
     def place(self) -> str:
         """The epochs behind it of how many, e.g. ``3/240``, ``3.25/240`` on the way, or ``3/30 (initial)``."""
+        if not self.epochs:
+            return "waiting"
         done, digits = self.epoch + self.share, 2 if self.share else 0
-        if done + self.initial_epochs and self.initial_epochs and self.epoch < (not self.share):
+        if self.initial_epochs and done <= 0:
             return f"{done + self.initial_epochs:.{digits}f}/{self.initial_epochs} (initial)"
-        return f"{done:.{digits}f}/{self.epochs}" if self.epochs else "waiting"
+        return f"{done:.{digits}f}/{self.epochs}"
 
 
 @dataclass

@@ -127,8 +127,9 @@ def train_epoch(
     readers = [learner.progress.batches for learner in group if learner.reads_teacher]
     if not readers:
         guide = None
+    looks_on_from = min(readers, default=0)
     if guide:
-        guide.begin_epoch(epoch, stream, min(readers))
+        guide.begin_epoch(epoch, stream, looks_on_from)
     teacher = guide.network if guide else None
     for learner in group:
         _guarded(learner, partial(learner.begin_epoch, epoch, teacher, stream), epoch)
@@ -136,9 +137,9 @@ def train_epoch(
     first = min(learner.progress.batches for learner in group)
     batches = stream.epoch(epoch, taught=guide is not None, transforms=transforms, first=first)
     for number, batch in enumerate(batches, first):
-        looks_on = guide is not None and number >= min(readers)
-        copies = guide.show_copies(batch) if guide and looks_on else {}
-        shown = guide.show(batch) if guide and looks_on else None
+        teaching = guide if number >= looks_on_from else None
+        copies = teaching.show_copies(batch) if teaching else {}
+        shown = teaching.show(batch) if teaching else None
         at_it = [learner for learner in group if learner.failure is None and learner.progress.batches == number]
         for learner in at_it:
             _guarded(learner, partial(learner.step, batch, shown, copies.get(learner.transforms)), epoch)

@@ -37,6 +37,14 @@ grid:
   - {teacher: resnet32x4, student: vgg8, method: [kd], protocol: {base: semckd, epochs: 20}}
 """
 
+SSKD_3 = """
+protocol: sskd
+dataset: cifar100
+tables: sskd-3
+trials: 1
+grid: {{teacher: vgg13, student: vgg8, method: [{}]}}
+"""
+
 
 @pytest.fixture
 def few(load, store, finish):
@@ -166,13 +174,7 @@ def test_the_provenance_line(few, store):
 
 
 def test_marks_follow_the_measured_numbers(load, store, finish):
-    suite = load("""
-protocol: sskd
-dataset: cifar100
-tables: sskd-3
-trials: 1
-grid: {teacher: vgg13, student: vgg8, method: [ce, kd, at, sp, vid]}
-""")
+    suite = load(SSKD_3.format("ce, kd, at, sp, vid"))
     for run, best in zip(suite.runs, (99.0, 72.001, 74.0, 72.004, 71.0), strict=True):
         finish(store.run(run.id), best=best)
     (sheet,) = measured_report([suite], [store]).sheets(View.measured)
@@ -260,13 +262,7 @@ def test_tables_have_one_spelling(load):
 
 
 def test_a_teacher_goes_by_its_own_rule_and_is_judged_by_its_only_training(load, store, finish):
-    suite = load("""
-protocol: sskd
-dataset: cifar100
-tables: sskd-3
-trials: 1
-grid: {teacher: vgg13, student: vgg8, method: [ce, kd]}
-""")
+    suite = load(SSKD_3.format("ce, kd"))
     for run in suite.runs:
         finish(store.run(run.id), best=73.0)
     teacher = next(run.spec.teacher for run in suite.runs if run.spec.teacher)
