@@ -1,6 +1,7 @@
 # Every target sets up .venv first, if it is missing or older than pyproject.toml or constraints.txt.
 #   make demo    train the demonstration grid and print its table
 #   make test    run the tests
+#   make fuzz    try suites, records, weights and archives that hypothesis makes up, for long; ARGS="-k suites" some of them
 #   make tiny    try every bundled suite's grid with tiny runs; SUITES="ega_weights demo" tries these alone
 PYTHON ?= python3
 VENV := .venv
@@ -11,13 +12,16 @@ export MALLOC_TRIM_THRESHOLD_ := 1073741824
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
 export GOMP_SPINCOUNT := 10000
 
-.PHONY: demo test lint smoke tiny bench clean
+.PHONY: demo test fuzz lint smoke tiny bench clean
 
 demo: $(READY)
 	$(KDBENCH) run demo
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadscope
+
+fuzz: $(READY)
+	KDBENCH_FUZZ=fuzz OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto tests/fuzz $(ARGS)
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
