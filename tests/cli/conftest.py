@@ -1,13 +1,53 @@
+import gc
+import io
 import os
 import subprocess
 import sys
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
+import torch
+
+from kdbench.__main__ import main
+from kdbench.execution import devices
 
 
 @pytest.fixture
-def kdbench(tmp_path):
-    """Run the command line in a process of its own, in an empty folder. Asserts that no traceback is printed."""
+def kdbench(tmp_path, monkeypatch):
+    """Run a command in this process, in an empty folder, without a GPU. Asserts that no traceback is printed."""
+    machine = {"torch": torch.__version__, "cuda": None, "gpus": [], "threads": 2}
+
+    def call(*arguments):
+        command = ["kdbench", *map(str, arguments)]
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+        with monkeypatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.chdir(tmp_path)
+            patch.setattr(sys, "argv", command)
+            patch.setattr(devices, "probe", lambda: machine)
+            patch.setenv("COLUMNS", "200")
+            for name in [name for name in os.environ if name.startswith("KDBENCH")]:
+                patch.delenv(name)
+            try:
+                main()
+                code = 0
+            except SystemExit as end:
+                code = end.code or 0
+            except BaseException:
+                traceback.print_exc()
+                code = 1
+            finally:
+                gc.enable()  # which a report switches off
+        out, err = (stream.buffer.getvalue().decode(stream.encoding) for stream in (out, err))
+        assert "Traceback" not in err, err
+        return subprocess.CompletedProcess(command, code, out, err)
+
+    return call
+
+
+@pytest.fixture
+def kdbench_process(tmp_path):
+    """The same in a process of its own, with further environment variables."""
 
     def call(*arguments, **environment):
         clean = {k: v for k, v in os.environ.items() if not k.startswith("KDBENCH")} | {"COLUMNS": "200"} | environment

@@ -35,13 +35,13 @@ def site(tmp_path):
 
 
 @pytest.fixture
-def trained(kdbench, tmp_path, site):
+def trained(kdbench_process, tmp_path, site):
     """trained(method): trains a suite with this line; the finished run's spec and its last epoch's losses."""
 
     def run(method):
         (tmp_path / "own.yaml").write_text(SUITE.format(method=method))
         path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
-        done = kdbench("run", "own.yaml", "--jobs-per-device", 1, PYTHONPATH=path, CUDA_VISIBLE_DEVICES="")
+        done = kdbench_process("run", "own.yaml", "--jobs-per-device", 1, PYTHONPATH=path, CUDA_VISIBLE_DEVICES="")
         assert done.returncode == 0, done.stderr
         (folder,) = (tmp_path / "results" / "runs").iterdir()
         rows = (folder / "metrics.jsonl").read_text().splitlines()
@@ -58,7 +58,7 @@ def test_by_its_import_path(trained):
     assert 0 < losses["mypackage_losses:CosineEmbedding"] < 4
 
 
-def test_announced_by_an_installed_package(trained, kdbench, site):
+def test_announced_by_an_installed_package(trained, kdbench_process, site):
     section = block("toml", "kdbench.terms").splitlines()
     (group,) = [line for line in section if line.startswith("[")]
     (entry,) = [line for line in section if line.startswith("cosine")]
@@ -71,8 +71,8 @@ def test_announced_by_an_installed_package(trained, kdbench, site):
     assert [use["name"] for use in spec["terms"]] == ["ce", "cosine"]
     assert 0 < losses["cosine"] < 2
     path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
-    lines = json.loads(kdbench("list", "methods", "--json", PYTHONPATH=path).stdout)
+    lines = json.loads(kdbench_process("list", "methods", "--json", PYTHONPATH=path).stdout)
     (line,) = [line for line in lines if line["method"] == "cosine"]
     assert (line["reads"], line["time"], line["weights"]) == ("embedding", None, {})
-    assert "Angle between" in kdbench("show", "cosine", PYTHONPATH=path).stdout
-    assert "cosine" in kdbench("list", "methods", PYTHONPATH=path).stdout
+    assert "Angle between" in kdbench_process("show", "cosine", PYTHONPATH=path).stdout
+    assert "cosine" in kdbench_process("list", "methods", PYTHONPATH=path).stdout

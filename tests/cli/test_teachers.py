@@ -44,9 +44,9 @@ def teachers(suite, tmp_path):
     return [Store(tmp_path / "results").teacher(stage.id) for stage in run.spec.teacher.stages]
 
 
-def test_many_processes_train_one_teacher_once(kdbench, suite, teachers):
+def test_many_processes_train_one_teacher_once(kdbench, kdbench_process, suite, teachers):
     with ThreadPoolExecutor(3) as pool:
-        calls = [pool.submit(kdbench, "teachers", "train", suite, "--jobs-per-device", 1) for _ in range(3)]
+        calls = [pool.submit(kdbench_process, "teachers", "train", suite, "--jobs-per-device", 1) for _ in range(3)]
         done = [call.result() for call in calls]
     assert [each.returncode for each in done] == [0, 0, 0], done
     assert all("2 teachers are there." in each.stdout for each in done)

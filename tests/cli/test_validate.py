@@ -70,7 +70,7 @@ def test_files_that_are_no_suites(kdbench, tmp_path, content):
     assert "1 problem. Nothing was run." in done.stderr
 
 
-def test_a_terminal_without_unicode(kdbench, tmp_path):
+def test_a_terminal_without_unicode(kdbench_process, tmp_path):
     (tmp_path / "x.yaml").write_text("protocol: crd\ngrid: [5]\n")
-    assert "teacher: ?" in kdbench("validate", "x.yaml", PYTHONIOENCODING="ascii").stderr
-    assert kdbench("report", "demo", PYTHONIOENCODING="latin-1").returncode == 0
+    assert "teacher: ?" in kdbench_process("validate", "x.yaml", PYTHONIOENCODING="ascii").stderr
+    assert kdbench_process("report", "demo", PYTHONIOENCODING="latin-1").returncode == 0
