@@ -109,7 +109,8 @@ def work(suites: Sequence[Suite], teachers: Sequence[TeacherSpec], place: Place,
     _check_given(plan, given)
     if not place.download:
         check_files(plan, place.data)
-    store.check_writable()
+    for trouble in store.check_writable():
+        print(trouble, file=sys.stderr)
     slots = make_slots(place.devices, place.jobs_per_device)
     plan = lay_out(slots=len(slots))
     options = WorkerOptions(place.results, place.data, place.download, place.checkpoint_seconds, given)
