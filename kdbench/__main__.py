@@ -11,6 +11,7 @@ from kdbench.errors import KdbenchError
 def main() -> None:
     """Run a command. Exit codes: 0 all done, 1 some runs failed, 2 bad input, 130 interrupted."""
     from kdbench.cli.app import app
+    from kdbench.cli.streams import say
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -18,7 +19,7 @@ def main() -> None:
     try:
         app()
     except KdbenchError as error:
-        print(error, file=sys.stderr)
+        say(error)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()

@@ -43,7 +43,8 @@ def doctor(results: Results = Path("results"), data: Data = Path("data")) -> Non
         problems += 1
         _line(False, str(error))
     try:
-        Store(results).check_writable()
+        for trouble in Store(results).check_writable():
+            _line(False, trouble, optional=True)
         _line(True, f"results go to {results.resolve()} ({shutil.disk_usage(results).free / 2**30:,.0f} GiB free)")
     except KdbenchError as error:
         problems += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from kdbench.suite.suite import Suite
 
 
-Slots = Annotated[int, typer.Option("--slots", min=1, help="Jobs that run at the same time.")]
+Slots = Annotated[int, typer.Option("--slots", min=1, max=10_000, help="Jobs that run at the same time.")]
 On = Annotated[str, typer.Option("--on", help="The kind of device to estimate for: cpu or gpu.")]
 Speed = Annotated[
     float | None, typer.Option("--speed", min=0.001, help="Billions of multiply-accumulates per second of a slot.")
@@ -116,7 +117,7 @@ def duration(hours: float) -> str:
 
 
 def _counted(names: list[str]) -> list[str]:
-    return [f"{names.count(name)} × {name}" if names.count(name) > 1 else name for name in dict.fromkeys(names)]
+    return [f"{count} × {name}" if count > 1 else name for name, count in Counter(names).items()]
 
 
 def _counted_pairs(cohorts: list[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:

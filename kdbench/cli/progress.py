@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from kdbench.cli.plan import duration
+from kdbench.cli.streams import heard_or_not, say
 from kdbench.plan.cost import measurement_cost, student_cost, teacher_cost
 from kdbench.plan.plan import Plan
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
@@ -115,14 +116,16 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.live:
-            self.live.stop()
+            with heard_or_not():
+                self.live.stop()
 
     def say(self, text: str) -> None:
         """Print one line above the display."""
         if self.live:
-            self.live.console.print(text, markup=False, highlight=False)
+            with heard_or_not():
+                self.live.console.print(text, markup=False, highlight=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            say(text)
 
     def listen(self, slot: str, event: dict[str, Any]) -> None:
         """Take note of one event."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdbench.cli.streams import say
 from kdbench.errors import BadInput, BadSuite, Interrupted, KdbenchError, Problem
 
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 Devices = Annotated[str, typer.Option("--devices", help="auto, cpu, or GPU numbers such as 0,1.")]
 Jobs = Annotated[
     int | None,
-    typer.Option("--jobs-per-device", min=1, help="Workers that share a device. Default: 1 on a GPU, cores on a CPU."),
+    typer.Option("--jobs-per-device", min=1, max=1024, help="Workers that share a device. Default: 1 on a GPU, cores on a CPU."),
 ]
 Download = Annotated[bool, typer.Option("--download", help="Fetch data sets and published weights that are missing.")]
 
@@ -71,7 +72,7 @@ def work_on(
     for _ in range(2 + max((len(teacher.chain) for teacher in teachers), default=0)):
         damaged = store.set_aside_damaged_teachers([*teachers, *checked])
         for message in damaged.values():
-            print(message, file=sys.stderr)
+            say(message)
         failed = work(suites, [*wanted, *(teacher for teacher in teachers if teacher.id in damaged)], place, store)
         outdated = any(store.measured(each.spec) is None for suite in suites for each in suite.measurements)
         if failed or not (damaged or outdated):
@@ -109,7 +110,8 @@ def work(suites: Sequence[Suite], teachers: Sequence[TeacherSpec], place: Place,
     _check_given(plan, given)
     if not place.download:
         check_files(plan, place.data)
-    store.check_writable()
+    for trouble in store.check_writable():
+        say(trouble)
     slots = make_slots(place.devices, place.jobs_per_device)
     plan = lay_out(slots=len(slots))
     options = WorkerOptions(place.results, place.data, place.download, place.checkpoint_seconds, given)
@@ -131,15 +133,21 @@ def work(suites: Sequence[Suite], teachers: Sequence[TeacherSpec], place: Place,
 
 @contextmanager
 def _signals(pool: Pool) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) lets the workers finish the step and save, the second ends them at once."""
+    """The first Ctrl-C (or SIGTERM) lets the workers finish the step and save, the second ends them at once.
+
+    The end of the terminal is like the first, however often shell and system tell of it; a command under nohup outlives it.
+    """
     count = 0
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal count
-        count += 1
-        (pool.stop if count == 1 else pool.kill)()
+        count += number != signal.SIGHUP
+        (pool.stop if count <= 1 else pool.kill)()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 from kdbench.errors import BadInput, KdbenchError
+from kdbench.execution.child import answer, exit_reason
 
 
 _PROBE = """
@@ -25,6 +25,8 @@ print(json.dumps({
 
 MAX_CPU_SLOTS = 4
 
+PROBE_SECONDS = 300.0
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -38,10 +40,18 @@ class Slot:
 
 def probe() -> dict[str, Any]:
     """What torch sees on this machine: its version, CUDA's, the visible GPUs' names, the CPU threads."""
-    done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise KdbenchError(f"torch cannot be imported here:\n{done.stderr.strip()[-2000:]}")
-    facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    try:
+        code, out, errors = answer([sys.executable, "-c", _PROBE], PROBE_SECONDS)
+    except TimeoutError:
+        raise KdbenchError(
+            f"torch has not said within {PROBE_SECONDS:.0f} s which devices there are: the GPU's driver hangs (does "
+            "nvidia-smi?), or the file system of the installation. Where CUDA_VISIBLE_DEVICES is set empty, no GPU is asked for."
+        ) from None
+    if code < 0:
+        raise KdbenchError(f"the process that asks torch for the devices was {exit_reason(code)}")
+    if code:
+        raise KdbenchError(f"torch cannot be imported here ({exit_reason(code)}):\n{errors.strip()[-2000:]}")
+    facts: dict[str, Any] = json.loads(out.splitlines()[-1])
     return facts
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,8 @@ from kdbench.suite.specs import RunSpec, TeacherSpec
 class Job:
     """A teacher to train, the runs of a cohort, or a measurement on finished networks.
 
-    ``waited``: another process was at it before; ``crashes``: how often a worker has died over it without getting further
+    ``waited``: another process was at it before, ``waits_since`` then, and ``holders`` names whom the user has been told to
+    wait for, by id; ``crashes``: how often a worker has died over it without getting further
     than ever before; ``reached``: how far each of its networks has come, in epochs and batches of the next that are behind
     it; ``spare``: the ids of those whose weights nothing will read.
     """
@@ -26,6 +27,8 @@ class Job:
     measurement: ProbeSpec | SimilaritySpec | None = None
     not_before: float = 0.0
     waited: bool = False
+    waits_since: float = 0.0
+    holders: dict[str, str] = field(default_factory=dict)
     crashes: int = 0
     reached: dict[str, tuple[int, int]] = field(default_factory=dict)
     spare: frozenset[str] = frozenset()
@@ -37,12 +40,15 @@ class Job:
         return [single.id] if single else [run.id for run in self.runs]
 
     @cached_property
-    def needs(self) -> list[TeacherSpec]:
-        """All stages of teachers, and parts of them, that must be there before it can start, each once."""
+    def needs(self) -> dict[str, TeacherSpec]:
+        """All stages of teachers, and parts of them, that must be there before it can start, by the id of their record."""
+        needs: Iterable[TeacherSpec]
         if self.teacher:
-            return self.teacher.before.chain if self.teacher.before else []
-        needs = self.measurement.needs if self.measurement else [need for run in self.runs for need in run.needs]
-        return list({stage.id: stage for need in needs for stage in need.chain}.values())
+            needs = [self.teacher.before] if self.teacher.before else []
+        else:
+            needs = self.measurement.needs if self.measurement else [need for run in self.runs for need in run.needs]
+        stages = [stage for need in needs for stage in need.chain]
+        return {stage.made_by.id if stage.made_by else stage.id: stage for stage in stages}
 
     def facts(self) -> dict[str, Any]:
         """What a listener hears when it starts."""
@@ -84,7 +90,7 @@ def jobs_of(plan: Plan) -> list[Job]:
         *(Job(runs=cohort.runs) for cohort in plan.cohorts),
         *(Job(measurement=spec) for spec in plan.measurements),
     ]
-    needed = {need.made_by.id for job in jobs for need in job.needs if need.made_by}
+    needed = {need.made_by.id for job in jobs for need in job.needs.values() if need.made_by}
     spare = {run.id for cohort in plan.cohorts for run in cohort.runs if run.dataset.stand_in}
     spare |= {spec.id for spec in plan.measurements if spec.dataset.stand_in}
     return [replace(job, spare=frozenset(spare.intersection(job.ids) - needed)) for job in jobs]

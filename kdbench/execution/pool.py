@@ -14,16 +14,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kdbench.errors import KdbenchError
+from kdbench.execution.backlog import Backlog
+from kdbench.execution.child import exit_reason
 from kdbench.execution.devices import Slot
-from kdbench.execution.job import Job, job_for, jobs_of
+from kdbench.execution.job import Job, jobs_of
+from kdbench.execution.watch import Watch
 from kdbench.execution.worker_handle import WorkerHandle, WorkerOptions
 from kdbench.plan.plan import Plan
 from kdbench.store.record import Failure, Record
 from kdbench.store.store import Store
-from kdbench.suite.specs import TeacherSpec
 
 
 RETRY_SECONDS = 1.0
+PATIENCE_SECONDS = 5.0
+"""How long another process may be at something before that is told."""
+
 MAX_CRASHES = 3
 
 
@@ -52,8 +57,9 @@ class Pool:
         self.inbox: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
         self.workers: dict[str, WorkerHandle] = {}
         self.running: dict[str, Job] = {}
-        self.pending: list[Job] = []
+        self.watch = Watch()
         self.result = PoolResult()
+        self.backlog = Backlog(self.store, self.result.failed, self._give_up)
         self.told = False
         self.killed = False
 
@@ -67,15 +73,16 @@ class Pool:
 
     def run(self, plan: Plan) -> PoolResult:
         """Work until all jobs are done or failed, or until stopped. Raises KdbenchError where no worker can start."""
-        self.pending = jobs_of(plan)
+        self.backlog.add(jobs_of(plan))
         try:
-            while not self.killed and (self.running or (self.pending and not self._stopping)):
+            while not self.killed and (self.running or (self.backlog and not self._stopping)):
                 if self._stopping:
                     self._tell_workers()
                 else:
                     self._start_jobs()
                 with contextlib.suppress(queue.Empty):
                     self._handle(*self.inbox.get(timeout=0.2))
+                self._look_at_workers()
         finally:
             for worker in self.workers.values():
                 worker.close()
@@ -91,12 +98,13 @@ class Pool:
             self._say("Saving and stopping; Ctrl-C again stops at once." if self.result.interrupted else "")
             for worker in self.workers.values():
                 worker.send({"stop": True})
+            self.watch.stop(self.running)
 
     def _start_jobs(self) -> None:
         for slot in self.slots:
             if slot.name in self.running:
                 continue
-            job = self._next_job()
+            job = self.backlog.take()
             if job is None:
                 return
             if slot.name not in self.workers:
@@ -105,53 +113,50 @@ class Pool:
                 except OSError as error:
                     reason = f"{error.strerror or error}: {error.filename or self.options.results}"
                     raise KdbenchError(f"no worker process can be started: {reason}") from None
-            self.pending.remove(job)
+                self.watch.start(slot.name)
             self.running[slot.name] = job
+            self.watch.moved(slot.name)
             self.listen(slot.name, {"event": "started", **job.facts()})
             self.workers[slot.name].send(job.message())
 
-    def _next_job(self) -> Job | None:
-        """The first job that can start now."""
-        self._drop_hopeless()
-        needed = {id: need for job in self.pending for id, need in self._needs(job).items()}
-        absent = {id for id, teacher in needed.items() if not self.store.record_of(teacher).done()}
-        coming = {id for job in (*self.pending, *self.running.values()) for id in job.ids}
-        self.pending[:0] = [job_for(needed[id]) for id in sorted(absent - coming)]
-        now = time.monotonic()
-        ready = (
-            job for job in self.pending if job.not_before <= now and self._needs(job).keys() <= needed.keys() - absent
-        )
-        return next(ready, None)
+    def _look_at_workers(self) -> None:
+        """Tell of workers that hang, and end those that say nothing any more."""
+        if not self.inbox.empty():
+            return
+        for finding in self.watch.look({slot: self.workers[slot].pid for slot in self.running}):
+            if finding.fatal:
+                ended = self.workers[finding.slot].close()
+                still = "" if ended else ", but the system does not let it end"
+                self._lose(finding.slot, f"{finding.text} and was killed{still}")
+                self.listen(finding.slot, {"event": "exit"})
+            else:
+                self._say(finding.text)
 
-    def _needs(self, job: Job) -> dict[str, TeacherSpec]:
-        """What must be there before a job can start, by the id of its record."""
-        return {self.store.record_of(need).id: need for need in job.needs}
-
-    def _drop_hopeless(self) -> None:
-        """Give up what needs a teacher that could not be trained, and what needs that in turn."""
-        failed = self.result.failed
-        while hopeless := next(((job, id) for job in self.pending for id in self._needs(job) if id in failed), None):
-            job, lost = hopeless
-            self.pending.remove(job)
-            what = "auxiliary" if self._needs(job)[lost].made_by else "teacher"
-            what = "network" if job.measurement else what
-            rest = [run.id for run in job.runs if lost not in self._needs(job.only([run.id]))]
-            self._fail([id for id in job.ids if id not in rest], job, f"its {what} failed: {failed[lost]}")
-            if rest:
-                self.pending.append(job.only(rest))
+    def _give_up(self, job: Job, ids: Sequence[str], lost: str) -> None:
+        """Fail what needs something that could not be made."""
+        what = "network" if job.measurement else "auxiliary" if job.needs[lost].made_by else "teacher"
+        self._fail(ids, job, f"its {what} failed: {self.result.failed[lost]}")
 
     def _handle(self, slot: str, event: dict[str, Any]) -> None:
+        self.watch.heard(slot, event["event"])
         match event["event"]:
-            case "done":
+            case "alive":
+                return
+            case "done" if slot in self.running:
                 self._done(self.running.pop(slot), event)
             case "failed":
                 self.result.failed[event["id"]] = event["reason"]
+                self.backlog.settle(event["id"])
             case "finished":
                 self.result.failed.pop(event["id"], None)
+                self.backlog.settle(event["id"])
             case "epoch" | "resumed" if slot in self.running:
                 self.running[slot].note_place(event["id"], event["epoch"], event.get("batches", 0))
-            case "exit":
-                self._exited(slot, event["code"])
+            case "exit" if slot in self.workers:
+                words = self.workers[slot].last_words()
+                self.workers[slot].close()
+                reason = f"the worker process ended ({exit_reason(event['code'])})" + (f": {words}" if words else "")
+                self._lose(slot, reason, asked=self._stopping and event["code"] == 0)
         self.listen(slot, event)
 
     def _done(self, job: Job, event: dict[str, Any]) -> None:
@@ -164,32 +169,43 @@ class Pool:
         elif "lost_teacher" in event:
             self._say(event["lost_teacher"])
             job.not_before = time.monotonic() + RETRY_SECONDS
-            self.pending.insert(0, job)
+            self.backlog.ended(job, [job], first=True)
         else:
             self._wait(job, event["busy"])
 
     def _wait(self, job: Job, busy: Sequence[str]) -> None:
-        """Try again later what another process is at."""
-        if busy:
-            self.pending.append(job.only(busy, not_before=time.monotonic() + RETRY_SECONDS, waited=True))
+        """Try again later what another process is at, and say who that is if it takes long."""
+        if not busy:
+            self.backlog.ended(job)
+            return
+        now = time.monotonic()
+        since = job.waits_since or now
+        holders = {id: self._record(job, id).lock().holder() for id in busy} if now - since >= PATIENCE_SECONDS else {}
+        if holders and holders != job.holders:
+            each = (f"{id}, held by {holder}" for id, holder in sorted(holders.items()))
+            self._say(f"waiting for what other processes are at: {'; '.join(each)}")
+        later = job.only(busy, not_before=now + RETRY_SECONDS, waited=True, waits_since=since, holders=holders)
+        self.backlog.ended(job, [later])
 
-    def _exited(self, slot: str, code: int) -> None:
-        worker = self.workers.pop(slot)
+    def _lose(self, slot: str, reason: str, *, asked: bool = False) -> None:
+        """A worker is gone, however that came; its job is started again, unless that has been tried too often."""
+        del self.workers[slot]
         job = self.running.pop(slot, None)
-        words = worker.last_words()
-        worker.close()
-        if job is None or self._stopping:
+        if job is None or asked:
+            return
+        if self._stopping:
+            self._say(f"{reason}; what it has trained since its last checkpoint is lost")
             return
         job.crashes += 1
-        reason = f"the worker process ended ({_exit_reason(code)})" + (f": {words}" if words else "")
         if job.crashes < MAX_CRASHES:
             self._say(f"{reason}; starting it again from the last checkpoint")
-            self.pending.insert(0, job)
+            self.backlog.ended(job, [job], first=True)
         elif len(job.runs) > 1:
             self._say(f"{reason}, {job.crashes} times: going on with half of the students at a time")
-            self.pending[:0] = job.halves(crashes=MAX_CRASHES - 1)
+            self.backlog.ended(job, job.halves(crashes=MAX_CRASHES - 1), first=True)
         else:
             self._fail(job.ids, job, reason)
+            self.backlog.ended(job)
 
     def _fail(self, ids: Iterable[str], job: Job, reason: str, detail: str = "") -> None:
         for id in ids:
@@ -209,7 +225,3 @@ class Pool:
     def _say(self, text: str) -> None:
         if text:
             self.listen("", {"event": "message", "text": text})
-
-
-def _exit_reason(code: int) -> str:
-    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"

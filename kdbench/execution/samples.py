@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kdbench.catalogue.datasets import dataset
 from kdbench.errors import BadInput, KdbenchError
+from kdbench.execution.child import exit_reason
 from kdbench.suite.specs import DatasetSpec, Scenario
 
 
@@ -28,6 +29,6 @@ def list_samples(spec: DatasetSpec, scenario: Scenario, trial: int, data: Path) 
     if done.returncode == BadInput.exit_code:
         raise BadInput(done.stderr.strip())
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        reason = (done.stderr.strip().splitlines() or [exit_reason(done.returncode)])[-1]
         raise KdbenchError(f"the list cannot be drawn: {reason}")
     return done.stdout

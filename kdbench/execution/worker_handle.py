@@ -8,13 +8,22 @@ import os
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kdbench.errors import BadInput
 from kdbench.execution.devices import Slot
+
+
+KILL_SECONDS = 5.0
+"""How long a killed process may take to end."""
+
+LONGEST_TMPDIR = 70
+"""Bytes. A socket's path has 107 at most, and 32 of them come behind the folder."""
 
 
 @dataclass(frozen=True)
@@ -56,27 +65,38 @@ class WorkerHandle:
                 env=_environment(slot),
                 start_new_session=True,
             )
-        self.listener = threading.Thread(target=self._listen, args=(inbox,), daemon=True)
-        self.listener.start()
+        self.pid = self.process.pid
+        self.closed = False
+        self.outbox: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.threads = [
+            threading.Thread(target=self._listen, args=(inbox,), daemon=True),
+            threading.Thread(target=self._talk, daemon=True),
+        ]
+        for thread in self.threads:
+            thread.start()
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send a job or a request; a worker that is gone is noticed through its "exit" event."""
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError, ValueError, OSError):
-            self.process.stdin.write(json.dumps(message) + "\n")
-            self.process.stdin.flush()
+        """Send a job or a request. One that is gone is noticed through its "exit" event, one that hangs by its silence."""
+        self.outbox.put(json.dumps(message) + "\n")
 
-    def close(self) -> None:
-        """End the process at once, if it has not ended. What it trained since its last checkpoint is lost."""
-        assert self.process.stdin is not None
+    def close(self) -> bool:
+        """End the process at once, if it has not ended. What it trained since its last checkpoint is lost.
+
+        Nothing of it arrives any more. False where the system, held up by a file system or a driver, does not let it end.
+        """
+        self.closed = True
         self.process.kill()
-        self.process.wait()
-        with contextlib.suppress(OSError):
-            self.process.stdin.close()
-        self.listener.join()
+        self.outbox.put("")
+        try:
+            self.process.wait(timeout=KILL_SECONDS)
+        except subprocess.TimeoutExpired:
+            return False
+        for thread in self.threads:
+            thread.join()
         with contextlib.suppress(OSError):
             if self.log.stat().st_size == 0:
                 self.log.unlink()
+        return True
 
     def last_words(self) -> str:
         """The end of its log, for the report of a crash."""
@@ -91,8 +111,20 @@ class WorkerHandle:
         with self.process.stdout as lines:
             for line in lines:
                 with contextlib.suppress(ValueError):
-                    inbox.put((self.slot.name, json.loads(line)))
-        inbox.put((self.slot.name, {"event": "exit", "code": self.process.wait()}))
+                    self._pass_on(inbox, json.loads(line))
+        self._pass_on(inbox, {"event": "exit", "code": self.process.wait()})
+
+    def _pass_on(self, inbox: queue.Queue[tuple[str, dict[str, Any]]], event: dict[str, Any]) -> None:
+        if not self.closed:
+            inbox.put((self.slot.name, event))
+
+    def _talk(self) -> None:
+        """Write what is to be sent: a worker that hangs does not read, and whoever writes to it waits."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError), self.process.stdin as stdin:
+            while line := self.outbox.get():
+                stdin.write(line)
+                stdin.flush()
 
 
 def _environment(slot: Slot) -> dict[str, str]:
@@ -107,4 +139,17 @@ def _environment(slot: Slot) -> dict[str, str]:
         "MALLOC_MMAP_THRESHOLD_": str(2**30),
         "GOMP_SPINCOUNT": "10000",
     }
-    return {**defaults, **os.environ, "PYTHONUNBUFFERED": "1", **slot.environment}
+    return {**defaults, **os.environ, **_temporary_folder(), "PYTHONUNBUFFERED": "1", **slot.environment}
+
+
+def _temporary_folder() -> dict[str, str]:
+    """A folder for the sockets through which the processes that decode images talk: ``/tmp`` where TMPDIR is too long."""
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) <= LONGEST_TMPDIR:
+        return {}
+    if not os.access("/tmp", os.W_OK | os.X_OK):
+        raise BadInput(
+            f"TMPDIR={folder} is too long for the path of a socket ({LONGEST_TMPDIR} bytes at most), and nothing can be "
+            "written to /tmp. Set TMPDIR to a shorter folder."
+        )
+    return {"TMPDIR": "/tmp"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from bisect import insort_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,10 +69,10 @@ class Plan:
 
     def makespan(self, slots: int) -> float:
         """Multiply-accumulates until the last slot is idle, if each job goes to the slot that is free first."""
-        loads = schedule(list(map(teacher_cost, self.teachers)), [0.0] * slots)
+        end = _end(list(map(teacher_cost, self.teachers)), slots)
         for cohorts in by_depth(self.cohorts):
-            loads = schedule([cohort.cost for cohort in cohorts], [max(loads)] * slots)
-        return max(schedule(list(map(measurement_cost, self.measurements)), [max(loads)] * slots))
+            end = _end([cohort.cost for cohort in cohorts], slots, end)
+        return _end(list(map(measurement_cost, self.measurements)), slots, end)
 
 
 def auxiliaries_of(spec: RunSpec) -> list[RunSpec]:
@@ -206,13 +207,21 @@ def split(cohorts: list[Cohort], slots: int) -> list[Cohort]:
     One halving may bring nothing while several do (four equal cohorts on six slots), so all are tried; the fewest that
     come within 2 % of the best are taken, for each costs another teacher pass.
     """
-    best = current = sorted(cohorts, key=_cost, reverse=True)
+    best = sorted(cohorts, key=_cost, reverse=True)
+    current, nearest = best.copy(), _end([cohort.cost for cohort in best], slots)
+    total = sum(cohort.cost for cohort in best)
     for _ in range(2 * slots if slots > 1 else 0):
         if not current or len(current[0].runs) == 1:
             break
-        current = sorted((*_halves(current[0]), *current[1:]), key=_cost, reverse=True)
-        if _end(current, slots) < 0.98 * _end(best, slots):
-            best = current
+        total -= current[0].cost
+        for half in reversed(_halves(current.pop(0))):
+            insort_left(current, half, key=lambda cohort: -cohort.cost)
+            total += half.cost
+        if total / slots >= 0.98 * nearest:
+            break
+        end = current[0].cost if len(current) <= slots else _end([cohort.cost for cohort in current], slots)
+        if end < 0.98 * nearest:
+            best, nearest = current.copy(), end
     return best
 
 
@@ -231,8 +240,9 @@ def _cost(cohort: Cohort) -> float:
     return cohort.cost
 
 
-def _end(cohorts: Sequence[Cohort], slots: int) -> float:
-    return max(schedule([cohort.cost for cohort in cohorts], [0.0] * slots))
+def _end(costs: Sequence[float], slots: int, start: float = 0.0) -> float:
+    """When the last slot is idle. No more slots are looked at than there are jobs."""
+    return max(schedule(costs, [start] * max(1, min(slots, len(costs)))))
 
 
 def _stream(spec: RunSpec) -> str:

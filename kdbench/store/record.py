@@ -19,13 +19,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from pydantic import ValidationError
 from pydantic_core import from_json
 
 from kdbench.catalogue.hashing import file_hash
-from kdbench.errors import BadRecord
+from kdbench.errors import BadRecord, KdbenchError
 from kdbench.store.files import set_aside, write_json, write_text
+from kdbench.store.lock import Lock
 from kdbench.store.result import Accuracy, Failure, Kind, Result
 from kdbench.suite.specs import digest
 
@@ -185,21 +186,21 @@ class Record:
         (self.folder / "failure.json").unlink(missing_ok=True)
         self.state_file.unlink(missing_ok=True)
 
-    def lock(self) -> FileLock:
+    def lock(self) -> Lock:
         """The lock that whoever trains this holds. The system frees it when the process ends, however it ends."""
         locks = self.folder.parent.parent / "locks"
         locks.mkdir(parents=True, exist_ok=True)
-        return FileLock(locks / f"{self.folder.parent.name}-{self.id}.lock")
+        return Lock(locks / f"{self.folder.parent.name}-{self.id}.lock")
 
     def busy(self) -> bool:
         """Whether another process holds the lock."""
-        lock = self.lock()
         try:
-            lock.acquire(timeout=0)
+            with self.lock().acquire(timeout=0):
+                return False
         except Timeout:
             return True
-        lock.release()
-        return False
+        except (KdbenchError, OSError):
+            return False  # whoever wants it will say why it cannot be locked
 
 
 def work_of(about: dict[str, Any]) -> tuple[str, float, float]:

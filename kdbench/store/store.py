@@ -11,6 +11,7 @@ from filelock import Timeout
 
 from kdbench.errors import BadInput, BadRecord, KdbenchError
 from kdbench.store.files import set_aside
+from kdbench.store.lock import Lock
 from kdbench.store.record import Record, Result
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import TeacherSpec
@@ -103,15 +104,21 @@ class Store:
             ) from None
         return {}
 
-    def check_writable(self) -> None:
-        """Raise BadInput unless results can be written."""
+    def check_writable(self) -> list[str]:
+        """Raise BadInput unless results can be written; returns what a user should know of the file system."""
         try:
             for folder in (self.root, self.root / "runs", self.root / "teachers", self.root / "locks"):
                 folder.mkdir(parents=True, exist_ok=True)
-                with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-"):
-                    pass
+                with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as probe, Lock(Path(probe.name)) as lock:
+                    lacks_locks = lock.stands_in
         except OSError as error:
             reason = error.strerror or str(error)
             raise BadInput(
                 f"cannot write results to {self.root}: {reason}. Choose another folder with --results."
             ) from None
+        if not lacks_locks:
+            return []
+        return [
+            f"{self.root} cannot be locked: its file system has no file locks. Files {self.root}/locks/*.held stand in for "
+            "them; where a machine dies, remove those that it leaves. A folder with locks (--results) needs no such care."
+        ]

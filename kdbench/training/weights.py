@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from filelock import FileLock
+from filelock import Timeout
 
 from kdbench.catalogue.hashing import file_hash
 from kdbench.catalogue.networks import PublicWeights, network
@@ -20,6 +20,7 @@ from kdbench.models import build
 from kdbench.models.backbone import Backbone
 from kdbench.models.checkpoints import load_checkpoint, published_accuracy
 from kdbench.store.files import set_aside
+from kdbench.store.lock import Lock
 from kdbench.store.record import Accuracy, Record, Result, timestamp
 from kdbench.suite.specs import TeacherSpec, View
 from kdbench.training.build import on_device
@@ -28,11 +29,15 @@ from kdbench.training.checkpoint import write_tensors
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """Where files of weights are: the user's by their SHA-256, the published ones in one folder."""
+    """Where files of weights are: the user's by their SHA-256, the published ones in one folder.
+
+    ``note`` hears why it takes long.
+    """
 
     folder: Path
     given: Mapping[str, Path] = field(default_factory=dict)
     download: bool = False
+    note: Callable[[str], None] = lambda text: None
 
     def find(self, spec: TeacherSpec) -> Path | None:
         """The file of a teacher's first stage, checked; None for random weights.
@@ -58,6 +63,15 @@ class WeightFiles:
             raise BadInput(f"{path}: is not the file any more that the suite was read with")
         return path
 
+    def _alone(self, path: Path) -> Lock:
+        """The lock on a file to be fetched, held."""
+        lock = Lock(path.with_name(f".{path.name}.lock"))
+        try:
+            return lock.acquire(timeout=0)
+        except Timeout:
+            self.note(f"another process is at {path}: waiting for it ({lock.holder()})")
+            return lock.acquire()
+
     def _published(self, name: str) -> Path:
         facts = network(name)
         if facts.public is None:
@@ -65,7 +79,7 @@ class WeightFiles:
         path = self.folder / facts.public.file
         if self.download:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_name(f".{path.name}.lock")):
+            with self._alone(path):
                 if path.is_file() and _wrong(path, facts.public):
                     set_aside(path)
                 if not path.is_file():

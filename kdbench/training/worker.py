@@ -4,15 +4,18 @@
 
 It reads jobs as JSON lines from standard input and writes events as JSON lines to standard output. When its input closes,
 because the parent ended however it did, it ends at once; a line {"stop": true} lets it finish the step, save and end.
+Signals that a terminal or a batch system sends to all processes are the parent's business.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 import traceback
@@ -31,19 +34,42 @@ from kdbench.training.weights import WeightFiles
 from kdbench.training.workshop import Outcome, Workshop
 
 
+ALIVE_SECONDS = 2.0
+
+
 class Channel:
-    """Both directions of the talk with the parent process."""
+    """Both directions of the talk with the parent process, which hears every few seconds that this one is alive."""
 
     def __init__(self, source: TextIO, sink: TextIO) -> None:
         self.sink = sink
         self.jobs: queue.Queue[dict[str, Any]] = queue.Queue()
         self.stopping = threading.Event()
+        self.closed = threading.Event()
+        self.writing = threading.Lock()
         threading.Thread(target=self._read, args=(source,), daemon=True).start()
+        self.pulse = threading.Thread(target=self._beat, daemon=True)
+        self.pulse.start()
 
     def emit(self, event: str, **fields: Any) -> None:
         """Send one event."""
-        self.sink.write(json.dumps({"event": event, **fields}) + "\n")
-        self.sink.flush()
+        line = json.dumps({"event": event, **fields}) + "\n"
+        with self.writing:
+            self.sink.write(line)
+            self.sink.flush()
+
+    def note(self, text: str) -> None:
+        """Send a line for the user."""
+        self.emit("message", text=text)
+
+    def close(self) -> None:
+        """Let nothing be sent any more: no thread may be writing when the interpreter ends."""
+        self.closed.set()
+        self.pulse.join()
+
+    def _beat(self) -> None:
+        with contextlib.suppress(OSError):  # the parent is gone, and so is this process in a moment
+            while not self.closed.wait(ALIVE_SECONDS):
+                self.emit("alive")
 
     def _read(self, source: TextIO) -> None:
         for line in source:
@@ -56,6 +82,8 @@ class Channel:
 
 def main() -> None:
     """Work until told to stop or until the parent is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     options = _options()
     sink = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -64,7 +92,7 @@ def main() -> None:
     shop = Workshop(
         store=Store(options.results),
         data=DataSource(options.data, device, download=options.download),
-        weights=WeightFiles(options.data / "weights", _given(options.weights), options.download),
+        weights=WeightFiles(options.data / "weights", _given(options.weights), options.download, channel.note),
         device=device,
         emit=channel.emit,
         stopped=channel.stopping.is_set,
@@ -75,6 +103,7 @@ def main() -> None:
         job = channel.jobs.get()
         if not job.get("stop"):
             channel.emit("done", **_work(job, shop))
+    channel.close()
 
 
 def _work(job: dict[str, Any], shop: Workshop) -> dict[str, Any]:
@@ -85,8 +114,11 @@ def _work(job: dict[str, Any], shop: Workshop) -> dict[str, Any]:
     except KdbenchError as error:
         return {"error": str(error)}
     except OSError as error:
-        reason = f"{error.strerror or error}: {error.filename or shop.store.root}"
-        return {"error": reason, "fatal": error.errno in _STORAGE}
+        here = error.filename is None or Path(str(error.filename)).is_relative_to(shop.store.root)
+        fatal = error.errno in _STORAGE and here
+        place = error.filename or (shop.store.root if fatal else "")
+        reason = f"{error.strerror or error}" + (f": {place}" if place else "")
+        return {"error": reason, "fatal": fatal, "detail": traceback.format_exc()}
     except Exception as error:
         if device_lost(error):  # a new process gets the device back
             traceback.print_exc()

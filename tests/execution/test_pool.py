@@ -72,6 +72,7 @@ class Pretender:
     """Takes the place of a WorkerHandle."""
 
     stage: Stage
+    pid = 0
 
     def __init__(self, slot, options, inbox):
         self.slot, self.inbox = slot, inbox
@@ -112,7 +113,7 @@ class Pretender:
         return "Segmentation fault"
 
     def close(self):
-        pass
+        return True
 
 
 @pytest.fixture
@@ -239,7 +240,7 @@ def test_a_crash_loop_halves_the_cohort_until_the_culprit_is_alone(stage):
     runs = [student(trial=0, weight=float(n)) for n in range(1, 6)]
     stage.answers[runs[3].id] = ["crash"] * 20
     result = stage.run(*runs)
-    assert result.failed == {runs[3].id: "the worker process ended (killed by signal 11): Segmentation fault"}
+    assert result.failed == {runs[3].id: "the worker process ended (killed by SIGSEGV): Segmentation fault"}
     assert stage.store.run(runs[3].id).failure().kind == "error"
     assert all(stage.store.run(run.id).done() for run in runs if run is not runs[3])
     assert sum(runs[3].id in entry for entry in stage.sent) <= 3 + 3

@@ -1,0 +1,151 @@
+"""Locks between processes. The system frees them when their holder ends, however it ends."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from filelock import SoftFileLock, Timeout
+
+from kdbench.errors import KdbenchError
+
+
+LOCKLESS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
+"""What a file system says that has no locks, such as NFS without its lock daemon or Lustre without ``-o flock``."""
+
+POLL_SECONDS = 0.5
+
+
+class Lock:
+    """An exclusive lock on a file, which names its holder: process and host, a line each.
+
+    On a file system without locks a file that is there only while the lock is held stands in for it: one that a dead
+    machine left behind must be removed by hand. A file that belongs to somebody else need only be readable.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+        self._stand_in: SoftFileLock | None = None
+
+    def acquire(self, timeout: float = -1) -> Self:
+        """Take the lock within so many seconds (negative: whenever it is free).
+
+        Raises Timeout where another holds it to the end, and KdbenchError where the file may not be used.
+        """
+        end = time.monotonic() + timeout
+        while not self._take():
+            if timeout >= 0 and time.monotonic() >= end:
+                raise Timeout(str(self.path))
+            time.sleep(POLL_SECONDS)
+        return self
+
+    def release(self) -> None:
+        """Free the lock, if it is held."""
+        if self._stand_in:
+            self._stand_in.release()
+            self._stand_in = None
+        elif self._descriptor is not None:
+            self._sign(self._descriptor, "")
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    @property
+    def stands_in(self) -> bool:
+        """Whether it is held by a file's presence, because the file system has no locks."""
+        return self._stand_in is not None
+
+    def holder(self) -> str:
+        """Who holds it, as far as that is known: process, host, since when, and whether it is stopped."""
+        for path in (self.path, self._presence):
+            try:
+                pid, host = path.read_text().splitlines()[:2]
+                since = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
+                state = process_state(int(pid)) if host == socket.gethostname() else ""
+            except (OSError, ValueError):
+                continue
+            if state != "gone":
+                return f"process {pid} on {host} since {since}" + (f", which is {state}" if state else "")
+        return "a process that has not left its name"
+
+    def __enter__(self) -> Self:
+        return self if self._descriptor is not None or self._stand_in else self.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    @property
+    def _presence(self) -> Path:
+        return self.path.with_suffix(".held")
+
+    def _take(self) -> bool:
+        import fcntl
+
+        try:
+            descriptor = self._open()
+        except PermissionError as error:
+            raise KdbenchError(self._refusal(error)) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if isinstance(error, BlockingIOError):
+                return False
+            if error.errno in LOCKLESS:
+                return self._take_stand_in()
+            raise KdbenchError(self._refusal(error)) from None
+        self._sign(descriptor, f"{os.getpid()}\n{socket.gethostname()}\n")
+        self._descriptor = descriptor
+        return True
+
+    def _open(self) -> int:
+        try:
+            return os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError:
+            return os.open(self.path, os.O_RDONLY)
+
+    def _take_stand_in(self) -> bool:
+        lock = SoftFileLock(self._presence)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        self._stand_in = lock
+        return True
+
+    @staticmethod
+    def _sign(descriptor: int, text: str) -> None:
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, text.encode(), 0)
+        except OSError:
+            return  # somebody else's file, or no room: the lock holds without a name
+
+    def _refusal(self, error: OSError) -> str:
+        reason = error.strerror or str(error)
+        try:
+            owner = self.path.owner()
+        except (OSError, KeyError):
+            return f"{self.path}: cannot be locked: {reason}"
+        return (
+            f"{self.path}: belongs to {owner} and cannot be locked: {reason}. Its owner can allow it with "
+            f"'chmod a+r,g+w {self.path.parent}/*', and for later files with 'umask 002' before kdbench run"
+        )
+
+
+def process_state(pid: int) -> str:
+    """What keeps a process of this machine from working, ``gone`` where there is none; "" where nothing does."""
+    try:
+        letter = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "gone" if Path("/proc/self/stat").exists() else ""
+    except (OSError, IndexError):
+        return ""
+    return {"T": "stopped", "t": "stopped by a debugger", "D": "held up by the system", "Z": "gone"}.get(letter, "")
