@@ -88,6 +88,7 @@ def work(suites: Sequence[Suite], teachers: Sequence[TeacherSpec], place: Place,
     from kdbench.execution.pool import Pool
     from kdbench.execution.worker_handle import WorkerOptions
     from kdbench.plan.plan import make_plan
+    from kdbench.suite.plugins import folders_beside
 
     specs = [spec for suite in suites for spec in suite.specs.values()]
     measurements = [each.spec for suite in suites for each in suite.measurements]
@@ -103,6 +104,8 @@ def work(suites: Sequence[Suite], teachers: Sequence[TeacherSpec], place: Place,
     plan = lay_out()
     if not plan.runs and not plan.teachers and not plan.measurements:
         return {}
+    needed = [need for spec in plan.measurements for need in spec.needs]
+    beside = folders_beside([*specs, *(run for cohort in plan.cohorts for run in cohort.runs), *plan.teachers, *needed])
     given = dict(place.weights)
     for suite in suites:
         given |= suite.weight_files
@@ -112,7 +115,7 @@ def work(suites: Sequence[Suite], teachers: Sequence[TeacherSpec], place: Place,
     store.check_writable()
     slots = make_slots(place.devices, place.jobs_per_device)
     plan = lay_out(slots=len(slots))
-    options = WorkerOptions(place.results, place.data, place.download, place.checkpoint_seconds, given)
+    options = WorkerOptions(place.results, place.data, place.download, place.checkpoint_seconds, given, beside)
     from kdbench.cli.progress import Progress
 
     with Progress(suites, plan) as progress:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from typing import Any
 
 from kdbench.errors import BadInput, KdbenchError
+from kdbench.execution.interpreter import interpreter
 
 
 _PROBE = """
@@ -38,7 +38,7 @@ class Slot:
 
 def probe() -> dict[str, Any]:
     """What torch sees on this machine: its version, CUDA's, the visible GPUs' names, the CPU threads."""
-    done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False)
+    done = subprocess.run(interpreter(_PROBE), capture_output=True, text=True, check=False)
     if done.returncode:
         raise KdbenchError(f"torch cannot be imported here:\n{done.stderr.strip()[-2000:]}")
     facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
