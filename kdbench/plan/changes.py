@@ -28,11 +28,15 @@ def changed_plugins(specs: Iterable[RunSpec], store: Store) -> list[str]:
                 unknown[name] += 1
             elif before[name] != sha256:
                 changed[name] += 1
-    lines = [f"{name} has changed since {n} finished runs: they are not reused." for name, n in changed.items()]
+    lines = [f"{name} has changed since {_runs(n)}: not reused." for name, n in changed.items()]
     return lines + [
-        f"{n} finished runs do not say with which code of {name} they were trained: they are not reused."
+        f"{name} may have changed since {_runs(n)}, for which its code was not recorded: not reused."
         for name, n in unknown.items()
     ]
+
+
+def _runs(count: int) -> str:
+    return f"{count} finished run{'s' if count > 1 else ''}"
 
 
 def _bare(value: Any) -> Any:
