@@ -1,17 +1,17 @@
 """The command line's entry: errors become messages and exit codes here, in one place."""
 
-from __future__ import annotations
-
-import io
+import os
 import sys
-
-from kdbench.errors import KdbenchError
 
 
 def main() -> None:
     """Run a command. Exit codes: 0 all done, 1 some runs failed, 2 bad input, 130 interrupted."""
+    _leave_working_folder()
+    import io
+
     from kdbench.cli.app import app
     from kdbench.cli.streams import say
+    from kdbench.errors import KdbenchError
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -29,6 +29,19 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _leave_working_folder() -> None:
+    """Take the working folder, and the script's, off the import path, unless PYTHONPATH names them."""
+    try:
+        here = os.getcwd()
+    except OSError:  # it has been removed
+        return
+    named = {os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}
+    unwanted = {"", here, os.path.dirname(os.path.abspath(sys.argv[0]))} - named
+    library = os.path.dirname(os.__file__)
+    before = sys.path.index(library) if library in sys.path else 0  # what installations add comes behind the library
+    sys.path[:before] = [entry for entry in sys.path[:before] if entry not in unwanted]
 
 
 if __name__ == "__main__":

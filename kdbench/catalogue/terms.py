@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
-import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from kdbench.catalogue.names import nearest, normalise, unknown
+from kdbench.catalogue.sources import BESIDE, Beside, Source, absolute, locate, parse, read_source, source_file
 from kdbench.errors import BadInput
 
 
@@ -44,7 +44,10 @@ class Hyperparameter:
 
 @dataclass(frozen=True)
 class TermInfo:
-    """A term's facts: its place (``target`` is "package.module:Class"), docstring, constants and hyper-parameters."""
+    """A term's facts: its place (``target`` is "package.module:Class"), docstring, constants and hyper-parameters.
+
+    ``source`` is the code of one that does not come with kdbench.
+    """
 
     name: str
     path: Path
@@ -62,6 +65,12 @@ class TermInfo:
     auxiliary: str
     version: int
     hyperparameters: dict[str, Hyperparameter]
+    source: Source | None = None
+
+    @property
+    def source_sha256(self) -> str | None:
+        """What its code is known by; None where that is the version of kdbench."""
+        return self.source.sha256 if self.source else None
 
     def initial_epochs(self, given: Mapping[str, Any]) -> int:
         """How many epochs the term trains the student before the main training, with these hyper-parameters."""
@@ -74,9 +83,30 @@ def term_names() -> list[str]:
     return sorted({**_announced(), **_bundled()})
 
 
-@cache
-def term(name: str) -> TermInfo:
-    """Facts of a term, by short name or "package.module:Class". Raises BadInput for what cannot be found or read."""
+def term(name: str, source_sha256: str | None = None) -> TermInfo:
+    """Facts of a term, by short name or "package.module:Class". Raises BadInput for what cannot be found or read.
+
+    With ``source_sha256``, those of the code that is known by it: as it was read before, or else as it is now.
+    """
+    if source_sha256 is None:
+        return _term(name, BESIDE.get())
+    if (name, source_sha256) not in _READ:
+        info = _term(name, BESIDE.get())
+        if info.source_sha256 != source_sha256:
+            raise BadInput(
+                f"{name} is not what it was when the run was planned: {info.path}, or what it imports, has changed since. "
+                "Run the same command again to train with the new code"
+            )
+    return _READ[name, source_sha256]
+
+
+_READ: dict[tuple[str, str], TermInfo] = {}
+"""The terms that do not come with kdbench, by name and code, as far as they have been read."""
+
+
+@lru_cache(maxsize=1024)
+def _term(name: str, beside: Beside) -> TermInfo:
+    """What ``term`` gives in these surroundings."""
     if ":" in name:
         target = name
     else:
@@ -85,24 +115,33 @@ def term(name: str) -> TermInfo:
         if not target:
             raise BadInput(unknown("term", given, term_names(), "methods"))
     module, _, class_name = target.partition(":")
-    classes = _lineage(_class(module, class_name))
+    try:
+        classes = _lineage(_class(module, class_name))
+    except RecursionError:
+        raise BadInput(f"'{target}': its imports, or the classes from which it inherits, go in a circle") from None
+    own = module.partition(".")[0] != "kdbench"
     if _base() not in classes:
         classes.append(_base())
     description = ast.get_docstring(classes[0].node) or ""
-    return TermInfo(
+    info = TermInfo(
         name=name,
         path=classes[0].path,
         target=target,
         summary=description.partition("\n")[0],
         description=description,
         hyperparameters=_hyperparameters(classes),
+        source=read_source(module, [each.module for each in classes]) if own else None,
         **{fact: _constant(fact, classes) for fact in FACTS},
     )
+    if info.source:
+        _READ[name, info.source.sha256] = info
+    return info
 
 
 # Where terms are
 
 
+@cache
 def _base() -> _Class:
     return _class("kdbench.methods.term", "Term")
 
@@ -135,30 +174,6 @@ def _announced() -> dict[str, str]:
     }
 
 
-@cache
-def _locate(module: str) -> Path | None:
-    """Source file of a module. importlib's own search would import the packages above it."""
-    top, *rest = module.split(".")
-    try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):
-        return None
-    if spec is None:
-        return None
-    origins = [Path(spec.origin)] if spec.origin and not rest else []
-    folders = [Path(folder, *rest) for folder in spec.submodule_search_locations or ()] if rest else []
-    candidates = [*origins, *(f / "__init__.py" for f in folders), *(f.with_suffix(".py") for f in folders)]
-    return next((path for path in candidates if path.suffix == ".py" and path.is_file()), None)
-
-
-@cache
-def _parse(path: Path) -> ast.Module:
-    try:
-        return ast.parse(path.read_bytes())
-    except SyntaxError as error:
-        raise BadInput(f"{path}:{error.lineno}  {error.msg}") from error
-
-
 # Classes and what they inherit
 
 
@@ -170,9 +185,7 @@ class _Class:
 
 
 def _class(module: str, name: str) -> _Class:
-    path = _locate(module)
-    if path is None:
-        raise BadInput(f"cannot find the module '{module}' (is its folder on PYTHONPATH?)")
+    path = source_file(module)
     found = _find(f"{module}.{name}")
     if found is None:
         match = nearest(name, (node.name for node in _classes_of(path)))
@@ -183,7 +196,7 @@ def _class(module: str, name: str) -> _Class:
 def _find(dotted: str) -> _Class | None:
     """Find the class that a dotted path means, following imports from module to module."""
     module, _, name = dotted.rpartition(".")
-    path = _locate(module)
+    path = locate(module)
     if path is None:
         return None
     for node in _classes_of(path):
@@ -206,20 +219,19 @@ def _lineage(start: _Class) -> list[_Class]:
 
 
 def _classes_of(path: Path) -> Iterator[ast.ClassDef]:
-    return (node for node in _parse(path).body if isinstance(node, ast.ClassDef))
+    return (node for node in parse(path).body if isinstance(node, ast.ClassDef))
 
 
 def _imported(module: str, path: Path) -> dict[str, str]:
     """Name → dotted path of everything that a module imports."""
     names = {}
-    for node in _parse(path).body:
+    for node in parse(path).body:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 top = alias.name.partition(".")[0]
                 names[alias.asname or top] = alias.name if alias.asname else top
         elif isinstance(node, ast.ImportFrom):
-            parents = module.split(".")[: -node.level + (path.name == "__init__.py") or None] if node.level else []
-            source = ".".join([*parents, *filter(None, [node.module])])
+            source = absolute(node, module, path)
             names.update({alias.asname or alias.name: f"{source}.{alias.name}" for alias in node.names})
     return names
 

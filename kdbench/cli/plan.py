@@ -51,14 +51,17 @@ def summarise(
 ) -> dict[str, Any]:
     """A plan as JSON-ready facts. Hours come from speeds measured in the results folder where there are any."""
     from kdbench.errors import BadInput
+    from kdbench.plan.changes import changed_plugins
     from kdbench.plan.cost import ASSUMED_SPEED, measured_speed
     from kdbench.plan.plan import make_plan
     from kdbench.store.store import Store
+    from kdbench.suite.plugins import folders_beside
 
     if on not in ("", "cpu", "gpu"):
         raise BadInput(f"--on {on}: write cpu or gpu")
     store = Store(results)
     specs = [spec for suite in suites for spec in suite.specs.values()]
+    folders_beside(specs)
     plan = make_plan(specs, store, slots, measurements=[each.spec for suite in suites for each in suite.measurements])
     measured = measured_speed(store)
     kind = on or next(iter(measured), "cpu")
@@ -67,6 +70,7 @@ def summarise(
     return {
         "runs": plan.runs,
         "runs_settled": plan.runs_done,
+        "changed_plugins": changed_plugins(specs, store),
         "teachers": [teacher.label for teacher in plan.teachers],
         "teachers_done": plan.teachers_done,
         "cohorts": [
@@ -91,6 +95,7 @@ _NAMES = {"probe": "linear probe", "similarity": "similarity"}
 def describe(facts: dict[str, Any]) -> str:
     """The facts of a plan as lines."""
     lines = [f"{facts['runs']} runs to do in {len(facts['cohorts'])} cohorts, {facts['runs_settled']} settled already."]
+    lines += facts["changed_plugins"]
     if facts["teachers"] or facts["teachers_done"]:
         names = ", ".join(_counted(facts["teachers"])) or "none"
         lines.append(f"Teachers to train: {names}; {facts['teachers_done']} at hand.")

@@ -113,6 +113,7 @@ def _record(results: Path, kind: str, id: str) -> str | None:
     from tabulate import tabulate
 
     from kdbench.errors import BadInput, BadRecord
+    from kdbench.plan.changes import hashes_of_plugins
     from kdbench.store.store import Store
 
     matches = [record for record in Store(results).records(kind) if len(id) >= 4 and record.id.startswith(id)]
@@ -122,6 +123,8 @@ def _record(results: Path, kind: str, id: str) -> str | None:
         raise BadInput(f"'{id}' begins the ids of several {kind}: {', '.join(record.id for record in matches[:10])}")
     record = matches[0]
     parts: dict[str, Any] = {"spec": record.spec(), "about": record.about()}
+    if plugins := hashes_of_plugins(parts["spec"]):
+        parts["code"] = {name: str(Store(results).source_folder(sha256)) for name, sha256 in plugins.items()}
     try:
         result, failure = record.result(), record.failure()
         parts |= {"result": result.model_dump()} if result else {}

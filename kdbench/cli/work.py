@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 Devices = Annotated[str, typer.Option("--devices", help="auto, cpu, or GPU numbers such as 0,1.")]
 Jobs = Annotated[
     int | None,
-    typer.Option("--jobs-per-device", min=1, max=1024, help="Workers that share a device. Default: 1 on a GPU, cores on a CPU."),
+    typer.Option(
+        "--jobs-per-device", min=1, max=1024, help="Workers that share a device. Default: 1 on a GPU, cores on a CPU."
+    ),
 ]
 Download = Annotated[bool, typer.Option("--download", help="Fetch data sets and published weights that are missing.")]
 
@@ -89,6 +91,7 @@ def work(suites: Sequence[Suite], teachers: Sequence[TeacherSpec], place: Place,
     from kdbench.execution.pool import Pool
     from kdbench.execution.worker_handle import WorkerOptions
     from kdbench.plan.plan import make_plan
+    from kdbench.suite.plugins import folders_beside
 
     specs = [spec for suite in suites for spec in suite.specs.values()]
     measurements = [each.spec for suite in suites for each in suite.measurements]
@@ -104,6 +107,8 @@ def work(suites: Sequence[Suite], teachers: Sequence[TeacherSpec], place: Place,
     plan = lay_out()
     if not plan.runs and not plan.teachers and not plan.measurements:
         return {}
+    needed = [need for spec in plan.measurements for need in spec.needs]
+    beside = folders_beside([*specs, *(run for cohort in plan.cohorts for run in cohort.runs), *plan.teachers, *needed])
     given = dict(place.weights)
     for suite in suites:
         given |= suite.weight_files
@@ -114,7 +119,7 @@ def work(suites: Sequence[Suite], teachers: Sequence[TeacherSpec], place: Place,
         say(trouble)
     slots = make_slots(place.devices, place.jobs_per_device)
     plan = lay_out(slots=len(slots))
-    options = WorkerOptions(place.results, place.data, place.download, place.checkpoint_seconds, given)
+    options = WorkerOptions(place.results, place.data, place.download, place.checkpoint_seconds, given, beside)
     from kdbench.cli.progress import Progress
 
     with Progress(suites, plan) as progress:

@@ -30,7 +30,3 @@ def main() -> None:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
     sys.stdout.writelines(f"{line}\n" for line in samples.csv(spec, scenario, request["trial"]))
-
-
-if __name__ == "__main__":
-    main()

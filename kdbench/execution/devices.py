@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import dataclass
 from typing import Any
 
 from kdbench.errors import BadInput, KdbenchError
 from kdbench.execution.child import answer, exit_reason
+from kdbench.execution.interpreter import interpreter
 
 
 _PROBE = """
@@ -41,7 +41,7 @@ class Slot:
 def probe() -> dict[str, Any]:
     """What torch sees on this machine: its version, CUDA's, the visible GPUs' names, the CPU threads."""
     try:
-        code, out, errors = answer([sys.executable, "-c", _PROBE], PROBE_SECONDS)
+        code, out, errors = answer(interpreter(_PROBE), PROBE_SECONDS)
     except TimeoutError:
         raise KdbenchError(
             f"torch has not said within {PROBE_SECONDS:.0f} s which devices there are: the GPU's driver hangs (does "

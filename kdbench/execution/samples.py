@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 from kdbench.catalogue.datasets import dataset
 from kdbench.errors import BadInput, KdbenchError
 from kdbench.execution.child import exit_reason
+from kdbench.execution.interpreter import interpreter
 from kdbench.suite.specs import DatasetSpec, Scenario
 
 
@@ -24,7 +24,7 @@ def list_samples(spec: DatasetSpec, scenario: Scenario, trial: int, data: Path) 
         "trial": trial,
         "data": str(data),
     }
-    command = [sys.executable, "-m", "kdbench.data.list_samples"]
+    command = interpreter("from kdbench.data.list_samples import main\nmain()")
     done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
     if done.returncode == BadInput.exit_code:
         raise BadInput(done.stderr.strip())

@@ -7,7 +7,6 @@ import json
 import os
 import queue
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import Any
 
 from kdbench.errors import BadInput
 from kdbench.execution.devices import Slot
+from kdbench.execution.interpreter import interpreter
 
 
 KILL_SECONDS = 5.0
@@ -28,13 +28,18 @@ LONGEST_TMPDIR = 70
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """What all workers of a pool have in common; ``weights``: the user's files of weights by SHA-256."""
+    """What all workers of a pool have in common.
+
+    ``weights``: the user's files of weights by SHA-256; ``beside``: the folders of plug-ins' modules that are not on the
+    import path.
+    """
 
     results: Path
     data: Path
     download: bool = False
     checkpoint_seconds: float = 30.0
     weights: Mapping[str, Path] = field(default_factory=dict)
+    beside: Mapping[str, Path] = field(default_factory=dict)
 
 
 class WorkerHandle:
@@ -48,13 +53,15 @@ class WorkerHandle:
         self.slot = slot
         self.log = options.results / "logs" / f"worker-{slot.name.replace(':', '-')}-{os.getpid()}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "kdbench.training.worker"]
+        command = interpreter("from kdbench.training.worker import main\nmain()")
         command += ["--device", "cuda" if slot.kind == "gpu" else "cpu", "--threads", str(slot.threads)]
         command += ["--results", str(options.results), "--data", str(options.data)]
         command += ["--checkpoint-seconds", str(options.checkpoint_seconds)]
         command += ["--download"] if options.download else []
         for sha256, file in options.weights.items():
             command += ["--weights", f"{sha256}={file.resolve()}"]
+        for module, folder in options.beside.items():
+            command += ["--beside", f"{module}={folder}"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
+from importlib import import_module
 from typing import Any
 
 from kdbench.catalogue import terms
 from kdbench.catalogue.hyperparameters import check_hyperparameters
+from kdbench.catalogue.plugins import import_plugin
+from kdbench.catalogue.terms import TermInfo
 from kdbench.errors import BadInput
 from kdbench.methods.part import Part
 from kdbench.methods.term import Setting, Term
@@ -15,40 +17,44 @@ from kdbench.methods.term import Setting, Term
 __all__ = ["Part", "Setting", "Term", "build_part", "build_term"]
 
 
-def build_term(name: str, setting: Setting, **hyper: Any) -> Term:
+def build_term(name: str, setting: Setting, source_sha256: str | None = None, /, **hyper: Any) -> Term:
     """Build a loss term.
 
     name is a bundled term ("kd"), one that an installed package announces (entry points of the group "kdbench.terms"),
-    or "package.module:Class". Raises BadInput for unknown names and hyper-parameters and for values of a wrong type.
+    or "package.module:Class". Raises BadInput for unknown names and hyper-parameters, for values of a wrong type, and where
+    the term's code is not that of ``source_sha256``.
     """
-    info = terms.term(name)
+    info = terms.term(name, source_sha256)
     problems = [message for _, message in check_hyperparameters(info, hyper)]
     if problems:
         raise BadInput(f"{name}: " + "; ".join(problems))
-    kind = _load(info.target)
+    kind = _load(info)
     built: Term = kind(setting, **hyper)
     return built
 
 
-def build_part(name: str, setting: Setting, **hyper: Any) -> Part:
+def build_part(name: str, setting: Setting, source_sha256: str | None = None, /, **hyper: Any) -> Part:
     """Build the untrained part of a term, for the teacher in ``setting``.
 
-    Hyper-parameters of the term that are not given hold their default. Raises BadInput where the term has no part.
+    Hyper-parameters of the term that are not given hold their default. Raises BadInput where the term has no part, or its
+    code is not that of ``source_sha256``.
     """
-    info = terms.term(name)
+    info = terms.term(name, source_sha256)
     if info.part is None:
         raise BadInput(f"{name} trains nothing on the teacher first")
     options = {key: info.hyperparameters[key].default for key in info.part}
-    return _load(info.target).build_part(setting, {**options, **hyper})
+    return _load(info).build_part(setting, {**options, **hyper})
 
 
-def _load(target: str) -> type[Term]:
-    """Import the class of a "package.module:Class"."""
-    module, class_name = target.split(":")
+def _load(info: TermInfo) -> type[Term]:
+    """Import the class of a term."""
+    module, class_name = info.target.split(":")
     try:
-        kind = getattr(importlib.import_module(module), class_name)
+        kind = getattr(import_plugin(info.source, module) if info.source else import_module(module), class_name)
+    except BadInput:
+        raise
     except Exception as error:
-        raise BadInput(f"cannot import the term '{target}': {type(error).__name__}: {error}") from error
+        raise BadInput(f"cannot import the term '{info.target}': {type(error).__name__}: {error}") from error
     if not (isinstance(kind, type) and issubclass(kind, Term)):
-        raise BadInput(f"'{target}' is no loss term: it must be a subclass of kdbench.methods.Term")
+        raise BadInput(f"'{info.target}' is no loss term: it must be a subclass of kdbench.methods.Term")
     return kind

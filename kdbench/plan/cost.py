@@ -39,7 +39,9 @@ def forward_macs(name: str, spec: DatasetSpec, view: View | None = None) -> floa
 
 def trained_epochs(spec: RunSpec) -> int:
     """A run's epochs, with those in which a term trains the student before the main training."""
-    return spec.recipe.epochs + sum(term(use.name).initial_epochs(use.hyperparameters) for use in spec.terms)
+    return spec.recipe.epochs + sum(
+        term(use.name, use.source_sha256).initial_epochs(use.hyperparameters) for use in spec.terms
+    )
 
 
 def student_cost(spec: RunSpec) -> float:
@@ -52,7 +54,9 @@ def student_cost(spec: RunSpec) -> float:
 
 def _seen(spec: RunSpec) -> int:
     """How often a run sees each image: once in each epoch, and in the main training its transformed copies, too."""
-    return trained_epochs(spec) + spec.recipe.epochs * max(term(use.name).copies for use in spec.terms)
+    return trained_epochs(spec) + spec.recipe.epochs * max(
+        term(use.name, use.source_sha256).copies for use in spec.terms
+    )
 
 
 def teacher_pass_cost(spec: RunSpec) -> float:
@@ -71,7 +75,7 @@ def teacher_cost(spec: TeacherSpec) -> float:
     train, test = image_counts(spec.dataset)
     tests = -(-recipe.epochs // recipe.evaluate_every)
     if spec.part:  # not tested
-        images = train * recipe.epochs * (1 + term(spec.part.term).copies)
+        images = train * recipe.epochs * (1 + term(spec.part.term, spec.part.source_sha256).copies)
     elif spec.head:
         images = train * recipe.epochs + test * tests
     elif spec.recipe:

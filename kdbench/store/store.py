@@ -9,8 +9,9 @@ from pathlib import Path
 
 from filelock import Timeout
 
+from kdbench.catalogue.sources import Source
 from kdbench.errors import BadInput, BadRecord, KdbenchError
-from kdbench.store.files import set_aside
+from kdbench.store.files import set_aside, write_bytes
 from kdbench.store.lock import Lock
 from kdbench.store.record import Record, Result
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
@@ -103,6 +104,19 @@ class Store:
                 "--results."
             ) from None
         return {}
+
+    def source_folder(self, sha256: str) -> Path:
+        """Where the code of a plug-in is kept, by its hash."""
+        return self.root / "sources" / sha256
+
+    def keep_source(self, source: Source | None) -> None:
+        """Keep the code of a plug-in beside the results that were trained with it."""
+        if source is None:
+            return
+        for file in source.files.values():
+            path = self.source_folder(source.sha256) / file.name
+            if not path.is_file() or path.read_bytes() != file.content:
+                write_bytes(path, file.content)
 
     def check_writable(self) -> list[str]:
         """Raise BadInput unless results can be written; returns what a user should know of the file system."""

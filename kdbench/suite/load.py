@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.catalogue.names import unknown
+from kdbench.catalogue.sources import looking_beside
 from kdbench.errors import BadSuite, Problem
 from kdbench.suite.collector import Collector
 from kdbench.suite.grid import Grid
@@ -74,6 +75,12 @@ def load_suite(file: Path, trials: int | None = None) -> Suite:
 
 def read_suite(document: Document, trials: int | None = None) -> Suite:
     """Turn a document into a suite. Raises BadSuite with everything that is wrong with it."""
+    folder = Path(document.file).resolve().parent
+    with looking_beside(lambda top: folder):
+        return _read_suite(document, trials)
+
+
+def _read_suite(document: Document, trials: int | None) -> Suite:
     data, collector = document.data, Collector(document)
     if not isinstance(data, dict):
         collector.report((), "a suite is a mapping with the keys 'protocol', 'dataset' and 'grid'")

@@ -64,7 +64,13 @@ def _parse_use(name: str, entry: Any, report: Report) -> TermUse | None:
         report((name, key), message)
     if wrong:
         return None
-    return TermUse(name=info.name, weight=weight, hyperparameters=_changed(info, options), version=info.version)
+    return TermUse(
+        name=info.name,
+        weight=weight,
+        hyperparameters=_changed(info, options),
+        version=info.version,
+        source_sha256=info.source_sha256,
+    )
 
 
 def _changed(info: TermInfo, options: dict[str, Any]) -> dict[str, Any]:

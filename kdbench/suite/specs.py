@@ -36,13 +36,20 @@ __all__ = [
 Strategy = Literal["pretrained", "sequential", "simultaneous"]
 
 
+Sha256 = Annotated[StrictStr, Field(pattern="^[0-9a-f]{64}$")]
+
+
 class TermUse(Spec):
-    """One term of a method: its name, weight, and the hyper-parameters that differ from the term's defaults."""
+    """One term of a method: its name, weight, and the hyper-parameters that differ from the term's defaults.
+
+    ``source_sha256`` is the hash of its code; None where that comes with kdbench and ``version`` stands for it.
+    """
 
     name: Name
     weight: Number = 1.0
     hyperparameters: dict[str, Any] = {}
     version: StrictInt = 1
+    source_sha256: Sha256 | None = None
 
 
 class HeadSpec(Spec):
@@ -61,7 +68,7 @@ class Weights(Spec):
     """
 
     source: Literal["openai", "torchvision", "file", "random"]
-    sha256: Annotated[StrictStr, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    sha256: Sha256 | None = None
     classifier: StrictBool = True
 
     @model_validator(mode="after")
@@ -94,12 +101,14 @@ class Pretraining(SimCLR):
 class PartSpec(Spec):
     """What a term trains on a finished teacher before any student, and how.
 
-    ``hyperparameters`` are those of the term on which the part depends, where they differ from the term's defaults.
+    ``hyperparameters`` are those of the term on which the part depends, where they differ from the term's defaults;
+    ``source_sha256`` is the hash of the term's code.
     """
 
     term: Name
     hyperparameters: dict[str, Any] = {}
     version: StrictInt = 1
+    source_sha256: Sha256 | None = None
     recipe: Recipe
 
 
@@ -167,6 +176,12 @@ class TeacherSpec(Spec):
         return f"{self.network}{origin}{tuned}{place}" + (" + new layers" if self.head else "") + part
 
     @property
+    def plugins(self) -> dict[str, str]:
+        """The hashes of the code of all terms in it that do not come with kdbench, by their names."""
+        part = {self.part.term: self.part.source_sha256} if self.part and self.part.source_sha256 else {}
+        return {**(self.student.plugins if self.student else {}), **part}
+
+    @property
     def made_by(self) -> RunSpec | None:
         """The run whose student it is, and whose record is its own; None where its record is a teacher's."""
         return None if self.part else self.student
@@ -232,6 +247,12 @@ class RunSpec(Spec):
     def needs(self) -> tuple[TeacherSpec, ...]:
         """What must be there before it can start: its teacher, and the parts that its terms have trained on it."""
         return (*([self.teacher] if self.teacher else ()), *self.parts)
+
+    @property
+    def plugins(self) -> dict[str, str]:
+        """The hashes of the code of all terms that do not come with kdbench, its teachers' among them, by their names."""
+        own = {use.name: use.source_sha256 for use in self.terms if use.source_sha256}
+        return {**own, **{name: sha256 for need in self.needs for name, sha256 in need.plugins.items()}}
 
     @property
     def stages(self) -> list[TeacherSpec]:

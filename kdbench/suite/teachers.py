@@ -149,6 +149,7 @@ def part_specs(
                 term=use.name,
                 hyperparameters={key: value for key, value in use.hyperparameters.items() if key in names},
                 version=use.version,
+                source_sha256=use.source_sha256,
                 recipe=settings.part_recipe(use.name, student, data.name, view),
             )
             found.append(teacher.model_copy(update={"part": part, "dataset": data}))

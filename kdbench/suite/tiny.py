@@ -192,6 +192,6 @@ def _part(part: PartSpec, seen_by: str) -> PartSpec:
 
 def _term(use: TermUse) -> TermUse:
     """The term with one initial epoch, where it has any."""
-    if not term(use.name).initial_epochs(use.hyperparameters):
+    if not term(use.name, use.source_sha256).initial_epochs(use.hyperparameters):
         return use
     return use.model_copy(update={"hyperparameters": {**use.hyperparameters, "initial_epochs": 1}})

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from kdbench.catalogue.terms import term
 from kdbench.data.seeds import seed_of
 from kdbench.errors import BadRecord
 from kdbench.methods import Part, build_term
@@ -72,8 +73,9 @@ def student_learner(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("terms", spec.id))
         for use in spec.terms:
+            store.keep_source(term(use.name, use.source_sha256).source)
             own = replace(setting, part=trained.get(use.name))
-            terms[module_key(use.name)] = build_term(use.name, own, **use.hyperparameters).to(device)
+            terms[module_key(use.name)] = build_term(use.name, own, use.source_sha256, **use.hyperparameters).to(device)
     weights = {module_key(use.name): use.weight for use in spec.terms}
     keep_best = spec.checkpoint == "best"
     return Learner(store.run(spec.id), on_device(network, device), terms, weights, spec.recipe, keep_best=keep_best)

@@ -171,7 +171,7 @@ def _train_together(specs: Sequence[RunSpec], shop: Workshop, spare: frozenset[s
     if guide and taught:
         _, earliest = min(taught, key=lambda entry: entry[0].progress.behind)
         guide.restore(earliest)
-    macs = {spec.id: student_cost(spec) + teacher_pass_cost(spec) / max(1, len(taught)) for spec in specs}
+    macs = {s.id: student_cost(s) + teacher_pass_cost(s) / max(1, len(taught)) for s in specs if s.id in enrolled}
     leave = partial(guide.leave, test=test) if guide else None
     samples = shop.data.samples(first.dataset, first.scenario, first.trial) if first.scenario != Scenario() else None
     facts = samples.facts() if samples else {}

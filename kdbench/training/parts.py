@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from kdbench.catalogue.terms import term
 from kdbench.data.batch import Batch
 from kdbench.data.seeds import seed_of
 from kdbench.errors import BadRecord
@@ -58,9 +59,10 @@ def part_learner(spec: TeacherSpec, store: Store, device: torch.device, train_si
     """
     teacher, part = _before(spec, store, device), _part(spec)
     setting = _setting(spec, teacher, train_size)
+    store.keep_source(term(part.term, part.source_sha256).source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("part", spec.id))
-        module = build_part(part.term, setting, **part.hyperparameters).to(device)
+        module = build_part(part.term, setting, part.source_sha256, **part.hyperparameters).to(device)
     terms: dict[str, Term] = {module_key(part.term): PartLoss(setting, module)}
     network = WithPart(teacher, module)
     return Learner(store.teacher(spec.id), network, terms, dict.fromkeys(terms, 1.0), part.recipe, modules=[module])
@@ -80,7 +82,7 @@ def load_part(spec: TeacherSpec, store: Store, teacher: nn.Module, device: torch
     state = {key.removeprefix("part."): value for key, value in load_file(record.weights_file).items()}
     setting = _setting(spec, teacher, result.train_images if result else 0)
     with torch.random.fork_rng(devices=[]):
-        module = build_part(part.term, setting, **part.hyperparameters)
+        module = build_part(part.term, setting, part.source_sha256, **part.hyperparameters)
     try:
         module.load_state_dict(state)
     except RuntimeError:

@@ -1,7 +1,5 @@
 """A worker process: one device slot, one job at a time.
 
-    python -m kdbench.training.worker --device cpu --results results --data data
-
 It reads jobs as JSON lines from standard input and writes events as JSON lines to standard output. When its input closes,
 because the parent ended however it did, it ends at once; a line {"stop": true} lets it finish the step, save and end.
 Signals that a terminal or a batch system sends to all processes are the parent's business.
@@ -22,6 +20,7 @@ import traceback
 from pathlib import Path
 from typing import Any, TextIO
 
+from kdbench.catalogue.sources import looking_beside
 from kdbench.data.stream import DataSource
 from kdbench.errors import KdbenchError, LostTeacher
 from kdbench.store.store import Store
@@ -92,17 +91,18 @@ def main() -> None:
     shop = Workshop(
         store=Store(options.results),
         data=DataSource(options.data, device, download=options.download),
-        weights=WeightFiles(options.data / "weights", _given(options.weights), options.download, channel.note),
+        weights=WeightFiles(options.data / "weights", _by_name(options.weights), options.download, channel.note),
         device=device,
         emit=channel.emit,
         stopped=channel.stopping.is_set,
         checkpoint_seconds=options.checkpoint_seconds,
     )
     channel.emit("ready")
-    while not channel.stopping.is_set():
-        job = channel.jobs.get()
-        if not job.get("stop"):
-            channel.emit("done", **_work(job, shop))
+    with looking_beside(_by_name(options.beside).get):
+        while not channel.stopping.is_set():
+            job = channel.jobs.get()
+            if not job.get("stop"):
+                channel.emit("done", **_work(job, shop))
     channel.close()
 
 
@@ -142,9 +142,9 @@ def _dispatch(job: dict[str, Any], shop: Workshop) -> Outcome:
     return train_cohort(runs, shop, waited=job["waited"], spare=job["spare"])
 
 
-def _given(entries: list[str]) -> dict[str, Path]:
-    """Files of weights by SHA-256."""
-    return {sha256: Path(file) for sha256, _, file in (entry.partition("=") for entry in entries)}
+def _by_name(entries: list[str]) -> dict[str, Path]:
+    """Files of weights by SHA-256, or folders by the modules in them."""
+    return {name: Path(place) for name, _, place in (entry.partition("=") for entry in entries)}
 
 
 def _options() -> argparse.Namespace:
@@ -155,9 +155,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--download", action="store_true")
     parser.add_argument("--weights", action="append", default=[], metavar="SHA256=FILE")
+    parser.add_argument("--beside", action="append", default=[], metavar="MODULE=FOLDER")
     parser.add_argument("--checkpoint-seconds", type=float, default=30.0)
     return parser.parse_args()
-
-
-if __name__ == "__main__":
-    main()

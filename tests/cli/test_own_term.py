@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from kdbench.cli.app import app
 
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -24,24 +27,22 @@ def block(language, word):
     return found
 
 
-@pytest.fixture
-def site(tmp_path):
-    """A folder on PYTHONPATH that holds the README's package."""
-    package = tmp_path / "site" / "mypackage"
+def write_package(folder):
+    """The README's package in a folder."""
+    package = folder / "mypackage"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
     (package / "losses.py").write_text(block("python", "CosineEmbedding"))
-    return package.parent
 
 
 @pytest.fixture
-def trained(kdbench_process, tmp_path, site):
-    """trained(method): trains a suite with this line; the finished run's spec and its last epoch's losses."""
+def trained(kdbench_process, tmp_path):
+    """trained(file, method): trains a suite with this line; the finished run's spec and its last epoch's losses."""
 
-    def run(method):
-        (tmp_path / "own.yaml").write_text(SUITE.format(method=method))
-        path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
-        done = kdbench_process("run", "own.yaml", "--jobs-per-device", 1, PYTHONPATH=path, CUDA_VISIBLE_DEVICES="")
+    def run(file, method, **environment):
+        file.write_text(SUITE.format(method=method))
+        environment = {"CUDA_VISIBLE_DEVICES": "", **environment}
+        done = kdbench_process("run", file, "--jobs-per-device", 1, "--devices", "cpu", **environment)
         assert done.returncode == 0, done.stderr
         (folder,) = (tmp_path / "results" / "runs").iterdir()
         rows = (folder / "metrics.jsonl").read_text().splitlines()
@@ -50,15 +51,39 @@ def trained(kdbench_process, tmp_path, site):
     return run
 
 
-def test_by_its_import_path(trained):
-    spec, losses = trained(block("yaml", "CosineEmbedding").strip())
+def test_beside_the_suite(trained, tmp_path):
+    """The modules of the folder from which kdbench is started are neither imported nor in anybody's way."""
+    (tmp_path / "suites").mkdir()
+    file = tmp_path / "suites" / "own.yaml"
+    write_package(file.parent)
+    for folder in (tmp_path, file.parent):
+        for module in ("random", "torch", "tempfile", "json", "tqdm"):
+            (folder / f"{module}.py").write_text(f"open({str(tmp_path / 'EXECUTED')!r}, 'w')")
+    spec, losses = trained(file, block("yaml", "CosineEmbedding").strip())
+    assert not (tmp_path / "EXECUTED").exists()
     (own,) = [use for use in spec["terms"] if use["name"] != "ce"]
     assert (own["name"], own["weight"]) == ("mypackage.losses:CosineEmbedding", 2.0)
     assert own["hyperparameters"] == {"power": 2.0}
     assert 0 < losses["mypackage_losses:CosineEmbedding"] < 4
 
+    runner = CliRunner()
+    (run,) = (tmp_path / "results" / "runs").iterdir()
+    kept = tmp_path / "results" / "sources" / own["source_sha256"]
+    assert (kept / "mypackage" / "losses.py").read_text() == block("python", "CosineEmbedding")
+    shown = runner.invoke(app, ["show", run.name, "--results", str(tmp_path / "results")]).stdout
+    assert f'"mypackage.losses:CosineEmbedding": "{kept}"' in shown
+    plan = ["plan", str(file), "--results", str(tmp_path / "results")]
+    assert "0 runs to do" in runner.invoke(app, plan).stdout
+    losses = file.parent / "mypackage" / "losses.py"
+    losses.write_text(losses.read_text().replace("1 - cosine", "2 - cosine"))
+    edited = runner.invoke(app, plan).stdout
+    assert "1 runs to do" in edited
+    assert "mypackage.losses:CosineEmbedding has changed since 1 finished run: not reused." in edited
 
-def test_announced_by_an_installed_package(trained, kdbench_process, site):
+
+def test_announced_by_an_installed_package(trained, kdbench_process, tmp_path):
+    site = tmp_path / "site"
+    write_package(site)
     section = block("toml", "kdbench.terms").splitlines()
     (group,) = [line for line in section if line.startswith("[")]
     (entry,) = [line for line in section if line.startswith("cosine")]
@@ -67,10 +92,12 @@ def test_announced_by_an_installed_package(trained, kdbench_process, site):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mypackage\nVersion: 1.0\n")
     assert group == '[project.entry-points."kdbench.terms"]'
     (info / "entry_points.txt").write_text("[kdbench.terms]\n" + entry.replace('"', "") + "\n")
-    spec, losses = trained("method: {name: mine, terms: {ce: 1, cosine: 2.0}}")
-    assert [use["name"] for use in spec["terms"]] == ["ce", "cosine"]
-    assert 0 < losses["cosine"] < 2
     path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
+    method = "method: {name: mine, terms: {ce: 1, cosine: 2.0}}"
+    spec, losses = trained(tmp_path / "own.yaml", method, PYTHONPATH=path)
+    assert [use["name"] for use in spec["terms"]] == ["ce", "cosine"]
+    assert len(spec["terms"][1]["source_sha256"]) == 64
+    assert 0 < losses["cosine"] < 2
     lines = json.loads(kdbench_process("list", "methods", "--json", PYTHONPATH=path).stdout)
     (line,) = [line for line in lines if line["method"] == "cosine"]
     assert (line["reads"], line["time"], line["weights"]) == ("embedding", None, {})

@@ -102,6 +102,6 @@ def test_the_probe_asks_torch_in_another_process(monkeypatch):
 
 def test_a_torch_that_cannot_be_imported_is_said_so(monkeypatch, tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('libcudart is not there')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(KdbenchError, match=r"(?s)torch cannot be imported here.*libcudart is not there"):
         probe()

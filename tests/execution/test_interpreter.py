@@ -1,0 +1,57 @@
+"""The import path of new processes."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import kdbench
+from kdbench.__main__ import _leave_working_folder
+from kdbench.errors import BadInput
+from kdbench.execution.interpreter import interpreter
+
+
+HOME = str(Path(kdbench.__file__).parents[1])
+LIBRARY = str(Path(sys.modules["os"].__file__).parent)
+
+
+def path_of(command):
+    """The import path with which a command begins."""
+    assert command[1:3] == ["-P", "-c"]
+    (line,) = [line for line in command[3].splitlines() if line.startswith("sys.path[:] = ")]
+    return ast.literal_eval(line.partition(" = ")[2])
+
+
+def test_it_is_that_of_this_process_without_the_working_folder(monkeypatch):
+    monkeypatch.setattr(sys, "path", ["", "/elsewhere", *sys.path])
+    assert path_of(interpreter("")) == sys.path[1:]
+
+
+def test_a_checkout_that_is_not_installed_comes_last(monkeypatch):
+    monkeypatch.setattr(sys, "path", ["/elsewhere", LIBRARY])
+    assert path_of(interpreter("")) == ["/elsewhere", LIBRARY, HOME]
+
+
+def test_another_kdbench_on_the_path_is_refused(monkeypatch, tmp_path):
+    (tmp_path / "kdbench").mkdir()
+    (tmp_path / "kdbench" / "__init__.py").touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path), LIBRARY])
+    with pytest.raises(
+        BadInput, match=rf"this is the kdbench of {HOME}/kdbench, but Python imports that of {tmp_path}"
+    ):
+        interpreter("")
+
+
+@pytest.mark.parametrize(("named", "kept"), [("", 0), (":/other:", 0), ("{here}", 2), (".", 2)])
+def test_the_command_leaves_the_working_folder_unless_it_is_named(monkeypatch, tmp_path, named, kept):
+    here = str(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", named.format(here=here))
+    monkeypatch.setattr(sys, "argv", ["/bin/kdbench"])
+    behind = [LIBRARY, "/site-packages", here]  # an editable install of the folder in which one stands
+    monkeypatch.setattr(sys, "path", ["/bin", here, "/other", here, *behind])
+    _leave_working_folder()
+    assert sys.path.count(here) == 1 + kept
+    assert [entry for entry in sys.path if entry != here] == ["/other", *behind[:2]]
+    assert sys.path[-3:] == behind
