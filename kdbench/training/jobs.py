@@ -32,6 +32,7 @@ from kdbench.training.build import (
 from kdbench.training.checkpoint import DamagedCheckpoint, load_checkpoint
 from kdbench.training.conclusion import Conclusion, fail
 from kdbench.training.environment import describe, device_lost, out_of_memory
+from kdbench.training.guard import Settings
 from kdbench.training.guide import Guide, LearningGuide
 from kdbench.training.learner import Learner
 from kdbench.training.loop import Examine, failure_of, train
@@ -187,9 +188,12 @@ def _enrol(
     record = shop.store.run(spec.id)
     begin(record, spec.canonical(), shop)
     network = guide.network if guide and spec.teacher else None
-    try:
+
+    def build() -> Learner:
         parts = [load_part(part, shop.store, network, shop.device) for part in spec.parts] if network else []
-        build = partial(student_learner, spec, shop.store, network, labels, shop.device, parts, shown)
+        return student_learner(spec, shop.store, network, labels.clone(), shop.device, parts, shown)
+
+    try:
         return resumed(build, shop, shop.store.hashes(spec.needs))
     except DamagedTeacher as error:
         raise lost_teacher(error, shop) from None
@@ -236,13 +240,21 @@ def resumed(build: Callable[[], Learner], shop: Workshop, made_on: str | None) -
 
     ``made_on``: the hashes of the weights that it needs. What was learned on others is not gone on with.
     """
-    learner = build()
-    learner.made_on = made_on
+    settings = Settings()
     try:
-        state, message = load_checkpoint(learner)
-    except DamagedCheckpoint as error:
-        learner, state, message = build(), {}, str(error)
+        learner = build()
         learner.made_on = made_on
+        try:
+            state, message = load_checkpoint(learner)
+        except DamagedCheckpoint as error:
+            learner, state, message = build(), {}, str(error)
+            learner.made_on = made_on
+    finally:
+        if changed := settings.put_back():
+            shop.emit(
+                "message",
+                text=f"loading a run's terms changed torch's {', '.join(changed)}: put back, for all runs share it",
+            )
     if message:
         place = {"epoch": learner.progress.epoch, "batches": learner.progress.batches}
         shop.emit("resumed", id=learner.record.id, text=message, **place, **learner.length)

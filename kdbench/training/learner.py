@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, cast
@@ -22,6 +23,7 @@ from kdbench.models.backbone import Backbone
 from kdbench.models.outputs import Outputs
 from kdbench.store.record import Accuracy, Failure, Record
 from kdbench.suite.specs import Recipe
+from kdbench.training.guard import Replay, Watch, aliased, plugged_in, relisted
 from kdbench.training.optimiser import make_optimiser, set_learning_rate
 
 
@@ -77,6 +79,7 @@ class Learner:
         self.main_transforms = one_transform(terms.values())
         self.full_batches = any(term.full_batches for term in terms.values())
         self.associates = any(type(term).associations is not Term.associations for term in terms.values())
+        self.foreign = plugged_in(self.terms) or plugged_in(network)
         self.device = next(network.parameters()).device
         self.initial = next(((name, term) for name, term in terms.items() if term.initial), None)
         self.initial_epochs = self.initial[1].initial_epochs if self.initial else 0
@@ -119,14 +122,18 @@ class Learner:
         return [*self.trained, self.terms]
 
     def begin_epoch(self, epoch: int, teacher: Backbone | None = None, stream: Batches | None = None) -> None:
-        """Set modes and rate. At its beginning the last epoch's sums are forgotten, and terms that have a teacher prepare."""
+        """Set modes and rate. At its beginning the last epoch's sums are forgotten, and terms that have a teacher prepare.
+
+        They get a copy of it, for others learn from it, too.
+        """
         beginning = not self.progress.batches
         self.network.eval()
         self.terms.eval()
         for term in cast(list[Term], list(self.terms.values())):
             term.epoch = epoch
-            if beginning and epoch > 0 and teacher is not None and stream is not None:
-                term.begin_epoch(epoch, self.network, teacher, stream)
+            prepares = type(term).begin_epoch is not Term.begin_epoch
+            if beginning and prepares and epoch > 0 and teacher is not None and stream is not None:
+                term.begin_epoch(epoch, self.network, deepcopy(teacher), Replay(stream))
         for module in self._training(epoch):
             module.train()
         set_learning_rate(self.optimiser, self.recipe.lr_at(epoch))
@@ -141,6 +148,8 @@ class Learner:
 
         What draws random numbers on its way gets those of this run and step, whoever else trains in the process. A short
         batch is left out whole where a term needs full ones.
+
+        Raises BadInput where a term writes into what it is shown: then ``batch`` and the teacher's outputs are spoiled.
         """
         self.progress.batches += 1
         if self.full_batches and len(batch) < self.recipe.batch:
@@ -148,10 +157,16 @@ class Learner:
         torch.manual_seed(seed_of("step", self.record.id, self.progress.epoch, self.progress.images))
         self.optimiser.zero_grad(set_to_none=True)
         bf16 = self.recipe.precision == "bf16"
+        batch, teacher = aliased(batch), teacher and aliased(teacher)
+        watch = Watch(values=self.foreign, start=self.progress.batches)
+        watch.add("batch", batch)
+        watch.add("teacher", teacher)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
             outputs = self.network(self._images_of(batch))
-            loss, values = self._losses(outputs, teacher, copies, batch)
+            watch.check("the student's network")
+            loss, values = self._losses(outputs, teacher, copies, batch, watch)
         loss.backward()  # type: ignore[no-untyped-call]
+        watch.check(f"the backward pass of {' + '.join(values)}")
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)  # at once: the next learner's gradients take the same memory
         for name, value in {"loss": loss, **values}.items():
@@ -166,20 +181,26 @@ class Learner:
         return images.contiguous(memory_format=torch.channels_last)
 
     def _losses(
-        self, outputs: Outputs, teacher: Outputs | None, copies: Outputs | None, batch: Batch
+        self, outputs: Outputs, teacher: Outputs | None, copies: Outputs | None, batch: Batch, watch: Watch
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What is minimised, and the terms that it is made of."""
+        watch.add("student", outputs)
         upright = rows_of(outputs, slice(None, None, 1 + COPIES)) if self.transforms else outputs
         shown = teacher or upright
         if self.progress.epoch < 0 and self.initial:
             name, term = self.initial
             value = term.initial_loss(upright, shown, batch)
+            watch.check(f"the term '{name}'")
             return value, {name: value}
-        everything = joined(teacher, copies) if teacher and copies else outputs
-        values = {
-            name: term(outputs, everything, batch) if term.transforms else term(upright, shown, batch)
-            for name, term in self.terms.items()
-        }
+        everything = outputs
+        if teacher and copies:
+            everything = joined(teacher, copies)
+            watch.add("teacher", everything)
+        values = {}
+        for name, each in self.terms.items():
+            pair = (outputs, everything) if cast(Term, each).transforms else (upright, shown)
+            values[name] = each(*map(relisted, pair), batch)
+            watch.check(f"the term '{name}'")
         zero = torch.zeros((), device=self.device)
         return sum((self.weights[name] * value for name, value in values.items()), zero), values
 
