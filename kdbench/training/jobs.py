@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdbench.data.batch import Batches
-from kdbench.errors import BadRecord, LostTeacher
+from kdbench.errors import BadRecord, LostTeacher, message_of
 from kdbench.evaluation.accuracy import measure
 from kdbench.evaluation.knn import measure_neighbours
 from kdbench.models.outputs import Shapes
@@ -120,6 +120,8 @@ def train_cohort(
         owned = {record.id for record in mine}
         outcome.busy = [spec.id for spec in runs if spec.id not in owned]
         todo = [spec for spec in runs if spec.id in owned and not settled(shop.store.run(spec.id), shop, waited)]
+        for spec in todo:
+            begin(shop.store.run(spec.id), spec.canonical(), shop)
         if todo:
             outcome.stopped = not _train_runs(todo, shop, frozenset(spare))
     return outcome
@@ -142,21 +144,25 @@ def settled(record: Record, shop: Workshop, waited: bool) -> bool:
 
 
 def _train_runs(specs: Sequence[RunSpec], shop: Workshop, spare: frozenset[str]) -> bool:
-    """Train runs together; where memory runs out, one half after the other. False if asked to stop before the end."""
+    """Train runs together; where memory runs out, one half after the other. False if asked to stop before the end.
+
+    All have begun. Those that have finished or failed when memory runs out are not begun again.
+    """
     try:
         return _train_together(specs, shop, spare)
     except Exception as error:
         if not out_of_memory(error):
             raise
-        reason = str(error).partition("\n")[0]
+        reason = message_of(error)
     if shop.device.type == "cuda":
         torch.cuda.empty_cache()
     if len(specs) == 1:
         fail(shop.store.run(specs[0].id), Failure(kind="error", epoch=0, reason=f"out of memory: {reason}"), shop)
         return True
     shop.emit("message", text=f"out of memory with {len(specs)} students at once: going on with half of them at a time")
-    middle = len(specs) // 2
-    return all(_train_runs(half, shop, spare) for half in (specs[:middle], specs[middle:]))
+    rest = [spec for spec in specs if not (shop.store.run(spec.id).failure() or shop.store.run(spec.id).done())]
+    middle = len(rest) // 2
+    return all(_train_runs(half, shop, spare) for half in (rest[:middle], rest[middle:]) if half)
 
 
 def _train_together(specs: Sequence[RunSpec], shop: Workshop, spare: frozenset[str]) -> bool:
@@ -186,7 +192,6 @@ def _enrol(
 ) -> tuple[Learner, dict[str, Any]] | None:
     """A run's learner and the teacher's state at its last checkpoint; None, and a failure, where it cannot be built."""
     record = shop.store.run(spec.id)
-    begin(record, spec.canonical(), shop)
     network = guide.network if guide and spec.teacher else None
 
     def build() -> Learner:

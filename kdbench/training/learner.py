@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kdbench.data.batch import Batch, Batches
 from kdbench.data.copies import COPIES, interleaved
 from kdbench.data.seeds import seed_of
-from kdbench.errors import BadInput
+from kdbench.errors import BadInput, message_of
 from kdbench.evaluation.accuracy import Scores
 from kdbench.methods.term import Term
 from kdbench.models.backbone import Backbone
@@ -147,7 +147,8 @@ class Learner:
         then sees images and copies in one pass, and its other terms see what it gives for the images.
 
         What draws random numbers on its way gets those of this run and step, whoever else trains in the process. A short
-        batch is left out whole where a term needs full ones.
+        batch is left out whole where a term needs full ones, and so is a last one of a single image where that gives a batch
+        norm a single value of each channel, which has no variance: torch refuses it, and so the authors' code stops there.
 
         Raises BadInput where a term writes into what it is shown: then ``batch`` and the teacher's outputs are spoiled.
         """
@@ -156,15 +157,29 @@ class Learner:
             return
         torch.manual_seed(seed_of("step", self.record.id, self.progress.epoch, self.progress.images))
         self.optimiser.zero_grad(set_to_none=True)
+        buffers = [each for part in (self.network, self.terms) for each in part.buffers()] if len(batch) == 1 else []
+        before = [each.clone() for each in buffers]
         bf16 = self.recipe.precision == "bf16"
         batch, teacher = aliased(batch), teacher and aliased(teacher)
         watch = Watch(values=self.foreign, start=self.progress.batches)
         watch.add("batch", batch)
         watch.add("teacher", teacher)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-            outputs = self.network(self._images_of(batch))
-            watch.check("the student's network")
-            loss, values = self._losses(outputs, teacher, copies, batch, watch)
+        try:
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
+                outputs = self.network(self._images_of(batch))
+                watch.check("the student's network")
+                loss, values = self._losses(outputs, teacher, copies, batch, watch)
+        except ValueError as error:
+            if len(batch) > 1 or _ONE_VALUE not in message_of(error):
+                raise
+            if not self.progress.images:
+                raise BadInput(
+                    "a batch of one image gives a batch norm a single value of each channel, which has no variance: "
+                    "choose another batch size ({base: …, batch: …})"
+                ) from error
+            for each, value in zip(buffers, before, strict=True):
+                each.copy_(value)
+            return
         loss.backward()  # type: ignore[no-untyped-call]
         watch.check(f"the backward pass of {' + '.join(values)}")
         self.optimiser.step()
@@ -276,6 +291,10 @@ class Learner:
 
     def _tested(self) -> list[dict[str, Any]]:
         return [row for row in self.progress.metrics if "top1" in row]
+
+
+_ONE_VALUE = "more than 1 value per channel"
+"""What torch says where a batch norm in training mode is given one."""
 
 
 def one_transform(terms: Iterable[Term]) -> str:

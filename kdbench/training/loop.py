@@ -11,7 +11,7 @@ from functools import partial
 from torch import nn
 
 from kdbench.data.batch import Batches
-from kdbench.errors import BadInput, KdbenchError
+from kdbench.errors import BadInput, reason_of
 from kdbench.evaluation.accuracy import Scores
 from kdbench.store.record import Failure
 from kdbench.training.checkpoint import save_checkpoint
@@ -189,7 +189,7 @@ def _guarded(learner: Learner, act: Callable[[], None], epoch: int) -> None:
     settings = Settings()
     try:
         act()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if out_of_memory(error) or device_lost(error):
             raise
         learner.failure = failure_of(error, epoch)
@@ -201,10 +201,9 @@ def _guarded(learner: Learner, act: Callable[[], None], epoch: int) -> None:
         learner.failure = failure_of(BadInput(blame), epoch)
 
 
-def failure_of(error: Exception, epoch: int) -> Failure:
+def failure_of(error: BaseException, epoch: int) -> Failure:
     """What is stored of an error that ends a run."""
-    where = f" in epoch {epoch}" if epoch else ""
-    reason = str(error) if isinstance(error, KdbenchError) else f"{type(error).__name__}{where}: {error}"
+    reason = reason_of(error, f" in epoch {epoch}" if epoch else "")
     return Failure(kind="error", epoch=epoch, reason=reason, detail="".join(traceback.format_exception(error)))
 
 
