@@ -37,7 +37,7 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
 
 def is_constant(features: Tensor) -> bool:
     """Whether a network gives the same for all images, but for rounding: features [N, D]."""
-    return not _centred(features).any()
+    return bool(features.isfinite().all()) and not _centred(features).any()
 
 
 def _centred(features: Tensor) -> Tensor:
