@@ -40,6 +40,26 @@ class Interrupted(KdbenchError):
     exit_code = 130
 
 
+def message_of(error: BaseException) -> str:
+    """What an error says, in one line; "" where it says nothing, or fails at that."""
+    try:
+        return " ".join(str(error).split())
+    except Exception:
+        return ""
+
+
+LONGEST_REASON = 400
+"""Characters. What is longer stands in full in the traceback."""
+
+
+def reason_of(error: BaseException, where: str = "") -> str:
+    """Why something failed, in one line that is not too long. The type is named of errors that are not kdbench's own."""
+    text = message_of(error)
+    if not isinstance(error, KdbenchError) or not text:
+        text = f"{type(error).__name__}{where}" + (f": {text}" if text else "")
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} …"
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing that is wrong with a file.

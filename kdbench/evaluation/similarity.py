@@ -35,6 +35,11 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
     return float(shared / (own * other))
 
 
+def is_constant(features: Tensor) -> bool:
+    """Whether a network gives the same for all images, but for rounding: features [N, D]."""
+    return bool(features.isfinite().all()) and not _centred(features).any()
+
+
 def _centred(features: Tensor) -> Tensor:
     """Float64 features less their mean; exactly 0 where nothing but rounding is left."""
     wide = features.double()

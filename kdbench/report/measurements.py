@@ -54,13 +54,13 @@ def _facts(each: Measurement, stores: Sequence[Store]) -> list[Fact]:
     paper, parts = paper_of(run), [scenario_setting(trained.scenario, settings.paper), varied]
     if each.of == "teacher":
         method, student, trial, paper, parts = "teacher", "", 0, teacher_paper_of(run), []
+    names, undefined = {"kl": "kl_t4"}, (result.undefined if result else None) or {}
     if isinstance(each.spec, ProbeSpec):
         accuracy = result.accuracy(settings.score) if result else None
         values: dict[str, float | None] = {"top1": accuracy.top1 if accuracy else None}
         parts += [f"transfer={own.spec.dataset.name}", _probe_setting(own)]
     else:
-        found = result.values or {} if result else {}
-        names = {"kl": "kl_t4"}
+        found = (result.values if result else None) or {}
         values = {
             name: found.get(names.get(name, name)) for name in ("kl", "kl_t1", "cka", "class_correlation_difference")
         }
@@ -82,7 +82,8 @@ def _facts(each: Measurement, stores: Sequence[Store]) -> list[Fact]:
             value=value,
             run_id=each.spec.id,
             status=status,
-            reason=reason,
+            reason=reason
+            or ("" if value is not None else undefined.get(names.get(metric, metric), "not a finite number")),
             version=version,
             score=settings.score if metric == "top1" else "",
             trained_on=dataset_label(trained.dataset),

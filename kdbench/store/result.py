@@ -27,7 +27,8 @@ class Result(BaseModel):
     ``measure`` is how the accuracy came about: by the network's classifier, or, where it has none, by a vote of the nearest
     training images (kdbench.evaluation.knn). It is None for an encoder that was trained elsewhere. ``published_top1`` is
     what an imported file says of itself, ``before_sha256`` the hash of the weights on which a teacher's stage was made, or
-    those of the networks that were measured. ``values`` are what was measured on them, by name.
+    those of the networks that were measured. ``values`` are what was measured on them, by name; ``undefined`` says why others
+    are not there.
 
     ``sm_score`` and ``layer_cka`` say how alike the maps are that the run's terms associate (kdbench.evaluation.similarity),
     on average over those of the last ten epochs that were tested. Where the teacher's new layers learned beside the student,
@@ -47,6 +48,7 @@ class Result(BaseModel):
     published_top1: Percent | None = None
     before_sha256: str | None = None
     values: dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None = None
+    undefined: dict[str, str] | None = None
     train_images: int = 0
     test_images: int = 0
     changed_labels: int | None = None

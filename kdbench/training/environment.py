@@ -9,6 +9,7 @@ import numpy
 import torch
 
 from kdbench import __version__
+from kdbench.errors import message_of
 
 
 def prepare(device_name: str, threads: int) -> torch.device:
@@ -42,7 +43,9 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out: in torch, on the CPU, in cuBLAS or cuDNN, or in the GPU's driver."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in _NO_MEMORY)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        sign in message_of(error) for sign in _NO_MEMORY
+    )
 
 
 _NO_MEMORY = (
@@ -55,7 +58,7 @@ _NO_MEMORY = (
 
 def device_lost(error: BaseException) -> bool:
     """Whether an error leaves the GPU unusable for this process: whatever runs next would fail, too."""
-    return "CUDA error" in str(error) and not out_of_memory(error)
+    return "CUDA error" in message_of(error) and not out_of_memory(error)
 
 
 def cpu_name() -> str:

@@ -44,12 +44,12 @@ class Guide:
         """The teacher's outputs, without gradient."""
         return self._look(self.view_of(batch))
 
+    def learn(self) -> None:
+        """Learn from the batch that was shown last."""
+
     @torch.no_grad()
     def show_copies(self, batch: Batch) -> dict[str, Outputs]:
-        """The teacher's outputs for the transformed copies, by kind, without gradient; a teacher that learns learns nothing.
-
-        Call it before ``show``, so that both come from one state of the teacher.
-        """
+        """The teacher's outputs for the transformed copies, by kind, without gradient. It learns nothing from them."""
         return {
             name: self._look(copies.images if copies.teacher_images is None else copies.teacher_images)
             for name, copies in batch.copies.items()
@@ -105,12 +105,15 @@ class LearningGuide(Guide):
             return
         for missed in range(self.epoch + 1, epoch):
             self._go_to(missed)
-            for batch in stream.epoch(missed):
-                self.show(batch)
+            self._catch_up(stream.epoch(missed))
         self._go_to(epoch)
         if self.batches < first:
-            for batch in islice(stream.epoch(epoch, first=self.batches), first - self.batches):
-                self.show(batch)
+            self._catch_up(islice(stream.epoch(epoch, first=self.batches), first - self.batches))
+
+    def _catch_up(self, batches: Iterable[Batch]) -> None:
+        for batch in batches:
+            self.show(batch)
+            self.learn()
 
     def _go_to(self, epoch: int) -> None:
         if epoch != self.epoch:
@@ -118,7 +121,7 @@ class LearningGuide(Guide):
         set_learning_rate(self.optimiser, self.recipe.lr_at(epoch))
 
     def show(self, batch: Batch) -> Outputs:
-        """The outputs for the students; then one step of the new layers."""
+        """The outputs for the students, and the gradients of the new layers, with which ``learn`` takes its step."""
         if self.epoch < 1:
             return super().show(batch)
         self.optimiser.zero_grad(set_to_none=True)
@@ -128,10 +131,13 @@ class LearningGuide(Guide):
             outputs: Outputs = self.network(images)
             loss = F.cross_entropy(outputs.logits, labels)
         loss.backward()  # type: ignore[no-untyped-call]
-        shown = Outputs(outputs.logits.detach(), outputs.embedding.detach(), outputs.features, outputs.preactivations)
-        self.optimiser.step()
-        self.batches += 1
-        return shown
+        return Outputs(outputs.logits.detach(), outputs.embedding.detach(), outputs.features, outputs.preactivations)
+
+    def learn(self) -> None:
+        """One step of the new layers, once the students have taken theirs."""
+        if self.epoch >= 1:
+            self.optimiser.step()
+            self.batches += 1
 
     def leave(self, record: Record, test: TestImages) -> dict[str, Any]:
         """Keep the new layers as they are now. They are tested once, however many runs end after this epoch.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdbench.data.batch import Batches
-from kdbench.errors import BadRecord, LostTeacher
+from kdbench.errors import BadRecord, LostTeacher, message_of
 from kdbench.evaluation.accuracy import measure
 from kdbench.evaluation.knn import measure_neighbours
 from kdbench.models.outputs import Shapes
@@ -32,6 +32,7 @@ from kdbench.training.build import (
 from kdbench.training.checkpoint import DamagedCheckpoint, load_checkpoint
 from kdbench.training.conclusion import Conclusion, fail
 from kdbench.training.environment import describe, device_lost, out_of_memory
+from kdbench.training.guard import Settings
 from kdbench.training.guide import Guide, LearningGuide
 from kdbench.training.learner import Learner
 from kdbench.training.loop import Examine, failure_of, train
@@ -119,6 +120,8 @@ def train_cohort(
         owned = {record.id for record in mine}
         outcome.busy = [spec.id for spec in runs if spec.id not in owned]
         todo = [spec for spec in runs if spec.id in owned and not settled(shop.store.run(spec.id), shop, waited)]
+        for spec in todo:
+            begin(shop.store.run(spec.id), spec.canonical(), shop)
         if todo:
             outcome.stopped = not _train_runs(todo, shop, frozenset(spare))
     return outcome
@@ -141,21 +144,25 @@ def settled(record: Record, shop: Workshop, waited: bool) -> bool:
 
 
 def _train_runs(specs: Sequence[RunSpec], shop: Workshop, spare: frozenset[str]) -> bool:
-    """Train runs together; where memory runs out, one half after the other. False if asked to stop before the end."""
+    """Train runs together; where memory runs out, one half after the other. False if asked to stop before the end.
+
+    All have begun. Those that have finished or failed when memory runs out are not begun again.
+    """
     try:
         return _train_together(specs, shop, spare)
     except Exception as error:
         if not out_of_memory(error):
             raise
-        reason = str(error).partition("\n")[0]
+        reason = message_of(error)
     if shop.device.type == "cuda":
         torch.cuda.empty_cache()
     if len(specs) == 1:
         fail(shop.store.run(specs[0].id), Failure(kind="error", epoch=0, reason=f"out of memory: {reason}"), shop)
         return True
     shop.emit("message", text=f"out of memory with {len(specs)} students at once: going on with half of them at a time")
-    middle = len(specs) // 2
-    return all(_train_runs(half, shop, spare) for half in (specs[:middle], specs[middle:]))
+    rest = [spec for spec in specs if not (shop.store.run(spec.id).failure() or shop.store.run(spec.id).done())]
+    middle = len(rest) // 2
+    return all(_train_runs(half, shop, spare) for half in (rest[:middle], rest[middle:]) if half)
 
 
 def _train_together(specs: Sequence[RunSpec], shop: Workshop, spare: frozenset[str]) -> bool:
@@ -185,11 +192,13 @@ def _enrol(
 ) -> tuple[Learner, dict[str, Any]] | None:
     """A run's learner and the teacher's state at its last checkpoint; None, and a failure, where it cannot be built."""
     record = shop.store.run(spec.id)
-    begin(record, spec.canonical(), shop)
     network = guide.network if guide and spec.teacher else None
-    try:
+
+    def build() -> Learner:
         parts = [load_part(part, shop.store, network, shop.device) for part in spec.parts] if network else []
-        build = partial(student_learner, spec, shop.store, network, labels, shop.device, parts, shown)
+        return student_learner(spec, shop.store, network, labels.clone(), shop.device, parts, shown)
+
+    try:
         return resumed(build, shop, shop.store.hashes(spec.needs))
     except DamagedTeacher as error:
         raise lost_teacher(error, shop) from None
@@ -236,13 +245,21 @@ def resumed(build: Callable[[], Learner], shop: Workshop, made_on: str | None) -
 
     ``made_on``: the hashes of the weights that it needs. What was learned on others is not gone on with.
     """
-    learner = build()
-    learner.made_on = made_on
+    settings = Settings()
     try:
-        state, message = load_checkpoint(learner)
-    except DamagedCheckpoint as error:
-        learner, state, message = build(), {}, str(error)
+        learner = build()
         learner.made_on = made_on
+        try:
+            state, message = load_checkpoint(learner)
+        except DamagedCheckpoint as error:
+            learner, state, message = build(), {}, str(error)
+            learner.made_on = made_on
+    finally:
+        if changed := settings.put_back():
+            shop.emit(
+                "message",
+                text=f"loading a run's terms changed torch's {', '.join(changed)}: put back, for all runs share it",
+            )
     if message:
         place = {"epoch": learner.progress.epoch, "batches": learner.progress.batches}
         shop.emit("resumed", id=learner.record.id, text=message, **place, **learner.length)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, cast
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 from kdbench.data.batch import Batch, Batches
 from kdbench.data.copies import COPIES, interleaved
 from kdbench.data.seeds import seed_of
-from kdbench.errors import BadInput
+from kdbench.errors import BadInput, message_of
 from kdbench.evaluation.accuracy import Scores
 from kdbench.methods.term import Term
 from kdbench.models.backbone import Backbone
 from kdbench.models.outputs import Outputs
 from kdbench.store.record import Accuracy, Failure, Record
 from kdbench.suite.specs import Recipe
+from kdbench.training.guard import Replay, Watch, aliased, plugged_in, relisted
 from kdbench.training.optimiser import make_optimiser, set_learning_rate
 
 
@@ -77,6 +79,7 @@ class Learner:
         self.main_transforms = one_transform(terms.values())
         self.full_batches = any(term.full_batches for term in terms.values())
         self.associates = any(type(term).associations is not Term.associations for term in terms.values())
+        self.foreign = plugged_in(self.terms) or plugged_in(network)
         self.device = next(network.parameters()).device
         self.initial = next(((name, term) for name, term in terms.items() if term.initial), None)
         self.initial_epochs = self.initial[1].initial_epochs if self.initial else 0
@@ -119,14 +122,18 @@ class Learner:
         return [*self.trained, self.terms]
 
     def begin_epoch(self, epoch: int, teacher: Backbone | None = None, stream: Batches | None = None) -> None:
-        """Set modes and rate. At its beginning the last epoch's sums are forgotten, and terms that have a teacher prepare."""
+        """Set modes and rate. At its beginning the last epoch's sums are forgotten, and terms that have a teacher prepare.
+
+        They get a copy of it, for others learn from it, too.
+        """
         beginning = not self.progress.batches
         self.network.eval()
         self.terms.eval()
         for term in cast(list[Term], list(self.terms.values())):
             term.epoch = epoch
-            if beginning and epoch > 0 and teacher is not None and stream is not None:
-                term.begin_epoch(epoch, self.network, teacher, stream)
+            prepares = type(term).begin_epoch is not Term.begin_epoch
+            if beginning and prepares and epoch > 0 and teacher is not None and stream is not None:
+                term.begin_epoch(epoch, self.network, deepcopy(teacher), Replay(stream))
         for module in self._training(epoch):
             module.train()
         set_learning_rate(self.optimiser, self.recipe.lr_at(epoch))
@@ -140,18 +147,41 @@ class Learner:
         then sees images and copies in one pass, and its other terms see what it gives for the images.
 
         What draws random numbers on its way gets those of this run and step, whoever else trains in the process. A short
-        batch is left out whole where a term needs full ones.
+        batch is left out whole where a term needs full ones, and so is a last one of a single image where that gives a batch
+        norm a single value of each channel, which has no variance: torch refuses it, and so the authors' code stops there.
+
+        Raises BadInput where a term writes into what it is shown: then ``batch`` and the teacher's outputs are spoiled.
         """
         self.progress.batches += 1
         if self.full_batches and len(batch) < self.recipe.batch:
             return
         torch.manual_seed(seed_of("step", self.record.id, self.progress.epoch, self.progress.images))
         self.optimiser.zero_grad(set_to_none=True)
+        buffers = [each for part in (self.network, self.terms) for each in part.buffers()] if len(batch) == 1 else []
+        before = [each.clone() for each in buffers]
         bf16 = self.recipe.precision == "bf16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-            outputs = self.network(self._images_of(batch))
-            loss, values = self._losses(outputs, teacher, copies, batch)
+        batch, teacher = aliased(batch), teacher and aliased(teacher)
+        watch = Watch(values=self.foreign, start=self.progress.batches)
+        watch.add("batch", batch)
+        watch.add("teacher", teacher)
+        try:
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
+                outputs = self.network(self._images_of(batch))
+                watch.check("the student's network")
+                loss, values = self._losses(outputs, teacher, copies, batch, watch)
+        except ValueError as error:
+            if len(batch) > 1 or _ONE_VALUE not in message_of(error):
+                raise
+            if not self.progress.images:
+                raise BadInput(
+                    "a batch of one image gives a batch norm a single value of each channel, which has no variance: "
+                    "choose another batch size ({base: …, batch: …})"
+                ) from error
+            for each, value in zip(buffers, before, strict=True):
+                each.copy_(value)
+            return
         loss.backward()  # type: ignore[no-untyped-call]
+        watch.check(f"the backward pass of {' + '.join(values)}")
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)  # at once: the next learner's gradients take the same memory
         for name, value in {"loss": loss, **values}.items():
@@ -166,20 +196,26 @@ class Learner:
         return images.contiguous(memory_format=torch.channels_last)
 
     def _losses(
-        self, outputs: Outputs, teacher: Outputs | None, copies: Outputs | None, batch: Batch
+        self, outputs: Outputs, teacher: Outputs | None, copies: Outputs | None, batch: Batch, watch: Watch
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What is minimised, and the terms that it is made of."""
+        watch.add("student", outputs)
         upright = rows_of(outputs, slice(None, None, 1 + COPIES)) if self.transforms else outputs
         shown = teacher or upright
         if self.progress.epoch < 0 and self.initial:
             name, term = self.initial
             value = term.initial_loss(upright, shown, batch)
+            watch.check(f"the term '{name}'")
             return value, {name: value}
-        everything = joined(teacher, copies) if teacher and copies else outputs
-        values = {
-            name: term(outputs, everything, batch) if term.transforms else term(upright, shown, batch)
-            for name, term in self.terms.items()
-        }
+        everything = outputs
+        if teacher and copies:
+            everything = joined(teacher, copies)
+            watch.add("teacher", everything)
+        values = {}
+        for name, each in self.terms.items():
+            pair = (outputs, everything) if cast(Term, each).transforms else (upright, shown)
+            values[name] = each(*map(relisted, pair), batch)
+            watch.check(f"the term '{name}'")
         zero = torch.zeros((), device=self.device)
         return sum((self.weights[name] * value for name, value in values.items()), zero), values
 
@@ -255,6 +291,10 @@ class Learner:
 
     def _tested(self) -> list[dict[str, Any]]:
         return [row for row in self.progress.metrics if "top1" in row]
+
+
+_ONE_VALUE = "more than 1 value per channel"
+"""What torch says where a batch norm in training mode is given one."""
 
 
 def one_transform(terms: Iterable[Term]) -> str:

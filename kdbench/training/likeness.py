@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kdbench.evaluation.similarity import LayerSimilarity
 from kdbench.methods.term import Term
 from kdbench.models.outputs import Outputs
+from kdbench.training.guard import Watch, aliased, relisted
 from kdbench.training.guide import Guide
 from kdbench.training.learner import Learner, rows_of
 
@@ -23,7 +24,8 @@ SLICE = 64
 class Shown:
     """What the teacher gives for the test batch that students are looking at, in float32.
 
-    It runs once for each batch, however many students ask for it, and not at all where none asks. Use one for each pass.
+    It runs once for each batch, however many students ask for it, and not at all where none asks; once more where a term may
+    have written into its outputs. Use one for each pass.
     """
 
     def __init__(self, guide: Guide) -> None:
@@ -35,7 +37,10 @@ class Shown:
         """Return its outputs for the batch, in its own view of the images where it has one."""
         if images is not self.images:
             self.images = images
-            self.outputs: Outputs = self.network(next(self.own)[0] if self.own else images)
+            self.view = next(self.own)[0] if self.own else images
+            self.outputs: Outputs | None = None
+        if self.outputs is None:
+            self.outputs = self.network(self.view)
         return self.outputs
 
 
@@ -56,15 +61,23 @@ class Watched(nn.Module):
         outputs: Outputs = self.network(images)
         if self.learner.failure is None:
             self.guarded(self.learner, partial(self._compare, images, outputs))
+            if self.learner.failure is not None:
+                self.shown.outputs = None
         return outputs
 
     @torch.no_grad()
     def _compare(self, images: Tensor, outputs: Outputs) -> None:
         size = self.learner.recipe.batch if self.learner.full_batches else SLICE
         end = len(images) // size * size if self.learner.full_batches else len(images)
-        teacher = self.shown(images)
+        teacher = aliased(self.shown(images))
+        watch = Watch(values=self.learner.foreign, start=0)
+        watch.add("student", outputs)
+        watch.add("teacher", teacher)
         for start in range(0, end, size):
             ours, theirs = (rows_of(each, slice(start, start + size)) for each in (outputs, teacher))
-            terms = cast(list[Term], list(self.terms.values()))
-            if pairs := [pair for term in terms for pair in term.associations(ours, theirs)]:
+            pairs = []
+            for name, term in self.terms.items():
+                pairs += cast(Term, term).associations(relisted(ours), relisted(theirs))
+                watch.check(f"the term '{name}'")
+            if pairs:
                 self.similarity.add(pairs)

@@ -11,11 +11,12 @@ from functools import partial
 from torch import nn
 
 from kdbench.data.batch import Batches
-from kdbench.errors import KdbenchError
+from kdbench.errors import BadInput, reason_of
 from kdbench.evaluation.accuracy import Scores
 from kdbench.store.record import Failure
 from kdbench.training.checkpoint import save_checkpoint
 from kdbench.training.environment import device_lost, out_of_memory
+from kdbench.training.guard import Settings
 from kdbench.training.guide import Guide
 from kdbench.training.learner import Learner
 from kdbench.training.likeness import Shown, Watched
@@ -67,7 +68,8 @@ def train(
         alive = [learner for learner in alive if learner.failure is None]
         speed = lap.end(alive)
         for learner in alive:
-            learner.end_epoch(epoch, found.get(id(learner)), likeness.get(id(learner)))
+            facts = found.get(id(learner)), likeness.get(id(learner))
+            _guarded(learner, partial(learner.end_epoch, epoch, *facts), epoch)
             if learner.failure is None:
                 hooks.epoch_done(learner, speed)
         _tell_ended(group, hooks)
@@ -123,6 +125,8 @@ def train_epoch(
 
     The teacher stays out of an epoch in which no learner reads it, and out of the batches that are behind all who do: it is
     as far as the one of these that is furthest behind.
+
+    Where a learner fails in its step, what it was shown is made anew for those behind it: it may have written into that.
     """
     readers = [learner.progress.batches for learner in group if learner.reads_teacher]
     if not readers:
@@ -134,21 +138,30 @@ def train_epoch(
     for learner in group:
         _guarded(learner, partial(learner.begin_epoch, epoch, teacher, stream), epoch)
     transforms = sorted({learner.transforms for learner in group if learner.transforms})
-    first = min(learner.progress.batches for learner in group)
-    batches = stream.epoch(epoch, taught=guide is not None, transforms=transforms, first=first)
-    for number, batch in enumerate(batches, first):
-        teaching = guide if number >= looks_on_from else None
-        copies = teaching.show_copies(batch) if teaching else {}
-        shown = teaching.show(batch) if teaching else None
-        at_it = [learner for learner in group if learner.failure is None and learner.progress.batches == number]
-        for learner in at_it:
-            _guarded(learner, partial(learner.step, batch, shown, copies.get(learner.transforms)), epoch)
-        lap.count(at_it)
-        stopping = hooks.stopped()
-        _save(group, guide, hooks, now=stopping)
-        if stopping:
-            return False
-        lap.tell(hooks, len(stream))
+    while alive := [learner for learner in group if learner.failure is None]:
+        first = min(learner.progress.batches for learner in alive)
+        batches = stream.epoch(epoch, taught=guide is not None, transforms=transforms, first=first)
+        for number, batch in enumerate(batches, first):
+            teaching = guide if number >= looks_on_from else None
+            copies = teaching.show_copies(batch) if teaching else {}
+            shown = teaching.show(batch) if teaching else None
+            at_it = [each for each in alive if each.failure is None and each.progress.batches == number]
+            for learner in at_it:
+                _guarded(learner, partial(learner.step, batch, shown, copies.get(learner.transforms)), epoch)
+                if learner.failure is not None:
+                    break
+            lap.count(at_it)
+            if any(learner.progress.batches == number for learner in at_it):
+                break
+            if teaching:
+                teaching.learn()
+            stopping = hooks.stopped()
+            _save(group, guide, hooks, now=stopping)
+            if stopping:
+                return False
+            lap.tell(hooks, len(stream))
+        else:
+            return True
     return True
 
 
@@ -173,18 +186,24 @@ def _examined(
 
 def _guarded(learner: Learner, act: Callable[[], None], epoch: int) -> None:
     """One run's error ends that run, not its neighbours. Running out of memory or losing the device concerns them all."""
+    settings = Settings()
     try:
         act()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if out_of_memory(error) or device_lost(error):
             raise
         learner.failure = failure_of(error, epoch)
+    finally:
+        changed = settings.put_back()
+    if changed and learner.failure is None:
+        names, terms = ", ".join(changed), " + ".join(learner.terms)
+        blame = f"{terms} changes torch's {names}, which all runs share: it must put back what it sets"
+        learner.failure = failure_of(BadInput(blame), epoch)
 
 
-def failure_of(error: Exception, epoch: int) -> Failure:
+def failure_of(error: BaseException, epoch: int) -> Failure:
     """What is stored of an error that ends a run."""
-    where = f" in epoch {epoch}" if epoch else ""
-    reason = str(error) if isinstance(error, KdbenchError) else f"{type(error).__name__}{where}: {error}"
+    reason = reason_of(error, f" in epoch {epoch}" if epoch else "")
     return Failure(kind="error", epoch=epoch, reason=reason, detail="".join(traceback.format_exception(error)))
 
 

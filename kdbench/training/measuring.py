@@ -15,7 +15,7 @@ from kdbench.data.features import FeatureStream, embed
 from kdbench.data.seeds import seed_of
 from kdbench.errors import BadInput
 from kdbench.evaluation.accuracy import measure
-from kdbench.evaluation.similarity import class_correlation, kl_divergence, linear_cka
+from kdbench.evaluation.similarity import class_correlation, is_constant, kl_divergence, linear_cka
 from kdbench.methods import build_term
 from kdbench.methods.term import Setting
 from kdbench.models.backbone import Backbone
@@ -128,14 +128,18 @@ def _compare(spec: SimilaritySpec, record: Record, shop: Workshop) -> None:
         "teacher": class_correlation(_classifier(teacher)),
     }
     values = {f"kl_t{temperature:g}": total / len(seen) for temperature, total in sums.items()}
-    values["cka"] = linear_cka(seen, known)  # nan where one of them gives the same for all images
+    values["cka"] = linear_cka(seen, known)
     values["class_correlation_difference"] = float((correlations["student"] - correlations["teacher"]).abs().mean())
+    undefined = {name: "not a finite number" for name, value in values.items() if not math.isfinite(value)}
+    if "cka" in undefined and (is_constant(seen) or is_constant(known)):
+        undefined["cka"] = "the same embedding for all images"
     sha256 = write_tensors(record.weights_file, correlations)
     record.write_metrics([])
     result = Result(
         id=record.id,
         kind="measurement",
-        values={name: value for name, value in values.items() if math.isfinite(value)},
+        values={name: value for name, value in values.items() if name not in undefined},
+        undefined=undefined or None,
         before_sha256=shop.store.hashes(spec.needs),
         test_images=len(seen),
         weights_sha256=sha256,

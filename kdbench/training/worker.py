@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 from kdbench.catalogue.sources import looking_beside
 from kdbench.data.stream import DataSource
-from kdbench.errors import KdbenchError, LostTeacher
+from kdbench.errors import KdbenchError, LostTeacher, reason_of
 from kdbench.store.store import Store
 from kdbench.suite.measurements import measurement_from
 from kdbench.suite.specs import RunSpec, TeacherSpec
@@ -124,7 +124,7 @@ def _work(job: dict[str, Any], shop: Workshop) -> dict[str, Any]:
             traceback.print_exc()
             print(f"{type(error).__name__}: {error}".partition("\n")[0], file=sys.stderr)
             os._exit(1)
-        return {"error": f"{type(error).__name__}: {error}", "detail": traceback.format_exc()}
+        return {"error": reason_of(error), "detail": traceback.format_exc()}
     return {"busy": outcome.busy}
 
 

@@ -80,6 +80,25 @@ def test_what_the_papers_do_not_print_stands_in_tables_of_its_own(measured, stor
     assert "CKA" not in cells
 
 
+@pytest.mark.parametrize(
+    ("undefined", "reason"),
+    [
+        ({"cka": "the same embedding for all images"}, "the same embedding for all images"),
+        (None, "not a finite number"),
+    ],
+)
+def test_what_is_not_defined_says_why(measured, store, undefined, reason):
+    for each in measured.measurements:
+        record = store.measurement(each.spec.id)
+        if values := record.result().values:
+            rest = {name: value for name, value in values.items() if name != "cka"}
+            record.finish(record.result().model_copy(update={"values": rest, "undefined": undefined}), {})
+    reasons = {fact.reason for fact in measurement_facts([measured], [store]) if fact.about.metric == "cka"}
+    assert reasons == {reason}
+    notes = [note for sheet in measured_report([measured], [store]).sheets(View.measured) for note in sheet.notes]
+    assert any(reason in note for note in notes)
+
+
 def test_what_was_not_measured_says_so(load, store):
     facts = measurement_facts([load(SUITE)], [store])
     assert {(fact.status, fact.reason, fact.value) for fact in facts} == {("missing", "not measured", None)}

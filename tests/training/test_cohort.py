@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from kdbench.data.scenario import apply_scenario
+from kdbench.errors import BadInput
 from kdbench.suite.specs import Scenario
 from kdbench.training import jobs
 from kdbench.training.environment import out_of_memory
+from kdbench.training.loop import failure_of
 
 
 METHODS = [
@@ -128,6 +130,41 @@ def test_a_run_that_cannot_be_built_ends_alone(bench, make_run, tmp_path):
     )
 
 
+class Speechless(Exception):
+    """Fails where it is asked what it says."""
+
+    def __str__(self):
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError(), "ValueError in epoch 2"),
+        (AssertionError(" "), "AssertionError in epoch 2"),
+        (KeyError("x"), "KeyError in epoch 2: 'x'"),
+        (RuntimeError("one\n  two\r\n\nthree"), "RuntimeError in epoch 2: one two three"),
+        (RuntimeError("x" * 10**6), "RuntimeError in epoch 2: " + "x" * 375 + " …"),
+        (Speechless(), "Speechless in epoch 2"),
+        (BadInput("in kdbench's own words"), "in kdbench's own words"),
+        (BadInput(), "BadInput in epoch 2"),
+    ],
+)
+def test_a_failure_has_a_reason_in_one_line(error, reason):
+    failure = failure_of(error, 2)
+    assert failure.reason == reason
+    assert type(error).__name__ in failure.detail
+    assert not out_of_memory(error)
+
+
+def test_who_leaves_the_program_leaves_alone(bench, make_run):
+    good, bad = make_run({"ce": 1}), make_run({"ce": 1, "faulty_terms:Leaves": 1})
+    shop = bench()
+    shop.train(bad, good)
+    assert shop.store.run(bad.id).failure().reason == "SystemExit in epoch 1"
+    assert shop.store.run(good.id).done()
+
+
 def test_a_failure_is_stored_at_once_not_when_the_cohort_ends(bench, make_run):
     good = make_run({"ce": 1, "kd": 1})
     bad = make_run({"ce": 1, "faulty_terms:Broken": {"after": 0}})
@@ -185,6 +222,17 @@ def test_out_of_memory_splits_the_cohort_and_goes_on(bench, make_run, most):
         alone.train(run)
     assert shop.files(*runs) == alone.files(*runs)
     assert shop.count("failed") == 0
+
+
+def test_what_has_ended_when_memory_runs_out_is_not_begun_again(bench, make_run):
+    unbuildable, short = make_run({"ce": 1, "faulty_terms:Unbuildable": 1}), make_run({"ce": 1}, recipe={"epochs": 1})
+    hungry = [make_run({"ce": 1, "faulty_terms:Hungry": {"first_epoch": 2, "weight": w}}) for w in (1, 2)]
+    shop = bench()
+    shop.train(hungry[0], unbuildable, short, hungry[1])
+    assert any("out of memory" in text for text in shop.texts())
+    told = [(event["event"], event["id"]) for event in shop.events if event["event"] in ("failed", "finished")]
+    assert told.count(("failed", unbuildable.id)) == told.count(("finished", short.id)) == 1
+    assert len(told) == 4
 
 
 def test_a_run_without_room_for_itself_fails_alone(bench, make_run):

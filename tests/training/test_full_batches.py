@@ -126,3 +126,20 @@ def test_a_training_set_smaller_than_a_batch_fails_with_a_reason_and_alone(bench
         "SemCKD learns from full batches only, and 40 training images do not fill one of 64"
     )
     assert shop.store.run(good.id).done()
+
+
+def test_a_last_image_by_itself_is_left_out_where_batch_norm_needs_two(bench, make_run):
+    """40 images in batches of 13; at 4 pixels resnet8's last maps are of one pixel, at 8 pixels of four."""
+    small, large = (make_run({"ce": 1, "kd": 1}, recipe={"batch": 13, "size": size}) for size in (4, 8))
+    for run, batches in ((small, 3), (large, 4)):
+        shop = bench(f"at {run.recipe.size}")
+        shop.train(run)
+        weights = load_file(shop.store.run(run.id).weights_file)
+        counted = [value.item() for key, value in weights.items() if key.endswith("num_batches_tracked")]
+        assert set(counted) == {batches * run.recipe.epochs}
+
+
+def test_batches_of_one_image_that_batch_norm_cannot_take_are_refused_by_name(bench, make_run):
+    run, shop = make_run({"ce": 1}, recipe={"batch": 1, "size": 4}), bench()
+    shop.train(run)
+    assert "a batch of one image gives a batch norm a single value" in shop.store.run(run.id).failure().reason

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from kdbench.catalogue.hashing import file_hash
 from kdbench.data.features import embed
+from kdbench.data.stream import DataSource
 from kdbench.errors import LostTeacher
 from kdbench.evaluation.similarity import class_correlation, kl_divergence, linear_cka
 from kdbench.plan.plan import make_plan
@@ -120,6 +121,20 @@ def test_a_network_is_like_itself(done):
     values = shop.store.measured(spec).values
     assert values["kl_t4"] == values["kl_t1"] == values["class_correlation_difference"] == 0
     assert values["cka"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"), [(0.0, "the same embedding for all images"), (torch.nan, "not a finite number")]
+)
+def test_why_a_likeness_is_not_defined_is_stored(done, monkeypatch, value, reason):
+    shop, run = done
+    white = [(torch.full((6, 3, 32, 32), value), torch.zeros(6, dtype=torch.long))]
+    monkeypatch.setattr(DataSource, "test", lambda *_: white)
+    spec = similarity(student_of(run), run.teacher, None, OTHER)
+    take_measurement(spec, shop.shop)
+    result = shop.store.measured(spec)
+    assert result.undefined["cka"] == reason
+    assert "cka" not in result.values
 
 
 def test_similarity_is_that_of_the_outputs_on_the_whole_test_set(done):

@@ -172,6 +172,7 @@ def test_new_layers_learn_from_cross_entropy_alone_and_show_what_they_were_befor
     for batch in stream.epoch(1):
         outputs = copy(batch.images)
         shown = guide.show(batch)
+        guide.learn()
         assert torch.allclose(shown.logits, outputs.logits, atol=1e-5)
         assert not any(t.requires_grad for t in (shown.logits, shown.embedding, *shown.features, *shown.preactivations))
         plain.zero_grad()
@@ -196,6 +197,7 @@ def test_new_layers_learn_from_clean_labels_where_the_students_see_wrong_ones(be
         guide.begin_epoch(epoch, stream)
         for batch in stream.epoch(epoch):
             guide.show(replace(batch, labels=batch.clean_labels, clean_labels=None))
+            guide.learn()
     assert same(weights(watched[0].network), weights(guide.network))
     kept = load_file(shop.store.run(run.id).teacher_head_file)
     assert same(kept, {key: value for key, value in weights(guide.network).items() if key in kept})
