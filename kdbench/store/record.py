@@ -12,8 +12,13 @@ state.pt             while it is in training: everything needed to go on from th
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import math
 import os
+import re
+import stat
 import time
 from functools import cached_property
 from pathlib import Path
@@ -68,10 +73,10 @@ class Record:
         except OSError as error:
             raise BadRecord(f"{self.folder / 'result.json'}: {error.strerror or error}") from None
         try:
-            content = _parse(text)
+            content = parse(text)
             seal = content.pop("seal", None) if isinstance(content, dict) else None
             result = Result.model_validate(content)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
             raise BadRecord(f"{self.folder / 'result.json'}: {reason.lower()}") from None
         if seal != digest(content):
@@ -80,27 +85,55 @@ class Record:
             raise BadRecord(f"{self.folder / 'result.json'}: belongs to {result.id}")
         return result
 
-    def check_weights(self) -> None:
-        """Raise BadRecord unless there is a result, for this spec, and the weights are the bytes that were stored with it."""
+    def check(self) -> Result:
+        """The result, if it is there, for this spec, and the metrics are those that were stored with it.
+
+        Raises BadRecord where that is not so. Metrics whose hash was not stored yet are taken as they are.
+        """
         result = self.result()
         if result is None:
             raise BadRecord(f"{self.folder}: there is no finished network")
         if digest(self.spec()) != self.id:
             raise BadRecord(f"{self.folder / 'spec.json'}: is not what was stored")
+        if result.metrics_sha256 is not None:
+            self._compare(self.folder / "metrics.jsonl", result.metrics_sha256)
+        return result
+
+    def check_weights(self) -> None:
+        """Raise BadRecord unless ``check`` finds nothing and the weights are the bytes that were stored with the result."""
+        result = self.check()
+        for path, sha256 in self.stored_weights(result).items():
+            if not os.path.lexists(path) and not self.keeps_weights():
+                raise BadRecord(f"{path}: was not kept")
+            self._compare(path, sha256)
+
+    def check_sizes(self) -> None:
+        """Raise BadRecord where a file of weights is not as long as it says itself. One that was removed is none."""
+        for path in (self.weights_file, self.teacher_head_file):
+            if os.path.lexists(path):
+                check_size(path)
+
+    def stored_weights(self, result: Result) -> dict[Path, str]:
+        """The files of weights that belong to a result, with their SHA-256."""
         files = {self.weights_file: result.weights_sha256, self.teacher_head_file: result.teacher_head_sha256}
-        for path, sha256 in files.items():
-            if sha256 is None:
-                continue
-            if not path.is_file():
-                raise BadRecord(f"{path}: " + ("is missing" if self.keeps_weights() else "was not kept"))
-            if file_hash(path) != sha256:
-                raise BadRecord(f"{path}: is not the file that was stored (its SHA-256 has changed)")
+        return {path: sha256 for path, sha256 in files.items() if sha256 is not None}
+
+    def _compare(self, path: Path, sha256: str) -> None:
+        try:
+            if not os.path.lexists(path):
+                raise BadRecord(f"{path}: is missing")
+            _refuse_special(path.stat())
+            found = file_hash(path)
+        except OSError as error:
+            raise BadRecord(f"{path}: cannot be read: {error.strerror or error}") from None
+        if found != sha256:
+            raise BadRecord(f"{path}: is not the file that was stored (its SHA-256 has changed)")
 
     def failure(self) -> Failure | None:
         """The failure, or None where there is none that can be read."""
         try:
-            return Failure.model_validate_json(_read(f"{self._path}/failure.json"))
-        except (OSError, ValidationError):
+            return Failure.model_validate(parse(_read(f"{self._path}/failure.json")))
+        except (OSError, ValueError):
             return None
 
     def keeps_weights(self) -> bool:
@@ -114,20 +147,24 @@ class Record:
         except BadRecord:
             return False
 
+    def ended(self) -> bool:
+        """Whether there is a file of a result, valid or not."""
+        return os.path.lexists(f"{self._path}/result.json")
+
     def started(self) -> bool:
         """Whether there is a checkpoint to go on from."""
-        return self.state_file.exists()
+        return os.path.exists(self.state_file)
 
     def metrics(self, every: int = 1) -> list[dict[str, Any]]:
         """The epochs so far, or only the first, those that ``every`` divides, and the last; without unreadable lines."""
         try:
-            content = _read(f"{self._path}/metrics.jsonl")
+            content = _read(f"{self._path}/metrics.jsonl", _LARGEST_METRICS)
         except OSError:
             return []
         lines = content.splitlines() if every == 1 else _some_lines(content, every)
         try:
-            rows = _parse(b"[%s]" % b",".join(lines))  # all at once: much faster than line by line
-        except (ValueError, RecursionError):
+            rows = parse(b"[%s]" % b",".join(lines))  # all at once: much faster than line by line
+        except ValueError:
             rows = [_read_epoch(line) for line in lines]
         return [row for row in rows if isinstance(row, dict)]
 
@@ -138,7 +175,8 @@ class Record:
     def version(self) -> str:
         """The version of kdbench that made the result, or "" where that is not known."""
         versions = self.about().get("versions")
-        return str(versions.get("kdbench", "")) if isinstance(versions, dict) else ""
+        version = versions.get("kdbench") if isinstance(versions, dict) else None
+        return version if isinstance(version, str) else ""
 
     def work(self) -> tuple[str, float, float]:
         """Kind of device, multiply-accumulates and seconds of the training; ("", 0, 0) where they are not known."""
@@ -151,9 +189,11 @@ class Record:
     def begin(self, spec: dict[str, Any]) -> list[str]:
         """Make the folder ready for training: write the spec, clear an old failure, set damaged results aside.
 
-        Returns messages for the user.
+        What a killed process was just writing is removed. Returns messages for the user.
         """
         messages = []
+        for leftover in self.folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
         try:
             self.result()
         except BadRecord as error:
@@ -163,9 +203,11 @@ class Record:
             write_json(self.folder / "spec.json", spec)
         return messages
 
-    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
-        """Replace the epochs so far."""
-        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    def write_metrics(self, rows: list[dict[str, Any]]) -> str:
+        """Replace the epochs so far; returns the SHA-256 of the file."""
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        write_text(self.folder / "metrics.jsonl", text)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def fail(self, failure: Failure) -> None:
         """Store why training stopped. After an error the last checkpoint stays: the next try goes on from it."""
@@ -216,30 +258,76 @@ def timestamp() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def _read(path: str) -> bytes:
-    """A file's content. Thousands of small files are read for a report: without a file object, in half the time."""
-    descriptor = os.open(path, os.O_RDONLY)
+_LARGEST, _LARGEST_METRICS = 4 * 2**20, 32 * 2**20
+"""Bytes of a file that are read: far more than kdbench writes, and little enough for whatever stands there instead."""
+
+
+def _read(path: str, largest: int = _LARGEST) -> bytes:
+    """A file's content. Thousands of small files are read for a report: without a file object, in half the time.
+
+    Raises OSError for what is no file, and for one that is larger than any that kdbench writes.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would let one wait for ever
     try:
+        _refuse_special(os.fstat(descriptor))
         content = b""
         while more := os.read(descriptor, 65536):
             content += more
+            if len(content) > largest:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
         return content
     finally:
         os.close(descriptor)
 
 
-def _parse(text: bytes) -> Any:
-    """What JSON says. The fast parser is stricter, so what it refuses goes to the usual one, which says what is wrong."""
+def _refuse_special(found: os.stat_result) -> None:
+    """Raise OSError for a folder, pipe, socket or device."""
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file")
+
+
+def check_size(path: Path) -> None:
+    """Raise BadRecord unless a file is safetensors and as long as its header says: quick, whatever its size."""
+    from safetensors import SafetensorError, safe_open
+
     try:
-        return from_json(text)
-    except ValueError:
-        return json.loads(text)
+        _refuse_special(path.stat())
+        with safe_open(path, framework="numpy"):
+            pass
+    except OSError as error:
+        raise BadRecord(f"{path}: cannot be read: {error.strerror or error}") from None
+    except SafetensorError as error:
+        raise BadRecord(f"{path}: is not the file that was stored ({error})") from None
+
+
+def parse(text: bytes) -> Any:
+    """What JSON says. Raises ValueError also for numbers that are not finite or beyond 64 bits: kdbench writes none."""
+    value = from_json(text, allow_inf_nan=False)
+    if _LONG_NUMBER.search(text) and not _moderate(value):
+        raise ValueError("number out of range")
+    return value
+
+
+_LONG_NUMBER = re.compile(rb"\d{19}|[eE]\+?\d{3}")
+"""Where this is found there may be such a number."""
+
+
+def _moderate(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_moderate, value.values()))
+    if isinstance(value, list):
+        return all(map(_moderate, value))
+    if isinstance(value, int):
+        return abs(value) < 2**63
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _read_mapping(path: str) -> dict[str, Any]:
     try:
-        value = _parse(_read(path))
-    except (OSError, ValueError, RecursionError):
+        value = parse(_read(path))
+    except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -262,7 +350,7 @@ def _some_lines(content: bytes, every: int) -> list[bytes]:
 
 def _read_epoch(line: bytes) -> dict[str, Any] | None:
     try:
-        value = _parse(line)
-    except (ValueError, RecursionError):
+        value = parse(line)
+    except ValueError:
         return None
     return value if isinstance(value, dict) else None

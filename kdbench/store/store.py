@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from filelock import Timeout
@@ -55,9 +57,30 @@ class Store:
 
     def records(self, kind: str) -> Iterator[Record]:
         """All existing records of a kind (``runs``, ``teachers`` …), by id; not those that were set aside as damaged."""
-        folder = self.root / kind
-        if folder.is_dir():
-            yield from (Record(entry) for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.suffix)
+        yield from (Record(entry.path) for entry in self._entries(kind) if "." not in entry.name)
+
+    def quarantined(self, kind: str) -> Iterator[Path]:
+        """The folders of a kind that were set aside as damaged, by name."""
+        yield from (Path(entry.path) for entry in self._entries(kind) if ".damaged-" in entry.name)
+
+    def _entries(self, kind: str) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(f"{self._path}/{kind}") as entries:
+                return sorted((entry for entry in entries if entry.is_dir()), key=lambda entry: entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise KdbenchError(f"{self.root / kind}: cannot be read: {error.strerror or error}") from None
+
+    def unfinished(self, teacher: TeacherSpec) -> bool:
+        """Whether a teacher was begun, or set aside as damaged, and is not finished (nor diverged).
+
+        One that was never here, or was removed with the copies set aside, is not.
+        """
+        record = self.teacher(teacher.id)
+        if record.done() or ((failure := record.failure()) and failure.kind == "diverged"):
+            return False
+        return record.folder.is_dir() or any(record.folder.parent.glob(f"{record.id}.damaged-*"))
 
     def check_teacher(self, teacher: TeacherSpec) -> None:
         """Raise BadRecord unless the record is whole and, for new layers and parts, what they were made on is there still."""
@@ -80,38 +103,65 @@ class Store:
         for teacher in teachers:
             record = self.record_of(teacher)
             try:
-                if (record.folder / "result.json").exists():
+                if record.ended():
                     self.check_teacher(teacher)
+                    self._tidy(record)
             except BadRecord as error:
-                messages |= self._set_aside(teacher, str(error))
+                found = self._set_aside(record, partial(self.check_teacher, teacher), str(error), "teacher")
+                messages |= dict.fromkeys([record.id], found) if found else {}
         return messages
 
-    def _set_aside(self, teacher: TeacherSpec, reason: str) -> dict[str, str]:
-        """Set a teacher aside unless another process is at it, or has made it again since."""
-        record = self.record_of(teacher)
+    def set_aside_damaged(self, records: Iterable[Record]) -> list[str]:
+        """Check finished runs and measurements as far as that is quick: not the content of their weights.
+
+        Those that are not what was stored are set aside, unless in use elsewhere: one message for each. What a killed
+        process left beside a result is removed. Raises KdbenchError where that cannot be done.
+        """
+        messages = []
+        for record in records:
+            try:
+                if record.ended():
+                    _check_quickly(record)
+                    self._tidy(record)
+            except BadRecord as error:
+                kind = record.folder.parent.name.removesuffix("s")
+                messages.append(self._set_aside(record, partial(_check_quickly, record), str(error), kind))
+        return [message for message in messages if message]
+
+    def _tidy(self, record: Record) -> None:
+        if record.started():
+            with contextlib.suppress(Timeout, OSError), record.lock().acquire(timeout=0):
+                record.tidy()
+
+    def _set_aside(self, record: Record, check: Callable[[], object], reason: str, kind: str) -> str:
+        """Set a record aside unless another process is at it, or has made it again since; a message if so."""
         try:
             with contextlib.suppress(Timeout), record.lock().acquire(timeout=0):
                 try:
-                    self.check_teacher(teacher)
+                    check()
                 except BadRecord:
-                    name = set_aside(record.folder).name
-                    return {record.id: f"{reason}; the teacher is set aside ({name}) and made again"}
+                    return f"{reason}; the {kind} is set aside ({set_aside(record.folder).name}) and made again"
         except OSError as error:
             raise KdbenchError(
                 f"{reason}; it cannot be set aside: {error.strerror or error}. Repair that, or choose another folder with "
                 "--results."
             ) from None
-        return {}
+        return ""
 
     def check_writable(self) -> None:
         """Raise BadInput unless results can be written."""
         try:
             for folder in (self.root, self.root / "runs", self.root / "teachers", self.root / "locks"):
                 folder.mkdir(parents=True, exist_ok=True)
-                with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-"):
+                with tempfile.TemporaryFile(dir=folder):  # without a name, nothing is left however the process ends
                     pass
         except OSError as error:
             reason = error.strerror or str(error)
             raise BadInput(
                 f"cannot write results to {self.root}: {reason}. Choose another folder with --results."
             ) from None
+
+
+def _check_quickly(record: Record) -> None:
+    record.check()
+    record.check_sizes()

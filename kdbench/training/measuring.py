@@ -131,7 +131,6 @@ def _compare(spec: SimilaritySpec, record: Record, shop: Workshop) -> None:
     values["cka"] = linear_cka(seen, known)  # nan where one of them gives the same for all images
     values["class_correlation_difference"] = float((correlations["student"] - correlations["teacher"]).abs().mean())
     sha256 = write_tensors(record.weights_file, correlations)
-    record.write_metrics([])
     result = Result(
         id=record.id,
         kind="measurement",
@@ -139,6 +138,7 @@ def _compare(spec: SimilaritySpec, record: Record, shop: Workshop) -> None:
         before_sha256=shop.store.hashes(spec.needs),
         test_images=len(seen),
         weights_sha256=sha256,
+        metrics_sha256=record.write_metrics([]),
     )
     about = {"finished": timestamp(), "sessions": 1, "macs": measurement_cost(spec), **describe(shop.device)}
     record.finish(result, about)
