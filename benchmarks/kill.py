@@ -162,10 +162,14 @@ class Campaign:
         """How a folder differs from the undisturbed one."""
         found = contents(results)
         allowed = tuple(f"{file.rpartition('/')[0]}" for file in damaged)
-        extra = [name for name in found.keys() - self.files.keys() if not (".damaged-" in name and name.startswith(allowed))]
+        extra = [
+            name for name in found.keys() - self.files.keys() if not (".damaged-" in name and name.startswith(allowed))
+        ]
         faults = [f"more: {name}" for name in sorted(extra)]
         faults += [f"missing: {name}" for name in sorted(self.files.keys() - found.keys())]
-        return faults + [f"differs: {name}" for name in sorted(self.files) if found.get(name, self.files[name]) != self.files[name]]
+        return faults + [
+            f"differs: {name}" for name in sorted(self.files) if found.get(name, self.files[name]) != self.files[name]
+        ]
 
 
 def contents(results: Path) -> dict[str, bytes]:

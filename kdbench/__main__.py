@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 
+from kdbench.catalogue.printable import printable
 from kdbench.errors import KdbenchError
 
 
@@ -18,13 +19,13 @@ def main() -> None:
     try:
         app()
     except KdbenchError as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

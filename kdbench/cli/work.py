@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdbench.catalogue.printable import printable
 from kdbench.errors import BadInput, BadSuite, Interrupted, KdbenchError, Problem
 
 
@@ -70,12 +71,13 @@ def work_on(
     failed: dict[str, str] = {}
     records = [store.run(id) for suite in suites for id in suite.specs]
     records += [store.measurement(each.spec.id) for suite in suites for each in suite.measurements]
+    store.remove_empty_logs()
     for message in store.set_aside_damaged(records):
-        print(message, file=sys.stderr)
+        print(printable(message), file=sys.stderr)
     for _ in range(2 + max((len(teacher.chain) for teacher in teachers), default=0)):
         damaged = store.set_aside_damaged_teachers([*teachers, *checked])
         for message in damaged.values():
-            print(message, file=sys.stderr)
+            print(printable(message), file=sys.stderr)
         failed = work(suites, wanted, place, store)
         outdated = any(store.measured(each.spec) is None for suite in suites for each in suite.measurements)
         if failed or not (damaged or outdated):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.execution.devices import Slot
+from kdbench.store.store import log_name
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class WorkerHandle:
 
     def __init__(self, slot: Slot, options: WorkerOptions, inbox: queue.Queue[tuple[str, dict[str, Any]]]) -> None:
         self.slot = slot
-        self.log = options.results / "logs" / f"worker-{slot.name.replace(':', '-')}-{os.getpid()}.log"
+        self.log = options.results / "logs" / log_name(slot.name)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "kdbench.training.worker"]
         command += ["--device", "cuda" if slot.kind == "gpu" else "cpu", "--threads", str(slot.threads)]

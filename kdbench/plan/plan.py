@@ -139,9 +139,7 @@ def make_plan(
     return Plan(tuple(missing), tuple(cohorts), done, ready, tuple(unmeasured), len(asked) - len(unmeasured))
 
 
-def _all_stages(
-    specs: Iterable[RunSpec], measurements: Iterable[ProbeSpec | SimilaritySpec]
-) -> Iterable[TeacherSpec]:
+def _all_stages(specs: Iterable[RunSpec], measurements: Iterable[ProbeSpec | SimilaritySpec]) -> Iterable[TeacherSpec]:
     """All stages of teachers on which runs, those before them, or measurements stand, each once."""
     users = (*(each for spec in specs for each in (*auxiliaries_of(spec), spec)), *measurements)
     needs = {need.id: need for user in users for need in user.needs}

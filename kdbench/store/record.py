@@ -12,25 +12,34 @@ state.pt             while it is in training: everything needed to go on from th
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import math
 import os
-import re
-import stat
 import time
+from collections.abc import Iterator
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
-from pydantic_core import from_json
 
-from kdbench.catalogue.hashing import file_hash
-from kdbench.errors import BadRecord
+from kdbench.errors import BadRecord, LockedRecord
 from kdbench.store.files import set_aside, write_json, write_text
+from kdbench.store.reading import (
+    LARGEST_METRICS,
+    MOST_LINES,
+    check_size,
+    differences,
+    locked,
+    mapping,
+    parse,
+    read,
+    read_epoch,
+    read_mapping,
+    some_lines,
+)
 from kdbench.store.result import Accuracy, Failure, Kind, Result
 from kdbench.suite.specs import digest
 
@@ -67,11 +76,13 @@ class Record:
     def result(self) -> Result | None:
         """The result, or None while there is none. Raises BadRecord where the file does not hold one."""
         try:
-            text = _read(f"{self._path}/result.json")
+            text = read(f"{self._path}/result.json")
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise BadRecord(f"{self.folder / 'result.json'}: {error.strerror or error}") from None
+            raise LockedRecord(f"{self.folder / 'result.json'}: cannot be read: {error.strerror or error}") from None
+        except BadRecord as error:
+            raise BadRecord(f"{self.folder / 'result.json'}: {error}") from None
         try:
             content = parse(text)
             seal = content.pop("seal", None) if isinstance(content, dict) else None
@@ -85,27 +96,46 @@ class Record:
             raise BadRecord(f"{self.folder / 'result.json'}: belongs to {result.id}")
         return result
 
-    def check(self) -> Result:
+    def check(self, *, weights: bool = False) -> Result:
         """The result, if it is there, for this spec, and the metrics are those that were stored with it.
 
-        Raises BadRecord where that is not so. Metrics whose hash was not stored yet are taken as they are.
+        ``weights``: and the weights are the bytes that were stored, too. Raises BadRecord where that is not so. Metrics whose
+        hash was not stored yet are taken as they are.
         """
         result = self.result()
         if result is None:
             raise BadRecord(f"{self.folder}: there is no finished network")
-        if digest(self.spec()) != self.id:
-            raise BadRecord(f"{self.folder / 'spec.json'}: is not what was stored")
-        if result.metrics_sha256 is not None:
-            self._compare(self.folder / "metrics.jsonl", result.metrics_sha256)
+        for problem in chain(self.problems(result), self.weight_problems(result) if weights else ()):
+            raise problem
         return result
 
+    def problems(self, result: Result) -> Iterator[BadRecord]:
+        """What is wrong with the small files that were stored with a result."""
+        spec = self.folder / "spec.json"
+        try:
+            if digest(mapping(read(str(spec)))) != self.id:
+                yield BadRecord(f"{spec}: is not what was stored")
+        except OSError as error:
+            yield locked(spec, error)
+        except (BadRecord, ValueError):
+            yield BadRecord(f"{spec}: is not what was stored")
+        if result.metrics_sha256 is not None:
+            yield from differences(self.folder / "metrics.jsonl", result.metrics_sha256)
+
+    def weight_problems(self, result: Result) -> Iterator[BadRecord]:
+        """What is wrong with the weights that were stored with a result."""
+        for path, sha256 in (
+            (self.weights_file, result.weights_sha256),
+            (self.teacher_head_file, result.teacher_head_sha256),
+        ):
+            if sha256 is not None and not os.path.lexists(path) and not self.keeps_weights():
+                yield BadRecord(f"{path}: was not kept")
+            elif sha256 is not None:
+                yield from differences(path, sha256)
+
     def check_weights(self) -> None:
-        """Raise BadRecord unless ``check`` finds nothing and the weights are the bytes that were stored with the result."""
-        result = self.check()
-        for path, sha256 in self.stored_weights(result).items():
-            if not os.path.lexists(path) and not self.keeps_weights():
-                raise BadRecord(f"{path}: was not kept")
-            self._compare(path, sha256)
+        """Raise BadRecord unless all that was stored is there as it was."""
+        self.check(weights=True)
 
     def check_sizes(self) -> None:
         """Raise BadRecord where a file of weights is not as long as it says itself. One that was removed is none."""
@@ -113,27 +143,11 @@ class Record:
             if os.path.lexists(path):
                 check_size(path)
 
-    def stored_weights(self, result: Result) -> dict[Path, str]:
-        """The files of weights that belong to a result, with their SHA-256."""
-        files = {self.weights_file: result.weights_sha256, self.teacher_head_file: result.teacher_head_sha256}
-        return {path: sha256 for path, sha256 in files.items() if sha256 is not None}
-
-    def _compare(self, path: Path, sha256: str) -> None:
-        try:
-            if not os.path.lexists(path):
-                raise BadRecord(f"{path}: is missing")
-            _refuse_special(path.stat())
-            found = file_hash(path)
-        except OSError as error:
-            raise BadRecord(f"{path}: cannot be read: {error.strerror or error}") from None
-        if found != sha256:
-            raise BadRecord(f"{path}: is not the file that was stored (its SHA-256 has changed)")
-
     def failure(self) -> Failure | None:
         """The failure, or None where there is none that can be read."""
         try:
-            return Failure.model_validate(parse(_read(f"{self._path}/failure.json")))
-        except (OSError, ValueError):
+            return Failure.model_validate(parse(read(f"{self._path}/failure.json")))
+        except (OSError, BadRecord, ValueError):
             return None
 
     def keeps_weights(self) -> bool:
@@ -158,19 +172,21 @@ class Record:
     def metrics(self, every: int = 1) -> list[dict[str, Any]]:
         """The epochs so far, or only the first, those that ``every`` divides, and the last; without unreadable lines."""
         try:
-            content = _read(f"{self._path}/metrics.jsonl", _LARGEST_METRICS)
-        except OSError:
+            content = read(f"{self._path}/metrics.jsonl", LARGEST_METRICS)
+        except (OSError, BadRecord):
             return []
-        lines = content.splitlines() if every == 1 else _some_lines(content, every)
+        if content.count(b"\n") > MOST_LINES:
+            return []
+        lines = content.splitlines() if every == 1 else some_lines(content, every)
         try:
             rows = parse(b"[%s]" % b",".join(lines))  # all at once: much faster than line by line
         except ValueError:
-            rows = [_read_epoch(line) for line in lines]
+            rows = [read_epoch(line) for line in lines]
         return [row for row in rows if isinstance(row, dict)]
 
     def about(self) -> dict[str, Any]:
         """Machine, versions and times, or {} where there are none."""
-        return _read_mapping(f"{self._path}/about.json")
+        return read_mapping(f"{self._path}/about.json")
 
     def version(self) -> str:
         """The version of kdbench that made the result, or "" where that is not known."""
@@ -184,7 +200,7 @@ class Record:
 
     def spec(self) -> dict[str, Any]:
         """The spec as stored, or {} where there is none."""
-        return _read_mapping(f"{self._path}/spec.json")
+        return read_mapping(f"{self._path}/spec.json")
 
     def begin(self, spec: dict[str, Any]) -> list[str]:
         """Make the folder ready for training: write the spec, clear an old failure, set damaged results aside.
@@ -248,7 +264,8 @@ def work_of(about: dict[str, Any]) -> tuple[str, float, float]:
     """What Record.work gives, from what Record.about gave."""
     device, macs, seconds = about.get("device"), about.get("macs"), about.get("seconds")
     kind = device.get("kind") if isinstance(device, dict) else None
-    if isinstance(kind, str) and isinstance(macs, int | float) and isinstance(seconds, int | float):
+    numbers = isinstance(macs, int | float) and isinstance(seconds, int | float)
+    if isinstance(kind, str) and numbers and 0 <= macs < 1e30 and (seconds == 0 or 1e-6 < seconds < 1e12):
         return kind, float(macs), float(seconds)
     return "", 0.0, 0.0
 
@@ -256,101 +273,3 @@ def work_of(about: dict[str, Any]) -> tuple[str, float, float]:
 def timestamp() -> str:
     """Now, in UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-_LARGEST, _LARGEST_METRICS = 4 * 2**20, 32 * 2**20
-"""Bytes of a file that are read: far more than kdbench writes, and little enough for whatever stands there instead."""
-
-
-def _read(path: str, largest: int = _LARGEST) -> bytes:
-    """A file's content. Thousands of small files are read for a report: without a file object, in half the time.
-
-    Raises OSError for what is no file, and for one that is larger than any that kdbench writes.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would let one wait for ever
-    try:
-        _refuse_special(os.fstat(descriptor))
-        content = b""
-        while more := os.read(descriptor, 65536):
-            content += more
-            if len(content) > largest:
-                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
-        return content
-    finally:
-        os.close(descriptor)
-
-
-def _refuse_special(found: os.stat_result) -> None:
-    """Raise OSError for a folder, pipe, socket or device."""
-    if stat.S_ISDIR(found.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "Not a regular file")
-
-
-def check_size(path: Path) -> None:
-    """Raise BadRecord unless a file is safetensors and as long as its header says: quick, whatever its size."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        _refuse_special(path.stat())
-        with safe_open(path, framework="numpy"):
-            pass
-    except OSError as error:
-        raise BadRecord(f"{path}: cannot be read: {error.strerror or error}") from None
-    except SafetensorError as error:
-        raise BadRecord(f"{path}: is not the file that was stored ({error})") from None
-
-
-def parse(text: bytes) -> Any:
-    """What JSON says. Raises ValueError also for numbers that are not finite or beyond 64 bits: kdbench writes none."""
-    value = from_json(text, allow_inf_nan=False)
-    if _LONG_NUMBER.search(text) and not _moderate(value):
-        raise ValueError("number out of range")
-    return value
-
-
-_LONG_NUMBER = re.compile(rb"\d{19}|[eE]\+?\d{3}")
-"""Where this is found there may be such a number."""
-
-
-def _moderate(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(map(_moderate, value.values()))
-    if isinstance(value, list):
-        return all(map(_moderate, value))
-    if isinstance(value, int):
-        return abs(value) < 2**63
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-def _read_mapping(path: str) -> dict[str, Any]:
-    try:
-        value = parse(_read(path))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _some_lines(content: bytes, every: int) -> list[bytes]:
-    """The first line, those whose epoch ``every`` divides, and the last. Epochs follow each other from line to line.
-
-    Most of a file is never made into lines: a report reads thousands of them.
-    """
-    import numpy
-
-    ends = numpy.flatnonzero(numpy.frombuffer(content, numpy.uint8) == ord("\n")).tolist()
-    if not content.endswith(b"\n"):
-        ends.append(len(content))
-    first = (_read_epoch(content[: ends[0]]) or {}).get("epoch")
-    start = -first % every if isinstance(first, int) else 0
-    chosen = [0, *range(start or every, len(ends) - 1, every), len(ends) - 1][: len(ends)]
-    return [content[ends[line - 1] + 1 if line else 0 : ends[line]] for line in chosen]
-
-
-def _read_epoch(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = parse(line)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Kind = Literal["run", "teacher", "measurement"]
 Percent = Annotated[float, Field(ge=0.0, le=100.0)]
+Value = Annotated[float, Field(ge=-1e100, le=1e100)]
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -49,13 +50,13 @@ class Result(BaseModel):
     measure: Literal["classifier", "neighbours"] = "classifier"
     published_top1: Percent | None = None
     before_sha256: str | None = None
-    values: dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None = None
+    values: dict[str, Value] | None = None
     train_images: Count = 0
     test_images: Count = 0
     changed_labels: Count | None = None
     samples_sha256: str | None = None
-    sm_score: float | None = None
-    layer_cka: float | None = None
+    sm_score: Value | None = None
+    layer_cka: Value | None = None
     teacher: Accuracy | None = None
     teacher_head_sha256: str | None = None
     weights_sha256: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from kdbench.errors import BadInput, BadRecord, KdbenchError
+from kdbench.errors import BadInput, BadRecord, KdbenchError, LockedRecord
 from kdbench.store.files import set_aside
 from kdbench.store.record import Record, Result
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
@@ -86,6 +87,11 @@ class Store:
         """Raise BadRecord unless the record is whole and, for new layers and parts, what they were made on is there still."""
         record = self.record_of(teacher)
         record.check_weights()
+        self.check_origin(teacher)
+
+    def check_origin(self, teacher: TeacherSpec) -> None:
+        """Raise BadRecord where new layers or a part were made on other weights than are there now."""
+        record = self.record_of(teacher)
         if not teacher.before or not (teacher.head or teacher.part):
             return
         result, below = record.result(), self.record_of(teacher.before).result()
@@ -139,6 +145,8 @@ class Store:
             with contextlib.suppress(Timeout), record.lock().acquire(timeout=0):
                 try:
                     check()
+                except LockedRecord as error:
+                    raise KdbenchError(f"{error}. Make it readable, or choose another folder with --results.") from None
                 except BadRecord:
                     return f"{reason}; the {kind} is set aside ({set_aside(record.folder).name}) and made again"
         except OSError as error:
@@ -147,6 +155,13 @@ class Store:
                 "--results."
             ) from None
         return ""
+
+    def remove_empty_logs(self) -> None:
+        """Remove the empty logs of workers whose parent process on this machine was killed."""
+        for log in (self.root / "logs").glob(log_name("*", "*")):
+            with contextlib.suppress(OSError, ValueError):
+                if log.stat().st_size == 0 and not _alive(int(log.stem.rpartition("-")[2])):
+                    log.unlink()
 
     def check_writable(self) -> None:
         """Raise BadInput unless results can be written."""
@@ -165,3 +180,18 @@ class Store:
 def _check_quickly(record: Record) -> None:
     record.check()
     record.check_sizes()
+
+
+def log_name(slot: str, parent: int | str | None = None) -> str:
+    """The name of the log of a worker of this machine; ``parent``: the process that started it, or this one."""
+    return f"worker-{slot.replace(':', '-')}-{platform.node()}-{parent or os.getpid()}.log"
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True

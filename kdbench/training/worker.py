@@ -41,9 +41,12 @@ class Channel:
         threading.Thread(target=self._read, args=(source,), daemon=True).start()
 
     def emit(self, event: str, **fields: Any) -> None:
-        """Send one event."""
-        self.sink.write(json.dumps({"event": event, **fields}) + "\n")
-        self.sink.flush()
+        """Send one event. Without a parent to hear it, end at once."""
+        try:
+            self.sink.write(json.dumps({"event": event, **fields}) + "\n")
+            self.sink.flush()
+        except BrokenPipeError:
+            os._exit(0)
 
     def _read(self, source: TextIO) -> None:
         for line in source:
