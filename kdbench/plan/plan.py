@@ -116,7 +116,7 @@ def make_plan(
     asked = {spec.id: spec for spec in measurements}
     unmeasured = [spec for spec in asked.values() if store.measured(spec) is None]
     specs = list(specs)
-    stages = _all_stages(specs, asked.values())
+    stages = all_stages(specs, asked.values())
     specs += [need.made_by for spec in unmeasured for need in spec.needs if need.made_by]
     todo: dict[str, RunSpec] = {}
     done = 0
@@ -139,7 +139,7 @@ def make_plan(
     return Plan(tuple(missing), tuple(cohorts), done, ready, tuple(unmeasured), len(asked) - len(unmeasured))
 
 
-def _all_stages(specs: Iterable[RunSpec], measurements: Iterable[ProbeSpec | SimilaritySpec]) -> Iterable[TeacherSpec]:
+def all_stages(specs: Iterable[RunSpec], measurements: Iterable[ProbeSpec | SimilaritySpec]) -> Iterable[TeacherSpec]:
     """All stages of teachers on which runs, those before them, or measurements stand, each once."""
     users = (*(each for spec in specs for each in (*auxiliaries_of(spec), spec)), *measurements)
     needs = {need.id: need for user in users for need in user.needs}

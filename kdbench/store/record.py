@@ -264,10 +264,10 @@ def work_of(about: dict[str, Any]) -> tuple[str, float, float]:
     """What Record.work gives, from what Record.about gave."""
     device, macs, seconds = about.get("device"), about.get("macs"), about.get("seconds")
     kind = device.get("kind") if isinstance(device, dict) else None
-    numbers = isinstance(macs, int | float) and isinstance(seconds, int | float)
-    if isinstance(kind, str) and numbers and 0 <= macs < 1e30 and (seconds == 0 or 1e-6 < seconds < 1e12):
-        return kind, float(macs), float(seconds)
-    return "", 0.0, 0.0
+    if not (isinstance(kind, str) and isinstance(macs, int | float) and isinstance(seconds, int | float)):
+        return "", 0.0, 0.0
+    possible = 0 <= macs < 1e30 and (seconds == 0 or 1e-6 < seconds < 1e12)
+    return (kind, float(macs), float(seconds)) if possible else ("", 0.0, 0.0)
 
 
 def timestamp() -> str:
