@@ -81,8 +81,6 @@ class Record:
             return None
         except OSError as error:
             raise LockedRecord(f"{self.folder / 'result.json'}: cannot be read: {error.strerror or error}") from None
-        except BadRecord as error:
-            raise BadRecord(f"{self.folder / 'result.json'}: {error}") from None
         try:
             content = parse(text)
             seal = content.pop("seal", None) if isinstance(content, dict) else None

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Kind = Literal["run", "teacher", "measurement"]
 Percent = Annotated[float, Field(ge=0.0, le=100.0)]
 Value = Annotated[float, Field(ge=-1e100, le=1e100)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
 
 
 class Accuracy(BaseModel):

@@ -104,8 +104,10 @@ def _problems(store: Store, record: Record, kind: str) -> Iterator[KdbenchError]
                 yield BadRecord(f"{path}: cannot be read, and the result is one of {result.last.epoch} epochs")
         except OSError as error:
             yield LockedRecord(f"{path}: cannot be read: {error.strerror or error}")
-        except (BadRecord, ValueError) as error:
+        except ValueError as error:
             yield BadRecord(f"{path}: is not what was stored ({error})")
+        except BadRecord as error:
+            yield error
 
 
 def _origin_problems(store: Store, record: Record, kind: str, result: Result) -> Iterator[KdbenchError]:
