@@ -12,6 +12,7 @@ remain but locks and, where something was damaged, what was set aside. Exit code
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import shutil
@@ -188,10 +189,8 @@ def workers(parent: int) -> list[int]:
 
 def send(process: int, number: int) -> None:
     """Send a signal to a process that may be gone."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(process, number)
-    except ProcessLookupError:
-        pass
 
 
 def wait_for_end(process: int) -> None:

@@ -27,12 +27,12 @@ def read(path: str, largest: int = LARGEST) -> bytes:
 
     Raises BadRecord for what is no file, and for one that is larger than any that kdbench writes.
     """
-    found = os.stat(path)
-    _refuse_special(path, found)  # a pipe would let one wait for ever
-    if found.st_size > largest:
-        raise BadRecord(f"{path}: is far larger than what was stored")
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)  # a pipe would let one wait for ever
     try:
+        found = os.fstat(descriptor)
+        _refuse_special(path, found)
+        if found.st_size > largest:
+            raise BadRecord(f"{path}: is far larger than what was stored")
         content = b""
         while more := os.read(descriptor, max(65536, found.st_size)):
             content += more
