@@ -25,7 +25,7 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:
-        print(error, file=sys.stderr)
+        say(error)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

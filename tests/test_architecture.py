@@ -38,7 +38,7 @@ MAY_IMPORT = {
     },
     "execution": {"errors", "catalogue", "suite", "store", "plan"},
     "cli": {"errors", "catalogue", "suite", "store", "plan", "report", "execution", "datafiles"},
-    "__main__": {"errors", "cli"},
+    "__main__": {"errors", "catalogue", "cli"},
 }
 
 

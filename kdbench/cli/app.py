@@ -16,6 +16,7 @@ from kdbench.cli.run import run
 from kdbench.cli.samples import samples
 from kdbench.cli.show import show
 from kdbench.cli.validate import validate
+from kdbench.cli.verify import verify
 
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app.command("plan")(plan)
 app.command("report")(report)
 app.command("compare")(compare)
 app.command("validate")(validate)
+app.command("verify")(verify)
 app.command("list")(list_things)
 app.command("show")(show)
 data.command("samples")(samples)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kdbench.catalogue.printable import one_line
 from kdbench.cli.methods import brief, method_lines
 from kdbench.cli.options import Json, Results
 
@@ -50,6 +51,8 @@ def list_things(
     from tabulate import tabulate
 
     shown, widths = brief(lines) if kind is Kind.methods else (lines, None)
+    if kind in (Kind.teachers, Kind.runs):
+        shown = [{key: one_line(str(value)) for key, value in line.items()} for line in lines]
     typer.echo(tabulate(shown, headers="keys", tablefmt="simple", disable_numparse=True, maxcolwidths=widths))
 
 

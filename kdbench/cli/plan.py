@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kdbench.catalogue.printable import printable
 from kdbench.cli.options import Json, Only, Results, Suites, Tiny, Trials, select
 
 
@@ -43,7 +44,7 @@ def plan(
     if json_output:
         typer.echo(json.dumps(facts, indent=1))
     else:
-        typer.echo(describe(facts))
+        typer.echo(printable(describe(facts)))
 
 
 def summarise(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
+from kdbench.catalogue.printable import one_line, printable
 from kdbench.cli.plan import duration
 from kdbench.cli.streams import heard_or_not, say
 from kdbench.plan.cost import measurement_cost, student_cost, teacher_cost
@@ -121,6 +122,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print one line above the display."""
+        text = printable(text)
         if self.live:
             with heard_or_not():
                 self.live.console.print(text, markup=False, highlight=False)
@@ -220,11 +222,12 @@ class Progress:
 
         table = Table.grid(padding=(0, 2))
         for slot, work in sorted(self.slots.items()):
-            table.add_row(Text(f"[{slot}] {work.title}", style="bold"), "", "", "", Text(f"{work.speed:,.0f} images/s"))
+            title = Text(one_line(f"[{slot}] {work.title}"), style="bold")
+            table.add_row(title, "", "", "", Text(f"{work.speed:,.0f} images/s"))
             for id in work.ids[:20]:
                 member = self.members[id]
                 table.add_row(
-                    Text(f"  {member.label}"),
+                    Text("  " + one_line(member.label)),
                     Text(member.place, style="cyan"),
                     Text(f"loss {member.loss:.3f}" if member.loss is not None else ""),
                     Text(f"top-1 {member.top1:.2f}" if member.top1 is not None else "", style="green"),

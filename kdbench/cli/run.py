@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdbench.catalogue.printable import printable
 from kdbench.cli.options import Data, Only, Results, Suites, Tiny, Trials, select
 from kdbench.cli.report import FormatOption, render
 from kdbench.cli.work import Devices, Download, Jobs, Place, work_on
@@ -53,7 +54,7 @@ def run(
     if dry_run:
         from kdbench.cli.plan import describe, summarise
 
-        typer.echo(describe(summarise(loaded, results, 1)))
+        typer.echo(printable(describe(summarise(loaded, results, 1))))
         return
     unfinished = [spec for spec in specs if not store.run(spec.id).done()]
     between = {each.id: each for spec in unfinished for each in auxiliaries_of(spec)}

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from kdbench.catalogue.printable import one_line, printable
 from kdbench.cli.methods import method_page
 from kdbench.cli.options import Results
 
@@ -131,8 +132,19 @@ def _record(results: Path, kind: str, id: str) -> str | None:
         parts |= {"failure": failure.model_dump()} if failure else {}
     except BadRecord as error:
         parts["damaged"] = str(error)
-    table = tabulate([_flat(row) for row in record.metrics()], headers="keys", tablefmt="simple", floatfmt=".4g")
-    return f"{kind[:-1]} {record.id}\n{json.dumps(parts, indent=1, ensure_ascii=False)}\n\n{table}"
+    epochs = record.metrics()
+    rows = [_flat(row) for row in epochs[-_EPOCHS:]]
+    columns = list(dict.fromkeys(key for row in rows for key in row))[:_COLUMNS]
+    lines = [[_number(row.get(column, "")) for column in columns] for row in rows]
+    header = [one_line(column, 40) for column in columns]
+    table = tabulate(lines, header, tablefmt="simple", disable_numparse=True, stralign="right")
+    cut = f"the last {_EPOCHS:,} of {len(epochs):,} epochs\n" if len(epochs) > _EPOCHS else ""
+    text = f"{kind[:-1]} {record.id}\n{json.dumps(parts, indent=1, ensure_ascii=False)}\n\n{cut}{table}"
+    return printable(text)
+
+
+_EPOCHS, _COLUMNS = 10_000, 50
+"""What is shown of a curve: far more than is trained, and little enough for whatever the file holds."""
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
@@ -142,3 +154,7 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
         **{key: value for key, value in row.items() if key != "terms"},
         **(terms if isinstance(terms, dict) else {}),
     }
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else one_line(str(value), 40)

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from kdbench.catalogue.printable import printable
+
 
 @contextmanager
 def heard_or_not() -> Iterator[None]:
@@ -20,6 +22,6 @@ def heard_or_not() -> Iterator[None]:
 
 
 def say(text: object) -> None:
-    """Print one line on standard error."""
+    """Print a message on standard error."""
     with heard_or_not():
-        print(text, file=sys.stderr, flush=True)
+        print(printable(str(text)), file=sys.stderr, flush=True)

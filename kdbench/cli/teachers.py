@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdbench.catalogue.printable import printable
 from kdbench.cli.listing import Kind, list_things
 from kdbench.cli.options import Data, Json, Only, Results, Suites, select
 from kdbench.cli.work import Devices, Download, Jobs, Place, work_on
@@ -118,18 +119,20 @@ def verify(results: Results = Path("results"), json_output: Json = False) -> Non
 
     New layers that learned beside a run's student are checked with that run.
     """
-    from kdbench.errors import BadRecord
+    from pydantic import ValidationError
+
+    from kdbench.errors import KdbenchError
     from kdbench.store.store import Store
     from kdbench.suite.specs import TeacherSpec
 
     store, found = Store(results), []
     for record in store.records("teachers"):
         problem = ""
-        if (record.folder / "result.json").exists():
+        if record.ended():
             try:
                 record.check_weights()
-                store.check_teacher(TeacherSpec.model_validate(record.spec()))
-            except BadRecord as error:
+                store.check_origin(TeacherSpec.model_validate(record.spec()))
+            except (KdbenchError, ValidationError) as error:
                 problem = str(error)
             found.append({"id": record.id, "teacher": _label(record), "damaged": problem})
     replaced = any(entry["damaged"] for entry in found)
@@ -139,9 +142,9 @@ def verify(results: Results = Path("results"), json_output: Json = False) -> Non
         typer.echo(json.dumps(found, indent=1))
     else:
         for entry in found:
-            typer.echo(f"{'BAD ' if entry['damaged'] else 'ok  '} {entry['id']}  {entry['teacher']}")
+            typer.echo(printable(f"{'BAD ' if entry['damaged'] else 'ok  '} {entry['id']}  {entry['teacher']}"))
             if entry["damaged"]:
-                typer.echo(f"     {entry['damaged']}")
+                typer.echo(printable(f"     {entry['damaged']}"))
         typer.echo(f"{len(found)} finished teachers, {len(damaged)} damaged.")
         if replaced:
             typer.echo("The next kdbench run that uses a damaged one sets it aside and makes it again.")
@@ -186,7 +189,7 @@ def export(
     except OSError as error:
         raise BadInput(f"{folder}: cannot be written: {error.strerror or error}") from None
     for record in stages:
-        typer.echo(f"{folder / record.id}: {_label(record)}")
+        typer.echo(printable(f"{folder / record.id}: {_label(record)}"))
 
 
 def _learned_beside(store: Store) -> Iterator[dict[str, str]]:

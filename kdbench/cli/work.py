@@ -64,18 +64,23 @@ def work_on(
     checked: Iterable[TeacherSpec] = (),
     wanted: Iterable[TeacherSpec] = (),
 ) -> dict[str, str]:
-    """Train what is missing of the suites and the ``wanted`` teachers, and make damaged ``teachers`` again, as ``work`` does.
+    """Train what is missing of the suites and the ``wanted`` teachers, as ``work`` does, after setting aside what is damaged.
 
     What is made again may come out otherwise, and what was made or measured on it must then be made again, too.
     ``checked``: students of runs that teach others.
     """
     teachers, checked, wanted = list(teachers), list(checked), list(wanted)
     failed: dict[str, str] = {}
+    records = [store.run(id) for suite in suites for id in suite.specs]
+    records += [store.measurement(each.spec.id) for suite in suites for each in suite.measurements]
+    store.remove_empty_logs()
+    for message in store.set_aside_damaged(records):
+        say(message)
     for _ in range(2 + max((len(teacher.chain) for teacher in teachers), default=0)):
         damaged = store.set_aside_damaged_teachers([*teachers, *checked])
         for message in damaged.values():
             say(message)
-        failed = work(suites, [*wanted, *(teacher for teacher in teachers if teacher.id in damaged)], place, store)
+        failed = work(suites, wanted, place, store)
         outdated = any(store.measured(each.spec) is None for suite in suites for each in suite.measurements)
         if failed or not (damaged or outdated):
             break

@@ -17,6 +17,7 @@ from typing import Any
 from kdbench.errors import BadInput
 from kdbench.execution.devices import Slot
 from kdbench.execution.interpreter import interpreter
+from kdbench.store.store import log_name
 
 
 KILL_SECONDS = 5.0
@@ -51,7 +52,7 @@ class WorkerHandle:
 
     def __init__(self, slot: Slot, options: WorkerOptions, inbox: queue.Queue[tuple[str, dict[str, Any]]]) -> None:
         self.slot = slot
-        self.log = options.results / "logs" / f"worker-{slot.name.replace(':', '-')}-{os.getpid()}.log"
+        self.log = options.results / "logs" / log_name(slot.name)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         command = interpreter("from kdbench.training.worker import main\nmain()")
         command += ["--device", "cuda" if slot.kind == "gpu" else "cpu", "--threads", str(slot.threads)]

@@ -110,12 +110,15 @@ def make_plan(
 ) -> Plan:
     """Plan the runs that have no result yet, and the ``teachers`` that are wanted whether or not such a run needs them.
 
+    A teacher that was begun, or set aside as damaged, is made also where its runs are done: their table shows it.
     Runs whose students teach others, or are measured, are added where they are needed. What diverged, run or teacher, stays
     so unless ``retry_diverged``; what would be measured on it is left out. Cohorts are ``limited`` to the ``largest``.
     """
     asked = {spec.id: spec for spec in measurements}
     unmeasured = [spec for spec in asked.values() if store.measured(spec) is None]
-    specs = [*specs, *(need.made_by for spec in unmeasured for need in spec.needs if need.made_by)]
+    specs = list(specs)
+    stages = all_stages(specs, asked.values())
+    specs += [need.made_by for spec in unmeasured for need in spec.needs if need.made_by]
     todo: dict[str, RunSpec] = {}
     done = 0
     diverged: dict[str, bool] = {}
@@ -128,12 +131,20 @@ def make_plan(
     if not retry_diverged:
         unmeasured = [spec for spec in unmeasured if not _lost(spec, store, diverged)]
     wanted = [*(need for spec in (*todo.values(), *unmeasured) for need in spec.needs), *teachers]
+    wanted += [stage for stage in stages if store.unfinished(stage)]
     needed = {stage.id: stage for teacher in wanted for stage in teacher.stages}
     missing = [teacher for id, teacher in needed.items() if not store.teacher(id).done()]
     grouped = by_depth(group(todo.values()))
     cohorts = [cohort for part in grouped for cohort in split(limited(part, largest or len(todo)), slots)]
     ready = len(needed) - len(missing)
     return Plan(tuple(missing), tuple(cohorts), done, ready, tuple(unmeasured), len(asked) - len(unmeasured))
+
+
+def all_stages(specs: Iterable[RunSpec], measurements: Iterable[ProbeSpec | SimilaritySpec]) -> Iterable[TeacherSpec]:
+    """All stages of teachers on which runs, those before them, or measurements stand, each once."""
+    users = (*(each for spec in specs for each in (*auxiliaries_of(spec), spec)), *measurements)
+    needs = {need.id: need for user in users for need in user.needs}
+    return {stage.id: stage for need in needs.values() for stage in need.stages}.values()
 
 
 def _unfinished(chain: list[RunSpec], store: Store) -> list[RunSpec]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from kdbench.catalogue.printable import one_line
 from kdbench.report.facts import Fact, row_fact
 from kdbench.report.keys import Key, scenario_setting, split_method, tiny_paper
 from kdbench.report.rows import Row, Status, dataset_label, paper_of, teacher_paper_of
@@ -112,5 +113,5 @@ def _look_up(each: Measurement, stores: Sequence[Store]) -> tuple[Result | None,
             return result, "done", "", store.measurement(each.spec.id).version()
     for store in stores:
         if failure := store.measurement(each.spec.id).failure():
-            return None, "failed", " ".join(failure.reason.split()), ""
+            return None, "failed", one_line(failure.reason), ""
     return None, "missing", "not measured", ""

@@ -31,7 +31,9 @@ def environments(abouts: Iterable[dict[str, Any]]) -> Sheet:
         key = _environment(about)
         runs[key] += 1
         seconds = about.get("seconds")
-        hours[key] = hours.get(key, 0.0) + (seconds / 3600 if isinstance(seconds, int | float) else 0.0)
+        hours.setdefault(key, 0.0)
+        if isinstance(seconds, int | float) and 0 < seconds < 1e12:
+            hours[key] += seconds / 3600
     lines = tuple(tuple(map(Entry, (*key, str(count), f"{hours[key]:.2f}"))) for key, count in runs.most_common())
     header = tuple(map(Entry, (*_COLUMNS, "runs", "hours")))
     caption = "Hours of training, as each run's share of its cohort; without teachers."

@@ -8,6 +8,7 @@ from functools import cache, lru_cache
 from typing import Any, Literal, NamedTuple
 
 from kdbench.catalogue.datasets import datasets
+from kdbench.catalogue.printable import one_line
 from kdbench.catalogue.terms import term
 from kdbench.errors import BadRecord
 from kdbench.report.folders import TeacherWeights
@@ -204,13 +205,13 @@ def look_up(stores: Sequence[Store], record_in: Callable[[Store], Record], missi
         try:
             result = record.result()
         except BadRecord as error:
-            found = State("failed", f"damaged record: {error}")
+            found = State("failed", f"damaged record: {one_line(str(error))}")
             continue
         if result is not None:
             return State("done", "", result, record.version(), store)
         failure = record.failure()
         if failure is not None:
-            found = State("failed", " ".join(failure.reason.split()))
+            found = State("failed", one_line(failure.reason))
         elif record.started():
             found = State("started", f"in training, {len(record.metrics())} epochs so far")
     return found

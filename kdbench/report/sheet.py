@@ -5,10 +5,11 @@ A format reads nothing else. It escapes every text itself, and calls ``plain`` f
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+
+from kdbench.catalogue.printable import CONTROL
 
 
 class Mark(StrEnum):
@@ -91,7 +92,4 @@ def spanning(texts: Iterable[str]) -> Line:
 
 def plain(text: str) -> str:
     """The text on one line and without control characters, which could change what stands around it."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
-
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from kdbench.catalogue.printable import printable
 from kdbench.report.analysis import Analysis
 from kdbench.report.assemble import Report
 from kdbench.report.cells import Cell
@@ -64,8 +65,8 @@ def _write(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
 
 
 def _safe(text: str) -> str:
-    """The text behind an apostrophe where a spreadsheet would take it for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    """The text, printable, behind an apostrophe where a spreadsheet would take it for a formula."""
+    return printable(f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text)
 
 
 def json_text(report: Report, tolerance: float, statistics: Analysis | None = None) -> str:

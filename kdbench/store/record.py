@@ -12,21 +12,35 @@ state.pt             while it is in training: everything needed to go on from th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
 from pydantic import ValidationError
-from pydantic_core import from_json
 
-from kdbench.catalogue.hashing import file_hash
-from kdbench.errors import BadRecord, KdbenchError
+from kdbench.errors import BadRecord, KdbenchError, LockedRecord
 from kdbench.store.files import set_aside, write_json, write_text
 from kdbench.store.lock import Lock
+from kdbench.store.reading import (
+    LARGEST_METRICS,
+    MOST_LINES,
+    check_size,
+    differences,
+    locked,
+    mapping,
+    parse,
+    read,
+    read_epoch,
+    read_mapping,
+    some_lines,
+)
 from kdbench.store.result import Accuracy, Failure, Kind, Result
 from kdbench.suite.specs import digest
 
@@ -63,16 +77,16 @@ class Record:
     def result(self) -> Result | None:
         """The result, or None while there is none. Raises BadRecord where the file does not hold one."""
         try:
-            text = _read(f"{self._path}/result.json")
+            text = read(f"{self._path}/result.json")
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise BadRecord(f"{self.folder / 'result.json'}: {error.strerror or error}") from None
+            raise LockedRecord(f"{self.folder / 'result.json'}: cannot be read: {error.strerror or error}") from None
         try:
-            content = _parse(text)
+            content = parse(text)
             seal = content.pop("seal", None) if isinstance(content, dict) else None
             result = Result.model_validate(content)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
             raise BadRecord(f"{self.folder / 'result.json'}: {reason.lower()}") from None
         if seal != digest(content):
@@ -81,27 +95,58 @@ class Record:
             raise BadRecord(f"{self.folder / 'result.json'}: belongs to {result.id}")
         return result
 
-    def check_weights(self) -> None:
-        """Raise BadRecord unless there is a result, for this spec, and the weights are the bytes that were stored with it."""
+    def check(self, *, weights: bool = False) -> Result:
+        """The result, if it is there, for this spec, and the metrics are those that were stored with it.
+
+        ``weights``: and the weights are the bytes that were stored, too. Raises BadRecord where that is not so. Metrics whose
+        hash was not stored yet are taken as they are.
+        """
         result = self.result()
         if result is None:
             raise BadRecord(f"{self.folder}: there is no finished network")
-        if digest(self.spec()) != self.id:
-            raise BadRecord(f"{self.folder / 'spec.json'}: is not what was stored")
-        files = {self.weights_file: result.weights_sha256, self.teacher_head_file: result.teacher_head_sha256}
-        for path, sha256 in files.items():
-            if sha256 is None:
-                continue
-            if not path.is_file():
-                raise BadRecord(f"{path}: " + ("is missing" if self.keeps_weights() else "was not kept"))
-            if file_hash(path) != sha256:
-                raise BadRecord(f"{path}: is not the file that was stored (its SHA-256 has changed)")
+        for problem in chain(self.problems(result), self.weight_problems(result) if weights else ()):
+            raise problem
+        return result
+
+    def problems(self, result: Result) -> Iterator[BadRecord]:
+        """What is wrong with the small files that were stored with a result."""
+        spec = self.folder / "spec.json"
+        try:
+            if digest(mapping(read(str(spec)))) != self.id:
+                yield BadRecord(f"{spec}: is not what was stored")
+        except OSError as error:
+            yield locked(spec, error)
+        except (BadRecord, ValueError):
+            yield BadRecord(f"{spec}: is not what was stored")
+        if result.metrics_sha256 is not None:
+            yield from differences(self.folder / "metrics.jsonl", result.metrics_sha256)
+
+    def weight_problems(self, result: Result) -> Iterator[BadRecord]:
+        """What is wrong with the weights that were stored with a result."""
+        for path, sha256 in (
+            (self.weights_file, result.weights_sha256),
+            (self.teacher_head_file, result.teacher_head_sha256),
+        ):
+            if sha256 is not None and not os.path.lexists(path) and not self.keeps_weights():
+                yield BadRecord(f"{path}: was not kept")
+            elif sha256 is not None:
+                yield from differences(path, sha256)
+
+    def check_weights(self) -> None:
+        """Raise BadRecord unless all that was stored is there as it was."""
+        self.check(weights=True)
+
+    def check_sizes(self) -> None:
+        """Raise BadRecord where a file of weights is not as long as it says itself. One that was removed is none."""
+        for path in (self.weights_file, self.teacher_head_file):
+            if os.path.lexists(path):
+                check_size(path)
 
     def failure(self) -> Failure | None:
         """The failure, or None where there is none that can be read."""
         try:
-            return Failure.model_validate_json(_read(f"{self._path}/failure.json"))
-        except (OSError, ValidationError):
+            return Failure.model_validate(parse(read(f"{self._path}/failure.json")))
+        except (OSError, BadRecord, ValueError):
             return None
 
     def keeps_weights(self) -> bool:
@@ -115,31 +160,38 @@ class Record:
         except BadRecord:
             return False
 
+    def ended(self) -> bool:
+        """Whether there is a file of a result, valid or not."""
+        return os.path.lexists(f"{self._path}/result.json")
+
     def started(self) -> bool:
         """Whether there is a checkpoint to go on from."""
-        return self.state_file.exists()
+        return os.path.exists(self.state_file)
 
     def metrics(self, every: int = 1) -> list[dict[str, Any]]:
         """The epochs so far, or only the first, those that ``every`` divides, and the last; without unreadable lines."""
         try:
-            content = _read(f"{self._path}/metrics.jsonl")
-        except OSError:
+            content = read(f"{self._path}/metrics.jsonl", LARGEST_METRICS)
+        except (OSError, BadRecord):
             return []
-        lines = content.splitlines() if every == 1 else _some_lines(content, every)
+        if content.count(b"\n") > MOST_LINES:
+            return []
+        lines = content.splitlines() if every == 1 else some_lines(content, every)
         try:
-            rows = _parse(b"[%s]" % b",".join(lines))  # all at once: much faster than line by line
-        except (ValueError, RecursionError):
-            rows = [_read_epoch(line) for line in lines]
+            rows = parse(b"[%s]" % b",".join(lines))  # all at once: much faster than line by line
+        except ValueError:
+            rows = [read_epoch(line) for line in lines]
         return [row for row in rows if isinstance(row, dict)]
 
     def about(self) -> dict[str, Any]:
         """Machine, versions and times, or {} where there are none."""
-        return _read_mapping(f"{self._path}/about.json")
+        return read_mapping(f"{self._path}/about.json")
 
     def version(self) -> str:
         """The version of kdbench that made the result, or "" where that is not known."""
         versions = self.about().get("versions")
-        return str(versions.get("kdbench", "")) if isinstance(versions, dict) else ""
+        version = versions.get("kdbench") if isinstance(versions, dict) else None
+        return version if isinstance(version, str) else ""
 
     def work(self) -> tuple[str, float, float]:
         """Kind of device, multiply-accumulates and seconds of the training; ("", 0, 0) where they are not known."""
@@ -147,14 +199,16 @@ class Record:
 
     def spec(self) -> dict[str, Any]:
         """The spec as stored, or {} where there is none."""
-        return _read_mapping(f"{self._path}/spec.json")
+        return read_mapping(f"{self._path}/spec.json")
 
     def begin(self, spec: dict[str, Any]) -> list[str]:
         """Make the folder ready for training: write the spec, clear an old failure, set damaged results aside.
 
-        Returns messages for the user.
+        What a killed process was just writing is removed. Returns messages for the user.
         """
         messages = []
+        for leftover in self.folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
         try:
             self.result()
         except BadRecord as error:
@@ -164,9 +218,11 @@ class Record:
             write_json(self.folder / "spec.json", spec)
         return messages
 
-    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
-        """Replace the epochs so far."""
-        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    def write_metrics(self, rows: list[dict[str, Any]]) -> str:
+        """Replace the epochs so far; returns the SHA-256 of the file."""
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        write_text(self.folder / "metrics.jsonl", text)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def fail(self, failure: Failure) -> None:
         """Store why training stopped. After an error the last checkpoint stays: the next try goes on from it."""
@@ -207,63 +263,12 @@ def work_of(about: dict[str, Any]) -> tuple[str, float, float]:
     """What Record.work gives, from what Record.about gave."""
     device, macs, seconds = about.get("device"), about.get("macs"), about.get("seconds")
     kind = device.get("kind") if isinstance(device, dict) else None
-    if isinstance(kind, str) and isinstance(macs, int | float) and isinstance(seconds, int | float):
-        return kind, float(macs), float(seconds)
-    return "", 0.0, 0.0
+    if not (isinstance(kind, str) and isinstance(macs, int | float) and isinstance(seconds, int | float)):
+        return "", 0.0, 0.0
+    possible = 0 <= macs < 1e30 and (seconds == 0 or 1e-6 < seconds < 1e12)
+    return (kind, float(macs), float(seconds)) if possible else ("", 0.0, 0.0)
 
 
 def timestamp() -> str:
     """Now, in UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _read(path: str) -> bytes:
-    """A file's content. Thousands of small files are read for a report: without a file object, in half the time."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        content = b""
-        while more := os.read(descriptor, 65536):
-            content += more
-        return content
-    finally:
-        os.close(descriptor)
-
-
-def _parse(text: bytes) -> Any:
-    """What JSON says. The fast parser is stricter, so what it refuses goes to the usual one, which says what is wrong."""
-    try:
-        return from_json(text)
-    except ValueError:
-        return json.loads(text)
-
-
-def _read_mapping(path: str) -> dict[str, Any]:
-    try:
-        value = _parse(_read(path))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _some_lines(content: bytes, every: int) -> list[bytes]:
-    """The first line, those whose epoch ``every`` divides, and the last. Epochs follow each other from line to line.
-
-    Most of a file is never made into lines: a report reads thousands of them.
-    """
-    import numpy
-
-    ends = numpy.flatnonzero(numpy.frombuffer(content, numpy.uint8) == ord("\n")).tolist()
-    if not content.endswith(b"\n"):
-        ends.append(len(content))
-    first = (_read_epoch(content[: ends[0]]) or {}).get("epoch")
-    start = -first % every if isinstance(first, int) else 0
-    chosen = [0, *range(start or every, len(ends) - 1, every), len(ends) - 1][: len(ends)]
-    return [content[ends[line - 1] + 1 if line else 0 : ends[line]] for line in chosen]
-
-
-def _read_epoch(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = _parse(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None

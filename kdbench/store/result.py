@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Kind = Literal["run", "teacher", "measurement"]
 Percent = Annotated[float, Field(ge=0.0, le=100.0)]
+Value = Annotated[float, Field(ge=-1e100, le=1e100)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
 
 
 class Accuracy(BaseModel):
@@ -16,7 +18,7 @@ class Accuracy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epoch: int
+    epoch: Count
     top1: Percent
     top5: Percent
 
@@ -29,6 +31,8 @@ class Result(BaseModel):
     what an imported file says of itself, ``before_sha256`` the hash of the weights on which a teacher's stage was made, or
     those of the networks that were measured. ``values`` are what was measured on them, by name; ``undefined`` says why others
     are not there.
+
+    ``metrics_sha256`` is the hash of metrics.jsonl; older records lack it.
 
     ``sm_score`` and ``layer_cka`` say how alike the maps are that the run's terms associate (kdbench.evaluation.similarity),
     on average over those of the last ten epochs that were tested. Where the teacher's new layers learned beside the student,
@@ -47,17 +51,18 @@ class Result(BaseModel):
     measure: Literal["classifier", "neighbours"] = "classifier"
     published_top1: Percent | None = None
     before_sha256: str | None = None
-    values: dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None = None
+    values: dict[str, Value] | None = None
     undefined: dict[str, str] | None = None
-    train_images: int = 0
-    test_images: int = 0
-    changed_labels: int | None = None
+    train_images: Count = 0
+    test_images: Count = 0
+    changed_labels: Count | None = None
     samples_sha256: str | None = None
-    sm_score: float | None = None
-    layer_cka: float | None = None
+    sm_score: Value | None = None
+    layer_cka: Value | None = None
     teacher: Accuracy | None = None
     teacher_head_sha256: str | None = None
     weights_sha256: str
+    metrics_sha256: str | None = None
 
     @model_validator(mode="after")
     def _measured(self) -> Result:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import platform
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from filelock import Timeout
 
 from kdbench.catalogue.sources import Source
-from kdbench.errors import BadInput, BadRecord, KdbenchError
+from kdbench.errors import BadInput, BadRecord, KdbenchError, LockedRecord
 from kdbench.store.files import set_aside, write_bytes
 from kdbench.store.lock import Lock
 from kdbench.store.record import Record, Result
@@ -57,14 +60,40 @@ class Store:
 
     def records(self, kind: str) -> Iterator[Record]:
         """All existing records of a kind (``runs``, ``teachers`` …), by id; not those that were set aside as damaged."""
-        folder = self.root / kind
-        if folder.is_dir():
-            yield from (Record(entry) for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.suffix)
+        yield from (Record(entry.path) for entry in self._entries(kind) if "." not in entry.name)
+
+    def quarantined(self, kind: str) -> Iterator[Path]:
+        """The folders of a kind that were set aside as damaged, by name."""
+        yield from (Path(entry.path) for entry in self._entries(kind) if ".damaged-" in entry.name)
+
+    def _entries(self, kind: str) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(f"{self._path}/{kind}") as entries:
+                return sorted((entry for entry in entries if entry.is_dir()), key=lambda entry: entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise KdbenchError(f"{self.root / kind}: cannot be read: {error.strerror or error}") from None
+
+    def unfinished(self, teacher: TeacherSpec) -> bool:
+        """Whether a teacher was begun, or set aside as damaged, and is not finished (nor diverged).
+
+        One that was never here, or was removed with the copies set aside, is not.
+        """
+        record = self.teacher(teacher.id)
+        if record.done() or ((failure := record.failure()) and failure.kind == "diverged"):
+            return False
+        return record.folder.is_dir() or any(record.folder.parent.glob(f"{record.id}.damaged-*"))
 
     def check_teacher(self, teacher: TeacherSpec) -> None:
         """Raise BadRecord unless the record is whole and, for new layers and parts, what they were made on is there still."""
         record = self.record_of(teacher)
         record.check_weights()
+        self.check_origin(teacher)
+
+    def check_origin(self, teacher: TeacherSpec) -> None:
+        """Raise BadRecord where new layers or a part were made on other weights than are there now."""
+        record = self.record_of(teacher)
         if not teacher.before or not (teacher.head or teacher.part):
             return
         result, below = record.result(), self.record_of(teacher.before).result()
@@ -82,28 +111,59 @@ class Store:
         for teacher in teachers:
             record = self.record_of(teacher)
             try:
-                if (record.folder / "result.json").exists():
+                if record.ended():
                     self.check_teacher(teacher)
+                    self._tidy(record)
             except BadRecord as error:
-                messages |= self._set_aside(teacher, str(error))
+                found = self._set_aside(record, partial(self.check_teacher, teacher), str(error), "teacher")
+                messages |= dict.fromkeys([record.id], found) if found else {}
         return messages
 
-    def _set_aside(self, teacher: TeacherSpec, reason: str) -> dict[str, str]:
-        """Set a teacher aside unless another process is at it, or has made it again since."""
-        record = self.record_of(teacher)
+    def set_aside_damaged(self, records: Iterable[Record]) -> list[str]:
+        """Check finished runs and measurements as far as that is quick: not the content of their weights.
+
+        Those that are not what was stored are set aside, unless in use elsewhere: one message for each. What a killed
+        process left beside a result is removed. Raises KdbenchError where that cannot be done.
+        """
+        messages = []
+        for record in records:
+            try:
+                if record.ended():
+                    _check_quickly(record)
+                    self._tidy(record)
+            except BadRecord as error:
+                kind = record.folder.parent.name.removesuffix("s")
+                messages.append(self._set_aside(record, partial(_check_quickly, record), str(error), kind))
+        return [message for message in messages if message]
+
+    def _tidy(self, record: Record) -> None:
+        if record.started():
+            with contextlib.suppress(Timeout, OSError), record.lock().acquire(timeout=0):
+                record.tidy()
+
+    def _set_aside(self, record: Record, check: Callable[[], object], reason: str, kind: str) -> str:
+        """Set a record aside unless another process is at it, or has made it again since; a message if so."""
         try:
             with contextlib.suppress(Timeout), record.lock().acquire(timeout=0):
                 try:
-                    self.check_teacher(teacher)
+                    check()
+                except LockedRecord as error:
+                    raise KdbenchError(f"{error}. Make it readable, or choose another folder with --results.") from None
                 except BadRecord:
-                    name = set_aside(record.folder).name
-                    return {record.id: f"{reason}; the teacher is set aside ({name}) and made again"}
+                    return f"{reason}; the {kind} is set aside ({set_aside(record.folder).name}) and made again"
         except OSError as error:
             raise KdbenchError(
                 f"{reason}; it cannot be set aside: {error.strerror or error}. Repair that, or choose another folder with "
                 "--results."
             ) from None
-        return {}
+        return ""
+
+    def remove_empty_logs(self) -> None:
+        """Remove the empty logs of workers whose parent process on this machine was killed."""
+        for log in (self.root / "logs").glob(log_name("*", "*")):
+            with contextlib.suppress(OSError, ValueError):
+                if log.stat().st_size == 0 and not _alive(int(log.stem.rpartition("-")[2])):
+                    log.unlink()
 
     def source_folder(self, sha256: str) -> Path:
         """Where the code of a plug-in is kept, by its hash."""
@@ -123,8 +183,11 @@ class Store:
         try:
             for folder in (self.root, self.root / "runs", self.root / "teachers", self.root / "locks"):
                 folder.mkdir(parents=True, exist_ok=True)
-                with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as probe, Lock(Path(probe.name)) as lock:
-                    lacks_locks = lock.stands_in
+                with tempfile.TemporaryFile(dir=folder):  # without a name, nothing is left however the process ends
+                    pass
+            lacks_locks = False
+            with contextlib.suppress(Timeout), Lock(self.root / "locks" / "probe.lock").acquire(timeout=0) as lock:
+                lacks_locks = lock.stands_in
         except OSError as error:
             reason = error.strerror or str(error)
             raise BadInput(
@@ -136,3 +199,23 @@ class Store:
             f"{self.root} cannot be locked: its file system has no file locks. Files {self.root}/locks/*.held stand in for "
             "them; where a machine dies, remove those that it leaves. A folder with locks (--results) needs no such care."
         ]
+
+
+def _check_quickly(record: Record) -> None:
+    record.check()
+    record.check_sizes()
+
+
+def log_name(slot: str, parent: int | str | None = None) -> str:
+    """The name of the log of a worker of this machine; ``parent``: the process that started it, or this one."""
+    return f"worker-{slot.replace(':', '-')}-{platform.node()}-{parent or os.getpid()}.log"
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True

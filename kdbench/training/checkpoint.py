@@ -58,7 +58,7 @@ def load_checkpoint(learner: Learner) -> tuple[dict[str, Any], str]:
     path = learner.record.state_file
     if not path.exists():
         return {}, ""
-    content = path.read_bytes()
+    content = path.read_bytes() if path.is_file() else b""  # a pipe would let one wait for ever
     try:
         if hashlib.sha256(memoryview(content)[_DIGEST:]).digest() != content[:_DIGEST]:
             raise ValueError("its hash is wrong")
@@ -101,7 +101,7 @@ def finish(
     content = as_safetensors((learner.best_weights if learner.keep_best else learner.weights_now()) or {})
     if keep_weights:
         write_atomically(record.weights_file, lambda file: _write(file, content))
-    record.write_metrics(learner.progress.metrics)
+    metrics = record.write_metrics(learner.progress.metrics)
     result = Result(
         id=record.id,
         kind=kind,
@@ -109,6 +109,7 @@ def finish(
         best=learner.best(),
         **{**learner.likeness(), **facts},
         weights_sha256=hashlib.sha256(content).hexdigest(),
+        metrics_sha256=metrics,
     )
     times = {
         "finished": timestamp(),

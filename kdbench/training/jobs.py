@@ -268,9 +268,7 @@ def resumed(build: Callable[[], Learner], shop: Workshop, made_on: str | None) -
 
 
 def begin(record: Record, spec: dict[str, Any], shop: Workshop) -> None:
-    """Prepare a record for training. What a killed process was just writing is removed."""
-    for leftover in record.folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+    """Prepare a record for training."""
     for message in record.begin(spec):
         shop.emit("message", text=message)
 

@@ -134,7 +134,6 @@ def _compare(spec: SimilaritySpec, record: Record, shop: Workshop) -> None:
     if "cka" in undefined and (is_constant(seen) or is_constant(known)):
         undefined["cka"] = "the same embedding for all images"
     sha256 = write_tensors(record.weights_file, correlations)
-    record.write_metrics([])
     result = Result(
         id=record.id,
         kind="measurement",
@@ -143,6 +142,7 @@ def _compare(spec: SimilaritySpec, record: Record, shop: Workshop) -> None:
         before_sha256=shop.store.hashes(spec.needs),
         test_images=len(seen),
         weights_sha256=sha256,
+        metrics_sha256=record.write_metrics([]),
     )
     about = {"finished": timestamp(), "sessions": 1, "macs": measurement_cost(spec), **describe(shop.device)}
     record.finish(result, about)

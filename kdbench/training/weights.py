@@ -126,7 +126,6 @@ def store_weights(
         last = Accuracy(epoch=0, top1=scores.top1, top5=scores.top5)
     record.begin(spec.canonical())
     sha256 = write_tensors(record.weights_file, net.state_dict())
-    record.write_metrics([])
     result = Result(
         id=record.id,
         kind="teacher",
@@ -135,6 +134,7 @@ def store_weights(
         published_top1=published_accuracy(path) if path and last else None,
         test_images=test_images,
         weights_sha256=sha256,
+        metrics_sha256=record.write_metrics([]),
     )
     origin = {"file": path.name} if path else {}
     record.finish(result, {"finished": timestamp(), "seconds": 0.0, "sessions": 1, **origin, **about})

@@ -50,11 +50,14 @@ class Channel:
         self.pulse.start()
 
     def emit(self, event: str, **fields: Any) -> None:
-        """Send one event."""
+        """Send one event. Without a parent to hear it, end at once."""
         line = json.dumps({"event": event, **fields}) + "\n"
-        with self.writing:
-            self.sink.write(line)
-            self.sink.flush()
+        try:
+            with self.writing:
+                self.sink.write(line)
+                self.sink.flush()
+        except BrokenPipeError:
+            os._exit(0)
 
     def note(self, text: str) -> None:
         """Send a line for the user."""

@@ -84,7 +84,7 @@ def test_damaged_results(record, content):
 
 def test_a_folder_in_the_place_of_a_result(record):
     (record.folder / "result.json").mkdir(parents=True)
-    with pytest.raises(BadRecord, match="Is a directory"):
+    with pytest.raises(BadRecord, match="is a folder"):
         record.result()
     assert "set aside" in record.begin({})[0]
 

@@ -1,0 +1,130 @@
+"""How files of the results directory are read: whatever stands there, nothing but an error comes of it, and soon."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import from_json
+
+from kdbench.catalogue.hashing import file_hash
+from kdbench.errors import BadRecord, LockedRecord
+
+
+LARGEST, LARGEST_METRICS, MOST_LINES = 4 * 2**20, 32 * 2**20, 10**6
+"""Bytes of a file, and lines of metrics, that are read: far more than kdbench writes, and little enough for memory."""
+
+
+_LARGE = 2**30
+"""Bytes that are more than the metrics of any training, and take a second to hash."""
+
+
+def read(path: str, largest: int = LARGEST) -> bytes:
+    """A file's content. Thousands of small files are read for a report: without a file object, in half the time.
+
+    Raises BadRecord for what is no file, and for one that is larger than any that kdbench writes.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)  # a pipe would let one wait for ever
+    try:
+        found = os.fstat(descriptor)
+        _refuse_special(path, found)
+        if found.st_size > largest:
+            raise BadRecord(f"{path}: is far larger than what was stored")
+        content = b""
+        while more := os.read(descriptor, max(65536, found.st_size)):
+            content += more
+        return content
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_special(path: Path | str, found: os.stat_result) -> None:
+    """Raise BadRecord for a folder, pipe or device."""
+    if not stat.S_ISREG(found.st_mode):
+        raise BadRecord(f"{path}: is " + ("a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"))
+
+
+def check_size(path: Path) -> None:
+    """Raise BadRecord unless a file is safetensors and as long as its header says: quick, whatever its size."""
+    try:
+        _refuse_special(path, path.stat())
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = mapping(file.read(min(length, LARGEST)))
+        ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+    except OSError as error:
+        raise locked(path, error) from None
+    except (ValueError, TypeError, LookupError):
+        raise BadRecord(f"{path}: is not the file that was stored (its header cannot be read)") from None
+    if path.stat().st_size != 8 + length + max(ends, default=0):
+        raise BadRecord(f"{path}: is not the file that was stored (its length has changed)")
+
+
+def differences(path: Path, sha256: str) -> Iterator[BadRecord]:
+    """What is wrong with a file that was stored with this hash."""
+    try:
+        _refuse_special(path, path.stat())
+        if path.stat().st_size > _LARGE:  # what is not even as long as it was need not be read
+            if path.suffix != ".safetensors":
+                raise BadRecord(f"{path}: is far larger than what was stored")
+            check_size(path)
+        if file_hash(path) != sha256:
+            yield BadRecord(f"{path}: is not the file that was stored (its SHA-256 has changed)")
+    except FileNotFoundError:
+        yield BadRecord(f"{path}: is missing")
+    except OSError as error:
+        yield locked(path, error)
+    except BadRecord as error:
+        yield error
+
+
+def locked(path: Path, error: OSError) -> LockedRecord:
+    """What is raised for a file that the system does not let be read."""
+    return LockedRecord(f"{path}: cannot be read: {error.strerror or error}")
+
+
+def parse(text: bytes) -> Any:
+    """What JSON says. Raises ValueError, for NaN and Infinity too; numbers can be infinite even so (1e400)."""
+    return from_json(text, allow_inf_nan=False)
+
+
+def read_mapping(path: str) -> dict[str, Any]:
+    """A JSON object from a file, or {} where there is none."""
+    try:
+        return mapping(read(path))
+    except (OSError, BadRecord, ValueError):
+        return {}
+
+
+def mapping(text: bytes) -> dict[str, Any]:
+    """The JSON object that a text holds, or {} for other values. Raises ValueError."""
+    value = parse(text)
+    return value if isinstance(value, dict) else {}
+
+
+def some_lines(content: bytes, every: int) -> list[bytes]:
+    """The first line, those whose epoch ``every`` divides, and the last. Epochs follow each other from line to line.
+
+    Most of a file is never made into lines: a report reads thousands of them.
+    """
+    import numpy
+
+    ends = numpy.flatnonzero(numpy.frombuffer(content, numpy.uint8) == ord("\n")).tolist()
+    if not content.endswith(b"\n"):
+        ends.append(len(content))
+    first = (read_epoch(content[: ends[0]]) or {}).get("epoch")
+    start = -first % every if isinstance(first, int) else 0
+    chosen = [0, *range(start or every, len(ends) - 1, every), len(ends) - 1][: len(ends)]
+    return [content[ends[line - 1] + 1 if line else 0 : ends[line]] for line in chosen]
+
+
+def read_epoch(line: bytes) -> dict[str, Any] | None:
+    """One line of metrics; None where it cannot be read."""
+    try:
+        value = parse(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,170 @@
+"""A results folder compared with what was stored: every file of every record, and what was left beside them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
+
+from kdbench.errors import BadRecord, KdbenchError, LockedRecord
+from kdbench.store.reading import mapping, read
+from kdbench.store.record import Record, Result
+from kdbench.store.store import Store
+from kdbench.suite.measurements import measurement_from
+from kdbench.suite.methods import formula
+from kdbench.suite.specs import RunSpec, TeacherSpec
+
+
+KINDS = ("teachers", "runs", "measurements")
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file that is not what was stored, of which record, and what to do about it."""
+
+    kind: str
+    id: str
+    label: str
+    problem: str
+    next_step: str
+
+
+@dataclass
+class Verification:
+    """How many finished records were compared, what is damaged, and what else was found."""
+
+    checked: int = 0
+    damaged: list[Damage] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def verify(store: Store, wanted: Mapping[str, Collection[str]] | None = None) -> Verification:
+    """Compare all records with what was stored, or the ``wanted`` ones: ids by kind. All weights are read."""
+    found, uncovered = Verification(), 0
+    for kind in KINDS:
+        for record in store.records(kind):
+            if wanted is not None and record.id not in wanted[kind]:
+                continue
+            found.checked += record.ended()
+            label = label_of(record, kind)
+            for error in _problems(store, record, kind):
+                found.damaged.append(Damage(kind[:-1], record.id, label, str(error), _next_step(record, kind, error)))
+            result = _valid(record)
+            uncovered += result is not None and result.metrics_sha256 is None
+            found.notes += _leftovers(record)
+        for folder in store.quarantined(kind):
+            if wanted is None or folder.name.partition(".")[0] in wanted[kind]:
+                found.notes.append(f"{folder}: was set aside as damaged. Remove it when it is of no interest any more")
+    if uncovered:
+        found.notes.append(
+            f"metrics.jsonl of {uncovered} records is not covered: they were made before its hash was kept"
+        )
+    return found
+
+
+def label_of(record: Record, kind: str) -> str:
+    """One line for what a record says that it is."""
+    spec = record.spec()
+    try:
+        if kind == "teachers":
+            return TeacherSpec.model_validate(spec).label
+        if kind == "measurements":
+            return measurement_from(spec).label
+        run = RunSpec.model_validate(spec)
+    except ValidationError:
+        return "(spec.json cannot be read)"
+    teacher = f"{run.teacher.network} → " if run.teacher else ""
+    return f"{teacher}{run.student}, {formula(run.terms)}, trial {run.trial}"
+
+
+def _problems(store: Store, record: Record, kind: str) -> Iterator[KdbenchError]:
+    """What is wrong with a record."""
+    try:
+        result = record.result()
+    except BadRecord as error:
+        yield error
+        return
+    if result is None:
+        return
+    small = [*record.problems(result)]
+    yield from small
+    if record.keeps_weights():
+        yield from record.weight_problems(result)
+    if not small:
+        yield from _origin_problems(store, record, kind, result)
+    for name in ("about.json",) if result.metrics_sha256 else ("about.json", "metrics.jsonl"):
+        path = record.folder / name
+        try:
+            content = read(str(path))
+            if name == "about.json":
+                mapping(content)
+            elif result.last and result.last.epoch and not record.metrics():
+                yield BadRecord(f"{path}: cannot be read, and the result is one of {result.last.epoch} epochs")
+        except OSError as error:
+            yield LockedRecord(f"{path}: cannot be read: {error.strerror or error}")
+        except ValueError as error:
+            yield BadRecord(f"{path}: is not what was stored ({error})")
+        except BadRecord as error:
+            yield error
+
+
+def _origin_problems(store: Store, record: Record, kind: str, result: Result) -> Iterator[KdbenchError]:
+    """Whether a record was made on other weights than are there now."""
+    try:
+        if kind == "teachers":
+            store.check_origin(TeacherSpec.model_validate(record.spec()))
+        elif kind == "measurements":
+            needs = measurement_from(record.spec()).needs
+            try:
+                now = store.hashes(needs)
+            except BadRecord:
+                return  # that network's own line says so
+            if now not in (None, result.before_sha256):
+                yield BadRecord(f"{record.folder}: was measured on other weights than are there now")
+    except KdbenchError as error:
+        yield error
+    except ValidationError:
+        yield BadRecord(f"{record.folder / 'spec.json'}: says nothing that this version of kdbench understands")
+
+
+def _next_step(record: Record, kind: str, error: KdbenchError) -> str:
+    if isinstance(error, LockedRecord):
+        return "Make it readable."
+    if f"{record.folder / 'about.json'}: " in str(error):
+        return "It tells of machine and time alone: the numbers stand."
+    if kind == "teachers":
+        return "The next kdbench run that uses it sets it aside and makes it again."
+    return f"Remove {record.folder}, and the next kdbench run of its suite makes it again."
+
+
+_KNOWN = {
+    "spec.json", "metrics.jsonl", "weights.safetensors", "about.json", "teacher_head.safetensors",
+    "result.json", "failure.json", "state.pt",
+}  # fmt: skip
+
+
+def _leftovers(record: Record) -> Iterator[str]:
+    """What should not be in a record's folder, and harms nobody."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(record.folder))
+    except OSError:
+        return
+    for name in names:
+        path = record.folder / name
+        if name == "state.pt" and record.ended():
+            yield f"{path}: is of no use beside a result; the next kdbench run removes it"
+        elif name.endswith(".tmp"):
+            yield f"{path}: was left by a process that was killed"
+        elif ".damaged-" in name:
+            yield f"{path}: was set aside as damaged. Remove it when it is of no interest any more"
+        elif name not in _KNOWN:
+            yield f"{path}: is no file of kdbench's"
+
+
+def _valid(record: Record) -> Result | None:
+    try:
+        return record.result()
+    except BadRecord:
+        return None
