@@ -6,20 +6,38 @@ import importlib
 from typing import Any
 
 from kdbench.catalogue import terms
-from kdbench.catalogue.hyperparameters import check_hyperparameters
+from kdbench.catalogue.hyperparameters import (
+    NonNegative,
+    NonNegativeInt,
+    PositiveInt,
+    PositiveNumber,
+    Share,
+    check_hyperparameters,
+)
 from kdbench.errors import BadInput
 from kdbench.methods.part import Part
 from kdbench.methods.term import Setting, Term
 
 
-__all__ = ["Part", "Setting", "Term", "build_part", "build_term"]
+__all__ = [
+    "NonNegative",
+    "NonNegativeInt",
+    "Part",
+    "PositiveInt",
+    "PositiveNumber",
+    "Setting",
+    "Share",
+    "Term",
+    "build_part",
+    "build_term",
+]
 
 
 def build_term(name: str, setting: Setting, **hyper: Any) -> Term:
     """Build a loss term.
 
     name is a bundled term ("kd"), one that an installed package announces (entry points of the group "kdbench.terms"),
-    or "package.module:Class". Raises BadInput for unknown names and hyper-parameters and for values of a wrong type.
+    or "package.module:Class". Raises BadInput for unknown names and hyper-parameters and for values out of their range.
     """
     info = terms.term(name)
     problems = [message for _, message in check_hyperparameters(info, hyper)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdbench.catalogue.hyperparameters import NonNegativeInt
 from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32, pool_like
@@ -40,7 +41,7 @@ class FitNet(Term):
     requires = ("layer_exists", "equal_maps_without_regressor")
     version = 1
 
-    def __init__(self, setting: Setting, *, layer: int = 2, regressor: bool = True) -> None:
+    def __init__(self, setting: Setting, *, layer: NonNegativeInt = 2, regressor: bool = True) -> None:
         super().__init__(setting)
         last = min(len(setting.student.features), len(setting.teacher.features)) - 1
         if not 0 <= layer <= last:

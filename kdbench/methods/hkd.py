@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kdbench.catalogue.hyperparameters import NonNegative
 from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32, unit_rows
@@ -47,7 +48,7 @@ class HKD(Term):
     auxiliary = "pkt"
     version = 1
 
-    def __init__(self, setting: Setting, *, first: float = 100.0) -> None:
+    def __init__(self, setting: Setting, *, first: NonNegative = 100.0) -> None:
         super().__init__(setting)
         ours, theirs = len(setting.student.stages), len(setting.teacher.stages)
         if ours != theirs:

