@@ -1,17 +1,45 @@
-"""Whether values fit the hyper-parameters of a term, told from the annotations in its source."""
+"""What the hyper-parameters of a term may be, told from the annotations in its source."""
 
 from __future__ import annotations
 
 import ast
 import math
-from typing import Any
+import sys
+from typing import Annotated, Any, NamedTuple, get_args
 
 from kdbench.catalogue.names import nearest
 from kdbench.catalogue.terms import TermInfo
 
 
+class Range(NamedTuple):
+    """The numbers that a hyper-parameter may be, and the same in words. More than a million only overflows."""
+
+    words: str
+    low: float
+    high: float
+    whole: bool = False
+
+
+PositiveNumber = Annotated[float, Range("a number above 0, up to 1,000,000", math.ulp(0.0), 1e6)]
+NonNegative = Annotated[float, Range("a number from 0 to 1,000,000", 0.0, 1e6)]
+Share = Annotated[float, Range("a number from 0 to 1", 0.0, 1.0)]
+PositiveInt = Annotated[int, Range("a whole number from 1 to 1,000,000", 1, 1e6, whole=True)]
+NonNegativeInt = Annotated[int, Range("a whole number from 0 to 1,000,000", 0, 1e6, whole=True)]
+
+RANGES: dict[str, Range] = {
+    "PositiveNumber": get_args(PositiveNumber)[1],
+    "NonNegative": get_args(NonNegative)[1],
+    "Share": get_args(Share)[1],
+    "PositiveInt": get_args(PositiveInt)[1],
+    "NonNegativeInt": get_args(NonNegativeInt)[1],
+    "int": Range("a whole number", -math.inf, math.inf, whole=True),
+    "float": Range("a number", -sys.float_info.max, sys.float_info.max),
+}
+"""The ranges by the names that annotations call them by."""
+
+
 def check_hyperparameters(info: TermInfo, values: dict[str, Any]) -> list[tuple[str, str]]:
-    """Compare given hyper-parameters with a term's; return (key, message) for each unknown name or wrong type."""
+    """Compare given hyper-parameters with a term's; return (key, message) for each unknown name or wrong value."""
     problems = []
     for key, value in values.items():
         known = info.hyperparameters.get(key)
@@ -33,11 +61,11 @@ def _mismatch(annotation: ast.expr, value: object) -> str:
     match annotation:
         case ast.Name("bool"):
             return "" if isinstance(value, bool) else "true or false"
-        case ast.Name("int"):
-            return "" if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
-        case ast.Name("float"):
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            return "" if number else "a number"
+        case ast.Name(name) if name in RANGES:
+            words, low, high, whole = RANGES[name]
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+                return words
+            return "" if low <= value <= high else words
         case ast.Name("str"):
             return "" if isinstance(value, str) else "text"
         case ast.Constant(None):

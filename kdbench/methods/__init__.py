@@ -6,7 +6,14 @@ from importlib import import_module
 from typing import Any
 
 from kdbench.catalogue import terms
-from kdbench.catalogue.hyperparameters import check_hyperparameters
+from kdbench.catalogue.hyperparameters import (
+    NonNegative,
+    NonNegativeInt,
+    PositiveInt,
+    PositiveNumber,
+    Share,
+    check_hyperparameters,
+)
 from kdbench.catalogue.plugins import import_plugin
 from kdbench.catalogue.terms import TermInfo
 from kdbench.errors import BadInput
@@ -14,14 +21,25 @@ from kdbench.methods.part import Part
 from kdbench.methods.term import Setting, Term
 
 
-__all__ = ["Part", "Setting", "Term", "build_part", "build_term"]
+__all__ = [
+    "NonNegative",
+    "NonNegativeInt",
+    "Part",
+    "PositiveInt",
+    "PositiveNumber",
+    "Setting",
+    "Share",
+    "Term",
+    "build_part",
+    "build_term",
+]
 
 
 def build_term(name: str, setting: Setting, source_sha256: str | None = None, /, **hyper: Any) -> Term:
     """Build a loss term.
 
     name is a bundled term ("kd"), one that an installed package announces (entry points of the group "kdbench.terms"),
-    or "package.module:Class". Raises BadInput for unknown names and hyper-parameters, for values of a wrong type, and where
+    or "package.module:Class". Raises BadInput for unknown names and hyper-parameters, for values out of their range, and where
     the term's code is not that of ``source_sha256``.
     """
     info = terms.term(name, source_sha256)

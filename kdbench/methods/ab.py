@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdbench.catalogue.hyperparameters import NonNegative, PositiveInt
 from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
 from kdbench.methods.fitnet import build_regressor
@@ -45,7 +46,7 @@ class AB(Term):
     initial = True
     version = 1
 
-    def __init__(self, setting: Setting, *, initial_epochs: int = 30, margin: float = 1.0) -> None:
+    def __init__(self, setting: Setting, *, initial_epochs: PositiveInt = 30, margin: NonNegative = 1.0) -> None:
         super().__init__(setting)
         self.set_initial_epochs(initial_epochs)
         ours, theirs = setting.student.stages, setting.teacher.stages

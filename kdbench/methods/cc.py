@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from kdbench.catalogue.hyperparameters import PositiveInt
 from kdbench.data.batch import Batch
-from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32
 from kdbench.methods.term import Setting, Term
 from kdbench.models.outputs import Outputs
@@ -30,10 +30,8 @@ class CorrelationCongruence(Term):
     reads = "embedding"
     version = 1
 
-    def __init__(self, setting: Setting, *, width: int = 128) -> None:
+    def __init__(self, setting: Setting, *, width: PositiveInt = 128) -> None:
         super().__init__(setting)
-        if width < 1:
-            raise BadInput(f"cc: width must be 1 or more, not {width}")
         self.embed_student = nn.Linear(setting.student.embedding, width)
         self.embed_teacher = nn.Linear(setting.teacher.embedding, width)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdbench.catalogue.hyperparameters import PositiveNumber
 from kdbench.data.batch import Batch
-from kdbench.errors import BadInput
 from kdbench.methods.functional import check_equal_embeddings, in_float32
 from kdbench.methods.nce import nce_loss
 from kdbench.methods.term import Setting, Term
@@ -36,11 +36,9 @@ class CCL(Term):
     requires = ("equal_embeddings",)
     version = 1
 
-    def __init__(self, setting: Setting, *, temperature: float = 0.1) -> None:
+    def __init__(self, setting: Setting, *, temperature: PositiveNumber = 0.1) -> None:
         super().__init__(setting)
         check_equal_embeddings("ccl", setting)
-        if temperature <= 0:
-            raise BadInput(f"ccl: temperature must be positive, not {temperature}")
         self.temperature = temperature
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from kdbench.catalogue.hyperparameters import PositiveInt, PositiveNumber, Share
 from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32, unit_rows
@@ -55,20 +56,15 @@ class CRD(Term):
         self,
         setting: Setting,
         *,
-        negatives: int = 16384,
-        momentum: float = 0.5,
-        temperature: float = 0.07,
-        width: int = 128,
+        negatives: PositiveInt = 16384,
+        momentum: Share = 0.5,
+        temperature: PositiveNumber = 0.07,
+        width: PositiveInt = 128,
         mode: Literal["exact", "relax"] = "exact",
     ) -> None:
         super().__init__(setting)
         if setting.labels is None:
             raise BadInput("crd: draws its negatives by the labels of the training set, and Setting.labels has none")
-        if negatives < 1 or width < 1 or temperature <= 0 or not 0 <= momentum < 1:
-            given = f"{negatives}, {width}, {temperature} and {momentum}"
-            raise BadInput(
-                f"crd: negatives and width must be 1 or more, temperature positive, momentum in [0, 1), not {given}"
-            )
         self.negatives = Negatives(setting.labels, negatives)
         self.momentum = momentum
         self.temperature = temperature

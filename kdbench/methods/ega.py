@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kdbench.catalogue.hyperparameters import NonNegative
 from kdbench.data.batch import Batch
-from kdbench.errors import BadInput
 from kdbench.methods.functional import check_equal_embeddings, in_float32, unit_rows
 from kdbench.methods.term import Setting, Term
 from kdbench.models.outputs import Outputs
@@ -31,14 +31,12 @@ class EGA(Term):
 
     paper = "Ma, Chen, Akata. Distilling Knowledge from Self-Supervised Teacher by Embedding Graph Alignment. BMVC 2022"
     reads = "embedding"
-    requires = ("equal_embeddings",)
+    requires = ("equal_embeddings", "something_to_learn")
     version = 1
 
-    def __init__(self, setting: Setting, *, node: float = 1.0, edge: float = 0.3) -> None:
+    def __init__(self, setting: Setting, *, node: NonNegative = 1.0, edge: NonNegative = 0.3) -> None:
         super().__init__(setting)
         check_equal_embeddings("ega", setting)
-        if node < 0 or edge < 0 or node == edge == 0:
-            raise BadInput(f"ega: node and edge must not be negative, nor both 0, not {node} and {edge}")
         self.node = node
         self.edge = edge
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdbench.catalogue.hyperparameters import NonNegativeInt
 from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32, pool_like
@@ -40,7 +41,7 @@ class FitNet(Term):
     requires = ("layer_exists", "equal_maps_without_regressor")
     version = 1
 
-    def __init__(self, setting: Setting, *, layer: int = 2, regressor: bool = True) -> None:
+    def __init__(self, setting: Setting, *, layer: NonNegativeInt = 2, regressor: bool = True) -> None:
         super().__init__(setting)
         last = min(len(setting.student.features), len(setting.teacher.features)) - 1
         if not 0 <= layer <= last:
@@ -72,15 +73,15 @@ def fitnet_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def build_regressor(source: Shape, target: Shape) -> nn.Sequential:
-    """Convolution, batch norm and ReLU from a [C_s, h_s, w_s] map to C_t channels and, where possible, the side h_t."""
-    (c_s, h_s, _), (c_t, h_t, _) = source, target
+    """Convolution, batch norm and ReLU from a [C_s, h_s, w_s] map to C_t channels and, where possible, h_t × w_t."""
+    (c_s, h_s, w_s), (c_t, h_t, w_t) = source, target
     convolution: nn.Module
     if h_s == 2 * h_t:
         convolution = nn.Conv2d(c_s, c_t, kernel_size=3, stride=2, padding=1)
     elif 2 * h_s == h_t:
         convolution = nn.ConvTranspose2d(c_s, c_t, kernel_size=4, stride=2, padding=1)
-    elif h_s >= h_t:
-        convolution = nn.Conv2d(c_s, c_t, kernel_size=1 + h_s - h_t)
+    elif h_s >= h_t and w_s >= w_t:
+        convolution = nn.Conv2d(c_s, c_t, kernel_size=(1 + h_s - h_t, 1 + w_s - w_t))
     else:
         convolution = nn.Conv2d(c_s, c_t, kernel_size=3, padding=1)
     return nn.Sequential(convolution, nn.BatchNorm2d(c_t), nn.ReLU())

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdbench.catalogue.hyperparameters import PositiveInt
 from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32, pool_to_smaller
@@ -39,7 +40,7 @@ class FSP(Term):
     initial = True
     version = 1
 
-    def __init__(self, setting: Setting, *, initial_epochs: int = 30) -> None:
+    def __init__(self, setting: Setting, *, initial_epochs: PositiveInt = 30) -> None:
         super().__init__(setting)
         self.set_initial_epochs(initial_epochs)
         ours, theirs = ([shape[0] for shape in net.features] for net in (setting.student, setting.teacher))

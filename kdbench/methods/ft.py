@@ -8,6 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdbench.catalogue.hyperparameters import Share
 from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
 from kdbench.methods.at import attention
@@ -38,11 +39,11 @@ class FT(Term):
 
     paper = "Kim, Park, Kwak. Paraphrasing Complex Network: Network Compression via Factor Transfer. NeurIPS 2018"
     reads = "the last stage's feature map"
-    requires = ("feature_maps",)
+    requires = ("factor_has_a_channel",)
     part = ("share",)
     version = 1
 
-    def __init__(self, setting: Setting, *, share: float = 0.5) -> None:
+    def __init__(self, setting: Setting, *, share: Share = 0.5) -> None:
         super().__init__(setting)
         self.paraphrase = self.trained_part(Paraphraser).encode
         source = setting.student.stages[-1][0]

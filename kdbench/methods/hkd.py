@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
+from kdbench.catalogue.hyperparameters import NonNegative
 from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32, unit_rows
@@ -47,17 +50,20 @@ class HKD(Term):
     auxiliary = "pkt"
     version = 1
 
-    def __init__(self, setting: Setting, *, first: float = 100.0) -> None:
+    def __init__(
+        self, setting: Setting, *, first: NonNegative = 100.0, diagonal: Literal["exact", "rounded"] = "exact"
+    ) -> None:
         super().__init__(setting)
         ours, theirs = len(setting.student.stages), len(setting.teacher.stages)
         if ours != theirs:
             raise BadInput(f"hkd pairs the stages one by one, and the student has {ours}, the teacher {theirs}")
         self.first = first
+        self.loss = hkd_loss if diagonal == "exact" else rounded_hkd_loss
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the weighted sum over the stages."""
         pairs = zip(student.stages, teacher.stages, strict=True)
-        losses = [hkd_loss(ours.flatten(1), theirs.flatten(1)) for ours, theirs in pairs]
+        losses = [self.loss(ours.flatten(1), theirs.flatten(1)) for ours, theirs in pairs]
         return torch.stack([losses[0] * self.first, *losses[1:]]).sum()
 
     def associations(self, student: Outputs, teacher: Outputs) -> list[Association]:
@@ -73,6 +79,13 @@ def hkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     )
 
 
+@in_float32
+def rounded_hkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """The same with the reference's operations in their order, which decides on what rounding leaves of them."""
+    distances = rounded_distance_kernel(student), rounded_distance_kernel(teacher)
+    return divergence(cosine_kernel(student), cosine_kernel(teacher)) + divergence(*distances)
+
+
 def cosine_kernel(rows: Tensor) -> Tensor:
     """(1 + cosine) / 2 of all pairs of rows [B, D], each row of the result scaled to sum to 1."""
     unit = unit_rows(rows, epsilon=1e-6)
@@ -86,8 +99,18 @@ def distance_kernel(rows: Tensor) -> Tensor:
     squared_distance = (squares[:, None] + squares - 2 * rows @ rows.T).clamp(min=0)
     # A row is at distance 0 from itself. What rounding leaves of that would come back 500 times as large as a gradient.
     itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
-    distance = (squared_distance.masked_fill(itself, 0.0) + 1e-6).sqrt()
-    kernel = 1 / (1 + distance)
+    return student_t(squared_distance.masked_fill(itself, 0.0))
+
+
+def rounded_distance_kernel(rows: Tensor) -> Tensor:
+    """The same, but a row is as far from itself as rounding has it; float32 gradients depend on each operation here."""
+    squares, squares_again = rows.square().sum(1), rows.square().sum(1)
+    return student_t((squares[:, None] + squares_again - 2 * (rows @ rows.T)).clamp(min=0))
+
+
+def student_t(squared_distance: Tensor) -> Tensor:
+    """1 / (1 + distance), each row scaled to sum to 1."""
+    kernel = 1 / (1 + (squared_distance + 1e-6).sqrt())
     return kernel / kernel.sum(1, keepdim=True)
 
 

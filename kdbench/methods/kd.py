@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdbench.catalogue.hyperparameters import PositiveNumber
 from kdbench.data.batch import Batch
-from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32
 from kdbench.methods.term import Setting, Term
 from kdbench.models.outputs import Outputs
@@ -30,10 +30,8 @@ class KD(Term):
     reads = "logits"
     version = 1
 
-    def __init__(self, setting: Setting, *, temperature: float = 4.0) -> None:
+    def __init__(self, setting: Setting, *, temperature: PositiveNumber = 4.0) -> None:
         super().__init__(setting)
-        if temperature <= 0:
-            raise BadInput(f"kd: temperature must be positive, not {temperature}")
         self.temperature = temperature
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:

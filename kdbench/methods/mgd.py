@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdbench.catalogue.hyperparameters import PositiveInt
 from kdbench.data.batch import Batch, Batches
 from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32
@@ -62,7 +63,7 @@ class MGD(Term):
         setting: Setting,
         *,
         maximum: Literal["absolute", "signed"] = "signed",
-        update_interval: int = 2,
+        update_interval: PositiveInt = 2,
         normalise: bool = False,
     ) -> None:
         super().__init__(setting)
@@ -70,8 +71,6 @@ class MGD(Term):
         self.levels = matched_levels(ours, theirs)
         if not self.levels:
             raise BadInput("mgd: no stage of the student has the size of one of the teacher's and no more channels")
-        if update_interval < 1:
-            raise BadInput(f"mgd: update_interval must be 1 or more, not {update_interval}")
         self.absolute = maximum == "absolute"
         self.update_interval = update_interval
         self.normalise = normalise

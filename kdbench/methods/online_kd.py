@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdbench.catalogue.hyperparameters import PositiveInt, PositiveNumber
 from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
 from kdbench.methods.ce import cross_entropy
@@ -45,12 +46,10 @@ class OnlineKD(Term):
     needs_teacher = False
     version = 1
 
-    def __init__(self, setting: Setting, *, temperature: float = 3.0, ramp_epochs: int = 80) -> None:
+    def __init__(self, setting: Setting, *, temperature: PositiveNumber = 3.0, ramp_epochs: PositiveInt = 80) -> None:
         super().__init__(setting)
         if setting.branch is None:
             raise BadInput("online-kd trains further last stages of the student, and Setting.branch makes none")
-        if ramp_epochs < 1:
-            raise BadInput(f"online-kd: ramp_epochs must be 1 or more, not {ramp_epochs}")
         self.temperature = temperature
         self.ramp_epochs = ramp_epochs
         self.branches = nn.ModuleList(setting.branch() for _ in range(BRANCHES - 1))

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdbench.catalogue.hyperparameters import NonNegative
 from kdbench.data.batch import Batch
 from kdbench.methods.functional import in_float32
 from kdbench.methods.term import Setting, Term
@@ -39,9 +40,12 @@ class RKD(Term):
 
     paper = "Park, Kim, Lu, Cho. Relational Knowledge Distillation. CVPR 2019"
     reads = "embedding"
+    requires = ("something_to_learn",)
     version = 1
 
-    def __init__(self, setting: Setting, *, distance_weight: float = 25.0, angle_weight: float = 50.0) -> None:
+    def __init__(
+        self, setting: Setting, *, distance_weight: NonNegative = 25.0, angle_weight: NonNegative = 50.0
+    ) -> None:
         super().__init__(setting)
         self.distance_weight = distance_weight
         self.angle_weight = angle_weight

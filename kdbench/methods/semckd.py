@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from kdbench.catalogue.hyperparameters import PositiveInt, PositiveNumber
 from kdbench.data.batch import Batch, Batches
 from kdbench.errors import BadInput
 from kdbench.methods.crosslayer import Attention, EqualAllocation, Projections, SharedAllocation, Values
@@ -68,17 +69,15 @@ class SemCKD(Term):
         self,
         setting: Setting,
         *,
-        temperature: float = 1.0,
+        temperature: PositiveNumber = 1.0,
         preactivation: bool = False,
         variant: Literal[
             "full", "equal-allocation", "no-projection", "no-mlp", "no-similarity", "shared-allocation"
         ] = "full",
-        student_layer: int | None = None,
-        teacher_layer: int | None = None,
+        student_layer: PositiveInt | None = None,
+        teacher_layer: PositiveInt | None = None,
     ) -> None:
         super().__init__(setting)
-        if temperature <= 0:
-            raise BadInput(f"semckd: temperature must be positive, not {temperature}")
         if (student_layer is None) != (teacher_layer is None):
             raise BadInput("semckd: student_layer and teacher_layer fix one pair of stages: set both or neither")
         if setting.batch_size < 4:

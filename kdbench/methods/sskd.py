@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdbench.catalogue.hyperparameters import NonNegative, PositiveNumber, Share
 from kdbench.data.batch import Batch
 from kdbench.data.copies import COPIES
 from kdbench.errors import BadInput
@@ -47,6 +48,7 @@ class SSKD(Term):
 
     paper = "Xu, Liu, Li, Loy. Knowledge Distillation Meets Self-Supervision. ECCV 2020"
     reads = "logits and embedding of images and of their transformed copies"
+    requires = ("transforms_of_the_pretext", "something_to_learn")
     part = ("pretext", "transforms")
     copies = 3
     version = 1
@@ -57,18 +59,14 @@ class SSKD(Term):
         *,
         pretext: Literal["contrastive", "exemplar", "jigsaw", "rotation"] = "contrastive",
         transforms: Literal["rotations", "four"] = "rotations",
-        transformed_weight: float = 2.7,
-        pretext_weight: float = 10.0,
-        temperature: float = 4.0,
-        pretext_temperature: float = 0.5,
-        kept_transformed: float = 1.0,
-        kept_pretext: float = 0.75,
+        transformed_weight: NonNegative = 2.7,
+        pretext_weight: NonNegative = 10.0,
+        temperature: PositiveNumber = 4.0,
+        pretext_temperature: PositiveNumber = 0.5,
+        kept_transformed: Share = 1.0,
+        kept_pretext: Share = 0.75,
     ) -> None:
         super().__init__(setting)
-        if temperature <= 0 or pretext_temperature <= 0:
-            raise BadInput(f"sskd: temperatures must be positive, not {temperature} and {pretext_temperature}")
-        if not (0 <= kept_transformed <= 1 and 0 <= kept_pretext <= 1):
-            raise BadInput(f"sskd: shares must lie between 0 and 1, not {kept_transformed} and {kept_pretext}")
         trained = self.trained_part(SelfSupervised)
         if pretext == "exemplar" and trained.width != setting.train_size:
             raise BadInput(

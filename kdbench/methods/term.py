@@ -43,7 +43,8 @@ class Term(nn.Module):
 
     Training may stop after any step and go on in another process: what changes on the way is a parameter or a buffer.
     Hyper-parameters are the keyword-only arguments of ``__init__``, annotated, with defaults: a suite file may set
-    exactly these. The class constants below are read from the source without importing it, so they are literals.
+    exactly these, within the range that the annotation names (``PositiveNumber``, ``Share``, …, kdbench.methods). The class
+    constants below are read from the source without importing it, so they are literals.
     """
 
     paper: ClassVar[str] = ""

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdbench.catalogue.hyperparameters import PositiveNumber
 from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32, paired_stages, pool_to_smaller
@@ -33,17 +34,18 @@ class VID(Term):
 
     paper = "Ahn, Hu, Damianou, Lawrence, Dai. Variational Information Distillation for Knowledge Transfer. CVPR 2019"
     reads = "all stages' feature maps"
-    requires = ("feature_maps",)
+    requires = ("feature_maps", "epsilon_below_variance")
     version = 1
 
-    def __init__(self, setting: Setting, *, initial_variance: float = 5.0, epsilon: float = 1e-5) -> None:
+    def __init__(
+        self, setting: Setting, *, initial_variance: PositiveNumber = 5.0, epsilon: PositiveNumber = 1e-5
+    ) -> None:
         super().__init__(setting)
-        if not 0 < epsilon < initial_variance:
-            raise BadInput(
-                f"vid: epsilon must lie between 0 and initial_variance, not {epsilon} and {initial_variance}"
-            )
+        if epsilon >= initial_variance:
+            raise BadInput(f"vid: epsilon must be below initial_variance, not {epsilon} and {initial_variance}")
         pairs = list(zip(setting.student.stages, setting.teacher.stages, strict=False))
-        rho = math.log(math.expm1(initial_variance - epsilon))
+        start = initial_variance - epsilon
+        rho = start + math.log(-math.expm1(-start))
         self.epsilon = epsilon
         self.regressors = nn.ModuleList(build_regressor(source[0], target[0]) for source, target in pairs)
         self.rhos = nn.ParameterList(nn.Parameter(torch.full((target[0],), rho)) for _, target in pairs)

@@ -154,9 +154,56 @@ def matching_level(student: Network, teacher: Network, options: dict[str, Any]) 
     )
 
 
+def factor_has_a_channel(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+    """The share of the teacher's last channels that a factor keeps is one channel or more."""
+    if reason := feature_maps(student, teacher, options):
+        return reason
+    channels = teacher.features[-1][0]
+    if int(channels * options["share"]) >= 1:
+        return None
+    return f"keeps a share of {options['share']} of the {channels} channels of {teacher.name}, which is none"
+
+
+def transformed_stages(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+    """Both networks have a pair of stages to compare, where transformations between stages are compared."""
+    if not options["transformations"]:
+        return None
+    for net in (student, teacher):
+        if len(net.features) < 3:
+            return f"compares transformations from stage to stage, but {net.name} does not expose two stages"
+    return None
+
+
+def something_to_learn(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+    """The weights within the term are not all 0."""
+    weights = {key: options[key] for key in WEIGHTS if key in options}
+    if any(weights.values()):
+        return None
+    return f"learns nothing with {' and '.join(f'{key} 0' for key in weights)}"
+
+
+def epsilon_below_variance(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+    """The smallest variance lies below the one at the start."""
+    if options["epsilon"] < options["initial_variance"]:
+        return None
+    return (
+        f"needs an epsilon below initial_variance, and {options['epsilon']} is not below {options['initial_variance']}"
+    )
+
+
+def transforms_of_the_pretext(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+    """A pretext task that brings its own transforms is given no others."""
+    if options["pretext"] not in ("jigsaw", "rotation") or options["transforms"] == "rotations":
+        return None
+    return f"gets transforms of its own from the pretext '{options['pretext']}': leave 'transforms' out"
+
+
 def _list(numbers: list[int]) -> str:
     return "-".join(map(str, numbers)) or "no maps"
 
+
+WEIGHTS = ("node", "edge", "distance_weight", "angle_weight", "transformed_weight", "pretext_weight")
+"""The hyper-parameters that weigh the parts of a term."""
 
 CONDITIONS: dict[str, Condition] = {
     "equal_embeddings": equal_embeddings,
@@ -168,4 +215,9 @@ CONDITIONS: dict[str, Condition] = {
     "sides_within_reach": sides_within_reach,
     "equal_channels": equal_channels,
     "matching_level": matching_level,
+    "factor_has_a_channel": factor_has_a_channel,
+    "transformed_stages": transformed_stages,
+    "something_to_learn": something_to_learn,
+    "epsilon_below_variance": epsilon_below_variance,
+    "transforms_of_the_pretext": transforms_of_the_pretext,
 }

@@ -177,7 +177,11 @@ class Grid:
             known = not self.wrong.keys() & {"teacher", "pairs"}
             return [(place, f"{named}({formula(terms)}) needs a teacher, and the grid names none", "")] if known else []
         found = [
-            (place, f"{named}cannot train ", f"{cell.student} with {cell.teacher}: {reason}. Exclude the pair.")
+            (
+                place,
+                f"{named}cannot train ",
+                f"{cell.student} with {cell.teacher}: {reason}. Exclude the pair or change the method.",
+            )
             for reason in self._reasons(cell, teacher.network, terms)
         ]
         if not teacher.trains_on(cell.dataset.name):

@@ -226,21 +226,6 @@ def test_ega_correlates_samples_over_their_values(normal):
     assert edge.item() == pytest.approx(torch.linalg.norm(whole[:SIZE, :SIZE] - whole[SIZE:, SIZE:]).item(), rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "name, options, message",
-    [
-        ("nce", {"temperature": 0.0}, "nce: temperature must be positive"),
-        ("ccl", {"temperature": -1.0}, "ccl: temperature must be positive"),
-        ("ega", {"node": 0.0, "edge": 0.0}, "ega: node and edge must not be negative"),
-        ("ega", {"edge": -0.3}, "ega: node and edge must not be negative"),
-        ("cc", {"width": 0}, "cc: width must be 1 or more"),
-    ],
-)
-def test_values_that_make_no_sense_are_refused(name, options, message, equal_setting):
-    with pytest.raises(BadInput, match=message):
-        build_term(name, equal_setting, **options)
-
-
 def test_networks_of_different_depth_pair_up_to_the_shorter(make_outputs, make_batch, equal_setting):
     student = Shapes(10, 24, ((4, 16, 16), (6, 8, 8), (8, 4, 4), (8, 2, 2)))
     teacher = Shapes(10, 24, ((4, 16, 16), (9, 16, 16), (9, 4, 4), (9, 4, 4), (9, 2, 2)))

@@ -225,5 +225,5 @@ def test_a_term_with_an_initial_stage_is_silent_afterwards(name, build, networks
     assert build_term(name, setting).initial_epochs == 30
     loss = build()(*networks(), make_batch(SIZE))
     assert (loss.item(), loss.requires_grad) == (0, False)
-    with pytest.raises(BadInput, match="initial_epochs must be 1 or more, not 0"):
+    with pytest.raises(BadInput, match="initial_epochs must be a whole number from 1 to 1,000,000, not 0"):
         build_term(name, setting, initial_epochs=0)

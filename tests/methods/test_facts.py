@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
+import math
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 import kdbench
 from kdbench.catalogue import terms
-from kdbench.catalogue.hyperparameters import check_hyperparameters
+from kdbench.catalogue.hyperparameters import RANGES, check_hyperparameters
 from kdbench.catalogue.terms import FACTS, Hyperparameter, term, term_names
 from kdbench.errors import BadInput
 from kdbench.methods import Term, build_term
@@ -226,3 +227,38 @@ def test_hyperparameters_that_do_not_fit(plugin, key, value, message):
 def test_hyperparameters_that_fit(plugin):
     fitting = [{"scale": 2, "mode": "mean", "warm": None}, {"scale": 0.5, "warm": 3, "name": "y", "flag": True}, {}]
     assert [check_hyperparameters(term("mylosses:Mine"), values) for values in fitting] == [[], [], []]
+
+
+NUMBERS = [
+    (name, key, hyper)
+    for name in term_names()
+    for key, hyper in term(name).hyperparameters.items()
+    if isinstance(hyper.default, int | float) and not isinstance(hyper.default, bool)
+]
+
+
+@pytest.mark.parametrize("name, key, hyper", NUMBERS)
+def test_every_number_of_a_bundled_term_has_a_range(name, key, hyper):
+    words, low, high, whole = RANGES[hyper.annotation]
+    assert -1 < low <= hyper.default <= high < 1e7
+    inside = [int(high), hyper.default] if whole else [high, int(high), hyper.default]
+    outside = [low - 1, low - 1e-9, high * (1 + 1e-9), math.nan, math.inf, 10**400, "1", True, None, [1]]
+    for value in inside:
+        assert check_hyperparameters(term(name), {key: value}) == []
+    for value in outside:
+        assert check_hyperparameters(term(name), {key: value}) == [(key, f"{key} must be {words}, not {value!r}")]
+
+
+@pytest.mark.parametrize("value, fits", [(0, False), (0.0, False), (5e-324, True), (-1.0, False), (1e6, True)])
+def test_a_positive_number_is_above_0(value, fits):
+    assert (check_hyperparameters(term("kd"), {"temperature": value}) == []) is fits
+
+
+def test_a_range_may_be_left_open(plugin):
+    assert check_hyperparameters(term("semckd"), {"student_layer": None, "teacher_layer": 0}) == [
+        ("teacher_layer", "teacher_layer must be a whole number from 1 to 1,000,000 or null, not 0")
+    ]
+    assert check_hyperparameters(term("mylosses:Mine"), {"scale": -1e300}) == []
+    assert check_hyperparameters(term("mylosses:Mine"), {"scale": 10**400})[0][1].startswith(
+        "scale must be a number, not"
+    )

@@ -98,5 +98,3 @@ def test_one_image_leaves_the_gates_statistics_as_they_are(term, setting, make_o
 def test_what_is_refused(setting):
     with pytest.raises(BadInput, match=r"Setting\.branch makes none"):
         build_term("online-kd", dataclasses.replace(setting, branch=None))
-    with pytest.raises(BadInput, match="ramp_epochs must be 1 or more, not 0"):
-        build_term("online-kd", setting, ramp_epochs=0)

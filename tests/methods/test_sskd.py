@@ -245,18 +245,6 @@ def test_each_share_selects_in_its_own_loss(sskd, outputs, make_batch, share, we
     assert others[0] == others[1]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"temperature": 0.0}, "temperatures must be positive"),
-        ({"kept_pretext": 1.5}, "shares must lie between 0 and 1"),
-    ],
-)
-def test_what_is_refused(sskd, options, message):
-    with pytest.raises(BadInput, match=message):
-        sskd(**options)
-
-
 @pytest.mark.parametrize("task", ["jigsaw", "rotation"])
 def test_a_task_that_brings_its_transforms_takes_no_others(setting, task):
     with pytest.raises(BadInput, match=f"the pretext '{task}' brings its own transforms"):

@@ -11,7 +11,12 @@ from kdbench.models.node_embedding import NodeEmbedding
 
 STUDENTS = [name for name, net in networks().items() if net.classifier]
 DEEP = {"resnet44", "resnet56", "resnet110", "vgg16", "vgg19", "rn101", "wrn-40-2"}
-SIZES = {"vgg8": (32, 64, 48), "resnet18": (32, 64), "mobilenetv2": (32, 64)}
+SIZES = {
+    "vgg8": [(64, 64), (65, 48), (66, 66), (71, 32), (72, 64), (48, 66)],
+    "resnet18": [(64, 64)],
+    "mobilenetv2": [(64, 64)],
+}
+"""Height and width beside two that all networks are tried with."""
 
 
 def of(name, node=None):
@@ -28,11 +33,12 @@ def of(name, node=None):
 @torch.no_grad()
 @pytest.mark.parametrize("name", [name for name in STUDENTS if name not in DEEP])
 def test_it_goes_on_where_the_network_was_cut(name):
-    for size in SIZES.get(name, (32,)):
-        outputs = of(name)(torch.randn(2, 3, size, size))
+    net, branch = of(name), Branch(of(name))
+    for size in [(32, 32), (33, 17), *SIZES.get(name, [])]:
+        outputs = net(torch.randn(2, 3, *size))
         shared = outputs.features[-2]
         before = shared.clone()
-        assert torch.allclose(Branch(of(name))(shared), outputs.logits, atol=1e-5)
+        assert torch.allclose(branch(shared), outputs.logits, atol=1e-5)
         assert torch.equal(shared, before)
 
 

@@ -61,7 +61,7 @@ def test_every_auxiliary_is_a_network_with_as_many_stages():
         (
             {"student": "resnet20"},
             "method 'hkd' cannot train resnet20 with resnet32x4: it needs a network of twice the student's channels, "
-            "and no doubled resnet20 is known. Exclude the pair.",
+            "and no doubled resnet20 is known. Exclude the pair or change the method.",
         ),
         ({"student": "resnet56"}, "no doubled resnet56 is known"),
         ({"method": "{name: x, terms: {hkd: 1, ce: 1}}", "teacher": "clip-vit-b32"}, "clip-vit-b32 has no classifier"),

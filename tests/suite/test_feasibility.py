@@ -41,7 +41,30 @@ def test_the_layer_must_exist_in_both_networks():
     assert reason == "fitnet reads layer 4, but resnet8x4 has the layers 0 to 3"
     (reason,) = infeasible("vgg8", "resnet32x4", terms(fitnet={"layer": 4}))
     assert "resnet32x4 has the layers 0 to 3" in reason
-    assert infeasible("vgg8", "vgg13", terms(fitnet={"layer": -1}))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("vid", {"epsilon": 0.2, "initial_variance": 0.2}, "needs an epsilon below initial_variance"),
+        ("ega", {"node": 0, "edge": 0}, "learns nothing with node 0 and edge 0"),
+        ("rkd", {"distance_weight": 0, "angle_weight": 0}, "learns nothing with distance_weight 0 and angle_weight 0"),
+        ("sskd", {"pretext_weight": 0, "transformed_weight": 0}, "learns nothing with transformed_weight 0 and"),
+        ("sskd", {"pretext": "jigsaw", "transforms": "four"}, "gets transforms of its own from the pretext 'jigsaw'"),
+        ("ft", {"share": 0.003}, "keeps a share of 0.003 of the 256 channels of resnet32x4, which is none"),
+    ],
+)
+def test_hyperparameters_that_do_not_go_together(name, options, expected):
+    (reason,) = infeasible("resnet8x4", "resnet32x4", terms(**{name: options}))
+    assert reason.startswith(f"{name} {expected}")
+    one_left = dict(list(options.items())[:1])
+    assert infeasible("resnet8x4", "resnet32x4", terms(**{name: one_left})) == ([] if len(options) > 1 else [reason])
+
+
+def test_transformations_go_from_stage_to_stage():
+    assert infeasible("resnet8x4", "clip-vit-b32", terms(irg=1)) == []
+    (reason,) = infeasible("resnet8x4", "clip-vit-b32", terms(irg={"transformations": True}))
+    assert reason.endswith("but clip-vit-b32 does not expose two stages")
 
 
 def test_without_a_regressor_the_maps_must_be_equal():
