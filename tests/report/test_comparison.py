@@ -18,6 +18,7 @@ from kdbench.report.samples import samples_by_table
 from kdbench.report.tidy import compared_csv, compared_json
 from kdbench.store.record import Result
 from kdbench.store.store import Store
+from kdbench.suite.load import bundled_suites, load_suite
 
 
 @pytest.fixture
@@ -189,3 +190,14 @@ def test_versions_of_teachers_count(suite, stores, finish):
     finish(stores[0].run(suite.runs[0].id), versions={"kdbench": "0.2.0"})
     with pytest.raises(KdbenchError, match=r"0.1.0 \(1\) and 0.2.0 \(1\)"):
         measured_report([suite], stores[:1])
+
+
+def test_conflicts_of_every_kind_of_run_and_teacher(tmp_path, finish):
+    suite = load_suite(bundled_suites()["smoke"])
+    stores = [Store(tmp_path / name) for name in "ab"]
+    assert conflicts([suite], stores) == []
+    part = next(spec.parts[0] for spec in suite.specs.values() if spec.parts)
+    for store, last in zip(stores, (50.0, 51.0), strict=True):
+        finish(store.teacher(part.id), last=last, kind="teacher")
+    (message,) = conflicts([suite], stores)
+    assert message.startswith(f"teacher {part.label} ({part.id}): 50.00 in {stores[0].root}, 51.00 in")
