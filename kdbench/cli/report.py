@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdbench.cli.options import Only, Tiny, Trials, select
+from kdbench.cli.output import Output, print_text
 from kdbench.cli.page import command_lines, page, page_options
 from kdbench.errors import BadInput
 from kdbench.report.formats import TOLERANCE, Bold, Format, Style, View
@@ -29,7 +30,6 @@ ViewOption = Annotated[View, typer.Option("--view", help="What the cells show.")
 Folders = Annotated[
     list[Path] | None, typer.Option("--results", envvar="KDBENCH_RESULTS", help="Results folder; may be repeated.")
 ]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead.")]
 MixVersions = Annotated[
     bool, typer.Option("--mix-versions", help="Show numbers of incompatible versions of kdbench in one table.")
 ]
@@ -144,20 +144,6 @@ def style(output: Path | None, *, standalone: bool = False, bold: Bold = Bold.be
     """Width and colour of the terminal, if there is one."""
     live = sys.stdout.isatty() and output is None
     return Style(shutil.get_terminal_size((120, 40)).columns if live else 160, live, standalone, bold)
-
-
-def print_text(text: str, output: Path | None, done: str = "") -> None:
-    """Write a text to a file and tell what was ``done``, or to standard output. Raises BadInput where that cannot be."""
-    from kdbench.store.files import write_text
-
-    if output is None:
-        typer.echo(text, nl=False)
-        return
-    try:
-        write_text(output, text)
-    except OSError as error:
-        raise BadInput(f"--output {output}: cannot be written: {error.strerror or error}") from None
-    typer.echo(done or f"written to {output}", err=True)
 
 
 def _refuse_beside_published(*given: object) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdbench.cli.options import Data, Results
-from kdbench.cli.report import Output, print_text
+from kdbench.cli.output import Output, print_text
 from kdbench.errors import BadInput, KdbenchError
 
 
