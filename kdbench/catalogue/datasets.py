@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from kdbench.catalogue.commands import command
 from kdbench.catalogue.names import normalise, unknown
 from kdbench.errors import BadInput
 
@@ -72,7 +73,7 @@ class Dataset:
         )
         if not self.archives:
             return found + f"or arrange it by hand: {self.by_hand}"
-        return found + f"or let kdbench fetch it: kdbench data download {self.name}, or --download."
+        return found + f"or let kdbench fetch it: {command('data', 'download', self.name, data=root)}, or --download."
 
 
 @cache

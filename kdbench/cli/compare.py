@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from kdbench.cli.options import Only, Trials
-from kdbench.cli.report import FormatOption, MixVersions, Output, load, print_text, style
+from kdbench.cli.output import Output, print_text
+from kdbench.cli.report import FormatOption, MixVersions, load, style
 from kdbench.errors import BadInput
 from kdbench.report.formats import Format
 

@@ -19,6 +19,7 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pandas", "pydan
 def doctor(results: Results = Path("results"), data: Data = Path("data")) -> None:
     """Check versions, devices, data and permissions: what works here, and what to do about the rest."""
     from kdbench import __version__
+    from kdbench.catalogue.commands import command
     from kdbench.catalogue.datasets import datasets
     from kdbench.errors import KdbenchError
     from kdbench.execution.devices import probe
@@ -51,7 +52,7 @@ def doctor(results: Results = Path("results"), data: Data = Path("data")) -> Non
         _line(False, str(error))
     for entry in datasets().values():
         ready = not entry.missing(data)
-        todo = f"kdbench data {'download' if entry.archives else 'status'} {entry.name}"
+        todo = command("data", "download" if entry.archives else "status", entry.name, data=data)
         lacking = f"{data / entry.folder} is not there or lacks files: {todo}"
         _line(ready, f"data set {entry.name}: {'ready' if ready else lacking}", optional=True)
     if problems:

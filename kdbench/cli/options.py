@@ -46,6 +46,26 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 _KEYS = ("method", "student", "teacher", "dataset", "strategy", "trial")
 
 
+def load(
+    references: Sequence[str],
+    results: Sequence[Path],
+    trials: int | None = None,
+    only: Sequence[str] | None = None,
+    *,
+    tiny: bool = False,
+) -> list[Suite]:
+    """The chosen part of suites. Files of weights that are gone count as what they were when the results were made."""
+    from kdbench.store.store import Store
+    from kdbench.store.suites import KnownWeights
+    from kdbench.suite.load import load_suites
+
+    known = KnownWeights([Store(folder) for folder in results])
+    loaded = load_suites(references, trials, tiny=tiny, known=known.of)
+    for message in known.messages:
+        typer.echo(message, err=True)
+    return select(loaded, only)
+
+
 def select(suites: Sequence[Suite], only: Sequence[str] | None) -> list[Suite]:
     """Keep the runs that match every ``KEY=VALUE[,VALUE…]``. Raises BadInput for what matches nothing."""
     chosen = list(suites)

@@ -65,12 +65,20 @@ def command_lines(
     options: Sequence[str] = (),
     *,
     tiny: bool = False,
+    data: Path | None = None,
 ) -> str:
     """What to type: train what is missing (in one results folder), then write the report again."""
     counted = ["--trials", str(trials)] if trials else []
-    chosen = [*suites, *["--tiny"] * tiny, *counted, *_repeated("--only", only)]
+    names = [f"./{name}" if name.startswith("-") else name for name in suites]
+    chosen = [*names, *["--tiny"] * tiny, *counted, *_repeated("--only", only)]
     folders = _repeated("--results", results)
-    train = ["kdbench", "run", *chosen, *(folders if len(results) == 1 else [])]
+    train = [
+        "kdbench",
+        "run",
+        *chosen,
+        *(folders if len(results) == 1 else []),
+        *_repeated("--data", [data] if data else []),
+    ]
     write = ["kdbench", "report", *chosen, *folders, "-f", "html", *options, "-o", "report.html"]
     return "\n".join(map(shlex.join, [train, write] if suites else [write]))
 

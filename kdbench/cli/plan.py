@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdbench.catalogue.printable import printable
-from kdbench.cli.options import Json, Only, Results, Suites, Tiny, Trials, select
+from kdbench.cli.options import Json, Only, Results, Suites, Tiny, Trials, load
 
 
 if TYPE_CHECKING:
@@ -37,9 +37,7 @@ def plan(
     json_output: Json = False,
 ) -> None:
     """Show what would run: teachers, cohorts, runs, hours. Nothing is trained."""
-    from kdbench.suite.load import load_suites
-
-    loaded = select(load_suites(suites, trials, tiny=tiny), only)
+    loaded = load(suites, [results], trials, only, tiny=tiny)
     facts = summarise(loaded, results, slots, on, speed)
     if json_output:
         typer.echo(json.dumps(facts, indent=1))

@@ -5,15 +5,18 @@ from __future__ import annotations
 import gc
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdbench.catalogue.commands import command
 from kdbench.cli.options import Only, Tiny, Trials, select
+from kdbench.cli.options import load as load_named
+from kdbench.cli.output import Output, print_text
 from kdbench.cli.page import command_lines, page, page_options
-from kdbench.errors import BadInput
+from kdbench.errors import BadInput, BadSuite
 from kdbench.report.formats import TOLERANCE, Bold, Format, Style, View
 
 
@@ -29,7 +32,6 @@ ViewOption = Annotated[View, typer.Option("--view", help="What the cells show.")
 Folders = Annotated[
     list[Path] | None, typer.Option("--results", envvar="KDBENCH_RESULTS", help="Results folder; may be repeated.")
 ]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead.")]
 MixVersions = Annotated[
     bool, typer.Option("--mix-versions", help="Show numbers of incompatible versions of kdbench in one table.")
 ]
@@ -94,7 +96,7 @@ def report(
         content = measured_report(loaded, stores, names, mix_versions=mix_versions)
     if format is Format.html:
         options = page_options(names, view, bold, baseline, tolerance, published=published, mix_versions=mix_versions)
-        named = suites or [suite.name for suite in loaded]
+        named = suites or _references(loaded)
         commands = command_lines(named, results or (), trials, only or (), options, tiny=tiny)
         text = page(content, loaded, stores, commands, view=view, tolerance=tolerance, bold=bold, baseline=baseline)
     else:
@@ -109,14 +111,14 @@ def _analysis(report: Report, baseline: str | None) -> Analysis:
     return analyse(report.rows, baseline)
 
 
-def render(suites: Sequence[Suite], stores: Sequence[Store], format: Format = Format.terminal) -> str:
-    """The tables of suites as text for standard output."""
+def render(suites: Sequence[Suite], stores: Sequence[Store], format: Format, commands: str) -> str:
+    """The tables of suites as text for standard output; a page shows the ``commands`` that lead to it."""
     from kdbench.report.assemble import measured_report
     from kdbench.report.formats import write_report
 
     report = measured_report(suites, stores)
     if format is Format.html:
-        return page(report, suites, stores, command_lines([suite.name for suite in suites], tiny=suites[0].tiny))
+        return page(report, suites, stores, commands)
     return write_report(report, format, style=style(None))
 
 
@@ -130,34 +132,21 @@ def load(
 ) -> tuple[list[Suite], list[Store]]:
     """The suites that are named, or all that have results, and the results folders."""
     from kdbench.store.store import Store
-    from kdbench.suite.load import load_suites
 
     folders = results or [Path("results")]
     for folder in folders:
         if not folder.is_dir() and (results or folder.exists()):  # before the first run there is no folder yet
             raise BadInput(f"{folder}: no such results folder")
-    loaded = load_suites(suites, trials, tiny=tiny) if suites else _with_results(folders, trials, tiny)
-    return select(loaded, only), [Store(folder) for folder in folders]
+    stores = [Store(folder) for folder in folders]
+    if suites:
+        return load_named(suites, folders, trials, only, tiny=tiny), stores
+    return select(_with_results(stores, trials, tiny), only), stores
 
 
 def style(output: Path | None, *, standalone: bool = False, bold: Bold = Bold.best) -> Style:
     """Width and colour of the terminal, if there is one."""
     live = sys.stdout.isatty() and output is None
     return Style(shutil.get_terminal_size((120, 40)).columns if live else 160, live, standalone, bold)
-
-
-def print_text(text: str, output: Path | None, done: str = "") -> None:
-    """Write a text to a file and tell what was ``done``, or to standard output. Raises BadInput where that cannot be."""
-    from kdbench.store.files import write_text
-
-    if output is None:
-        typer.echo(text, nl=False)
-        return
-    try:
-        write_text(output, text)
-    except OSError as error:
-        raise BadInput(f"--output {output}: cannot be written: {error.strerror or error}") from None
-    typer.echo(done or f"written to {output}", err=True)
 
 
 def _refuse_beside_published(*given: object) -> None:
@@ -198,13 +187,46 @@ def _tell_conflicts(suites: Sequence[Suite], stores: Sequence[Store]) -> None:
         typer.echo(message, err=True)
 
 
-def _with_results(folders: Sequence[Path], trials: int | None, tiny: bool) -> list[Suite]:
-    """The bundled suites of which something has been run."""
+def _with_results(stores: Sequence[Store], trials: int | None, tiny: bool) -> list[Suite]:
+    """The suites of which something has been run: bundled ones, and those that were kept with the results."""
     from kdbench.suite.load import bundled_suites, load_suites
 
-    there = {entry.name for folder in folders for entry in (folder / "runs").glob("*")}
-    suites = [suite for suite in load_suites(list(bundled_suites()), trials, tiny=tiny) if there & set(suite.specs)]
+    there = {entry.name for store in stores for entry in (store.root / "runs").glob("*")}
+    known = [*load_suites(list(bundled_suites()), trials, tiny=tiny), *_kept(stores, trials, tiny)]
+    suites = [suite for suite in known if there & set(suite.specs)]
     if not suites:
-        places = ", ".join(map(str, folders))
-        raise BadInput(f"{places}: holds no run of a bundled suite. Name a suite, or run one first: kdbench run demo")
+        places = ", ".join(str(store.root) for store in stores)
+        first = command("run", "demo", results=stores[0].root)
+        raise BadInput(
+            f"{places}: holds no run of a bundled suite, nor one that was kept there. Name a suite, or run one first: {first}"
+        )
     return suites
+
+
+def _kept(stores: Sequence[Store], trials: int | None, tiny: bool) -> Iterator[Suite]:
+    """The suites that were run, as they were then. What can no longer be read is told and left out."""
+    from kdbench.store.suites import KnownWeights, kept_suites
+    from kdbench.suite.load import bundled_suites, load_suite
+    from kdbench.suite.tiny import tiny_suite
+
+    known, names = KnownWeights(stores), set(bundled_suites())
+    for kept in kept_suites(stores):
+        try:
+            suite = load_suite(kept.original, 1 if tiny and not trials else trials, known.of)
+        except BadSuite as error:
+            typer.echo(f"{kept.file} is left out: {error.problems[0]}", err=True)
+            continue
+        if suite.name in names:  # tables of different suites stay apart
+            suite = suite.renamed(f"{suite.name} ({kept.folder.name})")
+        names.add(suite.name)
+        yield tiny_suite(suite) if tiny else suite
+    for message in known.messages:
+        typer.echo(message, err=True)
+
+
+def _references(suites: Sequence[Suite]) -> list[str]:
+    """What finds the suites again: their names if they come with kdbench, else their files."""
+    from kdbench.suite.load import bundled_suites
+
+    bundled = {str(path) for path in bundled_suites().values()}
+    return [suite.name if suite.file in bundled else suite.file for suite in suites]

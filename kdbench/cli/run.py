@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdbench.catalogue.commands import command
 from kdbench.catalogue.printable import printable
-from kdbench.cli.options import Data, Only, Results, Suites, Tiny, Trials, select
+from kdbench.cli.options import Data, Only, Results, Suites, Tiny, Trials, load
+from kdbench.cli.page import command_lines
 from kdbench.cli.report import FormatOption, render
 from kdbench.cli.work import Devices, Download, Jobs, Place, work_on
 from kdbench.errors import KdbenchError
@@ -46,9 +48,8 @@ def run(
     """Train what is missing of the suites, then print their tables. Safe to kill: run it again to go on."""
     from kdbench.plan.plan import auxiliaries_of
     from kdbench.store.store import Store
-    from kdbench.suite.load import load_suites
 
-    loaded = select(load_suites(suites, trials, tiny=tiny), only)
+    loaded = load(suites, [results], trials, only, tiny=tiny)
     specs = [spec for suite in loaded for spec in suite.specs.values()]
     store = Store(results)
     if dry_run:
@@ -64,7 +65,10 @@ def run(
     students = {s.teacher.id: s.teacher for s in (*between.values(), *unfinished) if s.teacher and s.teacher.made_by}
     place = Place(results, data, devices, jobs_per_device, download, checkpoint_seconds, retry_diverged)
     failed = work_on(loaded, teachers.values(), place, store, checked=students.values())
-    typer.echo(render(loaded, [store], format), nl=False)
+    folders = [results] if results != Path("results") else []
+    elsewhere = data if data != Path("data") else None
+    commands = command_lines(suites, folders, trials, only or (), tiny=tiny, data=elsewhere)
+    typer.echo(render(loaded, [store], format, commands), nl=False)
     _report_failures(loaded, store, failed)
 
 
@@ -84,4 +88,6 @@ def _report_failures(suites: Sequence[Suite], store: Store, failed: dict[str, st
     for id, reason in others.items():
         lines.append(f"  {measured[id]} ({id}): {reason}" if id in measured else f"  teacher {id}: {reason}")
     if lines:
-        raise KdbenchError("\n".join([f"{len(lines)} failed:", *lines, "More: kdbench show ID"]))
+        raise KdbenchError(
+            "\n".join([f"{len(lines)} failed:", *lines, f"More: {command('show', 'ID', results=store.root)}"])
+        )

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kdbench.catalogue.commands import command
 from kdbench.cli.options import Data, Results
-from kdbench.cli.report import Output, print_text
+from kdbench.cli.output import Output, print_text
 from kdbench.errors import BadInput, KdbenchError
 
 
@@ -118,4 +119,5 @@ def _run(results: Path, id: str) -> tuple[RunSpec, str | None]:
         result = matches[0].result()
         return RunSpec.model_validate(matches[0].spec()), result.samples_sha256 if result else None
     except (BadRecord, ValidationError):
-        raise BadInput(f"run {matches[0].id} in {results} is damaged: kdbench show {matches[0].id} says more") from None
+        more = command("show", matches[0].id, results=results)
+        raise BadInput(f"run {matches[0].id} in {results} is damaged: {more} says more") from None

@@ -12,7 +12,7 @@ import typer
 
 from kdbench.catalogue.printable import printable
 from kdbench.cli.listing import Kind, list_things
-from kdbench.cli.options import Data, Json, Only, Results, Suites, select
+from kdbench.cli.options import Data, Json, Only, Results, Suites, load
 from kdbench.cli.work import Devices, Download, Jobs, Place, work_on
 
 
@@ -48,9 +48,8 @@ def train(
     from kdbench.errors import KdbenchError
     from kdbench.plan.plan import auxiliaries_of
     from kdbench.store.store import Store
-    from kdbench.suite.load import load_suites
 
-    loaded = select(load_suites(suites), only)
+    loaded = load(suites, [results], only=only)
     store = Store(results)
     specs = [each for suite in loaded for spec in suite.specs.values() for each in (*auxiliaries_of(spec), spec)]
     teachers = {stage.id: stage for spec in specs for stage in spec.stages}

@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdbench.catalogue.commands import command
 from kdbench.cli.streams import say
 from kdbench.errors import BadInput, BadSuite, Interrupted, KdbenchError, Problem
 
@@ -96,6 +97,7 @@ def work(suites: Sequence[Suite], teachers: Sequence[TeacherSpec], place: Place,
     from kdbench.execution.pool import Pool
     from kdbench.execution.worker_handle import WorkerOptions
     from kdbench.plan.plan import make_plan
+    from kdbench.store.suites import keep_suites
     from kdbench.suite.plugins import folders_beside
 
     specs = [spec for suite in suites for spec in suite.specs.values()]
@@ -111,17 +113,20 @@ def work(suites: Sequence[Suite], teachers: Sequence[TeacherSpec], place: Place,
     )
     plan = lay_out()
     if not plan.runs and not plan.teachers and not plan.measurements:
+        with suppress(OSError):  # results that can only be read are shown all the same
+            keep_suites(suites, store)
         return {}
     needed = [need for spec in plan.measurements for need in spec.needs]
     beside = folders_beside([*specs, *(run for cohort in plan.cohorts for run in cohort.runs), *plan.teachers, *needed])
     given = dict(place.weights)
     for suite in suites:
         given |= suite.weight_files
-    _check_given(plan, given)
+    _check_given(plan, given, place.results)
     if not place.download:
         check_files(plan, place.data)
     for trouble in store.check_writable():
         say(trouble)
+    keep_suites(suites, store)
     slots = make_slots(place.devices, place.jobs_per_device)
     plan = lay_out(slots=len(slots))
     options = WorkerOptions(place.results, place.data, place.download, place.checkpoint_seconds, given, beside)
@@ -165,13 +170,13 @@ def _signals(pool: Pool) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _check_given(plan: Plan, given: Mapping[str, Path]) -> None:
+def _check_given(plan: Plan, given: Mapping[str, Path], results: Path) -> None:
     """Raise unless the file of every teacher that starts from the user's own weights is known."""
     unknown = {t.weights.sha256 for t in plan.teachers if t.stage_recipe is None and t.weights and t.weights.sha256}
     if missing := sorted(unknown - given.keys()):
         raise BadInput(
             f"weights sha256:{missing[0]}: no teacher here was made from them. Import their file first: "
-            "kdbench teachers import FILE --network … --dataset …"
+            f"{command('teachers', 'import', 'FILE', results=results)} --network … --dataset …"
         )
 
 

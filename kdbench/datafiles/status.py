@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kdbench.catalogue.commands import command
 from kdbench.catalogue.datasets import Dataset
 from kdbench.datafiles.damage import damage
 
@@ -37,12 +38,12 @@ def _get(facts: Dataset, root: Path) -> str:
         return facts.by_hand
     parts = [folder / f"{a.name}.part" for a in facts.archives for folder in (root, root / facts.folder)]
     begun = sum(part.stat().st_size for part in parts if part.is_file())
-    return f"kdbench data download {facts.name}" + (f" (goes on at {begun:,} bytes)" if begun else "")
+    return command("data", "download", facts.name, data=root) + (f" (goes on at {begun:,} bytes)" if begun else "")
 
 
 def _better(facts: Dataset, root: Path) -> str:
     if facts.name == "tinyimagenet" and not facts.packed(root).is_file():
-        return f"kdbench data prepare {facts.name} (or the first run decodes it)"
+        return f"{command('data', 'prepare', facts.name, data=root)} (or the first run decodes it)"
     return ""
 
 

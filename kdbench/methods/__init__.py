@@ -39,8 +39,8 @@ def build_term(name: str, setting: Setting, source_sha256: str | None = None, /,
     """Build a loss term.
 
     name is a bundled term ("kd"), one that an installed package announces (entry points of the group "kdbench.terms"),
-    or "package.module:Class". Raises BadInput for unknown names and hyper-parameters, for values out of their range, and where
-    the term's code is not that of ``source_sha256``.
+    or "package.module:Class". Raises BadInput for unknown names and hyper-parameters, for values out of their
+    range, and where the term's code is not that of ``source_sha256``.
     """
     info = terms.term(name, source_sha256)
     problems = [message for _, message in check_hyperparameters(info, hyper)]

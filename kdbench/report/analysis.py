@@ -52,8 +52,8 @@ def mark_separable(sheet: Sheet, table: Table, samples: Samples) -> Sheet:
     first = len(lines) - len(table.methods)  # below the teachers' line, whatever the methods are called
     own = map(marked, table.methods, lines[first:])
     rule = (
-        " Bold: the best, and what a paired t-test over trials does not tell from it (α = 0.05, Holm over the column); "
-        "what shares fewer than two trials with the best is not tested, and not bold."
+        " Bold: the best over the trials that all methods with two or more share, and what a paired t-test over trials does "
+        "not tell from it (α = 0.05, Holm over the column); a single trial is not tested, and not bold."
     )
     parts = ((*lines[:first], *own),)
     return replace(sheet, bands=(replace(band, parts=parts),), caption=sheet.caption + rule)

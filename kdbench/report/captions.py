@@ -84,6 +84,15 @@ def unjudged(cells: Iterable[Cell], view: View, tolerance: float) -> tuple[str, 
     return ("Nothing can be judged: these are no percentages, and the paper prints no deviations.",)
 
 
+def unequal_trials(compared: Iterable[Cell]) -> tuple[str, ...]:
+    """The note of a table whose marks compare cells that do not all have the same trials."""
+    found = {frozenset(cell.values) for cell in compared if cell.values}
+    note = (
+        "Marks compare means over the trials that all compared cells share; a cell with a single trial is not compared."
+    )
+    return (note,) if len(found) > 1 else ()
+
+
 def warning(protocols: Iterable[str]) -> list[str]:
     """What must be said of the numbers where one of the protocols is a tiny one."""
     tiny = any(protocol.startswith(TINY) for protocol in protocols)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from math import fsum, sqrt
 
@@ -30,6 +30,7 @@ class Cell:
     """Mean and sample deviation (ddof 1; None with one trial) over n trials of ``planned``; ``note`` says what lacks.
 
     ``percent`` is False for numbers that are no percentages, such as divergences. A verdict needs ``enough`` trials.
+    ``values`` are the single ones, by trial.
     """
 
     mean: float | None
@@ -40,6 +41,7 @@ class Cell:
     note: str = ""
     percent: bool = True
     enough: int = 2
+    values: dict[int, float] = field(default_factory=dict)
 
     @property
     def difference(self) -> float | None:
@@ -64,16 +66,16 @@ class Cell:
 
 
 def make_cell(
-    trials: Iterable[tuple[float | None, str]],
+    trials: Iterable[tuple[int, float | None, str]],
     printed: Published | None = None,
     *,
     percent: bool = True,
     enough: int = 2,
 ) -> Cell:
-    """Aggregate trials, each a value or the reason why there is none."""
+    """Aggregate trials, each its number and a value, or the reason why there is none."""
     found = list(trials)
-    values = [value for value, _ in found if value is not None]
-    reasons = Counter(reason for value, reason in found if value is None)
+    values = [value for _, value, _ in found if value is not None]
+    reasons = Counter(reason for _, value, reason in found if value is None)
     mean = fsum(values) / len(values) if values else None
     return Cell(
         mean=mean,
@@ -84,6 +86,7 @@ def make_cell(
         note="; ".join(f"{reason} ({count} of {len(found)})" for reason, count in reasons.items()),
         percent=percent,
         enough=enough,
+        values={trial: value for trial, value, _ in found if value is not None},
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from kdbench.report.captions import check_versions, empty_cells, score_rules, trials_text, versions_text
@@ -34,19 +35,47 @@ class _Table:
 
 
 @dataclass(frozen=True)
+class Sided:
+    """A cell in both folders, and the second minus the first in each run that both have."""
+
+    a: Cell
+    b: Cell
+    differences: tuple[float, ...]
+
+    @property
+    def difference(self) -> float | None:
+        """The mean over shared runs; None where there is none."""
+        return fmean(self.differences) if self.differences else None
+
+    @property
+    def alone(self) -> tuple[int, int]:
+        """How many runs are in the first folder only, and in the second only."""
+        return self.a.n - len(self.differences), self.b.n - len(self.differences)
+
+
+@dataclass(frozen=True)
 class Comparison:
     """One group of runs in both folders: its cells of which either has something, and these as a sheet."""
 
     group: Group
-    cells: dict[Place, tuple[Cell, Cell]]
+    cells: dict[Place, Sided]
     sheet: Sheet
 
     def values(self) -> Iterator[dict[str, Any]]:
-        """One mapping per cell: what it is about, mean, deviation and trials in both folders, the difference."""
-        for (method, (teacher, student)), (a, b) in self.cells.items():
+        """One mapping per cell: what it is about, mean, deviation and trials in both folders, the difference.
+
+        The difference is that of the ``shared`` runs; ``a_alone`` and ``b_alone`` are left out of it.
+        """
+        for (method, (teacher, student)), found in self.cells.items():
             about = {**self.group._asdict(), "method": method, "teacher": teacher, "student": student}
-            sides = {f"{side}_{key}": getattr(cell, key) for side, cell in (("a", a), ("b", b)) for key in _MEASURED}
-            yield {**about, **sides, "difference": _difference(a, b)}
+            sides = {
+                f"{side}_{key}": getattr(cell, key)
+                for side, cell in (("a", found.a), ("b", found.b))
+                for key in _MEASURED
+            }
+            a_alone, b_alone = found.alone
+            shared = {"shared": len(found.differences), "a_alone": a_alone, "b_alone": b_alone}
+            yield {**about, **sides, "difference": found.difference, **shared}
 
 
 _MEASURED = ("mean", "sd", "n", "planned", "note")
@@ -65,7 +94,7 @@ def compare(suites: Sequence[Suite], first: Store, second: Store, *, mix_version
         if not mix_versions:
             check_versions(group.title, [version for side in (0, 1) for version in table.versions(side)])
         cells = {place: _cells(sides) for place, sides in table.places.items()}
-        cells = {place: (a, b) for place, (a, b) in cells.items() if a.n or b.n}
+        cells = {place: found for place, found in cells.items() if found.a.n or found.b.n}
         if cells:
             found.append(Comparison(group, cells, _sheet(group, table, cells, names)))
     return found
@@ -87,16 +116,12 @@ def _tables(sides: Sequence[Sequence[Row]]) -> dict[Group, _Table]:
     return tables
 
 
-def _sheet(group: Group, table: _Table, cells: dict[Place, tuple[Cell, Cell]], names: tuple[str, str]) -> Sheet:
+def _sheet(group: Group, table: _Table, cells: dict[Place, Sided], names: tuple[str, str]) -> Sheet:
     lines = [
-        tuple(map(Entry, (_words(place, ", "), measured_text(a), measured_text(b), _difference_text(a, b))))
-        for place, (a, b) in cells.items()
+        tuple(map(Entry, (_words(place, ", "), measured_text(each.a), measured_text(each.b), _difference_text(each))))
+        for place, each in cells.items()
     ]
-    lonely = [
-        (_words(place), f"only in {names[0] if a.n else names[1]}")
-        for place, (a, b) in cells.items()
-        if not (a.n and b.n)
-    ]
+    lonely = [(_words(place), _left_out(each, names)) for place, each in cells.items()]
     header = tuple(map(Entry, ("method, networks", *names, "difference")))
     return Sheet(
         group.title,
@@ -106,18 +131,29 @@ def _sheet(group: Group, table: _Table, cells: dict[Place, tuple[Cell, Cell]], n
     )
 
 
-def _caption(group: Group, table: _Table, cells: list[tuple[Cell, Cell]], names: tuple[str, str]) -> str:
+def _left_out(found: Sided, names: tuple[str, str]) -> str:
+    """What of a cell the difference leaves out, or ""."""
+    if not (found.a.n and found.b.n):
+        return f"only in {names[0] if found.a.n else names[1]}"
+    if not found.differences:
+        return "no trial is in both folders, so nothing is compared"
+    trials = [f"{trials_text([n])} only in {name}" for n, name in zip(found.alone, names, strict=True) if n]
+    return f"{', '.join(trials)}: left out of the difference" if trials else ""
+
+
+def _caption(group: Group, table: _Table, cells: list[Sided], names: tuple[str, str]) -> str:
     images = measured_on(group.dataset)
     rules = score_rules((row.score for row in table.side(0)), images)
     folders = [
         ", ".join(
             filter(
-                None, (f"{name}: {trials_text(pair[side].n for pair in cells)}", versions_text(table.versions(side)))
+                None, (f"{name}: {trials_text((c.a, c.b)[side].n for c in cells)}", versions_text(table.versions(side)))
             )
         )
         for side, name in enumerate(names)
     ]
-    parts = [f"protocol {group.protocol}", rules, *folders, "difference: second minus first"]
+    difference = "difference: second minus first, mean over the trials that both have (n)"
+    parts = [f"protocol {group.protocol}", rules, *folders, difference]
     return f"Top-1 {images} accuracy in %, mean ± sd (n); {'; '.join(parts)}."
 
 
@@ -126,15 +162,10 @@ def _words(place: Place, between: str = " on ") -> str:
     return f"{method}{between}{pair_text(pair)}"
 
 
-def _cells(sides: Sides) -> tuple[Cell, Cell]:
-    first, second = (make_cell((row.top1, row.reason) for row in rows) for rows in sides)
-    return first, second
+def _cells(sides: Sides) -> Sided:
+    a, b = (make_cell((row.trial, row.top1, row.reason) for row in rows) for rows in sides)
+    return Sided(a, b, tuple(b.values[trial] - value for trial, value in a.values.items() if trial in b.values))
 
 
-def _difference(a: Cell, b: Cell) -> float | None:
-    return None if a.mean is None or b.mean is None else b.mean - a.mean
-
-
-def _difference_text(a: Cell, b: Cell) -> str:
-    difference = _difference(a, b)
-    return "–" if difference is None else f"{difference:+.2f}"
+def _difference_text(found: Sided) -> str:
+    return "–" if found.difference is None else f"{found.difference:+.2f} ({len(found.differences)})"

@@ -14,7 +14,7 @@ from kdbench.report.assemble import Report
 from kdbench.report.cells import Cell, measured_text
 from kdbench.report.formats import TOLERANCE, View
 from kdbench.report.keys import titles
-from kdbench.report.page_data import Trained, cell_number, page_data, printed_details, safe_json
+from kdbench.report.page_data import Trained, cell_number, own_methods, page_data, printed_details, safe_json
 from kdbench.report.printed import printed_sheet
 from kdbench.report.provenance import environments, latest, sources
 from kdbench.report.rows import Row, Status
@@ -62,7 +62,7 @@ def html(report: Report, analysis: Analysis, suites: Sequence[Suite], stores: Se
         sources=sources(suites),
         latest=latest(abouts),
         version=__version__,
-        data=_trusted(safe_json(page_data(report.whole, report.rows, specs, trained))),
+        data=_trusted(safe_json(page_data(report.whole, report.rows, specs, trained, own_methods(suites)))),
         style=_trusted(_page("style.css")),
         scripts=[_trusted(_page("tables.js")), _trusted(_page("charts.js"))],
     )
@@ -79,14 +79,12 @@ def _trusted(text: str) -> Any:
 
 
 def _records(rows: Sequence[Row], stores: Sequence[Store]) -> dict[str, Record]:
-    """The record of each run that was at least started, from the first store that has its result, or else any of it."""
+    """The record of each run whose number the tables show, from the store that they have it from."""
     records: dict[str, Record] = {}
-    for row in rows:
-        if row.status == "missing" or row.run_id in records:
-            continue
-        found = [store.run(row.run_id) for store in stores]
-        done = [record for record in found if len(stores) == 1 or row.status != "done" or record.done()]
-        records[row.run_id] = next(iter(done or found))
+    for id in dict.fromkeys(row.run_id for row in rows if row.status == "done"):
+        found = (store.run(id) for store in stores)
+        record = next((each for each in found if len(stores) == 1 or each.done()), None)
+        records |= {id: record} if record else {}
     return records
 
 

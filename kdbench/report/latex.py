@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from kdbench.report.sheet import Band, Entry, Line, Mark, Sheet, plain
 
 
-_MARKS = {Mark.none: "{}", Mark.best: "\\textbf{{{}}}", Mark.second: "\\underline{{{}}}"}
+_BOLD = "\\textbf{{{}}}"
+_MARKS = {Mark.none: "{}", Mark.best: _BOLD, Mark.second: "\\underline{{{}}}", Mark.significant: _BOLD}
 _GREEK = (
     "alpha", "beta", "gamma", "delta", "varepsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi",
     "pi", "rho", "sigma", "tau", "upsilon", "varphi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from kdbench.report.sheet import Band, Line, Mark, Sheet, plain
 
 
-_MARKS = {Mark.none: "{}", Mark.best: "**{}**", Mark.second: "<ins>{}</ins>"}
+_MARKS = {Mark.none: "{}", Mark.best: "**{}**", Mark.second: "<ins>{}</ins>", Mark.significant: "**{}**"}
 
 
 def markdown(sheets: Sequence[Sheet]) -> str:

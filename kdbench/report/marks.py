@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from kdbench.report.layouts import Band, Layout, Rule
 from kdbench.report.sheet import Mark
 
 
-Numbers = Sequence[Sequence[float | None]]
+Places = list[tuple[int, int]]
+"""Rows and columns."""
 _STYLES: dict[str, Mark] = {"bold": Mark.best, "underline": Mark.second, "none": Mark.none}
 
 
-def marks(layout: Layout, band: Band, numbers: Numbers) -> list[list[Mark]]:
-    """The marks of a band's numbers, row by row, by the paper's own rules."""
+def marks(layout: Layout, band: Band, compare: Callable[[Places], Sequence[float | None]]) -> list[list[Mark]]:
+    """The marks of a band's numbers, row by row, by the paper's own rules.
+
+    ``compare`` gives the numbers of places that the paper compares with each other; None for what does not count.
+    """
     found = [[Mark.none] * len(band.columns) for _ in band.rows]
     for rank, rule in enumerate((layout.highlight.best, layout.highlight.second)):
         if rule is None:
             continue
         for group in _compared(band, rule):
-            compared = [numbers[row][column] for row, column in group]
-            for at in outstanding(compared, rank, _sense(rule, band, group)):
+            for at in outstanding(compare(group), rank, _sense(rule, band, group)):
                 row, column = group[at]
                 found[row][column] = _STYLES[rule.style]
     return found
@@ -39,7 +42,7 @@ def outstanding(numbers: Sequence[float | None], rank: int = 0, sense: Literal["
     return [at for at, number in enumerate(numbers) if number == ordered[rank]]
 
 
-def _compared(band: Band, rule: Rule) -> list[list[tuple[int, int]]]:
+def _compared(band: Band, rule: Rule) -> list[Places]:
     """The places, as row and column, that are compared with each other."""
     rows, columns = range(len(band.rows)), range(len(band.columns))
     if rule.axis == "column":
@@ -54,7 +57,7 @@ def _excluded(band: Band, rule: Rule, place: tuple[int, int]) -> bool:
     return (row.select.get("method") or column.select.get("method")) in rule.exclude
 
 
-def _sense(rule: Rule, band: Band, group: list[tuple[int, int]]) -> Literal["max", "min"]:
+def _sense(rule: Rule, band: Band, group: Places) -> Literal["max", "min"]:
     if rule.sense == "per column":
         return band.columns[group[0][1]].best or "max" if group else "max"
     return rule.sense

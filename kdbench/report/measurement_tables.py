@@ -38,7 +38,7 @@ class MeasurementTable:
         found: dict[tuple[str, Column], list[Fact]] = {}
         for fact in self.facts:
             found.setdefault((_row(fact), _column(fact)), []).append(fact)
-        return {place: make_cell([(fact.value, fact.reason) for fact in facts]) for place, facts in found.items()}
+        return {place: make_cell([(f.trial, f.value, f.reason) for f in facts]) for place, facts in found.items()}
 
     @property
     def versions(self) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -11,30 +11,50 @@ from typing import Any
 from kdbench.report.cells import Cell
 from kdbench.report.curves import cell_curves, points_per_curve, stride
 from kdbench.report.facts import Fact, by_key
-from kdbench.report.keys import Group, Pair, pair_text, titles
+from kdbench.report.keys import Group, Pair, pair_text, split_method, titles
 from kdbench.report.layouts import Place
 from kdbench.report.printed import PrintedTable
 from kdbench.report.rows import Row
 from kdbench.report.sheet import plain
 from kdbench.report.tables import Table
 from kdbench.store.record import Record, work_of
+from kdbench.suite.protocols import bundled_protocol
 from kdbench.suite.specs import RunSpec
+from kdbench.suite.suite import Suite
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The record of a run that was started at least, and its about.json, read once."""
+    """The record of a finished run, and its about.json, read once."""
 
     record: Record
     about: dict[str, Any]
 
 
-def page_data(
-    tables: Sequence[Table], rows: Sequence[Row], specs: Mapping[str, RunSpec], trained: Mapping[str, Trained]
-) -> list[dict[str, Any]]:
-    """One mapping per table: title, pairs, methods, and the cells in the order of ``cell_number``.
+def own_methods(suites: Iterable[Suite]) -> set[tuple[str, str]]:
+    """Protocol and name of the methods whose suites are about them.
 
-    ``specs`` and ``trained`` are by run id; of a run that was never started there is nothing in ``trained``.
+    These are the ones that the protocol is named after, alone or with other terms, and those that it does not know.
+    """
+    return {
+        (run.protocol.name, run.method)
+        for suite in suites
+        for run in suite.runs
+        if any(use.name == run.protocol.base for use in run.spec.terms)
+        or split_method(run.method)[0] not in bundled_protocol(run.protocol.base).methods
+    }
+
+
+def page_data(
+    tables: Sequence[Table],
+    rows: Sequence[Row],
+    specs: Mapping[str, RunSpec],
+    trained: Mapping[str, Trained],
+    own: Collection[tuple[str, str]],
+) -> list[dict[str, Any]]:
+    """One mapping per table: title, pairs, methods, ``own_methods`` by place, and the cells in the order of ``cell_number``.
+
+    ``specs`` and ``trained`` are by run id; of a run without a value there is nothing in ``trained``.
     """
     members: dict[tuple[Group, str, Pair], list[Row]] = {}
     for row in rows:
@@ -46,6 +66,7 @@ def page_data(
             "title": names[table.group],
             "pairs": [pair_text(pair) for pair in table.pairs],
             "methods": table.methods,
+            "own": [at for at, method in enumerate(table.methods) if (table.group.protocol, method) in own],
             "cells": [
                 _cell(table, method, pair, members.get((table.group, method, pair), []), specs, trained, points)
                 for pair in table.pairs

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kdbench.report.captions import at_most, by_reason, caption, provenance, some, unjudged
+from kdbench.report.captions import at_most, by_reason, caption, provenance, some, unequal_trials, unjudged
 from kdbench.report.cells import Cell, cell_text, make_cell, published_behind
 from kdbench.report.facts import Fact
 from kdbench.report.formats import TOLERANCE, View
 from kdbench.report.keys import Key, tiny_paper
 from kdbench.report.layouts import Axis, Band, Layout, Place, layouts, remarks
-from kdbench.report.marks import marks
+from kdbench.report.marks import Places, marks
 from kdbench.report.published import printed
+from kdbench.report.samples import shared_means
 from kdbench.report.sheet import Band as SheetBand
 from kdbench.report.sheet import Entry, Line, Sheet, spanning
 
@@ -50,7 +51,7 @@ def fill(
         key = number.key._replace(paper=tiny_paper(number.key.paper)) if tiny else number.key
         found = measured.get(key, ())
         used |= {(fact.run_id, fact.about.metric): fact for fact in found}
-        trials = [(fact.value, fact.reason) for fact in found]
+        trials = [(fact.trial, fact.value, fact.reason) for fact in found]
         once = place.select.get("method") == "teacher"
         cell = make_cell(trials, None if tiny else number, percent=layout.unit == "%", enough=1 if once else 2)
         cells[place] = replace(cell, note=absent(key)) if absent and not found else cell
@@ -60,24 +61,54 @@ def fill(
 def printed_sheet(table: PrintedTable, view: View, tolerance: float = TOLERANCE) -> Sheet:
     """A table as lines of text. Under the view `published` it is as the paper prints it."""
     layout, cells = table.layout, iter(table.cells.items())
-    bands = []
+    bands, unequal = [], []
     for band in layout.bands:
         rows = [[next(cells) for _ in band.columns] for _ in band.rows]
-        bands.append(_band(layout, band, rows, view, tolerance))
+        numbers = _Compared(rows, view)
+        bands.append(_band(layout, band, rows, numbers, view, tolerance))
+        unequal += numbers.notes
     if view is View.published:
         text, notes = f"{layouts().papers[layout.paper]}: {layout.caption}", remarks().get(layout.id, ())
     else:
         compared = any(cell.published for cell in table.cells.values())
         text = caption("In %" if layout.unit else "Numbers", view, _origin(table), tolerance, compared=compared)
-        notes = (*unjudged(table.cells.values(), view, tolerance), *table.notes, *at_most(_empty_cells(table)))
+        notes = (*unjudged(table.cells.values(), view, tolerance), *table.notes, *dict.fromkeys(unequal))
+        notes += tuple(at_most(_empty_cells(table)))
         notes += remarks().get(layout.id, ()) if compared and view is not View.measured else ()
     return Sheet(f"{layout.id}: {layout.title}", tuple(bands), layout.id, layout.stub, text, notes)
 
 
-def _band(layout: Layout, band: Band, rows: list[list[tuple[Place, Cell]]], view: View, tolerance: float) -> SheetBand:
-    numbers = [[_number(place, cell, view) for place, cell in row] for row in rows]
+Rows = list[list[tuple[Place, Cell]]]
+
+
+class _Compared:
+    """The numbers of a band's cells that are compared, as exactly as they are shown; none where no accuracies are shown.
+
+    Measured ones are means over shared trials; ``notes`` say where these are not all.
+    """
+
+    def __init__(self, rows: Rows, view: View) -> None:
+        self.rows = rows
+        self.view = view
+        self.notes: list[str] = []
+
+    def of(self, group: Places) -> list[float | None]:
+        found = [self.rows[row][column] for row, column in group]
+        if self.view in (View.difference, View.verdict):
+            return [None] * len(found)
+        if self.view is View.published:
+            means = [cell.published.value if cell.published else None for _, cell in found]
+        else:
+            means = shared_means([cell.values for _, cell in found])
+            self.notes += unequal_trials(cell for _, cell in found if any(mean is not None for mean in means))
+        return [
+            None if mean is None else round(mean, place.decimals) for (place, _), mean in zip(found, means, strict=True)
+        ]
+
+
+def _band(layout: Layout, band: Band, rows: Rows, numbers: _Compared, view: View, tolerance: float) -> SheetBand:
     parts: dict[str, list[Line]] = {}
-    for axis, row, row_marks in zip(band.rows, rows, marks(layout, band, numbers), strict=True):
+    for axis, row, row_marks in zip(band.rows, rows, marks(layout, band, numbers.of), strict=True):
         line = [Entry(_label(axis, view))] if layout.stub else []
         for (place, cell), mark in zip(row, row_marks, strict=True):
             text = cell_text(cell, view, decimals=place.decimals, tolerance=tolerance)
@@ -102,14 +133,6 @@ def _label(axis: Axis, view: View) -> str:
     """A row's or column's label; with the paper's own reference number only where its own numbers are shown."""
     cite = f" [{axis.cite}]" if axis.cite is not None and view is View.published else ""
     return (axis.label or "") + cite
-
-
-def _number(place: Place, cell: Cell, view: View) -> float | None:
-    """The number that a cell is marked by, as exactly as it is shown; none where no accuracies are shown."""
-    if view in (View.difference, View.verdict):
-        return None
-    number = cell.published.value if view is View.published and cell.published else cell.mean
-    return None if number is None else round(number, place.decimals)
 
 
 def _origin(table: PrintedTable) -> str:

@@ -49,7 +49,7 @@ def sources(suites: Sequence[Suite]) -> list[Source]:
     """The suites' files as they are, and every protocol they use, with all its values."""
     import yaml
 
-    found = [Source(f"Suite {suite.name} ({Path(suite.file).name})", _file_text(suite)) for suite in suites]
+    found = [Source(f"Suite {suite.name} ({Path(suite.file).name})", suite.text) for suite in suites]
     protocols = {run.protocol.name: run.protocol for suite in suites for run in suite.runs}
     for protocol in protocols.values():
         values = protocol.settings.model_dump(mode="json", exclude_defaults=True)
@@ -59,13 +59,6 @@ def sources(suites: Sequence[Suite]) -> list[Source]:
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
         found.append(Source(f"Protocol {protocol.name}", text))
     return found
-
-
-def _file_text(suite: Suite) -> str:
-    try:
-        return Path(suite.file).read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        return f"{suite.file}: {error.strerror or error}"
 
 
 def _environment(about: dict[str, Any]) -> tuple[str, ...]:

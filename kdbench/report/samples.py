@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -26,11 +26,6 @@ class Samples:
         """The accuracies of a cell by trial; {} where nothing has been measured."""
         return self.trials.get((method, pair), {})
 
-    def mean(self, method: str, pair: Pair) -> float | None:
-        """The mean over a cell's trials."""
-        values = self.of(method, pair)
-        return fmean(values.values()) if values else None
-
     def common(self, methods: Sequence[str], pair: Pair) -> list[int]:
         """The trials that all methods have of a pair, learned from the same weights of its teacher."""
         first, *others = (self.of(method, pair).keys() for method in methods)
@@ -47,9 +42,32 @@ class Samples:
         ours, theirs = self.of(method, pair), self.of(other, pair)
         return [ours[trial] - theirs[trial] for trial in self.common((method, other), pair)]
 
+    def shared_means(self, pair: Pair) -> dict[str, float]:
+        """What a best method is chosen by: ``shared_means`` of a pair's methods, of those that have one."""
+        means = shared_means(
+            [self.of(method, pair) for method in self.methods],
+            lambda trial: self._one_teacher(self.methods, pair, trial),
+        )
+        return {method: mean for method, mean in zip(self.methods, means, strict=True) if mean is not None}
+
     def _one_teacher(self, methods: Sequence[str], pair: Pair, trial: int) -> bool:
         known = {self.teachers.get((name, pair), {}).get(trial, "") for name in methods}
         return len(known - {""}) < 2
+
+
+def shared_means(
+    cells: Sequence[Mapping[int, float]], usable: Callable[[int], bool] = lambda trial: True
+) -> list[float | None]:
+    """The mean of each cell over the usable trials that all cells with two or more share.
+
+    None for a cell of one trial, and for all where fewer than two cells or trials are left: one trial makes nothing the best.
+    """
+    several = [cell.keys() for cell in cells if len(cell) > 1]
+    shared = set(several[0]).intersection(*several[1:]) if len(several) > 1 else set()
+    trials = sorted(filter(usable, shared))
+    if len(trials) < 2:
+        return [None] * len(cells)
+    return [fmean(cell[trial] for trial in trials) if len(cell) > 1 else None for cell in cells]
 
 
 def samples_by_table(rows: Sequence[Row]) -> dict[Group, Samples]:

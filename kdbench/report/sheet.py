@@ -13,11 +13,15 @@ from kdbench.catalogue.printable import CONTROL
 
 
 class Mark(StrEnum):
-    """How a number stands out: the papers print the best bold and the second best underlined."""
+    """How a number stands out: the papers print the best bold and the second best underlined.
+
+    ``significant`` is a difference of either sign that a test finds.
+    """
 
     none = ""
     best = "best"
     second = "second"
+    significant = "significant"
 
 
 @dataclass(frozen=True)

@@ -122,11 +122,11 @@ def compute_all(samples: dict[Group, Samples], baseline: str | None = None) -> l
 def not_separable(samples: Samples, pair: Pair) -> set[str]:
     """The best method of a pair, and all that a paired t-test does not tell from it (α = 0.05, Holm over the pair).
 
-    Without a test a method is not in the set: it shares fewer than two trials with the best, or differs from it by the same
-    in each. As with the best alone, nothing stands out where only one method has been measured.
+    The best is so over the trials that all methods with two or more share; without two such methods and trials nothing
+    stands out. A method that differs from the best by the same in each trial is not tested, and not in the set.
     """
-    means = {method: round(mean, 9) for method in samples.methods if (mean := samples.mean(method, pair)) is not None}
-    if len(means) < 2:
+    means = {method: round(mean, 9) for method, mean in samples.shared_means(pair).items()}
+    if not means:
         return set()
     best = max(means, key=lambda method: means[method])
     others = [method for method in means if method != best]

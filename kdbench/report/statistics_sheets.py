@@ -150,7 +150,7 @@ def _improvement_caption(found: Statistics) -> str:
 
 
 def _mark(p: float | None) -> Mark:
-    return Mark.best if p is not None and p < ALPHA else Mark.none
+    return Mark.significant if p is not None and p < ALPHA else Mark.none
 
 
 def _difference_text(difference: Difference, corrected: float | None) -> str:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from kdbench.report.captions import caption, differing_teachers, empty_cells, provenance, unjudged
+from kdbench.report.captions import caption, differing_teachers, empty_cells, provenance, unequal_trials, unjudged
 from kdbench.report.cells import DECIMALS, Cell, cell_text, make_cell, published_behind
 from kdbench.report.formats import TOLERANCE, View
 from kdbench.report.keys import Group, Pair, pair_text
 from kdbench.report.marks import outstanding
 from kdbench.report.published import published
 from kdbench.report.rows import Row, measured_on, teacher_accuracy
+from kdbench.report.samples import Samples, samples_by_table
 from kdbench.report.sheet import Band, Entry, Mark, Sheet
 from kdbench.store.store import Store
 
@@ -33,12 +34,13 @@ class Table:
     versions: tuple[str, ...]
     notes: tuple[str, ...]
     teacher_scores: tuple[str, ...]
+    samples: Samples
 
     def best(self, pair: Pair) -> set[str]:
-        """The methods with the highest mean of a column, as it is shown; none where fewer than two have one."""
-        cells = [self.cells.get((method, pair)) for method in self.methods]
-        means = [None if cell is None or cell.mean is None else round(cell.mean, DECIMALS) for cell in cells]
-        return {self.methods[at] for at in outstanding(means)}
+        """The methods with the highest mean of a column, as it is shown, over the trials that they share."""
+        means = self.samples.shared_means(pair)
+        shown = [round(mean, DECIMALS) for mean in means.values()]
+        return {list(means)[at] for at in outstanding(shown)}
 
     @property
     def has_published(self) -> bool:
@@ -50,10 +52,11 @@ def make_tables(rows: Sequence[Row], stores: Sequence[Store] = ()) -> list[Table
     groups: dict[Group, dict[tuple[str, Pair], list[Row]]] = {}
     for row in rows:
         groups.setdefault(row.group, {}).setdefault((row.method, row.pair), []).append(row)
-    return [_table(group, cells, stores) for group, cells in groups.items()]
+    samples = samples_by_table(rows)
+    return [_table(group, cells, stores, samples[group]) for group, cells in groups.items()]
 
 
-def _table(group: Group, cells: dict[tuple[str, Pair], list[Row]], stores: Sequence[Store]) -> Table:
+def _table(group: Group, cells: dict[tuple[str, Pair], list[Row]], stores: Sequence[Store], samples: Samples) -> Table:
     everything = [row for found in cells.values() for row in found]
     teachers, versions = _teacher_accuracies(everything, stores)
     done = {row.run_id: row.version for row in everything if row.status == "done"}
@@ -69,6 +72,7 @@ def _table(group: Group, cells: dict[tuple[str, Pair], list[Row]], stores: Seque
         versions=(*done.values(), *versions),
         notes=differing_teachers(row.teachers for row in everything),
         teacher_scores=tuple(dict.fromkeys((*finished, *(["last"] if beside else [])))),
+        samples=samples,
     )
 
 
@@ -97,6 +101,7 @@ def table_sheet(table: Table, view: View, tolerance: float = TOLERANCE) -> Sheet
         notes=(
             *unjudged(table.cells.values(), view, tolerance),
             *table.notes,
+            *unequal_trials([cell for (_, pair), cell in table.cells.items() if best.get(pair)]),
             *empty_cells((f"{method} on {pair_text(pair)}", cell.note) for (method, pair), cell in table.cells.items()),
         ),
     )
@@ -104,7 +109,8 @@ def table_sheet(table: Table, view: View, tolerance: float = TOLERANCE) -> Sheet
 
 def _cell(rows: Sequence[Row]) -> Cell:
     first = rows[0]
-    return make_cell([(row.top1, row.reason) for row in rows], published(first.about("top1")) if first.paper else None)
+    trials = [(row.trial, row.top1, row.reason) for row in rows]
+    return make_cell(trials, published(first.about("top1")) if first.paper else None)
 
 
 def _learned_beside(rows: Sequence[Row]) -> dict[str, float]:

@@ -12,8 +12,8 @@ from kdbench.report.sheet import Entry, Line, Mark, Sheet, plain
 if TYPE_CHECKING:
     from rich.text import Text
 
-_STYLES = {Mark.none: "", Mark.best: "bold green", Mark.second: "underline"}
-_SIGNS = {Mark.none: "", Mark.best: "*", Mark.second: "_"}
+_STYLES = {Mark.none: "", Mark.best: "bold green", Mark.second: "underline", Mark.significant: "bold"}
+_SIGNS = {Mark.none: "", Mark.best: "*", Mark.second: "_", Mark.significant: "*"}
 _GAP = 2
 
 

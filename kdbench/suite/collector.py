@@ -104,7 +104,8 @@ class Collector:
         try:
             entry = TeacherEntry.model_validate(value)
             folder = Path(self.document.file).parent
-            teacher = named_teacher(entry.network, entry.weights, entry.pretraining, folder)
+            known = self.document.known
+            teacher = named_teacher(entry.network, entry.weights, entry.pretraining, folder, known)
             self.teachers[name] = replace(teacher, tuned=entry.fine_tune)
         except ValidationError as error:
             self.problems += problems_of(error, self.document, here, {"": TeacherEntry.model_fields})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,13 @@ def find_suite(reference: str) -> Path:
     raise BadSuite([Problem(reference, 0, "", unknown("suite", reference, known, "suites"))])
 
 
-def load_suites(references: Sequence[str], trials: int | None = None, *, tiny: bool = False) -> list[Suite]:
+Known = Callable[[Document], Callable[[str], str | None]]
+"""For a suite's document, what gives the SHA-256 of a file of weights that is not there."""
+
+
+def load_suites(
+    references: Sequence[str], trials: int | None = None, *, tiny: bool = False, known: Known | None = None
+) -> list[Suite]:
     """Load several suites, each once, or the ``tiny`` counterpart of each.
 
     ``trials`` overrides what they say; tiny ones have one. Raises BadSuite with the problems of all.
@@ -55,7 +61,7 @@ def load_suites(references: Sequence[str], trials: int | None = None, *, tiny: b
             path = find_suite(reference)
             if path.resolve() in suites:
                 continue
-            suite = suites[path.resolve()] = load_suite(path, trials)
+            suite = suites[path.resolve()] = load_suite(path, trials, known)
         except BadSuite as error:
             problems += error.problems
             continue
@@ -68,9 +74,12 @@ def load_suites(references: Sequence[str], trials: int | None = None, *, tiny: b
     return [tiny_suite(suite) if tiny else suite for suite in suites.values()]
 
 
-def load_suite(file: Path, trials: int | None = None) -> Suite:
+def load_suite(file: Path, trials: int | None = None, known: Known | None = None) -> Suite:
     """Load one suite file. Raises BadSuite with everything that is wrong with it."""
-    return read_suite(read_yaml(file), trials)
+    document = read_yaml(file)
+    if known:
+        document.known = known(document)
+    return read_suite(document, trials)
 
 
 def read_suite(document: Document, trials: int | None = None) -> Suite:
@@ -111,7 +120,9 @@ def _read_suite(document: Document, trials: int | None) -> Suite:
     files = {each.sha256: each.file for each in collector.teachers.values() if each.sha256 and each.file}
     distinct = tuple({run.key: run for run in runs}.values())
     tables = tuple(dict.fromkeys(head.tables))
-    return Suite(name, document.file, head.description, distinct, files, tables, tuple(measurements))
+    return Suite(
+        name, document.file, head.description, distinct, files, tables, tuple(measurements), text=document.text
+    )
 
 
 def _grids(data: dict[str, Any], collector: Collector) -> Iterator[tuple[dict[str, Any], Path_]]:

@@ -52,6 +52,9 @@ class Spec(BaseModel):
         """Twelve hexadecimal digits that stand for this spec."""
         return digest(self.canonical())
 
+    def __hash__(self) -> int:
+        return hash(self.id)  # some fields are mappings
+
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with some fields changed, and so with an id of its own."""
         copied = super().model_copy(update=update, deep=deep)

@@ -91,7 +91,7 @@ def _pair(value: Any) -> Any:
         return {"teacher": value[0], "student": value[1]}
     if isinstance(value, dict):
         return value
-    raise PydanticCustomError("pair", "must be [teacher, student], or {{teacher: …, student: …}}")
+    raise PydanticCustomError("pair", "must be [teacher, student], or {teacher: …, student: …}")
 
 
 def _named(value: Any) -> Any:

@@ -64,8 +64,8 @@ class Suite:
     """A suite file's content.
 
     Its runs in the order of the file, what is measured on their networks, the files of weights that it names, by SHA-256,
-    and the printed ``tables`` that it fills. ``tiny`` says that its runs are tiny ones in the place of the suite's own,
-    ``whole`` is the suite of which only a part was chosen.
+    the printed ``tables`` that it fills, and its ``text``. ``tiny`` says that its runs are tiny ones in the place of the
+    suite's own, ``whole`` is the suite of which only a part was chosen.
     """
 
     name: str
@@ -77,11 +77,16 @@ class Suite:
     measurements: tuple[Measurement, ...] = ()
     tiny: bool = False
     whole: Suite | None = None
+    text: str = ""
 
     @property
     def specs(self) -> dict[str, RunSpec]:
         """The distinct runs by id."""
         return {run.id: run.spec for run in self.runs}
+
+    def renamed(self, name: str) -> Suite:
+        """The same under another name."""
+        return replace(self, name=name, runs=tuple(replace(run, suite=name) for run in self.runs))
 
 
 @dataclass(frozen=True)

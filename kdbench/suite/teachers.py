@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -64,8 +65,17 @@ def by_network(name: str) -> NamedTeacher:
     return NamedTeacher(name, "published" if network(name).public else "random")
 
 
-def named_teacher(name: str, weights: str | None, pretraining: str | None, folder: Path) -> NamedTeacher:
-    """A teacher as a suite describes it. Files are looked for from ``folder`` on. Raises BadInput for what cannot be."""
+def named_teacher(
+    name: str,
+    weights: str | None,
+    pretraining: str | None,
+    folder: Path,
+    known: Callable[[str], str | None] = lambda _: None,
+) -> NamedTeacher:
+    """A teacher as a suite describes it. Files are looked for from ``folder`` on. Raises BadInput for what cannot be.
+
+    ``known`` gives the SHA-256 of a file that is not there, where that is known.
+    """
     facts = network(name)
     if weights and pretraining:
         raise BadInput("a teacher starts from 'weights' or from 'pretraining', not from both")
@@ -89,6 +99,8 @@ def named_teacher(name: str, weights: str | None, pretraining: str | None, folde
         return NamedTeacher(name, "file", match[1].lower())
     if weights.startswith("sha256:"):
         raise BadInput(f"'{weights}': a SHA-256 has 64 hexadecimal digits")
+    if sha256 := known(weights):
+        return NamedTeacher(name, "file", sha256)
     path = folder / weights
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"

@@ -6,7 +6,7 @@ Each of these has spoilt a benchmark's configuration before; here each is a prob
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ _MAPPING_TAG, _SEQUENCE_TAG = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
 class Document:
     """A YAML file as plain Python values, the line of every value and key, and what is wrong with the text itself.
 
-    ``trapped`` holds the places of values that YAML 1.1 reads as something else than what was meant.
+    ``trapped`` holds the places of values that YAML 1.1 reads as something else than what was meant. ``known`` gives the
+    SHA-256 of a file of weights that is named in it and is not there, if that is known.
     """
 
     file: str
@@ -36,6 +37,8 @@ class Document:
     lines: dict[Path_, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     trapped: set[Path_] = field(default_factory=set)
+    text: str = ""
+    known: Callable[[str], str | None] = lambda _: None
 
     def place(self, path: Path_) -> Path_:
         """The part of ``path`` that stands in the file: ``student`` for ``student[0]`` where no list was written."""
@@ -93,7 +96,7 @@ def parse_yaml(text: str, file: str) -> Document:
         raise _refused(file, line, f"is not valid YAML: {error.problem or error}") from None
     except yaml.YAMLError as error:
         raise _refused(file, 0, "is not valid YAML: " + str(error).partition("\n")[0]) from None
-    document = Document(file, None)
+    document = Document(file, None, text=text)
     if node is not None:
         document.data = _convert(node, (), document, frozenset())
     return document

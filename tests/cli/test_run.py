@@ -119,6 +119,7 @@ def test_missing_data_are_refused_before_any_work(place):
     with pytest.raises(BadSuite, match=r"(?s)cifar100: .*cifar10: .*2 problems. Nothing was run.") as caught:
         place.run()
     assert caught.value.exit_code == 2
+    assert f"kdbench data download cifar10 --data {place.root}," in str(caught.value)
     assert not place.plans
     assert not list(place.root.glob("results/*/*"))
     place.run("--download")
@@ -173,6 +174,7 @@ def test_failures_of_now_and_before_end_with_exit_code_1(place):
     assert "loss is not finite in epoch 3" in text
     assert "ValueError in epoch 1: no" in text
     assert "teacher 0123456789ab: broken teacher" in text
+    assert text.endswith(f"More: kdbench show ID --results {place.results}")
     assert [run.id for cohort in place.plans[0].cohorts for run in cohort.runs] == [runs["kd"].id]
 
 

@@ -55,7 +55,10 @@ def test_files_with_other_sums_are_refused(official, name, tmp_path):
         read_splits(facts, tmp_path)
     assert status(facts, tmp_path).state == "ready"
     seen = status(facts, tmp_path, verify=True)
-    assert (seen.state, seen.todo) == ("damaged", f"not the official file: {last}: kdbench data download {name}")
+    assert (seen.state, seen.todo) == (
+        "damaged",
+        f"not the official file: {last}: kdbench data download {name} --data {tmp_path}",
+    )
     path.unlink()
     seen = status(facts, tmp_path)
     assert (seen.state, seen.missing) == ("missing", [f"{facts.folder}/{last}"])
@@ -87,7 +90,9 @@ def test_status_of_what_is_not_there_and_of_a_begun_download(tmp_path):
         assert len(seen.missing) == len(facts.files)
         assert facts.missing(tmp_path) == bool(facts.files)
     (tmp_path / "stl10_binary.tar.gz.part").write_bytes(b"12345")
-    assert status(dataset("stl10"), tmp_path).todo == "kdbench data download stl10 (goes on at 5 bytes)"
+    assert (
+        status(dataset("stl10"), tmp_path).todo == f"kdbench data download stl10 --data {tmp_path} (goes on at 5 bytes)"
+    )
     assert "image-net.org" in status(dataset("imagenet"), tmp_path).todo
 
 

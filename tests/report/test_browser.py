@@ -38,11 +38,11 @@ press("Escape");
 found.hidden = document.getElementById("detail").hidden;
 found.stops = table.querySelectorAll("td[tabindex='0']").length;
 found.width = document.documentElement.scrollWidth <= window.innerWidth;
-found.points = document.querySelectorAll("#scatter circle").length;
+found.points = document.querySelectorAll("#scatter .mark").length;
 found.names = Array.from(document.querySelectorAll("#pick-methods label"), (label) => label.textContent);
 found.lines = document.querySelectorAll("#curves polyline").length;
 document.querySelector("#pick-methods input").click();
-found.fewer = document.querySelectorAll("#scatter circle").length;
+found.fewer = document.querySelectorAll("#scatter .mark").length;
 document.getElementById("probe").textContent = JSON.stringify(found);
 </script>
 """
@@ -146,6 +146,41 @@ def test_a_papers_table_with_two_header_lines_sorts_and_explains_its_numbers(tra
         or suite.runs[2].id in found["detail"]
     )
     assert found["hover"] is False
+
+
+CHOSEN = """
+<pre id="probe"></pre>
+<script>
+const ticked = () => Array.from(document.querySelectorAll("#pick-methods label"))
+  .filter((label) => label.querySelector("input").checked).map((label) => label.textContent);
+const found = { ticked: ticked() };
+for (const check of document.querySelectorAll("#pick-methods input")) if (!check.checked) check.click();
+const shape = (mark) => {
+  const [first, ...rest] = mark.getAttribute("points").split(" ").map((point) => point.split(",").map(Number));
+  return rest.map(([x, y]) => [Math.round(5 * (x - first[0])), Math.round(5 * (y - first[1]))].join());
+};
+const style = (swatch) => [swatch.children[0].getAttribute("stroke-dasharray"), shape(swatch.children[1])].join(" ");
+const styles = Array.from(document.querySelectorAll("#pick-methods .swatch"), style);
+found.styles = [styles.length, new Set(styles).size];
+found.lines = document.querySelectorAll("#curves polyline").length;
+found.marks = document.querySelectorAll("#curves .mark").length;
+document.getElementById("probe").textContent = JSON.stringify(found);
+</script>
+"""
+
+
+def test_a_suites_own_methods_are_ticked_and_all_differ_without_colour(trained, probe):
+    names = [f"m{at}" for at in range(8)]  # each better than the ones before
+    sweep = ", ".join(f"{{name: {name}, terms: {{ce: 1, kd: {at + 2}}}}}" for at, name in enumerate(names))
+    suite, store = trained(
+        f"protocol: smoke\ndataset: digits\ntrials: 1\n"
+        f"grid: {{teacher: resnet8x4, student: resnet8, method: [ce, {sweep}, kd, at, sp, vid, rkd, pkt]}}"
+    )
+    report = measured_report([suite], [store])
+    found, console = probe(html(report, analyse(report.rows), [suite], [store], Choice()), CHOSEN)
+    assert (console, found["ticked"]) == ([], ["ce", *names])
+    assert found["styles"] == [15, 15]
+    assert (found["lines"], found["marks"]) == (14, 14 * 4)  # the last has not been run
 
 
 def test_the_probe_sees_errors(page, probe):

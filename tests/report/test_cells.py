@@ -13,7 +13,8 @@ KEY = Key("semckd", "kd", "t", "s", "d", "", "", "top1")
 
 def cell(*values, printed=(75.0, None), percent=True):
     number = printed and Published(KEY, *printed, text="nan" if printed[0] is None else f"{printed[0]:.2f}")
-    return make_cell([(value, "" if value is not None else "not run") for value in values], number, percent=percent)
+    trials = [(trial, value, "" if value is not None else "not run") for trial, value in enumerate(values)]
+    return make_cell(trials, number, percent=percent)
 
 
 @pytest.mark.parametrize(

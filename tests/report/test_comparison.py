@@ -18,6 +18,7 @@ from kdbench.report.samples import samples_by_table
 from kdbench.report.tidy import compared_csv, compared_json
 from kdbench.store.record import Result
 from kdbench.store.store import Store
+from kdbench.suite.load import bundled_suites, load_suite
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_cell_by_cell(suite, stores):
     lines = [[entry.text for entry in line] for line in sheet.lines]
     assert lines[0] == ["method, networks", str(stores[0].root), str(stores[1].root), "difference"]
     assert lines[1:] == [
-        ["ce, resnet8x4 → resnet8", "55.00 ± 7.07 (2)", "56.00 ± 8.49 (2)", "+1.00"],
+        ["ce, resnet8x4 → resnet8", "55.00 ± 7.07 (2)", "56.00 ± 8.49 (2)", "+1.00 (2)"],
         ["kd, resnet8x4 → resnet8", "70.00 (1 of 2)", "–", "–"],
         ["at, resnet8x4 → resnet8", "–", "80.00 (1 of 2)", "–"],
     ]
@@ -60,6 +61,34 @@ def test_cell_by_cell(suite, stores):
         f"kd on resnet8x4 → resnet8: only in {stores[0].root}",
         f"at on resnet8x4 → resnet8: only in {stores[1].root}",
     )
+
+
+@pytest.fixture
+def uneven(suite, stores, finish):
+    """The difference of two cells of which the folders share one trial or none, and a third."""
+    first, second = stores
+    kd, at, sp = [[run for run in suite.runs if run.method == name] for name in ("kd", "at", "sp")]
+    finish(first.run(kd[1].id), last=90.0)
+    finish(second.run(kd[0].id), last=70.0)
+    finish(first.run(at[1].id), last=81.0)
+    for store in stores:
+        finish(store.run(sp[0].id), last=60.0)
+    return compare([suite], first, second)
+
+
+def test_differences_are_over_shared_trials(uneven, stores):
+    sheet = uneven[0].sheet
+    assert {line[0].text.partition(",")[0]: line[3].text for line in sheet.lines[1:]} == {
+        "ce": "+1.00 (2)", "kd": "+0.00 (1)", "at": "–", "sp": "+0.00 (1)",
+    }  # fmt: skip
+    assert sheet.notes == (
+        f"kd on resnet8x4 → resnet8: 1 trial only in {stores[0].root}: left out of the difference",
+        "at on resnet8x4 → resnet8: no trial is in both folders, so nothing is compared",
+    )
+    found = {cell["method"]: cell for cell in uneven[0].values()}
+    assert {name: [cell[key] for key in ("difference", "shared", "a_alone", "b_alone")] for name, cell in found.items()} == {
+        "ce": [1.0, 2, 0, 0], "kd": [0.0, 1, 1, 0], "at": [None, 0, 1, 1], "sp": [0.0, 1, 0, 0],
+    }  # fmt: skip
 
 
 def test_the_values_of_cells(suite, stores):
@@ -89,7 +118,8 @@ def test_the_caption_says_how_and_by_which_versions(suite, stores, finish, load)
     assert sheet.caption == (
         "Top-1 test accuracy in %, mean ± sd (n); protocol smoke; accuracy after the last epoch; "
         f"{stores[0].root}: 1-2 trials, kdbench 0.1.0; version unknown (1); "
-        f"{stores[1].root}: 1-2 trials, version unknown (3); difference: second minus first."
+        f"{stores[1].root}: 1-2 trials, version unknown (3); "
+        "difference: second minus first, mean over the trials that both have (n)."
     )
     part = load(
         "protocol: smoke\ndataset: {name: digits, val_split: 0.1}\ntrials: 1\ngrid: {student: resnet8, method: ce}\n"
@@ -189,3 +219,14 @@ def test_versions_of_teachers_count(suite, stores, finish):
     finish(stores[0].run(suite.runs[0].id), versions={"kdbench": "0.2.0"})
     with pytest.raises(KdbenchError, match=r"0.1.0 \(1\) and 0.2.0 \(1\)"):
         measured_report([suite], stores[:1])
+
+
+def test_conflicts_of_every_kind_of_run_and_teacher(tmp_path, finish):
+    suite = load_suite(bundled_suites()["smoke"])
+    stores = [Store(tmp_path / name) for name in "ab"]
+    assert conflicts([suite], stores) == []
+    part = next(spec.parts[0] for spec in suite.specs.values() if spec.parts)
+    for store, last in zip(stores, (50.0, 51.0), strict=True):
+        finish(store.teacher(part.id), last=last, kind="teacher")
+    (message,) = conflicts([suite], stores)
+    assert message.startswith(f"teacher {part.label} ({part.id}): 50.00 in {stores[0].root}, 51.00 in")

@@ -13,11 +13,12 @@ from kdbench.report.assemble import measured_report, published_report
 from kdbench.report.curves import Curve, cell_curves, points_per_curve, stride
 from kdbench.report.formats import View
 from kdbench.report.html import Choice, html
-from kdbench.report.page_data import safe_json
+from kdbench.report.page_data import own_methods, safe_json
 from kdbench.report.provenance import environments
 from kdbench.report.tables import make_tables
-from kdbench.store.record import Accuracy, Result
+from kdbench.store.record import Accuracy, Failure, Result
 from kdbench.store.store import Store
+from kdbench.suite.load import bundled_suites, load_suite
 from kdbench.suite.recipe import digest
 from kdbench.suite.suite import Suite
 
@@ -100,6 +101,46 @@ def test_what_stands_behind_a_number(trained):
     last = table["cells"][-1]
     assert (last["planned"], [trial[2] is None for trial in last["trials"]]) == (2, [False, True])
     assert last["top1"]["low"] == []
+
+
+def test_curves_and_costs_are_of_the_runs_that_have_a_number(trained):
+    suite, store = trained(SUITE)
+    damaged, diverged, training = suite.runs[2:5]  # kd on resnet8, both trials, and the first of at
+    (store.run(damaged.id).folder / "result.json").write_text("{}")
+    for run in (diverged, training):
+        (store.run(run.id).folder / "result.json").unlink()
+    store.run(diverged.id).fail(Failure(kind="diverged", epoch=3, reason="loss is nan"))
+    store.run(training.id).state_file.write_bytes(b"")
+    page = make_page(suite, store)
+    ce, kd, at, *_ = data_of(page)[0]["cells"]
+    assert (kd["mean"], kd["macs"], kd.keys() & {"top1", "loss"}) == (None, None, set())
+    assert [trial[1:] for trial in kd["trials"]] == [[damaged.id, None], [diverged.id, None]]
+    assert (at["mean"], at["top1"]["low"], len(ce["top1"]["low"])) == (at["trials"][1][2], [], 4)
+    assert "A card 2 Linux x86_64 0.1.0 2.9 2.1 3.12 8 0.13" in " ".join(" ".join(Elements(page).text).split())
+
+
+def test_the_methods_that_a_suite_is_about(load, tmp_path):
+    (suite,) = (load_suite(bundled_suites()["ega_simultaneous"]),)
+    (first, *_) = data_of(make_page(suite, Store(tmp_path)))
+    assert [first["methods"][at] for at in first["own"]] == ["ega", "ega+kd", "ega-no-node", "ega-no-edge"]
+    mine = "grid: {student: resnet8, method: [ce, {name: mine, terms: {ce: 1, kd: 2}}], teacher: resnet8x4}"
+    assert own_methods([load(f"protocol: smoke\ndataset: digits\n{mine}")]) == {("smoke", "mine")}
+    assert own_methods([load("protocol: semckd\ndataset: cifar100\ngrid: {student: vgg8, method: ce}")]) == set()
+
+
+def test_what_a_test_finds_worse_is_not_in_the_colour_of_the_best(trained, finish):
+    suite, store = trained(SUITE.replace("trials: 2", "trials: 3"))
+    for run in suite.runs:
+        finish(
+            store.run(run.id),
+            last={"ce": 40.0, "kd": 50.0, "at": 49.0}[run.method] + run.spec.trial / (9 if run.method == "ce" else 10),
+        )
+    page = make_page(suite, store)
+    worse = [
+        attrs for tag, attrs in Elements(page.partition('id="statistics"')[2]).tags if tag == "td" and "class" in attrs
+    ]
+    assert {attrs["class"] for attrs in worse} == {"significant"}
+    assert ".significant { font-weight: 700; }" in page
 
 
 def test_what_is_not_separable_is_marked(trained, finish):

@@ -41,7 +41,7 @@ SSKD_3 = """
 protocol: sskd
 dataset: cifar100
 tables: sskd-3
-trials: 1
+trials: {}
 grid: {{teacher: vgg13, student: vgg8, method: [{}]}}
 """
 
@@ -174,18 +174,38 @@ def test_the_provenance_line(few, store):
 
 
 def test_marks_follow_the_measured_numbers(load, store, finish):
-    suite = load(SSKD_3.format("ce, kd, at, sp, vid"))
-    for run, best in zip(suite.runs, (99.0, 72.001, 74.0, 72.004, 71.0), strict=True):
-        finish(store.run(run.id), best=best)
+    suite = load(SSKD_3.format(2, "ce, kd, at, sp, vid"))
+    values = {"ce": 99.0, "kd": 72.001, "at": 74.0, "sp": 72.004, "vid": 71.0}
+    for run in suite.runs:
+        finish(store.run(run.id), best=values[run.method])
     (sheet,) = measured_report([suite], [store]).sheets(View.measured)
     column = [line[5] for part in sheet.bands[0].parts for line in part]
     assert {entry.text: entry.mark for entry in column if entry.text != "–"} == {
-        "99.00 (1)": Mark.none,  # the plain student does not compete
-        "72.00 (1)": Mark.second,  # equal as they are shown
-        "74.00 (1)": Mark.best,
-        "71.00 (1)": Mark.none,
+        "99.00 ± 0.00 (2)": Mark.none,  # the plain student does not compete
+        "72.00 ± 0.00 (2)": Mark.second,  # equal as they are shown
+        "74.00 ± 0.00 (2)": Mark.best,
+        "71.00 ± 0.00 (2)": Mark.none,
     }
     assert [entry.mark for entry in column].count(Mark.second) == 2
+
+
+def test_a_single_trial_has_no_mark(load, store, finish):
+    suite = load(SSKD_3.format(3, "kd, at, sp"))
+    values = {"kd": (70.0, 71.0, 75.0), "at": (71.0, 72.0, None), "sp": (99.0, None, None)}
+    for run in suite.runs:
+        if (best := values[run.method][run.spec.trial]) is not None:
+            finish(store.run(run.id), best=best)
+    (sheet,) = measured_report([suite], [store]).sheets(View.measured)
+    column = [line[5] for part in sheet.bands[0].parts for line in part]
+    assert {entry.text: entry.mark for entry in column if entry.mark or "(" in entry.text} == {
+        "72.00 ± 2.65 (3)": Mark.second,  # 70.50 over the two trials that AT has, too
+        "71.50 ± 0.71 (2 of 3)": Mark.best,
+        "99.00 (1 of 3)": Mark.none,
+    }
+    assert sheet.notes[0].startswith("Marks compare means over the trials that all compared cells share")
+    (published,) = measured_report([suite], [store]).sheets(View.published)
+    assert Mark.best in {entry.mark for line in published.lines for entry in line}
+    assert not any("share" in note for note in published.notes)
 
 
 def test_a_column_with_one_number_has_no_mark(load, store, finish):
@@ -262,7 +282,7 @@ def test_tables_have_one_spelling(load):
 
 
 def test_a_teacher_goes_by_its_own_rule_and_is_judged_by_its_only_training(load, store, finish):
-    suite = load(SSKD_3.format("ce, kd"))
+    suite = load(SSKD_3.format(1, "ce, kd"))
     for run in suite.runs:
         finish(store.run(run.id), best=73.0)
     teacher = next(run.spec.teacher for run in suite.runs if run.spec.teacher)

@@ -6,6 +6,7 @@ import json
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -26,7 +27,7 @@ def text_of(rows, format, view=View.both, **style):
 
 
 def test_mean_and_deviation_by_hand():
-    cell = make_cell([(value, "") for value in (70.0, 71.0, 73.0)])
+    cell = make_cell([(trial, value, "") for trial, value in enumerate((70.0, 71.0, 73.0))])
     assert cell.mean == pytest.approx(71.333333)
     assert cell.sd == pytest.approx(1.527525)  # sqrt((1.7778 + 0.1111 + 2.7778) / 2)
     assert (cell.n, cell.planned, cell.note) == (3, 3, "")
@@ -34,7 +35,7 @@ def test_mean_and_deviation_by_hand():
 
 
 def test_partial_trials():
-    cell = make_cell([(70.0, ""), (None, "not run"), (None, "loss is nan"), (None, "not run")])
+    cell = make_cell([(0, 70.0, ""), (1, None, "not run"), (2, None, "loss is nan"), (3, None, "not run")])
     assert (cell.mean, cell.sd, cell.n, cell.planned) == (70.0, None, 1, 4)
     assert cell.note == "not run (2 of 4); loss is nan (1 of 4)"
     assert cell_text(cell, View.measured) == "70.00 (1 of 4)"
@@ -50,13 +51,40 @@ def test_one_table_for_each_setting(row):
     assert len(tables) == 6
     assert tables[0].methods == ["kd", "at"]
     assert tables[0].pairs == [("resnet32x4", "resnet8x4"), ("resnet32x4", "vgg8")]
-    assert tables[0].best(("resnet32x4", "resnet8x4")) == {"at"}
-    assert tables[0].best(("resnet32x4", "vgg8")) == set()
+
+
+PAIR = ("resnet32x4", "resnet8x4")
+
+
+def cells_of(row, **methods):
+    return [row(trial, value, method=name) for name, values in methods.items() for trial, value in enumerate(values)]
 
 
 def test_equal_means_as_they_are_shown_are_best_alike(row):
-    (table,) = make_tables([row(0, 70.001), row(0, 69.999, method="at"), row(0, 60.0, method="ce")])
-    assert table.best(("resnet32x4", "resnet8x4")) == {"kd", "at"}
+    (table,) = make_tables(cells_of(row, kd=[70.001, 70.0], at=[69.999, 70.0], ce=[60.0, 60.0]))
+    assert table.best(PAIR) == {"kd", "at"}
+
+
+@pytest.mark.parametrize(
+    ("methods", "best", "note"),
+    [
+        ({"kd": [70.0], "at": [71.0], "ce": [60.0]}, set(), False),  # single trials
+        ({"kd": [70.0, 72.0, 71.0], "at": [80.0]}, set(), False),
+        ({"kd": [70.0, 72.0], "ce": [60.0, 61.0], "at": [80.0]}, {"kd"}, True),  # at is no better for its easy trial
+        ({"kd": [70.0, 72.0, 50.0], "at": [69.0, 71.0]}, {"kd"}, True),  # over the trials that both have
+        ({"kd": [70.0, 72.0, None], "at": [None, 71.0, 73.0]}, set(), False),  # one trial in common
+        ({"kd": [70.0, 72.0], "at": [69.0, 71.0]}, {"kd"}, False),
+    ],
+)
+def test_the_best_is_so_over_two_shared_trials_at_least(row, methods, best, note):
+    (table,) = make_tables(cells_of(row, **methods))
+    assert table.best(PAIR) == best
+    assert any(text.startswith("Marks compare means over") for text in table_sheet(table, View.both).notes) == note
+
+
+def test_trials_under_different_weights_of_the_teacher_make_nothing_the_best(row):
+    rows = [replace(each, teacher_sha256=each.method) for each in cells_of(row, kd=[70.0, 72.0], at=[69.0, 71.0])]
+    assert make_tables(rows)[0].best(PAIR) == set()
 
 
 def test_a_method_called_like_the_teachers_line(row):
@@ -88,7 +116,8 @@ def test_notes_say_why_cells_are_empty(row):
 
 
 def test_markdown(row):
-    rows = [row(t, v, paper="semckd") for t, v in enumerate((74.0, 75.0))] + [row(0, 70.0, method="at", paper="")]
+    rows = [row(t, v, paper="semckd") for t, v in enumerate((74.0, 75.0))]
+    rows += [row(t, 70.0, method="at", paper="") for t in range(2)]
     text = text_of(rows, Format.markdown)
     lines = text.splitlines()
     assert lines[0] == "### s: cifar100, pretrained teacher"

@@ -218,3 +218,10 @@ def test_the_ids_of_trials_are_those_of_their_specs():
     for run in load_suite(bundled_suites()["smoke"], trials=3).runs:
         assert run.id == digest(run.spec.canonical())
         assert run.spec.model_copy(update={"trial": 1}).id == digest({**run.spec.canonical(), "trial": 1})
+
+
+def test_every_spec_of_every_kind_can_be_a_key():
+    suite = load_suite(bundled_suites()["smoke"])
+    for spec in suite.specs.values():
+        for part in (spec, *spec.stages, *spec.needs, *spec.terms, spec.recipe, spec.dataset, spec.scenario):
+            assert {part: "found"}[part.model_copy()] == "found"

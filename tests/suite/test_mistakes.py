@@ -222,7 +222,7 @@ def test_shapes(load, text, line, word):
         ({"include": "{student: vgg9}"}, "unknown model 'vgg9'"),
         ({"include": "{method: kdd}"}, "Did you mean 'kd'?"),
         ({"include": "{teacher: []}"}, "is an empty list"),
-        ({"pairs": "[vgg13]", "student": None}, "must be [teacher, student]"),
+        ({"pairs": "[vgg13]", "student": None}, "must be [teacher, student], or {teacher: …, student: …}"),
         ({"pairs": "5"}, "must be a list"),
         ({"pairs": "[[vgg13, vgg8, vgg8]]"}, "must be [teacher, student]"),
         ({"method": "{terms: {ce: 0, kd: 0}}"}, "every weight is 0"),

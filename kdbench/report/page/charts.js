@@ -4,8 +4,19 @@
 const NAMESPACE = "http://www.w3.org/2000/svg";
 const picked = { table: 0, pair: 0, methods: new Set() };
 const pick = (name) => document.getElementById("pick-" + name);
+/* Methods differ by colour, by the shape of their marks and by dashes: 280 of them, the first 35 without colour, too. */
 const colour = (index) => "var(--c" + (index % 8) + ")";
-const dashes = (index) => ["none", "7 3", "2 3"][Math.floor(index / 8) % 3];
+const dashes = (index) => ["none", "7 3", "2 3", "9 3 2 3", "14 4"][Math.floor(index / SHAPES.length) % 5];
+const PLUS = [[-0.4, -1.2], [0.4, -1.2], [0.4, -0.4], [1.2, -0.4], [1.2, 0.4], [0.4, 0.4], [0.4, 1.2], [-0.4, 1.2], [-0.4, 0.4], [-1.2, 0.4], [-1.2, -0.4], [-0.4, -0.4]];
+const SHAPES = [
+  Array.from({ length: 24 }, (_, at) => [Math.cos(at * Math.PI / 12), Math.sin(at * Math.PI / 12)]),
+  [[-0.9, -0.9], [0.9, -0.9], [0.9, 0.9], [-0.9, 0.9]],
+  [[0, -1.2], [1.15, 0.9], [-1.15, 0.9]],
+  [[0, -1.3], [1.3, 0], [0, 1.3], [-1.3, 0]],
+  PLUS,
+  [[0, 1.2], [1.15, -0.9], [-1.15, -0.9]],
+  PLUS.map(([x, y]) => [(x - y) * Math.SQRT1_2, (x + y) * Math.SQRT1_2]),
+];
 
 function draw(parent, tag, attributes, text) {
   const element = document.createElementNS(NAMESPACE, tag);
@@ -13,6 +24,19 @@ function draw(parent, tag, attributes, text) {
   if (text !== undefined) element.textContent = text;
   parent.append(element);
   return element;
+}
+
+/* The mark of a method around a point. */
+function mark(parent, index, x, y, r, attributes = {}) {
+  const points = SHAPES[index % SHAPES.length].map(([dx, dy]) => (x + r * dx).toFixed(1) + "," + (y + r * dy).toFixed(1));
+  return draw(parent, "polygon", { fill: colour(index), ...attributes, class: ("mark " + (attributes.class || "")).trim(), points: points.join(" ") });
+}
+
+/* A method's line and mark, before its name. */
+function swatch(parent, index) {
+  const svg = draw(parent, "svg", { class: "swatch", viewBox: "0 0 30 10", "aria-hidden": "true" });
+  draw(svg, "line", { x1: 0, x2: 30, y1: 5, y2: 5, "stroke-width": 2, stroke: colour(index), "stroke-dasharray": dashes(index) });
+  mark(svg, index, 15, 5, 3.6);
 }
 
 function ticks(low, high, count) {
@@ -103,7 +127,10 @@ function drawCurves() {
   for (const curve of curves) {
     const style = { stroke: colour(curve.index), "stroke-dasharray": dashes(curve.index) };
     draw(svg, "polyline", { class: "line", points: path(curve.epochs, curve.mean).join(" "), ...style });
-    if (curve.epochs.length === 1) draw(svg, "circle", { cx: x(curve.epochs[0]), cy: y(curve.mean[0]), r: 3, fill: colour(curve.index) });
+    const every = Math.ceil(curve.epochs.length / 6);
+    curve.epochs.forEach((epoch, at) => {
+      if ((at + curve.index) % every === 0) mark(svg, curve.index, x(epoch), y(curve.mean[at]), 3.6);
+    });
   }
   const cursor = draw(svg, "line", { class: "rule", y1: top, y2: bottom, visibility: "hidden" });
   const read = (place) => {
@@ -131,7 +158,11 @@ function readValues(curves, epoch, accuracy) {
   add(list, "span", "epoch " + epoch + ":");
   const there = curves.map((curve) => [curve, curve.mean[curve.epochs.indexOf(epoch)]]).filter(([, value]) => value !== undefined);
   there.sort(([, a], [, b]) => (accuracy ? b - a : a - b));
-  for (const [curve, value] of there) add(list, "span", curve.name + " " + (accuracy ? value.toFixed(2) : value)).style.color = colour(curve.index);
+  for (const [curve, value] of there) {
+    const entry = add(list, "span", "");
+    swatch(entry, curve.index);
+    add(entry, "span", curve.name + " " + (accuracy ? value.toFixed(2) : value));
+  }
 }
 
 function scatterPoints(table, cost) {
@@ -154,12 +185,12 @@ function drawScatter() {
     x: cost === "macs" ? "multiply-accumulates of a run" : "time of a run", y: "top-1 test accuracy, %", format, right: 80, inner: 0.12,
   });
   for (const point of points) point.x = x(point.cost);
-  for (const point of points.filter((each) => each.at !== picked.pair)) mark(svg, point, y, format, "faint");
+  for (const point of points.filter((each) => each.at !== picked.pair)) dot(svg, point, y, format, "faint");
   for (const group of sideBySide(points.filter((point) => point.at === picked.pair))) {
     for (const point of group) {
       const [low, high] = spread(point);
       draw(svg, "line", { x1: point.x, x2: point.x, y1: y(low), y2: y(high), stroke: colour(point.index), "stroke-width": 1.5 });
-      mark(svg, point, y, format, "");
+      dot(svg, point, y, format, "");
     }
     label(svg, group, y);
   }
@@ -191,11 +222,10 @@ function label(svg, group, y) {
   }
 }
 
-function mark(svg, point, y, format, style) {
-  const place = { cx: point.x, cy: y(point.cell.mean), r: style ? 4 : 5, fill: colour(point.index), class: style };
+function dot(svg, point, y, format, style) {
   const text = point.name + " on " + point.pair + ": " + point.cell.mean.toFixed(2) + " %, " + format(point.cost) + " on " + point.cell.devices.join(", ");
-  const circle = draw(svg, "circle", style ? place : { ...place, tabindex: 0, role: "img", "aria-label": text });
-  draw(circle, "title", {}, text);
+  const focus = style ? {} : { tabindex: 0, role: "img", "aria-label": text };
+  draw(mark(svg, point.index, point.x, y(point.cell.mean), style ? 4 : 5, { class: style, ...focus }), "title", {}, text);
 }
 
 function redraw() {
@@ -210,11 +240,12 @@ function fill(select, texts, chosen) {
   select.closest("label").hidden = texts.length < 2;
 }
 
-/* At first the eight best of the pair are drawn, and the plain student. */
+/* At first eight are drawn, the paper's or suite's own methods before the others, the best first; and the plain student. */
 function chooseMethods() {
   const table = DATA[picked.table];
   const mean = (index) => (cellOf(table, picked.pair, index) || {}).mean ?? -1;
-  const order = table.methods.map((_, index) => index).sort((a, b) => mean(b) - mean(a));
+  const own = (index) => table.own.includes(index);
+  const order = table.methods.map((_, index) => index).sort((a, b) => own(b) - own(a) || mean(b) - mean(a));
   picked.methods = new Set([...order.slice(0, 8), ...order.filter((index) => table.methods[index] === "ce")]);
   const box = pick("methods");
   box.replaceChildren(box.querySelector("legend"));
@@ -224,8 +255,7 @@ function chooseMethods() {
     check.type = "checkbox";
     check.checked = picked.methods.has(index);
     check.addEventListener("change", () => { picked.methods[check.checked ? "add" : "delete"](index); redraw(); });
-    const swatch = draw(label, "svg", { class: "swatch", viewBox: "0 0 22 10", "aria-hidden": "true" });
-    draw(swatch, "line", { x1: 0, x2: 22, y1: 5, y2: 5, "stroke-width": 3, stroke: colour(index), "stroke-dasharray": dashes(index) });
+    swatch(label, index);
     add(label, "span", name);
   });
   for (const [text, all] of [["All", true], ["None", false]]) {

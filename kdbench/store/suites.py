@@ -1,0 +1,130 @@
+"""The suites that were run, kept with their results: so that these can be reported when the files are gone.
+
+suites/ID/NAME.yaml  the file as it was; ID is a hash of its text
+suites/ID/about.json where it was, when it was last run, and the SHA-256 of the files of weights that it names
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from kdbench.store.files import write_json, write_text
+from kdbench.store.record import timestamp
+from kdbench.store.store import Store
+from kdbench.suite.load import bundled_suites
+from kdbench.suite.recipe import hashed
+from kdbench.suite.suite import Suite
+from kdbench.suite.yaml_reader import Document
+
+
+class _About(BaseModel):
+    """``file`` and the keys of ``weights`` are absolute paths."""
+
+    file: str
+    run: str
+    weights: dict[str, str]
+
+
+@dataclass(frozen=True)
+class KeptSuite:
+    """A suite as it was when it was run last."""
+
+    folder: Path
+    about: _About
+
+    @property
+    def file(self) -> Path:
+        return self.folder / Path(self.about.file).name
+
+    @property
+    def original(self) -> Path:
+        """Where it was, if that is still the same file, else the kept one."""
+        path = Path(self.about.file)
+        try:
+            return path if path.read_bytes() == self.file.read_bytes() else self.file
+        except (OSError, ValueError):
+            return self.file
+
+
+def keep_suites(suites: Iterable[Suite], store: Store) -> None:
+    """Keep the files of suites that do not come with kdbench. Raises OSError where that cannot be."""
+    bundled = set(map(str, bundled_suites().values()))
+    for suite in suites:
+        if suite.file in bundled:
+            continue
+        folder = store.root / "suites" / hashed(suite.text)
+        before = _about(folder)
+        weights = {os.path.abspath(path): sha256 for sha256, path in suite.weight_files.items()}
+        about = _About(
+            file=os.path.abspath(suite.file), run=timestamp(), weights={**(before.weights if before else {}), **weights}
+        )
+        write_text(folder / Path(suite.file).name, suite.text)
+        write_json(folder / "about.json", about.model_dump())
+
+
+def kept_suites(stores: Sequence[Store]) -> list[KeptSuite]:
+    """The suites that were run last from each file, those that were run first before the others."""
+    latest = {(each.folder.parent, each.about.file): each for each in _all_kept(stores)}
+    return list({each.folder.name: each for each in latest.values()}.values())
+
+
+class KnownWeights:
+    """Says by which SHA-256 a suite's files of weights were known when it was run, where they are not there now.
+
+    ``messages`` are for the user: one for each file that is gone.
+    """
+
+    def __init__(self, stores: Sequence[Store]) -> None:
+        self._kept = _all_kept(stores)
+        self.messages: dict[str, None] = {}
+
+    def of(self, document: Document) -> Callable[[str], str | None]:
+        """The look-up of a suite's weights, as they are written there.
+
+        A file is the same at the same place, or from the folder on where a suite with the same text was.
+        """
+        here, id = os.path.dirname(document.file), hashed(document.text)
+
+        def find(written: str) -> str | None:
+            path = os.path.abspath(os.path.join(here, written))
+            if _readable(path):
+                return None
+            found = None
+            for each in self._kept:
+                there = os.path.abspath(os.path.join(os.path.dirname(each.about.file), written))
+                known = each.about.weights.get(there if each.folder.name == id else path)
+                found = (known, there, each.about.run) if known else found
+            if not found:
+                return None
+            sha256, there, run = found
+            if not _readable(there):
+                self.messages[f"{path} is not there: its SHA-256 is taken from the run of {run} ({sha256})"] = None
+            return sha256
+
+        return find
+
+
+def _all_kept(stores: Sequence[Store]) -> list[KeptSuite]:
+    """All, by the time at which they were run last."""
+    folders = [folder for store in stores for folder in sorted((store.root / "suites").glob("*"))]
+    found = [KeptSuite(folder, about) for folder in folders if (about := _about(folder))]
+    return sorted(found, key=lambda each: each.about.run)
+
+
+def _readable(path: str) -> bool:
+    try:
+        return os.access(path, os.R_OK)
+    except ValueError:  # a null byte
+        return False
+
+
+def _about(folder: Path) -> _About | None:
+    try:
+        return _About.model_validate_json((folder / "about.json").read_bytes())
+    except (OSError, ValidationError):
+        return None

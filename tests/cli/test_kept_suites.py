@@ -1,0 +1,144 @@
+"""Suites are kept with their results: reported without being named, and without what only training needs."""
+
+import json
+import os
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from kdbench.cli.app import app
+from kdbench.execution import devices, pool
+from kdbench.execution.pool import PoolResult
+from kdbench.store.record import Accuracy, Result
+from kdbench.store.store import Store
+from kdbench.suite.load import load_suite
+
+
+SUITE = """\
+name: odd name
+protocol: smoke
+dataset: {name: digits, train_per_class: 4, test_per_class: 2}
+trials: 2
+teachers: {mine: {network: resnet8, weights: checkpoint.pth}}
+grid: {teacher: mine, student: resnet8, method: [ce, "kd"]}
+"""
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """Run the command line in an empty folder, with a pool that finishes all runs at once."""
+
+    class Pretender:
+        def __init__(self, slots, options, listen):
+            self.store = Store(options.results)
+
+        def run(self, plan):
+            accuracy = Accuracy(epoch=2, top1=43.21, top5=90.0)
+            records = [self.store.run(spec.id) for cohort in plan.cohorts for spec in cohort.runs]
+            records += [self.store.teacher(teacher.id) for teacher in plan.teachers]
+            for record in records:
+                kind = "run" if record.folder.parent.name == "runs" else "teacher"
+                result = Result(id=record.id, kind=kind, last=accuracy, best=accuracy, weights_sha256="")
+                record.finish(result, {"weights": "not kept"})
+            return PoolResult()
+
+    def run(*arguments, code=0):
+        done = CliRunner().invoke(app, list(map(str, arguments)))
+        if done.exception and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        assert done.exit_code == code, done.output
+        return done
+
+    monkeypatch.setattr(pool, "Pool", Pretender)
+    monkeypatch.setattr(Store, "check_teacher", lambda self, teacher: None)
+    monkeypatch.setattr(devices, "probe", lambda: {"gpus": [], "threads": 1})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my suite.yaml").write_text(SUITE)
+    (tmp_path / "checkpoint.pth").write_bytes(b"weights")
+    return run
+
+
+def test_the_page_shows_the_commands_that_were_given(call):
+    page = call(
+        "run", "my suite.yaml", "--trials", 1, "--only", "method=kd", "--results", "re sults", "-f", "html"
+    ).stdout
+    run = "kdbench run &#39;my suite.yaml&#39; --trials 1 --only method=kd --results &#39;re sults&#39;"
+    report = run.replace("kdbench run", "kdbench report") + " -f html -o report.html"
+    assert f'<pre class="commands">{run}\n{report}</pre>' in page
+    assert f"{run} --data d\n{report}<" in call(
+        "run", "my suite.yaml", "--trials", 1, "--only", "method=kd", "--results", "re sults", "-f", "html", "--data", "d"
+    ).stdout  # fmt: skip
+
+
+def test_a_suite_is_reported_without_being_named(call, tmp_path):
+    call("run", "my suite.yaml", "--results", "re sults")
+    assert "odd name: digits" in call("report", "--results", "re sults").stdout
+    page = call("report", "--results", "re sults", "-f", "html").stdout
+    assert f"kdbench run &#39;{tmp_path / 'my suite.yaml'}&#39; --results" in page
+    os.remove("my suite.yaml")
+    os.remove("checkpoint.pth")
+    done = call("report", "--results", "re sults", "-f", "html")
+    (kept,) = tmp_path.glob("re sults/suites/*/my suite.yaml")
+    assert f"kdbench run &#39;{str(kept).removeprefix(f'{tmp_path}/')}&#39;" in done.stdout
+    assert "43.21" in done.stdout
+    assert "checkpoint.pth is not there: its SHA-256 is taken from the run of 2" in done.stderr
+    assert "43.21 ± 0.00 (2)" in call("report", kept, "--results", "re sults").stdout
+    assert (
+        "43.21 ± 0.00 (2)"
+        in call("report", "--results", "re sults", "--results", shutil.copytree("re sults", "b")).stdout
+    )
+
+
+def test_finished_runs_need_no_weights(call, tmp_path):
+    call("run", "my suite.yaml")
+    os.remove("checkpoint.pth")
+    assert "43.21 ± 0.00 (2)" in call("report", "my suite.yaml").stdout
+    assert json.loads(call("plan", "my suite.yaml", "--json").stdout)["runs"] == 0
+    assert "43.21 ± 0.00 (2)" in call("run", "my suite.yaml").stdout  # and does not forget what it was
+    (tmp_path / "my suite.yaml").write_text(SUITE.replace("trials: 2", "trials: 3"))
+    assert "43.21 ± 0.00 (2 of 3)" in call("report", "my suite.yaml").stdout
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "other.yaml").write_text(SUITE)  # the same suite
+    assert "43.21 ± 0.00 (2)" in call("report", "elsewhere/other.yaml").stdout
+    (tmp_path / "elsewhere" / "other.yaml").write_text(SUITE + "# another\n")
+    with pytest.raises(Exception, match=r"'checkpoint.pth': no such file"):
+        call("report", "elsewhere/other.yaml")
+
+
+def test_an_edited_suite_takes_the_place_of_the_old_one_and_equal_names_stay_apart(call, tmp_path):
+    call("run", "my suite.yaml", "--trials", 1)
+    (tmp_path / "my suite.yaml").write_text(SUITE.replace('[ce, "kd"]', "[ce, at]"))
+    call("run", "my suite.yaml", "--trials", 1)
+    titles = [line for line in call("report").stdout.splitlines() if line.startswith("odd name")]
+    assert titles == ["odd name: digits (10 classes, 4 + 2 images each), pretrained teacher"]
+    shutil.copytree(tmp_path / "results", tmp_path / "theirs")
+    (tmp_path / "my suite.yaml").rename("their suite.yaml")
+    (tmp_path / "my suite.yaml").write_text(SUITE)
+    for name in ("their suite.yaml", "my suite.yaml"):
+        call("run", name, "--trials", 1)
+    titles = [line.partition(":")[0] for line in call("report").stdout.splitlines() if line.startswith("odd name")]
+    assert len(set(titles)) == 2
+    assert "odd name" in titles
+
+
+def test_what_is_kept_and_cannot_be_read_is_left_out(call, tmp_path):
+    call("run", "my suite.yaml")
+    call("run", "smoke", "--tiny", "--only", "method=kd", "--only", "strategy=pretrained")
+    assert len(list(tmp_path.glob("results/suites/*"))) == 1  # bundled suites are there anyway
+    (tmp_path / "my suite.yaml").unlink()
+    (about,) = tmp_path.glob("results/suites/*/about.json")
+    (about.parent / "my suite.yaml").write_text("grid: 5\n")
+    done = call("report", "--tiny")
+    assert "smoke: " in done.stdout
+    assert "my suite.yaml is left out: " in done.stderr
+    about.write_text("{}")
+    assert call("report", "--tiny").stderr == ""
+
+
+def test_nothing_is_kept_where_nothing_can_be_written(call, tmp_path, monkeypatch):
+    call("run", "my suite.yaml")
+    shutil.rmtree(tmp_path / "results" / "suites")
+    (tmp_path / "results" / "suites").write_text("no folder")
+    assert "43.21" in call("run", "my suite.yaml").stdout
+    assert load_suite(tmp_path / "my suite.yaml").text == SUITE
