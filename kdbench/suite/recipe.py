@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +24,8 @@ from pydantic import (
     model_validator,
 )
 
+from kdbench.catalogue.datasets import dataset
+
 
 def _rising(values: tuple[int, ...]) -> tuple[int, ...]:
     if list(values) != sorted(set(values)):
@@ -34,6 +36,8 @@ def _rising(values: tuple[int, ...]) -> tuple[int, ...]:
 Number = Annotated[StrictFloat, Field(allow_inf_nan=False)]
 PositiveNumber = Annotated[Number, Field(gt=0.0)]
 PositiveInt = Annotated[StrictInt, Field(ge=1)]
+Channels = tuple[Number, Number, Number]
+PositiveChannels = tuple[PositiveNumber, PositiveNumber, PositiveNumber]
 Share = Annotated[StrictFloat, Field(ge=0.0, lt=1.0)]
 Name = Annotated[StrictStr, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 
@@ -77,6 +81,18 @@ def hashed(text: str) -> str:
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+class Images(Protocol):
+    """A data set's name, and the side of its images in pixels."""
+
+    @property
+    def name(self) -> str:
+        """As in the catalogue."""
+
+    @property
+    def side(self) -> int:
+        """In pixels."""
+
+
 class View(Spec):
     """How a network sees an image.
 
@@ -87,9 +103,14 @@ class View(Spec):
 
     crop_padding: Annotated[StrictInt, Field(ge=0)] = 0
     flip: StrictBool = False
-    mean: tuple[Number, Number, Number] | None = None
-    std: tuple[PositiveNumber, PositiveNumber, PositiveNumber] | None = None
+    mean: Channels | None = None
+    std: PositiveChannels | None = None
     size: PositiveInt | None = None
+
+    def tested_as(self, data: Images) -> tuple[object, ...]:
+        """How test images of a data set are seen: side in pixels, mean and standard deviation of the channels."""
+        facts = dataset(data.name)
+        return self.size or data.side, tuple(self.mean or facts.mean), tuple(self.std or facts.std)
 
     @property
     def view(self) -> View:

@@ -6,7 +6,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
 
-from kdbench.suite.recipe import Name, Number, PositiveInt, PositiveNumber, Recipe, Share, Spec, View, digest
+from kdbench.suite.recipe import (
+    Channels,
+    Name,
+    Number,
+    PositiveChannels,
+    PositiveInt,
+    PositiveNumber,
+    Recipe,
+    Share,
+    Spec,
+    View,
+    digest,
+)
 from kdbench.suite.training_set import DatasetSpec, Scenario
 
 
@@ -57,12 +69,16 @@ class Weights(Spec):
 
     ``source`` is who publishes them, `file` for one that the user names, known by the ``sha256`` of its content, or
     `random` for fresh ones that take their place in a tiny run.
-    ``classifier`` says whether their own classifier is used, too.
+    ``classifier`` says whether their own classifier is used, too. ``key`` is their place in a file that holds several
+    networks; ``mean`` and ``std`` are the normalisation that they were trained on, None where it is the data set's own.
     """
 
     source: Literal["openai", "torchvision", "file", "random"]
     sha256: Annotated[StrictStr, Field(pattern="^[0-9a-f]{64}$")] | None = None
     classifier: StrictBool = True
+    key: Name | None = None
+    mean: Channels | None = None
+    std: PositiveChannels | None = None
 
     @model_validator(mode="after")
     def _known(self) -> Weights:
@@ -237,6 +253,18 @@ class RunSpec(Spec):
     def stages(self) -> list[TeacherSpec]:
         """All stages of what it needs, each once, after the stages before it."""
         return list({stage.id: stage for need in self.needs for stage in need.stages}.values())
+
+    @property
+    def teacher_seen_elsewhere(self) -> bool:
+        """Whether its finished teacher sees other test images, or sees them otherwise, than where it was measured."""
+        teacher = self.teacher
+        if teacher is None or teacher.dataset is None or teacher.student or self.head:
+            return False
+        weights, recipe = teacher.weights, teacher.stage_recipe
+        own = recipe or View(mean=weights and weights.mean, std=weights and weights.std)
+        measured = teacher.dataset if recipe else teacher.dataset.whole
+        here = self.dataset.tested_on, (self.view or self.recipe).tested_as(self.dataset)
+        return here != (measured.tested_on, own.tested_as(measured))
 
     @property
     def stream_id(self) -> str:

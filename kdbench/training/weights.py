@@ -100,13 +100,13 @@ def store_weights(
         raise ValueError("the teacher starts from no file")
     net = _network(spec)
     if path:
-        load_checkpoint(net, path, classifier=weights.classifier)
+        load_checkpoint(net, path, classifier=weights.classifier, key=weights.key)
     if not weights.classifier:
         net.remove_classifier()
     last: Accuracy | None = None
     test_images = 0
     if spec.dataset and weights.classifier:
-        test = data.test(spec.dataset, View())
+        test = data.test(spec.dataset, View(mean=weights.mean, std=weights.std))
         test_images = len(test)
         (scores,) = measure([on_device(net, data.device)], test)
         last = Accuracy(epoch=0, top1=scores.top1, top5=scores.top5)
