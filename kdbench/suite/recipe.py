@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -23,8 +23,6 @@ from pydantic import (
     StrictStr,
     model_validator,
 )
-
-from kdbench.catalogue.datasets import dataset
 
 
 def _rising(values: tuple[int, ...]) -> tuple[int, ...]:
@@ -81,18 +79,6 @@ def hashed(text: str) -> str:
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-class Images(Protocol):
-    """A data set's name, and the side of its images in pixels."""
-
-    @property
-    def name(self) -> str:
-        """As in the catalogue."""
-
-    @property
-    def side(self) -> int:
-        """In pixels."""
-
-
 class View(Spec):
     """How a network sees an image.
 
@@ -106,11 +92,6 @@ class View(Spec):
     mean: Channels | None = None
     std: PositiveChannels | None = None
     size: PositiveInt | None = None
-
-    def tested_as(self, data: Images) -> tuple[object, ...]:
-        """How test images of a data set are seen: side in pixels, mean and standard deviation of the channels."""
-        facts = dataset(data.name)
-        return self.size or data.side, tuple(self.mean or facts.mean), tuple(self.std or facts.std)
 
     @property
     def view(self) -> View:

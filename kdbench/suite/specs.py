@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
 
+from kdbench.catalogue.datasets import dataset
 from kdbench.suite.recipe import (
     Channels,
     Name,
@@ -79,6 +80,11 @@ class Weights(Spec):
     key: Name | None = None
     mean: Channels | None = None
     std: PositiveChannels | None = None
+
+    @property
+    def view(self) -> View:
+        """How the images are shown on which their accuracy is measured."""
+        return View(mean=self.mean, std=self.std)
 
     @model_validator(mode="after")
     def _known(self) -> Weights:
@@ -260,11 +266,8 @@ class RunSpec(Spec):
         teacher = self.teacher
         if teacher is None or teacher.dataset is None or teacher.student or self.head:
             return False
-        weights, recipe = teacher.weights, teacher.stage_recipe
-        own = recipe or View(mean=weights and weights.mean, std=weights and weights.std)
-        measured = teacher.dataset if recipe else teacher.dataset.whole
-        here = self.dataset.tested_on, (self.view or self.recipe).tested_as(self.dataset)
-        return here != (measured.tested_on, own.tested_as(measured))
+        own = teacher.stage_recipe or (teacher.weights.view if teacher.weights else View())
+        return _tested(self.dataset, self.view or self.recipe) != _tested(teacher.dataset, own)
 
     @property
     def stream_id(self) -> str:
@@ -277,6 +280,13 @@ class RunSpec(Spec):
         """Equal for the runs that can share a pass of the teacher: the same batches, teacher, new layers and view of it."""
         parts = (self.teacher, self.head, self.view)
         return digest([self.stream_id, self.recipe.precision, *(part.id if part else "" for part in parts)])
+
+
+def _tested(data: DatasetSpec, view: View) -> tuple[object, ...]:
+    """What test images there are, and how they are seen."""
+    facts = dataset(data.name)
+    images = data.name, data.class_count, data.test_per_class, data.val_split, data.size, data.stand_in
+    return *images, view.size or data.side, view.mean or facts.mean, view.std or facts.std
 
 
 TeacherSpec.model_rebuild()

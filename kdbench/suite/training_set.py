@@ -43,11 +43,6 @@ class DatasetSpec(Spec):
         return self.model_copy(update={"train_per_class": None, "test_per_class": None})
 
     @property
-    def tested_on(self) -> DatasetSpec:
-        """What accuracies on it are measured on, however many images it has to train: equal for equal test images."""
-        return self.model_copy(update={"train_per_class": None})
-
-    @property
     def side(self) -> int:
         """The images' side in pixels."""
         return self.size or dataset(self.name).size

@@ -21,7 +21,7 @@ from kdbench.models.backbone import Backbone
 from kdbench.models.checkpoints import load_checkpoint, published_accuracy
 from kdbench.store.files import set_aside
 from kdbench.store.record import Accuracy, Record, Result, timestamp
-from kdbench.suite.specs import TeacherSpec, View
+from kdbench.suite.specs import TeacherSpec
 from kdbench.training.build import on_device
 from kdbench.training.checkpoint import write_tensors
 
@@ -106,7 +106,7 @@ def store_weights(
     last: Accuracy | None = None
     test_images = 0
     if spec.dataset and weights.classifier:
-        test = data.test(spec.dataset, View(mean=weights.mean, std=weights.std))
+        test = data.test(spec.dataset, weights.view)
         test_images = len(test)
         (scores,) = measure([on_device(net, data.device)], test)
         last = Accuracy(epoch=0, top1=scores.top1, top5=scores.top5)

@@ -9,7 +9,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import BinaryIO
 
 from kdbench.weightfiles.tensors import printable
 
@@ -17,9 +17,9 @@ from kdbench.weightfiles.tensors import printable
 LOOKED_AT = 2**25
 """Bytes of a compressed archive that are unpacked to find names."""
 
-_COMPRESSED: dict[bytes, Callable[[BinaryIO], IO[bytes]]] = {
+_COMPRESSED: dict[bytes, Callable[[BinaryIO], gzip.GzipFile | bz2.BZ2File]] = {
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
-    b"BZh": lambda file: bz2.BZ2File(file),
+    b"BZh": bz2.BZ2File,
 }
 _OTHERS = (b"\xfd7zXZ", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd", b"Rar!")
 """How files begin that xz, 7-Zip, zstd and RAR have made. Their names are not looked for."""
