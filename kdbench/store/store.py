@@ -57,7 +57,7 @@ class Store:
         """All existing records of a kind (``runs``, ``teachers`` …), by id; not those that were set aside as damaged."""
         folder = self.root / kind
         if folder.is_dir():
-            yield from (Record(entry) for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.suffix)
+            yield from (Record(entry) for entry in sorted(folder.iterdir()) if entry.is_dir() and "." not in entry.name)
 
     def check_teacher(self, teacher: TeacherSpec) -> None:
         """Raise BadRecord unless the record is whole and, for new layers and parts, what they were made on is there still."""
