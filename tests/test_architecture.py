@@ -11,15 +11,16 @@ import kdbench
 ROOT = Path(kdbench.__file__).parent
 MODULES = {".".join((ROOT.name, *p.relative_to(ROOT).with_suffix("").parts)): p for p in ROOT.rglob("*.py")}
 HEAVY = {"torch", "torchvision", "open_clip", "safetensors", "sklearn"}
-TORCH_FREE = {"catalogue", "suite", "plan", "store", "report", "cli", "execution", "datafiles"}
+TORCH_FREE = {"catalogue", "suite", "plan", "store", "report", "cli", "execution", "datafiles", "weightfiles"}
 MAY_IMPORT = {
     "errors": set(),
     "catalogue": {"errors"},
-    "suite": {"errors", "catalogue"},
+    "weightfiles": {"errors"},
+    "suite": {"errors", "catalogue", "weightfiles"},
     "store": {"errors", "catalogue", "suite"},
     "plan": {"errors", "catalogue", "suite", "store"},
     "report": {"errors", "catalogue", "suite", "store"},
-    "models": {"errors", "catalogue", "suite", "data"},
+    "models": {"errors", "catalogue", "suite", "data", "weightfiles"},
     "datafiles": {"errors", "catalogue", "store"},
     "data": {"errors", "catalogue", "suite", "datafiles"},
     "methods": {"errors", "catalogue", "suite", "models", "data"},

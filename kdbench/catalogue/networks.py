@@ -83,6 +83,11 @@ def network(name: str) -> Network:
     try:
         return networks()[spellings[normalise(name)]]
     except KeyError:
+        if ":" in name:
+            raise BadInput(
+                f"unknown model '{name}'. Networks are those of kdbench's catalogue; unlike a loss term, one from elsewhere "
+                "cannot be named.  (kdbench list models)"
+            ) from None
         raise BadInput(unknown("model", name, networks(), "models")) from None
 
 
@@ -96,7 +101,7 @@ def _spellings() -> dict[str, str]:
 def _network(name: str, entry: dict[str, Any]) -> Network:
     features = tuple((channels, stride) for channels, stride in entry.pop("features"))
     public = _public_weights(**entry.pop("public")) if "public" in entry else None
-    return Network(name=name, aliases=tuple(entry.pop("aliases")), features=features, public=public, **entry)
+    return Network(name=name, aliases=tuple(entry.pop("aliases", ())), features=features, public=public, **entry)
 
 
 def _public_weights(*, mean: list[float], std: list[float], **rest: Any) -> PublicWeights:

@@ -149,7 +149,7 @@ def _base() -> _Class:
 @cache
 def _bundled() -> dict[str, str]:
     """Short name → "package.module:Class" of each file beside methods/term.py that defines a subclass of Term."""
-    names = (normalise(file.stem) for file in sorted(_base().path.parent.glob("*.py")))
+    names = (normalise(file.stem) for file in sorted(_base().path.parent.glob("[!.]*.py")))
     return {name: target for name in names if (target := _in_its_file(name))}
 
 

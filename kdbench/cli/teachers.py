@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdbench.catalogue.printable import printable
+from kdbench.cli.imports import import_file
 from kdbench.cli.listing import Kind, list_things
 from kdbench.cli.options import Data, Json, Only, Results, Suites, load
 from kdbench.cli.work import Devices, Download, Jobs, Place, work_on
@@ -62,54 +63,7 @@ def train(
     typer.echo(f"{len(teachers)} teachers are there.")
 
 
-@app.command("import")
-def import_file(
-    file: Annotated[Path, typer.Argument(help="A checkpoint (.safetensors, .pth, .pt), or what export has made.")],
-    network: Annotated[str | None, typer.Option("--network", help="The network whose weights it holds.")] = None,
-    dataset: Annotated[str | None, typer.Option("--dataset", help="The data set that its classes belong to.")] = None,
-    results: Results = Path("results"),
-    data: Data = Path("data"),
-    devices: Devices = "auto",
-) -> None:
-    """Take a checkpoint as a teacher, measure its accuracy here, and say how a suite names it.
-
-    RepDistiller's, SemCKD's, SSKD's, mdistiller's, torchvision's, open_clip's and OpenAI's layouts are read. Nothing in the
-    file is ever executed. A folder that `kdbench teachers export` has made is taken in as it is.
-    """
-    from kdbench.catalogue.datasets import dataset as find_dataset
-    from kdbench.catalogue.networks import network as find_network
-    from kdbench.errors import BadInput
-    from kdbench.store.store import Store
-    from kdbench.suite.specs import DatasetSpec, TeacherSpec, Weights
-    from kdbench.suite.teachers import named_teacher
-
-    if file.is_dir():
-        _take_in(file, Store(results))
-        return
-    if network is None:
-        raise BadInput("--network is missing: name the network whose weights the file holds (kdbench list models)")
-    facts = find_network(network)
-    if facts.classifier and dataset is None:
-        raise BadInput(f"--dataset is missing: {facts.name} is measured on the test set of the data set that it knows")
-    if not file.is_file():
-        raise BadInput(f"{file}: no such file. Give the path of a checkpoint, or of a folder that export has made.")
-    kind = named_teacher(facts.name, str(file.resolve()), None, Path())
-    weights = Weights(source="file", sha256=kind.sha256, classifier=facts.classifier)
-    known = DatasetSpec(name=find_dataset(dataset).name) if dataset and facts.classifier else None
-    spec = TeacherSpec(network=facts.name, dataset=known, weights=weights)
-    store = Store(results)
-    record, new = store.teacher(spec.id), not results.exists()
-    place = Place(results, data, devices, weights={str(kind.sha256): file})
-    failed = work_on([], [spec], place, store, wanted=[spec])
-    if failed:
-        if not record.done():
-            shutil.rmtree(results if new else record.folder, ignore_errors=True)
-        raise BadInput(failed[spec.id])
-    result = record.result()
-    here = f"top-1 {result.last.top1:.2f} % here" if result and result.last else "an encoder without classes"
-    stated = f", {result.published_top1:.2f} % stated by the file" if result and result.published_top1 else ""
-    typer.echo(f"teacher {record.id}: {spec.label}, {here}{stated}")
-    typer.echo(f"In a suite:\n  teachers:\n    mine: {{network: {facts.name}, weights: 'sha256:{kind.sha256}'}}")
+app.command("import")(import_file)
 
 
 @app.command()
@@ -178,13 +132,17 @@ def export(
             store.check_teacher(teacher)
     except BadRecord as error:
         raise BadInput(f"{error}. Run what needs it again, and it is made again.") from None
+    from kdbench.store.copies import copy_record
+
     stages = [store.record_of(teacher) for teacher in teachers]
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         for record in stages:
-            shutil.copytree(record.folder, temporary / record.id)
+            copy_record(record, temporary / record.id)
         temporary.rename(folder)
+    except BadRecord as error:
+        raise BadInput(str(error)) from None
     except OSError as error:
         raise BadInput(f"{folder}: cannot be written: {error.strerror or error}") from None
     for record in stages:
@@ -208,42 +166,6 @@ def _learned_beside(store: Store) -> Iterator[dict[str, str]]:
         except BadRecord as error:
             problem = f"{error}. Remove {record.folder}, and the next kdbench run trains it again."
         yield {"id": record.id, "teacher": "a run, with the new layers that learned beside it", "damaged": problem}
-
-
-def _take_in(folder: Path, store: Store) -> None:
-    """Copy an exported teacher's records, stage by stage, after checking them. Raises BadInput where they are not whole."""
-    from filelock import Timeout
-    from pydantic import ValidationError
-
-    from kdbench.errors import BadInput, BadRecord
-    from kdbench.store.record import Record
-    from kdbench.suite.specs import TeacherSpec
-
-    records = [Record(entry) for entry in sorted(folder.iterdir()) if (entry / "spec.json").is_file()]
-    try:
-        for record in records:
-            record.check_weights()
-        stages = {r.id: TeacherSpec.model_validate(r.spec()) for r in records}
-    except (BadRecord, ValidationError) as error:
-        raise BadInput(f"{folder}: {error}") from None
-    if not stages:
-        raise BadInput(
-            f"{folder}: holds no teacher. Give the path of a checkpoint, or of a folder that export has made."
-        )
-    store.check_writable()
-    for record in records:
-        target = store.teacher(record.id)
-        try:
-            with target.lock().acquire(timeout=0):
-                if not target.done():
-                    temporary = target.folder.with_name(f"{record.id}.tmp")
-                    shutil.rmtree(temporary, ignore_errors=True)
-                    shutil.rmtree(target.folder, ignore_errors=True)
-                    shutil.copytree(record.folder, temporary)
-                    temporary.rename(target.folder)
-        except Timeout:
-            raise BadInput(f"teacher {record.id} is being made by another process: try again later") from None
-        typer.echo(f"teacher {record.id}: {stages[record.id].label}")
 
 
 def _label(record: Record) -> str:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import typer
 
 from kdbench.cli.options import Json, Suites
-from kdbench.errors import BadSuite
+from kdbench.errors import BadSuite, Problem
+
+
+if TYPE_CHECKING:
+    from kdbench.suite.suite import Suite
 
 
 def validate(suites: Suites, json_output: Json = False) -> None:
@@ -16,6 +22,7 @@ def validate(suites: Suites, json_output: Json = False) -> None:
 
     try:
         loaded = load_suites(suites)
+        _check_weights(loaded)
     except BadSuite as error:
         if not json_output:
             raise
@@ -26,3 +33,15 @@ def validate(suites: Suites, json_output: Json = False) -> None:
         return
     for suite in loaded:
         typer.echo(f"{suite.file}: {len(suite.runs)} table entries, {len(suite.specs)} runs. No problem found.")
+
+
+def _check_weights(suites: Iterable[Suite]) -> None:
+    """Raise BadSuite where a file of weights does not hold the network that a suite takes from it."""
+    from kdbench.execution.weight_files import misfits
+
+    problems = []
+    for suite in suites:
+        needs = [need for spec in suite.specs.values() for need in spec.needs]
+        problems += [Problem(suite.file, 0, "teachers", message) for message in misfits(needs, suite.weight_files)]
+    if problems:
+        raise BadSuite(problems)

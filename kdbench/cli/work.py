@@ -124,6 +124,7 @@ def work(suites: Sequence[Suite], teachers: Sequence[TeacherSpec], place: Place,
     _check_given(plan, given, place.results)
     if not place.download:
         check_files(plan, place.data)
+    check_weight_files(plan.teachers, given)
     for trouble in store.check_writable():
         say(trouble)
     keep_suites(suites, store)
@@ -178,6 +179,14 @@ def _check_given(plan: Plan, given: Mapping[str, Path], results: Path) -> None:
             f"weights sha256:{missing[0]}: no teacher here was made from them. Import their file first: "
             f"{command('teachers', 'import', 'FILE', results=results)} --network … --dataset …"
         )
+
+
+def check_weight_files(teachers: Iterable[TeacherSpec], given: Mapping[str, Path]) -> None:
+    """Raise unless the users' files hold what the teachers need that start from them."""
+    from kdbench.execution.weight_files import misfits
+
+    if found := misfits(teachers, given):
+        raise BadInput("\n".join([*found, "Nothing was run."]))
 
 
 def check_files(plan: Plan, data: Path) -> None:

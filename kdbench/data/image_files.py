@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from kdbench.datafiles.folders import Listing
-from kdbench.errors import BadInput
+from kdbench.datafiles.pictures import read_picture
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,7 @@ class ImageFiles:
 
     def read(self, index: int) -> Image.Image:
         """One image in RGB. Raises BadInput for a file that is none."""
-        path = self.folder / os.fsdecode(self.names[index])
-        try:
-            with Image.open(path) as image:
-                return image.convert("RGB")
-        except OSError as error:
-            raise BadInput(f"{path}: is not an image: {error}. Replace it by the official file.") from None
+        return read_picture(self.folder / os.fsdecode(self.names[index]))
 
 
 def image_files(listing: Listing, classes: int, size: int) -> ImageFiles:

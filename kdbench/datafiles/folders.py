@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdbench.catalogue.datasets import Dataset
+from kdbench.datafiles.pictures import is_picture
 from kdbench.errors import BadInput
-
-
-ENDINGS = (".jpeg", ".jpg", ".png")
 
 
 @dataclass(frozen=True)
@@ -28,33 +27,56 @@ class Listing:
 def list_folders(facts: Dataset, root: Path) -> tuple[Listing, Listing]:
     """Training and test files. Raises BadInput where classes or images are not as many as there should be."""
     train, test = (root / facts.folder / part for part in ("train", "val"))
-    classes = _classes(facts, root, train)
-    if _classes(facts, root, test) != classes:
-        raise BadInput(f"{train} and {test} have folders of different names. {facts.how_to_get(root)}")
-    return _list(facts, root, train, classes, facts.train), _list(facts, root, test, classes, facts.test)
+    classes, others = _classes(facts, root, train), _classes(facts, root, test)
+    if classes != others:
+        alone = [f"{folder.name}/{name}" for folder, name in _only_in_one(train, classes, test, others)]
+        raise BadInput(f"{train} and {test} have folders of different names: {first_few(alone)}. {facts.by_hand}")
+    for folder, found in ((train, classes), (test, others)):
+        if len(found) != facts.classes:
+            raise BadInput(
+                f"{folder} has {len(found):,} folders of classes, expected {facts.classes:,}. {_own(facts)} {facts.by_hand}"
+            )
+    return _list(facts, train, classes, facts.train), _list(facts, test, classes, facts.test)
+
+
+def first_few(names: Sequence[str]) -> str:
+    """The first five of many things that are wrong, and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
+
+
+def _own(facts: Dataset) -> str:
+    return f"Pictures of one's own cannot take the place of {facts.name}'s."
+
+
+def _only_in_one(train: Path, classes: list[str], test: Path, others: list[str]) -> list[tuple[Path, str]]:
+    return [
+        (folder, name)
+        for folder, a, b in ((train, classes, others), (test, others, classes))
+        for name in a
+        if name not in set(b)
+    ]
 
 
 def _classes(facts: Dataset, root: Path, folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
-            classes = sorted(entry.name for entry in entries if entry.is_dir())
+            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     except OSError:
         raise BadInput(facts.how_to_get(root)) from None
-    if len(classes) != facts.classes:
-        raise BadInput(
-            f"{folder} has {len(classes):,} folders of classes, expected {facts.classes:,}. {facts.how_to_get(root)}"
-        )
-    return classes
 
 
-def _list(facts: Dataset, root: Path, folder: Path, classes: list[str], expected: int) -> Listing:
+def _list(facts: Dataset, folder: Path, classes: list[str], expected: int) -> Listing:
     names: list[bytes] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
         with os.scandir(folder / name) as entries:
-            found = sorted(os.fsencode(f"{name}/{e.name}") for e in entries if e.name.lower().endswith(ENDINGS))
+            found = sorted(os.fsencode(f"{name}/{entry.name}") for entry in entries if is_picture(entry.name))
         names += found
         labels += [label] * len(found)
     if len(names) != expected:
-        raise BadInput(f"{folder} has {len(names):,} images, expected {expected:,}. {facts.how_to_get(root)}")
+        counts = np.bincount(labels, minlength=len(classes))
+        extremes = f"{counts.min():,} in {classes[counts.argmin()]} to {counts.max():,} in {classes[counts.argmax()]}"
+        raise BadInput(
+            f"{folder} has {len(names):,} images, expected {expected:,} ({extremes}). {_own(facts)} {facts.by_hand}"
+        )
     return Listing(folder, np.array(names, dtype=np.bytes_), np.array(labels, dtype=np.int64))

@@ -29,7 +29,8 @@ def status(facts: Dataset, root: Path, *, verify: bool = False) -> Status:
         return Status(facts.name, "missing", size, lacking, _get(facts, root))
     wrong = damage(facts, root) if verify else ""
     if wrong:
-        return Status(facts.name, "damaged", size, [], f"{wrong}: {_get(facts, root)}")
+        todo = _get(facts, root)
+        return Status(facts.name, "damaged", size, [], wrong if todo in wrong else f"{wrong}: {todo}")
     return Status(facts.name, "ready", size, [], _better(facts, root))
 
 

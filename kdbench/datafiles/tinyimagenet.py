@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from kdbench.catalogue.datasets import Dataset
+from kdbench.datafiles.folders import first_few
 from kdbench.datafiles.listener import Listener, Silent
 from kdbench.datafiles.lock import alone
 from kdbench.datafiles.packed import read_packed, write_packed
+from kdbench.datafiles.pictures import is_picture, read_picture
 from kdbench.datafiles.split import Split, checked
 from kdbench.errors import BadInput
 
@@ -63,22 +64,28 @@ def listed(facts: Dataset, root: Path) -> tuple[Listed, Listed]:
             raise BadInput(f"{folder / 'wnids.txt'} names {len(classes)} classes, expected {facts.classes}")
         label = {name: index for index, name in enumerate(classes)}
         train = [
-            (path, label[name]) for name in classes for path in sorted((folder / "train" / name / "images").iterdir())
+            (path, label[name])
+            for name in classes
+            for path in sorted((folder / "train" / name / "images").iterdir())
+            if is_picture(path.name)
         ]
         rows = (folder / "val" / "val_annotations.txt").read_text(encoding="utf-8").splitlines()
         test = [(folder / "val" / "images" / row.split("\t")[0], label[row.split("\t")[1]]) for row in rows]
     except (OSError, UnicodeDecodeError, KeyError, IndexError) as error:
         raise BadInput(f"{folder} does not hold {facts.name}: {error}. {facts.how_to_get(root)}") from None
-    _check_counts(facts, folder, {"train": train, "val": test})
+    _check_counts(facts, folder, classes, {"train": train, "val": test})
     return train, test
 
 
-def _check_counts(facts: Dataset, folder: Path, found: dict[str, Listed]) -> None:
+def _check_counts(facts: Dataset, folder: Path, classes: list[str], found: dict[str, Listed]) -> None:
     for name, total in (("train", facts.train), ("val", facts.test)):
         counts = np.bincount([label for _, label in found[name]], minlength=facts.classes)
         each = total // facts.classes
         if (counts != each).any():
-            raise BadInput(f"{folder / name} has {counts.min()} to {counts.max()} images in a class, expected {each}")
+            wrong = [f"{counts[at]} in {classes[at]}" for at in np.flatnonzero(counts != each)]
+            raise BadInput(
+                f"{folder / name} has {counts.min()} to {counts.max()} images in a class, expected {each}: {first_few(wrong)}"
+            )
 
 
 def _decode(facts: Dataset, root: Path) -> tuple[Split, Split]:
@@ -95,11 +102,7 @@ def _decode_split(facts: Dataset, root: Path, split: str, images: Sequence[tuple
 
 def _read(path: Path, size: int) -> NDArray[np.uint8]:
     """One image [H, W, 3]; grey ones get three equal channels."""
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise BadInput(f"{path}: is not an image: {error}") from None
+    pixels = np.asarray(read_picture(path))
     if pixels.shape != (size, size, 3):
         raise BadInput(f"{path}: has {pixels.shape[1]}×{pixels.shape[0]} pixels, expected {size}×{size}")
     return pixels

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from os import PathLike
 from pathlib import Path
@@ -10,76 +11,119 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kdbench.catalogue.names import nearest
 from kdbench.catalogue.networks import Network, networks
 from kdbench.errors import BadInput
 from kdbench.models.backbone import Backbone
-from kdbench.models.checkpoint_files import Checkpoint, published_accuracy, read_checkpoint, some
 from kdbench.models.clip import ClipEncoder
+from kdbench.weightfiles.read import opened
+from kdbench.weightfiles.states import State, accuracy, is_averaged, is_named, some, states, without_wrappers
+from kdbench.weightfiles.tensors import Stored
 
 
-__all__ = ["Checkpoint", "load_checkpoint", "published_accuracy", "read_checkpoint"]
+Found = dict[str, Stored | Tensor]
+"""A network's tensors by its own names: the file's, and those of its own that stay."""
 
-PREFIXES = ("module.", "backbone.")
 
-
-def load_checkpoint(net: nn.Module, path: str | PathLike[str], *, classifier: bool = True) -> None:
+def load_checkpoint(
+    net: nn.Module, path: str | PathLike[str], *, classifier: bool = True, key: str | None = None
+) -> None:
     """Fill the network with the weights of a .safetensors file, a torch file or a TorchScript archive.
 
-    The weights may lie bare or under 'model' or 'state_dict', their names may begin with 'module.' or 'backbone.' or be
-    one of the network's key_aliases, and batch counters may be absent. Of a whole CLIP, an encoder takes the vision tower.
-    Values become the network's own type. Raises BadInput, leaving the network as it was, where they do not fit it exactly.
+    The weights may lie anywhere in the file, under a prefix that their names share; what else the file holds does not matter.
+    Names may be the network's key_aliases, and batch counters may be absent. Of a whole CLIP, an encoder takes the vision
+    tower. Values become the network's own type. Raises BadInput, leaving the network as it was, where the file holds no
+    weights that fit it exactly, or several and ``key`` does not say which.
 
     classifier: False leaves the file's classifier out, and the network's own as it is
+    key:        the place of the weights in the file, such as ``student`` or ``state_dict_ema``
     """
-    path = Path(path)
-    state = read_checkpoint(path).state
-    found = _adapt(net, state)
+    with opened(Path(path)) as content:
+        there = states(content)
+        fitting = _fitting(net, there, classifier=classifier)
+        if not fitting:
+            raise BadInput(_misfit_of(net, there, classifier=classifier))
+        found = fitting[_chosen(list(fitting), key)]
+        if problem := _other_classes(net, found) or _unusual(net, found):
+            raise BadInput(problem)
+        values = _values(found)
+        if problem := _unusable(net, values):
+            raise BadInput(problem)
+    net.load_state_dict(values)
+
+
+def published_accuracy(path: str | PathLike[str]) -> float | None:
+    """The accuracy in % that a checkpoint states of itself; up to 1 it is taken for a fraction. None: it states none."""
+    with opened(Path(path)) as content:
+        return accuracy(content)
+
+
+def _fitting(net: nn.Module, there: Mapping[str, State], *, classifier: bool = True) -> dict[str, Found]:
+    """What in a file is this network, whatever the class count, by its place: that of the mapping and the names' prefix."""
+    own = net.state_dict()
+    root = "visual." if isinstance(net, ClipEncoder) else ""
+    anchor = next(iter(own)).removeprefix(root)
+    most = len(own) + 16  # what an author has left beside the network: a projection head
+    fitting: dict[str, Found] = {}
+    for place, state in there.items():
+        names = sorted(state)
+        for prefix in _prefixes(names, anchor):
+            first, last = bisect_left(names, prefix), bisect_left(names, prefix + chr(0x10FFFF))
+            if last - first > most:
+                continue
+            inside = {root + without_wrappers(each.removeprefix(prefix)): state[each] for each in names[first:last]}
+            found = _own_names(net, own, inside, classifier=classifier)
+            if _misfit(net, found) is None:
+                fitting[".".join(filter(None, (place, prefix.rstrip("."))))] = found
+    exact = {place: found for place, found in fitting.items() if _other_classes(net, found) is None}
+    return exact or fitting
+
+
+def _prefixes(names: Iterable[str], anchor: str) -> Iterator[str]:
+    """What stands before a name, however wrapped, in those of a file."""
+    for name in names:
+        if f".{without_wrappers(name)}".endswith(f".{anchor}"):
+            parts = name.split(".")
+            start = next(n for n in reversed(range(len(parts))) if without_wrappers(".".join(parts[n:])) == anchor)
+            yield "".join(f"{part}." for part in parts[:start])
+
+
+def _own_names(net: nn.Module, own: Mapping[str, Tensor], state: State, *, classifier: bool = True) -> Found:
+    """A state under the network's own names, without SSKD's projection head, with all batch counters."""
+    aliases = net.key_aliases if isinstance(net, Backbone) else {}
+    found: Found = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
+    for key, value in state.items():
+        name = key if key in own else aliases.get(key, key)
+        if name in own or not key.startswith("proj_head."):
+            found[name] = value
     if not classifier:
         found = {key: value for key, value in found.items() if not _is_classifier(net, key)}
-        found |= {key: value for key, value in net.state_dict().items() if _is_classifier(net, key)}
-    problem = _misfit(net, found)
-    if problem:
-        raise BadInput(f"{path}: {problem}{_advice(state)}")
-    problem = _other_classes(net, found) or _unusable(net, found)
-    if problem:
-        raise BadInput(f"{path}: {problem}")
-    net.load_state_dict(found)
-
-
-def _adapt(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict under the network's own names, without SSKD's projection head, with all batch counters."""
-    expected = net.state_dict()
-    aliases = net.key_aliases if isinstance(net, Backbone) else {}
-    found = {key: value for key, value in expected.items() if key.endswith("num_batches_tracked")}
-    theirs = {_strip(key, expected): value for key, value in state.items()}
-    if isinstance(net, ClipEncoder):
-        theirs = _vision_tower(theirs)
-    for key, value in theirs.items():
-        if key not in expected:
-            key = aliases.get(key, key)
-        if key in expected or not key.startswith("proj_head."):
-            found[key] = value
+        found |= {key: value for key, value in own.items() if _is_classifier(net, key)}
     return found
 
 
-def _strip(key: str, expected: Mapping[str, Tensor]) -> str:
-    while key not in expected and key.startswith(PREFIXES):
-        key = key.split(".", 1)[1]
-    return key
+def _chosen(places: list[str], key: str | None) -> str:
+    """The place that a key names. Without one, the only place whose weights are no running average of others'."""
+    plain = [place for place in places if not is_averaged(place)] or places
+    matches = plain if key is None else [p for p in places if p == key] or [p for p in places if is_named(p, key)]
+    if len(matches) == 1:
+        return matches[0]
+    names = ", ".join(place or "(bare)" for place in places)
+    if key is None:
+        raise BadInput(
+            f"holds {len(places)} networks of this kind: {names}. Name one of them as its key: {matches[0]}."
+        )
+    near = nearest(key, places)
+    hint = f" Did you mean '{near}'?" if near else ""
+    raise BadInput(f"the key '{key}' names {len(matches) or 'none'} of its networks: {names}.{hint}")
 
 
-def _vision_tower(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of a whole CLIP the vision tower; of a bare tower everything."""
-    tower = {key: value for key, value in state.items() if key.startswith("visual.")}
-    return tower or {f"visual.{key}": value for key, value in state.items()}
-
-
-def _misfit(net: nn.Module, found: Mapping[str, Tensor]) -> str | None:
+def _misfit(net: nn.Module, found: Mapping[str, Stored | Tensor]) -> str | None:
     """Why these weights are of another architecture than the network, or None where they are not."""
     expected = net.state_dict()
     missing = [key for key in expected if key not in found]
     unexpected = [key for key in found if key not in expected]
-    shapes = {key: (found[key].shape, expected[key].shape) for key in expected if key in found}
+    shapes = {key: (tuple(found[key].shape), tuple(expected[key].shape)) for key in expected if key in found}
     wrong = {key: (a, b) for key, (a, b) in shapes.items() if a != b}
     classes_alone = all(_is_classifier(net, key) and a[1:] == b[1:] for key, (a, b) in wrong.items())
     if classes_alone and not (missing or unexpected):
@@ -90,27 +134,78 @@ def _misfit(net: nn.Module, found: Mapping[str, Tensor]) -> str | None:
     return f"weights of another architecture ({'; '.join(parts)}). "
 
 
-def _other_classes(net: nn.Module, found: Mapping[str, Tensor]) -> str | None:
+def _misfit_of(net: nn.Module, there: Mapping[str, State], *, classifier: bool) -> str:
+    """The sentence for a file in which nothing fits the network."""
+    if classifier and _fitting(net, there, classifier=False):
+        return (
+            "holds the network without its classifier. As a suite's teacher it needs fine_tune: true, or one of the "
+            "strategies sequential and simultaneous, which train new layers on it."
+        )
+    own = net.state_dict()
+    guesses = [_own_names(net, own, _stripped(state, own), classifier=classifier) for state in there.values()]
+    nearest_one = max(guesses, key=lambda found: (len(own.keys() & found.keys()), len(found)))
+    return f"{_misfit(net, nearest_one)}{_advice(there)}"
+
+
+def _stripped(state: State, own: Mapping[str, Tensor]) -> State:
+    """A state without what all its names begin with."""
+    while state and not (state.keys() & own.keys()):
+        first = {key.partition(".")[::2] for key in state}
+        if len({begin for begin, _ in first}) > 1 or any(not rest for _, rest in first):
+            break
+        state = {key.partition(".")[2]: value for key, value in state.items()}
+    return state
+
+
+def _other_classes(net: nn.Module, found: Mapping[str, Stored | Tensor]) -> str | None:
     """The sentence for a classifier of another class count, or None where the counts are equal."""
-    expected = net.state_dict()
-    counts = [(len(found[key]), len(expected[key])) for key in expected if _is_classifier(net, key)]
-    for there, here in counts:
-        if there != here:
-            return f"trained for {there} classes, but {here} are expected. Give a checkpoint of {here} classes."
+    for key, own in net.state_dict().items():
+        there, here = found[key].shape[:1], own.shape[:1]
+        if _is_classifier(net, key) and tuple(there) != tuple(here):
+            return (
+                f"trained for {there[0]} classes, but {here[0]} are expected. Give a checkpoint of {here[0]} classes."
+            )
     return None
 
 
-def _unusable(net: nn.Module, found: Mapping[str, Tensor]) -> str | None:
-    """The sentence for values that no trained network has, or None where there are none."""
-    for key, expected in net.state_dict().items():
+def _unusual(net: nn.Module, found: Mapping[str, Stored | Tensor]) -> str | None:
+    """The sentence for tensors that are no plain ones of the network's kind, or None where there are none."""
+    for key, own in net.state_dict().items():
         value = found[key]
-        if value.layout is not torch.strided or value.is_meta or value.is_quantized:
-            kind = "without values" if value.is_meta else "quantised or sparse"
-            return f"{key} is {kind}. Save the network's plain state_dict()."
-        if value.is_complex() or (expected.is_floating_point() and not value.is_floating_point()):
-            there, here = (str(tensor.dtype).removeprefix("torch.") for tensor in (value, expected))
-            return f"{key} holds {there} instead of {here}."
-        if value.is_floating_point() and not value.isfinite().all():
+        if isinstance(value, Stored):
+            if value.storage is None:
+                return f"{key} is quantised or sparse, or without values. Save the network's plain state_dict()."
+            there = getattr(torch, value.storage.dtype)
+            if there.is_complex or (own.is_floating_point() and not there.is_floating_point):
+                here = str(own.dtype).removeprefix("torch.")
+                return f"{key} holds {value.storage.dtype} instead of {here}."
+    return None
+
+
+def _values(found: Found) -> dict[str, Tensor]:
+    """The tensors' values. Those that share a storage in the file share it here."""
+    storages: dict[int, Tensor] = {}
+    values: dict[str, Tensor] = {}
+    for key, value in found.items():
+        if isinstance(value, Tensor) or value.storage is None:
+            assert isinstance(value, Tensor)
+            values[key] = value
+            continue
+        owner = value.storage
+        if id(owner) not in storages:
+            content = bytearray(owner.read())
+            if len(content) != owner.length:
+                raise EOFError("a storage is cut off")
+            kind = getattr(torch, owner.dtype)
+            storages[id(owner)] = torch.frombuffer(content, dtype=kind) if content else torch.empty(0, dtype=kind)
+        values[key] = storages[id(owner)].as_strided(value.shape, value.stride, value.offset)
+    return values
+
+
+def _unusable(net: nn.Module, values: Mapping[str, Tensor]) -> str | None:
+    """The sentence for values that no trained network has, or None where there are none."""
+    for key in net.state_dict():
+        if values[key].is_floating_point() and not values[key].isfinite().all():
             return f"{key} holds values that are no numbers: its training diverged, or the file is damaged."
     return None
 
@@ -120,19 +215,18 @@ def _is_classifier(net: nn.Module, key: str) -> bool:
     return name is not None and key.startswith(f"{name}.")
 
 
-def _advice(state: Mapping[str, Tensor]) -> str:
-    owners = _owners(state)
+def _advice(there: Mapping[str, State]) -> str:
+    owners = _owners(there)
     if not owners:
         return "Name the network that they belong to."
     return f"These are the weights of {' or '.join(owners)}: name that network, or give another file."
 
 
-def _owners(state: Mapping[str, Tensor]) -> list[str]:
+def _owners(there: Mapping[str, State]) -> list[str]:
     """The networks of the catalogue, of whatever class count, that the weights fit."""
-    values = sum(value.numel() for value in state.values())
-    candidates = [known for known in networks().values() if _least_parameters(known) <= values]
-    nets = {known.name: _without_memory(known.name) for known in candidates}
-    return [name for name, net in nets.items() if _misfit(net, _adapt(net, state)) is None]
+    values = sum(tensor.count for state in there.values() for tensor in state.values())
+    candidates = [known.name for known in networks().values() if _least_parameters(known) <= values]
+    return [name for name in candidates if _fitting(_without_memory(name), there)]
 
 
 def _least_parameters(known: Network) -> int:

@@ -16,7 +16,7 @@ from kdbench.report.keys import Group, Key, Pair, canonical_setting, scenario_se
 from kdbench.store.record import Accuracy, Record, Result
 from kdbench.store.store import Store
 from kdbench.suite.protocols import bundled_protocol
-from kdbench.suite.specs import DatasetSpec, Scenario, TermUse
+from kdbench.suite.specs import DatasetSpec, RunSpec, Scenario, TermUse
 from kdbench.suite.suite import Run, Suite
 
 
@@ -31,7 +31,7 @@ class Row:
     `NAME[key=value]` is one of a sweep: it is the paper's method, but for the weights and hyper-parameters that it varies.
     ``setting`` is that and the scenario in reference.csv's spelling. ``teacher_paper`` is set where the teacher is trained
     as that paper trains it. A tiny run stands where the suite's own would; ``paper`` is then none, but `tiny` and its name.
-    ``teacher_top1`` is the teacher's own accuracy at the run's end, where it learned beside the student.
+    ``teacher_top1`` is the teacher's own accuracy as it taught, where its record does not hold it (Result.teacher).
     ``teacher_sha256`` are the teacher's weights in the results folder that gives the run, where there are several, and
     ``teachers`` says on what weights of it folders disagree.
     """
@@ -124,7 +124,7 @@ def _shared(run: Run) -> dict[str, Any]:
 
 
 def _row(run: Run, shared: dict[str, Any], stores: Sequence[Store], weights: TeacherWeights) -> Row:
-    spec, teacher = (run.stands_for or run).spec, run.spec.teacher
+    spec = (run.stands_for or run).spec
     status, reason, result, version, store = look_up(stores, lambda store: store.run(run.id), "not run")
     differing = weights.differences(run.spec, shared["teacher_checkpoint"])
     accuracy = result.accuracy(shared["score"]) if result else None
@@ -132,7 +132,7 @@ def _row(run: Run, shared: dict[str, Any], stores: Sequence[Store], weights: Tea
         **shared,
         trial=spec.trial,
         run_id=run.id,
-        teacher_id=teacher.id if teacher and not (spec.head or teacher.student) else "",
+        teacher_id=_measured_before(run.spec),
         status=status,
         reason=reason,
         top1=accuracy.top1 if accuracy else None,
@@ -148,6 +148,13 @@ def _row(run: Run, shared: dict[str, Any], stores: Sequence[Store], weights: Tea
         teacher_sha256=weights.of(spec, store) if store else "",
         teachers=f"{run.teacher} ({differing})" if differing else "",
     )
+
+
+def _measured_before(spec: RunSpec) -> str:
+    """The id of the finished teacher whose own record holds its accuracy as it taught, or ""."""
+    teacher = spec.teacher
+    alone = teacher and not (spec.head or teacher.student or spec.teacher_seen_elsewhere)
+    return teacher.id if teacher and alone else ""
 
 
 def teacher_paper_of(run: Run) -> str:

@@ -35,8 +35,9 @@ class Result(BaseModel):
     ``metrics_sha256`` is the hash of metrics.jsonl; older records lack it.
 
     ``sm_score`` and ``layer_cka`` say how alike the maps are that the run's terms associate (kdbench.evaluation.similarity),
-    on average over those of the last ten epochs that were tested. Where the teacher's new layers learned beside the student,
-    ``teacher`` is their accuracy after the run's last epoch and ``teacher_head_sha256`` the hash of their file.
+    on average over those of the last ten epochs that were tested. ``teacher`` is the accuracy of the teacher as it taught,
+    where its own record does not hold that: its new layers learned beside the student (``teacher_head_sha256`` is the hash of
+    their file), or it was shown other test images, or the same otherwise, than where it was measured.
 
     Under a scenario ``changed_labels`` says how many of the student's labels are not the true ones, and ``samples_sha256`` is
     the hash of its images and labels (`kdbench data samples` lists them).

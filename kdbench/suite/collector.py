@@ -105,8 +105,10 @@ class Collector:
             entry = TeacherEntry.model_validate(value)
             folder = Path(self.document.file).parent
             known = self.document.known
-            teacher = named_teacher(entry.network, entry.weights, entry.pretraining, folder, known)
-            self.teachers[name] = replace(teacher, tuned=entry.fine_tune)
+            teacher = named_teacher(entry.network, entry.weights, entry.pretraining, folder, entry.key, known=known)
+            if teacher.source != "file" and (entry.mean or entry.std or entry.key):
+                raise BadInput("'key', 'mean' and 'std' say something of a file of weights, and none is named")
+            self.teachers[name] = replace(teacher, tuned=entry.fine_tune, mean=entry.mean, std=entry.std)
         except ValidationError as error:
             self.problems += problems_of(error, self.document, here, {"": TeacherEntry.model_fields})
             self.teachers[name] = by_network(next(iter(networks())))  # so that its use is not a problem, too

@@ -192,11 +192,10 @@ class Grid:
                 "is trained here, or leave val_split out"
             )
             found.append((place, message, ""))
-        if not teacher.has_classifier(cell.strategy):
+        if lacking := teacher.lacks_classifier(cell.dataset, cell.strategy):
             where = (*self.path, "strategy") if "strategy" in self.raw else ("strategy",)
             where = where if where in self.collector.document.lines else place
-            message = f"{cell.teacher} has no classifier: use strategy sequential or simultaneous"
-            found.append((where, message, ""))
+            found.append((where, f"{cell.teacher} {lacking}", ""))
         unfinished = [use.name for use in terms if term(use.name).part is not None and cell.strategy == "simultaneous"]
         if unfinished:
             message = (

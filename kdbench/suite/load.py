@@ -21,7 +21,7 @@ def bundled_suites() -> dict[str, Path]:
     """The suites that come with kdbench, by name."""
     package = Path(__file__).parents[1]
     folders = [folder for folder in (package / "suites", package.parent / "suites") if folder.is_dir()]
-    return {path.stem: path for folder in folders[:1] for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for folder in folders[:1] for path in sorted(folder.glob("[!.]*.yaml"))}
 
 
 def find_suite(reference: str) -> Path:

@@ -34,7 +34,8 @@ class ResolvedProtocol(Spec):
 @cache
 def protocol_names() -> list[str]:
     """The bundled protocols."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in files("kdbench.suite").joinpath("protocols").iterdir())
+    names = (entry.name for entry in files("kdbench.suite").joinpath("protocols").iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml") and not name.startswith("."))
 
 
 @cache

@@ -34,6 +34,8 @@ def _rising(values: tuple[int, ...]) -> tuple[int, ...]:
 Number = Annotated[StrictFloat, Field(allow_inf_nan=False)]
 PositiveNumber = Annotated[Number, Field(gt=0.0)]
 PositiveInt = Annotated[StrictInt, Field(ge=1)]
+Channels = tuple[Number, Number, Number]
+PositiveChannels = tuple[PositiveNumber, PositiveNumber, PositiveNumber]
 Share = Annotated[StrictFloat, Field(ge=0.0, lt=1.0)]
 Name = Annotated[StrictStr, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 
@@ -90,8 +92,8 @@ class View(Spec):
 
     crop_padding: Annotated[StrictInt, Field(ge=0)] = 0
     flip: StrictBool = False
-    mean: tuple[Number, Number, Number] | None = None
-    std: tuple[PositiveNumber, PositiveNumber, PositiveNumber] | None = None
+    mean: Channels | None = None
+    std: PositiveChannels | None = None
     size: PositiveInt | None = None
 
     @property

@@ -12,6 +12,7 @@ from kdbench.catalogue.tables import table_name
 from kdbench.errors import BadInput
 from kdbench.suite.fields import DatasetName, Keys, NetworkName, StudentName, TeacherName, as_list, not_empty
 from kdbench.suite.measurements import ProbeProtocol, named_probe, probe_protocols
+from kdbench.suite.recipe import Channels, PositiveChannels
 from kdbench.suite.specs import DatasetSpec, Name, PositiveInt, Scenario, Strategy
 
 
@@ -52,12 +53,17 @@ class TeacherEntry(Schema):
 
     ``weights`` is a file, `sha256:…` of one that was imported, `openai` or `torchvision`, or `random` for none. Weights that
     would be used as they are, classifier and all, are trained on by the protocol's ``fine_tune`` where that is asked for.
+    Of a file, ``key`` names the place of the network among several, ``mean`` and ``std`` the normalisation of the images
+    that it was trained on.
     """
 
     network: NetworkName
     weights: Annotated[StrictStr | None, NotEmpty] = None
     pretraining: Annotated[Literal["simclr"] | None, NotEmpty] = None
     fine_tune: StrictBool = False
+    key: Annotated[Name | None, NotEmpty] = None
+    mean: Annotated[Channels | None, NotEmpty] = None
+    std: Annotated[PositiveChannels | None, NotEmpty] = None
 
 
 class Pair(Schema):

@@ -6,7 +6,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
 
-from kdbench.suite.recipe import Name, Number, PositiveInt, PositiveNumber, Recipe, Share, Spec, View, digest
+from kdbench.catalogue.datasets import dataset
+from kdbench.suite.recipe import (
+    Channels,
+    Name,
+    Number,
+    PositiveChannels,
+    PositiveInt,
+    PositiveNumber,
+    Recipe,
+    Share,
+    Spec,
+    View,
+    digest,
+)
 from kdbench.suite.training_set import DatasetSpec, Scenario
 
 
@@ -64,12 +77,21 @@ class Weights(Spec):
 
     ``source`` is who publishes them, `file` for one that the user names, known by the ``sha256`` of its content, or
     `random` for fresh ones that take their place in a tiny run.
-    ``classifier`` says whether their own classifier is used, too.
+    ``classifier`` says whether their own classifier is used, too. ``key`` is their place in a file that holds several
+    networks; ``mean`` and ``std`` are the normalisation that they were trained on, None where it is the data set's own.
     """
 
     source: Literal["openai", "torchvision", "file", "random"]
     sha256: Sha256 | None = None
     classifier: StrictBool = True
+    key: Name | None = None
+    mean: Channels | None = None
+    std: PositiveChannels | None = None
+
+    @property
+    def view(self) -> View:
+        """How the images are shown on which their accuracy is measured."""
+        return View(mean=self.mean, std=self.std)
 
     @model_validator(mode="after")
     def _known(self) -> Weights:
@@ -260,6 +282,15 @@ class RunSpec(Spec):
         return list({stage.id: stage for need in self.needs for stage in need.stages}.values())
 
     @property
+    def teacher_seen_elsewhere(self) -> bool:
+        """Whether its finished teacher sees other test images, or sees them otherwise, than where it was measured."""
+        teacher = self.teacher
+        if teacher is None or teacher.dataset is None or teacher.student or self.head:
+            return False
+        own = teacher.stage_recipe or (teacher.weights.view if teacher.weights else View())
+        return _tested(self.dataset, self.view or self.recipe) != _tested(teacher.dataset, own)
+
+    @property
     def stream_id(self) -> str:
         """Equal for the runs that see the same batches."""
         recipe = self.recipe
@@ -270,6 +301,13 @@ class RunSpec(Spec):
         """Equal for the runs that can share a pass of the teacher: the same batches, teacher, new layers and view of it."""
         parts = (self.teacher, self.head, self.view)
         return digest([self.stream_id, self.recipe.precision, *(part.id if part else "" for part in parts)])
+
+
+def _tested(data: DatasetSpec, view: View) -> tuple[object, ...]:
+    """What test images there are, and how they are seen."""
+    facts = dataset(data.name)
+    images = data.name, data.class_count, data.test_per_class, data.val_split, data.size, data.stand_in
+    return *images, view.size or data.side, view.mean or facts.mean, view.std or facts.std
 
 
 TeacherSpec.model_rebuild()

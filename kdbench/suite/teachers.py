@@ -13,8 +13,11 @@ from kdbench.catalogue.hashing import file_hash
 from kdbench.catalogue.networks import Network, network
 from kdbench.catalogue.terms import term
 from kdbench.errors import BadInput
+from kdbench.suite.recipe import Channels, PositiveChannels
 from kdbench.suite.settings import Changes, Protocol
 from kdbench.suite.specs import DatasetSpec, HeadSpec, PartSpec, Recipe, TeacherSpec, TermUse, View, Weights
+from kdbench.weightfiles.read import opened
+from kdbench.weightfiles.states import class_counts, states
 
 
 Source = Literal["random", "published", "file", "simclr"]
@@ -24,7 +27,9 @@ Source = Literal["random", "published", "file", "simclr"]
 class NamedTeacher:
     """A network and where its weights come from; ``file`` is one of the user's, known by its ``sha256``.
 
-    ``tuned`` says that weights are trained on even where their own classifier would do.
+    ``tuned`` says that weights are trained on even where their own classifier would do. ``counts`` are the class counts for
+    which the file may hold a classifier, None where only its hash is known; ``key``, ``mean`` and ``std`` are those of
+    ``Weights``.
     """
 
     network: str
@@ -32,6 +37,10 @@ class NamedTeacher:
     sha256: str | None = None
     file: Path | None = None
     tuned: bool = False
+    counts: frozenset[int] | None = None
+    key: str | None = None
+    mean: Channels | None = None
+    std: PositiveChannels | None = None
 
     @property
     def facts(self) -> Network:
@@ -46,9 +55,21 @@ class NamedTeacher:
         weights = _weights(self, data)
         return bool(data.val_split and weights and weights.classifier)
 
-    def has_classifier(self, strategy: str) -> bool:
-        """Whether the teacher can give class scores under a strategy. An encoder cannot without new layers."""
-        return self.facts.classifier or strategy != "pretrained"
+    def lacks_classifier(self, data: DatasetSpec, strategy: str) -> str:
+        """Why the teacher cannot give class scores under a strategy: without new layers it needs a classifier; or ""."""
+        if strategy != "pretrained" or (self.facts.classifier and (self.tuned or self.knows(data))):
+            return ""
+        if not self.facts.classifier:
+            return "has no classifier: use strategy sequential or simultaneous"
+        there = f"only one for {', '.join(map(str, sorted(self.counts)))} classes" if self.counts else "none"
+        return (
+            f"needs a classifier for the {data.class_count} classes of {data.name}, and its file holds {there}: use "
+            "fine_tune: true, or strategy sequential or simultaneous"
+        )
+
+    def knows(self, data: DatasetSpec) -> bool:
+        """Whether a file may hold a classifier for a data set's classes; what is no file does."""
+        return self.counts is None or data.class_count in self.counts
 
 
 @dataclass(frozen=True)
@@ -70,6 +91,8 @@ def named_teacher(
     weights: str | None,
     pretraining: str | None,
     folder: Path,
+    key: str | None = None,
+    *,
     known: Callable[[str], str | None] = lambda _: None,
 ) -> NamedTeacher:
     """A teacher as a suite describes it. Files are looked for from ``folder`` on. Raises BadInput for what cannot be.
@@ -96,17 +119,19 @@ def named_teacher(
         there = f"'{published}' does" if published else "nobody that kdbench knows does"
         raise BadInput(f"'{weights}' publishes no weights of {name}; {there}")
     if match := re.fullmatch(r"sha256:([0-9a-fA-F]{64})", weights):
-        return NamedTeacher(name, "file", match[1].lower())
+        return NamedTeacher(name, "file", match[1].lower(), key=key)
     if weights.startswith("sha256:"):
         raise BadInput(f"'{weights}': a SHA-256 has 64 hexadecimal digits")
     if sha256 := known(weights):
-        return NamedTeacher(name, "file", sha256)
+        return NamedTeacher(name, "file", sha256, key=key)
     path = folder / weights
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"
         raise BadInput(f"'{weights}': {what}. Give a path from the suite's folder on ({folder.resolve()}), or sha256:…")
     try:
-        return NamedTeacher(name, "file", file_hash(path), path)
+        with opened(path) as content:
+            counts = class_counts(states(content), facts.embedding, key)
+        return NamedTeacher(name, "file", file_hash(path), path, counts=counts, key=key)
     except OSError as error:
         raise BadInput(f"'{weights}' cannot be read: {error.strerror or error}") from None
 
@@ -169,7 +194,8 @@ def part_specs(
 
 
 def _is_tuned(teacher: NamedTeacher, weights: Weights) -> bool:
-    return teacher.facts.classifier and (teacher.tuned or not weights.classifier)
+    known = weights.classifier or teacher.source == "file"
+    return teacher.facts.classifier and (teacher.tuned or not known)
 
 
 def _weights(teacher: NamedTeacher, data: DatasetSpec) -> Weights | None:
@@ -177,15 +203,24 @@ def _weights(teacher: NamedTeacher, data: DatasetSpec) -> Weights | None:
     if teacher.source == "published" and public:
         return Weights(source=public.source, classifier=teacher.facts.classifier and public.classes == data.class_count)
     if teacher.source == "file":
-        return Weights(source="file", sha256=teacher.sha256, classifier=teacher.facts.classifier)
+        own = teacher.facts.classifier and teacher.knows(data)
+        return Weights(
+            source="file",
+            sha256=teacher.sha256,
+            classifier=own,
+            key=teacher.key,
+            mean=teacher.mean,
+            std=teacher.std,
+        )
     return None
 
 
 def _shown(teacher: NamedTeacher, data: DatasetSpec) -> Changes | None:
-    """How published weights and fixed-size encoders must be shown the images, where the data set's own way will not do."""
+    """How weights from elsewhere must be shown the images, where the data set's own way will not do."""
     public = teacher.facts.public
+    own = {key: value for key in ("mean", "std") if (value := getattr(teacher, key))}
     if public is None or (teacher.facts.classifier and teacher.source != "published"):
-        return None
+        return own or None
     if teacher.facts.classifier and public.size == data.side:
         return None
-    return {"size": public.size, "mean": public.mean, "std": public.std}
+    return {"size": public.size, "mean": public.mean, "std": public.std, **own}

@@ -28,13 +28,23 @@ TestImages = Iterable[tuple[Tensor, Tensor]]
 class Guide:
     """A finished teacher, frozen: strategies `pretrained` and `sequential`.
 
-    ``own_test``: the test set in its own view of the images; None where it sees the students'.
+    ``own_test``: the test set in its own view of the images; None where it sees the students'. ``tested_after``: the epoch
+    of its weights, where its accuracy as it teaches is to be measured, because its record does not hold it.
     """
 
-    def __init__(self, network: Backbone, *, bf16: bool = False, own_test: TestImages | None = None) -> None:
+    def __init__(
+        self,
+        network: Backbone,
+        *,
+        bf16: bool = False,
+        own_test: TestImages | None = None,
+        tested_after: int | None = None,
+    ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.bf16 = bf16
         self.own_test = own_test
+        self.tested_after = tested_after
+        self.measured: Accuracy | None = None
 
     def begin_epoch(self, epoch: int, stream: Batches, first: int = 0) -> None:
         """Nothing changes from step to step."""
@@ -66,8 +76,18 @@ class Guide:
         return batch.images if batch.teacher_images is None else batch.teacher_images
 
     def leave(self, record: Record, test: TestImages) -> dict[str, Any]:
-        """Keep in a finished run's record what teaching has changed; returns the facts that belong in the run's result."""
-        return {}
+        """Keep in a finished run's record what teaching has changed; returns the facts that belong in the run's result.
+
+        test: in the students' view
+        """
+        return {} if self.tested_after is None else {"teacher": self.accuracy(self.tested_after, test)}
+
+    def accuracy(self, epoch: int, test: TestImages) -> Accuracy:
+        """Its accuracy after an epoch as it sees the test images, measured once, however many runs end there."""
+        if self.measured is None or self.measured.epoch != epoch:
+            (scores,) = measure([self.network], test if self.own_test is None else self.own_test)
+            self.measured = Accuracy(epoch=epoch, top1=scores.top1, top5=scores.top5)
+        return self.measured
 
     def state(self) -> dict[str, Any]:
         """What changes while it teaches."""
@@ -93,7 +113,6 @@ class LearningGuide(Guide):
         self.recipe = recipe
         self.optimiser = make_optimiser(list(self.head.parameters()), recipe)
         self.epoch = self.batches = 0
-        self.measured: Accuracy | None = None
 
     def begin_epoch(self, epoch: int, stream: Batches, first: int = 0) -> None:
         """Stand before batch number ``first`` of an epoch.
@@ -140,15 +159,10 @@ class LearningGuide(Guide):
             self.batches += 1
 
     def leave(self, record: Record, test: TestImages) -> dict[str, Any]:
-        """Keep the new layers as they are now. They are tested once, however many runs end after this epoch.
-
-        test: in the students' view
-        """
-        if self.measured is None or self.measured.epoch != self.epoch:
-            (scores,) = measure([self.network], test if self.own_test is None else self.own_test)
-            self.measured = Accuracy(epoch=self.epoch, top1=scores.top1, top5=scores.top5)
+        """Keep the new layers as they are now, and their accuracy."""
         layers = {key: value for key, value in self.network.state_dict().items() if not key.startswith("backbone.")}
-        return {"teacher": self.measured, "teacher_head_sha256": write_tensors(record.teacher_head_file, layers)}
+        facts = {"teacher": self.accuracy(self.epoch, test)}
+        return {**facts, "teacher_head_sha256": write_tensors(record.teacher_head_file, layers)}
 
     def state(self) -> dict[str, Any]:
         """Weights and momentum of the new layers, and how far they are: the epoch, and its batches behind them."""

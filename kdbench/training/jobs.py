@@ -220,7 +220,10 @@ def make_guide(cohort: Cohort, shop: Workshop) -> Guide | None:
     bf16 = cohort.runs[0].recipe.precision == "bf16"
     own_test = shop.data.test(cohort.runs[0].dataset, cohort.view) if cohort.view else None
     if cohort.head is None:
-        return Guide(network, bf16=bf16, own_test=own_test)
+        result = _valid_result(shop.store.record_of(cohort.teacher))
+        known = result.accuracy(cohort.teacher.checkpoint) if result else None
+        tested_after = known.epoch if known and cohort.runs[0].teacher_seen_elsewhere else None
+        return Guide(network, bf16=bf16, own_test=own_test, tested_after=tested_after)
     spec = cohort.teacher.model_copy(update={"head": cohort.head, "dataset": cohort.runs[0].dataset})
     head = on_device(with_head(network, spec), shop.device)
     return LearningGuide(head, cohort.head.recipe, bf16=bf16, own_test=own_test)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from kdbench.models.checkpoints import load_checkpoint, published_accuracy
 from kdbench.store.files import set_aside
 from kdbench.store.lock import Lock
 from kdbench.store.record import Accuracy, Record, Result, timestamp
-from kdbench.suite.specs import TeacherSpec, View
+from kdbench.suite.specs import TeacherSpec
 from kdbench.training.build import on_device
 from kdbench.training.checkpoint import write_tensors
 
@@ -114,13 +114,13 @@ def store_weights(
         raise ValueError("the teacher starts from no file")
     net = _network(spec)
     if path:
-        load_checkpoint(net, path, classifier=weights.classifier)
+        load_checkpoint(net, path, classifier=weights.classifier, key=weights.key)
     if not weights.classifier:
         net.remove_classifier()
     last: Accuracy | None = None
     test_images = 0
     if spec.dataset and weights.classifier:
-        test = data.test(spec.dataset, View())
+        test = data.test(spec.dataset, weights.view)
         test_images = len(test)
         (scores,) = measure([on_device(net, data.device)], test)
         last = Accuracy(epoch=0, top1=scores.top1, top5=scores.top5)

@@ -149,7 +149,7 @@ def test_truncated_files(source, tmp_path, kind, share):
         ({"epoch": 3, "best_acc": 0.7}, "the keys epoch, best_acc"),
         ({"model": {}}, "the keys model"),
         ([1, 2], "a list"),
-        (torch.zeros(3), "a Tensor"),
+        (torch.zeros(3), "one tensor"),
     ],
 )
 def test_files_without_weights(tmp_path, content, held):
@@ -157,7 +157,7 @@ def test_files_without_weights(tmp_path, content, held):
     torch.save(content, path)
     message = refusal(build("resnet8", 10), path)
     assert message.startswith(f"no weights found: it holds {held}.")
-    assert "bare or under 'model' or 'state_dict'" in message
+    assert "Expected names and their tensors" in message
 
 
 def test_another_architecture(source, tmp_path):
@@ -214,7 +214,7 @@ def test_without_the_files_classifier(tmp_path, name):
     without = {key: value for key, value in state(source).items() if not key.startswith(f"{net.classifier_name}.")}
     torch.save(without, path)
     load_checkpoint(net, path, classifier=False)
-    assert "missing: " in refusal(net, path)
+    assert refusal(net, path).startswith("holds the network without its classifier.")
 
 
 def test_half_precision_becomes_the_networks_own(source, tmp_path):
@@ -276,6 +276,8 @@ def test_mobilenetv2_under_either_authors_names(tmp_path, layout):
     content = state(source)
     for theirs, ours in SSKD.get(layout, {}).items():
         content[theirs] = content.pop(ours)
+    if layout == "wrapped":
+        content = {f"backbone.{key.removeprefix('backbone.')}": value for key, value in content.items()}
     torch.save({"state_dict": content}, path)
     load_checkpoint(net, path)
     assert all(torch.equal(value, source.state_dict()[key]) for key, value in net.state_dict().items())

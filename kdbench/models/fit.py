@@ -1,0 +1,30 @@
+"""Whether files of weights hold what teachers need, asked in a process of its own.
+
+    python -P -m kdbench.models.fit
+
+It reads from standard input a JSON list of {file, network, classes, classifier, key} and writes one of messages, "" where
+all is well.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from kdbench.errors import BadInput
+from kdbench.models import build, load_checkpoint
+
+
+def problem(asked: dict[str, Any]) -> str:
+    """Why a file cannot fill the network, or ""."""
+    network = build(asked["network"], asked["classes"])
+    try:
+        load_checkpoint(network, asked["file"], classifier=asked["classifier"], key=asked["key"])
+    except BadInput as error:
+        return str(error)
+    return ""
+
+
+if __name__ == "__main__":
+    print(json.dumps([problem(asked) for asked in json.load(sys.stdin)]))
