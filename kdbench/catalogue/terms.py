@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import importlib.util
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -119,7 +120,7 @@ def _in_its_file(name: str) -> str:
     """The bundled term of the file that has its name, so that one term costs the reading of one file; "" for none."""
     stem = name.replace("-", "_")
     file = _base().path.parent / f"{stem}.py"
-    if stem.isidentifier() and file.is_file():
+    if stem.isidentifier() and os.path.isfile(file):  # where Path.is_file raises for a name that is too long
         module = f"kdbench.methods.{file.stem}"
         for node in _classes_of(file):
             if _base() in _lineage(_Class(module, file, node))[1:]:
@@ -148,7 +149,7 @@ def _locate(module: str) -> Path | None:
     origins = [Path(spec.origin)] if spec.origin and not rest else []
     folders = [Path(folder, *rest) for folder in spec.submodule_search_locations or ()] if rest else []
     candidates = [*origins, *(f / "__init__.py" for f in folders), *(f.with_suffix(".py") for f in folders)]
-    return next((path for path in candidates if path.suffix == ".py" and path.is_file()), None)
+    return next((path for path in candidates if path.suffix == ".py" and os.path.isfile(path)), None)
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,41 +28,42 @@ Wrong = dict[str, set[Any]]
 class Collector:
     """Collects the problems of one document.
 
-    ``meanings`` holds what each method's name stands for in a protocol, ``teachers`` the suite's own teachers.
+    ``meanings`` holds what each method's name stands for in a protocol, ``teachers`` the suite's own teachers, ``runs`` how
+    many runs its grids describe so far.
     """
 
     def __init__(self, document: Document) -> None:
         self.document = document
         self.teachers: dict[str, NamedTeacher] = {}
         self.problems: list[Problem] = []
+        self.runs = 0
         self.meanings: dict[tuple[str, str], Terms] = {}
 
     def all_problems(self) -> list[Problem]:
         """Everything that has been found so far, each once."""
         return list(dict.fromkeys(self.document.all_problems(self.problems)))
 
+    @property
+    def clean(self) -> bool:
+        """Whether nothing has been found so far."""
+        return not (self.problems or self.document.problems)
+
     def report(self, path: Path_, message: str) -> None:
         """Note a problem at a place of the document."""
         self.problems.append(self.document.problem(path, message))
 
-    def validate(
-        self, schema: type[AnySchema], own: dict[str, Any], path: Path_, inherited: Mapping[str, Any] | None = None
-    ) -> tuple[AnySchema, Wrong]:
-        """Validate a mapping, together with values that it inherits and that are reported where they stand."""
-        inherited = inherited or {}
+    def validate(self, schema: type[AnySchema], value: dict[str, Any], path: Path_) -> tuple[AnySchema, Wrong]:
+        """Validate a mapping: what is right of it, and what was left out."""
         context = {"teachers": self.teachers}
-        value = {**inherited, **own}
         try:
             return schema.model_validate(value, context=context), {}
         except ValidationError as error:
             details = error.errors()
-            found = problems_of(error, self.document, path, keys_of(schema))
+            self.problems += problems_of(error, self.document, path, keys_of(schema))
         wrong: Wrong = {}
-        for problem, detail in zip(found, details, strict=True):
+        for detail in details:
             key, *rest = detail["loc"]
             wrong.setdefault(str(key), set()).update(rest[:1])
-            if key not in inherited:
-                self.problems.append(problem)
         whole = {str(detail["loc"][0]) for detail in details if len(detail["loc"]) == 1}
         return schema.model_validate(_without(value, wrong, whole), context=context), wrong
 
@@ -93,7 +93,9 @@ class Collector:
         """Take note of what the suite's own names of teachers stand for."""
         for name, value in given.items():
             here: Path_ = ("teachers", name)
-            if _is_network(name):
+            if not name.strip():
+                self.report(here, "a teacher needs a name")
+            elif _is_network(name):
                 self.report(here, f"'{name}' is the name of a network: give the teacher another")
             elif not isinstance(value, dict):
                 self.report(here, "must be a mapping (network: …, weights: … or pretraining: …)")
@@ -103,7 +105,7 @@ class Collector:
     def _name_teacher(self, name: str, value: dict[str, Any], here: Path_) -> None:
         try:
             entry = TeacherEntry.model_validate(value)
-            folder = Path(self.document.file).parent
+            folder = Path() if self.document.piped else Path(self.document.file).parent
             teacher = named_teacher(entry.network, entry.weights, entry.pretraining, folder)
             self.teachers[name] = replace(teacher, tuned=entry.fine_tune)
         except ValidationError as error:

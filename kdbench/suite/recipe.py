@@ -24,6 +24,8 @@ from pydantic import (
     model_validator,
 )
 
+from kdbench.catalogue.names import LONGEST
+
 
 def _rising(values: tuple[int, ...]) -> tuple[int, ...]:
     if list(values) != sorted(set(values)):
@@ -35,7 +37,7 @@ Number = Annotated[StrictFloat, Field(allow_inf_nan=False)]
 PositiveNumber = Annotated[Number, Field(gt=0.0)]
 PositiveInt = Annotated[StrictInt, Field(ge=1)]
 Share = Annotated[StrictFloat, Field(ge=0.0, lt=1.0)]
-Name = Annotated[StrictStr, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+Name = Annotated[StrictStr, Field(min_length=1, max_length=LONGEST, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 
 
 class Spec(BaseModel):
@@ -55,7 +57,8 @@ class Spec(BaseModel):
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with some fields changed, and so with an id of its own."""
         copied = super().model_copy(update=update, deep=deep)
-        copied.__dict__.pop("id", None)
+        for worked_out in copied.__dict__.keys() - type(self).model_fields.keys():
+            del copied.__dict__[worked_out]
         return copied
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import Field, StrictStr
@@ -92,7 +93,15 @@ class Protocol(Recipe):
         return self._recipe(network, dataset, changes)
 
     def _recipe(self, network: str, dataset: str, changes: Changes) -> Recipe:
-        own = self.model_dump(include=set(Recipe.model_fields))
-        if network in self.lr_for:
-            own["lr"] = self.lr_for[network]
-        return Recipe(**{**own, **self.datasets.get(dataset, {}), **changes})
+        key = (network, dataset, repr(changes))
+        if key not in self._recipes:
+            own = self.model_dump(include=set(Recipe.model_fields))
+            if network in self.lr_for:
+                own["lr"] = self.lr_for[network]
+            self._recipes[key] = Recipe(**{**own, **self.datasets.get(dataset, {}), **changes})
+        return self._recipes[key]
+
+    @cached_property
+    def _recipes(self) -> dict[tuple[str, str, str], Recipe]:
+        """What has been asked for: a grid asks for the same again and again."""
+        return {}

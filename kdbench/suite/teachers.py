@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Literal
 
 from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.hashing import file_hash
+from kdbench.catalogue.names import shorten
 from kdbench.catalogue.networks import Network, network
 from kdbench.catalogue.terms import term
 from kdbench.errors import BadInput
@@ -88,11 +90,14 @@ def named_teacher(name: str, weights: str | None, pretraining: str | None, folde
     if match := re.fullmatch(r"sha256:([0-9a-fA-F]{64})", weights):
         return NamedTeacher(name, "file", match[1].lower())
     if weights.startswith("sha256:"):
-        raise BadInput(f"'{weights}': a SHA-256 has 64 hexadecimal digits")
-    path = folder / weights
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise BadInput(f"'{weights}': {what}. Give a path from the suite's folder on ({folder.resolve()}), or sha256:…")
+        raise BadInput(f"'{shorten(weights)}': a SHA-256 has 64 hexadecimal digits")
+    path = folder / os.fsdecode(
+        os.path.expanduser(weights).encode(errors="surrogateescape")
+    )  # in UTF-8, whatever the locale
+    if not os.path.isfile(path):
+        what = "is a folder" if os.path.isdir(path) else "no such file"
+        place = f"Give a path from the suite's folder on ({folder.resolve()}), or sha256:…"
+        raise BadInput(f"'{shorten(weights)}': {what}. {place}")
     try:
         return NamedTeacher(name, "file", file_hash(path), path)
     except OSError as error:
