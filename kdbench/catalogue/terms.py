@@ -56,7 +56,7 @@ class TermInfo:
     reads: str
     needs_teacher: bool
     requires: tuple[str, ...]
-    full_batches: bool
+    full_batches: int
     part: tuple[str, ...] | None
     copies: int
     initial: bool

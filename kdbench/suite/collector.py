@@ -67,23 +67,23 @@ class Collector:
         whole = {str(detail["loc"][0]) for detail in details if len(detail["loc"]) == 1}
         return schema.model_validate(_without(value, wrong, whole), context=context), wrong
 
-    def protocol(self, owner: dict[str, Any], path: Path_) -> tuple[ResolvedProtocol, bool]:
-        """The protocol of a suite or grid, as far as it is right, and whether its base and its new layers are."""
+    def protocol(self, owner: dict[str, Any], path: Path_) -> tuple[ResolvedProtocol, bool, bool]:
+        """The protocol of a suite or grid, as far as it is right, whether its base and new layers are, and whether all is."""
         value, here = owner.get("protocol"), (*path, "protocol")
         if isinstance(value, dict):
             protocol, problems = derived_protocol(value, self.document, here)
             self.problems += problems
             doubtful = (show_path(here), show_path((*here, "base")), show_path((*here, "node_embedding")))
-            return protocol, not any(problem.path in doubtful for problem in problems)
+            return protocol, not any(problem.path in doubtful for problem in problems), not problems
         if isinstance(value, str):
             try:
-                return bundled_protocol(value), True
+                return bundled_protocol(value), True, True
             except BadInput as error:
                 self.report(here, str(error))
-                return stand_in(value), False
+                return stand_in(value), False, False
         what = "is missing" if value is None else f"must be a name or a mapping, not {shorten(value)}"
         self.report(here, f"'protocol' {what}: name one (kdbench list protocols), or {{base: NAME, …changes}}")
-        return stand_in(""), False
+        return stand_in(""), False, False
 
     def terms(self, value: Any, path: Path_) -> Terms:
         """A weighted sum of terms, empty where it is wrong."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -15,6 +15,7 @@ from kdbench.suite.cells import MOST_RUNS, Matches, axes, cells, method_name
 from kdbench.suite.collector import Collector, Wrong
 from kdbench.suite.feasibility import infeasible
 from kdbench.suite.methods import Terms, auxiliary_method, formula, reads_teacher
+from kdbench.suite.portions import training_images
 from kdbench.suite.schema import SELECTOR_KEYS, DatasetEntry, GridEntry, MethodEntry, Selector, Shared, SuiteHead
 from kdbench.suite.specs import RunSpec
 from kdbench.suite.suite import Cell, Measurement, Run, make_spec, measurements_of, repeated
@@ -48,8 +49,14 @@ class Grid:
         self.path = path
         self.collector = collector
         own = collector.protocol(raw, path) if "protocol" in raw else top.protocol
-        self.protocol, self.certain = own or collector.protocol({}, ())
+        self.protocol, self.certain, self.sound = own or collector.protocol({}, ())
         self.entry, self.wrong = top.complete(*collector.validate(GridEntry, raw, path), raw)
+        for data in self.entry.dataset if self.sound else ():
+            if (padding := self.protocol.settings.most_padding(data.name)) >= data.side:
+                message = (
+                    f"crop_padding is {padding}, as much as the images of {data.name} have pixels, {data.side}, or more"
+                )
+                collector.report(self._place("protocol"), message)
         if "dataset" in raw:
             collector.check_datasets(self.entry.dataset, (*path, "dataset"))
         if "measure" in raw:
@@ -63,7 +70,8 @@ class Grid:
         """The grid's runs; none where something is wrong. ``trials`` overrides what the grid says."""
         self._report_missing()
         count = trials or self.entry.trials or self.protocol.settings.trials
-        if self._too_many(count, "" if trials else "trials"):
+        where = () if trials else ("trials",) if self.entry.trials else ("protocol", "trials")
+        if self._too_many(count, where):
             return []
         chosen = self._chosen()
         self._report_impossible(chosen)
@@ -95,8 +103,8 @@ class Grid:
     def _named(self, teacher: str) -> NamedTeacher | None:
         return self.collector.teachers.get(teacher) or (by_network(teacher) if teacher else None)
 
-    def _too_many(self, trials: int, key: str) -> bool:
-        """Report more runs than a command may have, told from the lengths of the axes; ``key`` says where trials stand."""
+    def _too_many(self, trials: int, said: Path_) -> bool:
+        """Report more runs than a command may have, told from the lengths of the axes; ``said``: where the trials stand."""
         lengths = [axes(self.entry), *(axes(self.entry, selector) for selector in self.entry.include)]
         self.collector.runs += trials * sum(prod(each.values()) for each in lengths)
         if self.collector.runs <= MOST_RUNS:
@@ -105,18 +113,18 @@ class Grid:
         counts = {**lengths[most], "trials": trials}
         factors = [f"{count:,} {_PLURALS[axis]}" for axis, count in counts.items() if count > 1]
         largest = max(counts, key=lambda axis: counts[axis])
-        keys = {"pairs": "pairs" if self.entry.pairs else "student", "trials": key}
+        keys: dict[str, Path_] = {"pairs": ("pairs",) if self.entry.pairs else ("student",), "trials": said}
         self.collector.report(
-            self._places("include")[most - 1] if most else self._place(keys.get(largest, largest)),
+            self._places("include")[most - 1] if most else self._place(*keys.get(largest, (largest,))),
             f"{' × '.join(factors)}: {self.collector.runs:,} runs up to here, and a command takes {MOST_RUNS:,} at most. "
             "Make fewer, or spread them over several suites and run these one by one",
         )
         return True
 
-    def _place(self, key: str) -> Path_:
+    def _place(self, *keys: str) -> Path_:
         """Where a key stands: in the grid, or at the suite's top; the grid itself where it stands in neither."""
-        places: list[Path_] = [(*self.path, key), (key,)]
-        return next((place for place in places if place in self.collector.document.lines), self.path)
+        places: list[Path_] = [(*self.path, *keys), keys]
+        return next((place for place in places if keys and place in self.collector.document.lines), self.path)
 
     def _report_missing(self) -> None:
         """Report the keys without which there is no run; what follows from that is not reported again."""
@@ -223,6 +231,7 @@ class Grid:
             (place, f"{named}cannot train ", f"{cell.student} with {cell.teacher}: {reason}. Exclude the pair.")
             for reason in self._reasons(cell, teacher.network, terms)
         ]
+        found += [(place, f"{named}cannot train ", reason) for reason in self._unfilled(cell, terms)]
         if not teacher.trains_on(cell.dataset.name):
             found.append((place, f"SimCLR needs its images in memory, and those of {cell.dataset.name} stay files", ""))
         if teacher.may_know(cell.dataset):
@@ -250,6 +259,26 @@ class Grid:
             )
             found.append((where, message, ""))
         return found
+
+    def _unfilled(self, cell: Cell, terms: Terms) -> Iterator[str]:
+        """Terms that learn from full batches only, where the training images fill none."""
+        settings, data = self.protocol.settings, cell.dataset
+        for use in terms if self.sound else ():
+            least = int(term(use.name).full_batches)
+            images, batch = training_images(data, cell.scenario), settings.recipe(cell.student, data.name).batch
+            if not least or least <= batch <= images:
+                continue
+            what = (
+                f"{cell.student} on {data.name}: {use.name} learns from full batches only, of {least:,} images or more"
+            )
+            if images < least:
+                yield f"{what}, and there are {images:,} training images: take more of them, or leave it out"
+                continue
+            change = f"batch: {min(max(batch, least), images)}"
+            if "batch" in settings.datasets.get(data.name, {}):
+                change = f"datasets: {{{data.name}: {{{change}}}}}"
+            why = f"and {images:,} training images fill none of {batch:,}" if batch > images else f"not of {batch:,}"
+            yield f"{what}, {why}. Another would do: protocol: {{base: {self.protocol.base}, {change}}}"
 
     def _reasons(self, cell: Cell, teacher: str, terms: Terms) -> list[str]:
         """What makes a method impossible for a pair, with the auxiliary between the two where the method has one."""

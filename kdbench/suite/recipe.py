@@ -36,6 +36,11 @@ def _rising(values: tuple[int, ...]) -> tuple[int, ...]:
 Number = Annotated[StrictFloat, Field(allow_inf_nan=False)]
 PositiveNumber = Annotated[Number, Field(gt=0.0)]
 PositiveInt = Annotated[StrictInt, Field(ge=1)]
+Epochs = Annotated[StrictInt, Field(ge=1, le=100_000)]
+LearningRate = Annotated[Number, Field(gt=0.0, le=100.0)]
+Width = Annotated[StrictInt, Field(ge=1, le=65_536)]
+Side = Annotated[StrictInt, Field(ge=8, le=1024)]
+"""Of an image, in pixels."""
 Share = Annotated[StrictFloat, Field(ge=0.0, lt=1.0)]
 Name = Annotated[StrictStr, Field(min_length=1, max_length=LONGEST, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 
@@ -80,19 +85,23 @@ def hashed(text: str) -> str:
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+_Mean = Annotated[Number, Field(ge=0.0, le=1.0)]
+_Deviation = Annotated[Number, Field(gt=0.0, le=1.0)]
+
+
 class View(Spec):
     """How a network sees an image.
 
     Images are zero-padded by ``crop_padding`` pixels and cropped back, resized bicubically to ``size`` × ``size`` pixels
-    (None: as they are), flipped with probability one half if ``flip``, and normalised with ``mean`` and ``std`` (the data
-    set's own where None). Tests see the whole image, without crop and flip.
+    (None: as they are), flipped with probability one half if ``flip``, and normalised with ``mean`` and ``std``, for values
+    from 0 to 1 (the data set's own where None). Tests see the whole image, without crop and flip.
     """
 
-    crop_padding: Annotated[StrictInt, Field(ge=0)] = 0
+    crop_padding: Annotated[StrictInt, Field(ge=0, le=1024)] = 0
     flip: StrictBool = False
-    mean: tuple[Number, Number, Number] | None = None
-    std: tuple[PositiveNumber, PositiveNumber, PositiveNumber] | None = None
-    size: PositiveInt | None = None
+    mean: tuple[_Mean, _Mean, _Mean] | None = None
+    std: tuple[_Deviation, _Deviation, _Deviation] | None = None
+    size: Side | None = None
 
     @property
     def view(self) -> View:
@@ -108,17 +117,17 @@ class Recipe(View):
     Test accuracy is measured after every ``evaluate_every``-th epoch and after the last.
     """
 
-    epochs: PositiveInt
-    batch: Annotated[StrictInt, Field(ge=2)]
-    lr: PositiveNumber
+    epochs: Epochs
+    batch: Annotated[StrictInt, Field(ge=2, le=65_536)]
+    lr: LearningRate
     momentum: Share = 0.0
-    weight_decay: Annotated[Number, Field(ge=0.0)] = 0.0
+    weight_decay: Annotated[Number, Field(ge=0.0, le=1.0)] = 0.0
     nesterov: StrictBool = False
-    milestones: Annotated[tuple[PositiveInt, ...], AfterValidator(_rising)] = ()
+    milestones: Annotated[tuple[Epochs, ...], AfterValidator(_rising)] = ()
     decay: Annotated[StrictFloat, Field(gt=0.0, le=1.0)] = 0.1
     precision: Literal["fp32", "bf16"] = "fp32"
-    node_embedding: PositiveInt | None = None
-    evaluate_every: PositiveInt = 1
+    node_embedding: Width | None = None
+    evaluate_every: Epochs = 1
 
     def lr_at(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 1."""

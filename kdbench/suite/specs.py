@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
 
-from kdbench.suite.recipe import Name, Number, PositiveInt, PositiveNumber, Recipe, Share, Spec, View, digest
+from kdbench.suite.recipe import Name, Number, PositiveInt, PositiveNumber, Recipe, Share, Spec, View, Width, digest
 from kdbench.suite.training_set import DatasetSpec, Scenario
 
 
@@ -48,7 +48,7 @@ class TermUse(Spec):
 class HeadSpec(Spec):
     """The new layers on a frozen foundation backbone: Linear to ``width``, Linear to the classes; and their training."""
 
-    width: PositiveInt
+    width: Width
     recipe: Recipe
 
 
@@ -79,8 +79,8 @@ class SimCLR(Spec):
     colours changed at ``colour`` times the authors' full strength.
     """
 
-    temperature: PositiveNumber = 0.5
-    projection: PositiveInt = 128
+    temperature: Annotated[PositiveNumber, Field(le=1000.0)] = 0.5
+    projection: Width = 128
     smallest_crop: Annotated[Number, Field(gt=0.0, le=1.0)] = 0.08
     colour: Annotated[Number, Field(ge=0.0, le=1.0)] = 0.5
 
