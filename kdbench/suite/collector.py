@@ -15,7 +15,16 @@ from kdbench.suite.fields import problems_of, shorten
 from kdbench.suite.methods import Terms, parse_terms
 from kdbench.suite.portions import oversized
 from kdbench.suite.protocols import ResolvedProtocol, bundled_protocol, derived_protocol, stand_in
-from kdbench.suite.schema import DatasetEntry, MeasureEntry, Schema, TeacherEntry, keys_of
+from kdbench.suite.schema import (
+    DatasetEntry,
+    GridEntry,
+    MeasureEntry,
+    Schema,
+    Shared,
+    SuiteHead,
+    TeacherEntry,
+    keys_of,
+)
 from kdbench.suite.teachers import NamedTeacher, by_network, named_teacher
 from kdbench.suite.yaml_reader import Document, Path_, show_path
 
@@ -137,6 +146,22 @@ class Collector:
                 self.report((*path, index, key), message)
             if entry.size and dataset(entry.name).streamed:
                 self.report((*path, index, "size"), f"the images of {entry.name} stay files and cannot be resized once")
+
+
+class Top:
+    """What stands at the top of a suite, ``data``, for the grids that do not say it themselves."""
+
+    def __init__(self, data: dict[str, Any], head: SuiteHead, wrong: Wrong, collector: Collector) -> None:
+        self.data = data
+        self.head = head
+        self.wrong = wrong
+        self.protocol = collector.protocol(data, ()) if "protocol" in data else None
+
+    def complete(self, entry: GridEntry, wrong: Wrong, said: dict[str, Any]) -> tuple[GridEntry, Wrong]:
+        """A grid with what it has not ``said``, and what is wrong with either."""
+        keys = [key for key in Shared.model_fields if key in self.data and key not in said]
+        inherited = {key: getattr(self.head, key) for key in keys}
+        return entry.model_copy(update=inherited), wrong | {key: self.wrong[key] for key in keys if key in self.wrong}
 
 
 def _is_network(name: str) -> bool:

@@ -12,31 +12,15 @@ from kdbench.catalogue.names import unknown
 from kdbench.catalogue.networks import network
 from kdbench.catalogue.terms import term
 from kdbench.suite.cells import MOST_RUNS, Matches, axes, cells, method_name
-from kdbench.suite.collector import Collector, Wrong
+from kdbench.suite.collector import Collector, Top
 from kdbench.suite.feasibility import infeasible
 from kdbench.suite.methods import Terms, auxiliary_method, formula, reads_teacher
 from kdbench.suite.portions import training_images
-from kdbench.suite.schema import SELECTOR_KEYS, DatasetEntry, GridEntry, MethodEntry, Selector, Shared, SuiteHead
+from kdbench.suite.schema import SELECTOR_KEYS, DatasetEntry, GridEntry, MethodEntry, Selector
 from kdbench.suite.specs import RunSpec
 from kdbench.suite.suite import Cell, Measurement, Run, make_spec, measurements_of, repeated
 from kdbench.suite.teachers import NamedTeacher, by_network
 from kdbench.suite.yaml_reader import Path_
-
-
-class Top:
-    """What stands at the top of a suite, ``data``, for the grids that do not say it themselves."""
-
-    def __init__(self, data: dict[str, Any], head: SuiteHead, wrong: Wrong, collector: Collector) -> None:
-        self.data = data
-        self.head = head
-        self.wrong = wrong
-        self.protocol = collector.protocol(data, ()) if "protocol" in data else None
-
-    def complete(self, entry: GridEntry, wrong: Wrong, said: dict[str, Any]) -> tuple[GridEntry, Wrong]:
-        """A grid with what it has not ``said``, and what is wrong with either."""
-        keys = [key for key in Shared.model_fields if key in self.data and key not in said]
-        inherited = {key: getattr(self.head, key) for key in keys}
-        return entry.model_copy(update=inherited), wrong | {key: self.wrong[key] for key in keys if key in self.wrong}
 
 
 class Grid:
@@ -121,7 +105,7 @@ class Grid:
         )
         return True
 
-    def _place(self, *keys: str) -> Path_:
+    def _place(self, *keys: str | int) -> Path_:
         """Where a key stands: in the grid, or at the suite's top; the grid itself where it stands in neither."""
         places: list[Path_] = [(*self.path, *keys), keys]
         return next((place for place in places if keys and place in self.collector.document.lines), self.path)

@@ -10,8 +10,8 @@ from typing import Any
 from kdbench.catalogue.names import shorten, unknown
 from kdbench.errors import BadSuite, Problem
 from kdbench.suite.cells import MOST_RUNS
-from kdbench.suite.collector import Collector
-from kdbench.suite.grid import Grid, Top
+from kdbench.suite.collector import Collector, Top
+from kdbench.suite.grid import Grid
 from kdbench.suite.schema import SuiteHead
 from kdbench.suite.suite import Measurement, Run, Suite
 from kdbench.suite.tiny import tiny_suite
