@@ -82,12 +82,18 @@ class Problem:
         return f"{place}  {self.path}: {self.message}" if self.path else f"{place}  {self.message}"
 
 
+PRINTED = 100
+"""As many problems are printed; ``BadSuite.problems`` holds all."""
+
+
 class BadSuite(BadInput):
     """All the problems that were found in one or several files, ordered by place."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = sorted(set(problems), key=lambda p: (p.file, p.line, p.path, p.message))
         count = len(self.problems)
-        lines = [str(problem) for problem in self.problems]
-        lines.append(f"{count} problem{'s' if count != 1 else ''}. Nothing was run.")
+        lines = [str(problem) for problem in self.problems[:PRINTED]]
+        if count > PRINTED:
+            lines.append(f"… and {count - PRINTED:,} more, of this kind or others: kdbench validate --json lists all.")
+        lines.append(f"{count:,} problem{'s' if count != 1 else ''}. Nothing was run.")
         super().__init__("\n".join(lines))

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import lru_cache
+
+
+LONGEST = 200
+"""Letters of the longest name that a user may give to something."""
 
 
 def normalise(name: str) -> str:
@@ -16,12 +21,22 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
     spellings: dict[str, str] = {}
     for candidate in candidates:
         spellings.setdefault(normalise(candidate), candidate)
-    matches = get_close_matches(normalise(name), spellings, n=1, cutoff=0.6)
-    return spellings[matches[0]] if matches else None
+    match = _closest(normalise(name), tuple(spellings)) if len(name) <= LONGEST else None
+    return spellings[match] if match is not None else None
+
+
+@lru_cache(maxsize=4096)
+def _closest(name: str, spellings: tuple[str, ...]) -> str | None:
+    return next(iter(get_close_matches(name, spellings, n=1, cutoff=0.6)), None)
+
+
+def shorten(text: str, most: int = 60) -> str:
+    """A text as a message shows it: cut where it is longer than ``most`` letters."""
+    return text if len(text) <= most else f"{text[: most - 4]} …{text[-1]}"
 
 
 def unknown(kind: str, name: str, candidates: Iterable[str], plural: str) -> str:
     """The sentence for a name that does not exist, e.g. ``unknown("model", "resnet8x5", networks(), "models")``."""
     match = nearest(name, candidates)
     hint = f" Did you mean '{match}'?" if match else ""
-    return f"unknown {kind} '{name}'.{hint}  (kdbench list {plural})"
+    return f"unknown {kind} '{shorten(name)}'.{hint}  (kdbench list {plural})"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -207,7 +208,7 @@ def _within(spec: ModuleSpec | None, rest: list[str]) -> ModuleSpec | None:
 
 def _python_file(spec: ModuleSpec | None) -> Path | None:
     path = Path(spec.origin) if spec and spec.origin and spec.has_location else None
-    return path if path and path.suffix == ".py" and path.is_file() else None
+    return path if path and path.suffix == ".py" and os.path.isfile(path) else None
 
 
 def _place(spec: ModuleSpec | None) -> Path | None:

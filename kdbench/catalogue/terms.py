@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -58,7 +59,7 @@ class TermInfo:
     reads: str
     needs_teacher: bool
     requires: tuple[str, ...]
-    full_batches: bool
+    full_batches: int
     part: tuple[str, ...] | None
     copies: int
     initial: bool
@@ -158,7 +159,7 @@ def _in_its_file(name: str) -> str:
     """The bundled term of the file that has its name, so that one term costs the reading of one file; "" for none."""
     stem = name.replace("-", "_")
     file = _base().path.parent / f"{stem}.py"
-    if stem.isidentifier() and file.is_file():
+    if stem.isidentifier() and os.path.isfile(file):  # where Path.is_file raises for a name that is too long
         module = f"kdbench.methods.{file.stem}"
         for node in _classes_of(file):
             if _base() in _lineage(_Class(module, file, node))[1:]:

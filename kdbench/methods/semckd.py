@@ -59,7 +59,7 @@ class SemCKD(Term):
     )
     reads = "all stages' feature maps"
     requires = ("layer_pair_exists",)
-    full_batches = True
+    full_batches = 4
     version = 1
 
     attention: Tensor

@@ -58,8 +58,11 @@ class Term(nn.Module):
     requires: ClassVar[tuple[str, ...]] = ()
     """Conditions on the pair of networks, checked before anything runs (kdbench/suite/feasibility.py)."""
 
-    full_batches: ClassVar[bool] = False
-    """Whether a batch must have the nominal size. A run with such a term leaves its epoch's short last batch out."""
+    full_batches: ClassVar[int] = 0
+    """The least images of a batch, which must then have the nominal size; 0: any batch will do.
+
+    A run with a term that needs full batches leaves its epoch's short last batch out.
+    """
 
     part: ClassVar[tuple[str, ...] | None] = None
     """Where a term first trains a part on the finished teacher: the hyper-parameters on which that part depends."""
@@ -90,7 +93,7 @@ class Term(nn.Module):
         if self.full_batches and setting.train_size < setting.batch_size:
             raise BadInput(
                 f"{type(self).__name__} learns from full batches only, and {setting.train_size} training images do not "
-                f"fill one of {setting.batch_size}. Set a smaller batch in the protocol: {{base: …, batch: 16}}"
+                f"fill one of {setting.batch_size}. Set a smaller batch: protocol {{base: …, batch: {setting.train_size}}}"
             )
         self.setting = setting
         self.initial_epochs = 0

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -16,7 +14,16 @@ from kdbench.suite.fields import problems_of, shorten
 from kdbench.suite.methods import Terms, parse_terms
 from kdbench.suite.portions import oversized
 from kdbench.suite.protocols import ResolvedProtocol, bundled_protocol, derived_protocol, stand_in
-from kdbench.suite.schema import DatasetEntry, MeasureEntry, Schema, TeacherEntry, keys_of
+from kdbench.suite.schema import (
+    DatasetEntry,
+    GridEntry,
+    MeasureEntry,
+    Schema,
+    Shared,
+    SuiteHead,
+    TeacherEntry,
+    keys_of,
+)
 from kdbench.suite.teachers import NamedTeacher, by_network, named_teacher
 from kdbench.suite.yaml_reader import Document, Path_, show_path
 
@@ -29,61 +36,62 @@ Wrong = dict[str, set[Any]]
 class Collector:
     """Collects the problems of one document.
 
-    ``meanings`` holds what each method's name stands for in a protocol, ``teachers`` the suite's own teachers.
+    ``meanings`` holds what each method's name stands for in a protocol, ``teachers`` the suite's own teachers, ``runs`` how
+    many runs its grids describe so far.
     """
 
     def __init__(self, document: Document) -> None:
         self.document = document
         self.teachers: dict[str, NamedTeacher] = {}
         self.problems: list[Problem] = []
+        self.runs = 0
         self.meanings: dict[tuple[str, str], Terms] = {}
 
     def all_problems(self) -> list[Problem]:
         """Everything that has been found so far, each once."""
         return list(dict.fromkeys(self.document.all_problems(self.problems)))
 
+    @property
+    def clean(self) -> bool:
+        """Whether nothing has been found so far."""
+        return not (self.problems or self.document.problems)
+
     def report(self, path: Path_, message: str) -> None:
         """Note a problem at a place of the document."""
         self.problems.append(self.document.problem(path, message))
 
-    def validate(
-        self, schema: type[AnySchema], own: dict[str, Any], path: Path_, inherited: Mapping[str, Any] | None = None
-    ) -> tuple[AnySchema, Wrong]:
-        """Validate a mapping, together with values that it inherits and that are reported where they stand."""
-        inherited = inherited or {}
+    def validate(self, schema: type[AnySchema], value: dict[str, Any], path: Path_) -> tuple[AnySchema, Wrong]:
+        """Validate a mapping: what is right of it, and what was left out."""
         context = {"teachers": self.teachers}
-        value = {**inherited, **own}
         try:
             return schema.model_validate(value, context=context), {}
         except ValidationError as error:
             details = error.errors()
-            found = problems_of(error, self.document, path, keys_of(schema))
+            self.problems += problems_of(error, self.document, path, keys_of(schema))
         wrong: Wrong = {}
-        for problem, detail in zip(found, details, strict=True):
+        for detail in details:
             key, *rest = detail["loc"]
             wrong.setdefault(str(key), set()).update(rest[:1])
-            if key not in inherited:
-                self.problems.append(problem)
         whole = {str(detail["loc"][0]) for detail in details if len(detail["loc"]) == 1}
         return schema.model_validate(_without(value, wrong, whole), context=context), wrong
 
-    def protocol(self, owner: dict[str, Any], path: Path_) -> tuple[ResolvedProtocol, bool]:
-        """The protocol of a suite or grid, as far as it is right, and whether its base and its new layers are."""
+    def protocol(self, owner: dict[str, Any], path: Path_) -> tuple[ResolvedProtocol, bool, bool]:
+        """The protocol of a suite or grid, as far as it is right, whether its base and new layers are, and whether all is."""
         value, here = owner.get("protocol"), (*path, "protocol")
         if isinstance(value, dict):
             protocol, problems = derived_protocol(value, self.document, here)
             self.problems += problems
             doubtful = (show_path(here), show_path((*here, "base")), show_path((*here, "node_embedding")))
-            return protocol, not any(problem.path in doubtful for problem in problems)
+            return protocol, not any(problem.path in doubtful for problem in problems), not problems
         if isinstance(value, str):
             try:
-                return bundled_protocol(value), True
+                return bundled_protocol(value), True, True
             except BadInput as error:
                 self.report(here, str(error))
-                return stand_in(value), False
+                return stand_in(value), False, False
         what = "is missing" if value is None else f"must be a name or a mapping, not {shorten(value)}"
         self.report(here, f"'protocol' {what}: name one (kdbench list protocols), or {{base: NAME, …changes}}")
-        return stand_in(""), False
+        return stand_in(""), False, False
 
     def terms(self, value: Any, path: Path_) -> Terms:
         """A weighted sum of terms, empty where it is wrong."""
@@ -93,7 +101,9 @@ class Collector:
         """Take note of what the suite's own names of teachers stand for."""
         for name, value in given.items():
             here: Path_ = ("teachers", name)
-            if _is_network(name):
+            if not name.strip():
+                self.report(here, "a teacher needs a name")
+            elif _is_network(name):
                 self.report(here, f"'{name}' is the name of a network: give the teacher another")
             elif not isinstance(value, dict):
                 self.report(here, "must be a mapping (network: …, weights: … or pretraining: …)")
@@ -103,7 +113,7 @@ class Collector:
     def _name_teacher(self, name: str, value: dict[str, Any], here: Path_) -> None:
         try:
             entry = TeacherEntry.model_validate(value)
-            folder = Path(self.document.file).parent
+            folder = self.document.folder
             known = self.document.known
             teacher = named_teacher(entry.network, entry.weights, entry.pretraining, folder, entry.key, known=known)
             if teacher.source != "file" and (entry.mean or entry.std or entry.key):
@@ -138,6 +148,22 @@ class Collector:
                 self.report((*path, index, key), message)
             if entry.size and dataset(entry.name).streamed:
                 self.report((*path, index, "size"), f"the images of {entry.name} stay files and cannot be resized once")
+
+
+class Top:
+    """What stands at the top of a suite, ``data``, for the grids that do not say it themselves."""
+
+    def __init__(self, data: dict[str, Any], head: SuiteHead, wrong: Wrong, collector: Collector) -> None:
+        self.data = data
+        self.head = head
+        self.wrong = wrong
+        self.protocol = collector.protocol(data, ()) if "protocol" in data else None
+
+    def complete(self, entry: GridEntry, wrong: Wrong, said: dict[str, Any]) -> tuple[GridEntry, Wrong]:
+        """A grid with what it has not ``said``, and what is wrong with either."""
+        keys = [key for key in Shared.model_fields if key in self.data and key not in said]
+        inherited = {key: getattr(self.head, key) for key in keys}
+        return entry.model_copy(update=inherited), wrong | {key: self.wrong[key] for key in keys if key in self.wrong}
 
 
 def _is_network(name: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, StrictStr, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from kdbench.catalogue import names
 from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.names import nearest, unknown
 from kdbench.catalogue.networks import network, networks
@@ -90,16 +91,16 @@ PartName = Annotated[StrictStr, AfterValidator(known_part)]
 
 def problems_of(error: ValidationError, document: Document, path: Path_, keys: Keys) -> list[Problem]:
     """Turn pydantic's errors into problems with lines. ``keys``: what is allowed at ``path``, for suggestions."""
+    details = error.errors(include_url=False)
     return [
-        document.problem((*path, *_location(detail, document, path)), _message(detail, keys))
-        for detail in error.errors()
+        document.problem((*path, *_location(detail, document, path)), _message(detail, keys if count < 1000 else {}))
+        for count, detail in enumerate(details)  # to look for thousands of nearest names takes long
     ]
 
 
 def shorten(value: Any) -> str:
     """A value as a message shows it."""
-    text = f"'{value}'" if isinstance(value, str) else repr(value)
-    return text if len(text) <= 60 else f"{text[:56]} …{text[-1]}"
+    return names.shorten(f"'{value}'" if isinstance(value, str) else repr(value))
 
 
 def _location(detail: ErrorDetails, document: Document, path: Path_) -> Path_:
@@ -149,6 +150,8 @@ def _message(detail: ErrorDetails, keys: Keys) -> str:
             return f"must be a list, not {shown}"
         case "dict_type" | "model_type" | "model_attributes_type":
             return f"must be a mapping (key: value), not {shown}"
+        case "string_too_long":
+            return f"{shown} has {len(str(value)):,} letters: a name has {context['max_length']} at most"
         case "string_pattern_mismatch" | "string_too_short":
             return f"{shown} is not a name: it must be one line of text"
         case "value_error":

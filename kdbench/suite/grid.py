@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Any
 
 from kdbench.catalogue.datasets import datasets
 from kdbench.catalogue.names import unknown
 from kdbench.catalogue.networks import network
 from kdbench.catalogue.terms import term
-from kdbench.suite.cells import cells, matches, method_name
-from kdbench.suite.collector import Collector
+from kdbench.suite.cells import MOST_RUNS, Matches, axes, cells, method_name
+from kdbench.suite.collector import Collector, Top
 from kdbench.suite.feasibility import infeasible
 from kdbench.suite.methods import Terms, auxiliary_method, formula, reads_teacher
-from kdbench.suite.schema import SELECTOR_KEYS, DatasetEntry, GridEntry, MethodEntry, Selector, Shared
+from kdbench.suite.portions import training_images
+from kdbench.suite.schema import SELECTOR_KEYS, DatasetEntry, GridEntry, MethodEntry, Selector
 from kdbench.suite.specs import RunSpec
 from kdbench.suite.suite import Cell, Measurement, Run, make_spec, measurements_of, repeated
 from kdbench.suite.teachers import NamedTeacher, by_network
@@ -21,23 +24,28 @@ from kdbench.suite.yaml_reader import Path_
 
 
 class Grid:
-    """Reads the mapping ``raw`` at ``path``. What it does not say is taken from ``data``, the whole suite."""
+    """Reads the mapping ``raw`` at ``path``. What it does not say is taken from the suite's ``top``."""
 
     def __init__(
-        self, raw: dict[str, Any], path: Path_, data: dict[str, Any], methods: dict[str, Terms], collector: Collector
+        self, raw: dict[str, Any], path: Path_, top: Top, methods: dict[str, Terms], collector: Collector
     ) -> None:
         self.raw = raw
         self.path = path
         self.collector = collector
-        owner, here = (raw, path) if "protocol" in raw else (data, ())
-        self.protocol, self.certain = collector.protocol(owner, here)
-        inherited = {key: data[key] for key in Shared.model_fields if key in data and key not in raw}
-        self.entry, self.wrong = collector.validate(GridEntry, raw, path, inherited)
+        own = collector.protocol(raw, path) if "protocol" in raw else top.protocol
+        self.protocol, self.certain, self.sound = own or collector.protocol({}, ())
+        self.entry, self.wrong = top.complete(*collector.validate(GridEntry, raw, path), raw)
+        for data in self.entry.dataset if self.sound else ():
+            if (padding := self.protocol.settings.most_padding(data.name)) >= data.side:
+                message = (
+                    f"crop_padding is {padding}, as much as the images of {data.name} have pixels, {data.side}, or more"
+                )
+                collector.report(self._place("protocol"), message)
         if "dataset" in raw:
             collector.check_datasets(self.entry.dataset, (*path, "dataset"))
         if "measure" in raw:
             collector.check_measures(self.entry.measure, (*path, "measure"))
-        self.terms: dict[str, Terms] = {**self.protocol.methods, **methods}
+        self.terms: ChainMap[str, Terms] = ChainMap({}, methods, self.protocol.methods)
         self.places: dict[str, Path_] = {}
         for entry, place in zip(self.entry.method, self._places("method"), strict=True):
             self._read_method(entry, place)
@@ -45,11 +53,14 @@ class Grid:
     def runs(self, suite: str, trials: int | None) -> list[Run]:
         """The grid's runs; none where something is wrong. ``trials`` overrides what the grid says."""
         self._report_missing()
+        count = trials or self.entry.trials or self.protocol.settings.trials
+        where = () if trials else ("trials",) if self.entry.trials else ("protocol", "trials")
+        if self._too_many(count, where):
+            return []
         chosen = self._chosen()
         self._report_impossible(chosen)
-        if self.collector.all_problems():
+        if not self.collector.clean:
             return []
-        count = trials or self.entry.trials or self.protocol.settings.trials
         return [
             Run(suite, self.protocol, cell.method, cell.teacher, cell.strategy, spec)
             for cell in chosen
@@ -75,6 +86,29 @@ class Grid:
 
     def _named(self, teacher: str) -> NamedTeacher | None:
         return self.collector.teachers.get(teacher) or (by_network(teacher) if teacher else None)
+
+    def _too_many(self, trials: int, said: Path_) -> bool:
+        """Report more runs than a command may have, told from the lengths of the axes; ``said``: where the trials stand."""
+        lengths = [axes(self.entry), *(axes(self.entry, selector) for selector in self.entry.include)]
+        self.collector.runs += trials * sum(prod(each.values()) for each in lengths)
+        if self.collector.runs <= MOST_RUNS:
+            return False
+        most = max(range(len(lengths)), key=lambda index: prod(lengths[index].values()))
+        counts = {**lengths[most], "trials": trials}
+        factors = [f"{count:,} {_PLURALS[axis]}" for axis, count in counts.items() if count > 1]
+        largest = max(counts, key=lambda axis: counts[axis])
+        keys: dict[str, Path_] = {"pairs": ("pairs",) if self.entry.pairs else ("student",), "trials": said}
+        self.collector.report(
+            self._places("include")[most - 1] if most else self._place(*keys.get(largest, (largest,))),
+            f"{' × '.join(factors)}: {self.collector.runs:,} runs up to here, and a command takes {MOST_RUNS:,} at most. "
+            "Make fewer, or spread them over several suites and run these one by one",
+        )
+        return True
+
+    def _place(self, *keys: str | int) -> Path_:
+        """Where a key stands: in the grid, or at the suite's top; the grid itself where it stands in neither."""
+        places: list[Path_] = [(*self.path, *keys), keys]
+        return next((place for place in places if keys and place in self.collector.document.lines), self.path)
 
     def _report_missing(self) -> None:
         """Report the keys without which there is no run; what follows from that is not reported again."""
@@ -119,13 +153,14 @@ class Grid:
         grid = self.entry
         if not grid.dataset:  # the methods are to be checked against the pairs all the same
             grid = grid.model_copy(update={"dataset": (DatasetEntry(name=next(iter(datasets()))),)})
-        chosen = {cell: self.places[cell.method] for cell in cells(grid)}
-        everything = list(chosen)
+        everything = list(dict.fromkeys(cells(grid)))
+        matches, excluded = Matches(everything if self.entry.exclude else []), set[int]()
         for selector, place in zip(self.entry.exclude, self._places("exclude"), strict=True):
-            found = {cell for cell in everything if matches(selector, cell)}
+            found = matches.of(selector)
             if self._names_exist(selector, place) and not found and not self.wrong:
                 self.collector.report(place, "matches no run of this grid")
-            chosen = {cell: where for cell, where in chosen.items() if cell not in found}
+            excluded |= found
+        chosen = {cell: self.places[cell.method] for index, cell in enumerate(everything) if index not in excluded}
         for selector, place in zip(self.entry.include, self._places("include"), strict=True):
             if self._names_exist(selector, place, free=("teacher", "student", "strategy")):
                 for name in selector.method:
@@ -184,6 +219,7 @@ class Grid:
             )
             for reason in self._reasons(cell, teacher.network, terms)
         ]
+        found += [(place, f"{named}cannot train ", reason) for reason in self._unfilled(cell, terms)]
         if not teacher.trains_on(cell.dataset.name):
             found.append((place, f"SimCLR needs its images in memory, and those of {cell.dataset.name} stay files", ""))
         if teacher.may_know(cell.dataset):
@@ -193,8 +229,8 @@ class Grid:
             )
             found.append((place, message, ""))
         if lacking := teacher.lacks_classifier(cell.dataset, cell.strategy):
-            where = (*self.path, "strategy") if "strategy" in self.raw else ("strategy",)
-            where = where if where in self.collector.document.lines else place
+            where = self._place("strategy")
+            where = where if where != self.path else place
             found.append((where, f"{cell.teacher} {lacking}", ""))
         unfinished = [use.name for use in terms if term(use.name).part is not None and cell.strategy == "simultaneous"]
         if unfinished:
@@ -203,13 +239,33 @@ class Grid:
             )
             found.append((place, f"{named}cannot be used with strategy simultaneous: ", message))
         if cell.strategy != "pretrained" and self.protocol.settings.node_embedding is None and self.certain:
-            where = (*self.path, "strategy") if "strategy" in self.raw else ("strategy",)
+            where = self._place("strategy")
             message = (
                 f"strategy '{cell.strategy}' trains new layers on a frozen backbone, but protocol "
                 f"'{self.protocol.name}' has none: set protocol: {{base: …, node_embedding: 256}}, or use 'ega'"
             )
             found.append((where, message, ""))
         return found
+
+    def _unfilled(self, cell: Cell, terms: Terms) -> Iterator[str]:
+        """Terms that learn from full batches only, where the training images fill none."""
+        settings, data = self.protocol.settings, cell.dataset
+        for use in terms if self.sound else ():
+            least = int(term(use.name).full_batches)
+            images, batch = training_images(data, cell.scenario), settings.recipe(cell.student, data.name).batch
+            if not least or least <= batch <= images:
+                continue
+            what = (
+                f"{cell.student} on {data.name}: {use.name} learns from full batches only, of {least:,} images or more"
+            )
+            if images < least:
+                yield f"{what}, and there are {images:,} training images: take more of them, or leave it out"
+                continue
+            change = f"batch: {min(max(batch, least), images)}"
+            if "batch" in settings.datasets.get(data.name, {}):
+                change = f"datasets: {{{data.name}: {{{change}}}}}"
+            why = f"and {images:,} training images fill none of {batch:,}" if batch > images else f"not of {batch:,}"
+            yield f"{what}, {why}. Another would do: protocol: {{base: {self.protocol.base}, {change}}}"
 
     def _reasons(self, cell: Cell, teacher: str, terms: Terms) -> list[str]:
         """What makes a method impossible for a pair, with the auxiliary between the two where the method has one."""
@@ -224,3 +280,13 @@ class Grid:
         if known is None:
             return [f"it trains {wider} first, by the method '{method}', which protocol '{self.protocol.name}' lacks"]
         return [*infeasible(cell.student, wider, terms, (node, node)), *infeasible(wider, teacher, known, nodes)]
+
+
+_PLURALS = {
+    "pairs": "pairs of networks",
+    "method": "methods",
+    "dataset": "data sets",
+    "strategy": "strategies",
+    "scenario": "scenarios",
+    "trials": "trials",
+}

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdbench.catalogue.names import unknown
+from kdbench.catalogue.names import shorten, unknown
 from kdbench.catalogue.sources import looking_beside
 from kdbench.errors import BadSuite, Problem
-from kdbench.suite.collector import Collector
+from kdbench.suite.cells import MOST_RUNS
+from kdbench.suite.collector import Collector, Top
 from kdbench.suite.grid import Grid
 from kdbench.suite.schema import SuiteHead
 from kdbench.suite.suite import Measurement, Run, Suite
 from kdbench.suite.tiny import tiny_suite
-from kdbench.suite.yaml_reader import Document, Path_, read_yaml
+from kdbench.suite.yaml_reader import STDIN, Document, Path_, read_yaml
 
 
 def bundled_suites() -> dict[str, Path]:
@@ -25,20 +27,17 @@ def bundled_suites() -> dict[str, Path]:
 
 
 def find_suite(reference: str) -> Path:
-    """A path, or the name of a bundled suite. Raises BadSuite where there is neither."""
-    path, known = Path(reference), bundled_suites()
-    try:
-        if path.is_file():
-            return path
-        folder = path.is_dir()
-    except (OSError, ValueError) as error:  # a name that is too long, or holds a null byte
-        raise BadSuite([Problem(reference[:60], 0, "", f"is not a file: {error}"[:120])]) from None
+    """A path (a pipe's, too), `-` for standard input, or a bundled suite's name. Raises BadSuite where there is none."""
+    path, known = Path(os.path.expanduser(reference)), bundled_suites()
+    folder = os.path.isdir(path)
+    if reference == STDIN or (os.path.exists(path) and not folder):
+        return path
     if reference in known:
         return known[reference]
     if folder or path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         message = f"{'is a folder' if folder else 'no such file'}. Bundled suites: {', '.join(known)}."
-        raise BadSuite([Problem(reference, 0, "", message)])
-    raise BadSuite([Problem(reference, 0, "", unknown("suite", reference, known, "suites"))])
+        raise BadSuite([Problem(shorten(reference, 300), 0, "", message)])
+    raise BadSuite([Problem(shorten(reference, 300), 0, "", unknown("suite", reference, known, "suites"))])
 
 
 Known = Callable[[Document], Callable[[str], str | None]]
@@ -50,7 +49,8 @@ def load_suites(
 ) -> list[Suite]:
     """Load several suites, each once, or the ``tiny`` counterpart of each.
 
-    ``trials`` overrides what they say; tiny ones have one. Raises BadSuite with the problems of all.
+    ``trials`` overrides what they say; tiny ones have one. Raises BadSuite with the problems of all, or where they have more
+    runs together than a command may have.
     """
     trials = trials or (1 if tiny else None)
     suites: dict[Path, Suite] = {}
@@ -69,6 +69,11 @@ def load_suites(
         if other != suite.file:
             message = f"{other} is called '{suite.name}', too: give one of them another name"
             problems.append(Problem(suite.file, 1, "name", message))
+        count = sum(len(each.runs) for each in suites.values())
+        if count > MOST_RUNS:
+            message = f"{count:,} runs with the suites before it, and a command takes {MOST_RUNS:,} at most"
+            problems.append(Problem(suite.file, 0, "", f"{message}: name fewer suites"))
+            break
     if problems:
         raise BadSuite(problems)
     return [tiny_suite(suite) if tiny else suite for suite in suites.values()]
@@ -84,7 +89,7 @@ def load_suite(file: Path, trials: int | None = None, known: Known | None = None
 
 def read_suite(document: Document, trials: int | None = None) -> Suite:
     """Turn a document into a suite. Raises BadSuite with everything that is wrong with it."""
-    folder = Path(document.file).resolve().parent
+    folder = document.folder.resolve()
     with looking_beside(lambda top: folder):
         return _read_suite(document, trials)
 
@@ -94,10 +99,9 @@ def _read_suite(document: Document, trials: int | None) -> Suite:
     if not isinstance(data, dict):
         collector.report((), "a suite is a mapping with the keys 'protocol', 'dataset' and 'grid'")
         raise BadSuite(collector.all_problems())
-    head, _ = collector.validate(SuiteHead, data, ())
+    top = Top(data, *collector.validate(SuiteHead, data, ()), collector)
+    head = top.head
     collector.name_teachers(head.teachers)
-    if "protocol" in data:
-        collector.protocol(data, ())
     collector.check_datasets(head.dataset, ("dataset",))
     collector.check_measures(head.measure, ("measure",))
     given = data.get("methods")
@@ -105,15 +109,15 @@ def _read_suite(document: Document, trials: int | None) -> Suite:
         name: collector.terms(value, ("methods", name))
         for name, value in (given.items() if isinstance(given, dict) else ())
     }
-    name = head.name or Path(document.file).stem
+    name = head.name or ("suite" if document.piped else _printable(Path(document.file).stem))
     runs: list[Run] = []
     measurements: list[Measurement] = []
     for raw, path in _grids(data, collector):
-        grid = Grid(raw, path, data, methods, collector)
+        grid = Grid(raw, path, top, methods, collector)
         found = grid.runs(name, trials)
         runs += found
         measurements += grid.measurements(found)
-    if not runs and not collector.all_problems():
+    if not runs and collector.clean:
         collector.report(("grid",), "describes no run")
     if problems := collector.all_problems():
         raise BadSuite(problems)
@@ -123,6 +127,11 @@ def _read_suite(document: Document, trials: int | None) -> Suite:
     return Suite(
         name, document.file, head.description, distinct, files, tables, tuple(measurements), text=document.text
     )
+
+
+def _printable(stem: str) -> str:
+    """A file's name as that of a suite: what is not UTF-8, or cannot be printed, is replaced."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in stem)
 
 
 def _grids(data: dict[str, Any], collector: Collector) -> Iterator[tuple[dict[str, Any], Path_]]:

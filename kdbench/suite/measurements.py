@@ -115,7 +115,13 @@ def named_probe(value: Any) -> Any:
         known = ", ".join(probe_protocols())
         message = f"no such way to train a probe: '{name}'. Name one of {known}, or {{base: NAME, …changes}}"
         raise PydanticCustomError("unknown", "{message}", {"message": message})
-    return {**probe_protocols()[name].model_dump(), **changes}
+    whole = {**probe_protocols()[name].model_dump(), **changes}
+    said = changes.get("milestones")
+    late = [each for each in said if isinstance(each, int)] if isinstance(said, list) else []
+    if late and isinstance(whole["epochs"], int) and max(late) > whole["epochs"]:
+        message = f"the rate would fall after epoch {max(late)}, but there are {whole['epochs']}"
+        raise PydanticCustomError("late", "{message}", {"message": message})
+    return whole
 
 
 def probe(source: TeacherSpec, data: DatasetSpec, how: ProbeProtocol) -> ProbeSpec:

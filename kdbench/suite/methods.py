@@ -16,6 +16,7 @@ from kdbench.suite.yaml_reader import Path_
 
 Report = Callable[[Path_, str], None]
 Terms = tuple[TermUse, ...]
+MOST_WEIGHT = 1e9
 
 
 def parse_terms(value: Any, report: Report) -> Terms:
@@ -60,6 +61,8 @@ def _parse_use(name: str, entry: Any, report: Report) -> TermUse | None:
     wrong = check_hyperparameters(info, options)
     if isinstance(weight, bool) or not isinstance(weight, int | float):
         wrong.append(("weight", f"the weight must be a number, not {shorten(weight)}"))
+    elif not abs(weight) <= MOST_WEIGHT:
+        wrong.append(("weight", f"the weight must be at most {MOST_WEIGHT:g}, not {weight:g}: more only overflows"))
     for key, message in wrong:
         report((name, key), message)
     if wrong:

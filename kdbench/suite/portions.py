@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kdbench.catalogue.datasets import dataset
-from kdbench.suite.specs import DatasetSpec
+from kdbench.suite.specs import DatasetSpec, Scenario
 
 
 def oversized(spec: DatasetSpec) -> list[tuple[str, str]]:
@@ -22,3 +22,10 @@ def oversized(spec: DatasetSpec) -> list[tuple[str, str]]:
         for key, limit in limits.items()
         if (value := getattr(spec, key) or 0) > limit
     ]
+
+
+def training_images(spec: DatasetSpec, scenario: Scenario) -> int:
+    """How many images a student learns from; classes are taken as equally large."""
+    whole = dataset(spec.name)
+    rest, _ = spec.split(whole.train // whole.classes, 0)
+    return spec.class_count * max(1, round(scenario.fraction * (spec.train_per_class or rest)))

@@ -10,7 +10,7 @@ from typing import Any
 from kdbench.catalogue.names import nearest, unknown
 from kdbench.errors import BadInput, BadSuite, Problem
 from kdbench.suite.methods import Terms
-from kdbench.suite.resolve import merged, resolve
+from kdbench.suite.resolve import late_milestones, merged, resolve
 from kdbench.suite.settings import Protocol
 from kdbench.suite.specs import Spec
 from kdbench.suite.yaml_reader import Document, Path_, parse_yaml
@@ -88,7 +88,9 @@ def derived_protocol(
     else:
         base = bundled_protocol(name)
     original = base.settings.model_dump(mode="json", exclude={"methods"})
-    settings, methods, found = resolve(merged(original, changes), original, document, path)
+    whole = merged(original, changes)
+    settings, methods, found = resolve(whole, original, document, path)
+    found += late_milestones(changes, whole, document, path) if not found else []
     shown = _differences(original, {key: value for key, value in changes.items() if key not in _BESIDE})
     return ResolvedProtocol(
         name=f"{base.name}* ({', '.join(shown)})" if shown else base.name,

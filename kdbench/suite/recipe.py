@@ -24,6 +24,8 @@ from pydantic import (
     model_validator,
 )
 
+from kdbench.catalogue.names import LONGEST
+
 
 def _rising(values: tuple[int, ...]) -> tuple[int, ...]:
     if list(values) != sorted(set(values)):
@@ -34,10 +36,13 @@ def _rising(values: tuple[int, ...]) -> tuple[int, ...]:
 Number = Annotated[StrictFloat, Field(allow_inf_nan=False)]
 PositiveNumber = Annotated[Number, Field(gt=0.0)]
 PositiveInt = Annotated[StrictInt, Field(ge=1)]
-Channels = tuple[Number, Number, Number]
-PositiveChannels = tuple[PositiveNumber, PositiveNumber, PositiveNumber]
+Epochs = Annotated[StrictInt, Field(ge=1, le=100_000)]
+LearningRate = Annotated[Number, Field(gt=0.0, le=100.0)]
+Width = Annotated[StrictInt, Field(ge=1, le=65_536)]
+Side = Annotated[StrictInt, Field(ge=8, le=1024)]
+"""Of an image, in pixels."""
 Share = Annotated[StrictFloat, Field(ge=0.0, lt=1.0)]
-Name = Annotated[StrictStr, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+Name = Annotated[StrictStr, Field(min_length=1, max_length=LONGEST, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 
 
 class Spec(BaseModel):
@@ -60,7 +65,8 @@ class Spec(BaseModel):
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with some fields changed, and so with an id of its own."""
         copied = super().model_copy(update=update, deep=deep)
-        copied.__dict__.pop("id", None)
+        for worked_out in copied.__dict__.keys() - type(self).model_fields.keys():
+            del copied.__dict__[worked_out]
         return copied
 
 
@@ -82,19 +88,25 @@ def hashed(text: str) -> str:
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+_Mean = Annotated[Number, Field(ge=0.0, le=1.0)]
+_Deviation = Annotated[Number, Field(gt=0.0, le=1.0)]
+Channels = tuple[_Mean, _Mean, _Mean]
+PositiveChannels = tuple[_Deviation, _Deviation, _Deviation]
+
+
 class View(Spec):
     """How a network sees an image.
 
     Images are zero-padded by ``crop_padding`` pixels and cropped back, resized bicubically to ``size`` × ``size`` pixels
-    (None: as they are), flipped with probability one half if ``flip``, and normalised with ``mean`` and ``std`` (the data
-    set's own where None). Tests see the whole image, without crop and flip.
+    (None: as they are), flipped with probability one half if ``flip``, and normalised with ``mean`` and ``std``, for values
+    from 0 to 1 (the data set's own where None). Tests see the whole image, without crop and flip.
     """
 
-    crop_padding: Annotated[StrictInt, Field(ge=0)] = 0
+    crop_padding: Annotated[StrictInt, Field(ge=0, le=1024)] = 0
     flip: StrictBool = False
     mean: Channels | None = None
     std: PositiveChannels | None = None
-    size: PositiveInt | None = None
+    size: Side | None = None
 
     @property
     def view(self) -> View:
@@ -110,17 +122,17 @@ class Recipe(View):
     Test accuracy is measured after every ``evaluate_every``-th epoch and after the last.
     """
 
-    epochs: PositiveInt
-    batch: Annotated[StrictInt, Field(ge=2)]
-    lr: PositiveNumber
+    epochs: Epochs
+    batch: Annotated[StrictInt, Field(ge=2, le=65_536)]
+    lr: LearningRate
     momentum: Share = 0.0
-    weight_decay: Annotated[Number, Field(ge=0.0)] = 0.0
+    weight_decay: Annotated[Number, Field(ge=0.0, le=1.0)] = 0.0
     nesterov: StrictBool = False
-    milestones: Annotated[tuple[PositiveInt, ...], AfterValidator(_rising)] = ()
+    milestones: Annotated[tuple[Epochs, ...], AfterValidator(_rising)] = ()
     decay: Annotated[StrictFloat, Field(gt=0.0, le=1.0)] = 0.1
     precision: Literal["fp32", "bf16"] = "fp32"
-    node_embedding: PositiveInt | None = None
-    evaluate_every: PositiveInt = 1
+    node_embedding: Width | None = None
+    evaluate_every: Epochs = 1
 
     def lr_at(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 1."""

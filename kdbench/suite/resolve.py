@@ -7,19 +7,21 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.networks import networks
 from kdbench.errors import BadInput, Problem
-from kdbench.suite.fields import problems_of
+from kdbench.suite.fields import problems_of, shorten
 from kdbench.suite.methods import Terms, parse_terms
+from kdbench.suite.recipe import LearningRate
 from kdbench.suite.settings import Protocol
 from kdbench.suite.specs import Recipe
 from kdbench.suite.yaml_reader import Document, Path_
 
 
 Schema = TypeVar("Schema", bound=Recipe)
+_RATE: TypeAdapter[float] = TypeAdapter(LearningRate)
 SECTIONS = ("teacher", "head", "head_simultaneous", "pretraining", "fine_tune")
 """The parts of a protocol that override single values of its recipe."""
 
@@ -113,6 +115,27 @@ def _sections(raw: dict[str, Any]) -> dict[Path_, dict[str, Any]]:
     return whole
 
 
+def late_milestones(said: dict[str, Any], whole: dict[str, Any], document: Document, path: Path_) -> list[Problem]:
+    """Milestones that are ``said`` and lie beyond the last epoch, which a section has from the ``whole`` where not said."""
+    found = []
+    for where, section in {(): said, **_sections(said)}.items():
+        milestones = section.get("milestones")
+        above: Any = whole.get(_ABOVE.get(str(where[0]), "")) if where else None
+        own: Any = whole
+        for key in where:
+            own = own[key]
+        epochs = own.get("epochs", (above or {}).get("epochs", whole["epochs"]))
+        late = [each for each in milestones if isinstance(each, int)] if isinstance(milestones, list) else []
+        if late and isinstance(epochs, int) and max(late) > epochs:
+            message = f"the rate would fall after epoch {max(late)}, but there are {epochs}"
+            found.append(document.problem((*path, *where, "milestones"), message))
+    return found
+
+
+_ABOVE = {"fine_tune": "teacher", "head_simultaneous": "head"}
+"""What a section overrides that is not the recipe itself."""
+
+
 def _wrong_rates(raw: dict[str, Any], document: Document, path: Path_) -> list[Problem]:
     """What is wrong with the rates of parts by student."""
     found = []
@@ -124,8 +147,11 @@ def _wrong_rates(raw: dict[str, Any], document: Document, path: Path_) -> list[P
             found.append(document.problem(where, "must be a mapping of students to rates, such as {resnet*: 0.01}"))
             continue
         for pattern, rate in rates.items():
-            if isinstance(rate, bool) or not isinstance(rate, int | float) or rate <= 0:
-                found.append(document.problem((*where, pattern), f"must be a number above 0, not {rate!r}"))
+            try:
+                _RATE.validate_python(rate)
+            except ValidationError:
+                message = f"must be a number above 0, up to 100, not {shorten(rate)}"
+                found.append(document.problem((*where, pattern), message))
             if not any(fnmatchcase(network, str(pattern)) for network in networks()):
                 message = f"no network is called '{pattern}'  (kdbench list models)"
                 found.append(document.problem((*where, pattern), message))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import Field, StrictStr
 
 from kdbench.suite.fields import DatasetName, NetworkName, PartName
-from kdbench.suite.specs import HeadSpec, PositiveInt, PositiveNumber, Pretraining, Recipe, SimCLR, View
+from kdbench.suite.recipe import LearningRate
+from kdbench.suite.specs import HeadSpec, PositiveInt, Pretraining, Recipe, SimCLR, View
 
 
 Changes = dict[str, Any]
@@ -32,7 +34,7 @@ class Protocol(Recipe):
     paper: StrictStr | None = None
     score: Literal["last", "best"]
     trials: PositiveInt = 1
-    lr_for: dict[NetworkName, PositiveNumber] = {}
+    lr_for: dict[NetworkName, LearningRate] = {}
     teacher: dict[str, Any] = {}
     teacher_checkpoint: Literal["last", "best"] = "last"
     head: dict[str, Any] = {}
@@ -44,6 +46,12 @@ class Protocol(Recipe):
     parts: dict[PartName, dict[str, Any]] = {}
     datasets: dict[DatasetName, dict[str, Any]] = {}
     methods: dict[str, Any] = Field(default_factory=dict)
+
+    def most_padding(self, dataset: str) -> int:
+        """The most by which any network's images of a data set are padded."""
+        heads = (self.head_spec(dataset, simultaneous=simultaneous) for simultaneous in (False, True))
+        others = (self.teacher_recipe("", dataset), self.fine_tune_recipe("", dataset), *(h.recipe for h in heads if h))
+        return max(recipe.crop_padding for recipe in (self.recipe("", dataset), *others))
 
     def recipe(self, network: str, dataset: str) -> Recipe:
         """How the protocol trains a student."""
@@ -92,7 +100,15 @@ class Protocol(Recipe):
         return self._recipe(network, dataset, changes)
 
     def _recipe(self, network: str, dataset: str, changes: Changes) -> Recipe:
-        own = self.model_dump(include=set(Recipe.model_fields))
-        if network in self.lr_for:
-            own["lr"] = self.lr_for[network]
-        return Recipe(**{**own, **self.datasets.get(dataset, {}), **changes})
+        key = (network, dataset, repr(changes))
+        if key not in self._recipes:
+            own = self.model_dump(include=set(Recipe.model_fields))
+            if network in self.lr_for:
+                own["lr"] = self.lr_for[network]
+            self._recipes[key] = Recipe(**{**own, **self.datasets.get(dataset, {}), **changes})
+        return self._recipes[key]
+
+    @cached_property
+    def _recipes(self) -> dict[tuple[str, str, str], Recipe]:
+        """What has been asked for: a grid asks for the same again and again."""
+        return {}

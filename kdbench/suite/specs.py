@@ -18,6 +18,7 @@ from kdbench.suite.recipe import (
     Share,
     Spec,
     View,
+    Width,
     digest,
 )
 from kdbench.suite.training_set import DatasetSpec, Scenario
@@ -68,7 +69,7 @@ class TermUse(Spec):
 class HeadSpec(Spec):
     """The new layers on a frozen foundation backbone: Linear to ``width``, Linear to the classes; and their training."""
 
-    width: PositiveInt
+    width: Width
     recipe: Recipe
 
 
@@ -108,8 +109,8 @@ class SimCLR(Spec):
     colours changed at ``colour`` times the authors' full strength.
     """
 
-    temperature: PositiveNumber = 0.5
-    projection: PositiveInt = 128
+    temperature: Annotated[PositiveNumber, Field(le=1000.0)] = 0.5
+    projection: Width = 128
     smallest_crop: Annotated[Number, Field(gt=0.0, le=1.0)] = 0.08
     colour: Annotated[Number, Field(ge=0.0, le=1.0)] = 0.5
 

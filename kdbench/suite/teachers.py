@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Literal
 
 from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.hashing import file_hash
+from kdbench.catalogue.names import shorten
 from kdbench.catalogue.networks import Network, network
 from kdbench.catalogue.terms import term
 from kdbench.errors import BadInput
@@ -121,13 +123,16 @@ def named_teacher(
     if match := re.fullmatch(r"sha256:([0-9a-fA-F]{64})", weights):
         return NamedTeacher(name, "file", match[1].lower(), key=key)
     if weights.startswith("sha256:"):
-        raise BadInput(f"'{weights}': a SHA-256 has 64 hexadecimal digits")
+        raise BadInput(f"'{shorten(weights)}': a SHA-256 has 64 hexadecimal digits")
     if sha256 := known(weights):
         return NamedTeacher(name, "file", sha256, key=key)
-    path = folder / weights
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise BadInput(f"'{weights}': {what}. Give a path from the suite's folder on ({folder.resolve()}), or sha256:…")
+    path = folder / os.fsdecode(
+        os.path.expanduser(weights).encode(errors="surrogateescape")
+    )  # in UTF-8, whatever the locale
+    if not os.path.isfile(path):
+        what = "is a folder" if os.path.isdir(path) else "no such file"
+        place = f"Give a path from the suite's folder on ({folder.resolve()}), or sha256:…"
+        raise BadInput(f"'{shorten(weights)}': {what}. {place}")
     try:
         with opened(path) as content:
             counts = class_counts(states(content), facts.embedding, key)

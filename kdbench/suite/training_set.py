@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
 
 from kdbench.catalogue.datasets import dataset
-from kdbench.suite.recipe import Name, PositiveInt, Share, Spec
+from kdbench.suite.recipe import Name, PositiveInt, Share, Side, Spec
 
 
 class DatasetSpec(Spec):
@@ -26,7 +26,7 @@ class DatasetSpec(Spec):
     train_per_class: PositiveInt | None = None
     test_per_class: PositiveInt | None = None
     val_split: Annotated[StrictFloat, Field(gt=0.0, lt=1.0)] | None = None
-    size: Annotated[StrictInt, Field(ge=8)] | None = None
+    size: Side | None = None
     stand_in: StrictBool = False
 
     @model_validator(mode="after")

@@ -6,21 +6,26 @@ Each of these has spoilt a benchmark's configuration before; here each is a prob
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
+from kdbench.catalogue.names import LONGEST, shorten
 from kdbench.errors import BadSuite, Problem
-from kdbench.suite.yaml_scalars import read_scalar
+from kdbench.suite.yaml_scalars import UNPRINTABLE, read_scalar
 
 
 Path_ = tuple[str | int, ...]
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MOST_LEVELS = 50
-_MOST_VALUES = 100_000
+_MOST_VALUES = 30_000
+_MOST_BYTES = 2_000_000
+STDIN = "-"
+"""In the place of a path: standard input."""
 _MAPPING_TAG, _SEQUENCE_TAG = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
 
 
@@ -30,6 +35,7 @@ class Document:
 
     ``trapped`` holds the places of values that YAML 1.1 reads as something else than what was meant. ``known`` gives the
     SHA-256 of a file of weights that is named in it and is not there, if that is known.
+    ``piped`` says that the text comes from no file on a disk, so that the name and the folder of ``file`` mean nothing.
     """
 
     file: str
@@ -37,8 +43,14 @@ class Document:
     lines: dict[Path_, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     trapped: set[Path_] = field(default_factory=set)
+    piped: bool = False
     text: str = ""
     known: Callable[[str], str | None] = lambda _: None
+
+    @property
+    def folder(self) -> Path:
+        """From where on the files are looked for that it names: its own folder, or the working folder."""
+        return Path() if self.piped else Path(self.file).parent
 
     def place(self, path: Path_) -> Path_:
         """The part of ``path`` that stands in the file: ``student`` for ``student[0]`` where no list was written."""
@@ -73,17 +85,37 @@ def show_path(path: Path_) -> str:
 
 
 def read_yaml(file: Path) -> Document:
-    """Read a YAML file.
+    """Read a YAML file, a pipe, or standard input (`-`).
 
-    Raises BadSuite where the file cannot be read or is not YAML at all; smaller problems are collected in the document.
+    Raises BadSuite where it cannot be read or is not YAML at all; smaller problems are collected in the document.
     """
+    name = "standard input" if str(file) == STDIN else str(file)
     try:
-        text = file.read_text(encoding="utf-8")
+        content = _content(file)
+        if len(content) > _MOST_BYTES:
+            raise _refused(name, 0, f"is larger than {_MOST_BYTES / 1e6:g} MB: no suite needs that")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise _refused(str(file), 0, "cannot be read: it is not UTF-8 text") from None
+        raise _refused(name, 0, "cannot be read: it is not UTF-8 text") from None
     except OSError as error:
-        raise _refused(str(file), 0, f"cannot be read: {error.strerror or error}") from None
-    return parse_yaml(text, str(file))
+        raise _refused(name, 0, f"cannot be read: {error.strerror or error}") from None
+    document = parse_yaml(text, name)
+    document.piped = not file.is_file()
+    return document
+
+
+def _content(file: Path) -> bytes:
+    """What is in a file or on standard input, up to a little more than may be."""
+    if str(file) != STDIN:
+        with file.open("rb") as stream:
+            return _up_to_limit(stream)
+    if sys.stdin is None:
+        raise OSError("it is closed")
+    return _up_to_limit(sys.stdin.buffer)
+
+
+def _up_to_limit(stream: BinaryIO) -> bytes:
+    return stream.read(_MOST_BYTES + 1)
 
 
 def parse_yaml(text: str, file: str) -> Document:
@@ -103,9 +135,11 @@ def parse_yaml(text: str, file: str) -> Document:
 
 
 def _check_depth(text: str, file: str) -> None:
-    """Refuse nesting that no suite needs; the composer would recurse into it until the stack is full."""
+    """Refuse nesting that no suite needs, and more values; the composer would recurse into it until the stack is full."""
     depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
+        if count > 2 * _MOST_VALUES:
+            raise _refused(file, event.start_mark.line + 1 if event.start_mark else 0, "holds too many values")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _MOST_LEVELS:
             line = event.start_mark.line + 1 if event.start_mark else 0
@@ -144,6 +178,9 @@ def _mapping(node: yaml.MappingNode, path: Path_, document: Document, enclosing:
             _complain(document, line, path, "a key must be a plain name")
         elif key_node.tag == "tag:yaml.org,2002:merge":
             _complain(document, line, path, "merge keys (<<) are not read: write the values out")
+        elif len(key) > LONGEST or UNPRINTABLE.search(key) or "\n" in key:
+            what = f"must be one line of text, of {LONGEST} letters at most"
+            _complain(document, line, path, f"the key {shorten(repr(key))} is not a name: it {what}")
         elif key in result:
             first = document.lines[*path, key]
             _complain(document, line, (*path, key), f"is given twice (first in line {first}): keep one of them")

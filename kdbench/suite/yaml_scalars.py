@@ -12,11 +12,15 @@ import yaml
 _EXPONENT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")
 _OCTAL = re.compile(r"[-+]?0[0-7_]+")
 _LARGEST = 2**63
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Control characters but tabs and line feeds, separators of lines, and halves of characters."""
 
 
 def read_scalar(node: yaml.ScalarNode) -> tuple[Any, str]:
     """The value that was probably meant, and what is wrong with its spelling ("" where nothing is)."""
     text: str = node.value
+    if UNPRINTABLE.search(text):
+        return None, f"{_short(repr(text))} holds a character that cannot be printed: leave it out."
     kind = node.tag.removeprefix("tag:yaml.org,2002:")
     if node.style in ("'", '"', "|", ">"):
         return text, ""

@@ -1,0 +1,161 @@
+"""Values out of range: every number and choice that a suite may set is refused where it cannot be trained with."""
+
+import pytest
+
+from kdbench.errors import BadSuite
+from kdbench.suite.measurements import ProbeProtocol
+from kdbench.suite.recipe import Recipe, View
+from kdbench.suite.settings import Protocol
+from kdbench.suite.specs import DatasetSpec, Scenario, SimCLR
+
+
+GRID = "grid:\n  teacher: resnet32x4\n  student: resnet8x4\n  method: [ce, kd]\n"
+RECIPE = ["epochs", "batch", "lr", "momentum", "weight_decay", "decay", "crop_padding", "size", "evaluate_every"]
+PROBED = [key for key in RECIPE if key != "size"]
+SECTIONS = [
+    "teacher: ",
+    "head: ",
+    "head_simultaneous: ",
+    "fine_tune: ",
+    "pretraining: ",
+    "parts: {ft: ",
+    "datasets: {digits: ",
+]
+NUMBERS = [
+    "trials: VALUE",
+    *(f"dataset: {{name: digits, {key}: VALUE}}" for key in ("classes", "train_per_class", "test_per_class")),
+    *(f"dataset: {{name: digits, {key}: VALUE}}" for key in ("val_split", "size")),
+    *(f"scenario: {{{key}: VALUE}}" for key in ("fraction", "label_noise")),
+    *(f"protocol: {{base: crd, {key}: VALUE}}" for key in (*RECIPE, "node_embedding", "trials")),
+    *(f"protocol: {{base: crd, {section}{{lr: VALUE}}{'}' * section.count('{')}}}" for section in SECTIONS),
+    *(f"protocol: {{base: crd, {section}{{epochs: VALUE}}{'}' * section.count('{')}}}" for section in SECTIONS),
+    "protocol: {base: crd, milestones: [VALUE]}",
+    "protocol: {base: crd, milestones: [1, VALUE]}",
+    "protocol: {base: crd, mean: [0.5, VALUE, 0.5]}",
+    "protocol: {base: crd, std: [0.5, 0.5, VALUE]}",
+    "protocol: {base: crd, lr_for: {resnet8: VALUE}}",
+    'protocol: {base: crd, parts: {ft: {lr_for: {"resnet*": VALUE}}}}',
+    *(f"protocol: {{base: ega, simclr: {{{key}: VALUE}}}}" for key in SimCLR.model_fields),
+    *(f"measure: {{probe_protocol: {{base: linear, {key}: VALUE}}}}" for key in PROBED),
+    "measure: {probe_protocol: {base: linear, milestones: [VALUE]}}",
+    *(f"measure: {{probe: {{name: digits, {key}: VALUE}}}}" for key in ("classes", "train_per_class", "val_split")),
+    *(f"measure: {{similarity: {{name: digits, {key}: VALUE}}}}" for key in ("classes", "test_per_class", "size")),
+]
+CHOICES = [
+    "strategy: VALUE",
+    "scenario: {label_noise: 0.1, noise: VALUE}",
+    *(f"protocol: {{base: crd, {key}: VALUE}}" for key in ("precision", "score", "teacher_checkpoint", "teacher_view")),
+    "measure: {probe_protocol: {base: linear, batch_norm: VALUE}}",
+]  # fmt: skip
+SWITCHES = [
+    "protocol: {base: crd, nesterov: VALUE}",
+    "protocol: {base: crd, flip: VALUE}",
+    "protocol: {base: crd, teacher: {nesterov: VALUE}}",
+]
+
+
+def refused(load, setting):
+    """The one problem of a suite with this line at its top."""
+    head = [
+        line for line in ("protocol: crd", "dataset: cifar100") if line.partition(":")[0] != setting.partition(":")[0]
+    ]
+    with pytest.raises(BadSuite) as caught:
+        load("\n".join([*head, setting, GRID]))
+    (problem,) = caught.value.problems
+    assert problem.line == len(head) + 1
+    assert problem.path.startswith(setting.partition(":")[0])
+    return problem
+
+
+@pytest.mark.parametrize("setting", NUMBERS)
+def test_no_number_is_out_of_range(load, setting):
+    for value in (
+        "-1",
+        "-9000000000000000000",
+        "9000000000000000000",
+        "1.0e+300",
+        ".nan",
+        ".inf",
+        "true",
+        "x",
+        "[]",
+        "{}",
+    ):
+        assert refused(load, setting.replace("VALUE", value))
+
+
+@pytest.mark.parametrize("setting", CHOICES + SWITCHES)
+def test_no_other_choice(load, setting):
+    for value in ("-1", "1.5", "x", "[]", "{}"):
+        assert refused(load, setting.replace("VALUE", value))
+
+
+def test_every_number_of_the_schema_is_tried():
+    """A new field of these must be added to the table above, or here where it holds no number."""
+    tried = set(" ".join(NUMBERS + CHOICES + SWITCHES).replace("{", " ").replace(":", " ").replace(",", " ").split())
+    beside = {"name", "stand_in", "title", "paper", "methods", "teacher", "head", "datasets", "parts"}
+    for schema in (View, Recipe, Protocol, DatasetSpec, Scenario, SimCLR, ProbeProtocol):
+        assert schema.model_fields.keys() <= tried | beside
+
+
+@pytest.mark.parametrize(
+    ("setting", "word"),
+    [
+        ("protocol: {base: crd, lr: 0}", "must be greater than 0"),
+        ("protocol: {base: crd, batch: 1}", "must be greater than or equal to 2"),
+        ("protocol: {base: crd, epochs: 10, milestones: [5, 20]}", "after epoch 20, but there are 10"),
+        ("protocol: {base: crd, teacher: {epochs: 10, milestones: [20]}}", "after epoch 20, but there are 10"),
+        ("protocol: {base: crd, datasets: {digits: {milestones: [250]}}}", "after epoch 250, but there are 240"),
+        ("protocol: {base: ega, fine_tune: {milestones: [25]}}", "after epoch 25, but there are 20"),
+        ("measure: {probe_protocol: {base: linear, epochs: 5, milestones: [3, 9]}}", "after epoch 9, but there are 5"),
+        ("protocol: {base: crd, crop_padding: 32}", "crop_padding is 32, as much as the images of cifar100"),
+        ("protocol: {base: crd, teacher: {crop_padding: 40}}", "crop_padding is 40"),
+        ("protocol: {base: crd, simclr: {temperature: 0}}", "must be greater than 0"),
+    ],
+)
+def test_values_that_do_not_go_together(load, setting, word):
+    assert word in refused(load, setting).message
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "protocol: {base: crd, epochs: 20}",  # milestones that a protocol brings along may lie beyond the end
+        "protocol: {base: crd, epochs: 20, milestones: [20]}",
+        "protocol: {base: crd, crop_padding: 31}",
+        "protocol: {base: crd, mean: [0, 0, 0], std: [1, 1, 1]}",
+        "protocol: {base: crd, teacher: {epochs: 300, milestones: [250]}}",
+        "measure: {probe_protocol: {base: linear, epochs: 50}, probe: digits}",
+    ],
+)
+def test_values_that_do(load, setting):
+    head = [
+        line for line in ("protocol: crd", "dataset: cifar100") if line.partition(":")[0] != setting.partition(":")[0]
+    ]
+    assert load("\n".join([*head, setting, GRID])).runs
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "word"),
+    [
+        (1, 16, "and there are 2 training images: take more of them, or leave it out"),
+        (3, 16, "and 6 training images fill none of 16. Another would do: protocol: {base: smoke, batch: 6}"),
+        (3, 2, "not of 2. Another would do: protocol: {base: smoke, batch: 4}"),
+        (3, 6, ""),
+    ],
+)
+def test_full_batches(grid, images, batch, word):
+    keys = {"protocol": f"{{base: smoke, batch: {batch}}}", "method": "semckd"}
+    keys |= {"dataset": f"{{name: digits, classes: 2, train_per_class: {images}}}"}
+    if not word:
+        assert grid(**keys).runs
+        return
+    with pytest.raises(BadSuite) as caught:
+        grid(**keys)
+    (problem,) = caught.value.problems
+    assert problem.message.endswith(word)
+
+
+def test_weights_that_overflow(grid):
+    with pytest.raises(BadSuite, match=r"the weight must be at most 1e\+09, not 1e\+10"):
+        grid(method="{terms: {ce: 1.0e+10}}")
