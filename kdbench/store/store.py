@@ -111,6 +111,8 @@ class Store:
                 folder.mkdir(parents=True, exist_ok=True)
                 with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as probe, Lock(Path(probe.name)) as lock:
                     lacks_locks = lock.stands_in
+        except KdbenchError as error:
+            raise BadInput(f"{error}. Choose another folder with --results.") from None
         except OSError as error:
             reason = error.strerror or str(error)
             raise BadInput(
