@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 Devices = Annotated[str, typer.Option("--devices", help="auto, cpu, or GPU numbers such as 0,1.")]
 Jobs = Annotated[
     int | None,
-    typer.Option("--jobs-per-device", min=1, max=1024, help="Workers that share a device. Default: 1 on a GPU, cores on a CPU."),
+    typer.Option(
+        "--jobs-per-device", min=1, max=1024, help="Workers that share a device. Default: 1 on a GPU, cores on a CPU."
+    ),
 ]
 Download = Annotated[bool, typer.Option("--download", help="Fetch data sets and published weights that are missing.")]
 
