@@ -4,13 +4,16 @@ import dataclasses
 import json
 import os
 import re
+import signal
+import tempfile
 from dataclasses import dataclass, field
 
 import pytest
 
-from kdbench.errors import KdbenchError
+from kdbench.errors import BadInput, KdbenchError
 from kdbench.execution import pool as pool_module
 from kdbench.execution import watch as watch_module
+from kdbench.execution import worker_handle
 from kdbench.execution.backlog import Backlog
 from kdbench.execution.devices import Slot
 from kdbench.execution.job import jobs_of
@@ -419,21 +422,37 @@ def test_a_worker_that_cannot_be_started_is_one_message(stage, monkeypatch):
 
 
 def test_a_real_worker_answers_in_json_lines_and_ends_with_its_input(tmp_path):
-    """No training: a job whose data set is not there, and a stop."""
+    """No training: a job whose data set is not there, signals that are for the parent, and a stop."""
     import queue
 
     inbox = queue.Queue()
     worker = WorkerHandle(Slot("cpu", "cpu", {"OMP_NUM_THREADS": "1"}, 1), WorkerOptions(tmp_path, tmp_path), inbox)
     run = student().model_copy(update={"dataset": DatasetSpec(name="cifar100")})
     worker.send({"runs": [json.loads(run.model_dump_json())], "waited": False, "spare": []})
-    events = [inbox.get(timeout=60)[1] for _ in range(2)]
-    assert events[0]["event"] == "ready"
-    assert events[1]["event"] == "done"
-    assert "--data" in events[1]["error"]
+
+    def hear():
+        while (heard := inbox.get(timeout=60))[1]["event"] == "alive":
+            pass
+        return heard
+
+    assert hear() == ("cpu", {"event": "ready"})
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        os.kill(worker.pid, number)
+    assert "--data" in hear()[1]["error"]
     worker.send({"stop": True})
-    assert inbox.get(timeout=60) == ("cpu", {"event": "exit", "code": 0})
+    assert hear() == ("cpu", {"event": "exit", "code": 0})
     worker.close()
     assert not list((tmp_path / "logs").iterdir())
+
+
+def test_sockets_get_a_short_folder_where_the_temporary_one_has_a_long_name(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/home/somebody/tmp")
+    assert worker_handle._temporary_folder() == {}
+    monkeypatch.setattr(tempfile, "tempdir", "/home/somebody/" + "x" * 60)
+    assert worker_handle._temporary_folder() == {"TMPDIR": "/tmp"}
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(BadInput, match=r"TMPDIR=/home/somebody/x+ is too long .*Set TMPDIR to a shorter folder"):
+        worker_handle._temporary_folder()
 
 
 def with_part(of, name="ft", **values):
