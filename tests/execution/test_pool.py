@@ -447,12 +447,12 @@ def test_a_real_worker_answers_in_json_lines_and_ends_with_its_input(tmp_path):
 
 def test_sockets_get_a_short_folder_where_the_temporary_one_has_a_long_name(monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", "/home/somebody/tmp")
-    assert worker_handle._temporary_folder() == {}
+    assert worker_handle.temporary_folder() == {}
     monkeypatch.setattr(tempfile, "tempdir", "/home/somebody/" + "x" * 60)
-    assert worker_handle._temporary_folder() == {"TMPDIR": "/tmp"}
+    assert worker_handle.temporary_folder() == {"TMPDIR": "/tmp"}
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(BadInput, match=r"TMPDIR=/home/somebody/x+ is too long .*Set TMPDIR to a shorter folder"):
-        worker_handle._temporary_folder()
+        worker_handle.temporary_folder()
 
 
 def with_part(of, name="ft", **values):
