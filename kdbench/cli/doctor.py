@@ -28,6 +28,7 @@ def doctor(results: Results = Path("results"), data: Data = Path("data")) -> Non
     from kdbench.catalogue.datasets import datasets
     from kdbench.errors import KdbenchError
     from kdbench.execution.devices import probe
+    from kdbench.execution.worker_handle import temporary_folder
     from kdbench.store.store import Store
 
     problems = 0
@@ -56,6 +57,7 @@ def doctor(results: Results = Path("results"), data: Data = Path("data")) -> Non
         problems += 1
         _line(False, str(error))
     try:
+        temporary_folder()
         for trouble in Store(results).check_writable():
             _line(False, trouble, optional=True)
         _line(True, f"results go to {results.resolve()} ({shutil.disk_usage(results).free / 2**30:,.0f} GiB free)")

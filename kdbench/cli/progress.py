@@ -110,7 +110,8 @@ class Progress:
             from rich.live import Live
 
             self.live = Live(console=Console(stderr=True), get_renderable=self._render, refresh_per_second=4)
-            self.live.start()
+            with heard_or_not():
+                self.live.start()
         return self
 
     def __exit__(

@@ -45,7 +45,7 @@ def probe() -> dict[str, Any]:
     except TimeoutError:
         raise KdbenchError(
             f"torch has not said within {PROBE_SECONDS:.0f} s which devices there are: the GPU's driver hangs (does "
-            "nvidia-smi?), or the file system of the installation. With CUDA_VISIBLE_DEVICES set empty no GPU is asked."
+            "nvidia-smi?), or the file system of the installation. With an empty CUDA_VISIBLE_DEVICES no GPU is asked for."
         ) from None
     if code < 0:
         raise KdbenchError(f"the process that asks torch for the devices was {exit_reason(code)}")

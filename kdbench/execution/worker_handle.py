@@ -147,10 +147,10 @@ def _environment(slot: Slot) -> dict[str, str]:
         "MALLOC_MMAP_THRESHOLD_": str(2**30),
         "GOMP_SPINCOUNT": "10000",
     }
-    return {**defaults, **os.environ, **_temporary_folder(), "PYTHONUNBUFFERED": "1", **slot.environment}
+    return {**defaults, **os.environ, **temporary_folder(), "PYTHONUNBUFFERED": "1", **slot.environment}
 
 
-def _temporary_folder() -> dict[str, str]:
+def temporary_folder() -> dict[str, str]:
     """A folder for the sockets through which the processes that decode images talk: ``/tmp`` where TMPDIR is too long."""
     folder = tempfile.gettempdir()
     if len(os.fsencode(folder)) <= LONGEST_TMPDIR:

@@ -131,8 +131,11 @@ class Lock:
     def _refusal(self, error: OSError) -> str:
         reason = error.strerror or str(error)
         try:
+            mine = self.path.stat().st_uid == os.geteuid()
             owner = self.path.owner()
         except (OSError, KeyError):
+            mine, owner = False, "somebody else"
+        if mine:
             return f"{self.path}: cannot be locked: {reason}"
         return (
             f"{self.path}: belongs to {owner} and cannot be locked: {reason}. Its owner can allow it with "

@@ -188,6 +188,8 @@ class Store:
             lacks_locks = False
             with contextlib.suppress(Timeout), Lock(self.root / "locks" / "probe.lock").acquire(timeout=0) as lock:
                 lacks_locks = lock.stands_in
+        except KdbenchError as error:
+            raise BadInput(f"{error}. Choose another folder with --results.") from None
         except OSError as error:
             reason = error.strerror or str(error)
             raise BadInput(

@@ -39,6 +39,7 @@ def test_plan_with_a_given_speed_and_with_a_measured_one(kdbench, suite_file, fi
     [
         (["--on", "tpu"], "write cpu or gpu"),
         (["--slots", "0"], "--slots"),
+        (["--slots", "1000000000"], "--slots"),
         (["--trials", "0"], "--trials"),
         (["--speed", "0"], "--speed"),
         (["--only", "kd"], "write KEY=VALUE"),

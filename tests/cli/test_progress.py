@@ -1,7 +1,10 @@
 """Progress: plain lines where standard error is no terminal, one display where it is."""
 
+import errno
 import io
+import os
 import sys
+import threading
 
 import pytest
 
@@ -72,6 +75,31 @@ def test_plain_lines(progress, capsys):
     assert lines[-1] == "[not markup]"
     assert not any("epoch 2/4" in line for line in lines), "not every epoch is a line"
     assert progress._summary().startswith("1 of 2 runs, 1 failed")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_work_goes_on_where_nobody_can_be_told(progress, monkeypatch, tmp_path, terminal):
+    """The terminal or the pipe behind standard error was closed."""
+
+    class Closed(io.StringIO):
+        file = (tmp_path / "err").open("w")
+
+        def isatty(self):
+            return terminal
+
+        def fileno(self):
+            return self.file.fileno()
+
+        def write(self, text):
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(threading, "excepthook", lambda facts: None)
+    with Closed.file, monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", Closed())
+        with progress:
+            drive(progress)
+        assert os.readlink(f"/proc/self/fd/{Closed.file.fileno()}") == os.devnull
+    assert progress.tally.finished == 1
 
 
 def test_a_long_epoch_is_told_of_on_its_way(progress, capsys):

@@ -136,6 +136,29 @@ def test_an_interrupt_says_how_to_go_on(place, monkeypatch):
     assert e.value.exit_code == 130
 
 
+def test_the_end_of_the_terminal_saves_and_stops_however_often_it_is_told(place):
+    def work(plan):
+        for _ in range(3):
+            signal.raise_signal(signal.SIGHUP)
+        assert place.result.interrupted
+        assert not place.result.fatal
+
+    place.work = work
+    with pytest.raises(Interrupted):
+        place.run()
+
+
+def test_under_nohup_the_end_of_the_terminal_is_nothing(place):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    place.work = lambda plan: signal.raise_signal(signal.SIGHUP)
+    try:
+        place.run()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert len(place.plans) == 1
+    assert not place.result.interrupted
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_stops_and_the_second_kills(place, number):
     before = signal.getsignal(number)

@@ -100,6 +100,22 @@ def test_the_probe_asks_torch_in_another_process(monkeypatch):
     assert facts["threads"] == 1
 
 
+@pytest.mark.parametrize(
+    ("code", "seconds", "message"),
+    [
+        ("os.kill(os.getpid(), 9)", 30.0, "devices was killed by SIGKILL: out of memory, or a batch"),
+        ("os.kill(os.getpid(), 15)", 30.0, "was killed by SIGTERM$"),
+        ("os._exit(3)", 30.0, r"torch cannot be imported here \(exit code 3\)"),
+        ("import time; time.sleep(60)", 0.2, "torch has not said within 0 s which devices there are: the GPU's driver"),
+    ],
+)
+def test_a_probe_that_ends_or_hangs_is_said_so(monkeypatch, code, seconds, message):
+    monkeypatch.setattr(devices, "_PROBE", f"import os; {code}")
+    monkeypatch.setattr(devices, "PROBE_SECONDS", seconds)
+    with pytest.raises(KdbenchError, match=message):
+        probe()
+
+
 def test_a_torch_that_cannot_be_imported_is_said_so(monkeypatch, tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('libcudart is not there')")
     monkeypatch.syspath_prepend(tmp_path)

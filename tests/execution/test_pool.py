@@ -2,18 +2,25 @@
 
 import dataclasses
 import json
+import os
+import re
+import signal
+import tempfile
 from dataclasses import dataclass, field
 
 import pytest
 
-from kdbench.errors import KdbenchError
+from kdbench.errors import BadInput, KdbenchError
 from kdbench.execution import pool as pool_module
+from kdbench.execution import watch as watch_module
+from kdbench.execution import worker_handle
+from kdbench.execution.backlog import Backlog
 from kdbench.execution.devices import Slot
 from kdbench.execution.job import jobs_of
 from kdbench.execution.pool import Pool
 from kdbench.execution.worker_handle import WorkerHandle, WorkerOptions
-from kdbench.plan.plan import make_plan
-from kdbench.store.record import Accuracy, Result
+from kdbench.plan.plan import Cohort, Plan, make_plan
+from kdbench.store.record import Accuracy, Record, Result
 from kdbench.store.store import Store
 from kdbench.suite.specs import DatasetSpec, HeadSpec, PartSpec, Recipe, RunSpec, TeacherSpec, TermUse
 
@@ -46,8 +53,8 @@ def finish(record):
 class Stage:
     """A results folder, what workers were sent, and what they answer.
 
-    ``answers``: id → list of answers, taken one by one; an answer is "crash", a dictionary that is sent as "done" event, or
-    a list of events. Without an answer, a job is done as it should be.
+    ``answers``: id → list of answers, taken one by one; an answer is "crash", "hangs", "never", or a dictionary that is sent
+    as "done" event. Without an answer, a job is done as it should be.
     """
 
     root: object
@@ -73,12 +80,15 @@ class Pretender:
 
     stage: Stage
     pid = 0
+    deaf = False
 
     def __init__(self, slot, options, inbox):
         self.slot, self.inbox = slot, inbox
 
     def send(self, message):
         if message.get("stop"):
+            if self.deaf:
+                return
             self.stage.stops.append(self.slot.name)
             self.tell({"event": "done", "busy": [], "stopped": True})
             return
@@ -90,6 +100,10 @@ class Pretender:
         answers = next((self.stage.answers[id] for id in ids if self.stage.answers.get(id)), None)
         answer = answers.pop(0) if answers else {"busy": []}
         if answer == "never":
+            return
+        if answer == "hangs":
+            self.deaf = True
+            self.tell({"event": "alive"})
             return
         if answer == "crash":
             self.tell({"event": "exit", "code": -11})
@@ -327,6 +341,77 @@ def test_kill_waits_for_nobody(stage):
     assert stage.stops == []
 
 
+@pytest.fixture
+def impatient(monkeypatch):
+    """Silence counts at once."""
+    monkeypatch.setattr(watch_module, "HUNG_SECONDS", 0.0)
+    monkeypatch.setattr(watch_module, "STOP_SECONDS", 0.0)
+
+
+def test_a_worker_that_hangs_is_killed_and_its_job_started_again(stage, impatient):
+    run = student()
+    stage.answers[run.id] = ["hangs"]
+    assert not stage.run(run).failed
+    assert stage.sent == [[run.id], [run.id]]
+    (said,) = stage.said()
+    assert re.fullmatch(
+        r"worker cpu:0 \(PID 0\) has said nothing for 0 s and was killed; starting it again from .*", said
+    )
+
+
+def test_a_worker_that_hangs_does_not_hold_up_the_end(stage, impatient):
+    stage.answers[student().id] = ["hangs"]
+    stage.heard = _Listener(lambda: stage.pool.stop())
+    assert stage.run(student()).interrupted
+    assert stage.said()[-1].endswith("was killed; what it has trained since its last checkpoint is lost")
+
+
+def test_whom_a_long_wait_is_for_is_said_once(stage, monkeypatch):
+    monkeypatch.setattr(pool_module, "PATIENCE_SECONDS", 0.0)
+    run = student()
+    stage.answers[run.id] = [{"busy": [run.id]}, {"busy": [run.id]}, {"busy": [run.id]}]
+    with stage.store.run(run.id).lock():
+        assert not stage.run(run).failed
+    (said,) = stage.said()
+    assert said.startswith(f"waiting for what other processes are at: {run.id}, held by process {os.getpid()} on ")
+
+
+def test_the_cost_of_a_job_does_not_grow_with_the_plan(stage, monkeypatch):
+    """Counted in records that are read and jobs that are looked at."""
+    counts = {"result": 0, "needs": 0}
+    result, lacking = Record.result, Backlog._lacking
+
+    def counted(name, function, *arguments):
+        counts[name] += 1
+        return function(*arguments)
+
+    monkeypatch.setattr(Record, "result", lambda self: counted("result", result, self))
+    monkeypatch.setattr(Backlog, "_lacking", lambda self, job: counted("needs", lacking, self, job))
+    monkeypatch.setattr(Pretender, "send", lambda self, message: self.tell({"event": "done", "busy": []}))
+    teachers = [teacher(), teacher(head=True)]
+    cohorts = [Cohort((student(teachers[1], trial=n),)) for n in range(300)]
+    for spec in teachers:
+        finish(stage.store.teacher(spec.id))
+    spent = []
+    for number in (30, 300):
+        counts.update(result=0, needs=0)
+        stage.run(plan=Plan((), tuple(cohorts[:number]), 0, 0))
+        spent.append((counts["result"] / number, counts["needs"] / number))
+    assert spent[1][0] <= spent[0][0] <= 3
+    assert spent[1][1] <= spent[0][1] <= 3
+
+
+def test_what_waits_is_looked_at_when_something_has_ended_and_not_before(stage, monkeypatch):
+    """One teacher is busy elsewhere for long: those who wait for it cost nothing."""
+    looked = []
+    lacking = Backlog._lacking
+    monkeypatch.setattr(Backlog, "_lacking", lambda self, job: looked.append(job) or lacking(self, job))
+    stage.answers[teacher().id] = [{"busy": [teacher().id]} for _ in range(50)]
+    plan = Plan((teacher(),), tuple(Cohort((student(teacher(), trial=n),)) for n in range(20)), 0, 0)
+    assert not stage.run(plan=plan).failed
+    assert sum(bool(job.runs) for job in looked) <= 3 * 20
+
+
 def test_a_worker_that_cannot_be_started_is_one_message(stage, monkeypatch):
     def broken(*_):
         raise OSError(28, "No space left on device", "results/logs")
@@ -337,21 +422,37 @@ def test_a_worker_that_cannot_be_started_is_one_message(stage, monkeypatch):
 
 
 def test_a_real_worker_answers_in_json_lines_and_ends_with_its_input(tmp_path):
-    """No training: a job whose data set is not there, and a stop."""
+    """No training: a job whose data set is not there, signals that are for the parent, and a stop."""
     import queue
 
     inbox = queue.Queue()
     worker = WorkerHandle(Slot("cpu", "cpu", {"OMP_NUM_THREADS": "1"}, 1), WorkerOptions(tmp_path, tmp_path), inbox)
     run = student().model_copy(update={"dataset": DatasetSpec(name="cifar100")})
     worker.send({"runs": [json.loads(run.model_dump_json())], "waited": False, "spare": []})
-    events = [inbox.get(timeout=60)[1] for _ in range(2)]
-    assert events[0]["event"] == "ready"
-    assert events[1]["event"] == "done"
-    assert "--data" in events[1]["error"]
+
+    def hear():
+        while (heard := inbox.get(timeout=60))[1]["event"] == "alive":
+            pass
+        return heard
+
+    assert hear() == ("cpu", {"event": "ready"})
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        os.kill(worker.pid, number)
+    assert "--data" in hear()[1]["error"]
     worker.send({"stop": True})
-    assert inbox.get(timeout=60) == ("cpu", {"event": "exit", "code": 0})
+    assert hear() == ("cpu", {"event": "exit", "code": 0})
     worker.close()
     assert not list((tmp_path / "logs").iterdir())
+
+
+def test_sockets_get_a_short_folder_where_the_temporary_one_has_a_long_name(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/home/somebody/tmp")
+    assert worker_handle.temporary_folder() == {}
+    monkeypatch.setattr(tempfile, "tempdir", "/home/somebody/" + "x" * 60)
+    assert worker_handle.temporary_folder() == {"TMPDIR": "/tmp"}
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(BadInput, match=r"TMPDIR=/home/somebody/x+ is too long .*Set TMPDIR to a shorter folder"):
+        worker_handle.temporary_folder()
 
 
 def with_part(of, name="ft", **values):

@@ -107,6 +107,14 @@ def test_a_split_that_does_not_help_is_not_made():
     assert len(split(cohorts, 8)) == 8
 
 
+def test_more_slots_than_jobs_bring_nothing_and_cost_nothing(tmp_path):
+    plan = make_plan(
+        [run(method=method, trial=trial) for method in ("kd", "at") for trial in range(4)], Store(tmp_path)
+    )
+    assert plan.makespan(10**15) == plan.makespan(8)
+    assert len(split(list(plan.cohorts), 10**15)) == 8
+
+
 def test_halves_are_balanced():
     (cohort,) = group(
         [run(student, "kd") for student in ("vgg13", "vgg8", "resnet8", "resnet8x4", "resnet20", "resnet32")]

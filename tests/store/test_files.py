@@ -1,7 +1,9 @@
 """Files are written whole or not at all."""
 
+import contextlib
 import errno
 import os
+import stat
 
 import pytest
 
@@ -53,6 +55,21 @@ def test_a_full_disk_at_the_end_leaves_the_old_content(tmp_path, monkeypatch, st
         write_text(tmp_path / "x", "new")
     assert (tmp_path / "x").read_text() == "old"
     assert names(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EIO])
+def test_a_folder_that_cannot_be_flushed_is_no_failure_but_a_broken_disk_is(tmp_path, monkeypatch, number):
+    real = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="Input/output") if number == errno.EIO else contextlib.nullcontext():
+        write_text(tmp_path / "x", "new")
+    assert (tmp_path / "x").read_text() == "new"
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])

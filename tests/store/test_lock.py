@@ -1,0 +1,126 @@
+"""Locks name their holder, need no permission to write, and have a stand-in where the file system has none."""
+
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from filelock import Timeout
+
+from kdbench.errors import BadInput, KdbenchError
+from kdbench.store import lock as lock_module
+from kdbench.store.lock import Lock, process_state
+from kdbench.store.store import Store
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "x.lock"
+
+
+def answers(monkeypatch, number):
+    """flock() answers as a file system does that cannot lock."""
+
+    def flock(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def test_the_holder_is_named_and_forgotten_when_it_is_done(path):
+    with Lock(path):
+        assert Lock(path).holder().startswith(f"process {os.getpid()} on {os.uname().nodename} since 20")
+        with pytest.raises(Timeout):
+            Lock(path).acquire(timeout=0)
+    assert Lock(path).holder() == "a process that has not left its name"
+    assert path.read_text() == ""
+
+
+def test_a_stopped_holder_is_called_so_and_a_dead_one_is_not_named(path):
+    code = f"from pathlib import Path; from kdbench.store.lock import Lock; import time; p = Path({str(path)!r})\n"
+    code += "with Lock(p): print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        os.kill(holder.pid, signal.SIGSTOP)
+        os.waitpid(holder.pid, os.WUNTRACED)
+        assert Lock(path).holder().endswith(", which is stopped")
+        holder.kill()
+    assert process_state(holder.pid) == "gone"
+    assert Lock(path).holder() == "a process that has not left its name"
+    Lock(path).acquire(timeout=0).release()
+
+
+def test_whoever_waits_gets_it_when_it_is_free(path, monkeypatch):
+    first = Lock(path).acquire()
+    monkeypatch.setattr(lock_module.time, "sleep", lambda seconds: first.release())
+    with Lock(path) as second:
+        assert not second.stands_in
+
+
+def test_a_file_that_may_only_be_read_can_be_locked(path, monkeypatch):
+    path.write_text("1\nelsewhere\n")
+    real = os.open
+
+    def protected(name, flags, *mode):
+        if flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, "Permission denied", str(name))
+        return real(name, flags, *mode)
+
+    monkeypatch.setattr(os, "open", protected)
+    with Lock(path), pytest.raises(Timeout):
+        Lock(path).acquire(timeout=0)
+    assert path.read_text() == "1\nelsewhere\n"
+
+
+@pytest.mark.parametrize("refused", ["open", "flock"])
+def test_where_it_cannot_the_owner_is_told_what_to_do(path, monkeypatch, refused):
+    path.touch()
+    monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+    if refused == "open":
+
+        def denied(name, *rest):
+            raise PermissionError(errno.EACCES, "Permission denied", str(name))
+
+        monkeypatch.setattr(os, "open", denied)
+    else:
+        answers(monkeypatch, errno.EBADF)
+    with pytest.raises(KdbenchError) as caught:
+        Lock(path).acquire(timeout=0)
+    assert str(caught.value).startswith(f"{path}: belongs to {path.owner()} and cannot be locked: ")
+    assert f"'chmod a+r,g+w {path.parent}/*'" in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_without_locks_a_file_that_is_there_stands_in(path, monkeypatch, number):
+    answers(monkeypatch, number)
+    with Lock(path) as lock:
+        assert lock.stands_in
+        assert Lock(path).holder().startswith(f"process {os.getpid()} on ")
+        with pytest.raises(Timeout):
+            Lock(path).acquire(timeout=0)
+    assert not path.with_suffix(".held").exists()
+    Lock(path).acquire(timeout=0).release()
+
+
+def test_a_folder_without_locks_is_told_of_before_anything_runs(tmp_path, monkeypatch):
+    assert Store(tmp_path).check_writable() == []
+    answers(monkeypatch, errno.ENOLCK)
+    (trouble,) = Store(tmp_path).check_writable()
+    assert trouble.startswith(f"{tmp_path} cannot be locked: its file system has no file locks.")
+    answers(monkeypatch, errno.EIO)
+    with pytest.raises(BadInput, match="cannot be locked: Input/output error"):
+        Store(tmp_path).check_writable()
+    assert not [entry for entry in tmp_path.rglob("*") if entry.is_file()]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664)])
+def test_a_group_may_lock_where_the_umask_lets_it(path, umask, mode):
+    before = os.umask(umask)
+    try:
+        Lock(path).acquire().release()
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == mode
