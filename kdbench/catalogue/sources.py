@@ -19,6 +19,7 @@ from functools import cache, lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder
 from pathlib import Path
 
+import kdbench
 from kdbench.errors import BadInput
 
 
@@ -175,7 +176,9 @@ def absolute(node: ast.ImportFrom, module: str, path: Path) -> str:
 
 
 def _on_path(top: str) -> ModuleSpec | None:
-    """What the import path gives for a top-level module, whatever has been imported already."""
+    """What the import path gives for a top-level module, whatever has been imported already; this kdbench is known."""
+    if top == "kdbench":
+        return kdbench.__spec__
     for finder in sys.meta_path:
         look = getattr(finder, "find_spec", None)
         if look is not None and not getattr(finder, "of_plugins", False):
