@@ -80,13 +80,13 @@ def read_source(target: str, lineage: Iterable[str]) -> Source:
     """
     root, top = _root(target), target.partition(".")[0]
     root_of = cache(_root)
-    ancestors = [module for module in lineage if module.partition(".")[0] not in _NOT_READ]
+    ancestors = [module for module in lineage if module.partition(".")[0] not in NOT_READ]
     queue = list(dict.fromkeys([target, *ancestors]))
     files: dict[str, SourceFile] = {}
 
     def own(module: str) -> bool:
         first = module.partition(".")[0]
-        return first == top or (first not in _NOT_READ and root is not None and root_of(first) == root)
+        return first == top or (first not in NOT_READ and root is not None and root_of(first) == root)
 
     for module in queue:
         file = _read(module)
@@ -103,7 +103,7 @@ def read_source(target: str, lineage: Iterable[str]) -> Source:
     return Source(content, dict(filter(None, map(_beside, content))), total.hexdigest())
 
 
-_NOT_READ = {"kdbench", "torch", *sys.stdlib_module_names}
+NOT_READ = {"kdbench", "torch", *sys.stdlib_module_names}
 """Top-level modules that are known by their version."""
 
 
