@@ -20,6 +20,7 @@ from functools import cache, lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder
 from pathlib import Path
 
+import kdbench
 from kdbench.errors import BadInput
 
 
@@ -80,13 +81,13 @@ def read_source(target: str, lineage: Iterable[str]) -> Source:
     """
     root, top = _root(target), target.partition(".")[0]
     root_of = cache(_root)
-    ancestors = [module for module in lineage if module.partition(".")[0] not in _NOT_READ]
+    ancestors = [module for module in lineage if module.partition(".")[0] not in NOT_READ]
     queue = list(dict.fromkeys([target, *ancestors]))
     files: dict[str, SourceFile] = {}
 
     def own(module: str) -> bool:
         first = module.partition(".")[0]
-        return first == top or (first not in _NOT_READ and root is not None and root_of(first) == root)
+        return first == top or (first not in NOT_READ and root is not None and root_of(first) == root)
 
     for module in queue:
         file = _read(module)
@@ -103,7 +104,7 @@ def read_source(target: str, lineage: Iterable[str]) -> Source:
     return Source(content, dict(filter(None, map(_beside, content))), total.hexdigest())
 
 
-_NOT_READ = {"kdbench", "torch", *sys.stdlib_module_names}
+NOT_READ = {"kdbench", "torch", *sys.stdlib_module_names}
 """Top-level modules that are known by their version."""
 
 
@@ -176,7 +177,9 @@ def absolute(node: ast.ImportFrom, module: str, path: Path) -> str:
 
 
 def _on_path(top: str) -> ModuleSpec | None:
-    """What the import path gives for a top-level module, whatever has been imported already."""
+    """What the import path gives for a top-level module, whatever has been imported already; this kdbench is known."""
+    if top == "kdbench":
+        return kdbench.__spec__
     for finder in sys.meta_path:
         look = getattr(finder, "find_spec", None)
         if look is not None and not getattr(finder, "of_plugins", False):

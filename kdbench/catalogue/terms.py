@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.catalogue.names import nearest, normalise, unknown
-from kdbench.catalogue.sources import BESIDE, Beside, Source, absolute, locate, parse, read_source, source_file
+from kdbench.catalogue.sources import (
+    BESIDE,
+    NOT_READ,
+    Beside,
+    Source,
+    absolute,
+    locate,
+    parse,
+    read_source,
+    source_file,
+)
 from kdbench.errors import BadInput
 
 
@@ -121,6 +131,8 @@ def _term(name: str, beside: Beside) -> TermInfo:
     except RecursionError:
         raise BadInput(f"'{target}': its imports, or the classes from which it inherits, go in a circle") from None
     own = module.partition(".")[0] != "kdbench"
+    if not _may_be_term(classes):
+        raise BadInput(f"'{target}' is no loss term: it must be a subclass of kdbench.methods.Term")
     if _base() not in classes:
         classes.append(_base())
     description = ast.get_docstring(classes[0].node) or ""
@@ -209,14 +221,25 @@ def _find(dotted: str) -> _Class | None:
 
 def _lineage(start: _Class) -> list[_Class]:
     """Return a class and, nearest first, those of its ancestors whose source is found."""
-    imported = _imported(start.module, start.path)
     chain = [start]
-    for base in start.node.bases:
-        head, dot, rest = ast.unparse(base).partition(".")
-        ancestor = _find(imported.get(head, f"{start.module}.{head}") + dot + rest)
+    for base in _bases(start):
+        ancestor = _find(base)
         if ancestor is not None and ancestor != start:
             chain += [each for each in _lineage(ancestor) if each not in chain]
     return chain
+
+
+def _bases(of: _Class) -> list[str]:
+    """The dotted paths of what a class inherits."""
+    imported = _imported(of.module, of.path)
+    parts = [ast.unparse(base).partition(".") for base in of.node.bases]
+    return [imported.get(head, f"{of.module}.{head}") + dot + rest for head, dot, rest in parts]
+
+
+def _may_be_term(classes: list[_Class]) -> bool:
+    """Whether a class inherits Term, or something of another package whose source is not found."""
+    others = (base for each in classes for base in _bases(each) if _find(base) is None)
+    return _base() in classes or any(base.partition(".")[0] not in NOT_READ for base in others)
 
 
 def _classes_of(path: Path) -> Iterator[ast.ClassDef]:

@@ -18,9 +18,9 @@ def interpreter(code: str) -> list[str]:
     path = [entry for entry in sys.path if entry]  # "" is the working folder, wherever that is
     own = Path(kdbench.__file__)
     found = PathFinder.find_spec("kdbench", path)
-    if found is None:
+    if found is None or found.origin is None:  # a folder of this name is no package beside one
         path.append(str(own.parents[1]))
-    elif found.origin and not own.samefile(found.origin):
+    elif not own.samefile(found.origin):
         raise BadInput(
             f"this is the kdbench of {own.parent}, but Python imports that of {Path(found.origin).parent}: install the one "
             "that you want (pip install -e FOLDER), or run that one from another folder"

@@ -28,9 +28,10 @@ def test_it_is_that_of_this_process_without_the_working_folder(monkeypatch):
     assert path_of(interpreter("")) == sys.path[1:]
 
 
-def test_a_checkout_that_is_not_installed_comes_last(monkeypatch):
-    monkeypatch.setattr(sys, "path", ["/elsewhere", LIBRARY])
-    assert path_of(interpreter("")) == ["/elsewhere", LIBRARY, HOME]
+def test_a_checkout_that_is_not_installed_comes_last(monkeypatch, tmp_path):
+    (tmp_path / "kdbench").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path), LIBRARY])
+    assert path_of(interpreter("")) == [str(tmp_path), LIBRARY, HOME]
 
 
 def test_another_kdbench_on_the_path_is_refused(monkeypatch, tmp_path):

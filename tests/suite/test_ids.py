@@ -173,6 +173,7 @@ def test_every_field_of_a_recipe_changes_the_ids(field, value):
         {"terms": (TermUse(name="ce"), TermUse(name="kd", weight=0.8))},
         {"terms": (TermUse(name="ce"), TermUse(name="kd", weight=0.9, hyperparameters={"temperature": 2.0}))},
         {"terms": (TermUse(name="ce"), TermUse(name="kd", weight=0.9, version=2))},
+        {"terms": (TermUse(name="ce"), TermUse(name="kd", weight=0.9, source_sha256="a" * 64))},
     ],
 )
 def test_what_can_change_the_result_changes_the_id(values):

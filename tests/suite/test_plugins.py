@@ -131,6 +131,7 @@ MISTAKES = [
     ("fast", None, r"the source of 'fast' cannot be read \(.*fast.*\), so nothing would tell old results"),
     ("ownlosses", {"imports": "from ownlosses2 import Mine", "base": "Mine"}, "go in a circle"),
     ("ownlosses", {"imports": "\0"}, "null byte"),
+    ("ownlosses", {"imports": "from torch import nn", "base": "nn.Module"}, "is no loss term: it must be a subclass of"),
 ]  # fmt: skip
 
 
