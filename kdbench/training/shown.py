@@ -17,16 +17,16 @@ from kdbench.methods.term import Term
 from kdbench.models.outputs import Outputs
 
 
-SAMPLE = 1024
-"""So many values of a tensor, or a few more, are compared where its version counter does not tell."""
+WHOLE, SAMPLE = 2**18, 2**10
+"""Where version counters do not tell, tensors of up to WHOLE values are compared whole, larger ones by about SAMPLE values."""
 
 
 class Watch:
     """Notices a write into tensors that others read, too.
 
     In-place operations raise a tensor's version counter, which costs nothing to read. With ``values``, which foreign code
-    calls for, evenly spaced values are compared as well: writes through ``.data`` or ``.numpy()`` raise no counter. From
-    number ``start`` on every so many are taken; successive starts reach all of them in the end.
+    calls for, values are compared as well: writes through ``.data`` or ``.numpy()`` raise no counter. Of large tensors they
+    are evenly spaced ones from number ``start`` on; successive starts reach all of them in the end.
     """
 
     def __init__(self, *, values: bool, start: int) -> None:
@@ -60,7 +60,7 @@ class Watch:
         tensor = tensor.detach()
         dense = tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)
         memory = tensor if dense else tensor.reshape(-1)
-        step = max(1, tensor.numel() // SAMPLE)
+        step = 1 if tensor.numel() <= WHOLE else tensor.numel() // SAMPLE
         first = self.start % step
         count = -(-(tensor.numel() - first) // step)
         return memory.as_strided((count,), (step,), memory.storage_offset() + first).view(_INTEGERS[tensor.itemsize])
