@@ -18,7 +18,7 @@ from kdbench.models.outputs import Outputs
 
 
 WHOLE, SAMPLE = 2**18, 2**10
-"""Where version counters do not tell, tensors of up to WHOLE values are compared whole, larger ones by about SAMPLE values."""
+"""Where version counters do not tell, tensors of up to WHOLE values are compared whole, larger ones by about SAMPLE."""
 
 
 class Watch:
