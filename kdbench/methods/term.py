@@ -45,6 +45,9 @@ class Term(nn.Module):
     Hyper-parameters are the keyword-only arguments of ``__init__``, annotated, with defaults: a suite file may set
     exactly these, within the range that the annotation names (``PositiveNumber``, ``Share``, …, kdbench.methods). The class
     constants below are read from the source without importing it, so they are literals.
+
+    What a term is shown belongs to others, too: other runs, and the run's other terms. One that writes into it fails, and
+    so does one that leaves torch's settings (default dtype, threads, gradient mode …) other than it found them.
     """
 
     paper: ClassVar[str] = ""
@@ -107,7 +110,7 @@ class Term(nn.Module):
         self.initial_epochs = epochs
 
     def begin_epoch(self, epoch: int, student: Backbone, teacher: Backbone, stream: Batches) -> None:
-        """Do what must be done before an epoch of the main training. Both networks are in eval mode.
+        """Do what must be done before an epoch of the main training. Both networks are in eval mode, the teacher is a copy.
 
         Batches of the stream may be asked for, of this epoch or any other. Nothing is to be done for most terms.
         """

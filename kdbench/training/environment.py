@@ -1,8 +1,9 @@
-"""The machine under a training process: device, threads, memory, versions."""
+"""The machine under a training process: device, threads, memory, versions, torch's settings."""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from typing import Any
 
 import numpy
@@ -61,6 +62,11 @@ def device_lost(error: BaseException) -> bool:
     return "CUDA error" in message_of(error) and not out_of_memory(error)
 
 
+def lacks_variance(error: BaseException) -> bool:
+    """Whether an error says that a batch norm in training mode was given a single value of each channel."""
+    return isinstance(error, ValueError) and "more than 1 value per channel" in message_of(error)
+
+
 def cpu_name() -> str:
     """The processor's name where the system tells it."""
     try:
@@ -69,3 +75,63 @@ def cpu_name() -> str:
     except OSError:
         names = []
     return names[0] if names else platform.processor() or platform.machine()
+
+
+class Settings:
+    """torch's settings of this process, which all runs of a worker share, as they are when this is made."""
+
+    def __init__(self) -> None:
+        self.found = _read_settings()
+
+    def put_back(self) -> list[str]:
+        """Undo what was changed since; returns the names of the settings."""
+        now = _read_settings()
+        if now == self.found:
+            return []
+        changed = [name for name, before, after in zip(_SETTERS, self.found, now, strict=True) if before != after]
+        for (name, put), value in zip(_SETTERS.items(), self.found, strict=True):
+            if name in changed:
+                put(value)
+        return changed
+
+
+def _read_settings() -> tuple[Any, ...]:
+    cudnn, made = torch.backends.cudnn, torch.empty(0)
+    return (
+        made.device,
+        made.dtype,
+        torch.is_grad_enabled(),
+        torch.get_num_threads(),
+        torch.is_anomaly_enabled(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(),
+        torch.is_autocast_enabled("cpu"),
+        torch.get_autocast_dtype("cpu"),
+        torch.is_autocast_enabled("cuda"),
+        torch.get_autocast_dtype("cuda"),
+        torch.backends.mkldnn.enabled,
+        (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32),
+    )
+
+
+def _set_cudnn(flags: tuple[bool, ...]) -> None:
+    cudnn = torch.backends.cudnn
+    cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = flags
+
+
+_SETTERS: dict[str, Callable[[Any], object]] = {
+    "default device": lambda device: torch.set_default_device(None),
+    "default dtype": torch.set_default_dtype,
+    "gradient mode": torch.set_grad_enabled,
+    "number of threads": torch.set_num_threads,
+    "anomaly detection": torch.autograd.set_detect_anomaly,
+    "deterministic algorithms": torch.use_deterministic_algorithms,
+    "float32 matmul precision": torch.set_float32_matmul_precision,
+    "autocast on the CPU": lambda on: torch.set_autocast_enabled("cpu", on),
+    "autocast dtype on the CPU": lambda dtype: torch.set_autocast_dtype("cpu", dtype),
+    "autocast on the GPU": lambda on: torch.set_autocast_enabled("cuda", on),
+    "autocast dtype on the GPU": lambda dtype: torch.set_autocast_dtype("cuda", dtype),
+    "mkldnn": lambda on: setattr(torch.backends.mkldnn, "enabled", on),
+    "cudnn": _set_cudnn,
+}
+"""How each of the settings is put back, in the order in which they are read."""

@@ -31,8 +31,7 @@ from kdbench.training.build import (
 )
 from kdbench.training.checkpoint import DamagedCheckpoint, load_checkpoint
 from kdbench.training.conclusion import Conclusion, fail
-from kdbench.training.environment import describe, device_lost, out_of_memory
-from kdbench.training.guard import Settings
+from kdbench.training.environment import Settings, describe, device_lost, out_of_memory
 from kdbench.training.guide import Guide, LearningGuide
 from kdbench.training.learner import Learner
 from kdbench.training.loop import Examine, failure_of, train

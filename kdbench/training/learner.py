@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -16,15 +17,16 @@ from torch import Tensor, nn
 from kdbench.data.batch import Batch, Batches
 from kdbench.data.copies import COPIES, interleaved
 from kdbench.data.seeds import seed_of
-from kdbench.errors import BadInput, message_of
+from kdbench.errors import BadInput
 from kdbench.evaluation.accuracy import Scores
 from kdbench.methods.term import Term
 from kdbench.models.backbone import Backbone
 from kdbench.models.outputs import Outputs
 from kdbench.store.record import Accuracy, Failure, Record
 from kdbench.suite.specs import Recipe
-from kdbench.training.guard import Replay, Watch, aliased, plugged_in, relisted
+from kdbench.training.environment import lacks_variance
 from kdbench.training.optimiser import make_optimiser, set_learning_rate
+from kdbench.training.shown import Replay, Watch, aliased, joined, one_transform, plugged_in, relisted, rows_of
 
 
 LIKENESS_EPOCHS = 10
@@ -122,10 +124,7 @@ class Learner:
         return [*self.trained, self.terms]
 
     def begin_epoch(self, epoch: int, teacher: Backbone | None = None, stream: Batches | None = None) -> None:
-        """Set modes and rate. At its beginning the last epoch's sums are forgotten, and terms that have a teacher prepare.
-
-        They get a copy of it, for others learn from it, too.
-        """
+        """Set modes and rate. At its beginning sums are forgotten, and terms prepare, each with a copy of the teacher."""
         beginning = not self.progress.batches
         self.network.eval()
         self.terms.eval()
@@ -157,8 +156,8 @@ class Learner:
             return
         torch.manual_seed(seed_of("step", self.record.id, self.progress.epoch, self.progress.images))
         self.optimiser.zero_grad(set_to_none=True)
-        buffers = [each for part in (self.network, self.terms) for each in part.buffers()] if len(batch) == 1 else []
-        before = [each.clone() for each in buffers]
+        parts = (self.network, self.terms) if len(batch) == 1 else ()
+        before = {each: each.clone() for part in parts for each in part.buffers()}
         bf16 = self.recipe.precision == "bf16"
         batch, teacher = aliased(batch), teacher and aliased(teacher)
         watch = Watch(values=self.foreign, start=self.progress.batches)
@@ -170,14 +169,13 @@ class Learner:
                 watch.check("the student's network")
                 loss, values = self._losses(outputs, teacher, copies, batch, watch)
         except ValueError as error:
-            if len(batch) > 1 or _ONE_VALUE not in message_of(error):
+            if len(batch) > 1 or not lacks_variance(error):
                 raise
             if not self.progress.images:
                 raise BadInput(
-                    "a batch of one image gives a batch norm a single value of each channel, which has no variance: "
-                    "choose another batch size ({base: …, batch: …})"
+                    "a batch of one image gives batch norm a single value per channel: choose another"
                 ) from error
-            for each, value in zip(buffers, before, strict=True):
+            for each, value in before.items():
                 each.copy_(value)
             return
         loss.backward()  # type: ignore[no-untyped-call]
@@ -244,7 +242,8 @@ class Learner:
             row |= {"top1": scores.top1, "top5": scores.top5}
         row |= likeness or {}
         for term in cast(list[Term], list(self.terms.values())):
-            row |= term.epoch_facts()
+            facts = json.loads(json.dumps(term.epoch_facts()))  # what cannot be stored ends the run here
+            row |= {key: value for key, value in facts.items() if key not in row}
         self.progress.metrics.append(row)
         self.progress.epoch, self.progress.batches, self.progress.images = epoch, 0, 0
         if epoch == 0:
@@ -291,38 +290,6 @@ class Learner:
 
     def _tested(self) -> list[dict[str, Any]]:
         return [row for row in self.progress.metrics if "top1" in row]
-
-
-_ONE_VALUE = "more than 1 value per channel"
-"""What torch says where a batch norm in training mode is given one."""
-
-
-def one_transform(terms: Iterable[Term]) -> str:
-    """The kind of copies that the terms look at, or "". Raises BadInput where two terms want different ones."""
-    kinds = sorted({term.transforms for term in terms if term.transforms})
-    if len(kinds) > 1:
-        raise BadInput(f"the terms of a run must look at one kind of copies, not at {' and '.join(kinds)}")
-    return kinds[0] if kinds else ""
-
-
-def joined(images: Outputs, copies: Outputs) -> Outputs:
-    """What a network gives for images, each followed by what it gives for its copies."""
-    return Outputs(
-        interleaved(images.logits, copies.logits),
-        interleaved(images.embedding, copies.embedding),
-        [interleaved(*pair) for pair in zip(images.features, copies.features, strict=True)],
-        [interleaved(*pair) for pair in zip(images.preactivations, copies.preactivations, strict=True)],
-    )
-
-
-def rows_of(outputs: Outputs, rows: slice) -> Outputs:
-    """What a network gives for some of the images."""
-    return Outputs(
-        outputs.logits[rows],
-        outputs.embedding[rows],
-        [each[rows] for each in outputs.features],
-        [each[rows] for each in outputs.preactivations],
-    )
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from kdbench.evaluation.similarity import LayerSimilarity
 from kdbench.methods.term import Term
 from kdbench.models.outputs import Outputs
-from kdbench.training.guard import Watch, aliased, relisted
 from kdbench.training.guide import Guide
-from kdbench.training.learner import Learner, rows_of
+from kdbench.training.learner import Learner
+from kdbench.training.shown import Watch, aliased, relisted, rows_of
 
 
 SLICE = 64

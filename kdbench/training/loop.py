@@ -15,8 +15,7 @@ from kdbench.errors import BadInput, reason_of
 from kdbench.evaluation.accuracy import Scores
 from kdbench.store.record import Failure
 from kdbench.training.checkpoint import save_checkpoint
-from kdbench.training.environment import device_lost, out_of_memory
-from kdbench.training.guard import Settings
+from kdbench.training.environment import Settings, device_lost, out_of_memory
 from kdbench.training.guide import Guide
 from kdbench.training.learner import Learner
 from kdbench.training.likeness import Shown, Watched

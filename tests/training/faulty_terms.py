@@ -50,6 +50,17 @@ class LastStraw(_Counting):
         return (student.logits - student.logits.detach()).sum() * 3e38
 
 
+class Boasts(_Counting):
+    """Tells of an accuracy that it did not measure, and of what cannot be stored."""
+
+    def __init__(self, setting, *, storable: bool = True):
+        super().__init__(setting, after=1000)
+        self.storable = storable
+
+    def epoch_facts(self):
+        return {"top1": 100.0, "loss": 0.0, "own": 1} if self.storable else {"own": torch.zeros(1)}
+
+
 class Leaves(_Counting):
     """Ends the program, as scripts do."""
 

@@ -157,6 +157,16 @@ def test_a_failure_has_a_reason_in_one_line(error, reason):
     assert not out_of_memory(error)
 
 
+def test_what_a_term_tells_of_an_epoch_is_added_and_replaces_nothing(bench, make_run):
+    good = make_run({"ce": 1})
+    boasts, bad = (make_run({"ce": 1, "faulty_terms:Boasts": {"storable": each}}) for each in (True, False))
+    shop = bench()
+    shop.train(bad, boasts, good)
+    for told, plain in zip(shop.store.run(boasts.id).metrics(), shop.store.run(good.id).metrics(), strict=True):
+        assert (told["own"], told["top1"], told["loss"]) == (1, plain["top1"], plain["loss"])
+    assert "not JSON serializable" in shop.store.run(bad.id).failure().reason
+
+
 def test_who_leaves_the_program_leaves_alone(bench, make_run):
     good, bad = make_run({"ce": 1}), make_run({"ce": 1, "faulty_terms:Leaves": 1})
     shop = bench()

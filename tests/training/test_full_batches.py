@@ -142,4 +142,4 @@ def test_a_last_image_by_itself_is_left_out_where_batch_norm_needs_two(bench, ma
 def test_batches_of_one_image_that_batch_norm_cannot_take_are_refused_by_name(bench, make_run):
     run, shop = make_run({"ce": 1}, recipe={"batch": 1, "size": 4}), bench()
     shop.train(run)
-    assert "a batch of one image gives a batch norm a single value" in shop.store.run(run.id).failure().reason
+    assert "a batch of one image gives batch norm a single value" in shop.store.run(run.id).failure().reason

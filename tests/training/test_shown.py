@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdbench.suite.specs import Scenario, View
-from kdbench.training.guard import Settings
+from kdbench.training.environment import Settings
 
 
 NEIGHBOURS = [{"kd": 1}, {"at": 100}, {"part_terms:Seeing": 0.1}]

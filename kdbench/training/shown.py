@@ -1,8 +1,8 @@
-"""What keeps the loss terms of a run from changing what other runs and other terms see."""
+"""What the terms of a run are shown, and what keeps them from changing it for other runs and other terms."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
@@ -11,20 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.data.batch import Batch, Batches, Copies
+from kdbench.data.copies import interleaved
 from kdbench.errors import BadInput
+from kdbench.methods.term import Term
 from kdbench.models.outputs import Outputs
 
 
-SAMPLE = 1024
-"""So many values of a tensor, or a few more, are compared where its version counter does not tell."""
+WHOLE, SAMPLE = 2**18, 2**10
+"""Where version counters do not tell, tensors of up to WHOLE values are compared whole, larger ones by about SAMPLE."""
 
 
 class Watch:
     """Notices a write into tensors that others read, too.
 
     In-place operations raise a tensor's version counter, which costs nothing to read. With ``values``, which foreign code
-    calls for, evenly spaced values are compared as well: writes through ``.data`` or ``.numpy()`` raise no counter. From
-    number ``start`` on every so many are taken; successive starts reach all of them in the end.
+    calls for, values are compared as well: writes through ``.data`` or ``.numpy()`` raise no counter. Of large tensors they
+    are evenly spaced ones from number ``start`` on; successive starts reach all of them in the end.
     """
 
     def __init__(self, *, values: bool, start: int) -> None:
@@ -58,7 +60,7 @@ class Watch:
         tensor = tensor.detach()
         dense = tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)
         memory = tensor if dense else tensor.reshape(-1)
-        step = max(1, tensor.numel() // SAMPLE)
+        step = 1 if tensor.numel() <= WHOLE else tensor.numel() // SAMPLE
         first = self.start % step
         count = -(-(tensor.numel() - first) // step)
         return memory.as_strided((count,), (step,), memory.storage_offset() + first).view(_INTEGERS[tensor.itemsize])
@@ -115,6 +117,26 @@ def relisted(outputs: Outputs) -> Outputs:
     return outputs._replace(features=[*outputs.features], preactivations=[*outputs.preactivations])
 
 
+def joined(images: Outputs, copies: Outputs) -> Outputs:
+    """What a network gives for images, each followed by what it gives for its copies."""
+    return Outputs(
+        interleaved(images.logits, copies.logits),
+        interleaved(images.embedding, copies.embedding),
+        [interleaved(*pair) for pair in zip(images.features, copies.features, strict=True)],
+        [interleaved(*pair) for pair in zip(images.preactivations, copies.preactivations, strict=True)],
+    )
+
+
+def rows_of(outputs: Outputs, rows: slice) -> Outputs:
+    """What a network gives for some of the images."""
+    return Outputs(
+        outputs.logits[rows],
+        outputs.embedding[rows],
+        [each[rows] for each in outputs.features],
+        [each[rows] for each in outputs.preactivations],
+    )
+
+
 class Replay:
     """The batches of a stream, without the data set that they are made of."""
 
@@ -137,61 +159,9 @@ def plugged_in(modules: nn.Module) -> bool:
     return any(type(module).__module__.partition(".")[0] not in ("kdbench", "torch") for module in modules.modules())
 
 
-class Settings:
-    """torch's settings of this process, which all runs of a worker share, as they are when this is made."""
-
-    def __init__(self) -> None:
-        self.found = _read_settings()
-
-    def put_back(self) -> list[str]:
-        """Undo what was changed since; returns the names of the settings."""
-        now = _read_settings()
-        if now == self.found:
-            return []
-        changed = [name for name, before, after in zip(_SETTERS, self.found, now, strict=True) if before != after]
-        for (name, put), value in zip(_SETTERS.items(), self.found, strict=True):
-            if name in changed:
-                put(value)
-        return changed
-
-
-def _read_settings() -> tuple[Any, ...]:
-    cudnn, made = torch.backends.cudnn, torch.empty(0)
-    return (
-        made.device,
-        made.dtype,
-        torch.is_grad_enabled(),
-        torch.get_num_threads(),
-        torch.is_anomaly_enabled(),
-        torch.are_deterministic_algorithms_enabled(),
-        torch.get_float32_matmul_precision(),
-        torch.is_autocast_enabled("cpu"),
-        torch.get_autocast_dtype("cpu"),
-        torch.is_autocast_enabled("cuda"),
-        torch.get_autocast_dtype("cuda"),
-        torch.backends.mkldnn.enabled,
-        (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32),
-    )
-
-
-def _set_cudnn(flags: tuple[bool, ...]) -> None:
-    cudnn = torch.backends.cudnn
-    cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = flags
-
-
-_SETTERS: dict[str, Callable[[Any], object]] = {
-    "default device": lambda device: torch.set_default_device(None),
-    "default dtype": torch.set_default_dtype,
-    "gradient mode": torch.set_grad_enabled,
-    "number of threads": torch.set_num_threads,
-    "anomaly detection": torch.autograd.set_detect_anomaly,
-    "deterministic algorithms": torch.use_deterministic_algorithms,
-    "float32 matmul precision": torch.set_float32_matmul_precision,
-    "autocast on the CPU": lambda on: torch.set_autocast_enabled("cpu", on),
-    "autocast dtype on the CPU": lambda dtype: torch.set_autocast_dtype("cpu", dtype),
-    "autocast on the GPU": lambda on: torch.set_autocast_enabled("cuda", on),
-    "autocast dtype on the GPU": lambda dtype: torch.set_autocast_dtype("cuda", dtype),
-    "mkldnn": lambda on: setattr(torch.backends.mkldnn, "enabled", on),
-    "cudnn": _set_cudnn,
-}
-"""How each of the settings is put back, in the order in which they are read."""
+def one_transform(terms: Iterable[Term]) -> str:
+    """The kind of copies that the terms look at, or "". Raises BadInput where two terms want different ones."""
+    kinds = sorted({term.transforms for term in terms if term.transforms})
+    if len(kinds) > 1:
+        raise BadInput(f"the terms of a run must look at one kind of copies, not at {' and '.join(kinds)}")
+    return kinds[0] if kinds else ""
