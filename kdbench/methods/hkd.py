@@ -44,7 +44,7 @@ class HKD(Term):
                 to 11 % and its gradient by 4 to 83 %, and the same images in another order give another gradient. SemCKD's
                 tables presumably come from such gradients.
     Options:    diagonal: `exact` takes 0 for that distance, as the equation has it. `rounded` takes the reference's float32
-                operations in their order: value and gradient are then the reference's on the same device, to 1e-4.
+                operations in their order: value and gradient are then the reference's, to 1e-4 on a CPU.
     Numerics:   a vector of length 0 stays 0 and passes no gradient; the reference divides 0 by 0 there.
     Source:     SemCKD's HKDLoss, after the authors' transfer of probabilistic knowledge.
     """
