@@ -16,29 +16,38 @@ MARGIN = 8 / 7
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom."""
+Ends = tuple[float, float]
 
 
-def random_cut(image: Image.Image, size: int, draw: torch.Generator, *, flip: bool) -> Image.Image:
+def random_cut(
+    image: Image.Image,
+    size: int,
+    draw: torch.Generator,
+    *,
+    flip: bool,
+    areas: Ends = AREA,
+    ratios: Ends = RATIO,
+) -> Image.Image:
     """A random part of the image, resized bilinearly to ``size`` × ``size``, and flipped in half of the cases if ``flip``.
 
-    The crop of Szegedy et al. (CVPR 2015) with torchvision's constants: area 0.08 to 1, ratio 3:4 to 4:3.
+    The crop of Szegedy et al. (CVPR 2015), by default with torchvision's constants.
     """
-    part = image.crop(random_box(image.width, image.height, draw))
+    part = image.crop(random_box(image.width, image.height, draw, areas, ratios))
     cut = part.resize((size, size), Image.Resampling.BILINEAR)
     turned = torch.rand((), generator=draw).item() < 0.5
     return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip and turned else cut
 
 
-def random_box(width: int, height: int, draw: torch.Generator) -> Box:
+def random_box(width: int, height: int, draw: torch.Generator, areas: Ends = AREA, ratios: Ends = RATIO) -> Box:
     """The part's place; the largest centre of an allowed ratio where no draw fits into the image."""
     for area, ratio, right, down in torch.rand(ATTEMPTS, 4, generator=draw, dtype=torch.float64).tolist():
-        target = width * height * (AREA[0] + (AREA[1] - AREA[0]) * area)
-        shape = math.exp(math.log(RATIO[0]) + (math.log(RATIO[1]) - math.log(RATIO[0])) * ratio)
+        target = width * height * (areas[0] + (areas[1] - areas[0]) * area)
+        shape = math.exp(math.log(ratios[0]) + (math.log(ratios[1]) - math.log(ratios[0])) * ratio)
         w, h = round(math.sqrt(target * shape)), round(math.sqrt(target / shape))
         if 0 < w <= width and 0 < h <= height:
             left, top = int(right * (width - w + 1)), int(down * (height - h + 1))
             return left, top, left + w, top + h
-    w, h = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))
+    w, h = max(1, min(width, round(height * ratios[1]))), max(1, min(height, round(width / ratios[0])))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
 

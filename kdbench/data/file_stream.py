@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdbench.data.batch import Batch
 from kdbench.data.copies import COPIES, Copier
-from kdbench.data.cuts import centre_cut, pixels, random_cut
+from kdbench.data.cuts import AREA, RATIO, centre_cut, pixels, random_cut
 from kdbench.data.image_files import ImageFiles
 from kdbench.data.seeds import generator
 from kdbench.data.view import Normalisation
@@ -72,7 +72,9 @@ class Cutter(Dataset[Any]):
         return cuts
 
     def _drawn(self, image: Image.Image, view: View, *seed: object) -> Tensor:
-        return pixels(random_cut(image, view.size or self.files.size, generator(*seed), flip=view.flip))
+        size, draw = view.size or self.files.size, generator(*seed)
+        areas, ratios = view.crop_area or AREA, view.crop_ratio or RATIO
+        return pixels(random_cut(image, size, draw, flip=view.flip, areas=areas, ratios=ratios))
 
 
 class Loader:

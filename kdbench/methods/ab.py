@@ -31,9 +31,11 @@ class AB(Term):
                 this loss alone: no cross-entropy, no decay of the rate. The main training has no such term.
     Trained:    r, in the initial stage.
     Weights:    CRD 1·ce + 1·ab, SSKD 0.1·ce + 0.9·kd + 1·ab. The weight of ab multiplies 0, so it counts for nothing.
-    Departures: the authors' own CIFAR example takes 1×1 convolutions, compares the student's maps before its batch norm
-                with the teacher's after it, and distils with KD alone afterwards, at T = 3. The tables of CRD and SSKD
-                come from the benchmark's version, which this is.
+    Departures: the authors' own CIFAR example takes 1×1 convolutions, compares maps behind batch norms (the student's has
+                one of its own there, the teacher's are in training mode), and distils with KD alone afterwards, at T = 3
+                without T². The tables of CRD and SSKD come from the benchmark's version, which this is. That version
+                passes Wide ResNets' batch norms behind the stages twice in a step, so that their running statistics move
+                by 0.19 of the way instead of 0.1, as here; gradients are the same.
     Source:     CRD benchmark's ABLoss and its initial training.
     """
 

@@ -39,7 +39,8 @@ class CRD(Term):
     Weights:    CRD, SSKD, SemCKD 0.8; EGA 0.8 on its node embeddings (ours).
     Departures: the paper has one critic of both embeddings; its code, and this, one anchored at either. The reference
                 gathers K rows of the bank for each image; here one product scores an image against the whole bank and
-                the drawn columns are taken: the same values. For how negatives are drawn see kdbench/methods/negatives.py.
+                the drawn columns are taken: the same values. Its T is 0.07 rounded to float32, ours is not: no difference
+                that can be seen. For how negatives are drawn see kdbench/methods/negatives.py.
     Source:     CRD's code (crd/criterion.py, crd/memory.py, dataset/cifar100.py).
     """
 

@@ -20,12 +20,12 @@ class FitNet(Term):
     """FitNet: a regressor maps one feature map of the student onto the teacher's map of the same index.
 
     Equation:   L = mean over B, C, H, W of ( r(F_s) - F_t )²
-                r = convolution (with bias), batch norm, ReLU; its geometry follows from the sides h_s and h_t:
-                h_s = 2·h_t       3×3, stride 2, padding 1
-                2·h_s = h_t       transposed 4×4, stride 2, padding 1
-                h_s ≥ h_t         (1 + h_s - h_t)², no padding: 1×1 for equal sides
-                otherwise         3×3, padding 1, and the teacher's map is average-pooled to h_s
-    Shapes:     F_s [B, C_s, h_s, h_s], F_t [B, C_t, h_t, h_t]: entry `layer` of f0 … fL, where f0 is the stem.
+                r = convolution (with bias), batch norm, ReLU; its geometry follows from heights h and widths w:
+                h_s = 2·h_t               3×3, stride 2, padding 1
+                2·h_s = h_t               transposed 4×4, stride 2, padding 1
+                h_s ≥ h_t and w_s ≥ w_t   (1 + h_s - h_t) × (1 + w_s - w_t), no padding: 1×1 for equal sides
+                otherwise                 3×3, padding 1, and the teacher's map is average-pooled to h_s × w_s
+    Shapes:     F_s [B, C_s, h_s, w_s], F_t [B, C_t, h_t, w_t]: entry `layer` of f0 … fL, where f0 is the stem.
                 Without the regressor the term is the plain MSE and both maps must have one shape.
     Reduction:  mean over all elements.
     Weights:    CRD, SSKD, SemCKD 100. CRD and SSKD take f2 (layer 2), SemCKD f1 (layer 1).

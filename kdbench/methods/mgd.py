@@ -19,8 +19,6 @@ from kdbench.models.outputs import Association, Outputs
 from kdbench.suite.feasibility import matched_levels
 
 
-IMAGES = 20_000
-"""So many images, or a few more, tell which channels belong together."""
 RARE = 0.001
 """The share of negative values below which a channel counts as having none."""
 
@@ -37,16 +35,17 @@ class MGD(Term):
     Shapes:     pre-activations S [B, C_s, H, W] of the student and T [B, C_t, H, W] of the teacher. Levels are pairs of
                 stages of one size with C_s ≤ C_t: each of the student's takes the first of the teacher's that lies
                 deeper than the one taken last. g = ⌊C_t / C_s⌋.
-    Channels:   before the epochs 1, 1 + update_interval, …, the training images (20,000 of them where there are more)
-                pass through both networks. The cost of a pair is the mean of 2 - 2·cosine of its two maps; each of the
-                student's channels gets g of the teacher's, for the least total cost. Where C_t is no multiple of C_s the
-                teacher's last channels are left out. The choice is saved with the run.
+    Channels:   before the epochs 1, 1 + update_interval, …, the training images, or the first batches that hold `images` of
+                them, pass through both networks. The cost of a pair is the mean of 2 - 2·cosine of its two maps; each of
+                the student's channels gets g of the teacher's, for the least total cost. Where C_t is no multiple of C_s
+                the teacher's last channels are left out. The choice is saved with the run.
     Reduction:  sum over C, H, W, divided by the nominal batch size, also for a short batch.
     Trained:    scale and shift.
     Weights:    SemCKD 1·ce + 1·kd + 0.0001·mgd. The authors divide by 10,000, too, for images of 224 pixels.
     Options:    maximum: `signed` takes the largest value, as SemCKD's version does, `absolute` that of the largest
                 magnitude, as the paper and the authors' present code do. normalise: scale and shift follow a batch norm,
-                as the authors have it; SemCKD's version leaves that in evaluation mode from the first choice on.
+                as the authors have it; SemCKD's version leaves that in evaluation mode from the first choice on. images:
+                20,000 take 313 batches of 64; both codes take one batch more, as `images: 20096` does.
     Departures: the half of ShuffleNetV2's channels that its last unit does not change takes part, with margin 0, for it is
                 the output of a ReLU; SemCKD's version drops it. Costs are not rounded to integers.
     Numerics:   a batch norm with gamma = 0 has the margin min(beta, 0).
@@ -65,6 +64,7 @@ class MGD(Term):
         maximum: Literal["absolute", "signed"] = "signed",
         update_interval: PositiveInt = 2,
         normalise: bool = False,
+        images: PositiveInt = 20_000,
     ) -> None:
         super().__init__(setting)
         ours, theirs = ([(shape[0], shape[1]) for shape in net.stages] for net in (setting.student, setting.teacher))
@@ -74,6 +74,7 @@ class MGD(Term):
         self.absolute = maximum == "absolute"
         self.update_interval = update_interval
         self.normalise = normalise
+        self.images = images
         self.norms = nn.ModuleList(nn.BatchNorm2d(ours[student][0]) for student, _ in self.levels)
         for level, (student, teacher) in enumerate(self.levels):
             channels, others = ours[student][0], theirs[teacher][0]
@@ -101,7 +102,7 @@ class MGD(Term):
                 total.to(ours.device) + costs(ours, theirs) for total, (ours, theirs) in zip(totals, pairs, strict=True)
             ]
             count += len(batch)
-            if count >= IMAGES:
+            if count >= self.images:
                 break
         for level, total in enumerate(totals):
             groups = self.get_buffer(f"chosen{level}")

@@ -19,7 +19,7 @@ class PKT(Term):
     Reduction:  mean over all B² pairs. Values are of the order of 1e-4, hence the large weight.
     Weights:    CRD, SSKD, SemCKD 30000.
     Departures: the paper leaves a sample's similarity to itself out; the authors' code keeps it, and averages over
-                both axes instead of summing over one.
+                both axes instead of summing over one. It also adds 1e-7 to |e|, which changes nothing that can be seen.
     Numerics:   a zero embedding is as similar to everything (1/2) as in the reference, but gets no gradient where the
                 reference returns NaN. It is computed in float64: its terms cancel to some 1e-5 of their size.
     Source:     CRD benchmark's PKT, the authors' code.

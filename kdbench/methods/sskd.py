@@ -41,8 +41,11 @@ class SSKD(Term):
     Tasks:      Table 2's other tasks were not released. Ours: everything stays but S and the answers. `exemplar` asks which
                 training image a copy is of (W = all of them), `jigsaw` in which of 24 orders the quarters are (the copies
                 are jigsaws then, for L_T, too), `rotation` for the quarter turns of all four views.
-    Departures: the paper's equation 5 trains h with a temperature, its code without. Supplement: weights 3.0 and 5.0; code
-                and arXiv version: 2.7 and 10. The code once swapped right and wrong rows in the selection; not here.
+    Departures: the paper's equation 5 trains h with a temperature, its code without. The code's defaults are 2.7 for L_T
+                and 10 for L_ss. By the paper's equation 8, whose third weight is that of L_ss, the supplement says 3 for
+                L_ss and 5 for L_T, and the arXiv version 2.7 and 10, the code's pair swapped; the text of the ablation
+                speaks for the code's order: 3 and 2.7 for L_T, 5 and 10 for L_ss. The code once swapped right and wrong
+                rows in the selection; not here.
     Source:     SSKD's code (student.py, wrapper.py, cifar.py); supplement 2-4 for the pool.
     """
 

@@ -123,7 +123,7 @@ def _message(detail: ErrorDetails, keys: Keys) -> str:
         return "is empty: give it a value, or leave the key out"
     match kind:
         case "missing" if isinstance(detail["loc"][-1], int):
-            return "must hold 3 values"
+            return f"must hold {2 if {'crop_area', 'crop_ratio'} & {*detail['loc']} else 3} values"
         case "missing":
             return f"'{detail['loc'][-1]}' is missing"
         case "extra_forbidden":

@@ -33,6 +33,12 @@ def _rising(values: tuple[int, ...]) -> tuple[int, ...]:
     return values
 
 
+def _ordered(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError("must name the smaller end first")
+    return ends
+
+
 Number = Annotated[StrictFloat, Field(allow_inf_nan=False)]
 PositiveNumber = Annotated[Number, Field(gt=0.0)]
 PositiveInt = Annotated[StrictInt, Field(ge=1)]
@@ -42,6 +48,8 @@ Width = Annotated[StrictInt, Field(ge=1, le=65_536)]
 Side = Annotated[StrictInt, Field(ge=8, le=1024)]
 """Of an image, in pixels."""
 Share = Annotated[StrictFloat, Field(ge=0.0, lt=1.0)]
+_Part = Annotated[StrictFloat, Field(gt=0.0, le=1.0)]
+_Ratio = Annotated[StrictFloat, Field(ge=0.01, le=100.0)]
 Name = Annotated[StrictStr, Field(min_length=1, max_length=LONGEST, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 
 
@@ -100,6 +108,10 @@ class View(Spec):
     Images are zero-padded by ``crop_padding`` pixels and cropped back, resized bicubically to ``size`` × ``size`` pixels
     (None: as they are), flipped with probability one half if ``flip``, and normalised with ``mean`` and ``std``, for values
     from 0 to 1 (the data set's own where None). Tests see the whole image, without crop and flip.
+
+    Of images that stay files (ImageNet) training sees a random part instead of a crop of the padded image: of an area, as a
+    share of the image's, within ``crop_area``, and a ratio of width to height within ``crop_ratio``. None: 0.08 to 1, and 3:4
+    to 4:3. Tests see their centre.
     """
 
     crop_padding: Annotated[StrictInt, Field(ge=0, le=1024)] = 0
@@ -107,6 +119,8 @@ class View(Spec):
     mean: Channels | None = None
     std: PositiveChannels | None = None
     size: Side | None = None
+    crop_area: Annotated[tuple[_Part, _Part], AfterValidator(_ordered)] | None = None
+    crop_ratio: Annotated[tuple[_Ratio, _Ratio], AfterValidator(_ordered)] | None = None
 
     @property
     def view(self) -> View:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, StrictStr
 
+from kdbench.catalogue.datasets import datasets
 from kdbench.suite.fields import DatasetName, NetworkName, PartName
 from kdbench.suite.recipe import LearningRate
 from kdbench.suite.specs import HeadSpec, PositiveInt, Pretraining, Recipe, SimCLR, View
@@ -105,7 +106,10 @@ class Protocol(Recipe):
             own = self.model_dump(include=set(Recipe.model_fields))
             if network in self.lr_for:
                 own["lr"] = self.lr_for[network]
-            self._recipes[key] = Recipe(**{**own, **self.datasets.get(dataset, {}), **changes})
+            values = {**own, **self.datasets.get(dataset, {}), **changes}
+            if dataset in datasets() and not datasets()[dataset].streamed:
+                values |= {"crop_area": None, "crop_ratio": None}  # they say nothing of images in memory
+            self._recipes[key] = Recipe(**values)
         return self._recipes[key]
 
     @cached_property

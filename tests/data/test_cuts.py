@@ -50,6 +50,15 @@ def test_boxes_have_the_promised_area_and_ratio_and_lie_anywhere_inside():
     assert abs(top[small].mean() / (400 - height[small]).mean() - 0.5) < 0.03
 
 
+def test_boxes_of_another_area_and_ratio():
+    draw = torch.Generator().manual_seed(1)
+    boxes = [random_box(500, 500, draw, (0.1, 0.3), (0.8, 1.25)) for _ in range(500)]
+    area = [(right - left) * (bottom - top) / 250_000 for left, top, right, bottom in boxes]
+    ratio = [(right - left) / (bottom - top) for left, top, right, bottom in boxes]
+    assert (min(area), max(area), min(ratio), max(ratio)) == pytest.approx((0.1, 0.3, 0.8, 1.25), rel=0.02)
+    assert random_box(20, 20, draw, (1.0, 1.0), (100.0, 100.0)) == (0, 9, 20, 10)
+
+
 def test_boxes_are_spread_as_torchvisions():
     """Means of area and ratio of many draws, for an image in which many draws do not fit."""
     import_torchvision()

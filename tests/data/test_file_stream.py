@@ -87,7 +87,9 @@ def test_an_epoch_is_the_same_for_any_number_of_workers_and_after_a_broken_one(t
 
 def test_a_teachers_view_is_another_cut_of_the_same_image(train, recipe, monkeypatch):
     monkeypatch.setattr(module, "loader_workers", lambda: 1)
-    view = View(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    part = {"areas": (0.1, 0.2), "ratios": (0.9, 0.9)}
+    same = {"crop_area": part["areas"], "crop_ratio": part["ratios"]}
+    view = View(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), **same)
     both = FileStream(train, small(recipe), SPEC, ("seed", 0), CPU, view)
     (batch, *_), alone = epoch_of(both, 1), epoch_of(both, 1, taught=False)
     assert batch.teacher_images.shape == (7, 3, 32, 32)
@@ -96,7 +98,7 @@ def test_a_teachers_view_is_another_cut_of_the_same_image(train, recipe, monkeyp
     normalise = Normalisation(view, SPEC, CPU)
     for image, index in zip(batch.teacher_images, batch.indices.tolist(), strict=True):
         draw = generator("cut", 1, "seed", 0, 1, index)
-        expected = pixels(random_cut(train.read(index), 32, draw, flip=False))
+        expected = pixels(random_cut(train.read(index), 32, draw, flip=False, **part))
         assert torch.equal(image, normalise(expected[None])[0])
 
 

@@ -136,6 +136,15 @@ def test_the_untouched_half_of_shufflenetv2_has_margin_0(pair):
     assert margins[58:].max() < 0
 
 
+@pytest.mark.parametrize("images, seen", [(4, [4]), (5, [4, 2]), (1000, [4, 2])])
+def test_so_many_images_are_looked_at(pair, images, seen):
+    term, student, teacher = pair(images=images)
+    looked = []
+    student.register_forward_pre_hook(lambda _, given: looked.append(len(given[0])))
+    term.begin_epoch(1, student, teacher, Two())
+    assert looked == seen
+
+
 def test_pairs_and_values_that_cannot_be(pair):
     with pytest.raises(BadInput, match="mgd: no stage of the student has the size"):
         pair("shufflenetv1", "resnet8")

@@ -18,6 +18,7 @@ RECIPE_CHANGES = {
     "epochs": 241, "batch": 65, "lr": 0.06, "momentum": 0.8, "weight_decay": 0.0, "nesterov": True, "milestones": (150,),
     "decay": 0.2, "crop_padding": 4, "flip": True, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "precision": "bf16",
     "node_embedding": 256, "evaluate_every": 5, "size": 224,
+    "crop_area": (0.1, 1.0), "crop_ratio": (0.8, 1.25),
 }  # fmt: skip
 
 
@@ -137,6 +138,16 @@ grid:
 
 def test_the_recipe_has_no_field_that_is_not_tested():
     assert RECIPE_CHANGES.keys() == Recipe.model_fields.keys()
+
+
+def test_random_parts_are_those_of_images_that_stay_files(load):
+    grid = "grid: {student: resnet18, method: ce}"
+    for dataset, same in (("cifar100", True), ("imagenet", False)):
+        plain, other = (
+            ids(load(f"protocol: {{base: semckd-imagenet{changes}}}\ndataset: {dataset}\n{grid}"))
+            for changes in ("", ", crop_area: [0.1, 1], crop_ratio: [0.8, 1.25]")
+        )
+        assert (plain == other) is same
 
 
 @pytest.mark.parametrize(("field", "value"), RECIPE_CHANGES.items())

@@ -59,6 +59,7 @@ MISTAKES = {
     "method is a number": ("      - at", "      - 7", 19, "must be a name, not 7"),
     "method is a list": ("      - at", "      - [at]", 19, "must be a name"),
     "hyper-parameter": ("temperature: 2", "temprature: 2", 21, "Did you mean 'temperature'?"),
+    "range of a hyper-parameter": ("temperature: 2", "temperature: 0", 21, "must be a number above 0, up to 1,000,000"),
     "type of a hyper-parameter": ("temperature: 2", "temperature: hot", 21, "must be a number"),
     "exponent": ("ce: 0.5", "ce: 5e-1", 21, "write 5.0e-1"),
     "included method": ("{method: sp}", "{method: spp}", 23, "Did you mean 'sp'?"),
@@ -250,6 +251,9 @@ def test_shapes(load, text, line, word):
         ({"protocol": "{base: crd, teacher: 5}"}, "must be a mapping"),
         ({"protocol": "{base: crd, std: [1, 1, 0]}"}, "must be greater than 0"),
         ({"protocol": "{base: crd, mean: [1, 1]}"}, "must hold 3 values"),
+        ({"protocol": "{base: crd, crop_area: [1]}"}, "must hold 2 values"),
+        ({"protocol": "{base: crd, crop_area: [1, 0.1]}"}, "must name the smaller end first"),
+        ({"protocol": "{base: crd, crop_ratio: [0, 1]}"}, "must be greater than or equal to 0.01, not 0"),
         ({"protocol": "{base: crd, epochs: 1e2}"}, "write 1.0e+2"),
     ],
 )  # fmt: skip

@@ -180,3 +180,27 @@ def test_what_is_as_published(grid):
 def test_recipes_that_make_no_sense(values):
     with pytest.raises(ValueError, match="validation error"):
         Recipe(**{"epochs": 2, "batch": 4, "lr": 0.1, "momentum": 0.9, **values})
+
+
+def spec_under(load, protocol, **grid):
+    """The spec of the only run of a grid under a protocol with changes."""
+    axes = {"teacher": "clip-rn101", "student": "resnet8x4", "method": "kd", "strategy": "sequential", **grid}
+    dataset = axes.pop("dataset", "cifar100")
+    written = ", ".join(f"{key}: {value}" for key, value in axes.items())
+    (run,) = load(f"protocol: {protocol}\ndataset: {dataset}\ntrials: 1\ngrid: {{{written}}}").runs
+    return run.spec
+
+
+def test_what_the_authors_do_otherwise_can_be_chosen(load):
+    """The keys that the comments of the protocols name."""
+    head = spec_under(load, "{base: ega, teacher_checkpoint: best}").teacher
+    assert (head.checkpoint, head.before.checkpoint) == ("best", "last")
+    assert spec_under(load, "ega").teacher.checkpoint == "last"
+    supervised = spec_under(load, "{base: ega, mean: null, std: null}", teacher="rn50", strategy="simultaneous")
+    assert (supervised.recipe.mean, supervised.recipe.std) == (None, None)
+    assert spec_under(load, "{base: ega, datasets: {stl10: {size: 32}}}", dataset="stl10").recipe.size == 32
+    own = {"teacher": "shufflenetv2", "student": "mobilenetv2", "strategy": "pretrained"}
+    assert spec_under(load, "{base: semckd, teacher_checkpoint: best}", **own).teacher.checkpoint == "best"
+    dali = "{base: semckd-imagenet, crop_area: [0.1, 1.0], crop_ratio: [0.8, 1.25]}"
+    spec = spec_under(load, dali, teacher="resnet34", student="resnet18", strategy="pretrained", dataset="imagenet")
+    assert (spec.recipe.crop_area, spec.recipe.crop_ratio) == ((0.1, 1.0), (0.8, 1.25))
