@@ -91,7 +91,7 @@ print(json.dumps({module: [why, reason(module) is None] for module, why in found
 
 
 def _not_importable() -> dict[str, tuple[str, bool]]:
-    """The packages that are installed but cannot be imported: why, and whether kdbench gets round that. In another process."""
+    """The packages that are installed but cannot be imported: why, and whether kdbench gets round that."""
     modules = {MODULES.get(package, package): package for package in PACKAGES if _version(package)}
     command = [sys.executable, "-P", "-c", _IMPORTS, json.dumps([*modules])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

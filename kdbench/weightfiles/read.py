@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from kdbench.errors import BadInput
-from kdbench.weightfiles.archives import files_inside
+from kdbench.weightfiles.archives import files_inside, is_data
 from kdbench.weightfiles.pickles import Excessive, Refused, Unpickler
 from kdbench.weightfiles.tensors import SIZES, Storage, contiguous, printable
 
@@ -118,7 +118,7 @@ def _zipped(file: BinaryIO, path: Path) -> object:
     unpacked = sum(member.file_size for member in archive.infolist())
     if unpacked > path.stat().st_size + SPARE:
         raise Excessive(f"unpacked they would be {unpacked:,}")
-    (data,) = (name for name in members if name.endswith("/data.pkl") and name.count("/") == 1)
+    (data,) = filter(is_data, members)
     folder = data.removesuffix("data.pkl")
     if f"{folder}byteorder" in members and archive.read(f"{folder}byteorder") != b"little":
         raise ValueError("its numbers are in another byte order")
