@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -20,28 +20,21 @@ from kdbench.models.checkpoints import published_accuracy
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_is_executed():
-    """Fails where anything is started, or imported from a name in a file."""
-    events = []
-    active = [True]
+    """Fails where a file has started anything."""
+    started = []
 
     def listen(event, arguments):
-        if active[0] and (
-            event in ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn") or MARK in str(arguments[:1])
-        ):
-            events.append((event, arguments))
+        if event in ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork"):
+            started.append((event, arguments))
 
     sys.addaudithook(listen)
     yield
-    active[0] = False
-    assert not events
-
-
-MARK = "kdbench_fuzz_mark"
+    assert not started
 
 
 class Command:
     def __reduce__(self):
-        return os.system, (f"touch {MARK}",)
+        return os.system, ("touch kdbench_fuzz_mark",)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +116,6 @@ def repacked(content, draw):
     return target.getvalue()
 
 
-@settings(max_examples=settings().max_examples)
 @given(kind=st.sampled_from(["zip", "legacy", "hostile", "plain", "safetensors", "script"]), seed=st.integers(0, 2**32))
 def test_mutated_files(files, tmp_path_factory, within_limits, kind, seed):
     draw = random.Random(seed)
