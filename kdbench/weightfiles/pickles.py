@@ -78,7 +78,8 @@ class Excessive(Exception):
 class Unpickler(pickle._Unpickler):  # the one in C takes memory for what a file claims
     """Makes plain data, tensors and ``Inert`` objects, and refuses every other name.
 
-    ``size`` is that of the pickle in bytes, ``whole`` that of the file; ``storage`` finds what a persistent id stands for: type, key, number of values.
+    ``size`` is that of the pickle in bytes, ``whole`` that of the file; ``storage`` finds what a persistent id stands for:
+    type, key, number of values.
     """
 
     def __init__(self, file: BinaryIO, size: int, whole: int, storage: Callable[[str, str, int], Storage]) -> None:

@@ -56,9 +56,12 @@ def files(tmp_path_factory):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+NETWORK = build("resnet8", 10)
+
+
 def read(path):
     """Read a file as import does; it is taken, or refused in one line that names it."""
-    for attempt in (lambda: load_checkpoint(build("resnet8", 10), path), lambda: published_accuracy(path)):
+    for attempt in (lambda: load_checkpoint(NETWORK, path), lambda: published_accuracy(path)):
         try:
             attempt()
         except KdbenchError as error:
@@ -152,7 +155,7 @@ def refusal(path):
 BOMBS = {
     "a table for two billion things": b"\x80\x02K\x01r\xff\xff\xff\x7f.",
     "an array of a terabyte": b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b".",
-    "ten million lists": b"\x80\x02" + b"]" * 10**7 + b".",
+    "a million lists": b"\x80\x02" + b"]" * 10**6 + b".",
     "a text, encoded ten thousand times": b"\x80\x02c_codecs\nencode\nq\x00X\x40\x42\x0f\x00"
     + b"x" * 10**6
     + b"\x85q\x01"
@@ -179,11 +182,11 @@ def test_an_archive_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path, within_l
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("a/constants.pkl", b"x")
         with archive.open("a/data.pkl", "w") as member:
-            for _ in range(20):
+            for _ in range(17):
                 member.write(bytes(2**24))
     content = path.read_bytes()
     with within_limits():
-        assert "unpacked they would be 335,544,321" in refusal(path)
+        assert "unpacked they would be 285,212,673" in refusal(path)
     path.write_bytes((2**40).to_bytes(8, "little") + b'{"a": 1}')
     assert "its header claims 1,099,511,627,776 bytes" in refusal(path)
     header = b'{"a":{"dtype":"F32","shape":[99,99],"data_offsets":[0,99999999999]}}'
