@@ -6,6 +6,7 @@ from importlib.resources import files
 import pytest
 
 from kdbench.errors import BadInput
+from kdbench.suite import protocols
 from kdbench.suite.methods import formula
 from kdbench.suite.protocols import bundled_protocol, protocol_names
 from kdbench.suite.specs import Recipe
@@ -180,3 +181,11 @@ def test_what_is_as_published(grid):
 def test_recipes_that_make_no_sense(values):
     with pytest.raises(ValueError, match="validation error"):
         Recipe(**{"epochs": 2, "batch": 4, "lr": 0.1, "momentum": 0.9, **values})
+
+
+def test_what_other_programs_leave_behind_is_no_protocol(tmp_path, monkeypatch):
+    (tmp_path / "protocols").mkdir()
+    for name in (".DS_Store", "._demo.yaml", "notes.txt", "mine.yaml"):
+        (tmp_path / "protocols" / name).touch()
+    monkeypatch.setattr(protocols, "files", lambda _: tmp_path)
+    assert protocols.protocol_names.__wrapped__() == ["mine"]
