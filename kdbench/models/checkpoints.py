@@ -224,7 +224,8 @@ def _advice(there: Mapping[str, State]) -> str:
 
 def _owners(there: Mapping[str, State]) -> list[str]:
     """The networks of the catalogue, of whatever class count, that the weights fit."""
-    values = sum(tensor.count for state in there.values() for tensor in state.values())
+    tensors = [tensor for state in there.values() for tensor in state.values()]
+    values = sum(min(tensor.count, tensor.storage.length) for tensor in tensors if tensor.storage)
     candidates = [known.name for known in networks().values() if _least_parameters(known) <= values]
     return [name for name in candidates if _fitting(_without_memory(name), there)]
 

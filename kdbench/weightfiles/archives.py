@@ -25,6 +25,11 @@ _OTHERS = (b"\xfd7zXZ", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd", b"Rar!")
 """How files begin that xz, 7-Zip, zstd and RAR have made. Their names are not looked for."""
 
 
+def is_data(name: str) -> bool:
+    """Whether a member's name is that of the pickle in a torch file."""
+    return name.endswith("/data.pkl") and name.count("/") == 1
+
+
 def files_inside(path: Path) -> str:
     """The sentence for an archive or a compressed file; "" for any other."""
     names, whole = _names(path)
@@ -45,7 +50,8 @@ def _names(path: Path) -> tuple[list[str], bool]:
             if file.read(2) != b"PK":
                 return _in_tar(*_unpacked(file))
             with zipfile.ZipFile(file) as archive:
-                return [printable(name) for name in archive.namelist() if not name.endswith("/")], True
+                names = [printable(name) for name in archive.namelist() if not name.endswith("/")]
+            return [] if any(is_data(name) for name in names) else names, True
     except Exception:  # what is no archive makes the readers raise almost anything
         return [], False
 

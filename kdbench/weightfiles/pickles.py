@@ -55,15 +55,19 @@ def _array(values: bytes, kind: NumpyType, shape: tuple[int, ...], by_columns: o
     return contiguous(Storage(kind.kind, len(values), lambda: values), shape, columns=bool(by_columns))
 
 
+OPERATIONS = 2**19
+"""What a small file may need to list its tensors and its history, many times over."""
+
+
 class _Counted(dict[int, Callable[..., None]]):
     """The operations of a pickle, no more than ``left`` of them: one byte of a file makes up to a hundred in memory."""
 
-    left = 2**22
+    left = 0
 
     def __getitem__(self, operation: int) -> Callable[..., None]:
         self.left -= 1
         if self.left < 0:
-            raise Excessive("it makes millions of objects")
+            raise Excessive("it makes too many objects")
         return super().__getitem__(operation)
 
 
@@ -74,16 +78,18 @@ class Excessive(Exception):
 class Unpickler(pickle._Unpickler):  # the one in C takes memory for what a file claims
     """Makes plain data, tensors and ``Inert`` objects, and refuses every other name.
 
-    ``size`` is that of the file in bytes; ``storage`` finds what a persistent id stands for: type, key, number of values.
+    ``size`` is that of the pickle in bytes, ``whole`` that of the file; ``storage`` finds what a persistent id stands for:
+    type, key, number of values.
     """
 
-    def __init__(self, file: BinaryIO, size: int, storage: Callable[[str, str, int], Storage]) -> None:
+    def __init__(self, file: BinaryIO, size: int, whole: int, storage: Callable[[str, str, int], Storage]) -> None:
         super().__init__(file, encoding="latin1")
         self._storage = storage
         self._copies = size
         own: dict[bytes, Callable[[Any], None]] = {pickle.BUILD: _build, pickle.REDUCE: _reduce}
         own |= dict.fromkeys((pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.EXT1, pickle.EXT2, pickle.EXT4), _refuse)
         self.dispatch = _Counted(pickle._Unpickler.dispatch | {key[0]: value for key, value in own.items()})  # type: ignore[misc]
+        self.dispatch.left = OPERATIONS + whole // 64
 
     def find_class(self, module: str, name: str) -> Any:
         """What a name stands for. Raises Refused."""

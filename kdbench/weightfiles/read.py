@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from kdbench.errors import BadInput
-from kdbench.weightfiles.archives import files_inside
+from kdbench.weightfiles.archives import files_inside, is_data
 from kdbench.weightfiles.pickles import Excessive, Refused, Unpickler
 from kdbench.weightfiles.tensors import SIZES, Storage, contiguous, printable
 
@@ -57,8 +57,7 @@ def opened(path: Path) -> Iterator[object]:
 
 
 def _no_checkpoint(path: Path, error: Exception) -> str:
-    inside = files_inside(path)
-    if inside:
+    if not isinstance(error, Excessive) and (inside := files_inside(path)):
         return inside
     size = path.stat().st_size
     why = f": {error}" if isinstance(error, Excessive) else ""
@@ -116,9 +115,10 @@ def _zipped(file: BinaryIO, path: Path) -> object:
     archive = zipfile.ZipFile(file)
     members = {member.filename: member for member in archive.infolist()}
     unpacked = sum(member.file_size for member in archive.infolist())
-    if unpacked > path.stat().st_size + SPARE:
+    size = path.stat().st_size
+    if unpacked > size + SPARE:
         raise Excessive(f"unpacked they would be {unpacked:,}")
-    (data,) = (name for name in members if name.endswith("/data.pkl") and name.count("/") == 1)
+    (data,) = filter(is_data, members)
     folder = data.removesuffix("data.pkl")
     if f"{folder}byteorder" in members and archive.read(f"{folder}byteorder") != b"little":
         raise ValueError("its numbers are in another byte order")
@@ -130,7 +130,7 @@ def _zipped(file: BinaryIO, path: Path) -> object:
             storages[key] = Storage(kind, members[name].file_size, partial(archive.read, name))
         return storages[key]
 
-    return Unpickler(io.BytesIO(archive.read(data)), members[data].file_size, storage).load()
+    return Unpickler(io.BytesIO(archive.read(data)), members[data].file_size, size, storage).load()
 
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -146,13 +146,13 @@ def _pickled(file: BinaryIO, size: int) -> object:
             raise Excessive(f"a tensor claims {length:,}")
         return storages.setdefault(key, Storage(kind, length, bytes))
 
-    first = Unpickler(file, size, storage).load()
+    first = Unpickler(file, size, size, storage).load()
     if first != _MAGIC:
         return first
     for _ in range(2):
-        Unpickler(file, size, storage).load()
-    content = Unpickler(file, size, storage).load()
-    for key in Unpickler(file, size, storage).load():
+        Unpickler(file, size, size, storage).load()
+    content = Unpickler(file, size, size, storage).load()
+    for key in Unpickler(file, size, size, storage).load():
         (count,) = struct.unpack("<q", file.read(8))
         place, owner = file.tell(), storages[key]
         if count * SIZES[owner.dtype] != owner.length or place + owner.length > size:

@@ -62,13 +62,14 @@ def some(names: list[str]) -> str:
 
 
 def class_counts(there: Mapping[str, State], width: int, key: str | None) -> frozenset[int]:
-    """For how many classes there are classifiers on an embedding of this width, at a place that ``key`` names."""
-    return frozenset(
-        tensor.shape[0]
-        for place, state in there.items()
-        for name, tensor in state.items()
-        if len(tensor.shape) == 2 and tensor.shape[1] == width and is_named(f"{place}.{name}", key)
-    )
+    """For how many classes there are classifiers on an embedding of this width, at a place that ``key`` names.
+
+    Raises BadInput for a key that names nothing.
+    """
+    named = [t for place, state in there.items() for name, t in state.items() if is_named(f"{place}.{name}", key)]
+    if not named:
+        raise BadInput(f"the key '{key}' names nothing in it. It holds {some([place or '(bare)' for place in there])}.")
+    return frozenset(tensor.shape[0] for tensor in named if len(tensor.shape) == 2 and tensor.shape[1] == width)
 
 
 def is_named(place: str, key: str | None) -> bool:

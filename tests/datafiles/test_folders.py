@@ -27,6 +27,8 @@ def test_the_full_sets_counts():
 def test_names_and_labels(small, tmp_path, heard):
     (tmp_path / "imagenet" / "train" / "n01" / "notes.txt").write_text("no image")
     (tmp_path / "imagenet" / "train" / "README").write_text("no class")
+    (tmp_path / "imagenet" / "train" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "imagenet" / "train" / "n01" / "._n01_0.JPEG").write_text("no image")
     train, test = list_folders(small, tmp_path)
     assert [os.fsdecode(name) for name in test.names] == [f"n0{n}/n0{n}_{k}.JPEG" for n in (1, 2, 3) for k in (0, 1)]
     assert test.labels.tolist() == [0, 0, 1, 1, 2, 2]
@@ -43,11 +45,12 @@ def test_folders_that_do_not_hold_what_they_should(small, tmp_path):
     with pytest.raises(BadInput, match=r"train has 3 folders of classes, expected 1,000"):
         list_folders(replace(small, classes=1000), tmp_path)
     (folder / "val" / "n01").rename(folder / "val" / "n09")
-    with pytest.raises(BadInput, match="folders of different names"):
+    with pytest.raises(BadInput, match=r"folders of different names: train/n01, val/n09\."):
         list_folders(small, tmp_path)
     seen = status(small, tmp_path, verify=True)
     assert seen.state == "damaged"
     assert "different names" in seen.todo
+    assert seen.todo.count(small.by_hand) == 1
     (folder / "val").rename(folder / "validation")
     with pytest.raises(BadInput, match="imagenet lacks one of the files train, val"):
         list_folders(small, tmp_path)

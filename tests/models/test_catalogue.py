@@ -8,6 +8,7 @@ from importlib.resources import files
 import pytest
 import torch
 
+from kdbench.catalogue import networks as catalogue
 from kdbench.catalogue.names import nearest, normalise, unknown
 from kdbench.catalogue.networks import network, networks
 from kdbench.errors import BadInput
@@ -147,3 +148,23 @@ def test_a_depth_that_does_not_exist_is_refused(builder, depth, rule):
     module = pytest.importorskip(f"kdbench.models.{builder}")
     with pytest.raises(ValueError, match=rule):
         module.build(classes=10, depth=depth, **({"factor": 1} if builder == "wrn" else {"widths": (16, 16, 32, 64)}))
+
+
+def test_a_network_needs_no_other_names():
+    entry = {
+        "summary": "",
+        "builder": "resnet",
+        "arguments": {},
+        "embedding": 1,
+        "features": [],
+        "parameters": 1,
+        "macs": 1,
+    }
+    assert catalogue._network("mine", entry).aliases == ()
+
+
+@pytest.mark.parametrize("name", ["mynets:TinyNet", "timm:resnet26"])
+def test_a_network_from_elsewhere_cannot_be_named(name):
+    with pytest.raises(BadInput, match=f"unknown model '{name}'. Networks are those of kdbench's catalogue") as error:
+        network(name)
+    assert "Did you mean" not in str(error.value)

@@ -1,9 +1,15 @@
 """What load_checkpoint takes, and with which words it refuses the rest."""
 
 import argparse
+import collections
+import datetime
 import os
+import pathlib
 import pickle
+import tarfile
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -44,6 +50,23 @@ def refusal(net, path):
     return str(error.value).removeprefix(f"{path}: ")
 
 
+PLAIN = [
+    pathlib.PurePosixPath("runs/1"),
+    pathlib.Path("runs/1"),
+    collections.defaultdict(list, a=[1]),
+    collections.Counter("aab"),
+    datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC),
+    np.float64(70.5),
+    np.arange(3.0),
+    np.array(["words"]),
+    np.random.default_rng(0).integers(3, size=(2, 2)),
+    {1, 2},
+    complex(1, 2),
+    torch.Size([1]),
+    torch.float16,
+    torch.device("cpu"),
+    torch.nn.Parameter(torch.zeros(2)),
+]
 WRAPPINGS = {
     "bare": lambda net: state(net),
     "ordered": lambda net: net.state_dict(),
@@ -53,6 +76,21 @@ WRAPPINGS = {
     "module": lambda net: {"model": state(net, "module.")},
     "backbone": lambda net: {**state(net, "backbone."), "proj_head.0.weight": torch.zeros(64, 64)},
     "both": lambda net: {**state(net, "module.backbone."), "module.proj_head.0.weight": torch.zeros(64, 64)},
+    "net": lambda net: {"net": state(net), "acc": 70.5},
+    "nested": lambda net: {"state": [{"model": state(net)}]},
+    "compiled": lambda net: {"model": state(net, "module._orig_mod.")},
+    "wrapped inside": lambda net: {
+        key.replace("layer1.", "layer1.module."): value for key, value in state(net).items()
+    },
+    "student beside another": lambda net: {
+        "model": {**state(net, "module.student."), **state(build("resnet14", 10), "module.teacher.")}
+    },
+    "averaged beside": lambda net: {"state_dict": state(net), "state_dict_ema": state(build("resnet8", 10))},
+    "averaged alone": lambda net: {"n_averaged": torch.tensor(7), **state(net, "module.")},
+    "ssl": lambda net: {"state_dict": {**state(net, "backbone."), "projector.0.weight": torch.zeros(8, 64)}},
+    "arrays": lambda net: {key: value.numpy() for key, value in state(net).items()},
+    "columns": lambda net: {**state(net), "fc.weight": net.fc.weight.detach().T.contiguous().T},
+    "plain data": lambda net: {"model": state(net), "more": PLAIN},
     "no counters": lambda net: {key: value for key, value in state(net).items() if "num_batches" not in key},
 }
 
@@ -234,6 +272,10 @@ def test_half_precision_becomes_the_networks_own(source, tmp_path):
         ({"accuracy": torch.tensor(75.61)}, 75.61),
         ({"best_acc": torch.tensor([72.5]), "epoch": 240}, 72.5),
         ({"acc": 0.7461}, 74.61),
+        ({"best_acc": np.float64(70.5)}, 70.5),
+        ({"best_prec1": 70.5}, 70.5),
+        ({"best_acc1": 99.0, "acc1": 70.5}, 70.5),
+        ({"accelerator": 3, "top": 4}, None),
         ({"acc": 1}, 100.0),
         ({"accuracy": "high"}, None),
         ({"accuracy": torch.tensor([1.0, 2.0])}, None),
@@ -328,3 +370,36 @@ def test_a_files_kind_is_told_by_its_content(source, tmp_path, name):
     assert_loads(source, tmp_path / name)
     torch.save(state(source), tmp_path / "weights.safetensors")
     assert_loads(source, tmp_path / "weights.safetensors")
+
+
+def test_one_of_several_networks_is_chosen_by_its_place(source, tmp_path):
+    path, other = tmp_path / "weights.pth", build("resnet8", 10)
+    torch.save({"model": {**state(source, "module.student."), **state(other, "module.teacher.")}}, path)
+    message = refusal(build("resnet8", 10), path)
+    assert message.startswith("holds 2 networks of this kind: model.module.student, model.module.teacher. Name one")
+    for key, chosen in {"student": source, "model.module.teacher": other}.items():
+        net = build("resnet8", 10)
+        load_checkpoint(net, path, key=key)
+        assert torch.equal(net.conv1.weight, chosen.conv1.weight)
+    with pytest.raises(BadInput, match=r"the key 'pupil' names none of its networks"):
+        load_checkpoint(build("resnet8", 10), path, key="pupil")
+    torch.save({"state_dict": state(source), "state_dict_ema": state(other)}, path)
+    net = build("resnet8", 10)
+    load_checkpoint(net, path, key="state_dict_ema")
+    assert torch.equal(net.conv1.weight, other.conv1.weight)
+
+
+def test_archives_of_checkpoints_are_called_what_they_are(source, tmp_path):
+    inner, path, net = tmp_path / "ckpt_240.pth", tmp_path / "weights.pth", build("resnet8", 10)
+    torch.save(state(source), inner)
+    for mode in ("w", "w:gz", "w:bz2"):
+        with tarfile.open(path, mode) as archive:
+            archive.add(inner, "teachers/resnet8/ckpt_240.pth")
+        expected = "an archive of 1 file (teachers/resnet8/ckpt_240.pth): unpack it and name that one."
+        assert refusal(net, path) == expected
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(7):
+            archive.write(inner, f"{number}.pth")
+    assert refusal(net, path).startswith("an archive of 7 files (0.pth, 1.pth, 2.pth, 3.pth, 4.pth …): unpack it")
+    path.write_bytes(b"\xfd7zXZ\0 and more")
+    assert refusal(net, path).startswith("a compressed file. Unpack it")

@@ -147,6 +147,7 @@ def test_listing(tmp_path):
     for name in ("bb", "aa"):
         (tmp_path / "runs" / name).mkdir(parents=True)
     (tmp_path / "runs" / "file").write_text("")
+    (tmp_path / "runs" / ".ipynb_checkpoints").mkdir()
     assert [record.id for record in store.records("runs")] == ["aa", "bb"]
 
 

@@ -57,8 +57,8 @@ def test_what_there_is(grid, dataset):
     assert grid(dataset=dataset).runs
 
 
-def test_a_teacher_from_elsewhere_may_have_seen_what_is_held_out(grid, load, tmp_path):
-    (tmp_path / "there.pth").write_bytes(b"weights")
+def test_a_teacher_from_elsewhere_may_have_seen_what_is_held_out(grid, load):
+    elsewhere = f"'sha256:{0:064}'"
     text = """
 protocol: ega
 dataset: {{name: cifar100, val_split: 0.1}}
@@ -67,7 +67,7 @@ teachers: {{mine: {{network: resnet32x4, weights: {weights}}}}}
 grid: {{teacher: {teacher}, student: resnet8x4, method: [ce, kd], strategy: simultaneous}}
 """
     with pytest.raises(BadSuite, match="mine was trained elsewhere, perhaps on the images that val_split holds out"):
-        load(text.format(weights="there.pth", teacher="mine"))
+        load(text.format(weights=elsewhere, teacher="mine"))
     assert load(text.format(weights="random", teacher="mine")).runs
     assert load(text.format(weights="random", teacher="clip-vit-b32")).runs
     assert load(text.format(weights="random", teacher="rn50")).runs  # fine-tuned here: its classes are ImageNet's

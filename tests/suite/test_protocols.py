@@ -6,6 +6,7 @@ from importlib.resources import files
 import pytest
 
 from kdbench.errors import BadInput
+from kdbench.suite import protocols
 from kdbench.suite.methods import formula
 from kdbench.suite.protocols import bundled_protocol, protocol_names
 from kdbench.suite.specs import Recipe
@@ -204,3 +205,11 @@ def test_what_the_authors_do_otherwise_can_be_chosen(load):
     dali = "{base: semckd-imagenet, crop_area: [0.1, 1.0], crop_ratio: [0.8, 1.25]}"
     spec = spec_under(load, dali, teacher="resnet34", student="resnet18", strategy="pretrained", dataset="imagenet")
     assert (spec.recipe.crop_area, spec.recipe.crop_ratio) == ((0.1, 1.0), (0.8, 1.25))
+
+
+def test_what_other_programs_leave_behind_is_no_protocol(tmp_path, monkeypatch):
+    (tmp_path / "protocols").mkdir()
+    for name in (".DS_Store", "._demo.yaml", "notes.txt", "mine.yaml"):
+        (tmp_path / "protocols" / name).touch()
+    monkeypatch.setattr(protocols, "files", lambda _: tmp_path)
+    assert protocols.protocol_names.__wrapped__() == ["mine"]

@@ -1,6 +1,8 @@
 """Teachers by name: what each name stands for, and what it takes to have that teacher under each strategy."""
 
 import hashlib
+import json
+import math
 
 import pytest
 
@@ -108,10 +110,10 @@ def test_new_layers_beside_the_student_keep_their_rate(spec):
     assert spec("clip-vit-b32", "sequential", protocol="ega").teacher.head.recipe.milestones == (150, 180, 210)
 
 
-def test_a_file_is_known_by_its_content(load, tmp_path, spec):
+def test_a_file_is_known_by_its_content(load, tmp_path, file):
     (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "net.pth").write_bytes(b"anything")
-    sha256 = hashlib.sha256(b"anything").hexdigest()
+    (tmp_path / file(100, width=256)).rename(tmp_path / "weights" / "net.pth")
+    sha256 = hashlib.sha256((tmp_path / "weights" / "net.pth").read_bytes()).hexdigest()
     text = SUITE.format(
         protocol="crd", dataset="cifar100", teacher="mine", strategy="pretrained",
         teachers="{mine: {network: resnet32x4, weights: weights/net.pth}}",
@@ -257,3 +259,58 @@ grid: [{teacher: [resnet34, longer], student: resnet18, method: kd}]
     assert plain.weights.classifier
     assert longer.recipe.epochs == 10
     assert longer.before == plain
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A file of weights with a classifier for so many classes on an embedding; a resnet20's has a width of 64."""
+
+    def make(classes, width=64):
+        header = {"conv1.weight": (16, 3, 3, 3), **({"fc.weight": (classes, width)} if classes else {})}
+        entries, place = {}, 0
+        for name, shape in header.items():
+            length = 4 * math.prod(shape)
+            entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [place, place + length]}
+            place += length
+        text = json.dumps(entries).encode()
+        (tmp_path / "file.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(place))
+        return "file.safetensors"
+
+    return make
+
+
+def test_a_files_classifier_serves_where_it_has_the_classes_of_the_data_set(spec, file):
+    known = spec("mine", mine=f"{{network: resnet20, weights: {file(100)}}}").teacher
+    assert known.weights.classifier
+    assert stages(spec("mine", mine=f"{{network: resnet20, weights: {file(100)}, fine_tune: true}}"))[1:] == [
+        "resnet20 (file weights), fine-tuned on cifar100"
+    ]
+    for classes in (0, 10):
+        tuned = spec("mine", mine=f"{{network: resnet20, weights: {file(classes)}, fine_tune: true}}").teacher
+        assert not tuned.weights.classifier
+        assert [stage.dataset is None for stage in tuned.stages] == [True, False]
+        frozen = spec("mine", "sequential", protocol=EGA, mine=f"{{network: resnet20, weights: {file(classes)}}}")
+        assert stages(frozen) == ["resnet20 (file weights)", "resnet20 (file weights) on cifar100 + new layers"]
+        assert not frozen.teacher.weights.classifier
+
+
+def test_a_file_that_cannot_teach_is_refused_at_its_line(spec, file, tmp_path):
+    with pytest.raises(BadSuite, match=r"its file holds only one for 10 classes: use fine_tune: true, or strategy"):
+        spec("mine", mine=f"{{network: resnet20, weights: {file(10)}}}")
+    (tmp_path / "page.pth").write_text("<html>")
+    with pytest.raises(BadSuite, match=r"suite.yaml:5  teachers.mine.weights: .*page.pth: a web page, not weights"):
+        spec("mine", mine="{network: resnet20, weights: page.pth}")
+    with pytest.raises(BadSuite, match=r"'key', 'mean' and 'std' say something of a file of weights"):
+        spec("mine", mine="{network: resnet20, weights: random, key: model}")
+
+
+def test_a_file_sees_the_images_as_it_was_trained_to(spec, file):
+    plain = spec("mine", mine=f"{{network: resnet20, weights: {file(100)}}}")
+    told = spec("mine", mine=f"{{network: resnet20, weights: {file(100)}, key: fc, mean: [0, 0, 0], std: [1, 1, 1]}}")
+    assert plain.view is None
+    assert (told.view.mean, told.view.std) == ((0, 0, 0), (1, 1, 1))
+    assert told.teacher.weights.key == "fc"
+    assert plain.teacher.weights.canonical().keys() == {"source", "sha256"}
+    assert not told.teacher_seen_elsewhere
+    with pytest.raises(BadSuite, match=r"the key 'student' names nothing in it. It holds \(bare\)"):
+        spec("mine", mine=f"{{network: resnet20, weights: {file(100)}, key: student}}")

@@ -8,6 +8,7 @@ import torch
 from kdbench.catalogue.hashing import file_hash
 from kdbench.catalogue.networks import networks
 from kdbench.errors import BadInput
+from kdbench.evaluation.accuracy import measure
 from kdbench.models import build
 from kdbench.suite.specs import DatasetSpec, HeadSpec, TeacherSpec, View, Weights
 from kdbench.training import jobs
@@ -181,3 +182,47 @@ def test_an_encoder_with_a_classifier_can_bring_it():
     assert torch.equal(without.fc.weight, before)
     assert torch.equal(complete.fc.weight, encoder.fc.weight)
     assert torch.equal(without.conv1.weight, encoder.conv1.weight)
+
+
+OTHERWISE = View(mean=(0.0, 0.0, 0.0), std=(0.05, 0.05, 0.05))
+
+
+def test_a_teachers_accuracy_is_that_of_the_view_in_which_it_teaches(bench, teacher, checkpoint, make_run):
+    path, _, own = checkpoint
+    spec = imported(teacher, path)
+    shop = bench(files_given={spec.weights.sha256: path})
+    seen = {"mean": OTHERWISE.mean, "std": OTHERWISE.std}
+    same = make_run({"ce": 1, "kd": 1}, teacher=spec)
+    other = make_run({"ce": 1, "kd": 1}, teacher=spec, recipe=seen)
+    shop.train(same)
+    shop.train(other)
+    assert shop.store.teacher(spec.id).result().last.top1 == own.top1
+    assert not same.teacher_seen_elsewhere
+    assert shop.store.run(same.id).result().teacher is None
+    taught = shop.store.run(other.id).result().teacher
+    (expected,) = measure([load_teacher(spec, shop.store, CPU)], shop.data.test(other.dataset, OTHERWISE))
+    assert (taught.epoch, taught.top1, taught.top5) == (0, expected.top1, expected.top5)
+    assert taught.top1 != own.top1
+
+    told = imported(teacher, path, weights=Weights(source="file", sha256=file_hash(path), **seen))
+    assert told.id != spec.id
+    jobs.train_teacher(told, shop.shop)
+    assert shop.store.teacher(told.id).result().last.top1 == taught.top1
+
+
+@pytest.mark.parametrize(
+    ("changes", "elsewhere"),
+    [
+        ({}, False),
+        ({"recipe": {"crop_padding": 4, "flip": True}}, False),
+        ({"recipe": {"size": 32}}, False),
+        ({"recipe": {"size": 16}}, True),
+        ({"view": View(size=16)}, True),
+        ({"recipe": {"size": 16}, "view": View()}, False),
+        ({"dataset": DatasetSpec(name="digits", train_per_class=9, test_per_class=3)}, False),
+        ({"dataset": DatasetSpec(name="digits", train_per_class=4, test_per_class=2)}, True),
+        ({"dataset": DatasetSpec(name="digits", train_per_class=4, test_per_class=3, val_split=0.5)}, True),
+    ],
+)
+def test_what_makes_an_accuracy_another_one(teacher, make_run, changes, elsewhere):
+    assert make_run({"ce": 1, "kd": 1}, teacher=teacher, **changes).teacher_seen_elsewhere == elsewhere
