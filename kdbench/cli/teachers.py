@@ -183,6 +183,7 @@ def export(
             shutil.copytree(record.folder, temporary / record.id)
         temporary.rename(folder)
     except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
         raise BadInput(f"{folder}: cannot be written: {error.strerror or error}") from None
     for record in stages:
         typer.echo(f"{folder / record.id}: {_label(record)}")

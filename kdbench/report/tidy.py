@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,12 @@ def _runs(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 
 def _with_terms(values: dict[str, Any]) -> dict[str, Any]:
-    return {**values, "terms": json.loads(values["terms"] or "{}")}
+    return {**values, "terms": _parsed(values["terms"] or "{}")}
+
+
+@cache
+def _parsed(terms: str) -> Any:
+    return json.loads(terms)
 
 
 def _json(content: dict[str, Any]) -> str:
