@@ -144,6 +144,7 @@ def export(
     except BadRecord as error:
         raise BadInput(str(error)) from None
     except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
         raise BadInput(f"{folder}: cannot be written: {error.strerror or error}") from None
     for record in stages:
         typer.echo(printable(f"{folder / record.id}: {_label(record)}"))

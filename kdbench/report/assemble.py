@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 from kdbench.report.captions import check_versions, differing_teachers
-from kdbench.report.facts import Fact, by_key, run_facts, teacher_facts
+from kdbench.report.facts import Fact, by_key, once, run_facts, teacher_facts
 from kdbench.report.formats import TOLERANCE, View
 from kdbench.report.keys import Key, matched
 from kdbench.report.layouts import layouts
@@ -61,7 +61,7 @@ def measured_report(
     """
     rows = collect(suites, stores)
     asked, recorded = measurement_facts(suites, stores), likeness_facts(rows)
-    facts = [*run_facts(rows), *teacher_facts(rows, stores), *asked, *recorded]
+    facts = once((*run_facts(rows), *teacher_facts(rows, stores), *asked, *recorded))
     measured = by_key(facts)
     wanted = tables or dict.fromkeys(id for suite in suites for id in suite.tables)
     tiny = any(suite.tiny for suite in suites)

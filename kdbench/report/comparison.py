@@ -41,6 +41,7 @@ class Sided:
     a: Cell
     b: Cell
     differences: tuple[float, ...]
+    terms: str
 
     @property
     def difference(self) -> float | None:
@@ -75,7 +76,7 @@ class Comparison:
             }
             a_alone, b_alone = found.alone
             shared = {"shared": len(found.differences), "a_alone": a_alone, "b_alone": b_alone}
-            yield {**about, **sides, "difference": found.difference, **shared}
+            yield {**about, **sides, "difference": found.difference, **shared, "terms": found.terms}
 
 
 _MEASURED = ("mean", "sd", "n", "planned", "note")
@@ -164,7 +165,8 @@ def _words(place: Place, between: str = " on ") -> str:
 
 def _cells(sides: Sides) -> Sided:
     a, b = (make_cell((row.trial, row.top1, row.reason) for row in rows) for rows in sides)
-    return Sided(a, b, tuple(b.values[trial] - value for trial, value in a.values.items() if trial in b.values))
+    differences = tuple(b.values[trial] - value for trial, value in a.values.items() if trial in b.values)
+    return Sided(a, b, differences, sides[0][0].terms)
 
 
 def _difference_text(found: Sided) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from kdbench.catalogue.printable import one_line
 from kdbench.report.facts import Fact, row_fact
 from kdbench.report.keys import Key, scenario_setting, split_method, tiny_paper
-from kdbench.report.rows import Row, Status, dataset_label, paper_of, teacher_paper_of
+from kdbench.report.rows import Row, Status, dataset_label, paper_of, teacher_paper_of, terms_text
 from kdbench.store.record import Result
 from kdbench.store.store import Store
 from kdbench.suite.measurements import ProbeSpec, probe, probe_protocols
@@ -50,6 +50,7 @@ def _facts(each: Measurement, stores: Sequence[Store]) -> list[Fact]:
     run, settings, own = each.run, each.run.protocol.settings, each.stands_for or each
     result, status, reason, version = _look_up(each, stores)
     method, varied = split_method(run.method)
+    terms = terms_text(run.spec.terms) if each.of == "student" else ""
     student, trial = run.spec.student, run.spec.trial
     trained = (own.run.stands_for or own.run).spec
     paper, parts = paper_of(run), [scenario_setting(trained.scenario, settings.paper), varied]
@@ -88,6 +89,8 @@ def _facts(each: Measurement, stores: Sequence[Store]) -> list[Fact]:
             version=version,
             score=settings.score if metric == "top1" else "",
             trained_on=dataset_label(trained.dataset),
+            suites=(run.suite,),
+            terms=terms,
         )
         for metric, value in values.items()
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -33,7 +34,8 @@ class Row:
     as that paper trains it. A tiny run stands where the suite's own would; ``paper`` is then none, but `tiny` and its name.
     ``teacher_top1`` is the teacher's own accuracy as it taught, where its record does not hold it (Result.teacher).
     ``teacher_sha256`` are the teacher's weights in the results folder that gives the run, where there are several, and
-    ``teachers`` says on what weights of it folders disagree.
+    ``teachers`` says on what weights of it folders disagree. ``terms`` are the run's terms with their weights and all their
+    hyper-parameters, as JSON.
     """
 
     suite: str
@@ -66,6 +68,7 @@ class Row:
     layer_cka: float | None = None
     teacher_sha256: str = ""
     teachers: str = ""
+    terms: str = ""
 
     @property
     def group(self) -> Group:
@@ -120,7 +123,17 @@ def _shared(run: Run) -> dict[str, Any]:
         "teacher_checkpoint": settings.teacher_checkpoint,
         "teacher_paper": teacher_paper_of(run),
         "setting": ",".join(part for part in (scenario_setting(spec.scenario, settings.paper), varied) if part),
+        "terms": terms_text(run.spec.terms),
     }
+
+
+def terms_text(terms: Sequence[TermUse]) -> str:
+    """``{"ce": {"weight": 0.1}, "kd": {"weight": 0.9, "temperature": 4.0}}``: also the hyper-parameters that are as usual."""
+    found = {}
+    for use in terms:
+        usual = {name: each.default for name, each in term(use.name).hyperparameters.items()}
+        found[use.name] = {"weight": use.weight, **usual, **use.hyperparameters}
+    return json.dumps(found, ensure_ascii=False)
 
 
 def _row(run: Run, shared: dict[str, Any], stores: Sequence[Store], weights: TeacherWeights) -> Row:

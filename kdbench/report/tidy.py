@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from kdbench.report.comparison import Comparison
 from kdbench.report.facts import Fact
 from kdbench.report.keys import Key
 from kdbench.report.printed import PrintedTable
+from kdbench.report.rows import Row
 
 
 COLUMNS = (Key._fields[0], Fact._fields[1], *Key._fields[1:], *Fact._fields[2:])
@@ -25,8 +27,13 @@ COLUMNS = (Key._fields[0], Fact._fields[1], *Key._fields[1:], *Fact._fields[2:])
 
 
 def facts_csv(facts: Sequence[Fact]) -> str:
-    """One line per value; an empty ``value`` where there is none. A text that a spreadsheet would run gets an apostrophe."""
-    return _write(COLUMNS, map(_values_of, facts))
+    """One line per value; an empty ``value`` where there is none. A text that a spreadsheet would run gets an apostrophe.
+
+    Suites that name the run in the same place stand in one line, with ``; `` between them.
+    """
+    at = COLUMNS.index("suites")
+    lines = map(_values_of, facts)
+    return _write(COLUMNS, ((*line[:at], "; ".join(line[at]), *line[at + 1 :]) for line in lines))
 
 
 def _values_of(fact: Fact) -> tuple[Any, ...]:
@@ -53,7 +60,9 @@ def compared_csv(found: Sequence[Comparison]) -> str:
 def compared_json(found: Sequence[Comparison], folders: Sequence[Path]) -> str:
     """The two folders, and the cells of their comparison."""
     first, second = map(str, folders)
-    return _json({"a": first, "b": second, "cells": [each for comparison in found for each in comparison.values()]})
+    return _json(
+        {"a": first, "b": second, "cells": [_with_terms(each) for comparison in found for each in comparison.values()]}
+    )
 
 
 def _write(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
@@ -72,13 +81,33 @@ def _safe(text: str) -> str:
 def json_text(report: Report, tolerance: float, statistics: Analysis | None = None) -> str:
     """The runs (accuracies after the last and the best epoch), the values, the cells of all tables, and statistics."""
     content: dict[str, Any] = {
-        "runs": [vars(row) for row in report.rows],
-        "facts": [dict(zip(COLUMNS, _values_of(fact), strict=True)) for fact in report.facts],
+        "runs": _runs(report.rows),
+        "facts": [_with_terms(dict(zip(COLUMNS, _values_of(fact), strict=True))) for fact in report.facts],
         "cells": [*_printed(report, tolerance), *_generic(report, tolerance), *_measured(report, tolerance)],
     }
     if statistics:
         content["statistics"] = statistics.json()
     return _json(content)
+
+
+def _runs(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """The runs, each once in every place of a table that it has, with the suites that name it there."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        suite, *setting = row.group
+        values = {key: value for key, value in vars(row).items() if key != "suite"}
+        place = (row.run_id, row.trial, row.method, *row.pair, *setting)
+        found.setdefault(place, _with_terms({"suites": [], **values}))["suites"].append(suite)
+    return list(found.values())
+
+
+def _with_terms(values: dict[str, Any]) -> dict[str, Any]:
+    return {**values, "terms": _parsed(values["terms"] or "{}")}
+
+
+@cache
+def _parsed(terms: str) -> Any:
+    return json.loads(terms)
 
 
 def _json(content: dict[str, Any]) -> str:

@@ -86,7 +86,7 @@ def test_folders_that_disagree(kdbench, suite_file, finished, tmp_path):
     assert f"({finished.id}): 43.21 in results, 44.00 in other; the first is shown" in done.stderr
     done = kdbench("compare", "results", "other", suite_file)
     assert done.returncode == 0
-    assert "43.21 (1)  44.00 (1)       +0.79" in done.stdout
+    assert "43.21 (1)  44.00 (1)   +0.79 (1)" in done.stdout
     assert "| ce, resnet8x4 → resnet8" in kdbench("compare", "results", "other", suite_file, "-f", "markdown").stdout
     lines = kdbench("compare", "results", "other", suite_file, "-f", "csv").stdout.splitlines()
     assert lines[1].startswith("own,smoke,digits,,pretrained,ce,resnet8x4,resnet8,43.21,,1,1,,44.0,,1,1,,0.78")

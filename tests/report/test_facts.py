@@ -1,12 +1,20 @@
 """Facts: the tidy values of runs and teachers, and what they are compared by."""
 
+import csv
+import io
+import json
+
 import pytest
 
+from kdbench.catalogue.terms import term, term_names
+from kdbench.report.assemble import measured_report
 from kdbench.report.facts import by_key, run_facts, teacher_facts
 from kdbench.report.keys import Key, canonical_setting, matched, split_method
-from kdbench.report.rows import collect
+from kdbench.report.rows import collect, terms_text
+from kdbench.report.tidy import facts_csv, json_text
 from kdbench.store.record import Failure
 from kdbench.store.store import Store
+from kdbench.suite.specs import TermUse
 
 
 @pytest.mark.parametrize(
@@ -49,6 +57,48 @@ def test_the_plain_student_has_no_teacher_and_the_teacher_no_student():
     teachers = {matched_to("p", "teacher", "t", student, "d", "pretrained", "", "top1") for student in ("s", "r", "")}
     assert len(teachers) == 1
     assert matched_to("p", "kd", "t", "s", "d", "", "", "top1") != matched_to("p", "kd", "u", "s", "d", "", "", "top1")
+
+
+TWO = """
+protocol: smoke
+dataset: digits
+trials: 2
+grid: {teacher: resnet8x4, student: resnet8, method: [ce, {name: mine, terms: {ce: 1, kd: {weight: 0.5, temperature: 2}}}]}
+"""
+
+
+def test_a_run_that_several_suites_name_is_one_value_with_all_of_them(load, tmp_path, finish):
+    suites = [load(f"name: {name}\n{TWO}") for name in ("first suite", "second")]
+    suites.append(load("name: third\n" + TWO.replace("resnet8,", "resnet14,")))
+    store = Store(tmp_path / "results")
+    for number, run in enumerate(suites[0].runs):
+        finish(store.run(run.id), last=50.0 + number)
+    report = measured_report(suites, [store])
+    lines = [line for line in csv.DictReader(io.StringIO(facts_csv(report.facts))) if line["metric"] == "top1"]
+    students = [(line["suites"], line["method"], line["student"], line["value"]) for line in lines if line["student"]]
+    assert students[:4] == [
+        ("first suite; second", "ce", "resnet8", "50.0"), ("first suite; second", "ce", "resnet8", "51.0"),
+        ("first suite; second", "mine", "resnet8", "52.0"), ("first suite; second", "mine", "resnet8", "53.0"),
+    ]  # fmt: skip
+    assert [line[0] for line in students[4:]] == ["third"] * 4
+    (teacher,) = [line for line in lines if line["method"] == "teacher"]
+    assert (teacher["suites"], teacher["terms"]) == ("first suite; second; third", "")
+    terms = {"ce": {"weight": 1.0}, "kd": {"weight": 0.5, "temperature": 2.0}}
+    assert json.loads(lines[2]["terms"]) == terms
+    content = json.loads(json_text(report, 0.5))
+    assert [(run["run_id"], run["suites"]) for run in content["runs"]] == [
+        *((run.id, ["first suite", "second"]) for run in suites[0].runs),
+        *((run.id, ["third"]) for run in suites[2].runs),
+    ]
+    assert content["runs"][2]["terms"] == terms == content["facts"][6]["terms"]
+    assert content["facts"][0]["suites"] == ["first suite", "second"]
+
+
+@pytest.mark.parametrize("name", [*term_names(), "kdbench.methods.kd:KD"])
+def test_every_term_has_its_hyperparameters_in_csv_and_json(name):
+    usual = {key: each.default for key, each in term(name).hyperparameters.items()}
+    (found,) = json.loads(terms_text([TermUse(name=name, weight=2.0)])).values()
+    assert found == json.loads(json.dumps({"weight": 2.0, **usual}))
 
 
 TEXT = """
