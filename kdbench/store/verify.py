@@ -130,9 +130,11 @@ def _origin_problems(store: Store, record: Record, kind: str, result: Result) ->
 def _readable(store: Store, networks: Iterable[TeacherSpec]) -> bool:
     """Whether the results of networks can be read; of one that cannot, its own line tells."""
     try:
-        return bool([store.record_of(network).result() for network in networks])
+        for network in networks:
+            store.record_of(network).result()
     except BadRecord:
         return False
+    return True
 
 
 def _next_step(record: Record, kind: str, error: KdbenchError) -> str:
