@@ -215,6 +215,8 @@ def test_a_locked_record_has_a_line_and_the_others_follow(store, records, lock):
     assert listed.exit_code == 0
     assert listed.output.count("Permission denied") == 1
     assert listed.output.count("50.00 / 50.00") == 1
+    planned = CliRunner().invoke(app, ["plan", str(store.root.with_name("own.yaml")), "--results", str(store.root)])
+    assert planned.output.count("Permission denied") == 1
     (found,) = verify(store).damaged
     assert found.next_step == "Make it readable."
     with pytest.raises(LockedRecord):
