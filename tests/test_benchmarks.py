@@ -1,4 +1,4 @@
-"""The benchmark of a step runs, and measures as many steps as it says."""
+"""The benchmark of a step measures as many steps as it says; the kill campaign sees what differs."""
 
 import runpy
 import sys
@@ -21,3 +21,17 @@ def test_each_repeat_of_step_trains_all_its_batches(monkeypatch, capsys):
     assert "kdbench, 2 runs" in capsys.readouterr().out
     passes = 2 + 1  # with the first, which warms up
     assert len(steps) == passes * 3 * (1 + 2)
+
+
+def test_the_kill_campaign_sees_what_differs_is_missing_or_left_over():
+    compare = runpy.run_path(str(BENCHMARKS / "kill.py"))["compare"]
+    expected = {"runs/a/spec.json": b"1", "runs/b/spec.json": b"2"}
+    assert compare(expected, expected, []) == []
+    found = {"runs/a/spec.json": b"0", "runs/a/state.pt": b"", "runs/b.damaged-1/spec.json": b"", "logs/x.log": b""}
+    faults = ["more: logs/x.log", "more: runs/a/state.pt", "missing: runs/b/spec.json", "differs: runs/a/spec.json"]
+    assert compare(found, expected, ["runs/b/spec.json"]) == faults
+    assert compare(found, expected, ["teachers/b/spec.json"]) == [
+        *faults[:2],
+        "more: runs/b.damaged-1/spec.json",
+        *faults[2:],
+    ]

@@ -15,6 +15,8 @@ from kdbench.cli.options import Json, Only, Results, Suites, Tiny, Trials, load
 
 
 if TYPE_CHECKING:
+    from kdbench.plan.plan import Plan
+    from kdbench.store.store import Store
     from kdbench.suite.suite import Suite
 
 
@@ -76,6 +78,7 @@ def summarise(
             {"runs": len(c.runs), "teacher": c.teacher.network if c.teacher else "", "dataset": c.runs[0].dataset.name}
             for c in plan.cohorts
         ],
+        "damaged": _damaged(store, plan),
         "measurements": [f"{_NAMES[spec.kind]} on {spec.dataset.name}" for spec in plan.measurements],
         "measurements_done": plan.measurements_done,
         "slots": slots,
@@ -86,6 +89,20 @@ def summarise(
         "device_hours_without_cohorts": plan.cost_alone / rate / 3600,
         "makespan_hours": plan.makespan(slots) / rate / 3600,
     }
+
+
+def _damaged(store: Store, plan: Plan) -> list[str]:
+    """Why runs are to do that have a result: what is wrong with it."""
+    from kdbench.errors import BadRecord
+
+    reasons = []
+    for record in (store.run(run.id) for cohort in plan.cohorts for run in cohort.runs):
+        try:
+            if record.ended():
+                record.result()
+        except BadRecord as error:
+            reasons.append(str(error))
+    return reasons
 
 
 _NAMES = {"probe": "linear probe", "similarity": "similarity"}
@@ -101,6 +118,7 @@ def describe(facts: dict[str, Any]) -> str:
     for cohort, count in _counted_pairs(facts["cohorts"]):
         teacher = f" with teacher {cohort['teacher']}" if cohort["teacher"] else " without teacher"
         lines.append(f"  {count} × cohort of {cohort['runs']} on {cohort['dataset']}{teacher}")
+    lines += [f"  again: {reason}" for reason in facts["damaged"]]
     if facts["measurements"]:
         counts = ", ".join(_counted(facts["measurements"]))
         lines.append(f"Measurements: {counts}; {facts['measurements_done']} at hand.")

@@ -74,11 +74,11 @@ def verify(results: Results = Path("results"), json_output: Json = False) -> Non
     """
     from pydantic import ValidationError
 
-    from kdbench.errors import KdbenchError
+    from kdbench.errors import KdbenchError, LockedRecord
     from kdbench.store.store import Store
     from kdbench.suite.specs import TeacherSpec
 
-    store, found = Store(results), []
+    store, found, replaced = Store(results), [], False
     for record in store.records("teachers"):
         problem = ""
         if record.ended():
@@ -87,8 +87,8 @@ def verify(results: Results = Path("results"), json_output: Json = False) -> Non
                 store.check_origin(TeacherSpec.model_validate(record.spec()))
             except (KdbenchError, ValidationError) as error:
                 problem = str(error)
+                replaced |= not isinstance(error, LockedRecord)
             found.append({"id": record.id, "teacher": _label(record), "damaged": problem})
-    replaced = any(entry["damaged"] for entry in found)
     found += list(_learned_beside(store))
     damaged = [entry for entry in found if entry["damaged"]]
     if json_output:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pydantic import ValidationError
@@ -114,19 +114,27 @@ def _origin_problems(store: Store, record: Record, kind: str, result: Result) ->
     """Whether a record was made on other weights than are there now."""
     try:
         if kind == "teachers":
-            store.check_origin(TeacherSpec.model_validate(record.spec()))
+            teacher = TeacherSpec.model_validate(record.spec())
+            if _readable(store, (teacher.before,) if teacher.before else ()):
+                store.check_origin(teacher)
         elif kind == "measurements":
             needs = measurement_from(record.spec()).needs
-            try:
-                now = store.hashes(needs)
-            except BadRecord:
-                return  # that network's own line says so
-            if now not in (None, result.before_sha256):
+            if _readable(store, needs) and store.hashes(needs) not in (None, result.before_sha256):
                 yield BadRecord(f"{record.folder}: was measured on other weights than are there now")
     except KdbenchError as error:
         yield error
     except ValidationError:
         yield BadRecord(f"{record.folder / 'spec.json'}: says nothing that this version of kdbench understands")
+
+
+def _readable(store: Store, networks: Iterable[TeacherSpec]) -> bool:
+    """Whether the results of networks can be read; of one that cannot, its own line tells."""
+    try:
+        for network in networks:
+            store.record_of(network).result()
+    except BadRecord:
+        return False
+    return True
 
 
 def _next_step(record: Record, kind: str, error: KdbenchError) -> str:

@@ -49,6 +49,7 @@ class Place:
         accuracy = Accuracy(epoch=2, top1=50.0, top5=90.0)
         facts = {"train_images": 1, "test_images": 1, "weights_sha256": ""}
         record = Store(self.results).run(run.id)
+        record.begin(run.spec.canonical())
         record.finish(Result(id=run.id, kind="run", last=accuracy, best=accuracy, **facts), {})
 
 

@@ -294,3 +294,33 @@ def test_more_runs_stay_together_where_their_teacher_costs_more_than_they_do():
     assert [len(cohort.runs) for cohort in limited(clip, 3)] == [9]
     assert sorted(len(cohort.runs) for cohort in limited(clip, 2)) == [4, 5]
     assert max(len(cohort.runs) for cohort in limited(plain, 3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("left", "due"),
+    [("nothing", 0), ("set aside", 1), ("set aside and begun", 1), ("begun", 1), ("made again", 0), ("diverged", 0)],
+)
+def test_a_teacher_that_was_set_aside_is_due_until_it_is_there_again(tmp_path, left, due):
+    """Also where its runs are done: the process may have been killed before it was made again."""
+    store, spec = Store(tmp_path), run()
+    finish(store.run(spec.id), "run")
+    record = store.teacher(spec.teacher.id)
+    if "set aside" in left or left == "made again":
+        record.folder.with_name(f"{record.id}.damaged-2").mkdir(parents=True)
+    if "begun" in left or left == "diverged":
+        record.begin(spec.teacher.canonical())
+    if left == "made again":
+        finish(record, "teacher")
+    if left == "diverged":
+        record.fail(Failure(kind="diverged", epoch=1, reason="loss is nan"))
+    plan = make_plan([spec], store)
+    assert (plan.runs, len(plan.teachers)) == (0, due)
+
+
+def test_what_stands_below_a_finished_auxiliary_or_a_measurement_is_due_too(tmp_path):
+    store, spec = Store(tmp_path), from_auxiliary()
+    below = auxiliaries_of(spec)[0].teacher
+    for each in (*auxiliaries_of(spec), spec):
+        finish(store.run(each.id), "run")
+    store.teacher(below.id).begin(below.canonical())
+    assert make_plan([spec], store).teachers == (below,)

@@ -1,0 +1,266 @@
+"""What is not what was stored: noticed, told, set aside; and what killed processes leave is removed."""
+
+import errno
+import os
+import subprocess
+
+import pytest
+from typer.testing import CliRunner
+
+from kdbench.catalogue.hashing import file_hash
+from kdbench.cli.app import app
+from kdbench.errors import BadInput, BadRecord, KdbenchError, LockedRecord
+from kdbench.store import reading
+from kdbench.store.reading import check_size
+from kdbench.store.record import NO_WEIGHTS, Accuracy, Result
+from kdbench.store.store import Store, log_name
+from kdbench.store.verify import verify
+from kdbench.suite.load import load_suite
+
+
+HEADER = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+WEIGHTS = len(HEADER).to_bytes(8, "little") + HEADER + b"\0" * 4
+SUITE = """\
+protocol: smoke
+dataset: digits
+trials: 1
+grid: [{teacher: resnet8, student: resnet8, method: [kd, ft], measure: {similarity: digits}}]
+"""
+
+
+@pytest.fixture
+def suite(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text(SUITE)
+    return load_suite(file)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "results")
+
+
+@pytest.fixture
+def finish(store):
+    """Store a finished record of a spec."""
+
+    def act(spec, kind, about=None, **facts):
+        record = {"run": store.run, "teacher": store.teacher, "measurement": store.measurement}[kind](spec.id)
+        record.begin(spec.canonical())
+        record.weights_file.write_bytes(WEIGHTS)
+        accuracy = Accuracy(epoch=2, top1=50.0, top5=90.0)
+        facts = {"metrics_sha256": record.write_metrics([{"epoch": 1}, {"epoch": 2}]), **facts}
+        facts["weights_sha256"] = file_hash(record.weights_file)
+        record.finish(Result(id=record.id, kind=kind, last=accuracy, best=accuracy, **facts), about or {})
+        return record
+
+    return act
+
+
+@pytest.fixture
+def records(suite, finish):
+    """All that the suite needs, finished, by kind: its runs; teacher and part; measurements."""
+    (teacher, part) = {stage.id: stage for run in suite.runs for stage in run.spec.stages}.values()
+    below = finish(teacher, "teacher")
+    sha256 = file_hash(below.weights_file)
+    return {
+        "run": [finish(run.spec, "run") for run in suite.runs],
+        "teacher": [below, finish(part, "teacher", before_sha256=sha256)],
+        "measurement": [
+            finish(each.spec, "measurement", before_sha256=f"{sha256}+{sha256}") for each in suite.measurements
+        ],
+    }
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGE = [flip, os.unlink, pipe, folder, lambda path: path.write_bytes(b""), lambda path: os.truncate(path, 10 * 2**30)]
+
+
+@pytest.mark.parametrize("kind", ["run", "teacher", "measurement"])
+@pytest.mark.parametrize("name", ["spec.json", "metrics.jsonl", "weights.safetensors", "result.json"])
+def test_every_file_of_every_record_is_verified(store, records, kind, name):
+    whole = verify(store)
+    assert (whole.checked, whole.damaged, whole.notes) == (6, [], [])
+    path = records[kind][0].folder / name
+    content = path.read_bytes()
+    for damage in DAMAGE if name != "result.json" else [flip, pipe, folder]:
+        damage(path)
+        found = verify(store).damaged
+        assert [(each.kind, each.id) for each in found if str(path) in each.problem] == [(kind, records[kind][0].id)]
+        assert all(each.next_step for each in found)
+        path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+        path.write_bytes(content)
+
+
+def test_metrics_without_a_stored_hash_are_not_covered_unless_nothing_can_be_read(store, suite, finish):
+    record = finish(suite.runs[0].spec, "run", metrics_sha256=None)
+    assert "metrics.jsonl of 1 records is not covered" in verify(store).notes[0]
+    (record.folder / "metrics.jsonl").write_text("")
+    assert "the result is one of 2 epochs" in verify(store).damaged[0].problem
+
+
+def test_weights_that_were_not_kept_are_no_damage(store, suite, finish):
+    finish(suite.runs[0].spec, "run", about=NO_WEIGHTS).weights_file.unlink()
+    assert not verify(store).damaged
+
+
+def test_what_was_made_on_other_weights_is_told(store, suite, records, finish):
+    finish(suite.measurements[0].spec, "measurement", before_sha256="0")
+    part = next(stage for run in suite.runs for stage in run.spec.stages if stage.part)
+    finish(part, "teacher", before_sha256="0")
+    assert sorted(each.problem.partition(": ")[2] for each in verify(store).damaged) == [
+        "was made on other weights of resnet8 on digits than are there now",
+        "was measured on other weights than are there now",
+    ]
+
+
+def test_leftovers_are_mentioned(store, records):
+    (run, *_), (teacher, _) = records["run"], records["teacher"]
+    for name in ("state.pt", ".weights.safetensors.ab.tmp", "result.json.damaged-1", "notes.txt"):
+        (run.folder / name).write_text("")
+    teacher.folder.with_name(f"{teacher.id}.damaged-1").mkdir()
+    found = verify(store)
+    assert not found.damaged
+    assert len(found.notes) == 5
+
+
+def test_the_command(tmp_path, store, records, suite):
+    there = ["--results", str(store.root)]
+    assert CliRunner().invoke(app, ["verify", *there]).output == "6 finished records, 0 damaged.\n"
+    flip(records["run"][0].weights_file)
+    done = CliRunner().invoke(app, ["verify", *there])
+    assert done.exit_code == 1
+    line, last = done.output.splitlines()
+    assert line.startswith(f"BAD run {records['run'][0].id}, resnet8 → resnet8, 0.1·ce + 0.9·kd, trial 0: ")
+    assert "Remove " in line
+    assert last == "6 finished records, 1 damaged."
+    (tmp_path / "other.yaml").write_text(SUITE.replace("[kd, ft]", "at"))
+    other = CliRunner().invoke(app, ["verify", str(tmp_path / "other.yaml"), *there])
+    assert (other.exit_code, other.output) == (0, "1 finished records, 0 damaged.\n")
+    missing = CliRunner().invoke(app, ["verify", "--results", str(tmp_path / "nowhere")])
+    assert isinstance(missing.exception, BadInput)
+
+
+@pytest.mark.parametrize("kind", ["run", "measurement"])
+@pytest.mark.parametrize("name", ["spec.json", "metrics.jsonl", "result.json", "weights.safetensors"])
+def test_damaged_runs_and_measurements_are_set_aside(store, records, kind, name):
+    everything = [*records["run"], *records["measurement"]]
+    assert store.set_aside_damaged(everything) == []
+    record = records[kind][0]
+    (record.folder / name).write_bytes(b"{")
+    (message,) = store.set_aside_damaged(everything)
+    assert f"the {kind} is set aside ({record.id}.damaged-1) and made again" in message
+    assert not record.folder.exists()
+    assert store.set_aside_damaged(everything) == []
+
+
+def test_students_whose_weights_were_removed_are_left_alone(store, records):
+    records["run"][0].weights_file.unlink()
+    assert store.set_aside_damaged(records["run"]) == []
+
+
+def test_what_is_in_use_elsewhere_is_not_set_aside(store, records):
+    record = records["run"][0]
+    (record.folder / "spec.json").write_text("{}")
+    with record.lock():
+        assert store.set_aside_damaged([record]) == []
+    assert record.folder.exists()
+
+
+def test_a_resume_state_beside_a_result_is_removed(store, records):
+    for record in (records["run"][0], records["teacher"][0]):
+        record.state_file.write_text("")
+    store.set_aside_damaged(records["run"])
+    store.set_aside_damaged_teachers(
+        stage for stage in load_suite(store.root.with_name("own.yaml")).runs[0].spec.stages
+    )
+    assert not list(store.root.glob("*/*/state.pt"))
+
+
+@pytest.fixture
+def lock(monkeypatch):
+    """Let the system refuse to open files below a folder; tests may run as root, who may read everything."""
+
+    def act(locked):
+        opened = os.open
+
+        def refuse(path, *arguments, **options):
+            if str(path).startswith(str(locked)):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return opened(path, *arguments, **options)
+
+        monkeypatch.setattr(reading.os, "open", refuse)
+
+    return act
+
+
+def test_a_locked_record_has_a_line_and_the_others_follow(store, records, lock):
+    lock(records["run"][0].folder)
+    listed = CliRunner().invoke(app, ["list", "runs", "--results", str(store.root)])
+    assert listed.exit_code == 0
+    assert listed.output.count("Permission denied") == 1
+    assert listed.output.count("50.00 / 50.00") == 1
+    planned = CliRunner().invoke(app, ["plan", str(store.root.with_name("own.yaml")), "--results", str(store.root)])
+    assert planned.output.count("Permission denied") == 1
+    (found,) = verify(store).damaged
+    assert found.next_step == "Make it readable."
+    with pytest.raises(LockedRecord):
+        records["run"][0].result()
+    with pytest.raises(KdbenchError, match=r"Permission denied\. Make it readable"):
+        store.set_aside_damaged(records["run"])
+    assert records["run"][0].folder.exists()
+
+
+def test_locked_weights_have_a_line(store, records, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(reading, "file_hash", refuse)
+    done = CliRunner().invoke(app, ["teachers", "verify", "--results", str(store.root)])
+    assert done.exit_code == 1
+    assert done.output.count("cannot be read: Permission denied") == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff" * 8, WEIGHTS[:-1], WEIGHTS + b"\0", WEIGHTS.replace(b"[0,4]", b'"04"'), b"\x05" + WEIGHTS[1:]],
+)
+def test_sizes(tmp_path, content):
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(WEIGHTS)
+    check_size(file)
+    file.write_bytes(content)
+    with pytest.raises(BadRecord, match="is not the file that was stored"):
+        check_size(file)
+
+
+def test_empty_logs_of_processes_that_are_gone_are_removed(store):
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    logs = store.root / "logs"
+    logs.mkdir(parents=True)
+    for name, content in {
+        log_name("cpu:0", gone.pid): "",
+        log_name("cpu:1", gone.pid): "a message",
+        log_name("cpu:0"): "",
+        f"worker-cpu-0-elsewhere-{gone.pid}.log": "",
+    }.items():
+        (logs / name).write_text(content)
+    store.remove_empty_logs()
+    assert log_name("cpu:0", gone.pid) not in os.listdir(logs)
+    assert len(os.listdir(logs)) == 3
