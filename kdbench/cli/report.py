@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdbench.cli.options import Only, Tiny, Trials, select
+from kdbench.cli.options import Only, Tiny, Trials, path, select
 from kdbench.cli.page import command_lines, page, page_options
 from kdbench.errors import BadInput
 from kdbench.report.formats import TOLERANCE, Bold, Format, Style, View
@@ -27,9 +27,14 @@ if TYPE_CHECKING:
 FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How tables are written.")]
 ViewOption = Annotated[View, typer.Option("--view", help="What the cells show.")]
 Folders = Annotated[
-    list[Path] | None, typer.Option("--results", envvar="KDBENCH_RESULTS", help="Results folder; may be repeated.")
+    list[Path] | None,
+    typer.Option(
+        "--results", envvar="KDBENCH_RESULTS", parser=path, metavar="PATH", help="Results folder; may be repeated."
+    ),
 ]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead.")]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", parser=path, metavar="PATH", help="Write to this file instead.")
+]
 MixVersions = Annotated[
     bool, typer.Option("--mix-versions", help="Show numbers of incompatible versions of kdbench in one table.")
 ]
