@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import shutil
 import sys
 from collections.abc import Sequence
@@ -24,7 +25,16 @@ if TYPE_CHECKING:
     from kdbench.suite.suite import Suite
 
 
-FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How tables are written.")]
+def _in_utf8(format: Format) -> Format:
+    """Let files and programs get UTF-8, whatever the encoding of the terminal is."""
+    if format is not Format.terminal and isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+    return format
+
+
+FormatOption = Annotated[
+    Format, typer.Option("--format", "-f", callback=_in_utf8, help="How tables are written; to files in UTF-8.")
+]
 ViewOption = Annotated[View, typer.Option("--view", help="What the cells show.")]
 Folders = Annotated[
     list[Path] | None,
