@@ -40,16 +40,16 @@ methods:
 teachers:
   first: {network: resnet8, weights: random}
   second: {network: resnet20, pretraining: simclr}
-tables: [crd-1]
+tables: [semckd-6]
 grid:
   - pairs: [[first, resnet8], {teacher: second, student: wrn-16-1}]
-    method: [ce, own, hkd, {name: "kd, T=2", terms: {ce: 1, kd: 2}}]
-    include: {student: vgg8, method: [sp]}
+    method: [ce, own, sp, {name: "kd, T=2", terms: {ce: 1, kd: 2}}]
+    include: {teacher: vgg13, student: vgg8, method: [at]}
     exclude: [{teacher: first, method: ce}]
   - teacher: [resnet8x4, clip-vit-b32]
     student: resnet8
     strategy: [sequential, simultaneous]
-    method: [ega, semckd, sskd]
+    method: [ega, kd, ce]
     protocol: {base: ega, batch: 8, node_embedding: 16}
 """
 ODD = st.one_of(
