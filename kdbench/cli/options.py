@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdbench.catalogue.datasets import dataset
-from kdbench.catalogue.names import nearest, normalise
+from kdbench.catalogue.names import nearest, normalise, shorten
 from kdbench.catalogue.networks import network
 from kdbench.errors import BadInput
 
@@ -19,18 +20,40 @@ if TYPE_CHECKING:
     from kdbench.suite.suite import Run, Suite
 
 
-Suites = Annotated[list[str], typer.Argument(metavar="SUITE…", help="Suite files, or names of bundled suites.")]
-Results = Annotated[
-    Path, typer.Option("--results", envvar="KDBENCH_RESULTS", help="Folder of the results.", show_default=True)
+def path(text: str) -> Path:
+    """A path as it was typed, where `~` is the home folder, also after `=` and in environment variables."""
+    if not str(text):
+        raise typer.BadParameter("is empty: give a path")
+    return Path(os.path.expanduser(text))
+
+
+Suites = Annotated[
+    list[str], typer.Argument(metavar="SUITE…", help="Suite files, `-` for standard input, or names of bundled suites.")
 ]
-Data = Annotated[Path, typer.Option("--data", envvar="KDBENCH_DATA", help="Folder of the data sets.")]
+Results = Annotated[
+    Path,
+    typer.Option(
+        "--results",
+        envvar="KDBENCH_RESULTS",
+        parser=path,
+        metavar="PATH",
+        help="Folder of the results.",
+        show_default=True,
+    ),
+]
+Data = Annotated[
+    Path,
+    typer.Option("--data", envvar="KDBENCH_DATA", parser=path, metavar="PATH", help="Folder of the data sets."),
+]
 Trials = Annotated[
     int | None, typer.Option("--trials", min=1, help="Trials of each run, instead of the suite's number.")
 ]
 Only = Annotated[
     list[str] | None,
     typer.Option(
-        "--only", metavar="KEY=VALUE", help="Only runs with this method, student, teacher, dataset, strategy or trial."
+        "--only",
+        metavar="KEY=VALUE",
+        help="Only runs with this method, student, teacher, dataset, strategy or trial; several values with commas.",
     ),
 ]
 Tiny = Annotated[
@@ -67,23 +90,30 @@ def load(
 
 
 def select(suites: Sequence[Suite], only: Sequence[str] | None) -> list[Suite]:
-    """Keep the runs that match every ``KEY=VALUE[,VALUE…]``. Raises BadInput for what matches nothing."""
+    """Keep the runs that match every ``KEY=VALUE[,VALUE…]``. Raises BadInput for what matches nothing.
+
+    A name may hold commas itself: of several ways to read a condition, the one with the longest names counts.
+    """
     chosen = list(suites)
     for condition in only or ():
-        key, _, values = condition.partition("=")
-        if key not in _KEYS or not values:
-            raise BadInput(f"--only {condition}: write KEY=VALUE with a KEY of {', '.join(_KEYS)}")
-        wanted = {_spelling(key, value) for value in values.split(",")}
-        there = {_spelling(key, _value(run, key)) for suite in suites for run in suite.runs}
-        for value in sorted(wanted - there):
-            near = nearest(value, there)
-            hint = f"Did you mean '{near}'?" if near else f"There are {', '.join(sorted(there))}."
-            raise BadInput(f"--only {condition}: no run has the {key} '{value}'. {hint}")
+        typed, _, values = condition.partition("=")
+        key = typed.strip().lower()
+        if key not in _KEYS or not values.strip(" ,"):
+            near = nearest(key, _KEYS)
+            hint = f" Did you mean '{near}'?" if near and near != key else ""
+            raise BadInput(f"--only {shorten(condition, 200)}: write KEY=VALUE with a KEY of {', '.join(_KEYS)}.{hint}")
+        there = sorted({_value(run, key) for suite in suites for run in suite.runs} - {""})
+        try:
+            wanted = set().union(*_named(values, key, there))
+        except KeyError as error:
+            raise BadInput(
+                f"--only {shorten(condition, 200)}: no run has the {key} {_unknown(error.args[0], there)}"
+            ) from None
         chosen = [
             replace(
                 suite,
-                runs=tuple(run for run in suite.runs if _spelling(key, _value(run, key)) in wanted),
-                measurements=tuple(m for m in suite.measurements if _spelling(key, _value(m.run, key)) in wanted),
+                runs=tuple(run for run in suite.runs if _value(run, key) in wanted),
+                measurements=tuple(m for m in suite.measurements if _value(m.run, key) in wanted),
                 whole=suite.whole or suite,
             )
             for suite in chosen
@@ -91,6 +121,32 @@ def select(suites: Sequence[Suite], only: Sequence[str] | None) -> list[Suite]:
     if only and not any(suite.runs for suite in chosen):
         raise BadInput(f"--only {' --only '.join(only)}: no run matches all of these")
     return [suite for suite in chosen if suite.runs]
+
+
+def _named(values: str, key: str, there: Sequence[str]) -> Iterator[set[str]]:
+    """The values that are meant, of those ``there``. Raises KeyError for another."""
+    spelt: dict[str, set[str]] = {}
+    for name in there:
+        spelt.setdefault(_spelling(key, name), set()).add(name)
+    parts, most = values.split(","), 1 + max((name.count(",") for name in there), default=0)
+    while parts:
+        for count in range(min(most, len(parts)), 0, -1):
+            name = ",".join(parts[:count]).strip()
+            if name and (found := {name}.intersection(there) or spelt.get(_spelling(key, name))):
+                yield found
+                break
+        else:
+            count = 1
+            if name:
+                raise KeyError(name)
+        del parts[:count]
+
+
+def _unknown(value: str, there: Sequence[str]) -> str:
+    near = nearest(value, there)
+    listed = ", ".join(f"'{name}'" if "," in name else name for name in there[:20])
+    more = f" and {len(there) - 20} more" if len(there) > 20 else ""
+    return f"'{shorten(value)}'. " + (f"Did you mean '{near}'?" if near else f"There are {listed}{more}.")
 
 
 def _spelling(key: str, value: str) -> str:

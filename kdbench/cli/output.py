@@ -10,6 +10,7 @@ from typing import Annotated, BinaryIO
 
 import typer
 
+from kdbench.cli.options import path
 from kdbench.errors import BadInput
 
 
@@ -19,7 +20,14 @@ def _unless_standard(path: Path | None) -> Path | None:
 
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", callback=_unless_standard, help="Write to this file instead; -: standard output."),
+    typer.Option(
+        "--output",
+        "-o",
+        parser=path,
+        metavar="PATH",
+        callback=_unless_standard,
+        help="Write to this file instead; -: standard output.",
+    ),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdbench.catalogue.commands import command
-from kdbench.cli.options import Only, Tiny, Trials, select
+from kdbench.cli.options import Only, Tiny, Trials, path, select
 from kdbench.cli.options import load as load_named
 from kdbench.cli.output import Output, print_text
 from kdbench.cli.page import command_lines, page, page_options
@@ -27,10 +28,22 @@ if TYPE_CHECKING:
     from kdbench.suite.suite import Suite
 
 
-FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How tables are written.")]
+def _in_utf8(format: Format) -> Format:
+    """Let files and programs get UTF-8, whatever the encoding of the terminal is."""
+    if format is not Format.terminal and isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+    return format
+
+
+FormatOption = Annotated[
+    Format, typer.Option("--format", "-f", callback=_in_utf8, help="How tables are written; to files in UTF-8.")
+]
 ViewOption = Annotated[View, typer.Option("--view", help="What the cells show.")]
 Folders = Annotated[
-    list[Path] | None, typer.Option("--results", envvar="KDBENCH_RESULTS", help="Results folder; may be repeated.")
+    list[Path] | None,
+    typer.Option(
+        "--results", envvar="KDBENCH_RESULTS", parser=path, metavar="PATH", help="Results folder; may be repeated."
+    ),
 ]
 MixVersions = Annotated[
     bool, typer.Option("--mix-versions", help="Show numbers of incompatible versions of kdbench in one table.")

@@ -130,8 +130,9 @@ def _read_suite(document: Document, trials: int | None) -> Suite:
 
 
 def _printable(stem: str) -> str:
-    """A file's name as that of a suite: what is not UTF-8, or cannot be printed, is replaced."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in stem)
+    """A file's name as that of a suite: read as UTF-8 in any locale, and what cannot be printed is replaced."""
+    text = os.fsencode(stem).decode(errors="replace")
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def _grids(data: dict[str, Any], collector: Collector) -> Iterator[tuple[dict[str, Any], Path_]]:

@@ -1,0 +1,87 @@
+"""Choosing runs with --only, and paths as options: every name can be chosen, `~` is the home folder."""
+
+import pytest
+from typer.testing import CliRunner
+
+from kdbench.cli.app import app
+from kdbench.cli.options import select
+from kdbench.errors import BadInput
+from kdbench.suite.load import load_suite
+
+
+NAMES = ["ce", "kd", "kd, T=2", "kd[temperature=2,weight=3]", "KD,ce", "=1+1", " spaced ", "кд·α→β"]
+
+
+@pytest.fixture
+def suites(tmp_path):
+    methods = "".join(f"    - {{name: {name!r}, terms: {{ce: 1, kd: {n + 1}}}}}\n" for n, name in enumerate(NAMES[2:]))
+    file = tmp_path / "x.yaml"
+    file.write_text(
+        "protocol: smoke\ndataset: digits\nteachers: {'T, 1': {network: resnet8}}\n"
+        f"grid:\n  teacher: 'T, 1'\n  student: [resnet8, wrn-16-1]\n  method:\n    - ce\n    - kd\n{methods}",
+        encoding="utf-8",
+    )
+    return [load_suite(file)]
+
+
+def chosen(suites, *only):
+    return list(dict.fromkeys(run.method for suite in select(suites, only) for run in suite.runs))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_can_be_chosen(suites, name):
+    assert chosen(suites, f"method={name}") == [name]
+
+
+@pytest.mark.parametrize(
+    ("condition", "names"),
+    [
+        ("method=ce,kd", ["ce", "kd"]),
+        ("method=CE, Kd,", ["ce", "kd"]),
+        ("method=kd, t=2,ce", ["ce", "kd, T=2"]),
+        ("method=ce,kd[temperature=2,weight=3],kd, T=2", ["ce", "kd, T=2", "kd[temperature=2,weight=3]"]),
+        ("method=kd,ce", ["KD,ce"]),
+        (" Method = ce", ["ce"]),
+        ("teacher=T, 1", NAMES),
+        ("student=WRN_16_1,ResNet8", NAMES),
+    ],
+)
+def test_several_names_and_spellings(suites, condition, names):
+    assert chosen(suites, condition) == names
+
+
+def test_conditions_are_joined(suites):
+    found = select(suites, ["method=ce,kd", "student=resnet8", "trial=0"])
+    assert [(run.method, run.spec.student) for run in found[0].runs] == [("ce", "resnet8"), ("kd", "resnet8")]
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ("method", "write KEY=VALUE"),
+        ("method=,", "write KEY=VALUE"),
+        ("=ce", "write KEY=VALUE"),
+        ("methods=ce", "Did you mean 'method'?"),
+        ("method=kd, T=3", "no run has the method 'T=3'"),
+        ("method=cee", "no run has the method 'cee'. Did you mean 'ce'?"),
+        ("teacher=vgg8", "no run has the teacher 'vgg8'. There are 'T, 1'."),
+        ("trial=00", "no run has the trial '00'."),
+        ("method=" + "x," * 5000, "no run has the method 'x'."),
+        ("method=" + "x" * 5000, "no run has the method 'xxx"),
+    ],
+)
+def test_what_no_run_has(suites, condition, message):
+    with pytest.raises(BadInput) as caught:
+        select(suites, [condition])
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_the_home_folder_in_options_and_in_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    call = CliRunner().invoke
+    assert f"no runs in {tmp_path}/r" in call(app, ["list", "runs", "--results=~/r"]).stdout
+    assert f"no runs in {tmp_path}/e" in call(app, ["list", "runs"], env={"KDBENCH_RESULTS": "~/e"}).stdout
+    assert call(app, ["report", "--published", "--table", "ega-1", "-f", "csv", "--output=~/t.csv"]).exit_code == 0
+    assert (tmp_path / "t.csv").read_text(encoding="utf-8").startswith("table,")
+    assert call(app, ["list", "runs", "--results="]).exit_code == 2
