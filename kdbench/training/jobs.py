@@ -192,12 +192,11 @@ def _enrol(
     """A run's learner and the teacher's state at its last checkpoint; None, and a failure, where it cannot be built."""
     record = shop.store.run(spec.id)
     network = guide.network if guide and spec.teacher else None
-
-    def build() -> Learner:
-        parts = [load_part(part, shop.store, network, shop.device) for part in spec.parts] if network else []
-        return student_learner(spec, shop.store, network, labels.clone(), shop.device, parts, shown)
-
+    settings = Settings()
     try:
+        parts = [load_part(part, shop.store, network, shop.device) for part in spec.parts] if network else []
+        settings.put_back()
+        build = partial(student_learner, spec, shop.store, network, labels.clone(), shop.device, parts, shown)
         return resumed(build, shop, shop.store.hashes(spec.needs))
     except DamagedTeacher as error:
         raise lost_teacher(error, shop) from None
