@@ -72,7 +72,6 @@ def import_file(
     store = Store(results)
     record = store.teacher(spec.id)
     folders = [folder for name in ("runs", "teachers", "locks", "") if not (folder := results / name).exists()]
-    store.check_writable()
     place = Place(results, data, devices, weights={str(kind.sha256): file})
     try:
         if failed := work_on([], [spec], place, store, wanted=[spec]):
@@ -97,7 +96,9 @@ def _leave_as_it_was(record: Record, folders: Iterable[Path]) -> None:
     """Remove what a failed import has left: its own record, and those folders that it made and nobody has filled since."""
     from filelock import Timeout
 
-    with contextlib.suppress(OSError, Timeout):
+    from kdbench.errors import KdbenchError
+
+    with contextlib.suppress(OSError, Timeout, KdbenchError):
         if record.folder.exists():
             with record.lock().acquire(timeout=0):
                 if not (record.folder / "result.json").exists():

@@ -18,7 +18,6 @@ from kdbench.cli.work import Devices, Download, Jobs, Place, work_on
 
 
 if TYPE_CHECKING:
-    from kdbench.store.record import Record
     from kdbench.store.store import Store
 
 
@@ -76,6 +75,7 @@ def verify(results: Results = Path("results"), json_output: Json = False) -> Non
 
     from kdbench.errors import KdbenchError, LockedRecord
     from kdbench.store.store import Store
+    from kdbench.store.verify import label_of
     from kdbench.suite.specs import TeacherSpec
 
     store, found, replaced = Store(results), [], False
@@ -88,7 +88,7 @@ def verify(results: Results = Path("results"), json_output: Json = False) -> Non
             except (KdbenchError, ValidationError) as error:
                 problem = str(error)
                 replaced |= not isinstance(error, LockedRecord)
-            found.append({"id": record.id, "teacher": _label(record), "damaged": problem})
+            found.append({"id": record.id, "teacher": label_of(record, "teachers"), "damaged": problem})
     found += list(_learned_beside(store))
     damaged = [entry for entry in found if entry["damaged"]]
     if json_output:
@@ -113,6 +113,7 @@ def export(
 ) -> None:
     """Copy a teacher, and the stages that it was made from, into a folder: weights as .safetensors, and their records."""
     from kdbench.errors import BadInput, BadRecord
+    from kdbench.store.copies import copy_record
     from kdbench.store.store import Store
     from kdbench.suite.specs import TeacherSpec
 
@@ -132,8 +133,6 @@ def export(
             store.check_teacher(teacher)
     except BadRecord as error:
         raise BadInput(f"{error}. Run what needs it again, and it is made again.") from None
-    from kdbench.store.copies import copy_record
-
     stages = [store.record_of(teacher) for teacher in teachers]
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
@@ -144,10 +143,11 @@ def export(
     except BadRecord as error:
         raise BadInput(str(error)) from None
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise BadInput(f"{folder}: cannot be written: {error.strerror or error}") from None
-    for record in stages:
-        typer.echo(printable(f"{folder / record.id}: {_label(record)}"))
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for teacher, record in zip(teachers, stages, strict=True):
+        typer.echo(printable(f"{folder / record.id}: {teacher.label}"))
 
 
 def _learned_beside(store: Store) -> Iterator[dict[str, str]]:
@@ -167,14 +167,3 @@ def _learned_beside(store: Store) -> Iterator[dict[str, str]]:
         except BadRecord as error:
             problem = f"{error}. Remove {record.folder}, and the next kdbench run trains it again."
         yield {"id": record.id, "teacher": "a run, with the new layers that learned beside it", "damaged": problem}
-
-
-def _label(record: Record) -> str:
-    from pydantic import ValidationError
-
-    from kdbench.suite.specs import TeacherSpec
-
-    try:
-        return TeacherSpec.model_validate(record.spec()).label
-    except ValidationError:
-        return "(spec.json cannot be read)"

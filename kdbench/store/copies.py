@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import stat
@@ -9,12 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kdbench.errors import BadRecord
+from kdbench.store.reading import LARGEST_METRICS
 from kdbench.store.record import Record
 
 
 FILES = ("spec.json", "metrics.jsonl", "weights.safetensors", "about.json", "result.json")
-LARGEST = 2**26
-"""Bytes of a record's largest file of JSON."""
 
 
 def check_copyable(record: Record) -> None:
@@ -23,7 +23,7 @@ def check_copyable(record: Record) -> None:
         found = path.lstat()
         if not stat.S_ISREG(found.st_mode):
             raise BadRecord(f"{path}: is a link or a device, not a plain file")
-        if path != record.weights_file and found.st_size > LARGEST:
+        if path != record.weights_file and found.st_size > LARGEST_METRICS:
             raise BadRecord(f"{path}: has {found.st_size:,} bytes, more than any record")
     record.check_weights()
 
@@ -43,4 +43,4 @@ def copy_record(record: Record, target: Path) -> None:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    return (path for name in FILES if (path := folder / name).exists() or path.is_symlink())
+    return (path for name in FILES if os.path.lexists(path := folder / name))

@@ -25,7 +25,7 @@ from typing import Any
 from filelock import Timeout
 from pydantic import ValidationError
 
-from kdbench.errors import BadRecord, KdbenchError, LockedRecord
+from kdbench.errors import BadRecord, KdbenchError
 from kdbench.store.files import set_aside, write_json, write_text
 from kdbench.store.lock import Lock
 from kdbench.store.reading import (
@@ -81,7 +81,7 @@ class Record:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise LockedRecord(f"{self.folder / 'result.json'}: cannot be read: {error.strerror or error}") from None
+            raise locked(self.folder / "result.json", error) from None
         try:
             content = parse(text)
             seal = content.pop("seal", None) if isinstance(content, dict) else None

@@ -138,7 +138,7 @@ class Store:
 
     def _tidy(self, record: Record) -> None:
         if record.started():
-            with contextlib.suppress(Timeout, OSError), record.lock().acquire(timeout=0):
+            with contextlib.suppress(Timeout, OSError, KdbenchError), record.lock().acquire(timeout=0):
                 record.tidy()
 
     def _set_aside(self, record: Record, check: Callable[[], object], reason: str, kind: str) -> str:

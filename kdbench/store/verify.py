@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 
 from kdbench.errors import BadRecord, KdbenchError, LockedRecord
-from kdbench.store.reading import mapping, read
+from kdbench.store.reading import locked, mapping, read
 from kdbench.store.record import Record, Result
 from kdbench.store.store import Store
 from kdbench.suite.measurements import measurement_from
@@ -49,10 +49,16 @@ def verify(store: Store, wanted: Mapping[str, Collection[str]] | None = None) ->
                 continue
             found.checked += record.ended()
             label = label_of(record, kind)
-            for error in _problems(store, record, kind):
-                found.damaged.append(Damage(kind[:-1], record.id, label, str(error), _next_step(record, kind, error)))
-            result = _valid(record)
-            uncovered += result is not None and result.metrics_sha256 is None
+            try:
+                result, problems = record.result(), list[KdbenchError]()
+            except BadRecord as error:
+                result, problems = None, [error]
+            if result:
+                problems += _problems(store, record, kind, result)
+                uncovered += result.metrics_sha256 is None
+            for problem in problems:
+                next_step = _next_step(record, kind, problem)
+                found.damaged.append(Damage(kind[:-1], record.id, label, str(problem), next_step))
             found.notes += _leftovers(record)
         for folder in store.quarantined(kind):
             if wanted is None or folder.name.partition(".")[0] in wanted[kind]:
@@ -79,15 +85,8 @@ def label_of(record: Record, kind: str) -> str:
     return f"{teacher}{run.student}, {formula(run.terms)}, trial {run.trial}"
 
 
-def _problems(store: Store, record: Record, kind: str) -> Iterator[KdbenchError]:
-    """What is wrong with a record."""
-    try:
-        result = record.result()
-    except BadRecord as error:
-        yield error
-        return
-    if result is None:
-        return
+def _problems(store: Store, record: Record, kind: str, result: Result) -> Iterator[KdbenchError]:
+    """What is wrong with a record beside its result."""
     small = [*record.problems(result)]
     yield from small
     if record.keeps_weights():
@@ -103,7 +102,7 @@ def _problems(store: Store, record: Record, kind: str) -> Iterator[KdbenchError]
             elif result.last and result.last.epoch and not record.metrics():
                 yield BadRecord(f"{path}: cannot be read, and the result is one of {result.last.epoch} epochs")
         except OSError as error:
-            yield LockedRecord(f"{path}: cannot be read: {error.strerror or error}")
+            yield locked(path, error)
         except ValueError as error:
             yield BadRecord(f"{path}: is not what was stored ({error})")
         except BadRecord as error:
@@ -169,10 +168,3 @@ def _leftovers(record: Record) -> Iterator[str]:
             yield f"{path}: was set aside as damaged. Remove it when it is of no interest any more"
         elif name not in _KNOWN:
             yield f"{path}: is no file of kdbench's"
-
-
-def _valid(record: Record) -> Result | None:
-    try:
-        return record.result()
-    except BadRecord:
-        return None
