@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import sys
-from typing import Annotated, Any, NamedTuple, get_args
+from typing import Annotated, Any, NamedTuple
 
 from kdbench.catalogue.names import nearest
 from kdbench.catalogue.terms import TermInfo
@@ -20,22 +20,22 @@ class Range(NamedTuple):
     whole: bool = False
 
 
-PositiveNumber = Annotated[float, Range("a number above 0, up to 1,000,000", math.ulp(0.0), 1e6)]
-NonNegative = Annotated[float, Range("a number from 0 to 1,000,000", 0.0, 1e6)]
-Share = Annotated[float, Range("a number from 0 to 1", 0.0, 1.0)]
-PositiveInt = Annotated[int, Range("a whole number from 1 to 1,000,000", 1, 1e6, whole=True)]
-NonNegativeInt = Annotated[int, Range("a whole number from 0 to 1,000,000", 0, 1e6, whole=True)]
-
-RANGES: dict[str, Range] = {
-    "PositiveNumber": get_args(PositiveNumber)[1],
-    "NonNegative": get_args(NonNegative)[1],
-    "Share": get_args(Share)[1],
-    "PositiveInt": get_args(PositiveInt)[1],
-    "NonNegativeInt": get_args(NonNegativeInt)[1],
+RANGES = {
+    "PositiveNumber": Range("a number above 0, up to 1,000,000", math.ulp(0.0), 1e6),
+    "NonNegative": Range("a number from 0 to 1,000,000", 0.0, 1e6),
+    "Share": Range("a number from 0 to 1", 0.0, 1.0),
+    "PositiveInt": Range("a whole number from 1 to 1,000,000", 1, 1e6, whole=True),
+    "NonNegativeInt": Range("a whole number from 0 to 1,000,000", 0, 1e6, whole=True),
     "int": Range("a whole number", -math.inf, math.inf, whole=True),
     "float": Range("a number", -sys.float_info.max, sys.float_info.max),
 }
 """The ranges by the names that annotations call them by."""
+
+PositiveNumber = Annotated[float, RANGES["PositiveNumber"]]
+NonNegative = Annotated[float, RANGES["NonNegative"]]
+Share = Annotated[float, RANGES["Share"]]
+PositiveInt = Annotated[int, RANGES["PositiveInt"]]
+NonNegativeInt = Annotated[int, RANGES["NonNegativeInt"]]
 
 
 def check_hyperparameters(info: TermInfo, values: dict[str, Any]) -> list[tuple[str, str]]:

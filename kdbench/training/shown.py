@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
@@ -102,9 +102,7 @@ def _aliased(shown: Any) -> Any:
     if isinstance(shown, Tensor):
         return shown.detach()
     if isinstance(shown, Outputs):
-        return Outputs(*map(_aliased, shown))
-    if isinstance(shown, list):
-        return [each.detach() for each in shown]
+        return _mapped(Tensor.detach, shown)
     if isinstance(shown, Mapping):
         return MappingProxyType({key: _aliased(each) for key, each in shown.items()})
     if isinstance(shown, Batch | Copies):
@@ -119,22 +117,21 @@ def relisted(outputs: Outputs) -> Outputs:
 
 def joined(images: Outputs, copies: Outputs) -> Outputs:
     """What a network gives for images, each followed by what it gives for its copies."""
-    return Outputs(
-        interleaved(images.logits, copies.logits),
-        interleaved(images.embedding, copies.embedding),
-        [interleaved(*pair) for pair in zip(images.features, copies.features, strict=True)],
-        [interleaved(*pair) for pair in zip(images.preactivations, copies.preactivations, strict=True)],
-    )
+    return _mapped(interleaved, images, copies)
 
 
 def rows_of(outputs: Outputs, rows: slice) -> Outputs:
     """What a network gives for some of the images."""
-    return Outputs(
-        outputs.logits[rows],
-        outputs.embedding[rows],
-        [each[rows] for each in outputs.features],
-        [each[rows] for each in outputs.preactivations],
-    )
+    return _mapped(lambda tensor: tensor[rows], outputs)
+
+
+def _mapped(change: Callable[..., Tensor], *outputs: Outputs) -> Outputs:
+    """What a function makes of each tensor, or of those in the same place of several outputs."""
+
+    def of_place(*there: Any) -> Any:
+        return change(*there) if isinstance(there[0], Tensor) else list(map(change, *there))
+
+    return Outputs(*map(of_place, *outputs))
 
 
 class Replay:
