@@ -77,8 +77,8 @@ def _report_failures(suites: Sequence[Suite], store: Store, failed: dict[str, st
     reasons = {run.id: (run.label, failed.get(run.id)) for suite in suites for run in suite.runs}
     lines = []
     for id, (label, reason) in reasons.items():
-        failure = None if reason or store.run(id).done() else store.run(id).failure()
-        if reason or failure:
+        failure = None if reason else store.run(id).failure()  # seldom there, and soon looked for
+        if reason or (failure and not store.run(id).done()):
             lines.append(f"  {label} ({id}): {reason or (failure and failure.reason)}")
     measured = {each.spec.id: each.spec.label for suite in suites for each in suite.measurements}
     for id in measured:
