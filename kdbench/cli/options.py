@@ -77,13 +77,13 @@ def load(
     *,
     tiny: bool = False,
 ) -> list[Suite]:
-    """The chosen part of suites. Files of weights that are gone count as what they were when the results were made."""
+    """The chosen part of suites. Weights and modules that are gone count as what they were when the results were made."""
     from kdbench.store.store import Store
-    from kdbench.store.suites import KnownWeights
+    from kdbench.store.suites import KnownFiles
     from kdbench.suite.load import load_suites
 
-    known = KnownWeights([Store(folder) for folder in results])
-    loaded = load_suites(references, trials, tiny=tiny, known=known.of)
+    known = KnownFiles([Store(folder) for folder in results])
+    loaded = load_suites(references, trials, tiny=tiny, known=known.tell)
     for message in known.messages:
         typer.echo(message, err=True)
     return select(loaded, only)

@@ -152,8 +152,21 @@ def load(
             raise BadInput(f"{folder}: no such results folder")
     stores = [Store(folder) for folder in folders]
     if suites:
-        return load_named(suites, folders, trials, only, tiny=tiny), stores
-    return select(_with_results(stores, trials, tiny), only), stores
+        loaded = load_named(suites, folders, trials, only, tiny=tiny)
+    else:
+        loaded = select(_with_results(stores, trials, tiny), only)
+    tell_changed(loaded, stores)
+    return loaded, stores
+
+
+def tell_changed(suites: Sequence[Suite], stores: Sequence[Store]) -> None:
+    """Tell of results that are not those of the suites because they were made with other code of a plug-in."""
+    from kdbench.plan.changes import changed_plugins
+
+    specs = [spec for suite in suites for spec in suite.specs.values()]
+    for store in stores:
+        for line in changed_plugins(specs, store):
+            typer.echo(f"{store.root}: {line}" if len(stores) > 1 else line, err=True)
 
 
 def style(output: Path | None, *, standalone: bool = False, bold: Bold = Bold.best) -> Style:
@@ -218,14 +231,14 @@ def _with_results(stores: Sequence[Store], trials: int | None, tiny: bool) -> li
 
 def _kept(stores: Sequence[Store], trials: int | None, tiny: bool) -> Iterator[Suite]:
     """The suites that were run, as they were then. What can no longer be read is told and left out."""
-    from kdbench.store.suites import KnownWeights, kept_suites
+    from kdbench.store.suites import KnownFiles, kept_suites
     from kdbench.suite.load import bundled_suites, load_suite
     from kdbench.suite.tiny import tiny_suite
 
-    known, names = KnownWeights(stores), set(bundled_suites())
+    known, names = KnownFiles(stores), set(bundled_suites())
     for kept in kept_suites(stores):
         try:
-            suite = load_suite(kept.original, 1 if tiny and not trials else trials, known.of)
+            suite = load_suite(kept.original, 1 if tiny and not trials else trials, known.tell)
         except BadSuite as error:
             typer.echo(f"{kept.file} is left out: {error.problems[0]}", err=True)
             continue
