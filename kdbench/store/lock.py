@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -44,6 +45,14 @@ class Lock:
                 raise Timeout(str(self.path))
             time.sleep(POLL_SECONDS)
         return self
+
+    def wait(self, what: str, note: Callable[[str], None]) -> Self:
+        """Take the lock whenever it is free; where that takes time, say who is at ``what``. Raises as ``acquire`` does."""
+        try:
+            return self.acquire(timeout=0)
+        except Timeout:
+            note(f"another process is at {what}: waiting for it ({self.holder()})")
+            return self.acquire()
 
     def release(self) -> None:
         """Free the lock, if it is held."""
