@@ -73,6 +73,11 @@ class Source:
     beside: Mapping[str, Path]
     sha256: str
 
+    @property
+    def files_beside(self) -> list[SourceFile]:
+        """The files that are not on the import path."""
+        return [file for file in self.files.values() if file.module.partition(".")[0] in self.beside]
+
 
 def read_source(target: str, lineage: Iterable[str]) -> Source:
     """The source of the module ``target``, in which ``lineage`` are the modules of the class and its ancestors.
@@ -113,7 +118,7 @@ def find(module: str) -> ModuleSpec | None:
     top, *rest = module.split(".")
     found = _within(_on_path(top), rest)
     folder = BESIDE.get()(top) if found is None else None
-    return _within(_in_folder(top, folder), rest) if folder else found
+    return _within(in_folder(top, folder), rest) if folder else found
 
 
 def locate(module: str) -> Path | None:
@@ -134,7 +139,7 @@ def source_file(module: str) -> Path:
     if top in sys.stdlib_module_names:
         raise BadInput(f"'{top}' is a module of Python's own library: give yours another name")
     folder = BESIDE.get()(top)
-    ours, theirs = _place(_in_folder(top, folder) if folder else None), _place(_on_path(top))
+    ours, theirs = _place(in_folder(top, folder) if folder else None), _place(_on_path(top))
     if ours and theirs and ours.resolve() != theirs.resolve():
         raise BadInput(f"'{top}' is {theirs}, which hides {ours}: give the latter another name")
     spec = find(module)
@@ -189,7 +194,8 @@ def _on_path(top: str) -> ModuleSpec | None:
     return None
 
 
-def _in_folder(top: str, folder: Path) -> ModuleSpec | None:
+def in_folder(top: str, folder: Path) -> ModuleSpec | None:
+    """The spec of a top-level module in a folder."""
     return PathFinder.find_spec(top, [str(folder)])
 
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdbench.catalogue.commands import command
-from kdbench.cli.options import Only, Tiny, Trials, path, select
+from kdbench.cli.options import Only, Tiny, Trials, results_folder, select
 from kdbench.cli.options import load as load_named
 from kdbench.cli.output import Output, print_text
 from kdbench.cli.page import command_lines, page, page_options
+from kdbench.cli.streams import say
 from kdbench.errors import BadInput, BadSuite
 from kdbench.report.formats import TOLERANCE, Bold, Format, Style, View
 
@@ -42,7 +43,11 @@ ViewOption = Annotated[View, typer.Option("--view", help="What the cells show.")
 Folders = Annotated[
     list[Path] | None,
     typer.Option(
-        "--results", envvar="KDBENCH_RESULTS", parser=path, metavar="PATH", help="Results folder; may be repeated."
+        "--results",
+        envvar="KDBENCH_RESULTS",
+        parser=results_folder,
+        metavar="PATH",
+        help="Results folder; may be repeated.",
     ),
 ]
 MixVersions = Annotated[
@@ -62,7 +67,8 @@ def report(
     ] = None,
     published: Annotated[bool, typer.Option("--published", help="The papers' tables as they are printed.")] = False,
     tolerance: Annotated[
-        float, typer.Option("--tolerance", min=0.0, help="Points that agree with a number without deviation.")
+        float,
+        typer.Option("--tolerance", min=0.0, max=100.0, help="Points that agree with a number without deviation."),
     ] = TOLERANCE,
     statistics: Annotated[
         bool, typer.Option("--statistics", help="Paired tests, ranks and what the trials can detect.")
@@ -152,8 +158,21 @@ def load(
             raise BadInput(f"{folder}: no such results folder")
     stores = [Store(folder) for folder in folders]
     if suites:
-        return load_named(suites, folders, trials, only, tiny=tiny), stores
-    return select(_with_results(stores, trials, tiny), only), stores
+        loaded = load_named(suites, folders, trials, only, tiny=tiny)
+    else:
+        loaded = select(_with_results(stores, trials, tiny), only)
+    tell_changed(loaded, stores)
+    return loaded, stores
+
+
+def tell_changed(suites: Sequence[Suite], stores: Sequence[Store]) -> None:
+    """Tell of results that are not those of the suites because they were made with other code of a plug-in."""
+    from kdbench.plan.changes import changed_plugins
+
+    specs = [spec for suite in suites for spec in suite.specs.values()]
+    for store in stores:
+        for line in changed_plugins(specs, store):
+            typer.echo(f"{store.root}: {line}" if len(stores) > 1 else line, err=True)
 
 
 def style(output: Path | None, *, standalone: bool = False, bold: Bold = Bold.best) -> Style:
@@ -197,7 +216,7 @@ def _tell_conflicts(suites: Sequence[Suite], stores: Sequence[Store]) -> None:
     from kdbench.report.folders import conflicts
 
     for message in conflicts(suites, stores):
-        typer.echo(message, err=True)
+        say(message)
 
 
 def _with_results(stores: Sequence[Store], trials: int | None, tiny: bool) -> list[Suite]:
@@ -218,23 +237,23 @@ def _with_results(stores: Sequence[Store], trials: int | None, tiny: bool) -> li
 
 def _kept(stores: Sequence[Store], trials: int | None, tiny: bool) -> Iterator[Suite]:
     """The suites that were run, as they were then. What can no longer be read is told and left out."""
-    from kdbench.store.suites import KnownWeights, kept_suites
+    from kdbench.store.suites import KnownFiles, kept_suites
     from kdbench.suite.load import bundled_suites, load_suite
     from kdbench.suite.tiny import tiny_suite
 
-    known, names = KnownWeights(stores), set(bundled_suites())
+    known, names = KnownFiles(stores), set(bundled_suites())
     for kept in kept_suites(stores):
         try:
-            suite = load_suite(kept.original, 1 if tiny and not trials else trials, known.of)
+            suite = load_suite(kept.original, 1 if tiny and not trials else trials, known.tell)
         except BadSuite as error:
-            typer.echo(f"{kept.file} is left out: {error.problems[0]}", err=True)
+            say(f"{kept.file} is left out: {error.problems[0]}")
             continue
         if suite.name in names:  # tables of different suites stay apart
             suite = suite.renamed(f"{suite.name} ({kept.folder.name})")
         names.add(suite.name)
         yield tiny_suite(suite) if tiny else suite
     for message in known.messages:
-        typer.echo(message, err=True)
+        say(message)
 
 
 def _references(suites: Sequence[Suite]) -> list[str]:

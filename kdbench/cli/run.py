@@ -12,7 +12,7 @@ from kdbench.catalogue.commands import command
 from kdbench.catalogue.printable import printable
 from kdbench.cli.options import Data, Only, Results, Suites, Tiny, Trials, load
 from kdbench.cli.page import command_lines
-from kdbench.cli.report import FormatOption, render
+from kdbench.cli.report import FormatOption, render, tell_changed
 from kdbench.cli.work import Devices, Download, Jobs, Place, work_on
 from kdbench.errors import KdbenchError
 from kdbench.report.formats import Format
@@ -40,7 +40,10 @@ def run(
     checkpoint_seconds: Annotated[
         float,
         typer.Option(
-            "--checkpoint-seconds", min=0.0, help="Save a resume point when the last one is this old; 0: always."
+            "--checkpoint-seconds",
+            min=0.0,
+            max=86_400.0,
+            help="Save a resume point when the last one is this old; 0: always.",
         ),
     ] = 30.0,
     format: FormatOption = Format.terminal,
@@ -57,6 +60,7 @@ def run(
 
         typer.echo(printable(describe(summarise(loaded, results, 1))))
         return
+    tell_changed(loaded, [store])
     unfinished = [spec for spec in specs if not store.run(spec.id).done()]
     between = {each.id: each for spec in unfinished for each in auxiliaries_of(spec)}
     teachers = {stage.id: stage for spec in (*between.values(), *specs) for stage in spec.stages}

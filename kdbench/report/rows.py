@@ -131,7 +131,7 @@ def terms_text(terms: Sequence[TermUse]) -> str:
     """``{"ce": {"weight": 0.1}, "kd": {"weight": 0.9, "temperature": 4.0}}``: also the hyper-parameters that are as usual."""
     found = {}
     for use in terms:
-        usual = {name: each.default for name, each in term(use.name).hyperparameters.items()}
+        usual = {name: each.default for name, each in term(use.name, use.source_sha256).hyperparameters.items()}
         found[use.name] = {"weight": use.weight, **usual, **use.hyperparameters}
     return json.dumps(found, ensure_ascii=False)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from kdbench.catalogue.sources import Source
+from kdbench.catalogue.sources import Source, SourceFile
 from kdbench.errors import BadInput, BadRecord, KdbenchError, LockedRecord
 from kdbench.store.files import set_aside, write_bytes
 from kdbench.store.lock import Lock
@@ -171,12 +171,8 @@ class Store:
 
     def keep_source(self, source: Source | None) -> None:
         """Keep the code of a plug-in beside the results that were trained with it."""
-        if source is None:
-            return
-        for file in source.files.values():
-            path = self.source_folder(source.sha256) / file.name
-            if not path.is_file() or path.read_bytes() != file.content:
-                write_bytes(path, file.content)
+        if source:
+            write_modules(source.files.values(), self.source_folder(source.sha256))
 
     def check_writable(self) -> list[str]:
         """Raise BadInput unless results can be written; returns what a user should know of the file system."""
@@ -185,8 +181,10 @@ class Store:
                 folder.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=folder):  # without a name, nothing is left however the process ends
                     pass
-            lacks_locks = False
-            with contextlib.suppress(Timeout), Lock(self.root / "locks" / "probe.lock").acquire(timeout=0) as lock:
+            with (
+                tempfile.NamedTemporaryFile(dir=self.root / "locks", suffix=".lock") as probe,
+                Lock(Path(probe.name)).acquire(timeout=0) as lock,
+            ):
                 lacks_locks = lock.stands_in
         except KdbenchError as error:
             raise BadInput(f"{error}. Choose another folder with --results.") from None
@@ -201,6 +199,14 @@ class Store:
             f"{self.root} cannot be locked: its file system has no file locks. Files {self.root}/locks/*.held stand in for "
             "them; where a machine dies, remove those that it leaves. A folder with locks (--results) needs no such care."
         ]
+
+
+def write_modules(files: Iterable[SourceFile], folder: Path) -> None:
+    """Write modules into a folder from which they can be imported."""
+    for file in files:
+        path = folder / file.name
+        if not path.is_file() or path.read_bytes() != file.content:
+            write_bytes(path, file.content)
 
 
 def _check_quickly(record: Record) -> None:

@@ -1,6 +1,6 @@
 """The suites that were run, kept with their results: so that these can be reported when the files are gone.
 
-suites/ID/NAME.yaml  the file as it was; ID is a hash of its text
+suites/ID/NAME.yaml  the file as it was, with the modules of its plug-ins; ID is a hash of its text
 suites/ID/about.json where it was, when it was last run, and the SHA-256 of the files of weights that it names
 """
 
@@ -13,10 +13,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from kdbench.catalogue.sources import in_folder
 from kdbench.store.files import write_json, write_text
 from kdbench.store.record import timestamp
-from kdbench.store.store import Store
+from kdbench.store.store import Store, write_modules
 from kdbench.suite.load import bundled_suites
+from kdbench.suite.plugins import sources_of
 from kdbench.suite.recipe import hashed
 from kdbench.suite.suite import Suite
 from kdbench.suite.yaml_reader import Document
@@ -63,6 +65,8 @@ def keep_suites(suites: Iterable[Suite], store: Store) -> None:
         about = _About(
             file=os.path.abspath(suite.file), run=timestamp(), weights={**(before.weights if before else {}), **weights}
         )
+        for source in sources_of((suite.whole or suite).specs.values()):
+            write_modules(source.files_beside, folder)
         write_text(folder / Path(suite.file).name, suite.text)
         write_json(folder / "about.json", about.model_dump())
 
@@ -73,17 +77,38 @@ def kept_suites(stores: Sequence[Store]) -> list[KeptSuite]:
     return list({each.folder.name: each for each in latest.values()}.values())
 
 
-class KnownWeights:
-    """Says by which SHA-256 a suite's files of weights were known when it was run, where they are not there now.
+class KnownFiles:
+    """Says what a suite's files were when it was run, where they are not there now.
 
-    ``messages`` are for the user: one for each file that is gone.
+    Weights are known by their SHA-256, modules are kept. ``messages`` are for the user: one for each file that is gone.
     """
 
     def __init__(self, stores: Sequence[Store]) -> None:
         self._kept = _all_kept(stores)
         self.messages: dict[str, None] = {}
 
-    def of(self, document: Document) -> Callable[[str], str | None]:
+    def tell(self, document: Document) -> None:
+        """Let a suite's document know of its weights and modules."""
+        document.known, document.elsewhere = self._weights(document), self._modules(document)
+
+    def _modules(self, document: Document) -> Callable[[str], Path | None]:
+        """The look-up of a suite's modules: all are the kept ones, or none is."""
+        own, id = document.folder.resolve(), hashed(document.text)
+        kept = next((each for each in reversed(self._kept) if each.folder.name == id), None)
+        modules = {each.stem for each in kept.folder.glob("*") if in_folder(each.stem, kept.folder)} if kept else set()
+        if not kept or any(in_folder(each, own) for each in modules):
+            return lambda top: None
+
+        def find(top: str) -> Path | None:
+            if top not in modules:
+                return None
+            gone = f"the modules that were beside {document.file} are not there"
+            self.messages[f"{gone}: their code is taken from the run of {kept.about.run} ({kept.folder})"] = None
+            return kept.folder.resolve()
+
+        return find
+
+    def _weights(self, document: Document) -> Callable[[str], str | None]:
         """The look-up of a suite's weights, as they are written there.
 
         A file is the same at the same place, or from the folder on where a suite with the same text was.

@@ -40,8 +40,8 @@ def find_suite(reference: str) -> Path:
     raise BadSuite([Problem(shorten(reference, 300), 0, "", unknown("suite", reference, known, "suites"))])
 
 
-Known = Callable[[Document], Callable[[str], str | None]]
-"""For a suite's document, what gives the SHA-256 of a file of weights that is not there."""
+Known = Callable[[Document], None]
+"""Tells a suite's document what is known of files that it names and that have moved."""
 
 
 def load_suites(
@@ -83,14 +83,14 @@ def load_suite(file: Path, trials: int | None = None, known: Known | None = None
     """Load one suite file. Raises BadSuite with everything that is wrong with it."""
     document = read_yaml(file)
     if known:
-        document.known = known(document)
+        known(document)
     return read_suite(document, trials)
 
 
 def read_suite(document: Document, trials: int | None = None) -> Suite:
     """Turn a document into a suite. Raises BadSuite with everything that is wrong with it."""
     folder = document.folder.resolve()
-    with looking_beside(lambda top: folder):
+    with looking_beside(lambda top: document.elsewhere(top) or folder):
         return _read_suite(document, trials)
 
 

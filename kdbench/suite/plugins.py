@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from kdbench.catalogue.sources import SourceFile
+from kdbench.catalogue.sources import Source, SourceFile
 from kdbench.catalogue.terms import term
 from kdbench.errors import BadInput
 from kdbench.suite.specs import RunSpec, TeacherSpec
+
+
+def sources_of(specs: Iterable[RunSpec | TeacherSpec]) -> Iterator[Source]:
+    """The code of each plug-in, once."""
+    for name, sha256 in dict.fromkeys(item for spec in specs for item in spec.plugins.items()):
+        source = term(name, sha256).source
+        if source:
+            yield source
 
 
 def folders_beside(specs: Iterable[RunSpec | TeacherSpec]) -> dict[str, Path]:
@@ -18,14 +26,13 @@ def folders_beside(specs: Iterable[RunSpec | TeacherSpec]) -> dict[str, Path]:
     """
     files: dict[str, SourceFile] = {}
     folders: dict[str, Path] = {}
-    for name, sha256 in dict.fromkeys(item for spec in specs for item in spec.plugins.items()):
-        source = term(name, sha256).source
-        for file in source.files.values() if source else ():
+    for source in sources_of(specs):
+        for file in source.files.values():
             other = files.setdefault(file.module, file)
             if other.content != file.content:
                 raise BadInput(
                     f"{other.path} and {file.path} are both the module '{file.module}': give one of them another name, or "
                     "run their suites one after the other"
                 )
-        folders = {**(source.beside if source else {}), **folders}
+        folders = {**source.beside, **folders}
     return folders

@@ -34,7 +34,8 @@ class Document:
     """A YAML file as plain Python values, the line of every value and key, and what is wrong with the text itself.
 
     ``trapped`` holds the places of values that YAML 1.1 reads as something else than what was meant. ``known`` gives the
-    SHA-256 of a file of weights that is named in it and is not there, if that is known.
+    SHA-256 of a file of weights that is named in it and is not there, if that is known; ``elsewhere`` the folder of a
+    top-level module that has moved from beside it.
     ``piped`` says that the text comes from no file on a disk, so that the name and the folder of ``file`` mean nothing.
     """
 
@@ -46,6 +47,7 @@ class Document:
     piped: bool = False
     text: str = ""
     known: Callable[[str], str | None] = lambda _: None
+    elsewhere: Callable[[str], Path | None] = lambda _: None
 
     @property
     def folder(self) -> Path:

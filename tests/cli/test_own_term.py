@@ -78,7 +78,17 @@ def test_beside_the_suite(trained, tmp_path):
     losses.write_text(losses.read_text().replace("1 - cosine", "2 - cosine"))
     edited = runner.invoke(app, plan).stdout
     assert "1 runs to do" in edited
-    assert "mypackage.losses:CosineEmbedding has changed since 1 finished run: not reused." in edited
+    changed = "mypackage.losses:CosineEmbedding has changed since 1 finished run: not reused."
+    assert changed in edited
+    report = ["report", "--results", str(tmp_path / "results")]
+    told = runner.invoke(app, [*report, str(file)])
+    assert changed in told.stderr
+    assert "cosine on resnet8x4 → resnet8: not run" in told.stdout
+    file.rename(tmp_path / "copy.yaml")
+    for arguments in (report, [*report, str(tmp_path / "copy.yaml")]):
+        elsewhere = runner.invoke(app, arguments)
+        assert re.search(r"\ncosine +\d", elsewhere.stdout)
+    assert "the modules that were beside" in elsewhere.stderr
 
 
 def test_announced_by_an_installed_package(trained, kdbench_process, tmp_path):
