@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -150,6 +151,19 @@ class Lock:
             f"{self.path}: belongs to {owner} and cannot be locked: {reason}. Its owner can allow it with "
             f"'chmod a+r,g+w {self.path.parent}/*', and for later files with 'umask 002' before kdbench run"
         )
+
+
+def lacks_locks(folder: Path) -> bool:
+    """Whether the file system of a folder has no file locks. Raises KdbenchError where files may not be locked there."""
+    path = folder / "probe.lock"
+    try:
+        with Lock(path).acquire(timeout=0) as lock:
+            return lock.stands_in
+    except Timeout:
+        return False  # another process tries the same
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def process_state(pid: int) -> str:
