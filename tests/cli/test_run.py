@@ -110,7 +110,7 @@ def test_dry_run_writes_nothing(place):
 
 def test_results_that_cannot_be_written_are_refused_before_any_work(place):
     place.results.write_text("a file")
-    with pytest.raises(BadInput, match=r"cannot write results to .*--results"):
+    with pytest.raises(BadInput, match="is no folder of results"):
         place.run()
     assert not place.plans
 
