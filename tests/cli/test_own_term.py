@@ -57,7 +57,7 @@ def test_beside_the_suite(trained, tmp_path):
     file = tmp_path / "suites" / "own.yaml"
     write_package(file.parent)
     for folder in (tmp_path, file.parent):
-        for module in ("random", "torch", "tempfile", "json", "tqdm"):
+        for module in ("random", "torch", "tempfile", "json", "tqdm", "kdbench"):
             (folder / f"{module}.py").write_text(f"open({str(tmp_path / 'EXECUTED')!r}, 'w')")
     spec, losses = trained(file, block("yaml", "CosineEmbedding").strip())
     assert not (tmp_path / "EXECUTED").exists()
