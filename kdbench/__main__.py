@@ -7,22 +7,20 @@ import sys
 def main() -> None:
     """Run a command. Exit codes: 0 all done, 1 some runs failed, 2 bad input, 130 interrupted."""
     _leave_working_folder()
-    import io
-
     from kdbench.cli.app import app
-    from kdbench.cli.streams import say
+    from kdbench.cli.streams import open_streams, say
     from kdbench.errors import KdbenchError
 
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that has no → or ± shows ? instead
+    open_streams()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except KdbenchError as error:
         say(error)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        sys.stderr.close()
         sys.exit(1)
     except OSError as error:
         say(error)

@@ -100,9 +100,9 @@ def term(name: str, source_sha256: str | None = None) -> TermInfo:
     With ``source_sha256``, those of the code that is known by it: as it was read before, or else as it is now.
     """
     if source_sha256 is None:
-        return _term(name, BESIDE.get())
+        return _term(name, _surroundings(name))
     if (name, source_sha256) not in _READ:
-        info = _term(name, BESIDE.get())
+        info = _term(name, _surroundings(name))
         if info.source_sha256 != source_sha256:
             raise BadInput(
                 f"{name} is not what it was when the run was planned: {info.path}, or what it imports, has changed since. "
@@ -115,8 +115,13 @@ _READ: dict[tuple[str, str], TermInfo] = {}
 """The terms that do not come with kdbench, by name and code, as far as they have been read."""
 
 
+def _surroundings(name: str) -> Beside | None:
+    """What decides on the code that a name stands for; None for a bundled term, which is the same for all suites."""
+    return None if ":" not in name and _in_its_file(normalise(name)) else BESIDE.get()
+
+
 @lru_cache(maxsize=1024)
-def _term(name: str, beside: Beside) -> TermInfo:
+def _term(name: str, beside: Beside | None) -> TermInfo:
     """What ``term`` gives in these surroundings."""
     if ":" in name:
         target = name

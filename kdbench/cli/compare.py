@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kdbench.cli.options import Only, Trials
+from kdbench.cli.options import Only, Trials, results_folder
 from kdbench.cli.output import Output, print_text
 from kdbench.cli.report import FormatOption, MixVersions, load, style
 from kdbench.errors import BadInput
@@ -15,8 +15,8 @@ from kdbench.report.formats import Format
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", help="A results folder.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    first: Annotated[Path, typer.Argument(metavar="A", parser=results_folder, help="A results folder.")],
+    second: Annotated[Path, typer.Argument(metavar="B", parser=results_folder, help="Another.")],
     suites: Annotated[
         list[str] | None, typer.Argument(metavar="[SUITE…]", help="Default: every suite with results.")
     ] = None,

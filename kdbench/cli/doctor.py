@@ -95,7 +95,7 @@ print(json.dumps({module: [why, reason(module) is None] for module, why in found
 
 def _not_importable() -> dict[str, tuple[str, bool]]:
     """The packages that are installed but cannot be imported: why, and whether kdbench gets round that."""
-    from kdbench.execution.interpreter import interpreter
+    from kdbench.execution.child import interpreter
 
     modules = {MODULES.get(package, package): package for package in PACKAGES if _version(package)}
     command = [*interpreter(_IMPORTS), json.dumps([*modules])]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdbench.catalogue.printable import one_line
+from kdbench.catalogue.printable import one_line, printable
 from kdbench.cli.methods import brief, method_lines
 from kdbench.cli.options import Json, Results
 
@@ -46,7 +46,7 @@ def list_things(
         typer.echo(json.dumps(lines, indent=1))
         return
     if not lines:
-        typer.echo(f"no {kind.value} in {results}")
+        typer.echo(printable(f"no {kind.value} in {results}"))
         return
     from tabulate import tabulate
 

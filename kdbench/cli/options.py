@@ -13,6 +13,7 @@ import typer
 from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.names import nearest, normalise, shorten
 from kdbench.catalogue.networks import network
+from kdbench.cli.streams import say
 from kdbench.errors import BadInput
 
 
@@ -27,6 +28,22 @@ def path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def results_folder(text: str) -> Path:
+    """The path of a folder that is there, or of one that can be made."""
+    found = path(text)
+    try:
+        os.stat(found)
+    except FileNotFoundError:
+        usable = not found.is_symlink()
+    except OSError as error:
+        raise BadInput(f"{shorten(str(found), 200)}: cannot be a folder of results: {error.strerror}") from None
+    else:
+        usable = found.is_dir()
+    if not usable:
+        raise BadInput(f"{found}: is no folder of results. Name a folder, or a path where one can be made")
+    return found
+
+
 Suites = Annotated[
     list[str], typer.Argument(metavar="SUITE…", help="Suite files, `-` for standard input, or names of bundled suites.")
 ]
@@ -35,7 +52,7 @@ Results = Annotated[
     typer.Option(
         "--results",
         envvar="KDBENCH_RESULTS",
-        parser=path,
+        parser=results_folder,
         metavar="PATH",
         help="Folder of the results.",
         show_default=True,
@@ -85,7 +102,7 @@ def load(
     known = KnownFiles([Store(folder) for folder in results])
     loaded = load_suites(references, trials, tiny=tiny, known=known.tell)
     for message in known.messages:
-        typer.echo(message, err=True)
+        say(message)
     return select(loaded, only)
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, BinaryIO
 import typer
 
 from kdbench.cli.options import path
+from kdbench.cli.streams import say
 from kdbench.errors import BadInput
 
 
@@ -43,7 +44,7 @@ def print_text(text: str, output: Path | None, done: str = "") -> None:
         _write(output, text)
     except OSError as error:
         raise BadInput(f"--output {output}: cannot be written: {error.strerror or error}") from None
-    typer.echo(done or f"written to {output}", err=True)
+    say(done or f"written to {output}")
 
 
 def _write(output: Path, text: str) -> None:

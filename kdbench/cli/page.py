@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdbench.catalogue.commands import shell_line
 from kdbench.report.formats import TOLERANCE, Bold, View
 
 
@@ -80,7 +80,7 @@ def command_lines(
         *_repeated("--data", [data] if data else []),
     ]
     write = ["kdbench", "report", *chosen, *folders, "-f", "html", *options, "-o", "report.html"]
-    return "\n".join(map(shlex.join, [train, write] if suites else [write]))
+    return "\n".join(map(shell_line, [train, write] if suites else [write]))
 
 
 def _repeated(name: str, values: Sequence[object]) -> list[str]:

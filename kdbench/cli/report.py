@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdbench.catalogue.commands import command
-from kdbench.cli.options import Only, Tiny, Trials, path, select
+from kdbench.cli.options import Only, Tiny, Trials, results_folder, select
 from kdbench.cli.options import load as load_named
 from kdbench.cli.output import Output, print_text
 from kdbench.cli.page import command_lines, page, page_options
+from kdbench.cli.streams import say
 from kdbench.errors import BadInput, BadSuite
 from kdbench.report.formats import TOLERANCE, Bold, Format, Style, View
 
@@ -42,7 +43,11 @@ ViewOption = Annotated[View, typer.Option("--view", help="What the cells show.")
 Folders = Annotated[
     list[Path] | None,
     typer.Option(
-        "--results", envvar="KDBENCH_RESULTS", parser=path, metavar="PATH", help="Results folder; may be repeated."
+        "--results",
+        envvar="KDBENCH_RESULTS",
+        parser=results_folder,
+        metavar="PATH",
+        help="Results folder; may be repeated.",
     ),
 ]
 MixVersions = Annotated[
@@ -62,7 +67,8 @@ def report(
     ] = None,
     published: Annotated[bool, typer.Option("--published", help="The papers' tables as they are printed.")] = False,
     tolerance: Annotated[
-        float, typer.Option("--tolerance", min=0.0, help="Points that agree with a number without deviation.")
+        float,
+        typer.Option("--tolerance", min=0.0, max=100.0, help="Points that agree with a number without deviation."),
     ] = TOLERANCE,
     statistics: Annotated[
         bool, typer.Option("--statistics", help="Paired tests, ranks and what the trials can detect.")
@@ -210,7 +216,7 @@ def _tell_conflicts(suites: Sequence[Suite], stores: Sequence[Store]) -> None:
     from kdbench.report.folders import conflicts
 
     for message in conflicts(suites, stores):
-        typer.echo(message, err=True)
+        say(message)
 
 
 def _with_results(stores: Sequence[Store], trials: int | None, tiny: bool) -> list[Suite]:
@@ -240,14 +246,14 @@ def _kept(stores: Sequence[Store], trials: int | None, tiny: bool) -> Iterator[S
         try:
             suite = load_suite(kept.original, 1 if tiny and not trials else trials, known.tell)
         except BadSuite as error:
-            typer.echo(f"{kept.file} is left out: {error.problems[0]}", err=True)
+            say(f"{kept.file} is left out: {error.problems[0]}")
             continue
         if suite.name in names:  # tables of different suites stay apart
             suite = suite.renamed(f"{suite.name} ({kept.folder.name})")
         names.add(suite.name)
         yield tiny_suite(suite) if tiny else suite
     for message in known.messages:
-        typer.echo(message, err=True)
+        say(message)
 
 
 def _references(suites: Sequence[Suite]) -> list[str]:

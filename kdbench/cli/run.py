@@ -40,7 +40,10 @@ def run(
     checkpoint_seconds: Annotated[
         float,
         typer.Option(
-            "--checkpoint-seconds", min=0.0, help="Save a resume point when the last one is this old; 0: always."
+            "--checkpoint-seconds",
+            min=0.0,
+            max=86_400.0,
+            help="Save a resume point when the last one is this old; 0: always.",
         ),
     ] = 30.0,
     format: FormatOption = Format.terminal,

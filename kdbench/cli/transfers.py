@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import typer
+from kdbench.cli.streams import say
 
 
 if TYPE_CHECKING:
@@ -47,11 +47,11 @@ class Lines:
         if step > self.shown.get(name, 0):
             self.shown[name] = step
             text = f"{step * STEP} % of {total:,}" if total else f"{done:,}"
-            typer.echo(f"{name}: {text} bytes", err=True)
+            say(f"{name}: {text} bytes")
 
     def note(self, text: str) -> None:
         """Print it."""
-        typer.echo(text, err=True)
+        say(text)
 
 
 class Bars:

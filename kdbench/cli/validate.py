@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from kdbench.catalogue.printable import printable
 from kdbench.cli.options import Json, Suites
 from kdbench.errors import BadSuite, Problem
 
@@ -32,7 +33,8 @@ def validate(suites: Suites, json_output: Json = False) -> None:
         typer.echo(json.dumps({"problems": []}))
         return
     for suite in loaded:
-        typer.echo(f"{suite.file}: {len(suite.runs)} table entries, {len(suite.specs)} runs. No problem found.")
+        text = f"{suite.file}: {len(suite.runs)} table entries, {len(suite.specs)} runs. No problem found."
+        typer.echo(printable(text))
 
 
 def _check_weights(suites: Iterable[Suite]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdbench.catalogue.commands import command
+from kdbench.catalogue.commands import command, shell_line
 from kdbench.cli.streams import say
 from kdbench.errors import BadInput, BadSuite, Interrupted, KdbenchError, Problem
 
@@ -137,7 +136,7 @@ def work(suites: Sequence[Suite], teachers: Sequence[TeacherSpec], place: Place,
         pool = Pool(slots, options, progress.listen)
         with _signals(pool):
             outcome = pool.run(plan)
-    repeat = "go on with the same command:\n  " + shlex.join(["kdbench", *sys.argv[1:]])
+    repeat = "go on with the same command:\n  " + shell_line(["kdbench", *sys.argv[1:]])
     if outcome.interrupted:
         raise Interrupted(f"Stopped. What was trained up to the last checkpoint is saved; {repeat}")
     if outcome.fatal:

@@ -1,7 +1,5 @@
 """A short-lived process that draws a student's images and labels and prints them as CSV.
 
-    python -m kdbench.data.list_samples < request.json
-
 The request holds ``dataset``, ``scenario`` and ``trial`` as in a run's spec, and the folder ``data``. Why something cannot
 be listed is said on standard error, with the exit code of the error.
 """

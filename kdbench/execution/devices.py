@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdbench.errors import BadInput, KdbenchError
-from kdbench.execution.child import answer, exit_reason
-from kdbench.execution.interpreter import interpreter
+from kdbench.execution.child import answer, exit_reason, interpreter
 
 
 _PROBE = """

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from kdbench.catalogue.datasets import dataset
 from kdbench.errors import BadInput, KdbenchError
-from kdbench.execution.child import exit_reason
-from kdbench.execution.interpreter import interpreter
+from kdbench.execution.child import exit_reason, interpreter
 from kdbench.suite.specs import DatasetSpec, Scenario
 
 

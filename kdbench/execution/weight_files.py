@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from kdbench.errors import KdbenchError
+from kdbench.execution.child import exit_reason, interpreter
 from kdbench.suite.specs import TeacherSpec
 
 
@@ -28,9 +28,10 @@ def misfits(teachers: Iterable[TeacherSpec], files: Mapping[str, Path]) -> list[
     }
     if not asked:
         return []
-    command = [sys.executable, "-P", "-m", "kdbench.models.fit"]
+    command = interpreter("from kdbench.models.fit import main\nmain()")
     done = subprocess.run(command, input=json.dumps([*asked.values()]), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise KdbenchError(f"the files of weights cannot be looked at:\n{done.stderr.strip()[-2000:]}")
+        reason = (done.stderr.strip().splitlines() or [exit_reason(done.returncode)])[-1]
+        raise KdbenchError(f"the files of weights cannot be looked at: {reason}")
     found: list[str] = json.loads(done.stdout.splitlines()[-1])
     return [message for message in dict.fromkeys(found) if message]

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.errors import BadInput
+from kdbench.execution.child import interpreter
 from kdbench.execution.devices import Slot
-from kdbench.execution.interpreter import interpreter
 from kdbench.store.store import log_name
 
 

@@ -1,10 +1,4 @@
-"""Whether files of weights hold what teachers need, asked in a process of its own.
-
-    python -P -m kdbench.models.fit
-
-It reads from standard input a JSON list of {file, network, classes, classifier, key} and writes one of messages, "" where
-all is well.
-"""
+"""Whether files of weights hold what teachers need, asked in a process of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +10,12 @@ from kdbench.errors import BadInput
 from kdbench.models import build, load_checkpoint
 
 
-def problem(asked: dict[str, Any]) -> str:
+def main() -> None:
+    """Read a JSON list of {file, network, classes, classifier, key}; write one of messages, "" where all is well."""
+    print(json.dumps([_problem(asked) for asked in json.load(sys.stdin)]))
+
+
+def _problem(asked: dict[str, Any]) -> str:
     """Why a file cannot fill the network, or ""."""
     network = build(asked["network"], asked["classes"])
     try:
@@ -24,7 +23,3 @@ def problem(asked: dict[str, Any]) -> str:
     except BadInput as error:
         return str(error)
     return ""
-
-
-if __name__ == "__main__":
-    print(json.dumps([problem(asked) for asked in json.load(sys.stdin)]))

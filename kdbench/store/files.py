@@ -18,7 +18,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     content untouched and no temporary file left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
+    temporary = path.parent / f".{path.name[:40]}.{secrets.token_hex(6)}.tmp"
     try:
         with temporary.open("xb") as file:
             write(file)

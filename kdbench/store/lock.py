@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -44,6 +46,14 @@ class Lock:
                 raise Timeout(str(self.path))
             time.sleep(POLL_SECONDS)
         return self
+
+    def wait(self, what: str, note: Callable[[str], None]) -> Self:
+        """Take the lock whenever it is free; where that takes time, say who is at ``what``. Raises as ``acquire`` does."""
+        try:
+            return self.acquire(timeout=0)
+        except Timeout:
+            note(f"another process is at {what}: waiting for it ({self.holder()})")
+            return self.acquire()
 
     def release(self) -> None:
         """Free the lock, if it is held."""
@@ -141,6 +151,19 @@ class Lock:
             f"{self.path}: belongs to {owner} and cannot be locked: {reason}. Its owner can allow it with "
             f"'chmod a+r,g+w {self.path.parent}/*', and for later files with 'umask 002' before kdbench run"
         )
+
+
+def lacks_locks(folder: Path) -> bool:
+    """Whether the file system of a folder has no file locks. Raises KdbenchError where files may not be locked there."""
+    path = folder / "probe.lock"
+    try:
+        with Lock(path).acquire(timeout=0) as lock:
+            return lock.stands_in
+    except Timeout:
+        return False  # another process tries the same
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def process_state(pid: int) -> str:

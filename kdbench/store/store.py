@@ -15,7 +15,7 @@ from filelock import Timeout
 from kdbench.catalogue.sources import Source, SourceFile
 from kdbench.errors import BadInput, BadRecord, KdbenchError, LockedRecord
 from kdbench.store.files import set_aside, write_bytes
-from kdbench.store.lock import Lock
+from kdbench.store.lock import lacks_locks
 from kdbench.store.record import Record, Result
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import TeacherSpec
@@ -181,9 +181,8 @@ class Store:
                 folder.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=folder):  # without a name, nothing is left however the process ends
                     pass
-            lacks_locks = False
-            with contextlib.suppress(Timeout), Lock(self.root / "locks" / "probe.lock").acquire(timeout=0) as lock:
-                lacks_locks = lock.stands_in
+            if not lacks_locks(self.root / "locks"):
+                return []
         except KdbenchError as error:
             raise BadInput(f"{error}. Choose another folder with --results.") from None
         except OSError as error:
@@ -191,8 +190,6 @@ class Store:
             raise BadInput(
                 f"cannot write results to {self.root}: {reason}. Choose another folder with --results."
             ) from None
-        if not lacks_locks:
-            return []
         return [
             f"{self.root} cannot be locked: its file system has no file locks. Files {self.root}/locks/*.held stand in for "
             "them; where a machine dies, remove those that it leaves. A folder with locks (--results) needs no such care."

@@ -157,3 +157,23 @@ class Recipe(View):
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
         return self
+
+
+class SimCLR(Spec):
+    """Contrastive learning without labels (Chen et al., ICML 2020): an image's two views against those of other images.
+
+    ``temperature`` divides the similarities; ``projection`` is the width of the two-layer head that is thrown away
+    afterwards. The views are random crops of at least ``smallest_crop`` of the area, flipped if the recipe flips, with
+    colours changed at ``colour`` times the authors' full strength.
+    """
+
+    temperature: Annotated[PositiveNumber, Field(le=1000.0)] = 0.5
+    projection: Width = 128
+    smallest_crop: Annotated[Number, Field(gt=0.0, le=1.0)] = 0.08
+    colour: Annotated[Number, Field(ge=0.0, le=1.0)] = 0.5
+
+
+class Pretraining(SimCLR):
+    """SimCLR and how the network is trained with it."""
+
+    recipe: Recipe

@@ -14,8 +14,10 @@ from kdbench.suite.recipe import (
     PositiveChannels,
     PositiveInt,
     PositiveNumber,
+    Pretraining,
     Recipe,
     Share,
+    SimCLR,
     Spec,
     View,
     Width,
@@ -99,26 +101,6 @@ class Weights(Spec):
         if (self.source == "file") != (self.sha256 is not None):
             raise ValueError("a file's weights are known by their sha256, published ones by their source")
         return self
-
-
-class SimCLR(Spec):
-    """Contrastive learning without labels (Chen et al., ICML 2020): an image's two views against those of other images.
-
-    ``temperature`` divides the similarities; ``projection`` is the width of the two-layer head that is thrown away
-    afterwards. The views are random crops of at least ``smallest_crop`` of the area, flipped if the recipe flips, with
-    colours changed at ``colour`` times the authors' full strength.
-    """
-
-    temperature: Annotated[PositiveNumber, Field(le=1000.0)] = 0.5
-    projection: Width = 128
-    smallest_crop: Annotated[Number, Field(gt=0.0, le=1.0)] = 0.08
-    colour: Annotated[Number, Field(ge=0.0, le=1.0)] = 0.5
-
-
-class Pretraining(SimCLR):
-    """SimCLR and how the network is trained with it."""
-
-    recipe: Recipe
 
 
 class PartSpec(Spec):

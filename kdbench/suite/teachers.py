@@ -18,8 +18,6 @@ from kdbench.errors import BadInput
 from kdbench.suite.recipe import Channels, PositiveChannels
 from kdbench.suite.settings import Changes, Protocol
 from kdbench.suite.specs import DatasetSpec, HeadSpec, PartSpec, Recipe, TeacherSpec, TermUse, View, Weights
-from kdbench.weightfiles.read import opened
-from kdbench.weightfiles.states import class_counts, states
 
 
 Source = Literal["random", "published", "file", "simclr"]
@@ -133,6 +131,9 @@ def named_teacher(
         what = "is a folder" if os.path.isdir(path) else "no such file"
         place = f"Give a path from the suite's folder on ({folder.resolve()}), or sha256:…"
         raise BadInput(f"'{shorten(weights)}': {what}. {place}")
+    from kdbench.weightfiles.read import opened  # most suites name no file
+    from kdbench.weightfiles.states import class_counts, states
+
     try:
         with opened(path) as content:
             counts = class_counts(states(content), facts.embedding, key)

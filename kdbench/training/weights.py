@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from filelock import Timeout
 
 from kdbench.catalogue.hashing import file_hash
 from kdbench.catalogue.networks import PublicWeights, network
@@ -63,15 +62,6 @@ class WeightFiles:
             raise BadInput(f"{path}: is not the file any more that the suite was read with")
         return path
 
-    def _alone(self, path: Path) -> Lock:
-        """The lock on a file to be fetched, held."""
-        lock = Lock(path.with_name(f".{path.name}.lock"))
-        try:
-            return lock.acquire(timeout=0)
-        except Timeout:
-            self.note(f"another process is at {path}: waiting for it ({lock.holder()})")
-            return lock.acquire()
-
     def _published(self, name: str) -> Path:
         facts = network(name)
         if facts.public is None:
@@ -79,7 +69,7 @@ class WeightFiles:
         path = self.folder / facts.public.file
         if self.download:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with self._alone(path):
+            with Lock(path.with_name(f".{path.name}.lock")).wait(str(path), self.note):
                 if path.is_file() and _wrong(path, facts.public):
                     set_aside(path)
                 if not path.is_file():

@@ -1,6 +1,7 @@
 """kdbench list, show and doctor."""
 
 import json
+import re
 
 import pytest
 
@@ -133,3 +134,13 @@ def test_doctor(kdbench, tmp_path):
     done = kdbench("doctor", "--results", "file/below")
     assert done.returncode == 1
     assert "BAD  cannot write results to file/below" in done.stdout
+
+
+@pytest.mark.parametrize("command", [["list", "runs"], ["report"], ["plan", "demo"]], ids=" ".join)
+@pytest.mark.parametrize("name", ["file", "file/x", "dangling", "x" * 300])
+def test_what_can_be_no_results_folder_is_refused(kdbench, tmp_path, command, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nothing")
+    done = kdbench(*command, "--results", name)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"\S+: (is no|cannot be a) folder of results.*\n", done.stderr)

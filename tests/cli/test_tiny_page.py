@@ -27,7 +27,7 @@ PROBE = """
 <script>
 const numbers = (name) => Array.from(document.querySelectorAll(`table.${name} td`), (cell) => cell.textContent.trim())
   .filter((text) => /^[0-9.]+ \\(1\\)$/.test(text)).length;
-const found = { printed: numbers("printed"), points: document.querySelectorAll("#scatter circle").length };
+const found = { printed: numbers("printed"), points: document.querySelectorAll("#scatter polygon.mark").length };
 found.warned = document.body.innerText.includes("mean nothing");
 document.getElementById("probe").textContent = JSON.stringify(found);
 </script>

@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 
 FIVE = """\
@@ -78,7 +80,7 @@ def test_a_terminal_without_unicode(kdbench_process, tmp_path):
 
 @pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}], ids=str)
 def test_programs_get_utf8_whatever_the_terminal_has(kdbench_process, tmp_path, environment):
-    (tmp_path / "é.pth").write_bytes(b"weights")
+    save_file({"classifier.weight": np.zeros((10, 512), np.float32)}, tmp_path / "é.pth")
     (tmp_path / "ä.yaml").write_text(
         "protocol: smoke\ndataset: digits\nteachers: {蒸留: {network: vgg13, weights: é.pth}}\n"
         "grid: {teacher: 蒸留, student: vgg8, method: {name: кд·α→β, terms: {ce: 1, kd: 2}}}\n",

@@ -9,7 +9,7 @@ import pytest
 import kdbench
 from kdbench.__main__ import _leave_working_folder
 from kdbench.errors import BadInput
-from kdbench.execution.interpreter import interpreter
+from kdbench.execution.child import interpreter
 
 
 HOME = str(Path(kdbench.__file__).parents[1])

@@ -155,7 +155,8 @@ def test_what_is_not_separable_is_marked(trained, finish):
     assert sum(attrs.get("class") == "best" for attrs in marked) > 2
 
 
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>&amp;{{ 7*7 }}\u2028'\""
+NAMED = "</script><script>alert(1)</script><img src=x onerror=alert(1)>&amp;{{ 7*7 }}'\""
+HOSTILE = NAMED + "\u2028"
 
 
 def test_hostile_names_stay_text(row, tmp_path):
@@ -180,13 +181,13 @@ def test_hostile_names_stay_text(row, tmp_path):
 
 
 def test_hostile_names_of_a_suite_stay_text(trained):
-    text = SUITE.replace("[ce, kd, at]", json.dumps([{"name": HOSTILE, "terms": {"ce": 1, "kd": 2}}, "kd"]))
-    suite, store = trained(f"name: {json.dumps(HOSTILE)}\ndescription: {json.dumps(HOSTILE)}\n{text}")
+    text = SUITE.replace("[ce, kd, at]", json.dumps([{"name": NAMED, "terms": {"ce": 1, "kd": 2}}, "kd"]))
+    suite, store = trained(f"name: {json.dumps(NAMED)}\ndescription: {json.dumps(NAMED)}\n{text}")
     page = make_page(suite, store)
     found = Elements(page)
     assert not [tag for tag, _ in found.tags if tag == "img"]
     assert len([tag for tag, _ in found.tags if tag == "script"]) == 3
-    assert data_of(page)[0]["methods"] == [HOSTILE, "kd"]
+    assert data_of(page)[0]["methods"] == [NAMED, "kd"]
 
 
 PAPER = """\

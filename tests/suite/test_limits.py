@@ -5,7 +5,9 @@ import os
 import threading
 import time
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from kdbench.cli.app import app
@@ -156,7 +158,7 @@ def test_standard_input_and_pipes(tmp_path):
 
 def test_home_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "plain.pth").write_bytes(b"weights")
+    save_file({"classifier.weight": np.zeros((10, 512), np.float32)}, tmp_path / "plain.pth")
     (tmp_path / "x.yaml").write_text(
         HEAD + "teachers: {t: {network: vgg13, weights: ~/plain.pth}}\ngrid: {teacher: t, student: vgg8, method: kd}\n"
     )

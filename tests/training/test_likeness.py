@@ -38,7 +38,7 @@ def rows(bench, run):
 def without(bench, run):
     """All that a run leaves behind, less what tells of likeness."""
     record = bench.store.run(run.id)
-    kept = record.result().model_dump(exclude=NEW)
+    kept = record.result().model_dump(exclude={*NEW, "metrics_sha256"})
     return kept, [{k: v for k, v in row.items() if k not in NEW} for row in record.metrics()]
 
 
