@@ -138,7 +138,7 @@ def source_file(module: str) -> Path:
         raise BadInput(f"'{module}' is no name of a module: write package.module:Class")
     if top in sys.stdlib_module_names:
         raise BadInput(f"'{top}' is a module of Python's own library: give yours another name")
-    folder = BESIDE.get()(top)
+    folder = BESIDE.get()(top) if top != "kdbench" else None
     ours, theirs = _place(in_folder(top, folder) if folder else None), _place(_on_path(top))
     if ours and theirs and ours.resolve() != theirs.resolve():
         raise BadInput(f"'{top}' is {theirs}, which hides {ours}: give the latter another name")

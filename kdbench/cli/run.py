@@ -49,7 +49,7 @@ def run(
     format: FormatOption = Format.terminal,
 ) -> None:
     """Train what is missing of the suites, then print their tables. Safe to kill: run it again to go on."""
-    from kdbench.plan.plan import auxiliaries_of
+    from kdbench.plan.plan import all_stages, auxiliaries_of
     from kdbench.store.store import Store
 
     loaded = load(suites, [results], trials, only, tiny=tiny)
@@ -63,12 +63,10 @@ def run(
     tell_changed(loaded, [store])
     unfinished = [spec for spec in specs if not store.run(spec.id).done()]
     between = {each.id: each for spec in unfinished for each in auxiliaries_of(spec)}
-    teachers = {stage.id: stage for spec in (*between.values(), *specs) for stage in spec.stages}
-    measured = [each.spec for suite in loaded for each in suite.measurements]
-    teachers |= {stage.id: stage for spec in measured for need in spec.needs for stage in need.stages}
+    teachers = all_stages(specs, [each.spec for suite in loaded for each in suite.measurements])
     students = {s.teacher.id: s.teacher for s in (*between.values(), *unfinished) if s.teacher and s.teacher.made_by}
     place = Place(results, data, devices, jobs_per_device, download, checkpoint_seconds, retry_diverged)
-    failed = work_on(loaded, teachers.values(), place, store, checked=students.values())
+    failed = work_on(loaded, teachers, place, store, checked=students.values())
     folders = [results] if results != Path("results") else []
     elsewhere = data if data != Path("data") else None
     commands = command_lines(suites, folders, trials, only or (), tiny=tiny, data=elsewhere)

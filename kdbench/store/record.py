@@ -114,6 +114,8 @@ class Record:
         try:
             if digest(mapping(read(str(spec)))) != self.id:
                 yield BadRecord(f"{spec}: is not what was stored")
+        except FileNotFoundError:
+            yield BadRecord(f"{spec}: is missing")
         except OSError as error:
             yield locked(spec, error)
         except (BadRecord, ValueError):

@@ -25,7 +25,7 @@ from kdbench.suite.yaml_reader import Document
 
 
 class _About(BaseModel):
-    """``file`` and the keys of ``weights`` are absolute paths."""
+    """``file`` and the keys of ``weights`` are absolute paths; of a pipe, ``file`` is the working folder with a slash."""
 
     file: str
     run: str
@@ -40,15 +40,19 @@ class KeptSuite:
     about: _About
 
     @property
+    def piped(self) -> bool:
+        return self.about.file.endswith(os.sep)
+
+    @property
     def file(self) -> Path:
-        return self.folder / Path(self.about.file).name
+        return self.folder / ("suite.yaml" if self.piped else Path(self.about.file).name)
 
     @property
     def original(self) -> Path:
         """Where it was, if that is still the same file, else the kept one."""
         path = Path(self.about.file)
         try:
-            return path if path.read_bytes() == self.file.read_bytes() else self.file
+            return path if path.is_file() and path.read_bytes() == self.file.read_bytes() else self.file
         except (OSError, ValueError):
             return self.file
 
@@ -62,18 +66,17 @@ def keep_suites(suites: Iterable[Suite], store: Store) -> None:
         folder = store.root / "suites" / hashed(suite.text)
         before = _about(folder)
         weights = {os.path.abspath(path): sha256 for sha256, path in suite.weight_files.items()}
-        about = _About(
-            file=os.path.abspath(suite.file), run=timestamp(), weights={**(before.weights if before else {}), **weights}
-        )
+        file = os.path.abspath(suite.file) if os.path.isfile(suite.file) else os.path.join(os.getcwd(), "")
+        about = _About(file=file, run=timestamp(), weights={**(before.weights if before else {}), **weights})
         for source in sources_of((suite.whole or suite).specs.values()):
             write_modules(source.files_beside, folder)
-        write_text(folder / Path(suite.file).name, suite.text)
+        write_text(KeptSuite(folder, about).file, suite.text)
         write_json(folder / "about.json", about.model_dump())
 
 
 def kept_suites(stores: Sequence[Store]) -> list[KeptSuite]:
-    """The suites that were run last from each file, those that were run first before the others."""
-    latest = {(each.folder.parent, each.about.file): each for each in _all_kept(stores)}
+    """The suites that were run last from each file, and all from pipes; those that were run first before the others."""
+    latest = {(each.folder.parent, each.folder if each.piped else each.about.file): each for each in _all_kept(stores)}
     return list({each.folder.name: each for each in latest.values()}.values())
 
 
@@ -113,7 +116,7 @@ class KnownFiles:
 
         A file is the same at the same place, or from the folder on where a suite with the same text was.
         """
-        here, id = os.path.dirname(document.file), hashed(document.text)
+        here, id = document.folder, hashed(document.text)
 
         def find(written: str) -> str | None:
             path = os.path.abspath(os.path.join(here, written))

@@ -162,6 +162,8 @@ def _leftovers(record: Record) -> Iterator[str]:
         path = record.folder / name
         if name == "state.pt" and record.ended():
             yield f"{path}: is of no use beside a result; the next kdbench run removes it"
+        elif name == "weights.safetensors" and not record.ended() and not record.started():
+            yield f"{path}: there is no result beside it; the next kdbench run that needs it makes both"
         elif name.endswith(".tmp"):
             yield f"{path}: was left by a process that was killed"
         elif ".damaged-" in name:

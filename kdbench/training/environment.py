@@ -104,7 +104,7 @@ def _read_settings() -> tuple[Any, ...]:
         torch.get_num_threads(),
         torch.is_anomaly_enabled(),
         torch.are_deterministic_algorithms_enabled(),
-        torch.get_float32_matmul_precision(),
+        _read_precision(),
         torch.is_autocast_enabled("cpu"),
         torch.get_autocast_dtype("cpu"),
         torch.is_autocast_enabled("cuda"),
@@ -112,6 +112,29 @@ def _read_settings() -> tuple[Any, ...]:
         torch.backends.mkldnn.enabled,
         (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32),
     )
+
+
+def _precisions() -> list[Any]:
+    """What has a ``fp32_precision`` of its own, those first whose setting is passed on to others; none before torch 2.9."""
+    found = torch.backends
+    operations = (getattr(found.mkldnn, name, None) for name in ("matmul", "conv", "rnn"))
+    places = (found, found.mkldnn, *operations, found.cuda.matmul)
+    return [place for place in places if hasattr(place, "fp32_precision")]
+
+
+def _read_precision() -> tuple[str, ...]:
+    try:
+        overall = torch.get_float32_matmul_precision()
+    except RuntimeError:  # since 2.9, where one of these was set that it does not know of
+        overall = "highest"
+    return overall, *(place.fp32_precision for place in _precisions())
+
+
+def _set_precision(values: tuple[str, ...]) -> None:
+    torch.set_float32_matmul_precision(values[0])
+    for place, value in zip(_precisions(), values[1:], strict=True):
+        if place.fp32_precision != value:
+            place.fp32_precision = value
 
 
 def _set_cudnn(flags: tuple[bool, ...]) -> None:
@@ -126,7 +149,7 @@ _SETTERS: dict[str, Callable[[Any], object]] = {
     "number of threads": torch.set_num_threads,
     "anomaly detection": torch.autograd.set_detect_anomaly,
     "deterministic algorithms": torch.use_deterministic_algorithms,
-    "float32 matmul precision": torch.set_float32_matmul_precision,
+    "float32 matmul precision": _set_precision,
     "autocast on the CPU": lambda on: torch.set_autocast_enabled("cpu", on),
     "autocast dtype on the CPU": lambda dtype: torch.set_autocast_dtype("cpu", dtype),
     "autocast on the GPU": lambda on: torch.set_autocast_enabled("cuda", on),

@@ -3,15 +3,19 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from kdbench.cli.app import app
-from kdbench.execution import devices, pool
+from kdbench.execution import devices, pool, weight_files
 from kdbench.execution.pool import PoolResult
+from kdbench.models import build
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
+from kdbench.store.suites import kept_suites
 from kdbench.suite.load import load_suite
 
 
@@ -35,9 +39,10 @@ def call(tmp_path, monkeypatch):
 
         def run(self, plan):
             accuracy = Accuracy(epoch=2, top1=43.21, top5=90.0)
-            records = [self.store.run(spec.id) for cohort in plan.cohorts for spec in cohort.runs]
-            records += [self.store.teacher(teacher.id) for teacher in plan.teachers]
-            for record in records:
+            records = [(self.store.run(spec.id), spec) for cohort in plan.cohorts for spec in cohort.runs]
+            records += [(self.store.teacher(teacher.id), teacher) for teacher in plan.teachers]
+            for record, spec in records:
+                record.begin(spec.canonical())
                 kind = "run" if record.folder.parent.name == "runs" else "teacher"
                 result = Result(id=record.id, kind=kind, last=accuracy, best=accuracy, weights_sha256="")
                 record.finish(result, {"weights": "not kept"})
@@ -52,10 +57,11 @@ def call(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pool, "Pool", Pretender)
     monkeypatch.setattr(Store, "check_teacher", lambda self, teacher: None)
+    monkeypatch.setattr(weight_files, "misfits", lambda teachers, files: [])
     monkeypatch.setattr(devices, "probe", lambda: {"gpus": [], "threads": 1})
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my suite.yaml").write_text(SUITE)
-    (tmp_path / "checkpoint.pth").write_bytes(b"weights")
+    save_file(build("resnet8", 10).state_dict(), tmp_path / "checkpoint.pth")
     return run
 
 
@@ -120,6 +126,21 @@ def test_an_edited_suite_takes_the_place_of_the_old_one_and_equal_names_stay_apa
     titles = [line.partition(":")[0] for line in call("report").stdout.splitlines() if line.startswith("odd name")]
     assert len(set(titles)) == 2
     assert "odd name" in titles
+
+
+def test_pipes(call, tmp_path, monkeypatch):
+    """A named pipe that nobody writes to is not read again; what came through it before is not replaced."""
+    reading = Path.read_bytes
+    monkeypatch.setattr(Path, "is_file", lambda path: path.name != "pipe" and os.path.isfile(path))
+    monkeypatch.setattr(os.path, "isfile", lambda path: Path(path).name != "pipe" and os.path.exists(path))
+    monkeypatch.setattr(Path, "read_bytes", lambda path: reading(path) if path.name != "pipe" else pytest.fail("waits"))
+    for text in (SUITE, SUITE.replace("trials: 2", "trials: 1")):
+        (tmp_path / "pipe").write_text(text)
+        call("run", "pipe")
+    (first, second) = kept_suites([Store(tmp_path / "results")])
+    assert [first.original.name, second.original.name] == ["suite.yaml"] * 2
+    os.remove("checkpoint.pth")
+    assert "43.21 ± 0.00 (2)" in call("report", first.file).stdout
 
 
 def test_what_is_kept_and_cannot_be_read_is_left_out(call, tmp_path):

@@ -59,6 +59,7 @@ def test_beside_the_suite(trained, tmp_path):
     for folder in (tmp_path, file.parent):
         for module in ("random", "torch", "tempfile", "json", "tqdm"):
             (folder / f"{module}.py").write_text(f"open({str(tmp_path / 'EXECUTED')!r}, 'w')")
+    (file.parent / "kdbench.py").write_text("a checkout of another version")
     spec, losses = trained(file, block("yaml", "CosineEmbedding").strip())
     assert not (tmp_path / "EXECUTED").exists()
     (own,) = [use for use in spec["terms"] if use["name"] != "ce"]

@@ -83,6 +83,10 @@ def pipe(path):
     os.mkfifo(path)
 
 
+def overwrite(path):
+    path.write_bytes(b"{")
+
+
 def folder(path):
     path.unlink()
     path.mkdir()
@@ -91,8 +95,11 @@ def folder(path):
 DAMAGE = [flip, os.unlink, pipe, folder, lambda path: path.write_bytes(b""), lambda path: os.truncate(path, 10 * 2**30)]
 
 
+FILES = ["spec.json", "metrics.jsonl", "weights.safetensors", "result.json"]
+
+
 @pytest.mark.parametrize("kind", ["run", "teacher", "measurement"])
-@pytest.mark.parametrize("name", ["spec.json", "metrics.jsonl", "weights.safetensors", "result.json"])
+@pytest.mark.parametrize("name", FILES)
 def test_every_file_of_every_record_is_verified(store, records, kind, name):
     whole = verify(store)
     assert (whole.checked, whole.damaged, whole.notes) == (6, [], [])
@@ -130,13 +137,14 @@ def test_what_was_made_on_other_weights_is_told(store, suite, records, finish):
 
 
 def test_leftovers_are_mentioned(store, records):
-    (run, *_), (teacher, _) = records["run"], records["teacher"]
+    (run, *_), (teacher, part) = records["run"], records["teacher"]
     for name in ("state.pt", ".weights.safetensors.ab.tmp", "result.json.damaged-1", "notes.txt"):
         (run.folder / name).write_text("")
     teacher.folder.with_name(f"{teacher.id}.damaged-1").mkdir()
+    (part.folder / "result.json").unlink()
     found = verify(store)
     assert not found.damaged
-    assert len(found.notes) == 5
+    assert len(found.notes) == 6
 
 
 def test_the_command(tmp_path, store, records, suite):
@@ -157,12 +165,15 @@ def test_the_command(tmp_path, store, records, suite):
 
 
 @pytest.mark.parametrize("kind", ["run", "measurement"])
-@pytest.mark.parametrize("name", ["spec.json", "metrics.jsonl", "result.json", "weights.safetensors"])
-def test_damaged_runs_and_measurements_are_set_aside(store, records, kind, name):
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [*((name, overwrite) for name in FILES), ("spec.json", os.unlink), ("metrics.jsonl", os.unlink)],
+)
+def test_damaged_runs_and_measurements_are_set_aside(store, records, kind, name, damage):
     everything = [*records["run"], *records["measurement"]]
     assert store.set_aside_damaged(everything) == []
     record = records[kind][0]
-    (record.folder / name).write_bytes(b"{")
+    damage(record.folder / name)
     (message,) = store.set_aside_damaged(everything)
     assert f"the {kind} is set aside ({record.id}.damaged-1) and made again" in message
     assert not record.folder.exists()

@@ -64,6 +64,8 @@ SETS = {
     "deterministic algorithms": lambda: torch.use_deterministic_algorithms(True, warn_only=True),
     "anomaly detection": lambda: torch.autograd.set_detect_anomaly(True),
     "float32 matmul precision": lambda: torch.set_float32_matmul_precision("medium"),
+    "float32 matmul precision by mkldnn": lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+    "float32 matmul precision by convolutions": lambda: setattr(torch.backends.mkldnn.conv, "fp32_precision", "bf16"),
     "mkldnn": lambda: setattr(torch.backends.mkldnn, "enabled", False),
     "cudnn": lambda: setattr(torch.backends.cudnn, "benchmark", not torch.backends.cudnn.benchmark),
 }
