@@ -81,6 +81,16 @@ def test_thousands_of_mistakes_are_found_in_linear_time_and_not_all_printed(tmp_
     )
 
 
+def test_a_thousand_wrong_names_among_hundreds_of_the_suites_own(load):
+    own = "methods:\n" + "".join(f"  own-method-{n}: {{ce: 1}}\n" for n in range(300))
+    wrong = ", ".join(f"own-metod-{n}x" for n in range(1000))
+    began = time.process_time()
+    with pytest.raises(BadSuite, match="Did you mean 'own-method-0'") as caught:
+        load(HEAD + own + f"grid: {{teacher: vgg13, student: vgg8, method: [{wrong}]}}\n")
+    assert time.process_time() - began < 3  # 10 s when the nearest was looked for among all, each time
+    assert len(caught.value.problems) == 1000
+
+
 def test_a_thousand_exclusions_of_thousands_of_cells(load):
     methods = ", ".join(f"m{n}" for n in range(500))
     own = "methods:\n" + "".join(f"  m{n}: {{ce: 1, kd: {n}}}\n" for n in range(500))

@@ -33,6 +33,8 @@ NUMBERS = [
     "protocol: {base: crd, milestones: [1, VALUE]}",
     "protocol: {base: crd, mean: [0.5, VALUE, 0.5]}",
     "protocol: {base: crd, std: [0.5, 0.5, VALUE]}",
+    "protocol: {base: crd, crop_area: [VALUE, 1.0]}",
+    "protocol: {base: crd, crop_ratio: [1.0, VALUE]}",
     "protocol: {base: crd, lr_for: {resnet8: VALUE}}",
     'protocol: {base: crd, parts: {ft: {lr_for: {"resnet*": VALUE}}}}',
     *(f"protocol: {{base: ega, simclr: {{{key}: VALUE}}}}" for key in SimCLR.model_fields),
