@@ -7,6 +7,7 @@ import shutil
 import pytest
 from typer.testing import CliRunner
 
+from kdbench.cli import work
 from kdbench.cli.app import app
 from kdbench.execution import devices, pool
 from kdbench.execution.pool import PoolResult
@@ -15,6 +16,8 @@ from kdbench.store.store import Store
 from kdbench.suite.load import load_suite
 
 
+HEADER = b'{"fc.weight":{"dtype":"F32","shape":[10,64],"data_offsets":[0,2560]}}'
+WEIGHTS = len(HEADER).to_bytes(8, "little") + HEADER + bytes(2560)
 SUITE = """\
 name: odd name
 protocol: smoke
@@ -51,11 +54,12 @@ def call(tmp_path, monkeypatch):
         return done
 
     monkeypatch.setattr(pool, "Pool", Pretender)
+    monkeypatch.setattr(work, "check_weight_files", lambda teachers, given: None)
     monkeypatch.setattr(Store, "check_teacher", lambda self, teacher: None)
     monkeypatch.setattr(devices, "probe", lambda: {"gpus": [], "threads": 1})
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my suite.yaml").write_text(SUITE)
-    (tmp_path / "checkpoint.pth").write_bytes(b"weights")
+    (tmp_path / "checkpoint.pth").write_bytes(WEIGHTS)
     return run
 
 

@@ -5,6 +5,10 @@ import json
 import pytest
 
 
+HEADER = b'{"fc.weight":{"dtype":"F32","shape":[10,512],"data_offsets":[0,20480]}}'
+WEIGHTS = len(HEADER).to_bytes(8, "little") + HEADER + bytes(20480)
+
+
 FIVE = """\
 protocol: crd
 dataset: cifar100
@@ -78,7 +82,7 @@ def test_a_terminal_without_unicode(kdbench_process, tmp_path):
 
 @pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}], ids=str)
 def test_programs_get_utf8_whatever_the_terminal_has(kdbench_process, tmp_path, environment):
-    (tmp_path / "é.pth").write_bytes(b"weights")
+    (tmp_path / "é.pth").write_bytes(WEIGHTS)
     (tmp_path / "ä.yaml").write_text(
         "protocol: smoke\ndataset: digits\nteachers: {蒸留: {network: vgg13, weights: é.pth}}\n"
         "grid: {teacher: 蒸留, student: vgg8, method: {name: кд·α→β, terms: {ce: 1, kd: 2}}}\n",
