@@ -38,9 +38,10 @@ def call(tmp_path, monkeypatch):
 
         def run(self, plan):
             accuracy = Accuracy(epoch=2, top1=43.21, top5=90.0)
-            records = [self.store.run(spec.id) for cohort in plan.cohorts for spec in cohort.runs]
-            records += [self.store.teacher(teacher.id) for teacher in plan.teachers]
-            for record in records:
+            records = {spec: self.store.run(spec.id) for cohort in plan.cohorts for spec in cohort.runs}
+            records |= {teacher: self.store.teacher(teacher.id) for teacher in plan.teachers}
+            for spec, record in records.items():
+                record.begin(spec.canonical())
                 kind = "run" if record.folder.parent.name == "runs" else "teacher"
                 result = Result(id=record.id, kind=kind, last=accuracy, best=accuracy, weights_sha256="")
                 record.finish(result, {"weights": "not kept"})
