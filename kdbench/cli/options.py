@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdbench.catalogue.datasets import dataset
-from kdbench.catalogue.names import nearest, normalise, shorten
+from kdbench.catalogue.names import listed, nearest, normalise, shorten
 from kdbench.catalogue.networks import network
 from kdbench.cli.streams import say
 from kdbench.errors import BadInput
@@ -161,9 +161,7 @@ def _named(values: str, key: str, there: Sequence[str]) -> Iterator[set[str]]:
 
 def _unknown(value: str, there: Sequence[str]) -> str:
     near = nearest(value, there)
-    listed = ", ".join(f"'{name}'" if "," in name else name for name in there[:20])
-    more = f" and {len(there) - 20} more" if len(there) > 20 else ""
-    return f"'{shorten(value)}'. " + (f"Did you mean '{near}'?" if near else f"There are {listed}{more}.")
+    return f"'{shorten(value)}'. " + (f"Did you mean '{near}'?" if near else f"There are {listed(there)}.")
 
 
 def _spelling(key: str, value: str) -> str:

@@ -51,7 +51,7 @@ class SSKD(Term):
 
     paper = "Xu, Liu, Li, Loy. Knowledge Distillation Meets Self-Supervision. ECCV 2020"
     reads = "logits and embedding of images and of their transformed copies"
-    requires = ("transforms_of_the_pretext", "something_to_learn")
+    requires = ("transforms_of_the_pretext", "images_of_the_pretext", "something_to_learn")
     part = ("pretext", "transforms")
     copies = 3
     version = 1

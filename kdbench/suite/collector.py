@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 
 from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.networks import network, networks
-from kdbench.errors import BadInput, Problem
+from kdbench.errors import PRINTED, BadInput, Problem
 from kdbench.suite.fields import problems_of, shorten
 from kdbench.suite.methods import Terms, parse_terms
 from kdbench.suite.portions import oversized
@@ -37,7 +38,7 @@ class Collector:
     """Collects the problems of one document.
 
     ``meanings`` holds what each method's name stands for in a protocol, ``teachers`` the suite's own teachers, ``runs`` how
-    many runs its grids describe so far.
+    many runs its grids describe so far, ``searches`` how often the nearest name was looked for.
     """
 
     def __init__(self, document: Document) -> None:
@@ -45,6 +46,7 @@ class Collector:
         self.teachers: dict[str, NamedTeacher] = {}
         self.problems: list[Problem] = []
         self.runs = 0
+        self.searches = 0
         self.meanings: dict[tuple[str, str], Terms] = {}
 
     def all_problems(self) -> list[Problem]:
@@ -60,9 +62,14 @@ class Collector:
         """Note a problem at a place of the document."""
         self.problems.append(self.document.problem(path, message))
 
+    def among(self, names: Iterable[str]) -> Iterable[str]:
+        """The ``names`` of which the nearest to a wrong one is looked for; none once more was looked for than is printed."""
+        self.searches += 1
+        return names if self.searches <= PRINTED else ()
+
     def validate(self, schema: type[AnySchema], value: dict[str, Any], path: Path_) -> tuple[AnySchema, Wrong]:
         """Validate a mapping: what is right of it, and what was left out."""
-        context = {"teachers": self.teachers}
+        context = {"teachers": self.teachers, "among": self.among}
         try:
             return schema.model_validate(value, context=context), {}
         except ValidationError as error:

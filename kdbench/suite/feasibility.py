@@ -1,7 +1,8 @@
 """Conditions that a term may put on the pair of networks, checked before anything runs.
 
 A term names its conditions in ``requires``. Each is a function of student, teacher and the term's hyper-parameters that
-returns what is wrong, or None.
+returns what is wrong, or None. Beside the hyper-parameters stand, under names of their own, the ``side`` of the images that
+the student sees, in pixels, and the ``fraction`` of them that it learns from.
 """
 
 from __future__ import annotations
@@ -19,17 +20,23 @@ Condition = Callable[[Network, Network, dict[str, Any]], str | None]
 
 
 def infeasible(
-    student: str, teacher: str, terms: tuple[TermUse, ...], nodes: tuple[int | None, int | None] = (None, None)
+    student: str,
+    teacher: str,
+    terms: tuple[TermUse, ...],
+    nodes: tuple[int | None, int | None] = (None, None),
+    side: int = 32,
+    fraction: float = 1.0,
 ) -> list[str]:
     """What makes a method impossible for a pair; an empty list where it is possible.
 
     nodes: the widths of the node embeddings that student and teacher get; None: they show their own embedding
     """
     reasons = []
+    images = {"side": side, "fraction": fraction}
     ours, theirs = (_showing(network(name), node) for name, node in zip((student, teacher), nodes, strict=True))
     for use in terms:
         info = term(use.name)
-        options = {key: hyper.default for key, hyper in info.hyperparameters.items()} | use.hyperparameters
+        options = {key: hyper.default for key, hyper in info.hyperparameters.items()} | use.hyperparameters | images
         for name in info.requires:
             reason = CONDITIONS[name](ours, theirs, options)
             if reason:
@@ -109,12 +116,12 @@ def equal_levels(student: Network, teacher: Network, options: dict[str, Any]) ->
 
 
 def sides_within_reach(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
-    """A stage of the student is as large as the teacher's, larger, or half as large."""
+    """A stage of the student is as large as the teacher's, larger, or exactly half as large."""
     for level, (ours, theirs) in enumerate(zip(student.features, teacher.features, strict=False)):
-        if level and ours[1] > theirs[1] and ours[1] != 2 * theirs[1]:
+        if level and ours[1] > theirs[1] and (ours[1] != 2 * theirs[1] or options["side"] % ours[1]):
             return (
                 f"can double the student's map but no more, and stage {level} of {student.name} is at 1/{ours[1]} of the "
-                f"image's size, that of {teacher.name} at 1/{theirs[1]}"
+                f"image's size, {options['side']} pixels, that of {teacher.name} at 1/{theirs[1]}"
             )
     return None
 
@@ -198,6 +205,15 @@ def transforms_of_the_pretext(student: Network, teacher: Network, options: dict[
     return f"gets transforms of its own from the pretext '{options['pretext']}': leave 'transforms' out"
 
 
+def images_of_the_pretext(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+    """A jigsaw's images have quarters, and those that are told apart are all those that the teacher's part has seen."""
+    if options["pretext"] == "jigsaw" and options["side"] % 2:
+        return f"moves the quarters of images, and a side of {options['side']} pixels has no halves: take another size"
+    if options["pretext"] == "exemplar" and options["fraction"] < 1:
+        return "tells all training images apart, and only a fraction of them is shown: leave the fraction out"
+    return None
+
+
 def _list(numbers: list[int]) -> str:
     return "-".join(map(str, numbers)) or "no maps"
 
@@ -220,4 +236,5 @@ CONDITIONS: dict[str, Condition] = {
     "something_to_learn": something_to_learn,
     "epsilon_below_variance": epsilon_below_variance,
     "transforms_of_the_pretext": transforms_of_the_pretext,
+    "images_of_the_pretext": images_of_the_pretext,
 }

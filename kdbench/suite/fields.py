@@ -72,13 +72,14 @@ def known_student(name: str) -> str:
 
 def known_teacher(name: str, info: ValidationInfo) -> str:
     """Return a teacher's name: one of the suite's own (in the validation context), or a network's canonical name."""
-    own = (info.context or {}).get("teachers", ())
+    context = info.context or {}
+    own = context["teachers"]
     if name in own:
         return name
     try:
         return str(network(name).name)
     except BadInput:
-        message = unknown("teacher", name, [*own, *networks()], "models")
+        message = unknown("teacher", name, context["among"]([*own, *networks()]), "models")
         raise PydanticCustomError("unknown", "{message}", {"message": message}) from None
 
 

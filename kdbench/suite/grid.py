@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from kdbench.catalogue.datasets import datasets
-from kdbench.catalogue.names import unknown
+from kdbench.catalogue.names import listed, unknown
 from kdbench.catalogue.networks import network
 from kdbench.catalogue.terms import term
 from kdbench.suite.cells import MOST_RUNS, Matches, axes, cells, method_name
@@ -135,7 +135,8 @@ class Grid:
             terms = self.terms[name]
         else:
             terms = ()
-            message = unknown("method", name, self.terms, "methods")
+            known = self.collector.among(each for each in self.terms if self.terms[each])
+            message = unknown("method", name, known, "methods")
             self.collector.report(place, message if name else "needs a 'name', or 'terms' such as {ce: 1, kd: 0.9}")
         self.terms[name] = terms
         self._check_meaning(name, place)
@@ -185,9 +186,10 @@ class Grid:
             for index, value in enumerate(getattr(selector, key)):
                 if value not in there[key]:
                     good = False
-                    message = unknown("method", value, there[key], "methods")
-                    other = f"the {key} '{value}' is not in this grid, which has {', '.join(there[key]) or 'none'}"
-                    self.collector.report((*place, key, index), message if key == "method" else other)
+                    message = f"the {key} '{value}' is not in this grid, which has {listed(there[key])}"
+                    if key == "method":
+                        message = unknown("method", value, self.collector.among(there[key]), "methods")
+                    self.collector.report((*place, key, index), message)
         return good
 
     def _report_impossible(self, chosen: dict[Cell, Path_]) -> None:
@@ -272,14 +274,19 @@ class Grid:
         method = auxiliary_method(terms)
         node = self.protocol.settings.node_embedding
         nodes = (node, None if cell.strategy == "pretrained" else node)
+        recipe = self.protocol.settings.recipe(cell.student, cell.dataset.name)
+        images = (recipe.size or cell.dataset.side, cell.scenario.fraction)
         if not method:
-            return infeasible(cell.student, teacher, terms, nodes)
+            return infeasible(cell.student, teacher, terms, nodes, *images)
         wider, known = network(cell.student).auxiliary, self.protocol.methods.get(method)
         if not wider:
             return [f"it needs a network of twice the student's channels, and no doubled {cell.student} is known"]
         if known is None:
             return [f"it trains {wider} first, by the method '{method}', which protocol '{self.protocol.name}' lacks"]
-        return [*infeasible(cell.student, wider, terms, (node, node)), *infeasible(wider, teacher, known, nodes)]
+        return [
+            *infeasible(cell.student, wider, terms, (node, node), *images),
+            *infeasible(wider, teacher, known, nodes, *images),
+        ]
 
 
 _PLURALS = {

@@ -29,8 +29,9 @@ def bundled_suites() -> dict[str, Path]:
 def find_suite(reference: str) -> Path:
     """A path (a pipe's, too), `-` for standard input, or a bundled suite's name. Raises BadSuite where there is none."""
     path, known = Path(os.path.expanduser(reference)), bundled_suites()
-    folder = os.path.isdir(path)
-    if reference == STDIN or (os.path.exists(path) and not folder):
+    there = bool(reference) and os.path.exists(path)
+    folder = there and os.path.isdir(path)
+    if reference == STDIN or (there and not folder):
         return path
     if reference in known:
         return known[reference]

@@ -81,6 +81,7 @@ def commands(file, results, id):
     return [
         ["list", "runs", *there], ["list", "teachers", *there], ["list", "runs", "--json", *there],
         ["list", "teachers", "--json", *there], ["show", id, *there], *reports,
+        ["report", file, "--results", results, "--results", results],
         ["report", file, "--results", results, "--statistics"],
         ["compare", file.replace("own.yaml", "whole"), results, file],
         ["compare", file.replace("own.yaml", "whole"), results, file, "-f", "json"],

@@ -6,6 +6,7 @@ import pytest
 
 from kdbench.catalogue.networks import network
 from kdbench.catalogue.terms import term, term_names
+from kdbench.errors import BadSuite
 from kdbench.suite.feasibility import CONDITIONS, feature_maps, infeasible, matched_levels
 from kdbench.suite.methods import parse_terms
 
@@ -107,8 +108,8 @@ def test_how_far_abs_connectors_reach():
     assert infeasible("mobilenetv2", "resnet50", terms(ce=1, ab=1)) == []
     (reason,) = infeasible("resnet18", "resnet50", terms(ce=1, ab=1))
     assert reason == (
-        "ab can double the student's map but no more, and stage 1 of resnet18 is at 1/4 of the image's size, that of "
-        "resnet50 at 1/1"
+        "ab can double the student's map but no more, and stage 1 of resnet18 is at 1/4 of the image's size, 32 "
+        "pixels, that of resnet50 at 1/1"
     )
 
 
@@ -139,3 +140,23 @@ def test_levels_that_match(student, teacher, pairs):
 def test_all_reasons_are_given():
     uses = terms(fitnet={"layer": 9}, **{"kdbench.methods.fitnet:FitNet": {"layer": 8}})
     assert len(infeasible("resnet20", "resnet32x4", uses)) == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "keys", "expected"),
+    [
+        ("{sskd: {pretext: jigsaw}}", {"dataset": "{name: cifar100, size: 33}"}, "a side of 33 pixels has no halves"),
+        ("{sskd: {pretext: exemplar}}", {"scenario": "{fraction: 0.5}"}, "only a fraction of them is shown"),
+        (
+            "{ab: 1, ce: 1}",
+            {"student": "shufflenetv2", "dataset": "{name: cifar100, size: 33}"},
+            "can double the student",
+        ),
+    ],
+)
+def test_images_that_a_method_cannot_learn_from(grid, method, keys, expected):
+    own = {"teacher": "resnet8", "method": f"{{name: own, terms: {method}}}"}
+    with pytest.raises(BadSuite, match=expected) as caught:
+        grid(**own, **keys)
+    assert len(caught.value.problems) == 1
+    assert grid(**own, student=keys.get("student", "resnet8")).runs

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
+from kdbench.catalogue import names
 from kdbench.cli.app import app
 from kdbench.errors import PRINTED, BadSuite, Problem
 from kdbench.suite.cells import MOST_RUNS
@@ -81,6 +82,17 @@ def test_thousands_of_mistakes_are_found_in_linear_time_and_not_all_printed(tmp_
     assert printed.endswith(
         "… and 11,900 more, of this kind or others: kdbench validate --json lists all.\n12,000 problems. Nothing was run."
     )
+
+
+def test_the_nearest_of_many_names_is_not_looked_for_again_and_again(load, monkeypatch):
+    """Comparing 2,000 wrong names with 4,000 of the suite's own took minutes."""
+    compared = []
+    monkeypatch.setattr(names, "_closest", lambda name, among: compared.append(len(among)))
+    own = "methods:\n" + "".join(f"  own-{n}: {{ce: 1}}\n" for n in range(400))
+    wrong = ", ".join(f"wrong-{n}" for n in range(200))
+    with pytest.raises(BadSuite) as caught:
+        load(HEAD + own + f"grid: {{teacher: vgg13, student: vgg8, method: [{wrong}]}}\n")
+    assert (len(caught.value.problems), sorted(compared)) == (200, [0] * (200 - PRINTED) + [300] * PRINTED)
 
 
 def test_a_thousand_exclusions_of_thousands_of_cells(load):
