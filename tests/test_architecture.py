@@ -81,5 +81,5 @@ def test_imports_go_one_way(module):
 
 def test_modules_are_small():
     lengths = sorted(len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES.values())
-    assert lengths[-1] <= 300
+    assert lengths[-1] <= 400
     assert lengths[len(lengths) // 2] < 100

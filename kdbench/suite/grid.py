@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
+from pydantic import ValidationError
+
 from kdbench.catalogue.datasets import datasets
 from kdbench.catalogue.names import listed, unknown
 from kdbench.catalogue.networks import network
@@ -135,7 +137,7 @@ class Grid:
             terms = self.terms[name]
         else:
             terms = ()
-            known = self.collector.among(each for each in self.terms if self.terms[each])
+            known = self.collector.among(each for each in self.terms if self.terms[each] or each in self.terms.parents)
             message = unknown("method", name, known, "methods")
             self.collector.report(place, message if name else "needs a 'name', or 'terms' such as {ce: 1, kd: 0.9}")
         self.terms[name] = terms
@@ -274,7 +276,10 @@ class Grid:
         method = auxiliary_method(terms)
         node = self.protocol.settings.node_embedding
         nodes = (node, None if cell.strategy == "pretrained" else node)
-        recipe = self.protocol.settings.recipe(cell.student, cell.dataset.name)
+        try:
+            recipe = self.protocol.settings.recipe(cell.student, cell.dataset.name)
+        except ValidationError:  # told where the protocol is read
+            return []
         images = (recipe.size or cell.dataset.side, cell.scenario.fraction)
         if not method:
             return infeasible(cell.student, teacher, terms, nodes, *images)

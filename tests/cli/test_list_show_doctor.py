@@ -132,8 +132,7 @@ def test_doctor(kdbench, tmp_path):
         assert word in done.stdout
     (tmp_path / "file").write_text("")
     done = kdbench("doctor", "--results", "file/below")
-    assert done.returncode == 1
-    assert "BAD  cannot write results to file/below" in done.stdout
+    assert (done.returncode, done.stderr) == (2, "file/below: cannot be a folder of results: Not a directory\n")
 
 
 @pytest.mark.parametrize("command", [["list", "runs"], ["report"], ["plan", "demo"]], ids=" ".join)
@@ -143,4 +142,4 @@ def test_what_can_be_no_results_folder_is_refused(kdbench, tmp_path, command, na
     (tmp_path / "dangling").symlink_to("nothing")
     done = kdbench(*command, "--results", name)
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"\S+: (is no|cannot be a) folder of results.*\n", done.stderr)
+    assert re.fullmatch(r".+: (is no|cannot be a) folder of results.*\n", done.stderr)

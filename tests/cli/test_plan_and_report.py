@@ -111,11 +111,13 @@ def test_report_of_several_results(kdbench, suite_file, finished, tmp_path):
     assert "43.21" in done.stdout
 
 
-@pytest.mark.parametrize("folder", ["nowhere", "own.yaml"])
-def test_results_that_are_no_folder(kdbench, suite_file, folder):
+@pytest.mark.parametrize(
+    ("folder", "words"), [("nowhere", "no such results folder"), ("own.yaml", "is no folder of results")]
+)
+def test_results_that_are_no_folder(kdbench, suite_file, folder, words):
     done = kdbench("report", suite_file, "--results", folder)
     assert (done.returncode, done.stdout) == (2, "")
-    assert f"{folder}: no such results folder" in done.stderr
+    assert f"{folder}: {words}" in done.stderr
 
 
 def test_a_suite_named_twice_counts_once(kdbench, suite_file, finished):
@@ -131,6 +133,6 @@ def test_a_damaged_result_is_named(kdbench, suite_file, finished, content):
 
 
 def test_folders_that_cannot_be_read(kdbench, suite_file, tmp_path):
-    assert kdbench("plan", suite_file, "--results", "x" * 5000).returncode in (1, 2)
-    assert kdbench("plan", suite_file, "--results", suite_file).returncode == 0
-    assert kdbench("list", "runs", "--results", suite_file).returncode == 0
+    for folder in ("x" * 5000, suite_file):
+        assert kdbench("plan", suite_file, "--results", folder).returncode == 2
+        assert kdbench("list", "runs", "--results", folder).returncode == 2
