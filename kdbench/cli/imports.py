@@ -72,6 +72,7 @@ def import_file(
     store = Store(results)
     record = store.teacher(spec.id)
     folders = [folder for name in ("runs", "teachers", "locks", "") if not (folder := results / name).exists()]
+    store.check_writable()  # said before a large file is looked into
     place = Place(results, data, devices, weights={str(kind.sha256): file})
     try:
         if failed := work_on([], [spec], place, store, wanted=[spec]):
