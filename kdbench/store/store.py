@@ -161,7 +161,7 @@ class Store:
     def remove_empty_logs(self) -> None:
         """Remove the empty logs of workers whose parent process on this machine was killed."""
         for log in (self.root / "logs").glob(log_name("*", "*")):
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, OverflowError):
                 if log.stat().st_size == 0 and not _alive(int(log.stem.rpartition("-")[2])):
                     log.unlink()
 
