@@ -31,15 +31,14 @@ from torch import nn
 
 from kdbench.catalogue.networks import network
 from kdbench.catalogue.terms import term
-from kdbench.data.images import ImageSet
+from kdbench.data.image_sets import ImageSet
 from kdbench.data.stream import Stream
+from kdbench.files import write_text
 from kdbench.methods import Part, Setting, build_part
-from kdbench.models.shapes import measure_shapes
-from kdbench.store.files import write_text
+from kdbench.models.outputs import measure_shapes
 from kdbench.store.store import Store
 from kdbench.suite.methods import auxiliary_method, reads_teacher
-from kdbench.suite.protocols import bundled_protocol
-from kdbench.suite.settings import Recipe
+from kdbench.suite.protocol import Recipe, bundled_protocol
 from kdbench.suite.specs import DatasetSpec, PartSpec, RunSpec, TeacherSpec, TermUse
 from kdbench.training.build import new_network, on_device, student_learner
 from kdbench.training.environment import cpu_name, prepare

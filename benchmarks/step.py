@@ -23,10 +23,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdbench.data.batch import Batch
-from kdbench.data.images import ImageSet
+from kdbench.data.image_sets import ImageSet
 from kdbench.data.stream import Stream
 from kdbench.store.store import Store
-from kdbench.suite.protocols import bundled_protocol
+from kdbench.suite.protocol import bundled_protocol
 from kdbench.suite.specs import DatasetSpec, RunSpec, TeacherSpec
 from kdbench.training.build import new_network, on_device, student_learner
 from kdbench.training.environment import cpu_name, prepare

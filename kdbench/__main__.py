@@ -8,7 +8,7 @@ def main() -> None:
     """Run a command. Exit codes: 0 all done, 1 some runs failed, 2 bad input, 130 interrupted."""
     _leave_working_folder()
     from kdbench.cli.app import app
-    from kdbench.cli.streams import open_streams, say
+    from kdbench.cli.options import open_streams, say
     from kdbench.errors import KdbenchError
 
     open_streams()

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kdbench import __main__
-from kdbench.catalogue.printable import CONTROL, one_line, printable
+from kdbench.catalogue.text import CONTROL, one_line, printable
 from kdbench.cli import app as commands
 from kdbench.cli.progress import Progress
 from kdbench.errors import KdbenchError

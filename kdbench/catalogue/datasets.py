@@ -9,8 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from kdbench.catalogue.commands import command
-from kdbench.catalogue.names import normalise, unknown
+from kdbench.catalogue.text import command, normalise, unknown
 from kdbench.errors import BadInput
 
 

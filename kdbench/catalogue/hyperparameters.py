@@ -7,8 +7,8 @@ import math
 import sys
 from typing import Annotated, Any, NamedTuple
 
-from kdbench.catalogue.names import nearest
 from kdbench.catalogue.terms import TermInfo
+from kdbench.catalogue.text import nearest
 
 
 class Range(NamedTuple):

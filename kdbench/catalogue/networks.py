@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from kdbench.catalogue.names import normalise, unknown
+from kdbench.catalogue.text import normalise, unknown
 from kdbench.errors import BadInput
 
 

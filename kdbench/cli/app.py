@@ -6,17 +6,13 @@ import typer
 
 from kdbench import __version__
 from kdbench.cli import teachers
-from kdbench.cli.compare import compare
-from kdbench.cli.data import data
-from kdbench.cli.doctor import doctor
+from kdbench.cli.checks import doctor, validate, verify
+from kdbench.cli.data import data, samples
 from kdbench.cli.listing import list_things
 from kdbench.cli.plan import plan
-from kdbench.cli.report import report
+from kdbench.cli.report import compare, report
 from kdbench.cli.run import run
-from kdbench.cli.samples import samples
 from kdbench.cli.show import show
-from kdbench.cli.validate import validate
-from kdbench.cli.verify import verify
 
 
 app = typer.Typer(

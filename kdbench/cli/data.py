@@ -1,20 +1,24 @@
-"""kdbench data: what is there of the data sets; fetch and prepare them."""
+"""`kdbench data`: status, download, prepare and samples."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdbench.cli.options import Data, Json
+from kdbench.catalogue.text import command
+from kdbench.cli.options import Data, Json, Output, Results, print_text
 from kdbench.errors import BadInput, KdbenchError
 
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from kdbench.catalogue.datasets import Dataset
+    from kdbench.suite.specs import DatasetSpec, RunSpec, Scenario
 
 
 data = typer.Typer(help="What is there of the data sets; fetch and prepare them.", no_args_is_help=True)
@@ -30,7 +34,7 @@ def status(
     json_output: Json = False,
 ) -> None:
     """Say which data sets are ready, what is missing of the others, and what to do. Exit code 1 if --verify finds damage."""
-    from kdbench.datafiles.status import status as look
+    from kdbench.datafiles.fetch import status as look
 
     found = [look(facts, root, verify=verify) for facts in _chosen(names)]
     if json_output:
@@ -61,7 +65,7 @@ def status(
 def download(names: Names = None, root: Data = Path("data")) -> None:
     """Fetch data sets from their authors' servers. Safe to interrupt: the same command goes on with a half-fetched file."""
     from kdbench.catalogue.datasets import datasets
-    from kdbench.cli.transfers import transfers
+    from kdbench.cli.progress import transfers
     from kdbench.datafiles.fetch import fetch
 
     if not names:
@@ -77,8 +81,8 @@ def download(names: Names = None, root: Data = Path("data")) -> None:
 @data.command("prepare")
 def prepare(names: Names = None, root: Data = Path("data")) -> None:
     """Decode what is kept decoded (TinyImageNet) and check files and counts; without names, of all that is there."""
-    from kdbench.cli.transfers import transfers
-    from kdbench.datafiles.prepare import prepare as make_ready
+    from kdbench.cli.progress import transfers
+    from kdbench.datafiles.read import prepare as make_ready
 
     problems: list[KdbenchError] = []
     with transfers() as listener:
@@ -106,3 +110,107 @@ def _chosen(names: list[str] | None) -> list[Dataset]:
 
 def _origin(facts: Dataset) -> str:
     return "is there already" if facts.files else "needs no download: it comes with scikit-learn"
+
+
+Request = tuple["DatasetSpec", "Scenario", int]
+
+
+def samples(
+    name: Annotated[str | None, typer.Argument(metavar="[DATASET]", help="A data set: kdbench list datasets.")] = None,
+    classes: Annotated[int | None, typer.Option(help="Only so many classes.")] = None,
+    train_per_class: Annotated[int | None, typer.Option(help="Only so many training images of each class.")] = None,
+    test_per_class: Annotated[
+        int | None, typer.Option(help="As the suite has it: part of what seeds the draws.")
+    ] = None,
+    val_split: Annotated[float | None, typer.Option(help="The share of the training set that is held out.")] = None,
+    size: Annotated[int | None, typer.Option(help="As the suite has it: part of what seeds the draws.")] = None,
+    fraction: Annotated[float | None, typer.Option(help="The share of each class that is kept. Default: 1.")] = None,
+    label_noise: Annotated[float | None, typer.Option(help="The share of each class with wrong labels.")] = None,
+    noise: Annotated[str | None, typer.Option(help="How labels are drawn: other, all or classes.")] = None,
+    trial: Annotated[int | None, typer.Option(min=0, help="The trial, counted from 0.")] = None,
+    run: Annotated[str | None, typer.Option("--run", metavar="ID", help="Instead: the samples of this run.")] = None,
+    output: Output = None,
+    results: Results = Path("results"),
+    data: Data = Path("data"),
+) -> None:
+    """List the training images of a scenario as CSV: place in the official training set, true label, label given."""
+    from kdbench.execution.child import list_samples
+
+    part: dict[str, Any] = {"classes": classes, "train_per_class": train_per_class, "test_per_class": test_per_class}
+    part |= {"val_split": val_split, "size": size}
+    changes = {"fraction": fraction, "label_noise": label_noise, "noise": noise}
+    expected = None
+    if run is not None:
+        if name or trial is not None or any(value is not None for value in (part | changes).values()):
+            raise BadInput("--run ID says it all: leave the data set and the options of the scenario out")
+        spec, expected = _run(results, run)
+        request: Request = (spec.dataset, spec.scenario, spec.trial)
+    elif name is None:
+        raise BadInput("name a data set (kdbench list datasets), or a run with --run ID")
+    else:
+        request = (_dataset(name, part), _scenario(changes), trial or 0)
+    text = list_samples(*request, data)
+    if expected and expected not in text:
+        raise KdbenchError(f"run {run} learned from another list (sha256 {expected}) than {data} gives now")
+    lines = sum(line[:1].isdigit() for line in text.splitlines())
+    print_text(text, output, f"{output} holds {lines:,} samples.")
+
+
+def _dataset(name: str, part: dict[str, Any]) -> DatasetSpec:
+    from kdbench.suite.compatibility import oversized
+    from kdbench.suite.schema import DatasetEntry
+
+    given = {key: value for key, value in part.items() if value is not None}
+    entry = _validated(DatasetEntry, {"name": name, **given})
+    if problems := oversized(entry):
+        raise BadInput("\n".join(f"{_option(key)}: {message}" for key, message in problems))
+    spec: DatasetSpec = entry.spec
+    return spec
+
+
+def _scenario(changes: dict[str, Any]) -> Scenario:
+    from kdbench.suite.specs import Scenario
+
+    found: Scenario = _validated(Scenario, {key: value for key, value in changes.items() if value is not None})
+    return found
+
+
+def _validated(schema: type[BaseModel], values: dict[str, Any]) -> Any:
+    """A part of a suite, given by options. Raises BadInput with all that is wrong."""
+    from pydantic import ValidationError
+
+    from kdbench.suite.schema import problems_of
+    from kdbench.suite.yaml_reader import Document
+
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        found = problems_of(error, Document("", values, {(key,): 0 for key in values}), (), {})
+        lines = [f"{_option(each.path)}: {each.message}" if each.path else each.message for each in found]
+        raise BadInput("\n".join(lines)) from None
+
+
+def _option(key: str) -> str:
+    return "DATASET" if key == "name" else f"--{key.replace('_', '-')}"
+
+
+def _run(results: Path, id: str) -> tuple[RunSpec, str | None]:
+    """The spec of a run, and the hash of its samples where its result has one. Raises BadInput where there is none."""
+    from pydantic import ValidationError
+
+    from kdbench.errors import BadRecord
+    from kdbench.store.store import Store
+    from kdbench.suite.specs import RunSpec
+
+    matches = [record for record in Store(results).records("runs") if len(id) >= 4 and record.id.startswith(id)]
+    if len(matches) != 1:
+        found = ", ".join(record.id for record in matches[:10]) or "none"
+        raise BadInput(
+            f"'{id}' must be the beginning of one run's id in {results}, four digits or more; found: {found}"
+        )
+    try:
+        result = matches[0].result()
+        return RunSpec.model_validate(matches[0].spec()), result.samples_sha256 if result else None
+    except (BadRecord, ValidationError):
+        more = command("show", matches[0].id, results=results)
+        raise BadInput(f"run {matches[0].id} in {results} is damaged: {more} says more") from None

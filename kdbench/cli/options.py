@@ -1,23 +1,29 @@
-"""Options that several commands share, and what they mean."""
+"""Options that commands share, and where their output goes."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import stat
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
 from kdbench.catalogue.datasets import dataset
-from kdbench.catalogue.names import listed, nearest, normalise, shorten
 from kdbench.catalogue.networks import network
-from kdbench.cli.streams import say
-from kdbench.errors import BadInput
+from kdbench.catalogue.text import listed, nearest, normalise, printable, shorten
+from kdbench.errors import BadInput, KdbenchError
 
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
     from kdbench.suite.suite import Run, Suite
 
 
@@ -186,3 +192,128 @@ def _value(run: Run, key: str) -> str:
         "trial": str(run.spec.trial),
     }
     return values[key]
+
+
+class _Output(io.FileIO):
+    """Standard output, of which an error of writing says that it is that. What comes after the error goes nowhere."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            _silence(self.fileno())
+            if isinstance(error, BrokenPipeError):
+                raise
+            raise KdbenchError(f"standard output cannot be written: {error.strerror or error}") from None
+
+
+def open_streams() -> None:
+    """Prepare the standard streams. Letters that their encoding lacks become ``?``.
+
+    The number of a closed one is taken, lest a file that is opened later gets it, and what is meant for the stream.
+    """
+    for number, wrong_way in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_RDONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, wrong_way)  # the lowest number that is free; using it is an error
+    given = sys.stdout
+    if given is sys.__stdout__:
+        buffer = io.BufferedWriter(_Output(1, "w", closefd=False))
+        encoding, live = (given.encoding, given.isatty()) if given else (None, False)
+        sys.stdout = io.TextIOWrapper(buffer, encoding, line_buffering=live)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 (it stays open to the end)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+@contextmanager
+def heard_or_not() -> Iterator[None]:
+    """Go on where what is said cannot be written; from then on nothing is."""
+    try:
+        yield
+    except OSError:
+        _silence(sys.stderr.fileno())
+
+
+def say(text: object) -> None:
+    """Print a message on standard error."""
+    with heard_or_not():
+        print(printable(str(text)), file=sys.stderr, flush=True)
+
+
+def _silence(number: int) -> None:
+    """Let what is written to a stream go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    os.close(nowhere)
+
+
+def _unless_standard(path: Path | None) -> Path | None:
+    return None if path == Path("-") else path
+
+
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        parser=path,
+        metavar="PATH",
+        callback=_unless_standard,
+        help="Write to this file instead; -: standard output.",
+    ),
+]
+
+
+def print_text(text: str, output: Path | None, done: str = "") -> None:
+    """Write a text and tell what was ``done``, or to standard output. Raises BadInput where that cannot be.
+
+    A file is written whole or not at all, and keeps its mode; a link keeps pointing to it. Devices and pipes are written to.
+    """
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        _write(output, text)
+    except OSError as error:
+        raise BadInput(f"--output {output}: cannot be written: {error.strerror or error}") from None
+    say(done or f"written to {output}")
+
+
+def _write(output: Path, text: str) -> None:
+    from kdbench.files import write_atomically
+
+    there = _status(output)
+    if there and _is_standard_output(there):  # under whatever name, such as /dev/stdout: what it holds already stays
+        typer.echo(text, nl=False)
+        return
+    if there and not stat.S_ISREG(there.st_mode):
+        with output.open("wb") as file:
+            file.write(text.encode(errors="replace"))
+        return
+    if there and not os.access(output, os.W_OK):
+        raise PermissionError(0, "Permission denied")
+
+    def write(file: BinaryIO) -> None:
+        if there:
+            os.fchmod(file.fileno(), stat.S_IMODE(there.st_mode))
+        file.write(text.encode(errors="replace"))
+
+    write_atomically(Path(os.path.realpath(output)), write)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """What a path leads to; None for nothing yet."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _is_standard_output(there: os.stat_result) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samestat(there, os.fstat(1))
+    return False

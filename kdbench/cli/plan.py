@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdbench.catalogue.printable import printable
+from kdbench.catalogue.text import printable
 from kdbench.cli.options import Json, Only, Results, Suites, Tiny, Trials, load
 
 
@@ -52,11 +52,10 @@ def summarise(
 ) -> dict[str, Any]:
     """A plan as JSON-ready facts. Hours come from speeds measured in the results folder where there are any."""
     from kdbench.errors import BadInput
-    from kdbench.plan.changes import changed_plugins
     from kdbench.plan.cost import ASSUMED_SPEED, measured_speed
-    from kdbench.plan.plan import make_plan
+    from kdbench.plan.plan import changed_plugins, make_plan
     from kdbench.store.store import Store
-    from kdbench.suite.plugins import folders_beside
+    from kdbench.suite.methods import folders_beside
 
     if on not in ("", "cpu", "gpu"):
         raise BadInput(f"--on {on}: write cpu or gpu")

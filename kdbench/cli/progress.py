@@ -1,22 +1,29 @@
-"""Live progress on standard error: one display on a terminal, plain lines elsewhere."""
+"""Progress on the terminal: of runs, and of downloads."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from kdbench.catalogue.printable import one_line, printable
+from kdbench.catalogue.text import one_line, printable
+from kdbench.cli.options import heard_or_not, say
 from kdbench.cli.plan import duration
-from kdbench.cli.streams import heard_or_not, say
 from kdbench.plan.cost import measurement_cost, student_cost, teacher_cost
 from kdbench.plan.plan import Plan
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import RunSpec, TeacherSpec
 from kdbench.suite.suite import Suite
+
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from kdbench.datafiles.download import Listener
 
 
 PLAIN_SECONDS = 10.0
@@ -85,7 +92,7 @@ class Tally:
         return f"about {duration(max(0.0, hours))} left"
 
 
-class Progress:
+class RunProgress:
     """Listens to a pool. Use it as a context manager; ``listen`` takes the pool's events."""
 
     def __init__(self, suites: Sequence[Suite], plan: Plan) -> None:
@@ -248,3 +255,59 @@ def teacher_label(spec: TeacherSpec) -> str:
 def auxiliary_label(spec: RunSpec) -> str:
     """One line for a run that no suite names: its student teaches another."""
     return f"auxiliary {spec.student} #{spec.trial}"
+
+
+STEP = 10
+"""Percent between two plain lines."""
+
+
+@contextmanager
+def transfers() -> Iterator[Listener]:
+    """A listener for as long as files are fetched."""
+    if not sys.stderr.isatty():
+        yield Lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    name = TextColumn("{task.description}")
+    columns = (name, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        yield Bars(progress)
+
+
+class Lines:
+    """A line for every tenth of a file, or every 100 MB where its size is unknown."""
+
+    def __init__(self) -> None:
+        self.shown: dict[str, int] = {}
+
+    def progress(self, name: str, done: int, total: int | None) -> None:
+        """Print a line if the file is a step further."""
+        step = 100 * done // total // STEP if total else done // 100_000_000
+        if step > self.shown.get(name, 0):
+            self.shown[name] = step
+            text = f"{step * STEP} % of {total:,}" if total else f"{done:,}"
+            say(f"{name}: {text} bytes")
+
+    def note(self, text: str) -> None:
+        """Print it."""
+        say(text)
+
+
+class Bars:
+    """A bar for every file."""
+
+    def __init__(self, bars: Progress) -> None:
+        self.bars = bars
+        self.tasks: dict[str, TaskID] = {}
+
+    def progress(self, name: str, done: int, total: int | None) -> None:
+        """Move the file's bar."""
+        if name not in self.tasks:
+            self.tasks[name] = self.bars.add_task(name, total=total)
+        self.bars.update(self.tasks[name], completed=done, total=total)
+
+    def note(self, text: str) -> None:
+        """Print it above the bars."""
+        self.bars.console.print(text, markup=False, highlight=False)

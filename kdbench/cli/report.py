@@ -1,4 +1,4 @@
-"""kdbench report: the tables of what has been measured so far, or as the papers print them."""
+"""`kdbench report` and `kdbench compare`."""
 
 from __future__ import annotations
 
@@ -12,19 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdbench.catalogue.commands import command
-from kdbench.cli.options import Only, Tiny, Trials, results_folder, select
+from kdbench.catalogue.text import command, shell_line
+from kdbench.cli.options import Only, Output, Tiny, Trials, print_text, results_folder, say, select
 from kdbench.cli.options import load as load_named
-from kdbench.cli.output import Output, print_text
-from kdbench.cli.page import command_lines, page, page_options
-from kdbench.cli.streams import say
 from kdbench.errors import BadInput, BadSuite
-from kdbench.report.formats import TOLERANCE, Bold, Format, Style, View
+from kdbench.report.options import TOLERANCE, Bold, Format, Style, View
 
 
 if TYPE_CHECKING:
-    from kdbench.report.analysis import Analysis
-    from kdbench.report.assemble import Report
+    from kdbench.report.assemble import Analysis, Report
     from kdbench.store.store import Store
     from kdbench.suite.suite import Suite
 
@@ -90,7 +86,7 @@ def report(
     """Print the tables of suites, as far as they have been measured; those of the papers in their layout."""
     from kdbench.catalogue.tables import table_name
     from kdbench.report.assemble import measured_report, published_report
-    from kdbench.report.formats import write_report
+    from kdbench.report.writers import write_report
 
     gc.disable()  # nothing of a report goes in circles: looking for garbage among 10,000 records costs a tenth of the time
     if standalone and format is not Format.latex:
@@ -125,7 +121,7 @@ def report(
 
 
 def _analysis(report: Report, baseline: str | None) -> Analysis:
-    from kdbench.report.analysis import analyse
+    from kdbench.report.assemble import analyse
 
     return analyse(report.rows, baseline)
 
@@ -133,7 +129,7 @@ def _analysis(report: Report, baseline: str | None) -> Analysis:
 def render(suites: Sequence[Suite], stores: Sequence[Store], format: Format, commands: str) -> str:
     """The tables of suites as text for standard output; a page shows the ``commands`` that lead to it."""
     from kdbench.report.assemble import measured_report
-    from kdbench.report.formats import write_report
+    from kdbench.report.writers import write_report
 
     report = measured_report(suites, stores)
     if format is Format.html:
@@ -167,7 +163,7 @@ def load(
 
 def tell_changed(suites: Sequence[Suite], stores: Sequence[Store]) -> None:
     """Tell of results that are not those of the suites because they were made with other code of a plug-in."""
-    from kdbench.plan.changes import changed_plugins
+    from kdbench.plan.plan import changed_plugins
 
     specs = [spec for suite in suites for spec in suite.specs.values()]
     for store in stores:
@@ -262,3 +258,107 @@ def _references(suites: Sequence[Suite]) -> list[str]:
 
     bundled = {str(path) for path in bundled_suites().values()}
     return [suite.name if suite.file in bundled else suite.file for suite in suites]
+
+
+def page(
+    report: Report,
+    suites: Sequence[Suite],
+    stores: Sequence[Store],
+    commands: str = "",
+    *,
+    view: View = View.both,
+    tolerance: float = TOLERANCE,
+    bold: Bold = Bold.best,
+    baseline: str | None = None,
+) -> str:
+    """A report as one HTML page, which shows the commands that lead to it."""
+    from kdbench.report.assemble import analyse
+    from kdbench.report.html import Choice, html
+
+    choice = Choice(view, tolerance, bold is Bold.separable, commands)
+    return html(report, analyse(report.rows, baseline), suites, stores, choice)
+
+
+def page_options(
+    tables: Sequence[str],
+    view: View,
+    bold: Bold,
+    baseline: str | None,
+    tolerance: float = TOLERANCE,
+    *,
+    published: bool,
+    mix_versions: bool = False,
+) -> list[str]:
+    """The options of a report that are not as usual."""
+    options = ["--published"] * published + _repeated("--table", tables)
+    if view is not View.both and not published:
+        options += ["--view", view]
+    if bold is not Bold.best:
+        options += ["--bold", bold]
+    if tolerance != TOLERANCE:
+        options += ["--tolerance", f"{tolerance:g}"]
+    options += ["--mix-versions"] * mix_versions
+    return options + (["--baseline", baseline] if baseline else [])
+
+
+def command_lines(
+    suites: Sequence[str],
+    results: Sequence[Path] = (),
+    trials: int | None = None,
+    only: Sequence[str] = (),
+    options: Sequence[str] = (),
+    *,
+    tiny: bool = False,
+    data: Path | None = None,
+) -> str:
+    """What to type: train what is missing (in one results folder), then write the report again."""
+    counted = ["--trials", str(trials)] if trials else []
+    names = [f"./{name}" if name.startswith("-") else name for name in suites]
+    chosen = [*names, *["--tiny"] * tiny, *counted, *_repeated("--only", only)]
+    folders = _repeated("--results", results)
+    train = [
+        "kdbench",
+        "run",
+        *chosen,
+        *(folders if len(results) == 1 else []),
+        *_repeated("--data", [data] if data else []),
+    ]
+    write = ["kdbench", "report", *chosen, *folders, "-f", "html", *options, "-o", "report.html"]
+    return "\n".join(map(shell_line, [train, write] if suites else [write]))
+
+
+def _repeated(name: str, values: Sequence[object]) -> list[str]:
+    return [text for value in values for text in (name, str(value))]
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", parser=results_folder, help="A results folder.")],
+    second: Annotated[Path, typer.Argument(metavar="B", parser=results_folder, help="Another.")],
+    suites: Annotated[
+        list[str] | None, typer.Argument(metavar="[SUITE…]", help="Default: every suite with results.")
+    ] = None,
+    format: FormatOption = Format.terminal,
+    mix_versions: MixVersions = False,
+    output: Output = None,
+    trials: Trials = None,
+    only: Only = None,
+) -> None:
+    """Compare two results folders cell by cell: means, their difference, and what is in one of them only."""
+    from kdbench.report import comparison, tidy
+    from kdbench.report.writers import write_sheets
+
+    if format is Format.html:
+        raise BadInput("--format html: there is no page of a comparison. Take another format, or kdbench report")
+    folders = [first, second]
+    loaded, stores = load(suites, folders, trials, only)
+    found = comparison.compare(loaded, *stores, mix_versions=mix_versions)
+    if not found:
+        names = ", ".join(suite.name for suite in loaded)
+        raise BadInput(f"{first} and {second} hold no finished run of {names}")
+    if format is Format.csv:
+        text = tidy.compared_csv(found)
+    elif format is Format.json:
+        text = tidy.compared_json(found, folders)
+    else:
+        text = write_sheets([each.sheet for each in found], format, style(output))
+    print_text(text, output)

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from kdbench.catalogue.printable import one_line, printable
-from kdbench.cli.methods import method_page
+from kdbench.catalogue.text import one_line, printable
+from kdbench.cli.listing import method_page
 from kdbench.cli.options import Results
 
 
@@ -23,13 +23,13 @@ def show(
 ) -> None:
     """Show one thing in full: a method's equation and weights, a network, a protocol, a suite, a run and its curve."""
     from kdbench.catalogue.datasets import datasets
-    from kdbench.catalogue.names import nearest, normalise
     from kdbench.catalogue.networks import networks
     from kdbench.catalogue.tables import TABLES
     from kdbench.catalogue.terms import term_names
+    from kdbench.catalogue.text import nearest, normalise
     from kdbench.errors import BadInput
     from kdbench.suite.load import bundled_suites
-    from kdbench.suite.protocols import protocol_names
+    from kdbench.suite.protocol import protocol_names
 
     spellings = {normalise(s): normalise(n.name) for n in networks().values() for s in (n.name, *n.aliases)}
     kinds: list[tuple[list[str], Callable[[str], str]]] = [
@@ -95,9 +95,10 @@ def _suite(name: str) -> str:
 
 
 def _table(name: str) -> str:
+    from kdbench.catalogue.tables import layouts
     from kdbench.report.assemble import published_report
-    from kdbench.report.formats import Format, View, write_report
-    from kdbench.report.layouts import layouts
+    from kdbench.report.options import Format, View
+    from kdbench.report.writers import write_report
 
     layout = layouts().tables[name]
     rules = {"best": layout.highlight.best, "second best": layout.highlight.second}
@@ -114,7 +115,7 @@ def _record(results: Path, kind: str, id: str) -> str | None:
     from tabulate import tabulate
 
     from kdbench.errors import BadInput, BadRecord
-    from kdbench.plan.changes import hashes_of_plugins
+    from kdbench.plan.plan import hashes_of_plugins
     from kdbench.store.store import Store
 
     matches = [record for record in Store(results).records(kind) if len(id) >= 4 and record.id.startswith(id)]

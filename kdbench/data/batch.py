@@ -1,12 +1,26 @@
-"""What one training step gets to see."""
+"""Training batches, and random generators seeded by purpose."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
+
+
+def seed_of(*parts: Any) -> int:
+    """A 63-bit seed from JSON-ready values."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
+
+
+def generator(*parts: Any) -> torch.Generator:
+    """A CPU generator seeded from JSON-ready values."""
+    return torch.Generator().manual_seed(seed_of(*parts))
 
 
 @dataclass(frozen=True)
@@ -32,7 +46,7 @@ class Batch:
     indices: [B] int64, positions in the training set as the scenario leaves it, 0 … train_size - 1
     clean_labels: [B] int64, the labels before label noise; None where there is none
     teacher_images: [B, 3, H', W'], the teacher's own view of the images; None where it sees the students'
-    copies: transformed copies of the images, by kind of transform (kdbench.data.copies); what no term needs is left out
+    copies: transformed copies of the images, by kind of transform (kdbench.data.augment); what no term needs is left out
     """
 
     images: Tensor

@@ -18,12 +18,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from kdbench.data.batch import Batch
-from kdbench.data.copies import COPIES, Copier
-from kdbench.data.cuts import AREA, RATIO, centre_cut, pixels, random_cut
-from kdbench.data.image_files import ImageFiles
-from kdbench.data.seeds import generator
-from kdbench.data.view import Normalisation
+from kdbench.data.augment import COPIES, Copier
+from kdbench.data.batch import Batch, generator
+from kdbench.data.image_sets import ImageFiles
+from kdbench.data.preprocess import AREA, RATIO, Normalisation, centre_cut, pixels, random_cut
 from kdbench.errors import BadInput
 from kdbench.suite.specs import DatasetSpec, Recipe, View
 

@@ -6,22 +6,17 @@ multiply-add: no loader, no workers, no state.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from kdbench.data.batch import Batch
-from kdbench.data.copies import COPIES, Copier, copies_of
+from kdbench.data.augment import COPIES, Copier, TwoViews, copies_of
+from kdbench.data.batch import Batch, generator
 from kdbench.data.file_stream import FileStream, FileTestSet
-from kdbench.data.image_files import ImageFiles
-from kdbench.data.images import ImageSet, Sets, load_images
-from kdbench.data.samples import Samples, samples_of
-from kdbench.data.scenario import apply_scenario
-from kdbench.data.seeds import generator
-from kdbench.data.two_views import TwoViews
-from kdbench.data.view import Normalisation, Viewer, resized
+from kdbench.data.image_sets import ImageFiles, ImageSet, Samples, Sets, apply_scenario, load_images, samples_of
+from kdbench.data.preprocess import Normalisation, Viewer, resized
 from kdbench.errors import BadInput
 from kdbench.suite.specs import DatasetSpec, Pretraining, Recipe, Scenario, View
 
@@ -172,3 +167,33 @@ class DataSource:
         if isinstance(images, ImageFiles):
             return FileTestSet(images, view, spec, self.device)
         return TestSet(images, view, spec, self.device)
+
+
+class FeatureStream:
+    """Batches of features in a new order each epoch, a pure function of seed and epoch.
+
+    features: [N, D] float32, labels: [N] int64
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor, batch: int, seed: tuple[object, ...]) -> None:
+        self.features, self.labels, self.batch, self.seed = features, labels, batch, seed
+
+    def __len__(self) -> int:
+        """Images per epoch."""
+        return len(self.labels)
+
+    def epoch(
+        self, epoch: int, *, taught: bool = True, transforms: Sequence[str] = (), first: int = 0
+    ) -> Iterator[Batch]:
+        """The batches of an epoch, counted from 1."""
+        order = torch.randperm(len(self), generator=generator("features", *self.seed, epoch))
+        for indices in torch.split(order.to(self.labels.device), self.batch)[first:]:
+            yield Batch(images=self.features[indices], labels=self.labels[indices], indices=indices)
+
+
+@torch.no_grad()
+def embed(network: nn.Module, images: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Embeddings [N, D] float32 and labels [N] of all images. The network is left in eval mode."""
+    network.eval()
+    found = [(network(batch).embedding.float(), labels) for batch, labels in images]
+    return torch.cat([each for each, _ in found]), torch.cat([each for _, each in found])

@@ -1,18 +1,64 @@
-"""One file from the net: resumed where it broke off, checked, then moved into place."""
+"""Downloads with progress, locks and checksums."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from kdbench.catalogue.datasets import Archive
-from kdbench.datafiles.checksum import md5_of
-from kdbench.datafiles.listener import Listener, Silent
+from kdbench.catalogue.datasets import Archive, Dataset
 from kdbench.errors import KdbenchError
-from kdbench.store.files import set_aside
+from kdbench.files import set_aside
+from kdbench.store.lock import Lock
+
+
+class Listener(Protocol):
+    """Hears of every block that arrives, and of what else happens."""
+
+    def progress(self, name: str, done: int, total: int | None) -> None:
+        """So many bytes of a file are there, of so many in all where the server has told."""
+
+    def note(self, text: str) -> None:
+        """Something that a user should know."""
+
+
+class Silent:
+    """Nobody listens."""
+
+    def progress(self, name: str, done: int, total: int | None) -> None:
+        """Nothing is shown."""
+
+    def note(self, text: str) -> None:
+        """Nothing is shown."""
+
+
+@contextmanager
+def alone(facts: Dataset, root: Path, listener: Listener) -> Iterator[None]:
+    """Hold the data set's lock: several processes may want the same files at once."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = Lock(root / f".{facts.name}.lock").wait(f"{facts.name} in {root}", listener.note)
+    except OSError as error:
+        raise KdbenchError(f"{root}: nothing can be written there: {error.strerror or error}") from None
+    with lock:
+        yield
+
+
+def md5_of(path: Path) -> str:
+    """The MD5 sum of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def unofficial(facts: Dataset, root: Path) -> list[str]:
+    """Those of a data set's files that are there and whose sum is not the official one."""
+    sums = {file: md5 for file, md5 in facts.files.items() if md5 and (root / facts.folder / file).is_file()}
+    return [file for file, md5 in sums.items() if md5_of(root / facts.folder / file) != md5]
 
 
 BLOCK = 2**20

@@ -1,17 +1,15 @@
-"""Data sets as arrays, read from whatever form of their files is there."""
+"""Reads a data set as arrays from whichever form of its files is present."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from kdbench.catalogue.datasets import Dataset
-from kdbench.datafiles.checksum import unofficial
-from kdbench.datafiles.formats import Arrays, read_cifar, read_stl10, read_svhn
-from kdbench.datafiles.listener import Listener
-from kdbench.datafiles.packed import read_packed
-from kdbench.datafiles.split import Split, checked
+from kdbench.datafiles.download import Listener, unofficial
+from kdbench.datafiles.folders import list_folders
+from kdbench.datafiles.packed import Arrays, Split, checked, read_cifar, read_packed, read_stl10, read_svhn
 from kdbench.datafiles.tinyimagenet import load_tinyimagenet
-from kdbench.errors import BadInput
+from kdbench.errors import BadInput, KdbenchError
 
 
 def read_splits(facts: Dataset, root: Path, listener: Listener | None = None) -> tuple[Split, Split]:
@@ -44,3 +42,19 @@ def _read(facts: Dataset, folder: Path) -> tuple[Arrays, Arrays]:
         parts = [[folder / file for file in facts.files if file.startswith("test") == last] for last in (False, True)]
         train, test = (read_cifar(paths) for paths in parts)
     return train, test
+
+
+def prepare(facts: Dataset, root: Path, listener: Listener) -> tuple[int, int]:
+    """Build what is kept decoded, and check files and counts. Returns how many training and test images there are.
+
+    Raises BadInput where they are not what they should be, KdbenchError where nothing can be written.
+    """
+    if not facts.files:
+        return facts.train, facts.test
+    if facts.streamed:
+        files = list_folders(facts, root)
+        return len(files[0].names), len(files[1].names)
+    train, test = read_splits(facts, root, listener)
+    if facts.name == "tinyimagenet" and not facts.packed(root).is_file():
+        raise KdbenchError(f"{facts.packed(root)} could not be written: every run would decode the images again")
+    return len(train.labels), len(test.labels)

@@ -11,12 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdbench.catalogue.datasets import Dataset
-from kdbench.datafiles.folders import first_few
-from kdbench.datafiles.listener import Listener, Silent
-from kdbench.datafiles.lock import alone
-from kdbench.datafiles.packed import read_packed, write_packed
-from kdbench.datafiles.pictures import is_picture, read_picture
-from kdbench.datafiles.split import Split, checked
+from kdbench.datafiles.download import Listener, Silent, alone
+from kdbench.datafiles.folders import first_few, is_picture, read_picture
+from kdbench.datafiles.packed import Split, checked, read_packed, write_packed
 from kdbench.errors import BadInput
 
 

@@ -11,9 +11,9 @@ import zlib
 from pathlib import Path
 
 from kdbench.catalogue.datasets import Dataset
-from kdbench.datafiles.checksum import unofficial
+from kdbench.datafiles.download import unofficial
 from kdbench.errors import KdbenchError
-from kdbench.store.files import set_aside
+from kdbench.files import set_aside
 
 
 def is_archive(path: Path) -> bool:

@@ -1,17 +1,20 @@
-"""Processes that this one starts: their command, how they end, and what a short-lived one answers."""
+"""Child processes: the command that starts them, how they end, and short-lived ones that answer one question."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 
 import kdbench
-from kdbench.errors import BadInput
+from kdbench.catalogue.datasets import dataset
+from kdbench.errors import BadInput, KdbenchError
+from kdbench.suite.specs import DatasetSpec, Scenario, TeacherSpec
 
 
 def interpreter(code: str) -> list[str]:
@@ -54,3 +57,49 @@ def answer(command: Sequence[str], seconds: float) -> tuple[int, str, str]:
             process.communicate(timeout=1)  # a process that a driver or a file system holds up does not even die
         raise TimeoutError from None
     return process.returncode, out, errors
+
+
+def list_samples(spec: DatasetSpec, scenario: Scenario, trial: int, data: Path) -> str:
+    """The list as CSV. Raises BadInput where the data set is not in ``data`` or is not what it should be."""
+    facts = dataset(spec.name)
+    if facts.missing(data):
+        raise BadInput(facts.how_to_get(data))
+    request = {
+        "dataset": spec.canonical(),
+        "scenario": scenario.canonical(),
+        "trial": trial,
+        "data": str(data),
+    }
+    command = interpreter("from kdbench.data.list_samples import main\nmain()")
+    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
+    if done.returncode == BadInput.exit_code:
+        raise BadInput(done.stderr.strip())
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [exit_reason(done.returncode)])[-1]
+        raise KdbenchError(f"the list cannot be drawn: {reason}")
+    return done.stdout
+
+
+def misfits(teachers: Iterable[TeacherSpec], files: Mapping[str, Path]) -> list[str]:
+    """One message for each teacher whose first stage cannot be made of its file; ``files``: by SHA-256."""
+    asked = {
+        stage.id: {
+            "file": str(files[stage.weights.sha256].resolve()),
+            "network": stage.network,
+            "classes": stage.dataset.class_count if stage.dataset else 1,
+            "classifier": stage.weights.classifier,
+            "key": stage.weights.key,
+        }
+        for teacher in teachers
+        for stage in teacher.stages
+        if stage.stage_recipe is None and stage.weights and stage.weights.sha256 and stage.weights.sha256 in files
+    }
+    if not asked:
+        return []
+    command = interpreter("from kdbench.models.fit import main\nmain()")
+    done = subprocess.run(command, input=json.dumps([*asked.values()]), capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [exit_reason(done.returncode)])[-1]
+        raise KdbenchError(f"the files of weights cannot be looked at: {reason}")
+    found: list[str] = json.loads(done.stdout.splitlines()[-1])
+    return [message for message in dict.fromkeys(found) if message]

@@ -14,12 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kdbench.errors import KdbenchError
-from kdbench.execution.backlog import Backlog
 from kdbench.execution.child import exit_reason
 from kdbench.execution.devices import Slot
-from kdbench.execution.job import Job, jobs_of
-from kdbench.execution.watch import Watch
-from kdbench.execution.worker_handle import WorkerHandle, WorkerOptions
+from kdbench.execution.jobs import Backlog, Job, jobs_of
+from kdbench.execution.worker_handle import Watch, WorkerHandle, WorkerOptions
 from kdbench.plan.plan import Plan
 from kdbench.store.record import Failure, Record
 from kdbench.store.store import Store

@@ -17,8 +17,7 @@ from kdbench.catalogue.hyperparameters import (
 from kdbench.catalogue.plugins import import_plugin
 from kdbench.catalogue.terms import TermInfo
 from kdbench.errors import BadInput
-from kdbench.methods.part import Part
-from kdbench.methods.term import Setting, Term
+from kdbench.methods.term import Part, Setting, Term
 
 
 __all__ = [

@@ -1,9 +1,9 @@
-"""Contrastive representation distillation."""
+"""Contrastive representation distillation (CRD), with its sampling of negatives."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,6 @@ from kdbench.catalogue.hyperparameters import PositiveInt, PositiveNumber, Share
 from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32, unit_rows
-from kdbench.methods.negatives import Negatives
 from kdbench.methods.term import Setting, Term
 from kdbench.models.outputs import Outputs
 
@@ -40,7 +39,7 @@ class CRD(Term):
     Departures: the paper has one critic of both embeddings; its code, and this, one anchored at either. The reference
                 gathers K rows of the bank for each image; here one product scores an image against the whole bank and
                 the drawn columns are taken: the same values. Its T is 0.07 rounded to float32, ours is not: no difference
-                that can be seen. For how negatives are drawn see kdbench/methods/negatives.py.
+                that can be seen. For how negatives are drawn see `Negatives`.
     Source:     CRD's code (crd/criterion.py, crd/memory.py, dataset/cifar100.py).
     """
 
@@ -135,3 +134,70 @@ def updated(bank: Tensor, indices: Tensor, embedding: Tensor, momentum: float) -
     """The bank with the rows ``indices`` moved towards an embedding [B, width]."""
     rows = unit_rows(momentum * bank[indices] + (1 - momentum) * embedding, epsilon=1e-6)
     return bank.index_copy(0, indices, rows)
+
+
+class Drawn(NamedTuple):
+    """Columns [B, 1 + W] of the bank, the positive first, and which of them count: [B, 1 + W] bool."""
+
+    columns: Tensor
+    used: Tensor
+
+
+class Negatives(nn.Module):
+    """Draws images of other classes from the training set, on the device, from torch's own generator.
+
+    Without replacement, all images of a batch share one shuffle of the set: each starts at a random place in it and
+    takes the next ``count`` images of other classes, around the end. So each has a uniformly drawn set, and the sets of
+    two images overlap on average as much as if each had a shuffle of its own, for a fraction of the time.
+
+    Raises BadInput where the set has a single class.
+    """
+
+    labels: Tensor
+    by_class: Tensor
+    first: Tensor
+    size: Tensor
+
+    def __init__(self, labels: Tensor, count: int) -> None:
+        super().__init__()
+        sizes = labels.bincount()
+        largest = int(sizes.max())
+        if largest == len(labels):
+            raise BadInput("crd: all training images are of one class: there is nothing to contrast them with")
+        self.count = count
+        self.replace = count > len(labels) - largest
+        self.window = min(count + largest, len(labels))
+        self.register_buffer("labels", labels, persistent=False)
+        self.register_buffer("by_class", labels.argsort(stable=True), persistent=False)
+        self.register_buffer("first", sizes.cumsum(0) - sizes, persistent=False)
+        self.register_buffer("size", sizes, persistent=False)
+
+    def draw(self, indices: Tensor, *, relax: bool) -> Drawn:
+        """Draw for the images ``indices`` [B]. The positive is the image itself; with ``relax`` any image of its class."""
+        own = self.labels[indices]
+        positive = self.by_class[self.first[own] + below(self.size[own])] if relax else indices
+        columns, used = self._again_and_again(own) if self.replace else self._shuffled(own)
+        always = torch.ones_like(used[:, :1])
+        return Drawn(torch.cat([positive[:, None], columns], 1), torch.cat([always, used], 1))
+
+    def _again_and_again(self, own: Tensor) -> tuple[Tensor, Tensor]:
+        """With replacement: ranks among the images of other classes, which lie before and after the own class."""
+        others = (len(self.labels) - self.size[own])[:, None].expand(-1, self.count)
+        rank = below(others)
+        place = rank + (rank >= self.first[own][:, None]) * self.size[own][:, None]
+        return self.by_class[place], torch.ones_like(place, dtype=torch.bool)
+
+    def _shuffled(self, own: Tensor) -> tuple[Tensor, Tensor]:
+        """Without replacement: windows of a shuffle, wide enough for ``count`` images of other classes."""
+        total, device = len(self.labels), self.labels.device
+        shuffle = torch.randperm(total, device=device)
+        start = torch.randint(total, (len(own),), device=device)
+        around = torch.cat([shuffle, shuffle[: self.window]])
+        columns = around.unfold(0, self.window, 1)[start]
+        other = self.labels[around].unfold(0, self.window, 1)[start] != own[:, None]
+        return columns, other & (other.cumsum(1, dtype=torch.int32) <= self.count)
+
+
+def below(limits: Tensor) -> Tensor:
+    """A whole number from 0 to limit - 1 for each limit."""
+    return torch.randint(2**62, limits.shape, device=limits.device) % limits

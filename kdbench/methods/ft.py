@@ -13,8 +13,7 @@ from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
 from kdbench.methods.at import attention
 from kdbench.methods.functional import in_float32, pool_to_smaller
-from kdbench.methods.part import Part
-from kdbench.methods.term import Setting, Term
+from kdbench.methods.term import Part, Setting, Term
 from kdbench.models.outputs import Outputs
 
 

@@ -16,7 +16,7 @@ from kdbench.methods.functional import in_float32
 from kdbench.methods.term import Setting, Term
 from kdbench.models.backbone import Backbone
 from kdbench.models.outputs import Association, Outputs
-from kdbench.suite.feasibility import matched_levels
+from kdbench.suite.compatibility import matched_levels
 
 
 RARE = 0.001

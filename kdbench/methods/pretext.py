@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdbench.data.augment import COPIES, TRANSFORMS, interleaved
 from kdbench.data.batch import Batch
-from kdbench.data.copies import COPIES, TRANSFORMS, interleaved
 from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32, unit_rows
-from kdbench.methods.part import Part
+from kdbench.methods.term import Part
 from kdbench.models.outputs import Outputs
 
 

@@ -1,4 +1,4 @@
-"""The contract of a loss term. One file per term; see CONTRIBUTING.md for how to add one."""
+"""The contract of a loss term, and of the part that some train on a finished teacher first."""
 
 from __future__ import annotations
 
@@ -10,9 +10,22 @@ from torch import Tensor, nn
 
 from kdbench.data.batch import Batch, Batches
 from kdbench.errors import BadInput
-from kdbench.methods.part import Part
 from kdbench.models.backbone import Backbone
 from kdbench.models.outputs import Association, Outputs, Shapes
+
+
+class Part(nn.Module):
+    """A module that is trained once on the frozen teacher's outputs, kept beside the teacher, and then frozen, too.
+
+    How long and at which rate is the protocol's matter (`parts` in its file).
+    """
+
+    transforms: str = ""
+    """Which kind of transformed copies of the images it learns from, beside the images; "": none."""
+
+    def loss(self, teacher: Outputs, batch: Batch) -> Tensor:
+        """What the part learns from a batch: a scalar. The teacher's outputs carry no gradient."""
+        raise NotImplementedError
 
 
 AnyPart = TypeVar("AnyPart", bound=Part)
@@ -59,7 +72,7 @@ class Term(nn.Module):
     needs_teacher: ClassVar[bool] = True
 
     requires: ClassVar[tuple[str, ...]] = ()
-    """Conditions on the pair of networks, checked before anything runs (kdbench/suite/feasibility.py)."""
+    """Conditions on the pair of networks, checked before anything runs (kdbench/suite/compatibility.py)."""
 
     full_batches: ClassVar[int] = 0
     """The least images of a batch, which must then have the nominal size; 0: any batch will do.
@@ -89,7 +102,7 @@ class Term(nn.Module):
     """Raised when a change of the code changes results, so that old and new numbers never mix."""
 
     transforms: str = ""
-    """Which kind of copies a term sees (kdbench.data.copies.TRANSFORMS); "": none. Its ``__init__`` sets it."""
+    """Which kind of copies a term sees (kdbench.data.augment.TRANSFORMS); "": none. Its ``__init__`` sets it."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kdbench.catalogue.names import nearest
 from kdbench.catalogue.networks import Network, networks
+from kdbench.catalogue.text import nearest
 from kdbench.errors import BadInput
 from kdbench.models.backbone import Backbone
 from kdbench.models.clip import ClipEncoder
-from kdbench.weightfiles.read import opened
-from kdbench.weightfiles.states import State, accuracy, is_averaged, is_named, some, states, without_wrappers
+from kdbench.models.factory import build
+from kdbench.weightfiles.read import State, accuracy, is_averaged, is_named, opened, some, states, without_wrappers
 from kdbench.weightfiles.tensors import Stored
 
 
@@ -237,7 +237,5 @@ def _least_parameters(known: Network) -> int:
 @cache
 def _without_memory(name: str) -> Backbone:
     """The network with the names and shapes of its tensors alone."""
-    from kdbench.models import build  # that module offers this one's functions, too
-
     with torch.device("meta"):
         return build(name)

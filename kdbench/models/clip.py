@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from kdbench.data.vision import import_torchvision
+from kdbench.data.preprocess import import_torchvision
 from kdbench.errors import BadInput
 from kdbench.models.backbone import Backbone, run_residual_stages
 from kdbench.models.outputs import Outputs

@@ -1,11 +1,12 @@
-"""What every network returns, teacher or student, training or not."""
+"""What every network returns, the shapes of it, and parameter and operation counts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 class Outputs(NamedTuple):
@@ -62,3 +63,53 @@ class Shapes:
         """Read the sizes off the outputs of one forward pass."""
         maps = tuple((f.shape[1], f.shape[2], f.shape[3]) for f in outputs.features)
         return cls(outputs.logits.shape[1], outputs.embedding.shape[1], maps)
+
+
+def measure_shapes(net: nn.Module, size: int) -> Shapes:
+    """The sizes of the network's outputs for one image of ``size`` × ``size`` pixels."""
+    return Shapes.of(probe(net, size))
+
+
+def probe(net: nn.Module, size: int) -> Outputs:
+    """The network's outputs for one black image [1, 3, size, size], in eval mode and without gradients.
+
+    The modes of its modules and its buffers are afterwards what they were before.
+    """
+    weight = next(net.parameters())
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        with torch.no_grad():
+            outputs: Outputs = net(torch.zeros(1, 3, size, size, dtype=weight.dtype, device=weight.device))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return outputs
+
+
+def count_parameters(net: nn.Module) -> int:
+    """The number of parameters, frozen ones included, buffers not."""
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def count_macs(net: nn.Module, size: int = 32) -> int:
+    """Multiply-accumulates of convolutions and linear layers for one image of ``size`` × ``size`` pixels.
+
+    Biases, batch norms, activations and pooling are not counted, as is the field's habit; nor is what attention
+    computes, as no layer of its own does it.
+    """
+    counts: list[int] = []
+
+    def count(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        counts.append(output.numel() * weight[0].numel())
+
+    layers = [module for module in net.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        probe(net, size)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(counts)

@@ -9,8 +9,8 @@ from typing import Any
 
 from kdbench.report.captions import check_versions, empty_cells, score_rules, trials_text, versions_text
 from kdbench.report.cells import Cell, make_cell, measured_text
-from kdbench.report.keys import Group, Pair, pair_text
-from kdbench.report.rows import Row, collect, measured_on
+from kdbench.report.observations import Row, collect, measured_on
+from kdbench.report.published import Group, Pair, pair_text
 from kdbench.report.sheet import Band, Entry, Sheet
 from kdbench.store.store import Store
 from kdbench.suite.suite import Suite

@@ -9,17 +9,15 @@ from importlib.resources import files
 from typing import Any
 
 from kdbench import __version__
-from kdbench.report.analysis import Analysis, mark_separable
-from kdbench.report.assemble import Report
+from kdbench.report.assemble import Analysis, Report, mark_separable
+from kdbench.report.captions import environments, latest, sources
 from kdbench.report.cells import Cell, measured_text
-from kdbench.report.formats import TOLERANCE, View
-from kdbench.report.keys import titles
+from kdbench.report.observations import Row, Status
+from kdbench.report.options import TOLERANCE, View
 from kdbench.report.page_data import Trained, cell_number, own_methods, page_data, printed_details, safe_json
-from kdbench.report.printed import printed_sheet
-from kdbench.report.provenance import environments, latest, sources
-from kdbench.report.rows import Row, Status
+from kdbench.report.published import titles
 from kdbench.report.sheet import Line, Mark, Sheet, plain
-from kdbench.report.tables import Table, table_sheet
+from kdbench.report.tables import Table, printed_sheet, table_sheet
 from kdbench.store.record import Record
 from kdbench.store.store import Store
 from kdbench.suite.suite import Suite

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from kdbench.catalogue.tables import Place
 from kdbench.report.cells import Cell
-from kdbench.report.curves import cell_curves, points_per_curve, stride
-from kdbench.report.facts import Fact, by_key
-from kdbench.report.keys import Group, Pair, pair_text, split_method, titles
-from kdbench.report.layouts import Place
-from kdbench.report.printed import PrintedTable
-from kdbench.report.rows import Row
+from kdbench.report.observations import Fact, Row, by_key
+from kdbench.report.published import Group, Pair, pair_text, split_method, titles
 from kdbench.report.sheet import plain
-from kdbench.report.tables import Table
+from kdbench.report.tables import PrintedTable, Table
 from kdbench.store.record import Record, work_of
-from kdbench.suite.protocols import bundled_protocol
+from kdbench.suite.protocol import bundled_protocol
+from kdbench.suite.recipe import Recipe
 from kdbench.suite.specs import RunSpec
 from kdbench.suite.suite import Suite
 
@@ -144,3 +143,55 @@ def _cell(
         "devices": sorted({kind for kind, _, _ in work}),
         **{quantity: vars(curve) for quantity, curve in curves.items()},
     }
+
+
+QUANTITIES = ("top1", "loss")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A quantity by epoch, in four significant digits. ``low`` and ``high`` are empty where there is one trial."""
+
+    epochs: list[int]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+
+
+def points_per_curve(runs: int, curves: int) -> int:
+    """How many epochs of each curve are drawn, so that a page of many runs stays small and is made within seconds."""
+    return max(16, min(120, 120_000 // max(1, curves), 160_000 // max(1, runs)))
+
+
+def stride(recipe: Recipe, points: int) -> int:
+    """Every how many epochs a curve has a point: all, or a multiple of the epochs between two tests."""
+    tested = recipe.evaluate_every
+    return 1 if recipe.epochs <= points else -(-recipe.epochs // (points * tested)) * tested
+
+
+def cell_curves(records: Iterable[tuple[Record, int]]) -> dict[str, Curve]:
+    """The curves of one cell, by quantity, from the records of its trials and each one's stride."""
+    trials = [record.metrics(every=every) for record, every in records]
+    curves = {quantity: _curve(trials, quantity) for quantity in QUANTITIES}
+    return {quantity: curve for quantity, curve in curves.items() if curve.epochs}
+
+
+def _curve(trials: Sequence[Sequence[dict[str, Any]]], quantity: str) -> Curve:
+    found: defaultdict[int, list[float]] = defaultdict(list)
+    for metrics in trials:
+        for row in metrics:
+            epoch, value = row.get("epoch"), row.get(quantity)
+            if isinstance(epoch, int) and isinstance(value, (float, int)) and abs(value) < 1e9:
+                found[epoch].append(value)
+    epochs = sorted(found)
+    several = any(len(values) > 1 for values in found.values())
+    return Curve(
+        epochs=epochs,
+        mean=[_short(sum(found[epoch]) / len(found[epoch])) for epoch in epochs],
+        low=[_short(min(found[epoch])) for epoch in epochs] if several else [],
+        high=[_short(max(found[epoch])) for epoch in epochs] if several else [],
+    )
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")

@@ -1,14 +1,122 @@
-"""The numbers that the papers print, read from reference.csv."""
+"""What a number is about, in the spelling of reference.csv, and the numbers the papers print."""
 
 from __future__ import annotations
 
 import csv
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
+from typing import NamedTuple
 
-from kdbench.report.keys import Key, matched
-from kdbench.report.layouts import Place, layouts
+from kdbench.catalogue.tables import Place, layouts
+from kdbench.suite.specs import Scenario
+from kdbench.suite.tiny import TINY
+
+
+_PLAIN = {"student", "baseline", "ce"}
+_USUAL = {"fewshot=1", "noise=0"}
+
+
+Pair = tuple[str, str]
+"""Teacher, or "", and student."""
+
+
+def pair_text(pair: Pair) -> str:
+    """``teacher → student``."""
+    return " → ".join(name for name in pair if name)
+
+
+class Group(NamedTuple):
+    """The runs of a suite that stand in one table."""
+
+    suite: str
+    protocol: str
+    dataset: str
+    scenario: str
+    strategy: str
+
+    @property
+    def title(self) -> str:
+        parts = [self.dataset, self.scenario, f"{self.strategy} teacher"]
+        return f"{self.suite}: {', '.join(part for part in parts if part)}"
+
+
+def titles(groups: Iterable[Group]) -> dict[Group, str]:
+    """The title of each group, with its protocol where another has the same."""
+    found = {group: group.title for group in groups}
+    counts = Counter(found.values())
+    return {
+        each: title if counts[title] == 1 else f"{title}, protocol {each.protocol}" for each, title in found.items()
+    }
+
+
+class Key(NamedTuple):
+    """What a number is about, in the terms of reference.csv; ``matched`` is its one spelling."""
+
+    paper: str
+    method: str
+    teacher: str
+    student: str
+    dataset: str
+    strategy: str
+    setting: str
+    metric: str
+
+
+@lru_cache(maxsize=4096)
+def matched(key: Key) -> Key:
+    """One spelling for all that is the same: the plain student has no teacher, the teacher no student."""
+    setting = canonical_setting(key.setting)
+    if key.method in _PLAIN:
+        return key._replace(method="ce", teacher="", strategy="", setting=setting)
+    if key.method == "teacher":
+        return key._replace(student="", strategy="", setting=setting)
+    return key._replace(setting=setting)
+
+
+def tiny_paper(paper: str) -> str:
+    """What stands for a paper in the keys of tiny runs, so that none of these equals a printed number's."""
+    return TINY + paper if paper else ""
+
+
+def canonical_setting(setting: str) -> str:
+    """``noise=0.10,fewshot=1.0`` as ``noise=0.1``: sorted, numbers in one spelling, without what is the usual case."""
+    parts = {_canonical(part.strip()) for part in setting.split(",") if part.strip()}
+    return ",".join(sorted(parts - _USUAL))
+
+
+def scenario_setting(scenario: Scenario, paper: str | None) -> str:
+    """A scenario as the reference spells it: ``fewshot=0.25``, ``noise=0.1``; empty for the usual case.
+
+    Wrong labels that are drawn otherwise than under the protocol of the ``paper`` say how: ``labels=classes``.
+    """
+    parts = [f"fewshot={scenario.fraction:g}"] if scenario.fraction < 1 else []
+    parts += [f"noise={scenario.label_noise:g}"] if scenario.label_noise > 0 else []
+    if scenario.label_noise > 0 and scenario.noise != _NOISE.get(paper or "", "other"):
+        parts.append(f"labels={scenario.noise}")
+    return ",".join(parts)
+
+
+_NOISE = {"semckd": "all"}
+"""How the papers' protocols draw wrong labels, where not from the other classes."""
+
+
+def split_method(name: str) -> tuple[str, str]:
+    """``ega-no-edge[node_weight=1.2]`` as the method and what a sweep varies of it: ``ega-no-edge``, ``node_weight=1.2``."""
+    method, bracket, varied = name.partition("[")
+    if not bracket or not varied.endswith("]") or "=" not in varied or not method:
+        return name, ""
+    return method, varied[:-1]
+
+
+def _canonical(part: str) -> str:
+    key, _, value = part.partition("=")
+    try:
+        return f"{key.strip()}={float(value):g}"
+    except ValueError:
+        return f"{key.strip()}={value.strip()}"
 
 
 @dataclass(frozen=True)
@@ -24,7 +132,7 @@ class Published:
 @cache
 def records() -> list[dict[str, str]]:
     """One mapping per printed cell of the three papers' 24 tables, in print order."""
-    text = files("kdbench.report").joinpath("reference.csv").read_text(encoding="utf-8")
+    text = files("kdbench.catalogue").joinpath("reference.csv").read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from kdbench.catalogue.printable import CONTROL
+from kdbench.catalogue.text import CONTROL
 
 
 class Mark(StrEnum):

@@ -11,15 +11,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kdbench.catalogue.printable import printable
-from kdbench.report.analysis import Analysis
-from kdbench.report.assemble import Report
+from kdbench.catalogue.text import printable
+from kdbench.report.assemble import Analysis, Report
 from kdbench.report.cells import Cell
 from kdbench.report.comparison import Comparison
-from kdbench.report.facts import Fact
-from kdbench.report.keys import Key
-from kdbench.report.printed import PrintedTable
-from kdbench.report.rows import Row
+from kdbench.report.observations import Fact, Row
+from kdbench.report.published import Key
+from kdbench.report.tables import PrintedTable
 
 
 COLUMNS = (Key._fields[0], Fact._fields[1], *Key._fields[1:], *Fact._fields[2:])

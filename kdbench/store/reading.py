@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from kdbench.catalogue.hashing import file_hash
 from kdbench.errors import BadRecord, LockedRecord
+from kdbench.files import file_hash
 
 
 LARGEST, LARGEST_METRICS, MOST_LINES = 4 * 2**20, 32 * 2**20, 10**6

@@ -1,10 +1,13 @@
-"""The results directory. The file system is the state: there is no database and no index."""
+"""The results directory. The file system is the state: no database, no index."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import platform
+import secrets
+import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -12,10 +15,11 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from kdbench.catalogue.sources import Source, SourceFile
+from kdbench.catalogue.plugins import Source, SourceFile
 from kdbench.errors import BadInput, BadRecord, KdbenchError, LockedRecord
-from kdbench.store.files import set_aside, write_bytes
+from kdbench.files import set_aside, write_bytes
 from kdbench.store.lock import lacks_locks
+from kdbench.store.reading import LARGEST_METRICS
 from kdbench.store.record import Record, Result
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import TeacherSpec
@@ -222,3 +226,35 @@ def _alive(process: int) -> bool:
     except OSError:
         pass
     return True
+
+
+FILES = ("spec.json", "metrics.jsonl", "weights.safetensors", "about.json", "result.json")
+
+
+def check_copyable(record: Record) -> None:
+    """Raise BadRecord unless a finished record's files are plain ones, of a size that they can have, and whole."""
+    for path in _files(record.folder):
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            raise BadRecord(f"{path}: is a link or a device, not a plain file")
+        if path != record.weights_file and found.st_size > LARGEST_METRICS:
+            raise BadRecord(f"{path}: has {found.st_size:,} bytes, more than any record")
+    record.check_weights()
+
+
+def copy_record(record: Record, target: Path) -> None:
+    """Copy a record whole or not at all. Raises OSError where that is impossible, BadRecord where the copy differs."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{record.id}.{secrets.token_hex(6)}.tmp" / record.id
+    try:
+        temporary.mkdir(parents=True)
+        for path in _files(record.folder):
+            shutil.copyfile(path, temporary / path.name, follow_symlinks=False)
+        check_copyable(Record(temporary))
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary.parent, ignore_errors=True)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for name in FILES if os.path.lexists(path := folder / name))

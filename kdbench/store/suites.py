@@ -13,12 +13,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from kdbench.catalogue.sources import in_folder
-from kdbench.store.files import write_json, write_text
+from kdbench.catalogue.plugins import in_folder
+from kdbench.files import write_json, write_text
 from kdbench.store.record import timestamp
 from kdbench.store.store import Store, write_modules
 from kdbench.suite.load import bundled_suites
-from kdbench.suite.plugins import sources_of
+from kdbench.suite.methods import sources_of
 from kdbench.suite.recipe import hashed
 from kdbench.suite.suite import Suite
 from kdbench.suite.yaml_reader import Document

@@ -11,10 +11,9 @@ from pydantic import ValidationError
 from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.networks import network, networks
 from kdbench.errors import PRINTED, BadInput, Problem
-from kdbench.suite.fields import problems_of, shorten
+from kdbench.suite.compatibility import oversized
 from kdbench.suite.methods import Terms, parse_terms
-from kdbench.suite.portions import oversized
-from kdbench.suite.protocols import ResolvedProtocol, bundled_protocol, derived_protocol, stand_in
+from kdbench.suite.protocol import ResolvedProtocol, bundled_protocol, derived_protocol, stand_in
 from kdbench.suite.schema import (
     DatasetEntry,
     GridEntry,
@@ -24,6 +23,8 @@ from kdbench.suite.schema import (
     SuiteHead,
     TeacherEntry,
     keys_of,
+    problems_of,
+    shorten,
 )
 from kdbench.suite.teachers import NamedTeacher, by_network, named_teacher
 from kdbench.suite.yaml_reader import Document, Path_, show_path

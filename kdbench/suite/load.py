@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdbench.catalogue.names import shorten, unknown
-from kdbench.catalogue.sources import looking_beside
+from kdbench.catalogue.plugins import looking_beside
+from kdbench.catalogue.text import shorten, unknown
 from kdbench.errors import BadSuite, Problem
-from kdbench.suite.cells import MOST_RUNS
 from kdbench.suite.collector import Collector, Top
-from kdbench.suite.grid import Grid
+from kdbench.suite.grid import MOST_RUNS, Grid
 from kdbench.suite.schema import SuiteHead
 from kdbench.suite.suite import Measurement, Run, Suite
 from kdbench.suite.tiny import tiny_suite

@@ -11,7 +11,7 @@ from pydantic import Field, StrictStr, TypeAdapter
 from pydantic_core import PydanticCustomError
 
 from kdbench.catalogue.datasets import dataset
-from kdbench.catalogue.names import nearest
+from kdbench.catalogue.text import nearest
 from kdbench.suite.recipe import Recipe, Spec, View
 from kdbench.suite.specs import DatasetSpec, RunSpec, TeacherSpec
 

@@ -1,16 +1,18 @@
-"""Methods: named weighted sums of loss terms, as protocols and suites write them."""
+"""Methods: named weighted sums of loss terms in protocols and suites, and the plug-in code they use."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from kdbench.catalogue.hyperparameters import check_hyperparameters
+from kdbench.catalogue.plugins import Source, SourceFile
 from kdbench.catalogue.terms import TermInfo, term
 from kdbench.errors import BadInput
-from kdbench.suite.fields import shorten
-from kdbench.suite.specs import TermUse
+from kdbench.suite.schema import shorten
+from kdbench.suite.specs import RunSpec, TeacherSpec, TermUse
 from kdbench.suite.yaml_reader import Path_
 
 
@@ -103,3 +105,30 @@ def formula(terms: Terms) -> str:
         options = ", ".join(f"{key}={value}" for key, value in use.hyperparameters.items())
         parts.append(f"{use.weight:g}·{use.name}" + (f"({options})" if options else ""))
     return " + ".join(parts)
+
+
+def sources_of(specs: Iterable[RunSpec | TeacherSpec]) -> Iterator[Source]:
+    """The code of each plug-in, once."""
+    for name, sha256 in dict.fromkeys(item for spec in specs for item in spec.plugins.items()):
+        source = term(name, sha256).source
+        if source:
+            yield source
+
+
+def folders_beside(specs: Iterable[RunSpec | TeacherSpec]) -> dict[str, Path]:
+    """The folders of the plug-ins' top-level modules that are not on the import path.
+
+    Raises BadInput where a name stands for different modules, which one process cannot tell apart.
+    """
+    files: dict[str, SourceFile] = {}
+    folders: dict[str, Path] = {}
+    for source in sources_of(specs):
+        for file in source.files.values():
+            other = files.setdefault(file.module, file)
+            if other.content != file.content:
+                raise BadInput(
+                    f"{other.path} and {file.path} are both the module '{file.module}': give one of them another name, or "
+                    "run their suites one after the other"
+                )
+        folders = {**source.beside, **folders}
+    return folders

@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from kdbench.catalogue.names import LONGEST
+from kdbench.catalogue.text import LONGEST
 
 
 def _rising(values: tuple[int, ...]) -> tuple[int, ...]:

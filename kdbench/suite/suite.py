@@ -10,7 +10,7 @@ from typing import Literal
 from kdbench.catalogue.networks import network
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec, probe, similarity, student_of
 from kdbench.suite.methods import auxiliary_method, reads_teacher
-from kdbench.suite.protocols import ResolvedProtocol
+from kdbench.suite.protocol import ResolvedProtocol
 from kdbench.suite.recipe import canonical_text, hashed
 from kdbench.suite.schema import MeasureEntry
 from kdbench.suite.specs import DatasetSpec, RunSpec, Scenario, TeacherSpec, TermUse

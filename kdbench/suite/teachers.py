@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 from kdbench.catalogue.datasets import dataset
-from kdbench.catalogue.hashing import file_hash
-from kdbench.catalogue.names import shorten
 from kdbench.catalogue.networks import Network, network
 from kdbench.catalogue.terms import term
+from kdbench.catalogue.text import shorten
 from kdbench.errors import BadInput
+from kdbench.files import file_hash
+from kdbench.suite.protocol import Changes, Protocol
 from kdbench.suite.recipe import Channels, PositiveChannels
-from kdbench.suite.settings import Changes, Protocol
 from kdbench.suite.specs import DatasetSpec, HeadSpec, PartSpec, Recipe, TeacherSpec, TermUse, View, Weights
 
 
@@ -131,8 +131,11 @@ def named_teacher(
         what = "is a folder" if os.path.isdir(path) else "no such file"
         place = f"Give a path from the suite's folder on ({folder.resolve()}), or sha256:…"
         raise BadInput(f"'{shorten(weights)}': {what}. {place}")
-    from kdbench.weightfiles.read import opened  # most suites name no file
-    from kdbench.weightfiles.states import class_counts, states
+    from kdbench.weightfiles.read import (
+        class_counts,
+        opened,  # most suites name no file
+        states,
+    )
 
     try:
         with opened(path) as content:

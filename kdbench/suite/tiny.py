@@ -12,7 +12,7 @@ from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.networks import network
 from kdbench.catalogue.terms import term
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
-from kdbench.suite.protocols import ResolvedProtocol
+from kdbench.suite.protocol import ResolvedProtocol
 from kdbench.suite.specs import (
     DatasetSpec,
     HeadSpec,

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from kdbench.store.files import set_aside, write_atomically
+from kdbench.files import set_aside, write_atomically
 from kdbench.store.record import NO_WEIGHTS, Kind, Result, timestamp
 from kdbench.training.environment import out_of_memory
 from kdbench.training.learner import Learner, Progress

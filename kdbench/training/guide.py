@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdbench.data.batch import Batch, Batches
-from kdbench.evaluation.accuracy import measure
+from kdbench.evaluation import measure
 from kdbench.models.backbone import Backbone
-from kdbench.models.node_embedding import NodeEmbedding
+from kdbench.models.heads import NodeEmbedding
 from kdbench.models.outputs import Outputs
 from kdbench.store.record import Accuracy, Record
 from kdbench.suite.specs import Recipe
 from kdbench.training.checkpoint import write_tensors
-from kdbench.training.optimiser import make_optimiser, set_learning_rate
+from kdbench.training.learner import make_optimiser, set_learning_rate
 
 
 TestImages = Iterable[tuple[Tensor, Tensor]]

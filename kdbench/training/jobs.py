@@ -11,13 +11,11 @@ from torch import Tensor
 
 from kdbench.data.batch import Batches
 from kdbench.errors import BadRecord, LostTeacher, message_of
-from kdbench.evaluation.accuracy import measure
-from kdbench.evaluation.knn import measure_neighbours
-from kdbench.models.outputs import Shapes
-from kdbench.models.shapes import measure_shapes
+from kdbench.evaluation import measure, measure_neighbours
+from kdbench.files import set_aside
+from kdbench.models.outputs import Shapes, measure_shapes
 from kdbench.plan.cost import student_cost, teacher_cost, teacher_pass_cost
 from kdbench.plan.plan import Cohort
-from kdbench.store.files import set_aside
 from kdbench.store.record import Failure, Record, Result
 from kdbench.suite.specs import RunSpec, Scenario, TeacherSpec
 from kdbench.training.build import (
@@ -30,14 +28,13 @@ from kdbench.training.build import (
     with_head,
 )
 from kdbench.training.checkpoint import DamagedCheckpoint, load_checkpoint
-from kdbench.training.conclusion import Conclusion, fail
+from kdbench.training.context import Conclusion, Outcome, Workshop, claimed, fail
 from kdbench.training.environment import Settings, describe, device_lost, out_of_memory
 from kdbench.training.guide import Guide, LearningGuide
 from kdbench.training.learner import Learner
 from kdbench.training.loop import Examine, failure_of, train
 from kdbench.training.parts import load_part, load_stage, part_learner
 from kdbench.training.weights import store_weights
-from kdbench.training.workshop import Outcome, Workshop, claimed
 
 
 def train_teacher(spec: TeacherSpec, shop: Workshop, *, waited: bool = False) -> Outcome:

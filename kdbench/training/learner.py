@@ -1,11 +1,11 @@
-"""One network in training: a run's student, or a teacher before it teaches."""
+"""A student in training: network, terms, optimiser, position; it takes one step per batch."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -14,19 +14,35 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from kdbench.data.batch import Batch, Batches
-from kdbench.data.copies import COPIES, interleaved
-from kdbench.data.seeds import seed_of
+from kdbench.data.augment import COPIES, interleaved
+from kdbench.data.batch import Batch, Batches, seed_of
 from kdbench.errors import BadInput
-from kdbench.evaluation.accuracy import Scores
+from kdbench.evaluation import Scores
 from kdbench.methods.term import Term
 from kdbench.models.backbone import Backbone
 from kdbench.models.outputs import Outputs
 from kdbench.store.record import Accuracy, Failure, Record
 from kdbench.suite.specs import Recipe
 from kdbench.training.environment import lacks_variance
-from kdbench.training.optimiser import make_optimiser, set_learning_rate
 from kdbench.training.shown import Replay, Watch, aliased, joined, one_transform, plugged_in, relisted, rows_of
+
+
+def make_optimiser(parameters: Sequence[nn.Parameter], recipe: Recipe) -> torch.optim.SGD:
+    """SGD under a recipe. The fused form is one kernel for all parameters."""
+    return torch.optim.SGD(
+        parameters,
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.nesterov,
+        fused=True,
+    )
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
+    """Set the rate of every parameter group."""
+    for group in optimiser.param_groups:
+        group["lr"] = lr
 
 
 LIKENESS_EPOCHS = 10

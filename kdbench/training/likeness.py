@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from kdbench.evaluation.similarity import LayerSimilarity
+from kdbench.evaluation import LayerSimilarity
 from kdbench.methods.term import Term
 from kdbench.models.outputs import Outputs
 from kdbench.training.guide import Guide

@@ -12,7 +12,7 @@ from torch import nn
 
 from kdbench.data.batch import Batches
 from kdbench.errors import BadInput, reason_of
-from kdbench.evaluation.accuracy import Scores
+from kdbench.evaluation import Scores
 from kdbench.store.record import Failure
 from kdbench.training.checkpoint import save_checkpoint
 from kdbench.training.environment import Settings, device_lost, out_of_memory

@@ -10,30 +10,27 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kdbench.data.batch import Batches
-from kdbench.data.features import FeatureStream, embed
-from kdbench.data.seeds import seed_of
+from kdbench.data.batch import Batches, seed_of
+from kdbench.data.stream import FeatureStream, embed
 from kdbench.errors import BadInput
-from kdbench.evaluation.accuracy import measure
-from kdbench.evaluation.similarity import class_correlation, is_constant, kl_divergence, linear_cka
+from kdbench.evaluation import class_correlation, is_constant, kl_divergence, linear_cka, measure
+from kdbench.files import set_aside
 from kdbench.methods import build_term
 from kdbench.methods.term import Setting
 from kdbench.models.backbone import Backbone
-from kdbench.models.linear_probe import LinearProbe
+from kdbench.models.heads import LinearProbe
 from kdbench.models.outputs import Shapes
 from kdbench.plan.cost import measurement_cost
-from kdbench.store.files import set_aside
 from kdbench.store.record import Record, Result, timestamp
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import Scenario
 from kdbench.training.build import DamagedTeacher, load_teacher, on_device, with_head
 from kdbench.training.checkpoint import write_tensors
-from kdbench.training.conclusion import Conclusion
+from kdbench.training.context import Conclusion, Outcome, Workshop, claimed
 from kdbench.training.environment import describe
 from kdbench.training.jobs import begin, lost_teacher, resumed, settled
 from kdbench.training.learner import Learner
 from kdbench.training.loop import train
-from kdbench.training.workshop import Outcome, Workshop, claimed
 
 
 TEMPERATURES = (4.0, 1.0)

@@ -7,14 +7,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdbench.catalogue.terms import term
-from kdbench.data.batch import Batch
-from kdbench.data.seeds import seed_of
+from kdbench.data.batch import Batch, seed_of
 from kdbench.errors import BadRecord
 from kdbench.methods import Part, build_part
 from kdbench.methods.term import Setting, Term
 from kdbench.models.backbone import Backbone
-from kdbench.models.outputs import Outputs
-from kdbench.models.shapes import measure_shapes
+from kdbench.models.outputs import Outputs, measure_shapes
 from kdbench.store.store import Store
 from kdbench.suite.specs import PartSpec, TeacherSpec
 from kdbench.training.build import DamagedTeacher, load_teacher, module_key, seen_size

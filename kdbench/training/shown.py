@@ -10,8 +10,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from kdbench.data.augment import interleaved
 from kdbench.data.batch import Batch, Batches, Copies
-from kdbench.data.copies import interleaved
 from kdbench.errors import BadInput
 from kdbench.methods.term import Term
 from kdbench.models.outputs import Outputs

@@ -8,17 +8,16 @@ from pathlib import Path
 
 import torch
 
-from kdbench.catalogue.hashing import file_hash
 from kdbench.catalogue.networks import PublicWeights, network
-from kdbench.data.seeds import seed_of
+from kdbench.data.batch import seed_of
 from kdbench.data.stream import DataSource
 from kdbench.datafiles.download import fetch_file
 from kdbench.errors import BadInput
-from kdbench.evaluation.accuracy import measure
+from kdbench.evaluation import measure
+from kdbench.files import file_hash, set_aside
 from kdbench.models import build
 from kdbench.models.backbone import Backbone
 from kdbench.models.checkpoints import load_checkpoint, published_accuracy
-from kdbench.store.files import set_aside
 from kdbench.store.lock import Lock
 from kdbench.store.record import Accuracy, Record, Result, timestamp
 from kdbench.suite.specs import TeacherSpec

@@ -20,17 +20,17 @@ import traceback
 from pathlib import Path
 from typing import Any, TextIO
 
-from kdbench.catalogue.sources import looking_beside
+from kdbench.catalogue.plugins import looking_beside
 from kdbench.data.stream import DataSource
 from kdbench.errors import KdbenchError, LostTeacher, reason_of
 from kdbench.store.store import Store
 from kdbench.suite.measurements import measurement_from
 from kdbench.suite.specs import RunSpec, TeacherSpec
+from kdbench.training.context import Outcome, Workshop
 from kdbench.training.environment import device_lost, prepare
 from kdbench.training.jobs import train_cohort, train_teacher
 from kdbench.training.measuring import take_measurement
 from kdbench.training.weights import WeightFiles
-from kdbench.training.workshop import Outcome, Workshop
 
 
 ALIVE_SECONDS = 2.0

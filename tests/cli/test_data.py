@@ -10,7 +10,7 @@ import pytest
 
 from kdbench.__main__ import main
 from kdbench.catalogue import datasets as catalogue
-from kdbench.cli.transfers import Bars, Lines
+from kdbench.cli.progress import Bars, Lines
 
 
 OFFICIAL = runpy.run_path(str(Path(__file__).parents[1] / "datafiles" / "official.py"))

@@ -7,7 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 from kdbench.cli.app import app
-from kdbench.cli.imports import _leave_as_it_was
+from kdbench.cli.teachers import _leave_as_it_was
 from kdbench.errors import BadInput
 from kdbench.models import build
 from kdbench.store.store import Store

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kdbench.cli.app import app
-from kdbench.cli.output import print_text
+from kdbench.cli.options import print_text
 from kdbench.errors import BadInput
 
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from kdbench.cli.progress import Progress, Tally
+from kdbench.cli.progress import RunProgress, Tally
 from kdbench.plan.plan import make_plan
 from kdbench.store.store import Store
 from kdbench.suite.specs import DatasetSpec, Recipe, RunSpec, TeacherSpec, TermUse
@@ -38,7 +38,7 @@ def epoch(id, number, top1=None):
 
 @pytest.fixture
 def progress(tmp_path):
-    return Progress([], make_plan(RUNS, Store(tmp_path)))
+    return RunProgress([], make_plan(RUNS, Store(tmp_path)))
 
 
 def drive(progress):
@@ -170,7 +170,7 @@ def test_a_teacher_that_was_not_planned_is_shown_all_the_same(progress, capsys):
 
 def test_an_initial_stage_is_part_of_the_way(tmp_path):
     run = RUNS[0].model_copy(update={"terms": (TermUse(name="ab"), TermUse(name="ce"))})
-    progress = Progress([], make_plan([run], Store(tmp_path)))
+    progress = RunProgress([], make_plan([run], Store(tmp_path)))
     member = progress.members[run.id]
     assert member.place == "waiting"
     for number, place, share in (
@@ -186,7 +186,7 @@ def test_an_initial_stage_is_part_of_the_way(tmp_path):
 
 def test_a_run_that_no_plan_foresaw_has_a_place(tmp_path):
     """An auxiliary whose record was lost while others worked."""
-    progress = Progress([], make_plan([], Store(tmp_path)))
+    progress = RunProgress([], make_plan([], Store(tmp_path)))
     progress.listen(
         "cpu", {"event": "started", "teacher": None, "runs": RUNS[:1], "measurement": None, "waited": False}
     )

@@ -10,7 +10,7 @@ import torch
 from kdbench.__main__ import main
 from kdbench.data.stream import DataSource
 from kdbench.errors import BadInput, KdbenchError
-from kdbench.execution.samples import list_samples
+from kdbench.execution.child import list_samples
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.suite.specs import DatasetSpec, Recipe, RunSpec, Scenario, TermUse
@@ -85,7 +85,7 @@ def test_a_list_of_a_scenario_and_the_same_of_a_run(here, tmp_path):
 @pytest.fixture
 def drawn(monkeypatch):
     """Nothing is drawn; the list has one line."""
-    monkeypatch.setattr("kdbench.execution.samples.list_samples", lambda *request: f"# sha256: {'1' * 64}\n7,0,0\n")
+    monkeypatch.setattr("kdbench.execution.child.list_samples", lambda *request: f"# sha256: {'1' * 64}\n7,0,0\n")
 
 
 def test_a_run_that_learned_from_another_list(here, drawn, tmp_path):

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.catalogue.commands import command
+from kdbench.catalogue.text import command
 
 
 WRITE = """
-from kdbench.cli.streams import open_streams, say
+from kdbench.cli.options import open_streams, say
 from kdbench.errors import KdbenchError
 open_streams()
 file = open("file", "w")

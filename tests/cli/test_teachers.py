@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from kdbench.catalogue.hashing import file_hash
+from kdbench.files import file_hash
 from kdbench.models import build, load_checkpoint
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store

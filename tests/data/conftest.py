@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdbench.data.images import ImageSet
+from kdbench.data.image_sets import ImageSet
 from kdbench.suite.specs import DatasetSpec, Recipe
 
 

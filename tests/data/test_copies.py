@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdbench.data.copies import COPIES, TRANSFORMS, below, interleaved, turned
-from kdbench.data.images import ImageSet
+from kdbench.data.augment import COPIES, TRANSFORMS, below, interleaved, turned
+from kdbench.data.image_sets import ImageSet
+from kdbench.data.preprocess import Normalisation
 from kdbench.data.stream import Stream
-from kdbench.data.view import Normalisation
 from kdbench.errors import BadInput
 from kdbench.suite.specs import View
 

@@ -5,8 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kdbench.data.cuts import centre_cut, pixels, random_box, random_cut
-from kdbench.data.vision import import_torchvision
+from kdbench.data.preprocess import centre_cut, import_torchvision, pixels, random_box, random_cut
 
 
 def image(width, height, seed=0):

@@ -13,13 +13,11 @@ import torch
 
 from kdbench.catalogue import datasets as catalogue
 from kdbench.data import file_stream as module
-from kdbench.data.cuts import centre_cut, pixels, random_cut
+from kdbench.data.batch import generator
 from kdbench.data.file_stream import FileStream, FileTestSet, loader_workers
-from kdbench.data.images import load_images
-from kdbench.data.scenario import apply_scenario
-from kdbench.data.seeds import generator
+from kdbench.data.image_sets import apply_scenario, load_images
+from kdbench.data.preprocess import Normalisation, centre_cut, pixels, random_cut
 from kdbench.data.stream import DataSource
-from kdbench.data.view import Normalisation
 from kdbench.errors import BadInput
 from kdbench.suite.specs import DatasetSpec, Pretraining, Scenario, View
 
@@ -176,7 +174,7 @@ ORPHANS = """
 import os, sys, torch, numpy as np, multiprocessing
 from pathlib import Path
 from kdbench.data.file_stream import FileStream
-from kdbench.data.image_files import ImageFiles
+from kdbench.data.image_sets import ImageFiles
 from kdbench.suite.specs import DatasetSpec, Recipe
 
 if __name__ == "__main__":

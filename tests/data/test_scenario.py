@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from kdbench.data.images import ImageSet
-from kdbench.data.scenario import apply_scenario
-from kdbench.data.seeds import generator, seed_of
+from kdbench.data.batch import generator, seed_of
+from kdbench.data.image_sets import ImageSet, apply_scenario
 from kdbench.suite.specs import DatasetSpec, Scenario
 
 

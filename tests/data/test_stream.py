@@ -5,10 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from kdbench.catalogue.datasets import dataset
-from kdbench.data.features import FeatureStream
-from kdbench.data.stream import DataSource, Normalisation, Stream, TestSet
-from kdbench.data.two_views import TwoViews
-from kdbench.suite.protocols import bundled_protocol, protocol_names
+from kdbench.data.augment import TwoViews
+from kdbench.data.stream import DataSource, FeatureStream, Normalisation, Stream, TestSet
+from kdbench.suite.protocol import bundled_protocol, protocol_names
 from kdbench.suite.specs import DatasetSpec, Pretraining, Scenario, View
 
 
@@ -113,7 +112,7 @@ def test_crop_flip_and_normalisation_against_one_image_at_a_time(images, recipe,
 
 def test_crops_and_flips_are_drawn_evenly_per_image(recipe, digits):
     """A marked pixel tells where each of many equal images was cut, and whether it was turned."""
-    from kdbench.data.images import ImageSet
+    from kdbench.data.image_sets import ImageSet
 
     count = 5000
     image = torch.zeros(3, 32, 32, dtype=torch.uint8)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kdbench.data.images import ImageSet
-from kdbench.data.two_views import TwoViews
+from kdbench.data.augment import TwoViews
+from kdbench.data.image_sets import ImageSet
 from kdbench.suite.specs import Pretraining, Recipe
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdbench.catalogue import datasets as catalogue
-from kdbench.data.images import load_images
+from kdbench.data.image_sets import load_images
 from kdbench.data.stream import DataSource
 from kdbench.errors import BadInput
 from kdbench.suite.specs import DatasetSpec, Pretraining, Scenario, View

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from kdbench.data.preprocess import Normalisation, Viewer, resized
 from kdbench.data.stream import Stream, TestSet
-from kdbench.data.view import Normalisation, Viewer, resized
 from kdbench.suite.specs import View
 
 

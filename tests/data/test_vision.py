@@ -19,7 +19,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         module.ready = True
 
 sys.meta_path.insert(0, Finder())
-from kdbench.data.vision import import_torchvision
+from kdbench.data.preprocess import import_torchvision
 assert import_torchvision().ready
 print(len(attempts))
 """
@@ -31,7 +31,7 @@ def python(code):
 
 def test_the_installed_torchvision_loads():
     done = python(
-        "from kdbench.data.vision import import_torchvision as f; v = f(); assert f() is v; print(v.datasets.CIFAR100)"
+        "from kdbench.data.preprocess import import_torchvision as f; v = f(); assert f() is v; print(v.datasets.CIFAR100)"
     )
     assert done.returncode == 0, done.stderr
     assert "CIFAR100" in done.stdout

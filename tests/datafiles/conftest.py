@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from kdbench.catalogue import datasets as catalogue
-from kdbench.catalogue.names import normalise
+from kdbench.catalogue.text import normalise
 
 
 @pytest.fixture(scope="session")

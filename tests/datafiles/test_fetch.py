@@ -12,8 +12,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from kdbench.datafiles.download import alone
 from kdbench.datafiles.fetch import fetch
-from kdbench.datafiles.lock import alone
 from kdbench.datafiles.read import read_splits
 from kdbench.errors import BadInput, KdbenchError
 

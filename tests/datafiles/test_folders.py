@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from kdbench.catalogue.datasets import dataset
+from kdbench.datafiles.fetch import status
 from kdbench.datafiles.folders import list_folders
-from kdbench.datafiles.prepare import prepare
-from kdbench.datafiles.status import status
+from kdbench.datafiles.read import prepare
 from kdbench.errors import BadInput
 
 

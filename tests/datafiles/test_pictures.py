@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdbench.datafiles.pictures import is_picture, read_picture
+from kdbench.datafiles.folders import is_picture, read_picture
 from kdbench.errors import BadInput
 
 

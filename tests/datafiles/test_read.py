@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from kdbench.catalogue.datasets import dataset, datasets
+from kdbench.datafiles.fetch import status
 from kdbench.datafiles.read import read_splits
-from kdbench.datafiles.status import status
 from kdbench.errors import BadInput
 
 
@@ -26,7 +26,7 @@ def test_pixels_and_labels(official, name, tmp_path):
 
 @pytest.mark.parametrize("name", ["stl10", "svhn"])
 def test_torchvision_reads_the_same(official, name, tmp_path, monkeypatch):
-    from kdbench.data.vision import import_torchvision
+    from kdbench.data.preprocess import import_torchvision
 
     sets = import_torchvision().datasets
     facts, files, _ = getattr(official, name)()

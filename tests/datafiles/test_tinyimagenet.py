@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 
 from kdbench.datafiles import tinyimagenet as module
-from kdbench.datafiles.damage import damage
-from kdbench.datafiles.prepare import prepare
-from kdbench.datafiles.read import read_splits
-from kdbench.datafiles.status import status
+from kdbench.datafiles.fetch import damage, status
+from kdbench.datafiles.read import prepare, read_splits
 from kdbench.errors import BadInput, KdbenchError
 
 

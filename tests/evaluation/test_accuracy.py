@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdbench.evaluation.accuracy import measure
+from kdbench.evaluation import measure
 from kdbench.models.outputs import Outputs
 
 

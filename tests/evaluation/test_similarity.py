@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench.evaluation.similarity import LayerSimilarity, class_correlation, kl_divergence, linear_cka
+from kdbench.evaluation import LayerSimilarity, class_correlation, kl_divergence, linear_cka
 from kdbench.models.outputs import Association
 
 

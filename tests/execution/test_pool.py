@@ -12,11 +12,10 @@ import pytest
 
 from kdbench.errors import BadInput, KdbenchError
 from kdbench.execution import pool as pool_module
-from kdbench.execution import watch as watch_module
 from kdbench.execution import worker_handle
-from kdbench.execution.backlog import Backlog
+from kdbench.execution import worker_handle as watch_module
 from kdbench.execution.devices import Slot
-from kdbench.execution.job import jobs_of
+from kdbench.execution.jobs import Backlog, jobs_of
 from kdbench.execution.pool import Pool
 from kdbench.execution.worker_handle import WorkerHandle, WorkerOptions
 from kdbench.plan.plan import Cohort, Plan, make_plan

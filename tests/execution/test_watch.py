@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from kdbench.execution import watch as watch_module
-from kdbench.execution.watch import Watch
+from kdbench.execution import worker_handle as watch_module
+from kdbench.execution.worker_handle import Watch
 
 
 ME = os.getpid()

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kdbench.catalogue.datasets import dataset
+from kdbench.datafiles.folders import read_picture
 from kdbench.datafiles.packed import read_packed
-from kdbench.datafiles.pictures import read_picture
 from kdbench.errors import BadInput, KdbenchError
 from kdbench.weightfiles.read import opened
 

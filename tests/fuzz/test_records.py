@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from kdbench.catalogue.hashing import file_hash
-from kdbench.catalogue.printable import CONTROL
+from kdbench.catalogue.text import CONTROL
 from kdbench.cli.app import app
 from kdbench.errors import KdbenchError
+from kdbench.files import file_hash
 from kdbench.plan.plan import make_plan
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store

@@ -20,9 +20,8 @@ from kdbench.cli.app import app
 from kdbench.errors import BadInput, BadSuite
 from kdbench.suite.load import bundled_suites, load_suite
 from kdbench.suite.measurements import probe_protocols
-from kdbench.suite.protocols import bundled_protocol, protocol_names
+from kdbench.suite.protocol import Protocol, bundled_protocol, protocol_names
 from kdbench.suite.schema import DatasetEntry, GridEntry, MeasureEntry, MethodEntry, SuiteHead, TeacherEntry
-from kdbench.suite.settings import Protocol
 
 
 LONG = settings.get_current_profile_name() == "fuzz"

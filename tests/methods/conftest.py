@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.catalogue.terms import term
+from kdbench.data.augment import COPIES, TRANSFORMS
 from kdbench.data.batch import Batch, Copies
-from kdbench.data.copies import COPIES, TRANSFORMS
 from kdbench.methods import Setting, build_part
 from kdbench.models.outputs import Outputs, Shapes
 

@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from kdbench.catalogue.costs import costs
-from kdbench.catalogue.terms import term, term_names
+from kdbench.catalogue.terms import costs, term, term_names
 from kdbench.methods import build_term
 from kdbench.methods.term import Setting
 from kdbench.models import build
-from kdbench.models.branch import Branch
-from kdbench.models.shapes import measure_shapes
+from kdbench.models.heads import Branch
+from kdbench.models.outputs import measure_shapes
 
 
 @pytest.fixture(scope="module")

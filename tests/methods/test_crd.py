@@ -11,8 +11,7 @@ from kdbench.data.batch import Batch
 from kdbench.data.stream import DataSource
 from kdbench.errors import BadInput
 from kdbench.methods import build_term
-from kdbench.methods.crd import contrast_loss, exponentials, first_z, unit
-from kdbench.methods.negatives import Negatives
+from kdbench.methods.crd import Negatives, contrast_loss, exponentials, first_z, unit
 from kdbench.models import build as build_network
 from kdbench.store.store import Store
 from kdbench.suite.specs import DatasetSpec, Recipe, RunSpec, Scenario, TermUse

@@ -16,7 +16,7 @@ from kdbench.methods.nce import nce_loss
 from kdbench.methods.nst import nst_loss
 from kdbench.models.outputs import Shapes
 from kdbench.suite.methods import formula
-from kdbench.suite.protocols import bundled_protocol
+from kdbench.suite.protocol import bundled_protocol
 
 
 SIZE = 8

@@ -12,8 +12,8 @@ from kdbench.errors import BadInput
 from kdbench.methods import Setting, build_term
 from kdbench.methods.mgd import assignment, channel_margins, costs, reduced
 from kdbench.models import build
-from kdbench.models.node_embedding import NodeEmbedding
-from kdbench.models.shapes import measure_shapes
+from kdbench.models.heads import NodeEmbedding
+from kdbench.models.outputs import measure_shapes
 
 
 class Two:

@@ -11,9 +11,9 @@ from torch import nn
 from kdbench.errors import BadInput
 from kdbench.methods import build_term
 from kdbench.methods.functional import pool_to_smaller
-from kdbench.suite.feasibility import infeasible
+from kdbench.suite.compatibility import infeasible
 from kdbench.suite.methods import formula, parse_terms
-from kdbench.suite.protocols import bundled_protocol
+from kdbench.suite.protocol import bundled_protocol
 
 
 SIZE = 8

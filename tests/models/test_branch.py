@@ -5,8 +5,7 @@ import torch
 
 from kdbench.catalogue.networks import network, networks
 from kdbench.models import build
-from kdbench.models.branch import Branch
-from kdbench.models.node_embedding import NodeEmbedding
+from kdbench.models.heads import Branch, NodeEmbedding
 
 
 STUDENTS = [name for name, net in networks().items() if net.classifier]

@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from kdbench.catalogue import networks as catalogue
-from kdbench.catalogue.names import nearest, normalise, unknown
 from kdbench.catalogue.networks import network, networks
+from kdbench.catalogue.text import nearest, normalise, unknown
 from kdbench.errors import BadInput
 from kdbench.models import build
-from kdbench.models.counting import count_macs, count_parameters
-from kdbench.models.shapes import measure_shapes
+from kdbench.models.outputs import count_macs, count_parameters, measure_shapes
 
 
 @pytest.mark.parametrize("name", networks())
@@ -112,7 +111,7 @@ def test_aliases(alias, name):
 
 
 def test_every_published_student_can_be_built():
-    with files("kdbench.report").joinpath("reference.csv").open(encoding="utf-8") as file:
+    with files("kdbench.catalogue").joinpath("reference.csv").open(encoding="utf-8") as file:
         published = {row["student"] for row in csv.DictReader(file)} - {""}
     assert published <= set(networks())
 

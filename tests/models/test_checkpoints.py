@@ -18,7 +18,7 @@ from kdbench.catalogue.networks import networks
 from kdbench.errors import BadInput
 from kdbench.models import build, load_checkpoint
 from kdbench.models.checkpoints import published_accuracy
-from kdbench.models.node_embedding import NodeEmbedding
+from kdbench.models.heads import NodeEmbedding
 
 
 @pytest.fixture(scope="module")

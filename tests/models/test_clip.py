@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kdbench.catalogue.networks import network
-from kdbench.data.vision import import_torchvision
+from kdbench.data.preprocess import import_torchvision
 from kdbench.errors import BadInput
 from kdbench.models import build, load_checkpoint
-from kdbench.models.node_embedding import NodeEmbedding
-from kdbench.models.shapes import measure_shapes
+from kdbench.models.heads import NodeEmbedding
+from kdbench.models.outputs import measure_shapes
 
 
 MODELS = {"clip-vit-b32": "ViT-B-32", "clip-vit-b16": "ViT-B-16", "clip-rn101": "RN101", "clip-rn50": "RN50"}

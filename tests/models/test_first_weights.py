@@ -8,7 +8,7 @@ from torch import nn
 
 from kdbench.catalogue.networks import network
 from kdbench.models import build
-from kdbench.models.node_embedding import NodeEmbedding
+from kdbench.models.heads import NodeEmbedding
 
 
 NETWORKS = (

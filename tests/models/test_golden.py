@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kdbench.models import build, load_checkpoint
-from kdbench.models.counting import count_parameters
+from kdbench.models.outputs import count_parameters
 
 
 FOLDER = Path(__file__).parents[1] / "golden" / "models"

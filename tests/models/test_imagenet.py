@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdbench.data.vision import import_torchvision
+from kdbench.data.preprocess import import_torchvision
 from kdbench.models import build, load_checkpoint
 
 

@@ -2,9 +2,8 @@ import pytest
 import torch
 
 from kdbench.models import build
-from kdbench.models.counting import count_parameters
-from kdbench.models.node_embedding import NodeEmbedding
-from kdbench.models.shapes import measure_shapes
+from kdbench.models.heads import NodeEmbedding
+from kdbench.models.outputs import count_parameters, measure_shapes
 
 
 @pytest.mark.parametrize(

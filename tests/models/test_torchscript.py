@@ -12,8 +12,7 @@ from torch import nn
 from kdbench.errors import BadInput
 from kdbench.models import build, load_checkpoint
 from kdbench.models.checkpoints import _values
-from kdbench.weightfiles.read import opened
-from kdbench.weightfiles.states import states
+from kdbench.weightfiles.read import opened, states
 
 
 class Inner(nn.Module):

@@ -1,6 +1,6 @@
 """What a plan says of plug-ins that have changed since runs were finished."""
 
-from kdbench.plan.changes import changed_plugins, hashes_of_plugins
+from kdbench.plan.plan import changed_plugins, hashes_of_plugins
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.suite.specs import DatasetSpec, PartSpec, Recipe, RunSpec, TeacherSpec, TermUse

@@ -1,6 +1,6 @@
 import pytest
 
-from kdbench.report.rows import Row
+from kdbench.report.observations import Row
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
 

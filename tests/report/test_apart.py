@@ -3,9 +3,8 @@
 import pytest
 
 from kdbench.report.assemble import measured_report
-from kdbench.report.facts import by_key
 from kdbench.report.measurements import measurement_facts
-from kdbench.report.rows import collect
+from kdbench.report.observations import by_key, collect
 from kdbench.store.store import Store
 
 

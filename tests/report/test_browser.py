@@ -7,10 +7,9 @@ import subprocess
 
 import pytest
 
-from kdbench.report.analysis import analyse
-from kdbench.report.assemble import Report, measured_report
-from kdbench.report.formats import View
+from kdbench.report.assemble import Report, analyse, measured_report
 from kdbench.report.html import Choice, html
+from kdbench.report.options import View
 from kdbench.report.tables import make_tables
 
 

@@ -3,9 +3,8 @@
 import pytest
 
 from kdbench.report.cells import Verdict, cell_text, make_cell
-from kdbench.report.formats import View
-from kdbench.report.keys import Key
-from kdbench.report.published import Published
+from kdbench.report.options import View
+from kdbench.report.published import Key, Published
 
 
 KEY = Key("semckd", "kd", "t", "s", "d", "", "", "top1")

@@ -11,10 +11,9 @@ from kdbench.errors import KdbenchError
 from kdbench.report.assemble import measured_report
 from kdbench.report.comparison import compare
 from kdbench.report.folders import conflicts
-from kdbench.report.formats import View
-from kdbench.report.ranks import complete_block
-from kdbench.report.rows import collect
-from kdbench.report.samples import samples_by_table
+from kdbench.report.observations import collect
+from kdbench.report.options import View
+from kdbench.report.paired_tests import complete_block, samples_by_table
 from kdbench.report.tidy import compared_csv, compared_json
 from kdbench.store.record import Result
 from kdbench.store.store import Store

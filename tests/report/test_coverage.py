@@ -2,11 +2,10 @@
 
 import pytest
 
-from kdbench.report.facts import by_key, run_facts, teacher_facts
-from kdbench.report.layouts import layouts
+from kdbench.catalogue.tables import layouts
 from kdbench.report.measurements import likeness_facts, measurement_facts
+from kdbench.report.observations import by_key, collect, run_facts, teacher_facts
 from kdbench.report.published import printed
-from kdbench.report.rows import collect
 from kdbench.suite.load import bundled_suites, load_suites
 
 

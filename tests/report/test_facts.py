@@ -8,9 +8,8 @@ import pytest
 
 from kdbench.catalogue.terms import term, term_names
 from kdbench.report.assemble import measured_report
-from kdbench.report.facts import by_key, run_facts, teacher_facts
-from kdbench.report.keys import Key, canonical_setting, matched, split_method
-from kdbench.report.rows import collect, terms_text
+from kdbench.report.observations import by_key, collect, run_facts, teacher_facts, terms_text
+from kdbench.report.published import Key, canonical_setting, matched, split_method
 from kdbench.report.tidy import facts_csv, json_text
 from kdbench.store.record import Failure
 from kdbench.store.store import Store

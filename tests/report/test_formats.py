@@ -9,16 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.report import latex, markdown, terminal
-from kdbench.report.analysis import analyse
-from kdbench.report.assemble import Report, published_report
-from kdbench.report.facts import by_key, run_facts
-from kdbench.report.formats import Format, Style, View, write_report, write_sheets
-from kdbench.report.layouts import layouts
-from kdbench.report.printed import fill
-from kdbench.report.rows import collect
+from kdbench.catalogue.tables import layouts
+from kdbench.report import writers
+from kdbench.report.assemble import Report, analyse, published_report
+from kdbench.report.observations import by_key, collect, run_facts
+from kdbench.report.options import Format, Style, View
 from kdbench.report.sheet import Band, Entry, Mark, Sheet, plain, spanning
-from kdbench.report.tables import make_tables
+from kdbench.report.tables import fill, make_tables
+from kdbench.report.writers import write_report, write_sheets
 from kdbench.suite.load import load_suites
 
 
@@ -121,18 +119,18 @@ def test_the_number_behind_the_bar_is_not_marked(format, style, shown):
 def test_a_wide_table_goes_on_below_beside_its_labels():
     line = tuple(Entry(text) for text in ("label", *(f"number {i}" for i in range(10))))
     sheet = Sheet("t", (Band((line,), ((line,),)),))
-    lines = terminal.terminal([sheet], width=40, colour=False).splitlines()
+    lines = writers.terminal([sheet], width=40, colour=False).splitlines()
     assert max(map(len, lines)) <= 40
     assert sum("label" in each for each in lines) == 2 * 4
     assert [re.findall(r"number \d", each) for each in lines if "label" in each][::2] == [
         [f"number {i}" for i in range(first, min(first + 3, 10))] for first in (0, 3, 6, 9)
     ]
-    assert terminal.terminal([sheet], width=1, colour=True)
+    assert writers.terminal([sheet], width=1, colour=True)
 
 
 def test_wide_letters_keep_the_columns():
     lines = [(Entry("名前"), Entry("1")), (Entry("ab"), Entry("22"))]
-    text = terminal.terminal([Sheet("t", (Band((), (tuple(lines),)),))], width=80, colour=False)
+    text = writers.terminal([Sheet("t", (Band((), (tuple(lines),)),))], width=80, colour=False)
     assert "名前   1\nab    22\n" in text
 
 
@@ -148,7 +146,7 @@ def test_wide_letters_keep_the_columns():
     ],
 )  # fmt: skip
 def test_markdown_is_escaped(text, escaped):
-    assert markdown.escape(text) == escaped
+    assert writers.escape_markdown(text) == escaped
 
 
 @pytest.mark.parametrize(
@@ -162,7 +160,7 @@ def test_markdown_is_escaped(text, escaped):
     ],
 )  # fmt: skip
 def test_latex_is_escaped(text, escaped):
-    assert latex.escape(text) == escaped
+    assert writers.escape_latex(text) == escaped
 
 
 HOSTILE = [
@@ -250,7 +248,7 @@ def test_latex_has_every_character_of_the_projects_own_texts():
              for file in Path(str(package / folder)).rglob("*") if file.suffix in (".yaml", ".csv", ".py")
              and file.name not in ("latex.py", "terminal.py")]  # fmt: skip
     assert {"χ", "α", "²", "−"} <= set("".join(texts))
-    assert [character for character in sorted(set("".join(texts))) if "U+" in latex.escape(character)] == []
+    assert [character for character in sorted(set("".join(texts))) if "U+" in writers.escape_latex(character)] == []
 
 
 @pytest.mark.parametrize("format", [Format.markdown, Format.latex, Format.terminal])

@@ -8,13 +8,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from kdbench.report.analysis import analyse
-from kdbench.report.assemble import measured_report, published_report
-from kdbench.report.curves import Curve, cell_curves, points_per_curve, stride
-from kdbench.report.formats import View
+from kdbench.report.assemble import analyse, measured_report, published_report
+from kdbench.report.captions import environments
 from kdbench.report.html import Choice, html
-from kdbench.report.page_data import own_methods, safe_json
-from kdbench.report.provenance import environments
+from kdbench.report.options import View
+from kdbench.report.page_data import Curve, cell_curves, own_methods, points_per_curve, safe_json, stride
 from kdbench.report.tables import make_tables
 from kdbench.store.record import Accuracy, Failure, Result
 from kdbench.store.store import Store

@@ -2,11 +2,10 @@
 
 import pytest
 
-from kdbench.catalogue.tables import TABLES, table_name
+from kdbench.catalogue.tables import TABLES, layouts, remarks, table_name
 from kdbench.errors import BadInput
 from kdbench.report.assemble import published_report
-from kdbench.report.formats import View
-from kdbench.report.layouts import layouts, remarks
+from kdbench.report.options import View
 from kdbench.report.published import printed, record, records
 from kdbench.report.sheet import Mark
 

@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from kdbench.cli.page import page
+from kdbench.cli.report import page
 from kdbench.errors import KdbenchError
 from kdbench.report.assemble import measured_report
-from kdbench.report.formats import Bold, Format, Style, View, write_report
 from kdbench.report.measurements import measurement_facts
+from kdbench.report.options import Bold, Format, Style, View
 from kdbench.report.sheet import plain
 from kdbench.report.tidy import json_text
+from kdbench.report.writers import write_report
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.suite.measurements import ProbeSpec

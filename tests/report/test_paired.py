@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kdbench.report.paired import Difference, detectable, effect, holm, paired_t, pooled_sd, wilcoxon
+from kdbench.report.paired_tests import Difference, detectable, effect, holm, paired_t, pooled_sd, wilcoxon
 
 
 def test_paired_t_by_hand():

@@ -6,7 +6,7 @@ from kdbench.cli.options import select
 from kdbench.errors import BadSuite, KdbenchError
 from kdbench.report.assemble import measured_report
 from kdbench.report.captions import empty_cells
-from kdbench.report.formats import View
+from kdbench.report.options import View
 from kdbench.report.sheet import Mark
 from kdbench.store.record import Failure
 from kdbench.store.store import Store

@@ -2,8 +2,8 @@
 
 import pytest
 
+from kdbench.report.observations import collect
 from kdbench.report.published import records
-from kdbench.report.rows import collect
 from kdbench.report.tables import make_tables
 
 

@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from kdbench.report.paired_tests import (
+    Samples,
+    average_ranks,
+    complete_block,
+    critical_difference,
+    rank_methods,
+    relative_improvement,
+)
 from kdbench.report.published import records
-from kdbench.report.ranks import average_ranks, complete_block, critical_difference, rank_methods
-from kdbench.report.samples import Samples
-from kdbench.report.statistics import Improvement, average_improvement, relative_improvement
+from kdbench.report.statistics import Improvement, average_improvement
 
 
 def samples(table):

@@ -3,7 +3,7 @@
 import pytest
 
 from kdbench.report.cells import View
-from kdbench.report.rows import collect, dataset_label, scenario_label
+from kdbench.report.observations import collect, dataset_label, scenario_label
 from kdbench.report.tables import make_tables, table_sheet
 from kdbench.store.record import Accuracy, Failure, Result
 from kdbench.store.store import Store

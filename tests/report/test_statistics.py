@@ -3,11 +3,9 @@
 import pytest
 
 from kdbench.errors import BadInput
-from kdbench.report.paired import effect, holm, paired_t
-from kdbench.report.samples import samples_by_table
+from kdbench.report.paired_tests import effect, holm, paired_t, samples_by_table
 from kdbench.report.sheet import Mark
-from kdbench.report.statistics import compute, compute_all, not_separable
-from kdbench.report.statistics_sheets import p_text, statistics_sheets
+from kdbench.report.statistics import compute, compute_all, not_separable, p_text, statistics_sheets
 from kdbench.report.tables import make_tables
 
 

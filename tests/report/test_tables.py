@@ -12,11 +12,11 @@ import pytest
 
 from kdbench.report.assemble import Report
 from kdbench.report.cells import cell_text, make_cell
-from kdbench.report.facts import run_facts
-from kdbench.report.formats import Bold, Format, Style, View, write_report
-from kdbench.report.rows import collect
+from kdbench.report.observations import collect, run_facts
+from kdbench.report.options import Bold, Format, Style, View
 from kdbench.report.tables import make_tables, table_sheet
 from kdbench.report.tidy import facts_csv
+from kdbench.report.writers import write_report
 from kdbench.store.store import Store
 from kdbench.suite.specs import digest
 

@@ -4,10 +4,10 @@ import os
 
 import pytest
 
-from kdbench.catalogue.hashing import file_hash
 from kdbench.errors import BadRecord
-from kdbench.store.copies import check_copyable, copy_record
+from kdbench.files import file_hash
 from kdbench.store.record import Record, Result
+from kdbench.store.store import check_copyable, copy_record
 from kdbench.suite.specs import digest
 
 

@@ -7,9 +7,9 @@ import subprocess
 import pytest
 from typer.testing import CliRunner
 
-from kdbench.catalogue.hashing import file_hash
 from kdbench.cli.app import app
 from kdbench.errors import BadInput, BadRecord, KdbenchError, LockedRecord
+from kdbench.files import file_hash
 from kdbench.store import reading
 from kdbench.store.reading import check_size
 from kdbench.store.record import NO_WEIGHTS, Accuracy, Result

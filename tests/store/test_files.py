@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from kdbench.store.files import set_aside, write_atomically, write_json, write_text
+from kdbench.files import set_aside, write_atomically, write_json, write_text
 
 
 def names(folder):

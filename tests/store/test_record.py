@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from kdbench.catalogue.hashing import file_hash
 from kdbench.errors import BadInput, BadRecord
+from kdbench.files import file_hash
 from kdbench.store.record import Accuracy, Failure, Result
 from kdbench.store.store import Store
 

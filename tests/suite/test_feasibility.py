@@ -7,7 +7,7 @@ import pytest
 from kdbench.catalogue.networks import network
 from kdbench.catalogue.terms import term, term_names
 from kdbench.errors import BadSuite
-from kdbench.suite.feasibility import CONDITIONS, feature_maps, infeasible, matched_levels
+from kdbench.suite.compatibility import CONDITIONS, feature_maps, infeasible, matched_levels
 from kdbench.suite.methods import parse_terms
 
 

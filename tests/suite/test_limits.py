@@ -10,10 +10,10 @@ import pytest
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
-from kdbench.catalogue import names
+from kdbench.catalogue import text
 from kdbench.cli.app import app
 from kdbench.errors import PRINTED, BadSuite, Problem
-from kdbench.suite.cells import MOST_RUNS
+from kdbench.suite.grid import MOST_RUNS
 from kdbench.suite.load import load_suites
 from kdbench.suite.yaml_reader import read_yaml
 
@@ -87,7 +87,7 @@ def test_thousands_of_mistakes_are_found_in_linear_time_and_not_all_printed(tmp_
 def test_the_nearest_of_many_names_is_not_looked_for_again_and_again(load, monkeypatch):
     """Comparing 2,000 wrong names with 4,000 of the suite's own took minutes."""
     compared = []
-    monkeypatch.setattr(names, "_closest", lambda name, among: compared.append(len(among)))
+    monkeypatch.setattr(text, "_closest", lambda name, among: compared.append(len(among)))
     own = "methods:\n" + "".join(f"  own-{n}: {{ce: 1}}\n" for n in range(400))
     wrong = ", ".join(f"wrong-{n}" for n in range(200))
     with pytest.raises(BadSuite) as caught:

@@ -5,7 +5,7 @@ import pytest
 from kdbench.catalogue.terms import term
 from kdbench.errors import BadSuite
 from kdbench.suite.methods import formula
-from kdbench.suite.protocols import bundled_protocol
+from kdbench.suite.protocol import bundled_protocol
 
 
 def parts(suite):

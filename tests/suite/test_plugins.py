@@ -7,11 +7,10 @@ import sys
 
 import pytest
 
-from kdbench.catalogue.plugins import import_plugin
-from kdbench.catalogue.sources import looking_beside, read_source
+from kdbench.catalogue.plugins import import_plugin, looking_beside, read_source
 from kdbench.errors import BadInput, BadSuite
 from kdbench.suite.load import load_suites
-from kdbench.suite.plugins import folders_beside
+from kdbench.suite.methods import folders_beside
 
 
 TERM = """\

@@ -6,9 +6,9 @@ from importlib.resources import files
 import pytest
 
 from kdbench.errors import BadInput
-from kdbench.suite import protocols
+from kdbench.suite import protocol
 from kdbench.suite.methods import formula
-from kdbench.suite.protocols import bundled_protocol, protocol_names
+from kdbench.suite.protocol import bundled_protocol, protocol_names
 from kdbench.suite.specs import Recipe
 
 
@@ -211,5 +211,5 @@ def test_what_other_programs_leave_behind_is_no_protocol(tmp_path, monkeypatch):
     (tmp_path / "protocols").mkdir()
     for name in (".DS_Store", "._demo.yaml", "notes.txt", "mine.yaml"):
         (tmp_path / "protocols" / name).touch()
-    monkeypatch.setattr(protocols, "files", lambda _: tmp_path)
-    assert protocols.protocol_names.__wrapped__() == ["mine"]
+    monkeypatch.setattr(protocol, "files", lambda _: tmp_path)
+    assert protocol.protocol_names.__wrapped__() == ["mine"]

@@ -4,8 +4,8 @@ import pytest
 
 from kdbench.errors import BadSuite
 from kdbench.suite.measurements import ProbeProtocol
+from kdbench.suite.protocol import Protocol
 from kdbench.suite.recipe import Recipe, View
-from kdbench.suite.settings import Protocol
 from kdbench.suite.specs import DatasetSpec, Scenario, SimCLR
 
 

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from kdbench.cli.work import check_files
+from kdbench.cli.run import check_files
 from kdbench.plan.plan import make_plan
 from kdbench.store.store import Store
 from kdbench.suite.load import bundled_suites, load_suites

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from kdbench.data.scenario import apply_scenario
+from kdbench.data.image_sets import apply_scenario
 from kdbench.errors import BadInput
 from kdbench.suite.specs import Scenario
 from kdbench.training import jobs

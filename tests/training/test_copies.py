@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kdbench.data.copies import interleaved
+from kdbench.data.augment import interleaved
 from kdbench.plan.cost import student_cost, teacher_pass_cost
 from kdbench.plan.plan import Cohort
 from kdbench.suite.specs import View

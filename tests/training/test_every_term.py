@@ -10,7 +10,7 @@ import torch
 from kdbench.catalogue.terms import term, term_names
 from kdbench.data.stream import DataSource
 from kdbench.suite.load import load_suite
-from kdbench.suite.protocols import bundled_protocol
+from kdbench.suite.protocol import bundled_protocol
 from kdbench.training import jobs
 
 

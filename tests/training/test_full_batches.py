@@ -6,10 +6,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from kdbench.data.batch import Batch
-from kdbench.evaluation.accuracy import Scores
+from kdbench.evaluation import Scores
 from kdbench.methods import Setting, Term, build_term
 from kdbench.models import build
-from kdbench.models.shapes import measure_shapes
+from kdbench.models.outputs import measure_shapes
 from kdbench.store.store import Store
 from kdbench.training import jobs
 from kdbench.training.learner import Learner

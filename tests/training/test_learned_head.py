@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdbench.catalogue.hashing import file_hash
 from kdbench.errors import BadRecord
-from kdbench.evaluation.accuracy import measure
+from kdbench.evaluation import measure
+from kdbench.files import file_hash
 from kdbench.store.record import Accuracy, Record, Result
 from kdbench.suite.specs import Scenario, TeacherSpec, View
 from kdbench.training import guide, jobs

@@ -5,14 +5,13 @@ import torch
 from torch import nn
 
 from kdbench.data.batch import Batch
-from kdbench.evaluation.accuracy import Scores
+from kdbench.evaluation import Scores
 from kdbench.methods import Setting, build_term
 from kdbench.models import build
-from kdbench.models.shapes import measure_shapes
+from kdbench.models.outputs import measure_shapes
 from kdbench.store.store import Store
 from kdbench.suite.specs import Recipe
-from kdbench.training.learner import Learner
-from kdbench.training.optimiser import make_optimiser, set_learning_rate
+from kdbench.training.learner import Learner, make_optimiser, set_learning_rate
 
 
 @pytest.fixture

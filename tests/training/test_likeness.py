@@ -4,8 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdbench.evaluation.accuracy import measure
-from kdbench.evaluation.similarity import LayerSimilarity
+from kdbench.evaluation import LayerSimilarity, measure
 from kdbench.models.outputs import Association
 from kdbench.suite.specs import TeacherSpec, View
 from kdbench.training import jobs, learner

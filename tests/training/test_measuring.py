@@ -6,11 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdbench.catalogue.hashing import file_hash
-from kdbench.data.features import embed
-from kdbench.data.stream import DataSource
+from kdbench.data.stream import DataSource, embed
 from kdbench.errors import LostTeacher
-from kdbench.evaluation.similarity import class_correlation, kl_divergence, linear_cka
+from kdbench.evaluation import class_correlation, kl_divergence, linear_cka
+from kdbench.files import file_hash
 from kdbench.plan.plan import make_plan
 from kdbench.suite.measurements import ProbeProtocol, probe, similarity, student_of, view_of
 from kdbench.suite.specs import DatasetSpec

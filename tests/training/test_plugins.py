@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from kdbench.catalogue.sources import looking_beside
+from kdbench.catalogue.plugins import looking_beside
 from kdbench.catalogue.terms import term
 from kdbench.suite.specs import TermUse
 

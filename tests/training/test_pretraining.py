@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kdbench.evaluation.knn import NEIGHBOURS, TEMPERATURE, measure_neighbours
+from kdbench.evaluation import NEIGHBOURS, TEMPERATURE, measure_neighbours
 from kdbench.methods.term import Setting
 from kdbench.models import Outputs, Shapes
 from kdbench.suite.specs import HeadSpec, Pretraining, TeacherSpec
 from kdbench.training import jobs
-from kdbench.training.build import load_teacher
-from kdbench.training.simclr import NTXent, nt_xent
+from kdbench.training.build import NTXent, load_teacher, nt_xent
 
 
 CPU = torch.device("cpu")

@@ -2,7 +2,7 @@
 
 import torch
 
-from kdbench.data.images import load_images
+from kdbench.data.image_sets import load_images
 from kdbench.data.stream import DataSource
 from kdbench.store.store import Store
 from kdbench.suite.specs import DatasetSpec, TeacherSpec, Weights

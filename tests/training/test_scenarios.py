@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdbench.data.copies import COPIES
-from kdbench.data.images import ImageSet
-from kdbench.evaluation.accuracy import measure
+from kdbench.data.augment import COPIES
+from kdbench.data.image_sets import ImageSet
+from kdbench.evaluation import measure
 from kdbench.suite.specs import DatasetSpec, PartSpec, Scenario
 from kdbench.training import jobs
 from kdbench.training.build import new_network
@@ -133,7 +133,7 @@ def test_a_result_names_its_samples_alone_and_in_company_and_only_under_a_scenar
 
 
 def test_under_a_validation_split_the_test_set_changes_nothing(bench, make_run, teacher, monkeypatch):
-    from kdbench.data import images
+    from kdbench.data import image_sets
 
     whole = DatasetSpec(name="digits", train_per_class=4, test_per_class=3)
     data = whole.model_copy(update={"val_split": 0.1})
@@ -146,14 +146,14 @@ def test_under_a_validation_split_the_test_set_changes_nothing(bench, make_run, 
     before = bench("before")
     before.train(run)
     before.train(plain)
-    load = images._digits
+    load = image_sets._digits
 
     def spoilt():
         train, test = load()
         noise = torch.randint(0, 256, test.images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
         return train, ImageSet(noise, torch.zeros_like(test.labels), test.classes)  # even chance fares otherwise on it
 
-    monkeypatch.setattr(images, "_digits", spoilt)
+    monkeypatch.setattr(image_sets, "_digits", spoilt)
     after = bench("after")
     after.train(run)
     after.train(plain)

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kdbench.catalogue.hashing import file_hash
 from kdbench.catalogue.networks import networks
 from kdbench.errors import BadInput
-from kdbench.evaluation.accuracy import measure
+from kdbench.evaluation import measure
+from kdbench.files import file_hash
 from kdbench.models import build
 from kdbench.suite.specs import DatasetSpec, HeadSpec, TeacherSpec, View, Weights
 from kdbench.training import jobs

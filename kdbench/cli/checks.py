@@ -1,0 +1,200 @@
+"""`kdbench validate`, `verify` and `doctor`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdbench.catalogue.text import one_line, printable
+from kdbench.cli.options import Data, Json, Results, Suites
+from kdbench.errors import BadInput, BadSuite, Problem
+
+
+if TYPE_CHECKING:
+    from kdbench.suite.suite import Suite
+
+
+def validate(suites: Suites, json_output: Json = False) -> None:
+    """Check suite files: every problem at once, with file, line and the nearest right name."""
+    from kdbench.suite.load import load_suites
+
+    try:
+        loaded = load_suites(suites)
+        _check_weights(loaded)
+    except BadSuite as error:
+        if not json_output:
+            raise
+        typer.echo(json.dumps({"problems": [problem.__dict__ for problem in error.problems]}, indent=1))
+        raise typer.Exit(error.exit_code) from None
+    if json_output:
+        typer.echo(json.dumps({"problems": []}))
+        return
+    for suite in loaded:
+        text = f"{suite.file}: {len(suite.runs)} table entries, {len(suite.specs)} runs. No problem found."
+        typer.echo(printable(text))
+
+
+def _check_weights(suites: Iterable[Suite]) -> None:
+    """Raise BadSuite where a file of weights does not hold the network that a suite takes from it."""
+    from kdbench.execution.child import misfits
+
+    problems = []
+    for suite in suites:
+        needs = [need for spec in suite.specs.values() for need in spec.needs]
+        problems += [Problem(suite.file, 0, "teachers", message) for message in misfits(needs, suite.weight_files)]
+    if problems:
+        raise BadSuite(problems)
+
+
+def verify(
+    suites: Annotated[list[str] | None, typer.Argument(metavar="[SUITE…]", help="Default: all that is there.")] = None,
+    results: Results = Path("results"),
+    json_output: Json = False,
+) -> None:
+    """Compare every file of every finished record with what was stored. Exit code 1 where one is damaged."""
+    from kdbench.store.store import Store
+    from kdbench.store.verify import verify as compare
+
+    if not results.is_dir():
+        raise BadInput(f"{results}: no such results folder")
+    found = compare(Store(results), _ids(suites) if suites else None)
+    if json_output:
+        typer.echo(json.dumps(asdict(found), indent=1))
+    else:
+        for each in found.damaged:
+            what = f"BAD  {each.kind} {each.id}, {each.label}: {each.problem.removesuffix('.')}. {each.next_step}"
+            typer.echo(one_line(what, 2000))
+        for note in found.notes:
+            typer.echo(one_line(f"note {note}", 2000))
+        records = len({(each.kind, each.id) for each in found.damaged})
+        typer.echo(f"{found.checked} finished records, {records} damaged.")
+    if found.damaged:
+        raise typer.Exit(1)
+
+
+def _ids(names: list[str]) -> dict[str, set[str]]:
+    """The ids of all that suites need, by kind of record."""
+    from kdbench.plan.plan import all_stages, auxiliaries_of
+    from kdbench.suite.load import load_suites
+
+    suites = load_suites(names)
+    specs = [spec for suite in suites for spec in suite.specs.values()]
+    measured = [each.spec for suite in suites for each in suite.measurements]
+    runs = [each for spec in specs for each in (*auxiliaries_of(spec), spec)]
+    runs += [need.made_by for spec in measured for need in spec.needs if need.made_by]
+    return {
+        "teachers": {stage.id for stage in all_stages(specs, measured)},
+        "runs": {run.id for run in runs},
+        "measurements": {spec.id for spec in measured},
+    }
+
+
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pandas", "pydantic", "safetensors", "scikit-learn")
+
+MODULES = {"open_clip_torch": "open_clip", "scikit-learn": "sklearn"}
+"""What packages are called in Python, where that is not their name."""
+
+
+def doctor(results: Results = Path("results"), data: Data = Path("data")) -> None:
+    """Check versions, devices, data and permissions: what works here, and what to do about the rest."""
+    from kdbench import __version__
+    from kdbench.catalogue.datasets import datasets
+    from kdbench.catalogue.text import command
+    from kdbench.errors import KdbenchError
+    from kdbench.execution.devices import probe
+    from kdbench.execution.worker_handle import temporary_folder
+    from kdbench.store.store import Store
+
+    problems = 0
+    _line(True, f"kdbench {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    broken = _not_importable()
+    for package in PACKAGES:
+        version = _version(package)
+        problems += not version
+        if not version:
+            _line(False, f"{package} is not installed: pip install {package}")
+        elif package in broken:
+            reason, here = broken[package]
+            problems += not here
+            use = "kdbench gets round that, other programs cannot" if here else "what needs it fails"
+            _line(False, f"{package} {version} cannot be imported ({reason}): {use}", optional=here)
+        else:
+            _line(True, f"{package} {version}")
+    try:
+        facts = probe()
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = ", ".join(facts["gpus"]) or "none visible" + (
+            f" (CUDA_VISIBLE_DEVICES='{visible}')" if visible is not None else ""
+        )
+        _line(True, f"GPUs: {gpus}; CPU threads: {facts['threads']}; torch built for CUDA {facts['cuda'] or '–'}")
+    except KdbenchError as error:
+        problems += 1
+        _line(False, str(error))
+    try:
+        temporary_folder()
+        for trouble in Store(results).check_writable():
+            _line(False, trouble, optional=True)
+        _line(True, f"results go to {results.resolve()} ({shutil.disk_usage(results).free / 2**30:,.0f} GiB free)")
+    except KdbenchError as error:
+        problems += 1
+        _line(False, str(error))
+    for entry in datasets().values():
+        ready = not entry.missing(data)
+        todo = command("data", "download" if entry.archives else "status", entry.name, data=data)
+        lacking = f"{data / entry.folder} is not there or lacks files: {todo}"
+        _line(ready, f"data set {entry.name}: {'ready' if ready else lacking}", optional=True)
+    if problems:
+        raise typer.Exit(1)
+
+
+_IMPORTS = """
+import importlib, json, sys, warnings
+warnings.simplefilter("ignore")
+def reason(module):
+    try:
+        importlib.import_module(module)
+    except BaseException as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+modules = json.loads(sys.argv[1])
+found = {module: why for module in modules if (why := reason(module))}
+if "torchvision" in found:
+    from kdbench.data.preprocess import import_torchvision
+    try:
+        import_torchvision()
+    except Exception:
+        pass
+print(json.dumps({module: [why, reason(module) is None] for module, why in found.items()}))
+"""
+
+
+def _not_importable() -> dict[str, tuple[str, bool]]:
+    """The packages that are installed but cannot be imported: why, and whether kdbench gets round that."""
+    from kdbench.execution.child import interpreter
+
+    modules = {MODULES.get(package, package): package for package in PACKAGES if _version(package)}
+    command = [*interpreter(_IMPORTS), json.dumps([*modules])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {}  # torch itself ends the process: the devices' line says so
+    return {modules[name]: (why, here) for name, (why, here) in json.loads(done.stdout.splitlines()[-1]).items()}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _line(good: bool, text: str, *, optional: bool = False) -> None:
+    typer.echo(f"{'ok  ' if good else '–   ' if optional else 'BAD '} {text}")

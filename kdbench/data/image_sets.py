@@ -1,0 +1,304 @@
+"""Image sets of a data set: decoded in memory or as files on disk, with subsets and label noise applied."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from kdbench import __version__
+from kdbench.catalogue.datasets import Dataset, dataset
+from kdbench.data.batch import generator
+from kdbench.data.preprocess import resized
+from kdbench.datafiles.fetch import fetch
+from kdbench.datafiles.folders import Listing, list_folders, read_picture
+from kdbench.datafiles.read import read_splits
+from kdbench.errors import BadInput
+from kdbench.suite.specs import DatasetSpec, Scenario
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """names: [N] file names below ``folder``, as bytes; labels: [N] int64; clean: the labels before label noise, if any.
+
+    ``size`` is the side in pixels of what a network sees where its view states none. places: [N] int64, where the files stand
+    in the whole list, sorted by class and name; None where they are all of it.
+    """
+
+    folder: Path
+    names: NDArray[np.bytes_]
+    labels: Tensor
+    classes: int
+    size: int
+    clean: Tensor | None = None
+    places: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def select(self, indices: Tensor) -> ImageFiles:
+        """The files at ``indices``, in that order."""
+        clean = None if self.clean is None else self.clean[indices]
+        places = indices if self.places is None else self.places[indices]
+        return replace(self, names=self.names[indices.numpy()], labels=self.labels[indices], clean=clean, places=places)
+
+    def read(self, index: int) -> Image.Image:
+        """One image in RGB. Raises BadInput for a file that is none."""
+        return read_picture(self.folder / os.fsdecode(self.names[index]))
+
+
+def image_files(listing: Listing, classes: int, size: int) -> ImageFiles:
+    """The set of files that a listing names."""
+    return ImageFiles(listing.folder, listing.names, torch.from_numpy(listing.labels), classes, size)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """images: [N, 3, H, W] uint8, labels: [N] int64 in 0 … classes - 1; clean: the labels before label noise, if any.
+
+    places: [N] int64, where the images stand in the files that they come from; None where they are all of these, in order.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: int
+    clean: Tensor | None = None
+    places: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def select(self, indices: Tensor) -> ImageSet:
+        """The images at ``indices``, in that order."""
+        clean = None if self.clean is None else self.clean[indices]
+        places = indices if self.places is None else self.places[indices]
+        return ImageSet(self.images[indices], self.labels[indices], self.classes, clean, places)
+
+
+AnySet = TypeVar("AnySet", ImageSet, ImageFiles)
+Sets = tuple[ImageSet, ImageSet] | tuple[ImageFiles, ImageFiles]
+"""Training and test set, both in memory or both as files."""
+
+
+def load_images(spec: DatasetSpec, root: Path, *, download: bool = False) -> Sets:
+    """Training and test set; with ``download``, what is missing or damaged is fetched first.
+
+    Raises BadInput where the files are missing or not what they should be, KdbenchError where a download fails.
+    """
+    facts = dataset(spec.name)
+    try:
+        return _load(facts, spec, root)
+    except BadInput:
+        if not (download and fetch(facts, root)):
+            raise
+    return _load(facts, spec, root)
+
+
+def _load(facts: Dataset, spec: DatasetSpec, root: Path) -> Sets:
+    if facts.streamed and not spec.stand_in:
+        train_files, test_files = (image_files(each, facts.classes, facts.size) for each in list_folders(facts, root))
+        return _parts(train_files, test_files, spec)
+    if facts.files and not spec.stand_in:
+        train, test = (
+            ImageSet(torch.from_numpy(split.images), torch.from_numpy(split.labels), facts.classes)
+            for split in read_splits(facts, root)
+        )
+    else:
+        train, test = _digits()
+    train, test = _parts(train, test, spec)
+    size = spec.side if spec.stand_in else spec.size
+    return _in_size(train, size), _in_size(test, size)
+
+
+def _parts(train: AnySet, test: AnySet, spec: DatasetSpec) -> tuple[AnySet, AnySet]:
+    if spec.val_split is not None:
+        train, test = _held_out(train, spec)
+    return _part(train, spec, "train", spec.train_per_class), _part(test, spec, "test", spec.test_per_class)
+
+
+def _in_size(images: ImageSet, size: int | None) -> ImageSet:
+    if size is None:
+        return images
+    small = [resized(part, size).to(torch.uint8) for part in torch.split(images.images, 1000)]
+    return replace(images, images=torch.cat(small))
+
+
+def _held_out(train: AnySet, spec: DatasetSpec) -> tuple[AnySet, AnySet]:
+    """The training set without a share of each class, and that share. The draw depends on the data set alone."""
+    draw = generator("validation", spec.name)
+    rest, held_out = [], []
+    for label in range(train.classes):
+        order = _draw_class(train.labels, label, None, draw)
+        count, _ = spec.split(len(order), 0)
+        if not 0 < count < len(order):
+            raise BadInput(
+                f"{spec.name}: val_split {spec.val_split} of the {len(order)} training images of class {label} leaves none "
+                "to train on, or none to measure on. Choose another share."
+            )
+        rest.append(order[:count])
+        held_out.append(order[count:])
+    return train.select(torch.cat(rest).sort().values), train.select(torch.cat(held_out).sort().values)
+
+
+def _part(whole: AnySet, spec: DatasetSpec, split: str, per_class: int | None) -> AnySet:
+    if spec.classes is None and per_class is None:
+        return whole
+    classes = spec.classes or whole.classes
+    draw = generator("subset", spec.name, split)
+    kept = [_draw_class(whole.labels, label, per_class, draw) for label in range(classes)]
+    return replace(whole.select(torch.cat(kept).sort().values), classes=classes)
+
+
+def _draw_class(labels: Tensor, label: int, count: int | None, draw: torch.Generator) -> Tensor:
+    members = (labels == label).nonzero().flatten()
+    order = torch.randperm(len(members), generator=draw)
+    return members[order[:count]]
+
+
+def _digits_table() -> NDArray[np.float64]:
+    """What sklearn.datasets.load_digits reads, without its import, which takes longer than all of ``_digits``.
+
+    Each line holds 64 pixels from 0 to 16 and the label: [1797, 65].
+    """
+    found = find_spec("sklearn")
+    folder = Path(str(found.origin)).parent if found else Path()
+    table: NDArray[np.float64] = np.loadtxt(folder / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    return table
+
+
+@cache
+def _digits() -> tuple[ImageSet, ImageSet]:
+    """scikit-learn's digits as 32x32 RGB; of each class 100 images to train, the rest to test."""
+    from PIL import Image
+
+    table = _digits_table()
+    grey = np.round(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    large = [np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)) for image in grey]
+    images = torch.from_numpy(np.stack(large)).unsqueeze(1).repeat(1, 3, 1, 1)
+    whole = ImageSet(images, torch.from_numpy(table[:, -1]).long(), 10)
+    draw = generator("digits", "split")
+    train = torch.cat([_draw_class(whole.labels, label, 100, draw) for label in range(10)]).sort().values
+    rest = torch.ones(len(whole), dtype=torch.bool)
+    rest[train] = False
+    return whole.select(train), whole.select(rest.nonzero().flatten())
+
+
+@dataclass(frozen=True)
+class Samples:
+    """places: [N] int64, positions in the official training set, rising; true, given: [N] int64, labels."""
+
+    places: Tensor
+    true: Tensor
+    given: Tensor
+
+    @property
+    def changed(self) -> int:
+        """How many labels are not the true ones."""
+        return int((self.true != self.given).sum())
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the lines ``index,given_label``, each ended by a line feed."""
+        lines = zip(self.places.tolist(), self.given.tolist(), strict=True)
+        return hashlib.sha256("".join(f"{place},{given}\n" for place, given in lines).encode()).hexdigest()
+
+    def facts(self) -> dict[str, Any]:
+        """What a student's result says of them."""
+        return {"changed_labels": self.changed, "samples_sha256": self.sha256}
+
+    def csv(self, spec: DatasetSpec, scenario: Scenario, trial: int) -> Iterator[str]:
+        """The lines of a CSV file; those that begin with # say what it is."""
+        yield f"# kdbench {__version__}: the images and labels that a student learns from"
+        yield f"# dataset: {json.dumps(spec.canonical())}"
+        yield f"# scenario: {json.dumps(scenario.canonical())}"
+        yield f"# trial: {trial}"
+        yield f"# images: {len(self.places)}, labels that are not the true ones: {self.changed}"
+        yield f"# sha256 of the lines index,given_label: {self.sha256}"
+        yield "index,true_label,given_label"
+        for row in zip(self.places.tolist(), self.true.tolist(), self.given.tolist(), strict=True):
+            yield "{},{},{}".format(*row)
+
+
+def samples_of(train: ImageSet | ImageFiles) -> Samples:
+    """The list of a training set as a scenario leaves it."""
+    places = torch.arange(len(train)) if train.places is None else train.places
+    return Samples(places, train.labels if train.clean is None else train.clean, train.labels)
+
+
+def apply_scenario(train: AnySet, scenario: Scenario, spec: DatasetSpec, trial: int) -> AnySet:
+    """Keep ``fraction`` of each class, then give wrong labels to a share ``label_noise``, as ``noise`` says.
+
+    Both draws depend on the data set and the trial alone. The images of a smaller fraction are among those of a larger, the
+    labels that a smaller share changes among those that a larger does; `other` and `all` draw for the same images.
+    """
+    if scenario.fraction < 1.0:
+        draw = generator("fraction", spec.canonical(), trial)
+        train = train.select(_few_shot(train.labels, train.classes, scenario.fraction, draw))
+    if scenario.label_noise > 0.0:
+        draw = generator("label noise", spec.canonical(), trial)
+        noisy = _NOISE[scenario.noise](train.labels, train.classes, scenario.label_noise, draw)
+        train = replace(train, labels=noisy, clean=train.labels)
+    return train
+
+
+def _few_shot(labels: Tensor, classes: int, fraction: float, draw: torch.Generator) -> Tensor:
+    kept = []
+    for members, order in _shuffled_classes(labels, classes, draw):
+        count = max(1, round(fraction * len(members)))
+        kept.append(members[order[:count]])
+    return torch.cat(kept).sort().values
+
+
+def _redrawn(labels: Tensor, classes: int, share: float, draw: torch.Generator, smallest_shift: int = 0) -> Tensor:
+    """Labels moved on by a random number of classes, for a share of each class.
+
+    Where that is no whole number of images, the classes that lack most of one give it (of equals, those that are drawn for
+    it), so that the share of all is right.
+    """
+    noisy = labels.clone()
+    drawn = []
+    for members, order in _shuffled_classes(labels, classes, draw):
+        drawn.append((members, order, torch.randint(smallest_shift, classes, (len(members),), generator=draw)))
+    sizes = [share * len(members) + 1e-9 for members, _, _ in drawn]  # 0.3 * 10 is not quite 3
+    left = round(share * len(labels)) - sum(map(int, sizes))
+    lots = torch.randperm(len(drawn), generator=draw).tolist()
+    by_rest = sorted(range(len(drawn)), key=lambda index: (-round(sizes[index] % 1, 6), lots[index]))
+    more = set(by_rest[:left])
+    for index, (members, order, shifts) in enumerate(drawn):
+        count = int(sizes[index]) + (index in more)
+        chosen = members[order[:count]]
+        noisy[chosen] = (noisy[chosen] + shifts[:count]) % classes
+    return noisy
+
+
+def _renamed_classes(labels: Tensor, classes: int, share: float, draw: torch.Generator) -> Tensor:
+    """All labels of a share of the classes moved on together; two classes may end as one."""
+    shifts = torch.randint(1, classes, (classes,), generator=draw)
+    renamed = torch.randperm(classes, generator=draw)[: round(share * classes)]
+    names = torch.arange(classes)
+    names[renamed] = (renamed + shifts[renamed]) % classes
+    return names[labels]
+
+
+_NOISE: dict[str, Callable[[Tensor, int, float, torch.Generator], Tensor]] = {
+    "other": partial(_redrawn, smallest_shift=1),
+    "all": _redrawn,
+    "classes": _renamed_classes,
+}
+
+
+def _shuffled_classes(labels: Tensor, classes: int, draw: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+    members = [(labels == label).nonzero().flatten() for label in range(classes)]
+    return [(each, torch.randperm(len(each), generator=draw)) for each in members if len(each)]

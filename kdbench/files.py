@@ -1,0 +1,84 @@
+"""Atomic file writes, content hashes and canonical JSON."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Call ``write`` on a temporary file beside ``path``, flush it to disk and move it into place.
+
+    Whoever reads ``path`` sees the old content or the new one. Raises OSError (disk full, no permission) with the old
+    content untouched and no temporary file left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name[:40]}.{secrets.token_hex(6)}.tmp"
+    try:
+        with temporary.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    write_atomically(path, lambda file: _write(file, content))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically, indented, in the order of the keys given."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file so that it is not read again but not lost either. Returns the new name."""
+    for number in range(1, 10_000):
+        target = path.with_name(f"{path.name}.damaged-{number}")
+        if not target.exists():
+            path.rename(target)
+            return target
+    raise OSError(f"{path}: too many damaged copies")
+
+
+def _write(file: BinaryIO, content: bytes) -> None:
+    file.write(content)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk, where the file system can do that: the file itself is there already."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSYNCED:
+            raise
+
+
+_UNSYNCED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
+"""What systems say that cannot flush folders, some FUSE and SMB mounts, or where a folder may be written but not read."""
+
+
+def file_hash(path: Path, algorithm: str = "sha256") -> str:
+    """The hash of a file's content, in hexadecimal. Raises OSError where it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()

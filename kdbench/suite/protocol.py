@@ -1,0 +1,392 @@
+"""Protocols: recipe, score rule, trials and methods, as YAML files define them and suites change them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from functools import cache, cached_property, partial
+from importlib.resources import files
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, StrictStr, TypeAdapter, ValidationError
+
+from kdbench.catalogue.datasets import dataset, datasets
+from kdbench.catalogue.networks import networks
+from kdbench.catalogue.text import nearest, unknown
+from kdbench.errors import BadInput, BadSuite, Problem
+from kdbench.suite.methods import Terms, parse_terms
+from kdbench.suite.recipe import LearningRate
+from kdbench.suite.schema import DatasetName, NetworkName, PartName, problems_of, shorten
+from kdbench.suite.specs import HeadSpec, PositiveInt, Pretraining, Recipe, SimCLR, Spec, View
+from kdbench.suite.yaml_reader import Document, Path_, parse_yaml
+
+
+Changes = dict[str, Any]
+"""Values of a recipe that take the place of others."""
+
+
+class Protocol(Recipe):
+    """The recipe of the students, and how it differs for teachers, heads, networks and data sets.
+
+    ``teacher`` and ``head`` override single values of the recipe for the teacher and for the new layers on a foundation
+    backbone; ``head_simultaneous`` overrides ``head`` where those layers learn beside the student. ``pretraining``
+    overrides the recipe where a teacher is first trained without labels, and ``simclr`` says how; ``fine_tune`` overrides
+    ``teacher`` where it starts from such or from published weights. Under ``teacher_view: own`` the teacher sees its own
+    augmented view of each image instead of the students'. ``parts`` overrides single values of the student's recipe for
+    what a term, by name, trains on the finished teacher first; its ``lr_for`` names the students, by patterns such as
+    `resnet*`, for which that happens at another rate. ``lr_for`` names the networks that train at another rate;
+    ``datasets`` overrides values for one data set. ``score`` is the epoch whose accuracy the paper reports.
+    """
+
+    title: StrictStr
+    paper: StrictStr | None = None
+    score: Literal["last", "best"]
+    trials: PositiveInt = 1
+    lr_for: dict[NetworkName, LearningRate] = {}
+    teacher: dict[str, Any] = {}
+    teacher_checkpoint: Literal["last", "best"] = "last"
+    head: dict[str, Any] = {}
+    head_simultaneous: dict[str, Any] = {}
+    pretraining: dict[str, Any] = {}
+    simclr: SimCLR = SimCLR()
+    fine_tune: dict[str, Any] = {}
+    teacher_view: Literal["shared", "own"] = "shared"
+    parts: dict[PartName, dict[str, Any]] = {}
+    datasets: dict[DatasetName, dict[str, Any]] = {}
+    methods: dict[str, Any] = Field(default_factory=dict)
+
+    def most_padding(self, dataset: str) -> int:
+        """The most by which any network's images of a data set are padded."""
+        heads = (self.head_spec(dataset, simultaneous=simultaneous) for simultaneous in (False, True))
+        others = (self.teacher_recipe("", dataset), self.fine_tune_recipe("", dataset), *(h.recipe for h in heads if h))
+        return max(recipe.crop_padding for recipe in (self.recipe("", dataset), *others))
+
+    def recipe(self, network: str, dataset: str) -> Recipe:
+        """How the protocol trains a student."""
+        return self._recipe(network, dataset, {})
+
+    def teacher_recipe(self, network: str, dataset: str, view: Changes | None = None) -> Recipe:
+        """How the protocol trains a teacher from scratch. It keeps its own classifier.
+
+        How often it is tested does not change it, unless its best epoch is the one that is kept. ``view`` overrides how it
+        sees the images.
+        """
+        return self._teacher_recipe(network, dataset, {}, view)
+
+    def fine_tune_recipe(self, network: str, dataset: str, view: Changes | None = None) -> Recipe:
+        """How the protocol trains a teacher on from weights that know something already."""
+        return self._teacher_recipe(network, dataset, self.fine_tune, view)
+
+    def pretraining_spec(self, network: str, dataset: str) -> Pretraining:
+        """How the protocol trains a network without labels."""
+        changes = {"node_embedding": None, "evaluate_every": 1, **self.pretraining, "crop_padding": 0}
+        return Pretraining(recipe=self._recipe(network, dataset, changes), **self.simclr.model_dump())
+
+    def head_spec(self, dataset: str, *, simultaneous: bool, view: Changes | None = None) -> HeadSpec | None:
+        """The new layers on a foundation backbone, or None where the protocol has none."""
+        if self.node_embedding is None:
+            return None
+        changes = {
+            **self.head,
+            **(self.head_simultaneous if simultaneous else {}),
+            "node_embedding": None,
+            **(view or {}),
+        }
+        return HeadSpec(width=self.node_embedding, recipe=self._recipe("", dataset, changes))
+
+    def part_recipe(self, term: str, student: str, dataset: str, view: View | None = None) -> Recipe:
+        """How the protocol trains what a term needs of a finished teacher, on images as the teacher sees them."""
+        changes = dict(self.parts.get(term, {}))
+        rates = changes.pop("lr_for", {})
+        rate = next(({"lr": lr} for pattern, lr in rates.items() if fnmatchcase(student, pattern)), {})
+        seen = view.model_dump() if view else {}
+        return self._recipe(student, dataset, {"node_embedding": None, "evaluate_every": 1, **changes, **rate, **seen})
+
+    def _teacher_recipe(self, network: str, dataset: str, changes: Changes, view: Changes | None) -> Recipe:
+        tested = {"evaluate_every": 1} if self.teacher_checkpoint == "last" else {}
+        changes = {"node_embedding": None, **tested, **self.teacher, **changes, **(view or {})}
+        return self._recipe(network, dataset, changes)
+
+    def _recipe(self, network: str, dataset: str, changes: Changes) -> Recipe:
+        key = (network, dataset, repr(changes))
+        if key not in self._recipes:
+            own = self.model_dump(include=set(Recipe.model_fields))
+            if network in self.lr_for:
+                own["lr"] = self.lr_for[network]
+            values = {**own, **self.datasets.get(dataset, {}), **changes}
+            if dataset in datasets() and not datasets()[dataset].streamed:
+                values |= {"crop_area": None, "crop_ratio": None}  # they say nothing of images in memory
+            self._recipes[key] = Recipe(**values)
+        return self._recipes[key]
+
+    @cached_property
+    def _recipes(self) -> dict[tuple[str, str, str], Recipe]:
+        """What has been asked for: a grid asks for the same again and again."""
+        return {}
+
+
+Schema = TypeVar("Schema", bound=Recipe)
+_RATE: TypeAdapter[float] = TypeAdapter(LearningRate)
+SECTIONS = ("teacher", "head", "head_simultaneous", "pretraining", "fine_tune")
+"""The parts of a protocol that override single values of its recipe."""
+
+
+def merged(original: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The original's values with single ones replaced, within teacher, head and each data set, too."""
+    raw = {**original, **changes}
+    for key in ("lr_for", "simclr", *SECTIONS):
+        raw[key] = _merge(original.get(key), raw[key])
+    old, new = original.get("parts", {}), raw["parts"]
+    if isinstance(new, dict):
+        raw["parts"] = {**old, **{name: _merge(old.get(name), values) for name, values in new.items()}}
+    if isinstance(raw["datasets"], dict):
+        old = original.get("datasets", {})
+        new = {name: _merge(old.get(_canonical(name)), values) for name, values in raw["datasets"].items()}
+        raw["datasets"] = {**old, **new}
+    return raw
+
+
+def _merge(original: Any, changes: Any) -> Any:
+    return {**original, **changes} if isinstance(original, dict) and isinstance(changes, dict) else changes
+
+
+def _canonical(name: str) -> str:
+    try:
+        return dataset(name).name
+    except BadInput:
+        return name
+
+
+def resolve(
+    raw: Any, fallback: dict[str, Any], document: Document, path: Path_
+) -> tuple[Protocol | None, dict[str, Terms], list[Problem]]:
+    """Validate a protocol's raw values. Where one is wrong, the one in ``fallback`` takes its place.
+
+    Returns settings (None without a fallback), methods, and the problems.
+    """
+    if not isinstance(raw, dict):
+        return None, {}, [document.problem(path, "a protocol is a mapping")]
+    problems: list[Problem] = []
+    settings = _check(Protocol, raw, fallback, document, path, problems)
+    if settings is not None:
+        whole = settings.model_dump(include=set(Recipe.model_fields))
+        for where, values in _sections(raw).items():
+            _check(Recipe, {**whole, **values}, whole, document, (*path, *where), problems)
+        problems += _wrong_rates(raw, document, path)
+        if not problems:
+            problems += _clashes(settings, document, path)
+    methods: dict[str, Terms] = {}
+    given = raw.get("methods")
+    for name, value in given.items() if isinstance(given, dict) else ():
+        methods[name] = parse_terms(value, _reporter(problems, document, (*path, "methods", name)))
+    return settings, methods, problems
+
+
+def _check(
+    schema: type[Schema],
+    values: dict[str, Any],
+    fallback: dict[str, Any],
+    document: Document,
+    path: Path_,
+    problems: list[Problem],
+) -> Schema | None:
+    """Validate values; those that are wrong are reported, and the fallback's are taken."""
+    keys = {"": schema.model_fields}
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        problems += problems_of(error, document, path, keys)
+        wrong = {detail["loc"][0] for detail in error.errors() if detail["loc"]}
+    rest = {key: value for key, value in values.items() if key not in wrong}
+    restored = {key: fallback[key] for key in wrong if key in fallback}
+    try:
+        return schema.model_validate({**rest, **restored})
+    except ValidationError as error:
+        if wrong:  # what fields say together was not looked at before
+            problems += [p for p in problems_of(error, document, path, keys) if not error.errors()[0]["loc"]]
+    return schema.model_validate(fallback) if fallback else None
+
+
+def _sections(raw: dict[str, Any]) -> dict[Path_, dict[str, Any]]:
+    """The parts of a protocol that override single values of its recipe, by their place."""
+    parts: dict[Path_, Any] = {(key,): raw.get(key) for key in SECTIONS}
+    each = raw.get("datasets")
+    parts |= {("datasets", name): values for name, values in (each.items() if isinstance(each, dict) else ())}
+    whole = {where: values for where, values in parts.items() if isinstance(values, dict)}
+    each = raw.get("parts")
+    for name, values in each.items() if isinstance(each, dict) else ():
+        if isinstance(values, dict):
+            whole["parts", name] = {key: value for key, value in values.items() if key != "lr_for"}
+    return whole
+
+
+def late_milestones(said: dict[str, Any], whole: dict[str, Any], document: Document, path: Path_) -> list[Problem]:
+    """Milestones that are ``said`` and lie beyond the last epoch, which a section has from the ``whole`` where not said."""
+    found = []
+    for where, section in {(): said, **_sections(said)}.items():
+        milestones = section.get("milestones")
+        above: Any = whole.get(_ABOVE.get(str(where[0]), "")) if where else None
+        own: Any = whole
+        for key in where:
+            own = own[key]
+        epochs = own.get("epochs", (above or {}).get("epochs", whole["epochs"]))
+        late = [each for each in milestones if isinstance(each, int)] if isinstance(milestones, list) else []
+        if late and isinstance(epochs, int) and max(late) > epochs:
+            message = f"the rate would fall after epoch {max(late)}, but there are {epochs}"
+            found.append(document.problem((*path, *where, "milestones"), message))
+    return found
+
+
+_ABOVE = {"fine_tune": "teacher", "head_simultaneous": "head"}
+"""What a section overrides that is not the recipe itself."""
+
+
+def _wrong_rates(raw: dict[str, Any], document: Document, path: Path_) -> list[Problem]:
+    """What is wrong with the rates of parts by student."""
+    found = []
+    each = raw.get("parts")
+    for name, values in each.items() if isinstance(each, dict) else ():
+        rates = values.get("lr_for", {}) if isinstance(values, dict) else {}
+        where = (*path, "parts", name, "lr_for")
+        if not isinstance(rates, dict):
+            found.append(document.problem(where, "must be a mapping of students to rates, such as {resnet*: 0.01}"))
+            continue
+        for pattern, rate in rates.items():
+            try:
+                _RATE.validate_python(rate)
+            except ValidationError:
+                message = f"must be a number above 0, up to 100, not {shorten(rate)}"
+                found.append(document.problem((*where, pattern), message))
+            if not any(fnmatchcase(network, str(pattern)) for network in networks()):
+                message = f"no network is called '{pattern}'  (kdbench list models)"
+                found.append(document.problem((*where, pattern), message))
+    return found
+
+
+def _clashes(settings: Protocol, document: Document, path: Path_) -> list[Problem]:
+    """Overrides that are right one by one but not together, such as Nesterov here and no momentum there."""
+    found = []
+    sections: list[tuple[str, Callable[[str], object]]] = [
+        ("teacher", lambda name: settings.teacher_recipe("", name)),
+        ("head", lambda name: settings.head_spec(name, simultaneous=False)),
+        ("head_simultaneous", lambda name: settings.head_spec(name, simultaneous=True)),
+        ("pretraining", lambda name: settings.pretraining_spec("", name)),
+        ("fine_tune", lambda name: settings.fine_tune_recipe("", name)),
+        *(("parts", partial(settings.part_recipe, term, "")) for term in settings.parts),
+    ]
+    for name in ("", *settings.datasets):
+        for section, build in sections:
+            if section in ("pretraining", "fine_tune") and not getattr(settings, section):
+                continue  # what it inherits is reported where it stands
+            try:
+                build(name)
+            except ValidationError as error:
+                where = f" on {name}" if name else ""
+                message = error.errors()[0]["msg"].removeprefix("Value error, ")
+                found.append(document.problem((*path, section), message + where))
+    return found
+
+
+def _reporter(problems: list[Problem], document: Document, path: Path_) -> Callable[[Path_, str], None]:
+    return lambda inner, message: problems.append(document.problem((*path, *inner), message))
+
+
+class ResolvedProtocol(Spec):
+    """A protocol with its methods parsed. ``name`` says what was changed; it equals ``base`` where nothing was."""
+
+    name: str
+    base: str
+    settings: Protocol
+    methods: dict[str, Terms]
+
+    def as_published(self, method: str, terms: Terms) -> bool:
+        """Whether a method with these terms is trained as the protocol's paper trains it."""
+        if self.settings.paper is None or self.name != self.base:
+            return False
+        return bundled_protocol(self.base).methods.get(method) == terms
+
+
+@cache
+def protocol_names() -> list[str]:
+    """The bundled protocols."""
+    names = (entry.name for entry in files("kdbench.suite").joinpath("protocols").iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml") and not name.startswith("."))
+
+
+@cache
+def bundled_document(name: str) -> Document:
+    """A bundled protocol as a document. Raises BadInput for an unknown name."""
+    if name not in protocol_names():
+        raise BadInput(unknown("protocol", name, protocol_names(), "protocols"))
+    text = files("kdbench.suite").joinpath(f"protocols/{name}.yaml").read_text(encoding="utf-8")
+    return parse_yaml(text, f"protocols/{name}.yaml")
+
+
+@cache
+def bundled_protocol(name: str) -> ResolvedProtocol:
+    """A bundled protocol, validated."""
+    document = bundled_document(name)
+    settings, methods, problems = resolve(document.data, {}, document, ())
+    problems = document.all_problems(problems)
+    if problems or settings is None:
+        raise BadSuite(problems)
+    return ResolvedProtocol(name=name, base=name, settings=settings, methods=methods)
+
+
+def stand_in(name: str) -> ResolvedProtocol:
+    """What takes the place of an unknown protocol, so that the rest of a suite can be checked.
+
+    It knows the methods of all protocols by name, but not their terms.
+    """
+    like = bundled_protocol(nearest(name, protocol_names()) or protocol_names()[0])
+    methods: dict[str, Terms] = {method: () for each in protocol_names() for method in bundled_protocol(each).methods}
+    return ResolvedProtocol(name=name, base=name, settings=like.settings, methods=methods)
+
+
+def derived_protocol(
+    changes: dict[str, Any], document: Document, path: Path_
+) -> tuple[ResolvedProtocol, list[Problem]]:
+    """A bundled protocol with some values changed: ``{base: crd, epochs: 20, teacher: {epochs: 40}}``.
+
+    Returns the problems that were found, and the protocol with what is right of the changes.
+    """
+    changes = dict(changes)
+    name, problems = changes.pop("base", None), []
+    if not isinstance(name, str):
+        message = f"'base' is missing: name the protocol that is changed, one of {', '.join(protocol_names())}"
+        problems.append(document.problem(path, message))
+        base = stand_in("")
+    elif name not in protocol_names():
+        message = unknown("protocol", name, protocol_names(), "protocols")
+        problems.append(document.problem((*path, "base"), message))
+        base = stand_in(name)
+    else:
+        base = bundled_protocol(name)
+    original = base.settings.model_dump(mode="json", exclude={"methods"})
+    whole = merged(original, changes)
+    settings, methods, found = resolve(whole, original, document, path)
+    found += late_milestones(changes, whole, document, path) if not found else []
+    shown = _differences(original, {key: value for key, value in changes.items() if key not in _BESIDE})
+    return ResolvedProtocol(
+        name=f"{base.name}* ({', '.join(shown)})" if shown else base.name,
+        base=base.name,
+        settings=settings or base.settings,
+        methods={**base.methods, **methods},
+    ), problems + found
+
+
+_BESIDE = ("title", "trials", "methods")
+"""What can be changed while the protocol stays what it is: a method with other terms is another method."""
+
+
+def _differences(original: dict[str, Any], changes: dict[str, Any]) -> list[str]:
+    """What was changed, as ``epochs 20``, ``teacher.lr 0.1``."""
+    found = []
+    for key, value in changes.items():
+        before = original.get(key)
+        if isinstance(value, dict):
+            found += [f"{key}.{text}" for text in _differences(before if isinstance(before, dict) else {}, value)]
+        elif key not in original or before != value:
+            found.append(f"{key} {json.dumps(value, ensure_ascii=False, default=str)}")
+    return found
