@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from kdbench import __main__
 from kdbench.catalogue.text import CONTROL, one_line, printable
 from kdbench.cli import app as commands
-from kdbench.cli.progress import Progress
+from kdbench.cli.progress import RunProgress
 from kdbench.errors import KdbenchError
 from kdbench.plan.plan import Plan
 
@@ -48,7 +48,7 @@ def test_errors_and_progress_escape_what_they_say(monkeypatch, capsys):
     monkeypatch.setattr(commands, "app", fail)
     with pytest.raises(SystemExit):
         __main__.main()
-    Progress([], Plan((), (), 0, 0)).say(HOSTILE)
+    RunProgress([], Plan((), (), 0, 0)).say(HOSTILE)
     lines = capsys.readouterr().err
     assert lines.count("\\x1b[8mhidden") == 2
     assert not CONTROL.search(lines.replace("\n", ""))
