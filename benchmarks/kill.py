@@ -53,9 +53,11 @@ DAMAGED = {
     "runs": ["spec.json", "metrics.jsonl", "result.json"],
     "measurements": ["spec.json", "result.json"],
 }
-"""What `kdbench run` notices. The weights of students that nothing reads are `kdbench verify`'s."""
+"""What `kdbench run` notices. `kdbench verify` is for the rest: the weights of students that nothing reads, and an
+auxiliary student whose own students are finished."""
 
 PATIENCE = 300.0
+KDBENCH = [sys.executable, "-m", "kdbench"]
 
 
 class Campaign:
@@ -77,11 +79,13 @@ class Campaign:
         if process.returncode:
             raise SystemExit(f"the undisturbed run has failed:\n{self.error_file(self.reference).read_text()}")
         self.files = contents(self.reference)
+        command = [*KDBENCH, "report", str(self.suite), "--results", str(self.reference), "--format", "json"]
+        self.report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         print(f"undisturbed: {self.length:.1f} s, {len(self.files)} files", flush=True)
 
     def start(self, results: Path, checkpoint_seconds: str) -> subprocess.Popen[str]:
         """Start `kdbench run` on one CPU slot."""
-        command = [sys.executable, "-m", "kdbench", "run", str(self.suite), "--results", str(results)]
+        command = [*KDBENCH, "run", str(self.suite), "--results", str(results)]
         command += ["--devices", "cpu", "--jobs-per-device", "1", "--checkpoint-seconds", checkpoint_seconds]
         with self.error_file(results).open("a") as errors:
             return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
@@ -120,7 +124,8 @@ class Campaign:
         damaged = []
         for _ in range(self.random.choice([1, 1, 2])):
             kind = self.random.choice(["teachers", "teachers", "runs", "measurements"])
-            record = self.random.choice(sorted((results / kind).iterdir()))
+            records = sorted((results / kind).iterdir())
+            record = self.random.choice([each for each in records if kind != "runs" or each.name in self.report])
             file = record / self.random.choice(DAMAGED[kind])
             content = bytearray(file.read_bytes())
             if content and self.random.random() < 0.7:
