@@ -18,6 +18,7 @@ from kdbench.catalogue.networks import networks
 from kdbench.catalogue.terms import term_names
 from kdbench.cli.app import app
 from kdbench.errors import BadInput, BadSuite
+from kdbench.plan.plan import auxiliaries_of
 from kdbench.suite.load import bundled_suites, load_suite
 from kdbench.suite.measurements import probe_protocols
 from kdbench.suite.protocol import Protocol, bundled_protocol, protocol_names
@@ -316,7 +317,9 @@ def file(tmp_path):
 def test_suites_of_the_grammar(file, within_limits, data):
     if validated(within_limits, file, dumped(data)) == 0:
         _, text, _ = command(within_limits, "plan", str(file), "--json", "--results", str(file.parent / "none"))
-        assert json.loads(text)["runs"] == len(load_suite(file).specs)
+        specs = load_suite(file).specs.values()
+        runs = {run.id for spec in specs for run in (*auxiliaries_of(spec), spec)}
+        assert json.loads(text)["runs"] == len(runs)
 
 
 @settings(max_examples=3000 if LONG else 50, phases=PHASES)
