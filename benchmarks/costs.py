@@ -39,7 +39,7 @@ from kdbench.models.outputs import measure_shapes
 from kdbench.store.store import Store
 from kdbench.suite.methods import auxiliary_method, reads_teacher
 from kdbench.suite.protocol import Recipe, bundled_protocol
-from kdbench.suite.specs import DatasetSpec, PartSpec, RunSpec, TeacherSpec, TermUse
+from kdbench.suite.specs import DatasetSpec, PartSpec, RunSpec, TeacherSpec, WeightedTerm
 from kdbench.training.build import new_network, on_device, student_learner
 from kdbench.training.environment import cpu_name, prepare
 from kdbench.training.guide import Guide
@@ -112,10 +112,10 @@ def main() -> None:
         write_text(OUTPUT, text)
 
 
-def build(terms: tuple[TermUse, ...], folder: Path) -> Case:
+def build(terms: tuple[WeightedTerm, ...], folder: Path) -> Case:
     """A learner, its teacher and its stream, with fresh weights throughout."""
     teacher_name = network(STUDENT).auxiliary if auxiliary_method(terms) else TEACHER
-    recipe = bundled_protocol("crd").settings.recipe(STUDENT, "cifar100")
+    recipe = bundled_protocol("crd").recipe(STUDENT, "cifar100")
     teacher = TeacherSpec(network=teacher_name, dataset=CIFAR, recipe=recipe) if reads_teacher(terms) else None
     guide = Guide(on_device(new_network(teacher_name, CIFAR, None, "teacher"), CPU)) if teacher else None
     labels = torch.randint(0, 100, (IMAGES,), generator=torch.Generator().manual_seed(1))
@@ -133,7 +133,7 @@ def stream_of(count: int, recipe: Recipe) -> Stream:
     return Stream(train, recipe, CIFAR, ("benchmark",), CPU)
 
 
-def _stage(use: TermUse, teacher: TeacherSpec, recipe: Recipe) -> TeacherSpec:
+def _stage(use: WeightedTerm, teacher: TeacherSpec, recipe: Recipe) -> TeacherSpec:
     options = {key: use.hyperparameters[key] for key in term(use.name).part or () if key in use.hyperparameters}
     return teacher.model_copy(update={"part": PartSpec(term=use.name, hyperparameters=options, recipe=recipe)})
 
@@ -156,7 +156,7 @@ def choice_of_channels(case: Case) -> float:
     return (spent[0] + each * (-(-20_000 // BATCH) - 1)) / (2 * STEPS)
 
 
-def grown(terms: tuple[TermUse, ...]) -> int:
+def grown(terms: tuple[WeightedTerm, ...]) -> int:
     """Bytes by which a forked process grows from nothing built to the peak of its first step."""
     reading, writing = os.pipe()
     if (child := os.fork()) == 0:
@@ -184,12 +184,12 @@ def _status(key: str) -> int:
 
 def _names() -> list[str]:
     """Every method once, kd first; no sums of methods, whose costs add up, nor what leaves a part of a loss out."""
-    names = dict.fromkeys(name for protocol in PROTOCOLS for name in bundled_protocol(protocol).methods)
+    names = dict.fromkeys(name for protocol in PROTOCOLS for name in bundled_protocol(protocol).terms)
     return ["kd", *(name for name in names if name != "kd" and "+" not in name and not name.startswith("ega-"))]
 
 
-def _terms(name: str) -> tuple[TermUse, ...]:
-    known = [bundled_protocol(protocol).methods for protocol in PROTOCOLS]
+def _terms(name: str) -> tuple[WeightedTerm, ...]:
+    known = [bundled_protocol(protocol).terms for protocol in PROTOCOLS]
     return next(methods[name] for methods in known if name in methods)
 
 

@@ -38,13 +38,13 @@ def main() -> None:
     device = prepare(options.device, options.threads)
     dataset = DatasetSpec(name="cifar100")
     protocol = bundled_protocol("crd")
-    recipe = protocol.settings.recipe(options.student, "cifar100").model_copy(update={"batch": options.batch})
+    recipe = protocol.recipe(options.student, "cifar100").model_copy(update={"batch": options.batch})
     teacher = TeacherSpec(network=options.teacher, dataset=dataset, recipe=recipe)
     runs = [
         RunSpec(
             student=options.student,
             teacher=teacher,
-            terms=protocol.methods["kd"],
+            terms=protocol.terms["kd"],
             dataset=dataset,
             recipe=recipe,
             trial=n,

@@ -47,7 +47,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def set_aside(path: Path) -> Path:
+def quarantine(path: Path) -> Path:
     """Rename a damaged file so that it is not read again but not lost either. Returns the new name."""
     for number in range(1, 10_000):
         target = path.with_name(f"{path.name}.damaged-{number}")

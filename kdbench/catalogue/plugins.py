@@ -27,7 +27,7 @@ import kdbench
 from kdbench.errors import BadInput
 
 
-Beside = Callable[[str], Path | None]
+ModuleLocator = Callable[[str], Path | None]
 """The folder in which a top-level module is looked for that is not on the import path."""
 
 
@@ -35,19 +35,19 @@ def _nowhere(top: str) -> Path | None:
     return None
 
 
-BESIDE: ContextVar[Beside] = ContextVar("beside", default=_nowhere)
+MODULE_LOCATOR: ContextVar[ModuleLocator] = ContextVar("beside", default=_nowhere)
 """Where modules are looked for that are not on the import path: beside the suite that is read, say."""
 
 
 @contextmanager
-def looking_beside(folder_of: Beside) -> Iterator[None]:
+def locating_modules(folder_of: ModuleLocator) -> Iterator[None]:
     """Look for modules that are not on the import path in these folders."""
     importlib.invalidate_caches()
-    token = BESIDE.set(folder_of)
+    token = MODULE_LOCATOR.set(folder_of)
     try:
         yield
     finally:
-        BESIDE.reset(token)
+        MODULE_LOCATOR.reset(token)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Source:
     sha256: str
 
     @property
-    def files_beside(self) -> list[SourceFile]:
+    def local_files(self) -> list[SourceFile]:
         """The files that are not on the import path."""
         return [file for file in self.files.values() if file.module.partition(".")[0] in self.beside]
 
@@ -120,7 +120,7 @@ def find(module: str) -> ModuleSpec | None:
     """The spec of a module: on the import path, else beside the suite. The packages above it are not imported."""
     top, *rest = module.split(".")
     found = _within(_on_path(top), rest)
-    folder = BESIDE.get()(top) if found is None else None
+    folder = MODULE_LOCATOR.get()(top) if found is None else None
     return _within(in_folder(top, folder), rest) if folder else found
 
 
@@ -141,7 +141,7 @@ def source_file(module: str) -> Path:
         raise BadInput(f"'{module}' is no name of a module: write package.module:Class")
     if top in sys.stdlib_module_names:
         raise BadInput(f"'{top}' is a module of Python's own library: give yours another name")
-    folder = BESIDE.get()(top) if top != "kdbench" else None
+    folder = MODULE_LOCATOR.get()(top) if top != "kdbench" else None
     ours, theirs = _place(in_folder(top, folder) if folder else None), _place(_on_path(top))
     if ours and theirs and ours.resolve() != theirs.resolve():
         raise BadInput(f"'{top}' is {theirs}, which hides {ours}: give the latter another name")
@@ -205,7 +205,7 @@ def in_folder(top: str, folder: Path) -> ModuleSpec | None:
 def _beside(module: str) -> tuple[str, Path] | None:
     """The top-level module, and the folder in which it was found, of a module that is not on the import path."""
     top, *rest = module.split(".")
-    folder = BESIDE.get()(top) if _within(_on_path(top), rest) is None else None
+    folder = MODULE_LOCATOR.get()(top) if _within(_on_path(top), rest) is None else None
     return (top, folder) if folder else None
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import yaml
 
 from kdbench.catalogue.plugins import (
-    BESIDE,
+    MODULE_LOCATOR,
     NOT_READ,
-    Beside,
+    ModuleLocator,
     Source,
     absolute,
     locate,
@@ -33,7 +33,7 @@ PLUGINS = "kdbench.terms"
 """The group of entry points with which another package gives its terms short names."""
 
 
-FACTS = (
+TERM_CONSTANTS = (
     "paper",
     "reads",
     "needs_teacher",
@@ -94,7 +94,7 @@ class TermInfo:
 @cache
 def term_names() -> list[str]:
     """Short names of all terms: the bundled ones and those of installed packages."""
-    return sorted({**_announced(), **_bundled()})
+    return sorted({**_entry_points(), **_bundled()})
 
 
 def term(name: str, source_sha256: str | None = None) -> TermInfo:
@@ -103,9 +103,9 @@ def term(name: str, source_sha256: str | None = None) -> TermInfo:
     With ``source_sha256``, those of the code that is known by it: as it was read before, or else as it is now.
     """
     if source_sha256 is None:
-        return _term(name, _surroundings(name))
+        return _term(name, _locator_for(name))
     if (name, source_sha256) not in _READ:
-        info = _term(name, _surroundings(name))
+        info = _term(name, _locator_for(name))
         if info.source_sha256 != source_sha256:
             raise BadInput(
                 f"{name} is not what it was when the run was planned: {info.path}, or what it imports, has changed since. "
@@ -118,19 +118,19 @@ _READ: dict[tuple[str, str], TermInfo] = {}
 """The terms that do not come with kdbench, by name and code, as far as they have been read."""
 
 
-def _surroundings(name: str) -> Beside | None:
+def _locator_for(name: str) -> ModuleLocator | None:
     """What decides on the code that a name stands for; None for a bundled term, which is the same for all suites."""
-    return None if ":" not in name and _in_its_file(normalise(name)) else BESIDE.get()
+    return None if ":" not in name and _bundled_target(normalise(name)) else MODULE_LOCATOR.get()
 
 
 @lru_cache(maxsize=1024)
-def _term(name: str, beside: Beside | None) -> TermInfo:
+def _term(name: str, beside: ModuleLocator | None) -> TermInfo:
     """What ``term`` gives in these surroundings."""
     if ":" in name:
         target = name
     else:
         name, given = normalise(name), name
-        target = _in_its_file(name) or {**_announced(), **_bundled()}.get(name, "")
+        target = _bundled_target(name) or {**_entry_points(), **_bundled()}.get(name, "")
         if not target:
             raise BadInput(unknown("term", given, term_names(), "methods"))
     module, _, class_name = target.partition(":")
@@ -152,7 +152,7 @@ def _term(name: str, beside: Beside | None) -> TermInfo:
         description=description,
         hyperparameters=_hyperparameters(classes),
         source=read_source(module, [each.module for each in classes]) if own else None,
-        **{fact: _constant(fact, classes) for fact in FACTS},
+        **{fact: _constant(fact, classes) for fact in TERM_CONSTANTS},
     )
     if info.source:
         _READ[name, info.source.sha256] = info
@@ -171,11 +171,11 @@ def _base() -> _Class:
 def _bundled() -> dict[str, str]:
     """Short name → "package.module:Class" of each file beside methods/term.py that defines a subclass of Term."""
     names = (normalise(file.stem) for file in sorted(_base().path.parent.glob("[!.]*.py")))
-    return {name: target for name in names if (target := _in_its_file(name))}
+    return {name: target for name in names if (target := _bundled_target(name))}
 
 
 @cache
-def _in_its_file(name: str) -> str:
+def _bundled_target(name: str) -> str:
     """The bundled term of the file that has its name, so that one term costs the reading of one file; "" for none."""
     stem = name.replace("-", "_")
     file = _base().path.parent / f"{stem}.py"
@@ -188,7 +188,7 @@ def _in_its_file(name: str) -> str:
 
 
 @cache
-def _announced() -> dict[str, str]:
+def _entry_points() -> dict[str, str]:
     return {
         normalise(entry.name): f"{entry.module}:{entry.attr}"
         for entry in importlib.metadata.entry_points(group=PLUGINS)

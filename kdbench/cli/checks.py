@@ -50,7 +50,7 @@ def _check_weights(suites: Iterable[Suite]) -> None:
 
     problems = []
     for suite in suites:
-        needs = [need for spec in suite.specs.values() for need in spec.needs]
+        needs = [need for spec in suite.specs.values() for need in spec.dependencies]
         problems += [Problem(suite.file, 0, "teachers", message) for message in misfits(needs, suite.weight_files)]
     if problems:
         raise BadSuite(problems)
@@ -91,7 +91,7 @@ def _ids(names: list[str]) -> dict[str, set[str]]:
     specs = [spec for suite in suites for spec in suite.specs.values()]
     measured = [each.spec for suite in suites for each in suite.measurements]
     runs = [each for spec in specs for each in (*auxiliaries_of(spec), spec)]
-    runs += [need.made_by for spec in measured for need in spec.needs if need.made_by]
+    runs += [need.source_run for spec in measured for need in spec.dependencies if need.source_run]
     return {
         "teachers": {stage.id for stage in all_stages(specs, measured)},
         "runs": {run.id for run in runs},

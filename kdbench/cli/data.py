@@ -157,12 +157,12 @@ def samples(
 
 
 def _dataset(name: str, part: dict[str, Any]) -> DatasetSpec:
-    from kdbench.suite.compatibility import oversized
+    from kdbench.suite.compatibility import subset_errors
     from kdbench.suite.schema import DatasetEntry
 
     given = {key: value for key, value in part.items() if value is not None}
     entry = _validated(DatasetEntry, {"name": name, **given})
-    if problems := oversized(entry):
+    if problems := subset_errors(entry):
         raise BadInput("\n".join(f"{_option(key)}: {message}" for key, message in problems))
     spec: DatasetSpec = entry.spec
     return spec

@@ -89,13 +89,13 @@ def _protocols(_: Path) -> Lines:
     return [
         {
             "protocol": name,
-            "": p.settings.title,
-            "epochs": p.settings.epochs,
-            "batch": p.settings.batch,
-            "lr": p.settings.lr,
-            "score": p.settings.score,
-            "trials": p.settings.trials,
-            "methods": " ".join(p.methods),
+            "": p.title,
+            "epochs": p.epochs,
+            "batch": p.batch,
+            "lr": p.lr,
+            "score": p.score,
+            "trials": p.trials,
+            "methods": " ".join(p.terms),
         }
         for name, p in protocols.items()
     ]
@@ -292,7 +292,7 @@ def _methods_with(name: str) -> dict[str, dict[str, Terms]]:
     """The methods of each protocol that contain a term."""
     from kdbench.suite.protocol import bundled_protocol, protocol_names
 
-    every = {p: bundled_protocol(p).methods for p in protocol_names()}
+    every = {p: bundled_protocol(p).terms for p in protocol_names()}
     found = {
         p: {method: terms for method, terms in methods.items() if any(use.name == name for use in terms)}
         for p, methods in every.items()

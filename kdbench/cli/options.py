@@ -102,10 +102,10 @@ def load(
 ) -> list[Suite]:
     """The chosen part of suites. Weights and modules that are gone count as what they were when the results were made."""
     from kdbench.store.store import Store
-    from kdbench.store.suites import KnownFiles
+    from kdbench.store.suites import ArchivedFiles
     from kdbench.suite.load import load_suites
 
-    known = KnownFiles([Store(folder) for folder in results])
+    known = ArchivedFiles([Store(folder) for folder in results])
     loaded = load_suites(references, trials, tiny=tiny, known=known.tell)
     for message in known.messages:
         say(message)

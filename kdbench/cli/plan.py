@@ -55,13 +55,13 @@ def summarise(
     from kdbench.plan.cost import ASSUMED_SPEED, measured_speed
     from kdbench.plan.plan import changed_plugins, make_plan
     from kdbench.store.store import Store
-    from kdbench.suite.methods import folders_beside
+    from kdbench.suite.methods import plugin_folders
 
     if on not in ("", "cpu", "gpu"):
         raise BadInput(f"--on {on}: write cpu or gpu")
     store = Store(results)
     specs = [spec for suite in suites for spec in suite.specs.values()]
-    folders_beside(specs)
+    plugin_folders(specs)
     plan = make_plan(specs, store, slots, measurements=[each.spec for suite in suites for each in suite.measurements])
     measured = measured_speed(store)
     kind = on or next(iter(measured), "cpu")

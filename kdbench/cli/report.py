@@ -233,11 +233,11 @@ def _with_results(stores: Sequence[Store], trials: int | None, tiny: bool) -> li
 
 def _kept(stores: Sequence[Store], trials: int | None, tiny: bool) -> Iterator[Suite]:
     """The suites that were run, as they were then. What can no longer be read is told and left out."""
-    from kdbench.store.suites import KnownFiles, kept_suites
+    from kdbench.store.suites import ArchivedFiles, kept_suites
     from kdbench.suite.load import bundled_suites, load_suite
     from kdbench.suite.tiny import tiny_suite
 
-    known, names = KnownFiles(stores), set(bundled_suites())
+    known, names = ArchivedFiles(stores), set(bundled_suites())
     for kept in kept_suites(stores):
         try:
             suite = load_suite(kept.original, 1 if tiny and not trials else trials, known.tell)

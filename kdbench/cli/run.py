@@ -70,7 +70,7 @@ def run(
     unfinished = [spec for spec in specs if not store.run(spec.id).done()]
     between = {each.id: each for spec in unfinished for each in auxiliaries_of(spec)}
     teachers = all_stages(specs, [each.spec for suite in loaded for each in suite.measurements])
-    students = {s.teacher.id: s.teacher for s in (*between.values(), *unfinished) if s.teacher and s.teacher.made_by}
+    students = {s.teacher.id: s.teacher for s in (*between.values(), *unfinished) if s.teacher and s.teacher.source_run}
     place = Place(results, data, devices, jobs_per_device, download, checkpoint_seconds, retry_diverged)
     failed = work_on(loaded, teachers, place, store, checked=students.values())
     folders = [results] if results != Path("results") else []
@@ -148,10 +148,10 @@ def work_on(
     records = [store.run(id) for suite in suites for id in suite.specs]
     records += [store.measurement(each.spec.id) for suite in suites for each in suite.measurements]
     store.remove_empty_logs()
-    for message in store.set_aside_damaged(records):
+    for message in store.quarantine_damaged(records):
         say(message)
-    for _ in range(2 + max((len(teacher.chain) for teacher in teachers), default=0)):
-        damaged = store.set_aside_damaged_teachers([*teachers, *checked])
+    for _ in range(2 + max((len(teacher.lineage) for teacher in teachers), default=0)):
+        damaged = store.quarantine_damaged_teachers([*teachers, *checked])
         for message in damaged.values():
             say(message)
         failed = work(suites, wanted, place, store)
@@ -171,7 +171,7 @@ def work(suites: Sequence[Suite], teachers: Sequence[TeacherSpec], place: Place,
     from kdbench.execution.worker_handle import WorkerOptions
     from kdbench.plan.plan import make_plan
     from kdbench.store.suites import keep_suites
-    from kdbench.suite.methods import folders_beside
+    from kdbench.suite.methods import plugin_folders
 
     specs = [spec for suite in suites for spec in suite.specs.values()]
     measurements = [each.spec for suite in suites for each in suite.measurements]
@@ -189,8 +189,8 @@ def work(suites: Sequence[Suite], teachers: Sequence[TeacherSpec], place: Place,
         with suppress(OSError):  # results that can only be read are shown all the same
             keep_suites(suites, store)
         return {}
-    needed = [need for spec in plan.measurements for need in spec.needs]
-    beside = folders_beside([*specs, *(run for cohort in plan.cohorts for run in cohort.runs), *plan.teachers, *needed])
+    needed = [need for spec in plan.measurements for need in spec.dependencies]
+    beside = plugin_folders([*specs, *(run for cohort in plan.cohorts for run in cohort.runs), *plan.teachers, *needed])
     given = dict(place.weights)
     for suite in suites:
         given |= suite.weight_files

@@ -124,7 +124,7 @@ def _record(results: Path, kind: str, id: str) -> str | None:
     if len(matches) > 1:
         raise BadInput(f"'{id}' begins the ids of several {kind}: {', '.join(record.id for record in matches[:10])}")
     record = matches[0]
-    parts: dict[str, Any] = {"spec": record.spec(), "about": record.about()}
+    parts: dict[str, Any] = {"spec": record.spec(), "about": record.metadata()}
     if plugins := hashes_of_plugins(parts["spec"]):
         parts["code"] = {name: str(Store(results).source_folder(sha256)) for name, sha256 in plugins.items()}
     try:

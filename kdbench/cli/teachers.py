@@ -48,7 +48,7 @@ def import_file(
     from kdbench.errors import BadInput, KdbenchError
     from kdbench.store.store import Store
     from kdbench.suite.specs import DatasetSpec, TeacherSpec, Weights
-    from kdbench.suite.teachers import named_teacher
+    from kdbench.suite.teachers import teacher_config
 
     if file.is_dir():
         _take_in(file, Store(results))
@@ -60,7 +60,7 @@ def import_file(
         raise BadInput(f"--dataset is missing: {facts.name} is measured on the test set of the data set that it knows")
     if not file.is_file():
         raise BadInput(f"{file}: no such file. Give the path of a checkpoint, or of a folder that export has made.")
-    kind = named_teacher(facts.name, str(file.resolve()), None, Path(), key)
+    kind = teacher_config(facts.name, str(file.resolve()), None, Path(), key)
     weights = Weights(
         source="file",
         sha256=kind.sha256,
@@ -137,7 +137,7 @@ def _take_in(folder: Path, store: Store) -> None:
     from pydantic import ValidationError
 
     from kdbench.errors import BadInput, BadRecord
-    from kdbench.files import set_aside
+    from kdbench.files import quarantine
     from kdbench.store.record import Record
     from kdbench.store.store import check_copyable, copy_record
     from kdbench.suite.specs import TeacherSpec
@@ -161,7 +161,7 @@ def _take_in(folder: Path, store: Store) -> None:
             with target.lock().acquire(timeout=0):
                 if not target.done():
                     if (target.folder / "result.json").exists():
-                        set_aside(target.folder)
+                        quarantine(target.folder)
                     shutil.rmtree(target.folder, ignore_errors=True)
                     copy_record(record, target.folder)
         except Timeout:

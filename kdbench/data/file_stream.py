@@ -23,7 +23,7 @@ from kdbench.data.batch import Batch, generator
 from kdbench.data.image_sets import ImageFiles
 from kdbench.data.preprocess import AREA, RATIO, Normalisation, centre_cut, pixels, random_cut
 from kdbench.errors import BadInput
-from kdbench.suite.specs import DatasetSpec, Recipe, View
+from kdbench.suite.specs import DatasetSpec, Preprocessing, Recipe
 
 
 Order = tuple[int | None, bool, bool, list[int]]
@@ -43,7 +43,7 @@ class Cutter(Dataset[Any]):
     Where copies are asked for, stacks of [COPIES · B, 3, H, W] follow, one for each view.
     """
 
-    def __init__(self, files: ImageFiles, views: Sequence[View], seed: tuple[object, ...]) -> None:
+    def __init__(self, files: ImageFiles, views: Sequence[Preprocessing], seed: tuple[object, ...]) -> None:
         self.files, self.views, self.seed = files, views, seed
 
     def __getitem__(self, order: Order) -> list[Tensor] | BadInput:
@@ -59,7 +59,7 @@ class Cutter(Dataset[Any]):
             for group in zip(*seen, strict=True)
         ]
 
-    def _cut(self, index: int, epoch: int | None, views: Sequence[View], copied: bool) -> list[list[Tensor]]:
+    def _cut(self, index: int, epoch: int | None, views: Sequence[Preprocessing], copied: bool) -> list[list[Tensor]]:
         image = self.files.read(index)
         if epoch is None:
             return [[pixels(centre_cut(image, view.size or self.files.size))] for view in views]
@@ -69,7 +69,7 @@ class Cutter(Dataset[Any]):
             cuts.append([self._drawn(image, view, "copy", number, *place, copy) for copy in range(COPIES)])
         return cuts
 
-    def _drawn(self, image: Image.Image, view: View, *seed: object) -> Tensor:
+    def _drawn(self, image: Image.Image, view: Preprocessing, *seed: object) -> Tensor:
         size, draw = view.size or self.files.size, generator(*seed)
         areas, ratios = view.crop_area or AREA, view.crop_ratio or RATIO
         return pixels(random_cut(image, size, draw, flip=view.flip, areas=areas, ratios=ratios))
@@ -130,9 +130,9 @@ class FileStream:
         spec: DatasetSpec,
         seed: tuple[object, ...],
         device: torch.device,
-        view: View | None = None,
+        view: Preprocessing | None = None,
     ) -> None:
-        views: list[View] = [recipe, *([view] if view else [])]
+        views: list[Preprocessing] = [recipe, *([view] if view else [])]
         self.batch, self.seed, self.device = recipe.batch, seed, device
         self.normalise = [Normalisation(each, spec, device) for each in views]
         self.labels = train.labels.to(device)
@@ -172,7 +172,9 @@ class FileStream:
 class FileTestSet:
     """The centres of the test images as normalised batches, in order."""
 
-    def __init__(self, test: ImageFiles, view: View, spec: DatasetSpec, device: torch.device, batch: int = 256) -> None:
+    def __init__(
+        self, test: ImageFiles, view: Preprocessing, spec: DatasetSpec, device: torch.device, batch: int = 256
+    ) -> None:
         self.labels = test.labels.to(device)
         self.normalise = Normalisation(view, spec, device)
         self.orders: list[Order] = [

@@ -118,7 +118,7 @@ def _load(facts: Dataset, spec: DatasetSpec, root: Path) -> Sets:
     else:
         train, test = _digits()
     train, test = _parts(train, test, spec)
-    size = spec.side if spec.stand_in else spec.size
+    size = spec.image_size if spec.stand_in else spec.size
     return _in_size(train, size), _in_size(test, size)
 
 

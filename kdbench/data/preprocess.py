@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdbench.catalogue.datasets import dataset
-from kdbench.suite.specs import DatasetSpec, View
+from kdbench.suite.specs import DatasetSpec, Preprocessing
 
 
 class Normalisation:
     """uint8 pixels to float: (x / 255 - mean) / std per channel, as one multiply-add, in channels-last memory."""
 
-    def __init__(self, view: View, spec: DatasetSpec, device: torch.device) -> None:
+    def __init__(self, view: Preprocessing, spec: DatasetSpec, device: torch.device) -> None:
         facts = dataset(spec.name)
         mean = torch.tensor(view.mean or facts.mean, device=device).view(1, 3, 1, 1)
         std = torch.tensor(view.std or facts.std, device=device).view(1, 3, 1, 1)
@@ -49,7 +49,7 @@ def _interpolated(images: Tensor, shape: tuple[int, int]) -> Tensor:
 class Viewer:
     """Augmented views of a set of images [N, 3, H, W] uint8. A crop is an index into all of an image's windows."""
 
-    def __init__(self, images: Tensor, view: View, spec: DatasetSpec, device: torch.device) -> None:
+    def __init__(self, images: Tensor, view: Preprocessing, spec: DatasetSpec, device: torch.device) -> None:
         self.view = view
         self.device = device
         self.normalise = Normalisation(view, spec, device)

@@ -18,7 +18,7 @@ from kdbench.data.file_stream import FileStream, FileTestSet
 from kdbench.data.image_sets import ImageFiles, ImageSet, Samples, Sets, apply_scenario, load_images, samples_of
 from kdbench.data.preprocess import Normalisation, Viewer, resized
 from kdbench.errors import BadInput
-from kdbench.suite.specs import DatasetSpec, Pretraining, Recipe, Scenario, View
+from kdbench.suite.specs import DatasetSpec, Preprocessing, Pretraining, Recipe, Scenario
 
 
 class Stream:
@@ -34,7 +34,7 @@ class Stream:
         spec: DatasetSpec,
         seed: tuple[object, ...],
         device: torch.device,
-        view: View | None = None,
+        view: Preprocessing | None = None,
     ) -> None:
         self.batch = recipe.batch
         self.seed = seed
@@ -97,7 +97,9 @@ class TestSet:
 
     __test__ = False
 
-    def __init__(self, test: ImageSet, view: View, spec: DatasetSpec, device: torch.device, batch: int = 256) -> None:
+    def __init__(
+        self, test: ImageSet, view: Preprocessing, spec: DatasetSpec, device: torch.device, batch: int = 256
+    ) -> None:
         self.images, self.labels = test.images.to(device), test.labels.to(device)
         self.size = view.size
         self.normalise = Normalisation(view, spec, device)
@@ -127,7 +129,7 @@ class DataSource:
         return self._loaded[spec.id]
 
     def stream(
-        self, spec: DatasetSpec, scenario: Scenario, recipe: Recipe, trial: int, view: View | None = None
+        self, spec: DatasetSpec, scenario: Scenario, recipe: Recipe, trial: int, view: Preprocessing | None = None
     ) -> Stream | FileStream:
         """The batches that a student of this trial sees, and its teacher where it has a ``view`` of its own."""
         train = self._student_set(spec, scenario, trial)
@@ -149,11 +151,11 @@ class DataSource:
             )
         return TwoViews(train, how, spec, (spec.canonical(), trial), self.device)
 
-    def test(self, spec: DatasetSpec, view: View) -> TestSet | FileTestSet:
+    def test(self, spec: DatasetSpec, view: Preprocessing) -> TestSet | FileTestSet:
         """The test set as a network sees it under a view."""
         return self._as_tested(self.sets(spec)[1], view, spec)
 
-    def train(self, spec: DatasetSpec, view: View) -> TestSet | FileTestSet:
+    def train(self, spec: DatasetSpec, view: Preprocessing) -> TestSet | FileTestSet:
         """The training set as a network sees it under a view, without augmentation."""
         return self._as_tested(self.sets(spec)[0], view, spec)
 
@@ -163,7 +165,9 @@ class DataSource:
             return apply_scenario(whole, scenario, spec, trial)
         return apply_scenario(whole, scenario, spec, trial)
 
-    def _as_tested(self, images: ImageSet | ImageFiles, view: View, spec: DatasetSpec) -> TestSet | FileTestSet:
+    def _as_tested(
+        self, images: ImageSet | ImageFiles, view: Preprocessing, spec: DatasetSpec
+    ) -> TestSet | FileTestSet:
         if isinstance(images, ImageFiles):
             return FileTestSet(images, view, spec, self.device)
         return TestSet(images, view, spec, self.device)

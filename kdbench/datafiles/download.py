@@ -13,7 +13,7 @@ from urllib.request import Request, urlopen
 
 from kdbench.catalogue.datasets import Archive, Dataset
 from kdbench.errors import KdbenchError
-from kdbench.files import set_aside
+from kdbench.files import quarantine
 from kdbench.store.lock import Lock
 
 
@@ -75,7 +75,7 @@ def download(archive: Archive, folder: Path, listener: Listener) -> Path:
     if target.is_file():
         if md5_of(target) == archive.md5:
             return target
-        listener.note(f"{target} is not the official file. It is set aside as {set_aside(target).name}.")
+        listener.note(f"{target} is not the official file. It is set aside as {quarantine(target).name}.")
     fetch_file(archive.url, target, md5=archive.md5, listener=listener)
     return target
 

@@ -10,7 +10,7 @@ from kdbench.catalogue.text import command
 from kdbench.datafiles.download import Listener, Silent, alone, download, unofficial
 from kdbench.datafiles.unpack import is_archive, unpack
 from kdbench.errors import BadInput
-from kdbench.files import set_aside
+from kdbench.files import quarantine
 
 
 def damage(facts: Dataset, root: Path) -> str:
@@ -46,7 +46,7 @@ def fetch(facts: Dataset, root: Path, listener: Listener | None = None) -> bool:
     with alone(facts, root, listener):
         packed = facts.packed(root)
         if packed.is_file() and (reason := damage(facts, root)):
-            listener.note(f"{reason}. It is set aside as {set_aside(packed).name}.")
+            listener.note(f"{reason}. It is set aside as {quarantine(packed).name}.")
         if _ready(facts, root):
             return True
         for archive in facts.archives:

@@ -13,7 +13,7 @@ from pathlib import Path
 from kdbench.catalogue.datasets import Dataset
 from kdbench.datafiles.download import unofficial
 from kdbench.errors import KdbenchError
-from kdbench.files import set_aside
+from kdbench.files import quarantine
 
 
 def is_archive(path: Path) -> bool:
@@ -84,5 +84,5 @@ def _move(facts: Dataset, source: Path, target: Path) -> None:
             shutil.move(source / file, target / file)
         return
     if target.exists():
-        set_aside(target)
+        quarantine(target)
     source.rename(target)

@@ -43,15 +43,19 @@ class Job:
         return [single.id] if single else [run.id for run in self.runs]
 
     @cached_property
-    def needs(self) -> dict[str, TeacherSpec]:
+    def dependencies(self) -> dict[str, TeacherSpec]:
         """All stages of teachers, and parts of them, that must be there before it can start, by the id of their record."""
         needs: Iterable[TeacherSpec]
         if self.teacher:
-            needs = [self.teacher.before] if self.teacher.before else []
+            needs = [self.teacher.parent] if self.teacher.parent else []
         else:
-            needs = self.measurement.needs if self.measurement else [need for run in self.runs for need in run.needs]
-        stages = [stage for need in needs for stage in need.chain]
-        return {stage.made_by.id if stage.made_by else stage.id: stage for stage in stages}
+            needs = (
+                self.measurement.dependencies
+                if self.measurement
+                else [need for run in self.runs for need in run.dependencies]
+            )
+        stages = [stage for need in needs for stage in need.lineage]
+        return {stage.source_run.id if stage.source_run else stage.id: stage for stage in stages}
 
     def facts(self) -> dict[str, Any]:
         """What a listener hears when it starts."""
@@ -93,7 +97,7 @@ def jobs_of(plan: Plan) -> list[Job]:
         *(Job(runs=cohort.runs) for cohort in plan.cohorts),
         *(Job(measurement=spec) for spec in plan.measurements),
     ]
-    needed = {need.made_by.id for job in jobs for need in job.needs.values() if need.made_by}
+    needed = {need.source_run.id for job in jobs for need in job.dependencies.values() if need.source_run}
     spare = {run.id for cohort in plan.cohorts for run in cohort.runs if run.dataset.stand_in}
     spare |= {spec.id for spec in plan.measurements if spec.dataset.stand_in}
     return [replace(job, spare=frozenset(spare.intersection(job.ids) - needed)) for job in jobs]
@@ -101,7 +105,7 @@ def jobs_of(plan: Plan) -> list[Job]:
 
 def job_for(teacher: TeacherSpec) -> Job:
     """The job that makes a teacher: one of its own, or the run whose student it is."""
-    return Job(runs=(teacher.made_by,)) if teacher.made_by else Job(teacher=teacher)
+    return Job(runs=(teacher.source_run,)) if teacher.source_run else Job(teacher=teacher)
 
 
 class Backlog:
@@ -168,14 +172,14 @@ class Backlog:
     def _enter(self, place: int) -> None:
         """Let a job be ready, or wait for what it lacks; have that made if nobody is at it."""
         job = self.jobs[place]
-        lost = next((id for id in job.needs if id in self.failed), None)
+        lost = next((id for id in job.dependencies if id in self.failed), None)
         lacking = self._lacking(job)
         if lost:
             self._drop(place, lost)
         elif lacking:
             for id in lacking:
                 self.waiting.setdefault(id, set()).add(place)
-            self.add([job_for(job.needs[id]) for id in sorted(lacking) if id not in self.coming], first=True)
+            self.add([job_for(job.dependencies[id]) for id in sorted(lacking) if id not in self.coming], first=True)
         elif job.not_before > time.monotonic():
             heapq.heappush(self.later, (job.not_before, place))
         else:
@@ -184,13 +188,13 @@ class Backlog:
     def _drop(self, place: int, lost: str) -> None:
         """Give up what needs something that could not be made, and what needs that in turn."""
         job = self.jobs.pop(place)
-        rest = [run.id for run in job.runs if lost not in job.only([run.id]).needs]
+        rest = [run.id for run in job.runs if lost not in job.only([run.id]).dependencies]
         ids = [id for id in job.ids if id not in rest]
         self.give_up(job, ids, lost)
         self.ended(job, [job.only(rest)] if rest else [])
 
     def _lacking(self, job: Job) -> list[str]:
-        return [id for id, need in job.needs.items() if not self._there(id, need)]
+        return [id for id, need in job.dependencies.items() if not self._there(id, need)]
 
     def _there(self, id: str, need: TeacherSpec) -> bool:
         if id not in self.done:
@@ -198,5 +202,5 @@ class Backlog:
         return self.done[id]
 
     def _look_again(self, job: Job) -> None:
-        for id in job.needs:
+        for id in job.dependencies:
             self.done.pop(id, None)

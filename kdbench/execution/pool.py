@@ -132,7 +132,7 @@ class Pool:
 
     def _give_up(self, job: Job, ids: Sequence[str], lost: str) -> None:
         """Fail what needs something that could not be made."""
-        what = "network" if job.measurement else "auxiliary" if job.needs[lost].made_by else "teacher"
+        what = "network" if job.measurement else "auxiliary" if job.dependencies[lost].source_run else "teacher"
         self._fail(ids, job, f"its {what} failed: {self.result.failed[lost]}")
 
     def _handle(self, slot: str, event: dict[str, Any]) -> None:
@@ -161,7 +161,7 @@ class Pool:
         if event.get("fatal"):
             self.result.fatal = event["error"]
         elif "error" in event:
-            taken = [id for id in job.ids if self._record(job, id).busy()]
+            taken = [id for id in job.ids if self._record(job, id).is_locked()]
             self._fail([id for id in job.ids if id not in taken], job, event["error"], event.get("detail", ""))
             self._wait(job, taken)
         elif "lost_teacher" in event:

@@ -9,7 +9,7 @@ from kdbench.catalogue.networks import network
 from kdbench.catalogue.terms import term
 from kdbench.store.store import Store
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
-from kdbench.suite.specs import DatasetSpec, RunSpec, TeacherSpec, View
+from kdbench.suite.specs import DatasetSpec, Preprocessing, RunSpec, TeacherSpec
 
 
 ASSUMED_SPEED = {"cpu": 60e9, "gpu": 5e12}
@@ -30,10 +30,10 @@ def image_counts(spec: DatasetSpec, fraction: float = 1.0) -> tuple[int, int]:
     return round((spec.train_per_class or train) * fraction * classes), round((spec.test_per_class or test) * classes)
 
 
-def forward_macs(name: str, spec: DatasetSpec, view: View | None = None) -> float:
+def forward_macs(name: str, spec: DatasetSpec, view: Preprocessing | None = None) -> float:
     """Multiply-accumulates of one image's forward pass, at the size in which the network sees it."""
     known = network(name)
-    side = (view.size if view else None) or spec.side
+    side = (view.size if view else None) or spec.image_size
     return known.macs * (1.0 if known.size else (side / 32) ** 2)
 
 
@@ -107,7 +107,7 @@ def measured_speed(store: Store) -> dict[str, float]:
     work: dict[str, float] = {}
     seconds: dict[str, float] = {}
     for record in store.records("runs"):
-        device, macs, spent = record.work()
+        device, macs, spent = record.compute()
         if device in ASSUMED_SPEED and macs > 0 and spent > 0:
             work[device] = work.get(device, 0.0) + macs
             seconds[device] = seconds.get(device, 0.0) + spent

@@ -14,7 +14,7 @@ from kdbench.plan.cost import cohort_cost, measurement_cost, student_cost, teach
 from kdbench.store.record import Record
 from kdbench.store.store import Store
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
-from kdbench.suite.specs import HeadSpec, RunSpec, TeacherSpec, View, digest
+from kdbench.suite.specs import HeadSpec, Preprocessing, RunSpec, TeacherSpec, digest
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Cohort:
         return next((run.head for run in self.runs if run.head), None)
 
     @property
-    def view(self) -> View | None:
+    def view(self) -> Preprocessing | None:
         return next((run.view for run in self.runs if run.view), None)
 
     @cached_property
@@ -120,7 +120,7 @@ def make_plan(
     unmeasured = [spec for spec in asked.values() if store.measured(spec) is None]
     specs = list(specs)
     stages = all_stages(specs, asked.values())
-    specs += [need.made_by for spec in unmeasured for need in spec.needs if need.made_by]
+    specs += [need.source_run for spec in unmeasured for need in spec.dependencies if need.source_run]
     todo: dict[str, RunSpec] = {}
     done = 0
     diverged: dict[str, bool] = {}
@@ -132,7 +132,7 @@ def make_plan(
             todo |= {each.id: each for each in (*_unfinished(auxiliaries_of(spec), store), spec)}
     if not retry_diverged:
         unmeasured = [spec for spec in unmeasured if not _lost(spec, store, diverged)]
-    wanted = [*(need for spec in (*todo.values(), *unmeasured) for need in spec.needs), *teachers]
+    wanted = [*(need for spec in (*todo.values(), *unmeasured) for need in spec.dependencies), *teachers]
     wanted += [stage for stage in stages if store.unfinished(stage)]
     needed = {stage.id: stage for teacher in wanted for stage in teacher.stages}
     missing = [teacher for id, teacher in needed.items() if not store.teacher(id).done()]
@@ -145,7 +145,7 @@ def make_plan(
 def all_stages(specs: Iterable[RunSpec], measurements: Iterable[ProbeSpec | SimilaritySpec]) -> Iterable[TeacherSpec]:
     """All stages of teachers on which runs, those before them, or measurements stand, each once."""
     users = (*(each for spec in specs for each in (*auxiliaries_of(spec), spec)), *measurements)
-    needs = {need.id: need for user in users for need in user.needs}
+    needs = {need.id: need for user in users for need in user.dependencies}
     return {stage.id: stage for need in needs.values() for stage in need.stages}.values()
 
 
@@ -157,7 +157,7 @@ def _unfinished(chain: list[RunSpec], store: Store) -> list[RunSpec]:
 
 def _hopeless(spec: RunSpec, store: Store, diverged: dict[str, bool]) -> bool:
     """Whether the run or what it needs diverged. ``diverged`` remembers the teachers that have been looked up."""
-    teachers = [stage for need in spec.needs for stage in need.stages]
+    teachers = [stage for need in spec.dependencies for stage in need.stages]
     if any(_hopeless(each, store, diverged) for each in _unfinished(auxiliaries_of(spec), store)):
         return True
     for teacher in teachers:
@@ -170,8 +170,8 @@ def _lost(spec: ProbeSpec | SimilaritySpec, store: Store, diverged: dict[str, bo
     """Whether one of the networks to be measured diverged, or the measurement itself."""
     if _diverged(store.measurement(spec.id)):
         return True
-    runs = [need.made_by for need in spec.needs if need.made_by]
-    stages = [stage for need in spec.needs for stage in need.stages]
+    runs = [need.source_run for need in spec.dependencies if need.source_run]
+    stages = [stage for need in spec.dependencies for stage in need.stages]
     return any(_hopeless(run, store, diverged) for run in runs if not store.run(run.id).done()) or any(
         _diverged(store.teacher(stage.id)) for stage in stages
     )
@@ -190,7 +190,7 @@ def group(specs: Iterable[RunSpec]) -> list[Cohort]:
         if spec.teacher is None:
             without.append(spec)
         else:
-            with_teacher.setdefault(spec.company_id, []).append(spec)
+            with_teacher.setdefault(spec.cohort_key, []).append(spec)
     hosts: dict[str, list[RunSpec]] = {}
     for runs in with_teacher.values():
         hosts.setdefault(_stream(runs[0]), runs)

@@ -207,7 +207,7 @@ def sources(suites: Sequence[Suite]) -> list[Source]:
     found = [Source(f"Suite {suite.name} ({Path(suite.file).name})", suite.text) for suite in suites]
     protocols = {run.protocol.name: run.protocol for suite in suites for run in suite.runs}
     for protocol in protocols.values():
-        values = protocol.settings.model_dump(mode="json", exclude_defaults=True)
+        values = protocol.written()
         used = {run.method for suite in suites for run in suite.runs if run.protocol.name == protocol.name}
         if methods := {name: terms for name, terms in values.pop("methods", {}).items() if name in used}:
             values["methods"] = methods

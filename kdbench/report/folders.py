@@ -93,7 +93,7 @@ def _runs(suites: Sequence[Suite], stores: Sequence[Store]) -> Iterator[str]:
         found: dict[float, str] = {}
         for store in stores:
             result = _result(store.run(run.id))
-            if result and (accuracy := result.accuracy(run.protocol.settings.score)):
+            if result and (accuracy := result.accuracy(run.protocol.score)):
                 found.setdefault(accuracy.top1, f"{accuracy.top1:.2f} in {store.root}")
         yield from _told(f"{run.label} ({run.id})", found.values())
 

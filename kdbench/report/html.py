@@ -40,7 +40,7 @@ def html(report: Report, analysis: Analysis, suites: Sequence[Suite], stores: Se
     """
     from jinja2 import Environment
 
-    trained = {id: Trained(record, record.about()) for id, record in _records(report.rows, stores).items()}
+    trained = {id: Trained(record, record.metadata()) for id, record in _records(report.rows, stores).items()}
     specs = {id: spec for suite in suites for id, spec in suite.specs.items()}
     abouts = [each.about for each in trained.values() if each.about]
     environment = Environment(autoescape=True)

@@ -60,12 +60,12 @@ def likeness_facts(rows: Iterable[Row]) -> list[Fact]:
 
 
 def _facts(each: Measurement, stores: Sequence[Store]) -> list[Fact]:
-    run, settings, own = each.run, each.run.protocol.settings, each.stands_for or each
+    run, settings, own = each.run, each.run.protocol, each.original or each
     result, status, reason, version = _look_up(each, stores)
     method, varied = split_method(run.method)
     terms = terms_text(run.spec.terms) if each.of == "student" else ""
     student, trial = run.spec.student, run.spec.trial
-    trained = (own.run.stands_for or own.run).spec
+    trained = (own.run.original or own.run).spec
     paper, parts = paper_of(run), [scenario_setting(trained.scenario, settings.paper), varied]
     if each.of == "teacher":
         method, student, trial, paper, parts = "teacher", "", 0, teacher_paper_of(run), []

@@ -26,7 +26,7 @@ from kdbench.report.published import (
 from kdbench.store.record import Accuracy, Record, Result
 from kdbench.store.store import Store
 from kdbench.suite.protocol import bundled_protocol
-from kdbench.suite.specs import DatasetSpec, RunSpec, Scenario, TermUse
+from kdbench.suite.specs import DatasetSpec, RunSpec, Scenario, WeightedTerm
 from kdbench.suite.suite import Run, Suite
 
 
@@ -105,7 +105,7 @@ def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> list[Row]:
     weights = TeacherWeights(stores)
     rows = []
     for run in (run for suite in suites for run in suite.runs):
-        spec = (run.stands_for or run).spec
+        spec = (run.original or run).spec
         parts = (run.protocol, spec.terms, spec.dataset, spec.scenario)  # the same objects in all trials of a cell
         cell = (run.suite, run.method, run.teacher, run.strategy, spec.student, *map(id, parts))
         if cell not in shared:
@@ -116,7 +116,7 @@ def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> list[Row]:
 
 def _shared(run: Run) -> dict[str, Any]:
     """What the trials of a cell have in common."""
-    spec, settings = (run.stands_for or run).spec, run.protocol.settings
+    spec, settings = (run.original or run).spec, run.protocol
     varied = split_method(run.method)[1]
     return {
         "suite": run.suite,
@@ -136,7 +136,7 @@ def _shared(run: Run) -> dict[str, Any]:
     }
 
 
-def terms_text(terms: Sequence[TermUse]) -> str:
+def terms_text(terms: Sequence[WeightedTerm]) -> str:
     """``{"ce": {"weight": 0.1}, "kd": {"weight": 0.9, "temperature": 4.0}}``: also the hyper-parameters that are as usual."""
     found = {}
     for use in terms:
@@ -146,7 +146,7 @@ def terms_text(terms: Sequence[TermUse]) -> str:
 
 
 def _row(run: Run, shared: dict[str, Any], stores: Sequence[Store], weights: TeacherWeights) -> Row:
-    spec = (run.stands_for or run).spec
+    spec = (run.original or run).spec
     status, reason, result, version, store = look_up(stores, lambda store: store.run(run.id), "not run")
     differing = weights.differences(run.spec, shared["teacher_checkpoint"])
     accuracy = result.accuracy(shared["score"]) if result else None
@@ -181,27 +181,27 @@ def _measured_before(spec: RunSpec) -> str:
 
 def teacher_paper_of(run: Run) -> str:
     """The paper that trains the run's teacher so, or ""."""
-    if run.stands_for:
-        return tiny_paper(teacher_paper_of(run.stands_for))
-    return (run.protocol.settings.paper or "") if run.protocol.name == run.protocol.base else ""
+    if run.original:
+        return tiny_paper(teacher_paper_of(run.original))
+    return (run.protocol.paper or "") if run.protocol.name == run.protocol.base else ""
 
 
 def paper_of(run: Run) -> str:
     """The paper that trains the method so, or ""; one of a sweep has its method's terms with other values."""
-    if run.stands_for:
-        return tiny_paper(paper_of(run.stands_for))
+    if run.original:
+        return tiny_paper(paper_of(run.original))
     protocol, terms = run.protocol, run.spec.terms
     name, varied = split_method(run.method)
     if varied:
-        known = bundled_protocol(protocol.base).methods.get(name, ())
+        known = bundled_protocol(protocol.base).terms.get(name, ())
         alike = protocol.as_published(name, known) and [use.name for use in known] == [use.name for use in terms]
         alike = alike and _varies_as_it_says(varied, terms)
     else:
         alike = protocol.as_published(name, terms)
-    return (protocol.settings.paper or "") if alike else ""
+    return (protocol.paper or "") if alike else ""
 
 
-def _varies_as_it_says(varied: str, terms: Sequence[TermUse]) -> bool:
+def _varies_as_it_says(varied: str, terms: Sequence[WeightedTerm]) -> bool:
     """Whether a method's terms have the values in its name's brackets, of what the papers' sweeps vary."""
     real: dict[str, Any] = {}
     for use in terms:

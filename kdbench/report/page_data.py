@@ -15,7 +15,7 @@ from kdbench.report.observations import Fact, Row, by_key
 from kdbench.report.published import Group, Pair, pair_text, split_method, titles
 from kdbench.report.sheet import plain
 from kdbench.report.tables import PrintedTable, Table
-from kdbench.store.record import Record, work_of
+from kdbench.store.record import Record, compute_of
 from kdbench.suite.protocol import bundled_protocol
 from kdbench.suite.recipe import Recipe
 from kdbench.suite.specs import RunSpec
@@ -40,7 +40,7 @@ def own_methods(suites: Iterable[Suite]) -> set[tuple[str, str]]:
         for suite in suites
         for run in suite.runs
         if any(use.name == run.protocol.base for use in run.spec.terms)
-        or split_method(run.method)[0] not in bundled_protocol(run.protocol.base).methods
+        or split_method(run.method)[0] not in bundled_protocol(run.protocol.base).terms
     }
 
 
@@ -130,7 +130,7 @@ def _cell(
     found = [trained[row.run_id] for row in rows if row.run_id in trained]
     strides = [stride(specs[row.run_id].recipe, points) for row in rows if row.run_id in trained]
     curves = cell_curves(zip((each.record for each in found), strides, strict=True))
-    work = [done for each in found if (done := work_of(each.about))[0]]
+    work = [done for each in found if (done := compute_of(each.about))[0]]
     return {
         "mean": cell.mean,
         "sd": cell.sd,

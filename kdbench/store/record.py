@@ -16,7 +16,7 @@ from filelock import Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kdbench.errors import BadRecord, KdbenchError
-from kdbench.files import set_aside, write_json, write_text
+from kdbench.files import quarantine, write_json, write_text
 from kdbench.store.lock import Lock
 from kdbench.store.reading import (
     LARGEST_METRICS,
@@ -222,7 +222,7 @@ class Record:
 
     def keeps_weights(self) -> bool:
         """Whether the finished network's weights were stored: those of tiny runs only where something was to read them."""
-        return not NO_WEIGHTS.items() <= self.about().items()
+        return not NO_WEIGHTS.items() <= self.metadata().items()
 
     def done(self) -> bool:
         """Whether there is a valid result."""
@@ -254,19 +254,19 @@ class Record:
             rows = [read_epoch(line) for line in lines]
         return [row for row in rows if isinstance(row, dict)]
 
-    def about(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Machine, versions and times, or {} where there are none."""
         return read_mapping(f"{self._path}/about.json")
 
     def version(self) -> str:
         """The version of kdbench that made the result, or "" where that is not known."""
-        versions = self.about().get("versions")
+        versions = self.metadata().get("versions")
         version = versions.get("kdbench") if isinstance(versions, dict) else None
         return version if isinstance(version, str) else ""
 
-    def work(self) -> tuple[str, float, float]:
+    def compute(self) -> tuple[str, float, float]:
         """Kind of device, multiply-accumulates and seconds of the training; ("", 0, 0) where they are not known."""
-        return work_of(self.about())
+        return compute_of(self.metadata())
 
     def spec(self) -> dict[str, Any]:
         """The spec as stored, or {} where there is none."""
@@ -283,7 +283,9 @@ class Record:
         try:
             self.result()
         except BadRecord as error:
-            messages.append(f"{error}; set aside as {set_aside(self.folder / 'result.json').name}, it is trained again")
+            messages.append(
+                f"{error}; set aside as {quarantine(self.folder / 'result.json').name}, it is trained again"
+            )
         (self.folder / "failure.json").unlink(missing_ok=True)
         if self.spec() != spec:
             write_json(self.folder / "spec.json", spec)
@@ -306,9 +308,9 @@ class Record:
         write_json(self.folder / "about.json", about)
         content = result.model_dump(exclude_none=True)
         write_json(self.folder / "result.json", {**content, "seal": digest(content)})
-        self.tidy()
+        self.cleanup()
 
-    def tidy(self) -> None:
+    def cleanup(self) -> None:
         """Remove what a finished record does not need: the resume state, and the failure of an earlier try."""
         (self.folder / "failure.json").unlink(missing_ok=True)
         self.state_file.unlink(missing_ok=True)
@@ -319,7 +321,7 @@ class Record:
         locks.mkdir(parents=True, exist_ok=True)
         return Lock(locks / f"{self.folder.parent.name}-{self.id}.lock")
 
-    def busy(self) -> bool:
+    def is_locked(self) -> bool:
         """Whether another process holds the lock."""
         try:
             with self.lock().acquire(timeout=0):
@@ -330,8 +332,8 @@ class Record:
             return False  # whoever wants it will say why it cannot be locked
 
 
-def work_of(about: dict[str, Any]) -> tuple[str, float, float]:
-    """What Record.work gives, from what Record.about gave."""
+def compute_of(about: dict[str, Any]) -> tuple[str, float, float]:
+    """What Record.compute gives, from what Record.metadata gave."""
     device, macs, seconds = about.get("device"), about.get("macs"), about.get("seconds")
     kind = device.get("kind") if isinstance(device, dict) else None
     if not (isinstance(kind, str) and isinstance(macs, int | float) and isinstance(seconds, int | float)):

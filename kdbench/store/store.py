@@ -17,7 +17,7 @@ from filelock import Timeout
 
 from kdbench.catalogue.plugins import Source, SourceFile
 from kdbench.errors import BadInput, BadRecord, KdbenchError, LockedRecord
-from kdbench.files import set_aside, write_bytes
+from kdbench.files import quarantine, write_bytes
 from kdbench.store.lock import lacks_locks
 from kdbench.store.reading import LARGEST_METRICS
 from kdbench.store.record import Record, Result
@@ -48,7 +48,7 @@ class Store:
         """What was measured on networks; None where nothing was, or other weights of them are there now."""
         try:
             result = self.measurement(spec.id).result()
-            hashes = self.hashes(spec.needs)
+            hashes = self.hashes(spec.dependencies)
         except BadRecord:
             return None
         return result if result and hashes in (None, result.before_sha256) else None
@@ -60,7 +60,7 @@ class Store:
 
     def record_of(self, teacher: TeacherSpec) -> Record:
         """The record of a teacher, which is that of the run whose student it is, if it is one."""
-        return self.run(teacher.made_by.id) if teacher.made_by else self.teacher(teacher.id)
+        return self.run(teacher.source_run.id) if teacher.source_run else self.teacher(teacher.id)
 
     def records(self, kind: str) -> Iterator[Record]:
         """All existing records of a kind (``runs``, ``teachers`` …), by id; not those that were set aside as damaged."""
@@ -98,15 +98,15 @@ class Store:
     def check_origin(self, teacher: TeacherSpec) -> None:
         """Raise BadRecord where new layers or a part were made on other weights than are there now."""
         record = self.record_of(teacher)
-        if not teacher.before or not (teacher.head or teacher.part):
+        if not teacher.parent or not (teacher.head or teacher.part):
             return
-        result, below = record.result(), self.record_of(teacher.before).result()
+        result, below = record.result(), self.record_of(teacher.parent).result()
         if below is None:
-            raise BadRecord(f"{record.folder}: what it was made on ({teacher.before.label}) is not there")
+            raise BadRecord(f"{record.folder}: what it was made on ({teacher.parent.label}) is not there")
         if result and result.before_sha256 != below.weights_sha256:
-            raise BadRecord(f"{record.folder}: was made on other weights of {teacher.before.label} than are there now")
+            raise BadRecord(f"{record.folder}: was made on other weights of {teacher.parent.label} than are there now")
 
-    def set_aside_damaged_teachers(self, teachers: Iterable[TeacherSpec]) -> dict[str, str]:
+    def quarantine_damaged_teachers(self, teachers: Iterable[TeacherSpec]) -> dict[str, str]:
         """Check finished teachers; set aside those that are not what was stored, unless in use elsewhere.
 
         Returns a message for each damaged one, by the id of its record. Raises KdbenchError where one cannot be set aside.
@@ -117,13 +117,13 @@ class Store:
             try:
                 if record.ended():
                     self.check_teacher(teacher)
-                    self._tidy(record)
+                    self._cleanup(record)
             except BadRecord as error:
-                found = self._set_aside(record, partial(self.check_teacher, teacher), str(error), "teacher")
+                found = self._quarantine(record, partial(self.check_teacher, teacher), str(error), "teacher")
                 messages |= dict.fromkeys([record.id], found) if found else {}
         return messages
 
-    def set_aside_damaged(self, records: Iterable[Record]) -> list[str]:
+    def quarantine_damaged(self, records: Iterable[Record]) -> list[str]:
         """Check finished runs and measurements as far as that is quick: not the content of their weights.
 
         Those that are not what was stored are set aside, unless in use elsewhere: one message for each. What a killed
@@ -134,18 +134,18 @@ class Store:
             try:
                 if record.ended():
                     _check_quickly(record)
-                    self._tidy(record)
+                    self._cleanup(record)
             except BadRecord as error:
                 kind = record.folder.parent.name.removesuffix("s")
-                messages.append(self._set_aside(record, partial(_check_quickly, record), str(error), kind))
+                messages.append(self._quarantine(record, partial(_check_quickly, record), str(error), kind))
         return [message for message in messages if message]
 
-    def _tidy(self, record: Record) -> None:
+    def _cleanup(self, record: Record) -> None:
         if record.started():
             with contextlib.suppress(Timeout, OSError, KdbenchError), record.lock().acquire(timeout=0):
-                record.tidy()
+                record.cleanup()
 
-    def _set_aside(self, record: Record, check: Callable[[], object], reason: str, kind: str) -> str:
+    def _quarantine(self, record: Record, check: Callable[[], object], reason: str, kind: str) -> str:
         """Set a record aside unless another process is at it, or has made it again since; a message if so."""
         try:
             with contextlib.suppress(Timeout), record.lock().acquire(timeout=0):
@@ -154,7 +154,7 @@ class Store:
                 except LockedRecord as error:
                     raise KdbenchError(f"{error}. Make it readable, or choose another folder with --results.") from None
                 except BadRecord:
-                    return f"{reason}; the {kind} is set aside ({set_aside(record.folder).name}) and made again"
+                    return f"{reason}; the {kind} is set aside ({quarantine(record.folder).name}) and made again"
         except OSError as error:
             raise KdbenchError(
                 f"{reason}; it cannot be set aside: {error.strerror or error}. Repair that, or choose another folder with "

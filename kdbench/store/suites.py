@@ -69,7 +69,7 @@ def keep_suites(suites: Iterable[Suite], store: Store) -> None:
         file = os.path.abspath(suite.file) if os.path.isfile(suite.file) else os.path.join(os.getcwd(), "")
         about = _About(file=file, run=timestamp(), weights={**(before.weights if before else {}), **weights})
         for source in sources_of((suite.whole or suite).specs.values()):
-            write_modules(source.files_beside, folder)
+            write_modules(source.local_files, folder)
         write_text(KeptSuite(folder, about).file, suite.text)
         write_json(folder / "about.json", about.model_dump())
 
@@ -80,7 +80,7 @@ def kept_suites(stores: Sequence[Store]) -> list[KeptSuite]:
     return list({each.folder.name: each for each in latest.values()}.values())
 
 
-class KnownFiles:
+class ArchivedFiles:
     """Says what a suite's files were when it was run, where they are not there now.
 
     Weights are known by their SHA-256, modules are kept. ``messages`` are for the user: one for each file that is gone.

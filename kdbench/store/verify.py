@@ -114,10 +114,10 @@ def _origin_problems(store: Store, record: Record, kind: str, result: Result) ->
     try:
         if kind == "teachers":
             teacher = TeacherSpec.model_validate(record.spec())
-            if _readable(store, (teacher.before,) if teacher.before else ()):
+            if _readable(store, (teacher.parent,) if teacher.parent else ()):
                 store.check_origin(teacher)
         elif kind == "measurements":
-            needs = measurement_from(record.spec()).needs
+            needs = measurement_from(record.spec()).dependencies
             if _readable(store, needs) and store.hashes(needs) not in (None, result.before_sha256):
                 yield BadRecord(f"{record.folder}: was measured on other weights than are there now")
     except KdbenchError as error:

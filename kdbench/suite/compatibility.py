@@ -1,7 +1,7 @@
 """Conditions that a term may put on the pair of networks, checked before anything runs.
 
 A term names its conditions in ``requires``. Each is a function of student, teacher and the term's hyper-parameters that
-returns what is wrong, or None. Beside the hyper-parameters stand, under names of their own, the ``side`` of the images that
+returns what is wrong, or None. Beside the hyper-parameters stand, under names of their own, the ``image_size`` that
 the student sees, in pixels, and the ``fraction`` of them that it learns from.
 """
 
@@ -14,18 +14,18 @@ from typing import Any
 from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.networks import Network, network
 from kdbench.catalogue.terms import term
-from kdbench.suite.specs import DatasetSpec, Scenario, TermUse
+from kdbench.suite.specs import DatasetSpec, Scenario, WeightedTerm
 
 
 Condition = Callable[[Network, Network, dict[str, Any]], str | None]
 
 
-def infeasible(
+def incompatibilities(
     student: str,
     teacher: str,
-    terms: tuple[TermUse, ...],
+    terms: tuple[WeightedTerm, ...],
     nodes: tuple[int | None, int | None] = (None, None),
-    side: int = 32,
+    image_size: int = 32,
     fraction: float = 1.0,
 ) -> list[str]:
     """What makes a method impossible for a pair; an empty list where it is possible.
@@ -33,7 +33,7 @@ def infeasible(
     nodes: the widths of the node embeddings that student and teacher get; None: they show their own embedding
     """
     reasons = []
-    images = {"side": side, "fraction": fraction}
+    images = {"image_size": image_size, "fraction": fraction}
     ours, theirs = (_showing(network(name), node) for name, node in zip((student, teacher), nodes, strict=True))
     for use in terms:
         info = term(use.name)
@@ -119,10 +119,10 @@ def equal_levels(student: Network, teacher: Network, options: dict[str, Any]) ->
 def sides_within_reach(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
     """A stage of the student is as large as the teacher's, larger, or exactly half as large."""
     for level, (ours, theirs) in enumerate(zip(student.features, teacher.features, strict=False)):
-        if level and ours[1] > theirs[1] and (ours[1] != 2 * theirs[1] or options["side"] % ours[1]):
+        if level and ours[1] > theirs[1] and (ours[1] != 2 * theirs[1] or options["image_size"] % ours[1]):
             return (
                 f"can double the student's map but no more, and stage {level} of {student.name} is at 1/{ours[1]} of the "
-                f"image's size, {options['side']} pixels, that of {teacher.name} at 1/{theirs[1]}"
+                f"image's size, {options['image_size']} pixels, that of {teacher.name} at 1/{theirs[1]}"
             )
     return None
 
@@ -208,8 +208,8 @@ def transforms_of_the_pretext(student: Network, teacher: Network, options: dict[
 
 def images_of_the_pretext(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
     """A jigsaw's images have quarters, and those that are told apart are all those that the teacher's part has seen."""
-    if options["pretext"] == "jigsaw" and options["side"] % 2:
-        return f"moves the quarters of images, and a side of {options['side']} pixels has no halves: take another size"
+    if options["pretext"] == "jigsaw" and options["image_size"] % 2:
+        return f"moves the quarters of images, and a side of {options['image_size']} pixels has no halves: take another size"
     if options["pretext"] == "exemplar" and options["fraction"] < 1:
         return "tells all training images apart, and only a fraction of them is shown: leave the fraction out"
     return None
@@ -241,7 +241,7 @@ CONDITIONS: dict[str, Condition] = {
 }
 
 
-def oversized(spec: DatasetSpec) -> list[tuple[str, str]]:
+def subset_errors(spec: DatasetSpec) -> list[tuple[str, str]]:
     """The keys of a part that ask for more than there is, each with a message; classes are taken as equally large."""
     whole = dataset(spec.name)
     train, test = whole.train // whole.classes, whole.test // whole.classes

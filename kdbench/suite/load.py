@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdbench.catalogue.plugins import looking_beside
+from kdbench.catalogue.plugins import locating_modules
 from kdbench.catalogue.text import shorten, unknown
 from kdbench.errors import BadSuite, Problem
-from kdbench.suite.collector import Collector, Top
 from kdbench.suite.grid import MOST_RUNS, Grid
 from kdbench.suite.schema import SuiteHead
 from kdbench.suite.suite import Measurement, Run, Suite
 from kdbench.suite.tiny import tiny_suite
-from kdbench.suite.yaml_reader import STDIN, Document, Path_, read_yaml
+from kdbench.suite.validator import SuiteValidator, Top
+from kdbench.suite.yaml_reader import STDIN, Document, YamlPath, read_yaml
 
 
 def bundled_suites() -> dict[str, Path]:
@@ -90,38 +90,38 @@ def load_suite(file: Path, trials: int | None = None, known: Known | None = None
 def read_suite(document: Document, trials: int | None = None) -> Suite:
     """Turn a document into a suite. Raises BadSuite with everything that is wrong with it."""
     folder = document.folder.resolve()
-    with looking_beside(lambda top: document.elsewhere(top) or folder):
+    with locating_modules(lambda top: document.elsewhere(top) or folder):
         return _read_suite(document, trials)
 
 
 def _read_suite(document: Document, trials: int | None) -> Suite:
-    data, collector = document.data, Collector(document)
+    data, validator = document.data, SuiteValidator(document)
     if not isinstance(data, dict):
-        collector.report((), "a suite is a mapping with the keys 'protocol', 'dataset' and 'grid'")
-        raise BadSuite(collector.all_problems())
-    top = Top(data, *collector.validate(SuiteHead, data, ()), collector)
+        validator.report((), "a suite is a mapping with the keys 'protocol', 'dataset' and 'grid'")
+        raise BadSuite(validator.all_problems())
+    top = Top(data, *validator.validate(SuiteHead, data, ()), validator)
     head = top.head
-    collector.name_teachers(head.teachers)
-    collector.check_datasets(head.dataset, ("dataset",))
-    collector.check_measures(head.measure, ("measure",))
+    validator.name_teachers(head.teachers)
+    validator.check_datasets(head.dataset, ("dataset",))
+    validator.check_measures(head.measure, ("measure",))
     given = data.get("methods")
     methods = {
-        name: collector.terms(value, ("methods", name))
+        name: validator.terms(value, ("methods", name))
         for name, value in (given.items() if isinstance(given, dict) else ())
     }
     name = head.name or ("suite" if document.piped else _printable(Path(document.file).stem))
     runs: list[Run] = []
     measurements: list[Measurement] = []
-    for raw, path in _grids(data, collector):
-        grid = Grid(raw, path, top, methods, collector)
+    for raw, path in _grids(data, validator):
+        grid = Grid(raw, path, top, methods, validator)
         found = grid.runs(name, trials)
         runs += found
         measurements += grid.measurements(found)
-    if not runs and collector.clean:
-        collector.report(("grid",), "describes no run")
-    if problems := collector.all_problems():
+    if not runs and validator.clean:
+        validator.report(("grid",), "describes no run")
+    if problems := validator.all_problems():
         raise BadSuite(problems)
-    files = {each.sha256: each.file for each in collector.teachers.values() if each.sha256 and each.file}
+    files = {each.sha256: each.file for each in validator.teachers.values() if each.sha256 and each.file}
     distinct = tuple({run.key: run for run in runs}.values())
     tables = tuple(dict.fromkeys(head.tables))
     return Suite(
@@ -135,16 +135,16 @@ def _printable(stem: str) -> str:
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
-def _grids(data: dict[str, Any], collector: Collector) -> Iterator[tuple[dict[str, Any], Path_]]:
+def _grids(data: dict[str, Any], validator: SuiteValidator) -> Iterator[tuple[dict[str, Any], YamlPath]]:
     """The grids that are mappings, with their places."""
     grids = data.get("grid")
     if isinstance(grids, dict):
         yield grids, ("grid",)
     elif not isinstance(grids, list) or not grids:
-        collector.report(("grid",), "'grid' must be a list of grids, and hold at least one")
+        validator.report(("grid",), "'grid' must be a list of grids, and hold at least one")
     else:
         for index, grid in enumerate(grids):
             if isinstance(grid, dict):
                 yield grid, ("grid", index)
             else:
-                collector.report(("grid", index), "must be a mapping (teacher: …, student: …, method: …)")
+                validator.report(("grid", index), "must be a mapping (teacher: …, student: …, method: …)")

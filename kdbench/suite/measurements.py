@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.text import nearest
-from kdbench.suite.recipe import Recipe, Spec, View
+from kdbench.suite.recipe import Preprocessing, Recipe, Spec
 from kdbench.suite.specs import DatasetSpec, RunSpec, TeacherSpec
 
 
@@ -33,7 +33,7 @@ class ProbeSpec(Spec):
     batch_norm: BatchNorm = "frozen"
 
     @property
-    def needs(self) -> tuple[TeacherSpec, ...]:
+    def dependencies(self) -> tuple[TeacherSpec, ...]:
         """The networks that must be there before it."""
         return (self.source,)
 
@@ -58,12 +58,12 @@ class SimilaritySpec(Spec):
     kind: Literal["similarity"]
     source: TeacherSpec
     dataset: DatasetSpec
-    view: View
+    view: Preprocessing
     teacher: TeacherSpec | None = None
-    teacher_view: View
+    teacher_view: Preprocessing
 
     @property
-    def needs(self) -> tuple[TeacherSpec, ...]:
+    def dependencies(self) -> tuple[TeacherSpec, ...]:
         """The networks that must be there before it."""
         below = self.source.student.teacher if self.source.student else None
         teacher = self.teacher or below
@@ -128,14 +128,14 @@ def probe(source: TeacherSpec, data: DatasetSpec, how: ProbeProtocol) -> ProbeSp
     """A probe of a network on another data set, whose images it sees in the size and with the constants of its own."""
     seen = view_of(source)
     recipe = how.model_dump(include=set(Recipe.model_fields))
-    native, wanted = dataset(data.name).size, seen.size or data.side
+    native, wanted = dataset(data.name).size, seen.size or data.image_size
     at = data.model_copy(update={"size": wanted if wanted < native else None})  # larger ones would fill the memory
     recipe |= {"mean": seen.mean, "std": seen.std, "size": wanted if wanted > native else None}
     return ProbeSpec(kind="probe", source=source, dataset=at, recipe=Recipe(**recipe), batch_norm=how.batch_norm)
 
 
 def similarity(
-    student: TeacherSpec, teacher: TeacherSpec | None, shown: View | None, data: DatasetSpec
+    student: TeacherSpec, teacher: TeacherSpec | None, shown: Preprocessing | None, data: DatasetSpec
 ) -> SimilaritySpec:
     """A comparison of student and teacher. ``shown`` is the teacher's own view; None where it sees the student's images."""
     seen = view_of(student)
@@ -154,15 +154,15 @@ def student_of(run: RunSpec) -> TeacherSpec:
     return TeacherSpec(network=run.student, dataset=run.dataset, student=run)
 
 
-def view_of(network: TeacherSpec) -> View:
+def view_of(network: TeacherSpec) -> Preprocessing:
     """How a finished network sees an image in tests: the size and the constants of its own training, spelt out."""
     recipe = network.student.recipe if network.student else network.stage_recipe
-    return _whole(recipe.view if recipe else View(), _data_of(network))
+    return _whole(recipe.view if recipe else Preprocessing(), _data_of(network))
 
 
-def _whole(view: View, data: DatasetSpec) -> View:
+def _whole(view: Preprocessing, data: DatasetSpec) -> Preprocessing:
     own = dataset(data.name)
-    return View(size=view.size or data.side, mean=view.mean or own.mean, std=view.std or own.std)
+    return Preprocessing(size=view.size or data.image_size, mean=view.mean or own.mean, std=view.std or own.std)
 
 
 def _data_of(network: TeacherSpec) -> DatasetSpec:

@@ -12,16 +12,16 @@ from kdbench.catalogue.plugins import Source, SourceFile
 from kdbench.catalogue.terms import TermInfo, term
 from kdbench.errors import BadInput
 from kdbench.suite.schema import shorten
-from kdbench.suite.specs import RunSpec, TeacherSpec, TermUse
-from kdbench.suite.yaml_reader import Path_
+from kdbench.suite.specs import RunSpec, TeacherSpec, WeightedTerm
+from kdbench.suite.yaml_reader import YamlPath
 
 
-Report = Callable[[Path_, str], None]
-Terms = tuple[TermUse, ...]
+ReportProblem = Callable[[YamlPath, str], None]
+Terms = tuple[WeightedTerm, ...]
 MOST_WEIGHT = 1e9
 
 
-def parse_terms(value: Any, report: Report) -> Terms:
+def parse_terms(value: Any, report: ReportProblem) -> Terms:
     """Read ``{ce: 0.1, kd: {weight: 0.9, temperature: 4}}``; what is wrong goes to ``report(path, message)``.
 
     Sorted by name, without terms of weight 0 and without hyper-parameters that equal the default, so that two ways of
@@ -43,7 +43,7 @@ def parse_terms(value: Any, report: Report) -> Terms:
     return tuple(sorted((use for use in found if use.weight), key=lambda use: use.name))
 
 
-def _check_initial_stages(names: list[str], report: Report) -> None:
+def _check_initial_stages(names: list[str], report: ReportProblem) -> None:
     """A term that trains the student before the main training must be the only one of its kind, and not the only term."""
     initial = [name for name in names if term(name).initial]
     if len(initial) > 1:
@@ -52,7 +52,7 @@ def _check_initial_stages(names: list[str], report: Report) -> None:
         report((), f"{initial[0]} is 0 in the main training: add what the student learns from then, such as ce: 1")
 
 
-def _parse_use(name: str, entry: Any, report: Report) -> TermUse | None:
+def _parse_use(name: str, entry: Any, report: ReportProblem) -> WeightedTerm | None:
     try:
         info = term(name)
     except BadInput as error:
@@ -69,7 +69,7 @@ def _parse_use(name: str, entry: Any, report: Report) -> TermUse | None:
         report((name, key), message)
     if wrong:
         return None
-    return TermUse(
+    return WeightedTerm(
         name=info.name,
         weight=weight,
         hyperparameters=_changed(info, options),
@@ -115,7 +115,7 @@ def sources_of(specs: Iterable[RunSpec | TeacherSpec]) -> Iterator[Source]:
             yield source
 
 
-def folders_beside(specs: Iterable[RunSpec | TeacherSpec]) -> dict[str, Path]:
+def plugin_folders(specs: Iterable[RunSpec | TeacherSpec]) -> dict[str, Path]:
     """The folders of the plug-ins' top-level modules that are not on the import path.
 
     Raises BadInput where a name stands for different modules, which one process cannot tell apart.

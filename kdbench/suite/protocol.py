@@ -9,7 +9,7 @@ from functools import cache, cached_property, partial
 from importlib.resources import files
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, StrictStr, TypeAdapter, ValidationError
+from pydantic import StrictStr, TypeAdapter, ValidationError
 
 from kdbench.catalogue.datasets import dataset, datasets
 from kdbench.catalogue.networks import networks
@@ -18,8 +18,8 @@ from kdbench.errors import BadInput, BadSuite, Problem
 from kdbench.suite.methods import Terms, parse_terms
 from kdbench.suite.recipe import LearningRate
 from kdbench.suite.schema import DatasetName, NetworkName, PartName, problems_of, shorten
-from kdbench.suite.specs import HeadSpec, PositiveInt, Pretraining, Recipe, SimCLR, Spec, View
-from kdbench.suite.yaml_reader import Document, Path_, parse_yaml
+from kdbench.suite.specs import HeadSpec, PositiveInt, Preprocessing, Pretraining, Recipe, SimCLR
+from kdbench.suite.yaml_reader import Document, YamlPath, parse_yaml
 
 
 Changes = dict[str, Any]
@@ -37,6 +37,9 @@ class Protocol(Recipe):
     what a term, by name, trains on the finished teacher first; its ``lr_for`` names the students, by patterns such as
     `resnet*`, for which that happens at another rate. ``lr_for`` names the networks that train at another rate;
     ``datasets`` overrides values for one data set. ``score`` is the epoch whose accuracy the paper reports.
+
+    ``methods`` is what the file says of them; what follows is set by the loader: ``terms`` are the methods parsed, those of
+    the ``base`` included, and ``name`` says what was changed; it equals ``base`` where nothing was.
     """
 
     title: StrictStr
@@ -54,7 +57,20 @@ class Protocol(Recipe):
     teacher_view: Literal["shared", "own"] = "shared"
     parts: dict[PartName, dict[str, Any]] = {}
     datasets: dict[DatasetName, dict[str, Any]] = {}
-    methods: dict[str, Any] = Field(default_factory=dict)
+    methods: dict[str, Any] = {}
+    name: str = ""
+    base: str = ""
+    terms: dict[str, Terms] = {}
+
+    def written(self) -> dict[str, Any]:
+        """The values as a file says them, without the defaults."""
+        return self.model_dump(mode="json", exclude_defaults=True, exclude=SET_BY_LOADER)
+
+    def as_published(self, method: str, terms: Terms) -> bool:
+        """Whether a method with these terms is trained as the protocol's paper trains it."""
+        if self.paper is None or self.name != self.base:
+            return False
+        return bundled_protocol(self.base).terms.get(method) == terms
 
     def most_padding(self, dataset: str) -> int:
         """The most by which any network's images of a data set are padded."""
@@ -95,7 +111,7 @@ class Protocol(Recipe):
         }
         return HeadSpec(width=self.node_embedding, recipe=self._recipe("", dataset, changes))
 
-    def part_recipe(self, term: str, student: str, dataset: str, view: View | None = None) -> Recipe:
+    def part_recipe(self, term: str, student: str, dataset: str, view: Preprocessing | None = None) -> Recipe:
         """How the protocol trains what a term needs of a finished teacher, on images as the teacher sees them."""
         changes = dict(self.parts.get(term, {}))
         rates = changes.pop("lr_for", {})
@@ -125,6 +141,9 @@ class Protocol(Recipe):
         """What has been asked for: a grid asks for the same again and again."""
         return {}
 
+
+SET_BY_LOADER = {"name", "base", "terms"}
+"""The fields of a protocol that are no keys of its file."""
 
 Schema = TypeVar("Schema", bound=Recipe)
 _RATE: TypeAdapter[float] = TypeAdapter(LearningRate)
@@ -159,28 +178,28 @@ def _canonical(name: str) -> str:
 
 
 def resolve(
-    raw: Any, fallback: dict[str, Any], document: Document, path: Path_
-) -> tuple[Protocol | None, dict[str, Terms], list[Problem]]:
-    """Validate a protocol's raw values. Where one is wrong, the one in ``fallback`` takes its place.
+    raw: Any, fallback: dict[str, Any], document: Document, path: YamlPath
+) -> tuple[Protocol | None, list[Problem]]:
+    """Validate a protocol's raw values. A wrong one is replaced by that in ``fallback``.
 
-    Returns settings (None without a fallback), methods, and the problems.
+    Returns the protocol (None without a fallback) and the problems.
     """
     if not isinstance(raw, dict):
-        return None, {}, [document.problem(path, "a protocol is a mapping")]
+        return None, [document.problem(path, "a protocol is a mapping")]
     problems: list[Problem] = []
-    settings = _check(Protocol, raw, fallback, document, path, problems)
-    if settings is not None:
-        whole = settings.model_dump(include=set(Recipe.model_fields))
+    protocol = _check(Protocol, raw, fallback, document, path, problems)
+    if protocol is not None:
+        whole = protocol.model_dump(include=set(Recipe.model_fields))
         for where, values in _sections(raw).items():
             _check(Recipe, {**whole, **values}, whole, document, (*path, *where), problems)
         problems += _wrong_rates(raw, document, path)
         if not problems:
-            problems += _clashes(settings, document, path)
-    methods: dict[str, Terms] = {}
-    given = raw.get("methods")
-    for name, value in given.items() if isinstance(given, dict) else ():
-        methods[name] = parse_terms(value, _reporter(problems, document, (*path, "methods", name)))
-    return settings, methods, problems
+            problems += _clashes(protocol, document, path)
+    terms: dict[str, Terms] = {}
+    methods = raw.get("methods")
+    for name, value in methods.items() if isinstance(methods, dict) else ():
+        terms[name] = parse_terms(value, _reporter(problems, document, (*path, "methods", name)))
+    return protocol and protocol.model_copy(update={"terms": terms}), problems
 
 
 def _check(
@@ -188,11 +207,14 @@ def _check(
     values: dict[str, Any],
     fallback: dict[str, Any],
     document: Document,
-    path: Path_,
+    path: YamlPath,
     problems: list[Problem],
 ) -> Schema | None:
     """Validate values; those that are wrong are reported, and the fallback's are taken."""
-    keys = {"": schema.model_fields}
+    keys = {"": schema.model_fields.keys() - SET_BY_LOADER}
+    for key in SET_BY_LOADER & values.keys():
+        problems.append(document.problem((*path, key), f"unknown key. Known keys: {', '.join(sorted(keys['']))}."))
+    values = {key: value for key, value in values.items() if key not in SET_BY_LOADER}
     try:
         return schema.model_validate(values)
     except ValidationError as error:
@@ -208,9 +230,9 @@ def _check(
     return schema.model_validate(fallback) if fallback else None
 
 
-def _sections(raw: dict[str, Any]) -> dict[Path_, dict[str, Any]]:
+def _sections(raw: dict[str, Any]) -> dict[YamlPath, dict[str, Any]]:
     """The parts of a protocol that override single values of its recipe, by their place."""
-    parts: dict[Path_, Any] = {(key,): raw.get(key) for key in SECTIONS}
+    parts: dict[YamlPath, Any] = {(key,): raw.get(key) for key in SECTIONS}
     each = raw.get("datasets")
     parts |= {("datasets", name): values for name, values in (each.items() if isinstance(each, dict) else ())}
     whole = {where: values for where, values in parts.items() if isinstance(values, dict)}
@@ -221,7 +243,7 @@ def _sections(raw: dict[str, Any]) -> dict[Path_, dict[str, Any]]:
     return whole
 
 
-def late_milestones(said: dict[str, Any], whole: dict[str, Any], document: Document, path: Path_) -> list[Problem]:
+def late_milestones(said: dict[str, Any], whole: dict[str, Any], document: Document, path: YamlPath) -> list[Problem]:
     """Milestones that are ``said`` and lie beyond the last epoch, which a section has from the ``whole`` where not said."""
     found = []
     for where, section in {(): said, **_sections(said)}.items():
@@ -242,7 +264,7 @@ _ABOVE = {"fine_tune": "teacher", "head_simultaneous": "head"}
 """What a section overrides that is not the recipe itself."""
 
 
-def _wrong_rates(raw: dict[str, Any], document: Document, path: Path_) -> list[Problem]:
+def _wrong_rates(raw: dict[str, Any], document: Document, path: YamlPath) -> list[Problem]:
     """What is wrong with the rates of parts by student."""
     found = []
     each = raw.get("parts")
@@ -264,7 +286,7 @@ def _wrong_rates(raw: dict[str, Any], document: Document, path: Path_) -> list[P
     return found
 
 
-def _clashes(settings: Protocol, document: Document, path: Path_) -> list[Problem]:
+def _clashes(settings: Protocol, document: Document, path: YamlPath) -> list[Problem]:
     """Overrides that are right one by one but not together, such as Nesterov here and no momentum there."""
     found = []
     sections: list[tuple[str, Callable[[str], object]]] = [
@@ -288,23 +310,8 @@ def _clashes(settings: Protocol, document: Document, path: Path_) -> list[Proble
     return found
 
 
-def _reporter(problems: list[Problem], document: Document, path: Path_) -> Callable[[Path_, str], None]:
+def _reporter(problems: list[Problem], document: Document, path: YamlPath) -> Callable[[YamlPath, str], None]:
     return lambda inner, message: problems.append(document.problem((*path, *inner), message))
-
-
-class ResolvedProtocol(Spec):
-    """A protocol with its methods parsed. ``name`` says what was changed; it equals ``base`` where nothing was."""
-
-    name: str
-    base: str
-    settings: Protocol
-    methods: dict[str, Terms]
-
-    def as_published(self, method: str, terms: Terms) -> bool:
-        """Whether a method with these terms is trained as the protocol's paper trains it."""
-        if self.settings.paper is None or self.name != self.base:
-            return False
-        return bundled_protocol(self.base).methods.get(method) == terms
 
 
 @cache
@@ -324,29 +331,27 @@ def bundled_document(name: str) -> Document:
 
 
 @cache
-def bundled_protocol(name: str) -> ResolvedProtocol:
+def bundled_protocol(name: str) -> Protocol:
     """A bundled protocol, validated."""
     document = bundled_document(name)
-    settings, methods, problems = resolve(document.data, {}, document, ())
+    protocol, problems = resolve(document.data, {}, document, ())
     problems = document.all_problems(problems)
-    if problems or settings is None:
+    if problems or protocol is None:
         raise BadSuite(problems)
-    return ResolvedProtocol(name=name, base=name, settings=settings, methods=methods)
+    return protocol.model_copy(update={"name": name, "base": name})
 
 
-def stand_in(name: str) -> ResolvedProtocol:
-    """What takes the place of an unknown protocol, so that the rest of a suite can be checked.
+def fallback_protocol(name: str) -> Protocol:
+    """The bundled protocol with the nearest name, to check the rest of a suite whose own protocol is unknown.
 
     It knows the methods of all protocols by name, but not their terms.
     """
     like = bundled_protocol(nearest(name, protocol_names()) or protocol_names()[0])
-    methods: dict[str, Terms] = {method: () for each in protocol_names() for method in bundled_protocol(each).methods}
-    return ResolvedProtocol(name=name, base=name, settings=like.settings, methods=methods)
+    terms: dict[str, Terms] = {method: () for each in protocol_names() for method in bundled_protocol(each).terms}
+    return like.model_copy(update={"name": name, "base": name, "terms": terms})
 
 
-def derived_protocol(
-    changes: dict[str, Any], document: Document, path: Path_
-) -> tuple[ResolvedProtocol, list[Problem]]:
+def derived_protocol(changes: dict[str, Any], document: Document, path: YamlPath) -> tuple[Protocol, list[Problem]]:
     """A bundled protocol with some values changed: ``{base: crd, epochs: 20, teacher: {epochs: 40}}``.
 
     Returns the problems that were found, and the protocol with what is right of the changes.
@@ -356,27 +361,29 @@ def derived_protocol(
     if not isinstance(name, str):
         message = f"'base' is missing: name the protocol that is changed, one of {', '.join(protocol_names())}"
         problems.append(document.problem(path, message))
-        base = stand_in("")
+        base = fallback_protocol("")
     elif name not in protocol_names():
         message = unknown("protocol", name, protocol_names(), "protocols")
         problems.append(document.problem((*path, "base"), message))
-        base = stand_in(name)
+        base = fallback_protocol(name)
     else:
         base = bundled_protocol(name)
-    original = base.settings.model_dump(mode="json", exclude={"methods"})
+    original = base.model_dump(mode="json", exclude={"methods", *SET_BY_LOADER})
     whole = merged(original, changes)
-    settings, methods, found = resolve(whole, original, document, path)
+    protocol, found = resolve(whole, original, document, path)
     found += late_milestones(changes, whole, document, path) if not found else []
-    shown = _differences(original, {key: value for key, value in changes.items() if key not in _BESIDE})
-    return ResolvedProtocol(
-        name=f"{base.name}* ({', '.join(shown)})" if shown else base.name,
-        base=base.name,
-        settings=settings or base.settings,
-        methods={**base.methods, **methods},
+    shown = _differences(original, {key: value for key, value in changes.items() if key not in _NOT_NAMED})
+    protocol = protocol or base
+    return protocol.model_copy(
+        update={
+            "name": f"{base.name}* ({', '.join(shown)})" if shown else base.name,
+            "base": base.name,
+            "terms": {**base.terms, **protocol.terms},
+        }
     ), problems + found
 
 
-_BESIDE = ("title", "trials", "methods")
+_NOT_NAMED = ("title", "trials", "methods")
 """What can be changed while the protocol stays what it is: a method with other terms is another method."""
 
 

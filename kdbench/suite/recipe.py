@@ -45,7 +45,7 @@ PositiveInt = Annotated[StrictInt, Field(ge=1)]
 Epochs = Annotated[StrictInt, Field(ge=1, le=100_000)]
 LearningRate = Annotated[Number, Field(gt=0.0, le=100.0)]
 Width = Annotated[StrictInt, Field(ge=1, le=65_536)]
-Side = Annotated[StrictInt, Field(ge=8, le=1024)]
+ImageSize = Annotated[StrictInt, Field(ge=8, le=1024)]
 """Of an image, in pixels."""
 Share = Annotated[StrictFloat, Field(ge=0.0, lt=1.0)]
 _Part = Annotated[StrictFloat, Field(gt=0.0, le=1.0)]
@@ -102,7 +102,7 @@ Channels = tuple[_Mean, _Mean, _Mean]
 PositiveChannels = tuple[_Deviation, _Deviation, _Deviation]
 
 
-class View(Spec):
+class Preprocessing(Spec):
     """How a network sees an image.
 
     Images are zero-padded by ``crop_padding`` pixels and cropped back, resized bicubically to ``size`` × ``size`` pixels
@@ -118,17 +118,17 @@ class View(Spec):
     flip: StrictBool = False
     mean: Channels | None = None
     std: PositiveChannels | None = None
-    size: Side | None = None
+    size: ImageSize | None = None
     crop_area: Annotated[tuple[_Part, _Part], AfterValidator(_ordered)] | None = None
     crop_ratio: Annotated[tuple[_Ratio, _Ratio], AfterValidator(_ordered)] | None = None
 
     @property
-    def view(self) -> View:
+    def view(self) -> Preprocessing:
         """The view alone, without what a subclass adds."""
-        return View(**{name: getattr(self, name) for name in View.model_fields})
+        return Preprocessing(**{name: getattr(self, name) for name in Preprocessing.model_fields})
 
 
-class Recipe(View):
+class Recipe(Preprocessing):
     """How one network is trained: SGD with stepwise decay on augmented views.
 
     The learning rate is multiplied by ``decay`` after each of the ``milestones`` (epochs, counted from 1).

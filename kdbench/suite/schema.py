@@ -28,7 +28,7 @@ from kdbench.errors import BadInput, Problem
 from kdbench.suite.measurements import ProbeProtocol, named_probe, probe_protocols
 from kdbench.suite.recipe import Channels, PositiveChannels
 from kdbench.suite.specs import DatasetSpec, Name, PositiveInt, Scenario, Strategy
-from kdbench.suite.yaml_reader import Document, Path_
+from kdbench.suite.yaml_reader import Document, YamlPath
 
 
 Keys = Mapping[str, Iterable[str]]
@@ -104,7 +104,7 @@ DatasetName = Annotated[StrictStr, AfterValidator(known_dataset)]
 PartName = Annotated[StrictStr, AfterValidator(known_part)]
 
 
-def problems_of(error: ValidationError, document: Document, path: Path_, keys: Keys) -> list[Problem]:
+def problems_of(error: ValidationError, document: Document, path: YamlPath, keys: Keys) -> list[Problem]:
     """Turn pydantic's errors into problems with lines. ``keys``: what is allowed at ``path``, for suggestions."""
     details = error.errors(include_url=False)
     return [
@@ -118,7 +118,7 @@ def shorten(value: Any) -> str:
     return text.shorten(f"'{value}'" if isinstance(value, str) else repr(value))
 
 
-def _location(detail: ErrorDetails, document: Document, path: Path_) -> Path_:
+def _location(detail: ErrorDetails, document: Document, path: YamlPath) -> YamlPath:
     location = tuple(part for part in detail["loc"] if part != "[key]")
     if detail["type"] == "missing":
         return location[:-1]

@@ -9,18 +9,18 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model
 from kdbench.catalogue.datasets import dataset
 from kdbench.suite.recipe import (
     Channels,
+    ImageSize,
     Name,
     Number,
     PositiveChannels,
     PositiveInt,
     PositiveNumber,
+    Preprocessing,
     Pretraining,
     Recipe,
     Share,
-    Side,
     SimCLR,
     Spec,
-    View,
     Width,
     digest,
 )
@@ -42,7 +42,7 @@ class DatasetSpec(Spec):
     train_per_class: PositiveInt | None = None
     test_per_class: PositiveInt | None = None
     val_split: Annotated[StrictFloat, Field(gt=0.0, lt=1.0)] | None = None
-    size: Side | None = None
+    size: ImageSize | None = None
     stand_in: StrictBool = False
 
     @model_validator(mode="after")
@@ -59,7 +59,7 @@ class DatasetSpec(Spec):
         return self.model_copy(update={"train_per_class": None, "test_per_class": None})
 
     @property
-    def side(self) -> int:
+    def image_size(self) -> int:
         """The images' side in pixels."""
         return self.size or dataset(self.name).size
 
@@ -103,6 +103,7 @@ __all__ = [
     "PartSpec",
     "PositiveInt",
     "PositiveNumber",
+    "Preprocessing",
     "Pretraining",
     "Recipe",
     "RunSpec",
@@ -112,8 +113,7 @@ __all__ = [
     "Spec",
     "Strategy",
     "TeacherSpec",
-    "TermUse",
-    "View",
+    "WeightedTerm",
     "Weights",
     "digest",
 ]
@@ -124,7 +124,7 @@ Strategy = Literal["pretrained", "sequential", "simultaneous"]
 Sha256 = Annotated[StrictStr, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class TermUse(Spec):
+class WeightedTerm(Spec):
     """One term of a method: its name, weight, and the hyper-parameters that differ from the term's defaults.
 
     ``source_sha256`` is the hash of its code; None where that comes with kdbench and ``version`` stands for it.
@@ -161,9 +161,9 @@ class Weights(Spec):
     std: PositiveChannels | None = None
 
     @property
-    def view(self) -> View:
+    def view(self) -> Preprocessing:
         """How the images are shown on which their accuracy is measured."""
-        return View(mean=self.mean, std=self.std)
+        return Preprocessing(mean=self.mean, std=self.std)
 
     @model_validator(mode="after")
     def _known(self) -> Weights:
@@ -218,7 +218,7 @@ class TeacherSpec(Spec):
         return self.recipe or (self.pretraining.recipe if self.pretraining else None)
 
     @property
-    def before(self) -> TeacherSpec | None:
+    def parent(self) -> TeacherSpec | None:
         """The stage that must be there before the last one; None where that is the first."""
         if self.part:
             return self._without("part")
@@ -231,12 +231,12 @@ class TeacherSpec(Spec):
     @property
     def stages(self) -> list[TeacherSpec]:
         """The teacher and all that come before it, the first stage first; none for a run's student."""
-        return [stage for stage in self.chain if not stage.made_by]
+        return [stage for stage in self.lineage if not stage.source_run]
 
     @property
-    def chain(self) -> list[TeacherSpec]:
+    def lineage(self) -> list[TeacherSpec]:
         """The same, with the run's student from which it may start."""
-        return [*(self.before.chain if self.before else ()), self]
+        return [*(self.parent.lineage if self.parent else ()), self]
 
     @property
     def label(self) -> str:
@@ -256,7 +256,7 @@ class TeacherSpec(Spec):
         return {**(self.student.plugins if self.student else {}), **part}
 
     @property
-    def made_by(self) -> RunSpec | None:
+    def source_run(self) -> RunSpec | None:
         """The run whose student it is, and whose record is its own; None where its record is a teacher's."""
         return None if self.part else self.student
 
@@ -302,8 +302,8 @@ class RunSpec(Spec):
     student: Name
     teacher: TeacherSpec | None = None
     head: HeadSpec | None = None
-    view: View | None = None
-    terms: tuple[TermUse, ...]
+    view: Preprocessing | None = None
+    terms: tuple[WeightedTerm, ...]
     dataset: DatasetSpec
     scenario: Scenario = Scenario()
     recipe: Recipe
@@ -313,12 +313,12 @@ class RunSpec(Spec):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> RunSpec:
-        if any(part.part is None or part.before != self.teacher for part in self.parts):
+        if any(part.part is None or part.parent != self.teacher for part in self.parts):
             raise ValueError("a run's parts belong to its own teacher")
         return self
 
     @property
-    def needs(self) -> tuple[TeacherSpec, ...]:
+    def dependencies(self) -> tuple[TeacherSpec, ...]:
         """What must be there before it can start: its teacher, and the parts that its terms have trained on it."""
         return (*([self.teacher] if self.teacher else ()), *self.parts)
 
@@ -326,12 +326,12 @@ class RunSpec(Spec):
     def plugins(self) -> dict[str, str]:
         """The hashes of the code of all terms that do not come with kdbench, its teachers' among them, by their names."""
         own = {use.name: use.source_sha256 for use in self.terms if use.source_sha256}
-        return {**own, **{name: sha256 for need in self.needs for name, sha256 in need.plugins.items()}}
+        return {**own, **{name: sha256 for need in self.dependencies for name, sha256 in need.plugins.items()}}
 
     @property
     def stages(self) -> list[TeacherSpec]:
         """All stages of what it needs, each once, after the stages before it."""
-        return list({stage.id: stage for need in self.needs for stage in need.stages}.values())
+        return list({stage.id: stage for need in self.dependencies for stage in need.stages}.values())
 
     @property
     def teacher_seen_elsewhere(self) -> bool:
@@ -339,7 +339,7 @@ class RunSpec(Spec):
         teacher = self.teacher
         if teacher is None or teacher.dataset is None or teacher.student or self.head:
             return False
-        own = teacher.stage_recipe or (teacher.weights.view if teacher.weights else View())
+        own = teacher.stage_recipe or (teacher.weights.view if teacher.weights else Preprocessing())
         return _tested(self.dataset, self.view or self.recipe) != _tested(teacher.dataset, own)
 
     @property
@@ -349,17 +349,17 @@ class RunSpec(Spec):
         return digest([self.dataset.canonical(), self.scenario.canonical(), recipe.batch, recipe.view.id, self.trial])
 
     @property
-    def company_id(self) -> str:
+    def cohort_key(self) -> str:
         """Equal for the runs that can share a pass of the teacher: the same batches, teacher, new layers and view of it."""
         parts = (self.teacher, self.head, self.view)
         return digest([self.stream_id, self.recipe.precision, *(part.id if part else "" for part in parts)])
 
 
-def _tested(data: DatasetSpec, view: View) -> tuple[object, ...]:
+def _tested(data: DatasetSpec, view: Preprocessing) -> tuple[object, ...]:
     """What test images there are, and how they are seen."""
     facts = dataset(data.name)
     images = data.name, data.class_count, data.test_per_class, data.val_split, data.size, data.stand_in
-    return *images, view.size or data.side, view.mean or facts.mean, view.std or facts.std
+    return *images, view.size or data.image_size, view.mean or facts.mean, view.std or facts.std
 
 
 TeacherSpec.model_rebuild()

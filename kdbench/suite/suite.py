@@ -10,11 +10,11 @@ from typing import Literal
 from kdbench.catalogue.networks import network
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec, probe, similarity, student_of
 from kdbench.suite.methods import auxiliary_method, reads_teacher
-from kdbench.suite.protocol import ResolvedProtocol
+from kdbench.suite.protocol import Protocol
 from kdbench.suite.recipe import canonical_text, hashed
 from kdbench.suite.schema import MeasureEntry
-from kdbench.suite.specs import DatasetSpec, RunSpec, Scenario, TeacherSpec, TermUse
-from kdbench.suite.teachers import NamedTeacher, part_specs, resolve_teacher
+from kdbench.suite.specs import DatasetSpec, RunSpec, Scenario, TeacherSpec, WeightedTerm
+from kdbench.suite.teachers import TeacherConfig, part_specs, resolve_teacher
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,16 @@ class Run:
     """A run as a suite names it: the place in its tables, and the spec that says what is trained.
 
     Several runs may share one spec: the plain student stands in every teacher's column but is trained once. A tiny run
-    ``stands_for`` the suite's own, whose place in the tables it takes.
+    ``original`` the suite's own, whose place in the tables it takes.
     """
 
     suite: str
-    protocol: ResolvedProtocol
+    protocol: Protocol
     method: str
     teacher: str
     strategy: str
     spec: RunSpec
-    stands_for: Run | None = None
+    original: Run | None = None
 
     @property
     def id(self) -> str:
@@ -56,7 +56,7 @@ class Measurement:
     run: Run
     of: Literal["student", "teacher"]
     spec: ProbeSpec | SimilaritySpec
-    stands_for: Measurement | None = None
+    original: Measurement | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Suite:
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridPoint:
     """One combination of a grid's axes, before the trials."""
 
     teacher: str
@@ -101,14 +101,14 @@ class Cell:
     scenario: Scenario
 
 
-def measurements_of(run: Run, kind: NamedTeacher | None, entry: MeasureEntry) -> Iterator[Measurement]:
+def measurements_of(run: Run, kind: TeacherConfig | None, entry: MeasureEntry) -> Iterator[Measurement]:
     """What a grid has measured on one of its runs; ``kind`` is what the run's teacher is by name.
 
     A student that reads no teacher, or another, is compared with its pair's all the same, where that one is finished.
     """
     if not (entry.probe or entry.similarity):
         return
-    student, settings = student_of(run.spec), run.protocol.settings
+    student, settings = student_of(run.spec), run.protocol
     found = resolve_teacher(kind, run.spec.dataset, run.strategy, settings) if kind else None
     for data in entry.probe:
         yield Measurement(run, "student", probe(student, data.spec, entry.probe_protocol))
@@ -121,25 +121,29 @@ def measurements_of(run: Run, kind: NamedTeacher | None, entry: MeasureEntry) ->
 
 
 def make_spec(
-    cell: Cell, kind: NamedTeacher | None, terms: tuple[TermUse, ...], protocol: ResolvedProtocol, trial: int = 0
+    point: GridPoint,
+    kind: TeacherConfig | None,
+    terms: tuple[WeightedTerm, ...],
+    protocol: Protocol,
+    trial: int = 0,
 ) -> RunSpec:
     """Resolve a combination under a protocol. A method that reads no teacher has none, so all pairs share its runs."""
-    settings, data = protocol.settings, cell.dataset
-    teacher = _auxiliary(cell, kind, auxiliary_method(terms), protocol, trial) if auxiliary_method(terms) else None
+    settings, data = protocol, point.dataset
+    teacher = _auxiliary(point, kind, auxiliary_method(terms), protocol, trial) if auxiliary_method(terms) else None
     needed = kind and not teacher and reads_teacher(terms)
-    found = resolve_teacher(kind, data, cell.strategy, settings) if kind and needed else None
+    found = resolve_teacher(kind, data, point.strategy, settings) if kind and needed else None
     finished, view = (found.spec, found.view) if found else (teacher, None)
     return RunSpec(
-        student=cell.student,
+        student=point.student,
         teacher=finished,
         head=found.head if found else None,
         view=view,
         terms=terms,
         dataset=data,
-        scenario=cell.scenario,
-        recipe=settings.recipe(cell.student, data.name),
+        scenario=point.scenario,
+        recipe=settings.recipe(point.student, data.name),
         trial=trial,
-        parts=part_specs(finished, view, cell.student, data, terms, settings) if finished else (),
+        parts=part_specs(finished, view, point.student, data, terms, settings) if finished else (),
     )
 
 
@@ -156,13 +160,13 @@ def repeated(spec: RunSpec, trials: int) -> list[RunSpec]:
 
 
 def _auxiliary(
-    cell: Cell, kind: NamedTeacher | None, method: str, protocol: ResolvedProtocol, trial: int
+    point: GridPoint, kind: TeacherConfig | None, method: str, protocol: Protocol, trial: int
 ) -> TeacherSpec:
-    """A wider student of the teacher, trained by ``method`` under the cell's own strategy, scenario and trial.
+    """A wider student of the teacher, trained by ``method`` under the point's own strategy, scenario and trial.
 
     It keeps the epoch that the protocol's score names.
     """
-    wider = replace(cell, student=network(cell.student).auxiliary)
-    run = make_spec(wider, kind, protocol.methods[method], protocol, trial)
-    kept = run.model_copy(update={"checkpoint": protocol.settings.score})
+    wider = replace(point, student=network(point.student).auxiliary)
+    run = make_spec(wider, kind, protocol.terms[method], protocol, trial)
+    kept = run.model_copy(update={"checkpoint": protocol.score})
     return TeacherSpec(network=kept.student, dataset=kept.dataset, student=kept)

@@ -17,18 +17,27 @@ from kdbench.errors import BadInput
 from kdbench.files import file_hash
 from kdbench.suite.protocol import Changes, Protocol
 from kdbench.suite.recipe import Channels, PositiveChannels
-from kdbench.suite.specs import DatasetSpec, HeadSpec, PartSpec, Recipe, TeacherSpec, TermUse, View, Weights
+from kdbench.suite.specs import (
+    DatasetSpec,
+    HeadSpec,
+    PartSpec,
+    Preprocessing,
+    Recipe,
+    TeacherSpec,
+    WeightedTerm,
+    Weights,
+)
 
 
 Source = Literal["random", "published", "file", "simclr"]
 
 
 @dataclass(frozen=True)
-class NamedTeacher:
-    """A network and where its weights come from; ``file`` is one of the user's, known by its ``sha256``.
+class TeacherConfig:
+    """A network and the source of its weights; ``file`` is a user's file, identified by its ``sha256``.
 
-    ``tuned`` says that weights are trained on even where their own classifier would do. ``counts`` are the class counts for
-    which the file may hold a classifier, None where only its hash is known; ``key``, ``mean`` and ``std`` are those of
+    With ``fine_tune`` the weights are trained further even if their own classifier fits. ``counts`` are the class counts for
+    which the file may hold a classifier, None if only its hash is known; ``key``, ``mean`` and ``std`` are those of
     ``Weights``.
     """
 
@@ -36,7 +45,7 @@ class NamedTeacher:
     source: Source
     sha256: str | None = None
     file: Path | None = None
-    tuned: bool = False
+    fine_tune: bool = False
     counts: frozenset[int] | None = None
     key: str | None = None
     mean: Channels | None = None
@@ -50,14 +59,14 @@ class NamedTeacher:
         """Whether it can be trained on a data set: SimCLR needs the images in memory."""
         return self.source != "simclr" or not dataset(data).streamed
 
-    def may_know(self, data: DatasetSpec) -> bool:
+    def may_have_seen(self, data: DatasetSpec) -> bool:
         """Whether it was trained elsewhere, perhaps on the training images that are held out here."""
         weights = _weights(self, data)
         return bool(data.val_split and weights and weights.classifier)
 
     def lacks_classifier(self, data: DatasetSpec, strategy: str) -> str:
         """Why the teacher cannot give class scores under a strategy: without new layers it needs a classifier; or ""."""
-        if strategy != "pretrained" or (self.facts.classifier and (self.tuned or self.knows(data))):
+        if strategy != "pretrained" or (self.facts.classifier and (self.fine_tune or self.knows(data))):
             return ""
         if not self.facts.classifier:
             return "has no classifier: use strategy sequential or simultaneous"
@@ -78,15 +87,15 @@ class ResolvedTeacher:
 
     spec: TeacherSpec
     head: HeadSpec | None
-    view: View | None
+    view: Preprocessing | None
 
 
-def by_network(name: str) -> NamedTeacher:
+def default_teacher(name: str) -> TeacherConfig:
     """A teacher that is named by its network alone: published weights where there are any, else trained from scratch."""
-    return NamedTeacher(name, "published" if network(name).public else "random")
+    return TeacherConfig(name, "published" if network(name).public else "random")
 
 
-def named_teacher(
+def teacher_config(
     name: str,
     weights: str | None,
     pretraining: str | None,
@@ -94,7 +103,7 @@ def named_teacher(
     key: str | None = None,
     *,
     known: Callable[[str], str | None] = lambda _: None,
-) -> NamedTeacher:
+) -> TeacherConfig:
     """A teacher as a suite describes it. Files are looked for from ``folder`` on. Raises BadInput for what cannot be.
 
     ``known`` gives the SHA-256 of a file that is not there, where that is known.
@@ -105,25 +114,25 @@ def named_teacher(
     if pretraining:
         if not facts.classifier:
             raise BadInput(f"{name} cannot be trained here, only used with weights from elsewhere")
-        return NamedTeacher(name, "simclr")
+        return TeacherConfig(name, "simclr")
     if not weights:
-        return by_network(name)
+        return default_teacher(name)
     published = facts.public.source if facts.public else ""
     if weights == published:
-        return NamedTeacher(name, "published")
+        return TeacherConfig(name, "published")
     if weights == "random":
         if not facts.classifier:
             raise BadInput(f"{name} cannot be trained here: name the file of its weights, or leave 'weights' out")
-        return NamedTeacher(name, "random")
+        return TeacherConfig(name, "random")
     if weights in ("openai", "torchvision"):
         there = f"'{published}' does" if published else "nobody that kdbench knows does"
         raise BadInput(f"'{weights}' publishes no weights of {name}; {there}")
     if match := re.fullmatch(r"sha256:([0-9a-fA-F]{64})", weights):
-        return NamedTeacher(name, "file", match[1].lower(), key=key)
+        return TeacherConfig(name, "file", match[1].lower(), key=key)
     if weights.startswith("sha256:"):
         raise BadInput(f"'{shorten(weights)}': a SHA-256 has 64 hexadecimal digits")
     if sha256 := known(weights):
-        return NamedTeacher(name, "file", sha256, key=key)
+        return TeacherConfig(name, "file", sha256, key=key)
     path = folder / os.fsdecode(
         os.path.expanduser(weights).encode(errors="surrogateescape")
     )  # in UTF-8, whatever the locale
@@ -140,16 +149,16 @@ def named_teacher(
     try:
         with opened(path) as content:
             counts = class_counts(states(content), facts.embedding, key)
-        return NamedTeacher(name, "file", file_hash(path), path, counts=counts, key=key)
+        return TeacherConfig(name, "file", file_hash(path), path, counts=counts, key=key)
     except OSError as error:
         raise BadInput(f"'{weights}' cannot be read: {error.strerror or error}") from None
 
 
-def resolve_teacher(teacher: NamedTeacher, data: DatasetSpec, strategy: str, settings: Protocol) -> ResolvedTeacher:
-    """Everything that makes a teacher under a protocol.
+def resolve_teacher(teacher: TeacherConfig, data: DatasetSpec, strategy: str, settings: Protocol) -> ResolvedTeacher:
+    """Resolve a teacher under a protocol.
 
-    Weights whose classes are not the data set's lose their classifier; the network is then fine-tuned, an encoder used as it
-    is. What SimCLR has trained is fine-tuned only where a finished classifier is wanted, under `pretrained`.
+    Weights for other classes than the data set's lose their classifier; the network is then fine-tuned, an encoder used
+    unchanged. A SimCLR network is fine-tuned only under `pretrained`, which needs a classifier.
     """
     facts = teacher.facts
     weights = _weights(teacher, data)
@@ -180,10 +189,10 @@ def resolve_teacher(teacher: NamedTeacher, data: DatasetSpec, strategy: str, set
 
 def part_specs(
     teacher: TeacherSpec,
-    view: View | None,
+    view: Preprocessing | None,
     student: str,
     data: DatasetSpec,
-    terms: tuple[TermUse, ...],
+    terms: tuple[WeightedTerm, ...],
     settings: Protocol,
 ) -> tuple[TeacherSpec, ...]:
     """The parts that terms train on a finished teacher: like it, on all training images and their clean labels."""
@@ -202,12 +211,12 @@ def part_specs(
     return tuple(found)
 
 
-def _is_tuned(teacher: NamedTeacher, weights: Weights) -> bool:
+def _is_tuned(teacher: TeacherConfig, weights: Weights) -> bool:
     known = weights.classifier or teacher.source == "file"
-    return teacher.facts.classifier and (teacher.tuned or not known)
+    return teacher.facts.classifier and (teacher.fine_tune or not known)
 
 
-def _weights(teacher: NamedTeacher, data: DatasetSpec) -> Weights | None:
+def _weights(teacher: TeacherConfig, data: DatasetSpec) -> Weights | None:
     public = teacher.facts.public
     if teacher.source == "published" and public:
         return Weights(source=public.source, classifier=teacher.facts.classifier and public.classes == data.class_count)
@@ -224,12 +233,12 @@ def _weights(teacher: NamedTeacher, data: DatasetSpec) -> Weights | None:
     return None
 
 
-def _shown(teacher: NamedTeacher, data: DatasetSpec) -> Changes | None:
+def _shown(teacher: TeacherConfig, data: DatasetSpec) -> Changes | None:
     """How weights from elsewhere must be shown the images, where the data set's own way will not do."""
     public = teacher.facts.public
     own = {key: value for key in ("mean", "std") if (value := getattr(teacher, key))}
     if public is None or (teacher.facts.classifier and teacher.source != "published"):
         return own or None
-    if teacher.facts.classifier and public.size == data.side:
+    if teacher.facts.classifier and public.size == data.image_size:
         return None
     return {"size": public.size, "mean": public.mean, "std": public.std, **own}

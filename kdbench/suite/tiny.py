@@ -12,18 +12,18 @@ from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.networks import network
 from kdbench.catalogue.terms import term
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
-from kdbench.suite.protocol import ResolvedProtocol
+from kdbench.suite.protocol import Protocol
 from kdbench.suite.specs import (
     DatasetSpec,
     HeadSpec,
     PartSpec,
+    Preprocessing,
     Pretraining,
     Recipe,
     RunSpec,
     Scenario,
     TeacherSpec,
-    TermUse,
-    View,
+    WeightedTerm,
     Weights,
 )
 from kdbench.suite.suite import Measurement, Run, Suite
@@ -64,19 +64,19 @@ class _Shrinker:
     def __init__(self) -> None:
         self.teachers: dict[str, TeacherSpec] = {}
         self.specs: dict[str, RunSpec] = {}
-        self.protocols: dict[int, ResolvedProtocol] = {}
+        self.protocols: dict[int, Protocol] = {}
 
     def run(self, run: Run) -> Run:
         protocol = self.protocols.get(id(run.protocol))
         if protocol is None:
             protocol = run.protocol.model_copy(update={"name": TINY + run.protocol.name})
             self.protocols[id(run.protocol)] = protocol
-        return replace(run, spec=self.spec(run.spec), protocol=protocol, stands_for=run)
+        return replace(run, spec=self.spec(run.spec), protocol=protocol, original=run)
 
     def measurement(self, measurement: Measurement) -> Measurement:
         spec = measurement.spec
         small = self._probe(spec) if isinstance(spec, ProbeSpec) else self._similarity(spec)
-        return replace(measurement, run=self.run(measurement.run), spec=small, stands_for=measurement)
+        return replace(measurement, run=self.run(measurement.run), spec=small, original=measurement)
 
     def spec(self, spec: RunSpec) -> RunSpec:
         if spec.id not in self.specs:
@@ -124,7 +124,7 @@ class _Shrinker:
         return spec.model_copy(update=changes)
 
     def _similarity(self, spec: SimilaritySpec) -> SimilaritySpec:
-        shown = spec.needs[-1].network
+        shown = spec.dependencies[-1].network
         changes = {
             "source": self.teacher(spec.source),
             "dataset": _data(spec.dataset),
@@ -143,7 +143,7 @@ def _data(spec: DatasetSpec, seen_by: str = "", train: int = PER_CLASS) -> Datas
             "classes": None if classes == dataset(spec.name).classes else classes,
             "train_per_class": train,
             "test_per_class": PER_CLASS,
-            "size": _side(spec.side, seen_by) if spec.side > SIDE else spec.size,
+            "size": _side(spec.image_size, seen_by) if spec.image_size > SIDE else spec.size,
             "stand_in": True,
         }
     )
@@ -174,7 +174,7 @@ def _side(side: int | None, seen_by: str) -> int | None:
     return min(side, SIDE) if side and free else side
 
 
-def _view(view: View, seen_by: str) -> View:
+def _view(view: Preprocessing, seen_by: str) -> Preprocessing:
     return view.model_copy(update={"size": _side(view.size, seen_by)})
 
 
@@ -190,7 +190,7 @@ def _part(part: PartSpec, seen_by: str) -> PartSpec:
     return part.model_copy(update={"recipe": _recipe(part.recipe, seen_by)})
 
 
-def _term(use: TermUse) -> TermUse:
+def _term(use: WeightedTerm) -> WeightedTerm:
     """The term with one initial epoch, where it has any."""
     if not term(use.name, use.source_sha256).initial_epochs(use.hyperparameters):
         return use

@@ -77,7 +77,7 @@ def _short(text: str) -> str:
     return text if len(text) <= 40 else f"{text[:37]}…"
 
 
-Path_ = tuple[str | int, ...]
+YamlPath = tuple[str | int, ...]
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MOST_LEVELS = 50
 _MOST_VALUES = 30_000
@@ -99,9 +99,9 @@ class Document:
 
     file: str
     data: Any
-    lines: dict[Path_, int] = field(default_factory=dict)
+    lines: dict[YamlPath, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
-    trapped: set[Path_] = field(default_factory=set)
+    trapped: set[YamlPath] = field(default_factory=set)
     piped: bool = False
     text: str = ""
     known: Callable[[str], str | None] = lambda _: None
@@ -112,9 +112,9 @@ class Document:
         """From where on the files are looked for that it names: its own folder, or the working folder."""
         return Path() if self.piped else Path(self.file).parent
 
-    def place(self, path: Path_) -> Path_:
+    def place(self, path: YamlPath) -> YamlPath:
         """The part of ``path`` that stands in the file: ``student`` for ``student[0]`` where no list was written."""
-        found: Path_ = ()
+        found: YamlPath = ()
         for part in path:
             if (*found, part) in self.lines:
                 found = (*found, part)
@@ -122,11 +122,11 @@ class Document:
                 break
         return found
 
-    def line(self, path: Path_) -> int:
+    def line(self, path: YamlPath) -> int:
         """The line of ``path``, or of the nearest thing that encloses it."""
         return self.lines.get(self.place(path), 1)
 
-    def problem(self, path: Path_, message: str) -> Problem:
+    def problem(self, path: YamlPath, message: str) -> Problem:
         """A problem at ``path``, with its line filled in."""
         return Problem(self.file, self.line(path), show_path(self.place(path)), message)
 
@@ -136,7 +136,7 @@ class Document:
         return self.problems + [problem for problem in found if problem.path not in repeated]
 
 
-def show_path(path: Path_) -> str:
+def show_path(path: YamlPath) -> str:
     """Write ('grid', 0, 'student', 2) as ``grid[0].student[2]``."""
     text = ""
     for part in path:
@@ -210,7 +210,7 @@ def _refused(file: str, line: int, message: str) -> BadSuite:
     return BadSuite([Problem(file, line, "", message)])
 
 
-def _convert(node: yaml.Node, path: Path_, document: Document, enclosing: frozenset[int]) -> Any:
+def _convert(node: yaml.Node, path: YamlPath, document: Document, enclosing: frozenset[int]) -> Any:
     document.lines[path] = node.start_mark.line + 1
     if len(document.lines) > _MOST_VALUES:
         raise _refused(document.file, node.start_mark.line + 1, "holds too many values, counting every alias")
@@ -229,7 +229,7 @@ def _convert(node: yaml.Node, path: Path_, document: Document, enclosing: frozen
     return _mapping(node, path, document, enclosing)
 
 
-def _mapping(node: yaml.MappingNode, path: Path_, document: Document, enclosing: frozenset[int]) -> dict[str, Any]:
+def _mapping(node: yaml.MappingNode, path: YamlPath, document: Document, enclosing: frozenset[int]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
@@ -250,11 +250,11 @@ def _mapping(node: yaml.MappingNode, path: Path_, document: Document, enclosing:
     return result
 
 
-def _complain(document: Document, line: int, path: Path_, message: str) -> None:
+def _complain(document: Document, line: int, path: YamlPath, message: str) -> None:
     document.problems.append(Problem(document.file, line, show_path(path), message))
 
 
-def _trapped(path: Path_, message: str, document: Document, value: Any = None) -> Any:
+def _trapped(path: YamlPath, message: str, document: Document, value: Any = None) -> Any:
     document.problems.append(document.problem(path, message))
     document.trapped.add(path)
     return value

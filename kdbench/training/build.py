@@ -21,7 +21,7 @@ from kdbench.models.backbone import Backbone
 from kdbench.models.heads import Branch, NodeEmbedding
 from kdbench.models.outputs import Outputs, Shapes, measure_shapes
 from kdbench.store.store import Store
-from kdbench.suite.specs import DatasetSpec, RunSpec, TeacherSpec, View
+from kdbench.suite.specs import DatasetSpec, Preprocessing, RunSpec, TeacherSpec
 from kdbench.training.learner import Learner
 
 
@@ -126,15 +126,15 @@ def teacher_learner(spec: TeacherSpec, store: Store, device: torch.device) -> Le
         raise ValueError("there is nothing to train in this stage of the teacher")
     modules: list[nn.Module] | None = None
     if spec.head:
-        headed = with_head(_stored(spec.before, store, device), spec)
+        headed = with_head(_stored(spec.parent, store, device), spec)
         network: Backbone = headed
         modules = [headed.node, headed.fc]
     else:
         network = new_network(spec.network, data, None, "teacher", spec.seed)
         if spec.recipe is None:
             network.remove_classifier()
-        elif spec.before:
-            adopt(network, _stored(spec.before, store, torch.device("cpu")), classifier=spec.before.has_classifier)
+        elif spec.parent:
+            adopt(network, _stored(spec.parent, store, torch.device("cpu")), classifier=spec.parent.has_classifier)
     network = on_device(network, device)
     shapes = measure_shapes(network, seen_size(data, recipe))
     setting = Setting(shapes, shapes, shapes.logits, 0, recipe.batch)
@@ -168,11 +168,11 @@ def adopt(network: Backbone, encoder: Backbone, *, classifier: bool = False) -> 
 
 def with_head(backbone: Backbone, spec: TeacherSpec) -> NodeEmbedding:
     """New layers, freshly drawn, on a frozen backbone. The draw depends on backbone, data set and width alone."""
-    if spec.head is None or spec.dataset is None or spec.before is None:
+    if spec.head is None or spec.dataset is None or spec.parent is None:
         raise ValueError("the teacher's spec has no head")
     backbone.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of("head", spec.before.id, spec.dataset.canonical(), spec.head.width))
+        torch.manual_seed(seed_of("head", spec.parent.id, spec.dataset.canonical(), spec.head.width))
         return NodeEmbedding(backbone, classes=spec.dataset.class_count, width=spec.head.width)
 
 
@@ -181,7 +181,7 @@ def load_teacher(spec: TeacherSpec, store: Store, device: torch.device) -> Backb
 
     Raises DamagedTeacher where a file is not what was stored.
     """
-    network: Backbone = with_head(_stored(spec.before, store, device), spec) if spec.head else skeleton(spec)
+    network: Backbone = with_head(_stored(spec.parent, store, device), spec) if spec.head else skeleton(spec)
     record = store.record_of(spec)
     try:
         store.check_teacher(spec)
@@ -220,9 +220,9 @@ def _stored(spec: TeacherSpec | None, store: Store, device: torch.device) -> Bac
     return load_teacher(spec, store, device)
 
 
-def seen_size(spec: DatasetSpec, view: View) -> int:
+def seen_size(spec: DatasetSpec, view: Preprocessing) -> int:
     """The side in pixels of the images that a network sees."""
-    return view.size or spec.side
+    return view.size or spec.image_size
 
 
 def on_device(network: Backbone, device: torch.device) -> Backbone:

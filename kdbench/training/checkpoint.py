@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from kdbench.files import set_aside, write_atomically
+from kdbench.files import quarantine, write_atomically
 from kdbench.store.record import NO_WEIGHTS, Kind, Result, timestamp
 from kdbench.training.environment import out_of_memory
 from kdbench.training.learner import Learner, Progress
@@ -77,7 +77,7 @@ def load_checkpoint(learner: Learner) -> tuple[dict[str, Any], str]:
         if out_of_memory(error):
             raise
         reason = str(error).partition("\n")[0] or type(error).__name__
-        message = f"{path}: cannot be used ({reason}); set aside as {set_aside(path).name}, training starts again"
+        message = f"{path}: cannot be used ({reason}); set aside as {quarantine(path).name}, training starts again"
         raise DamagedCheckpoint(message) from None
     done = learner.progress
     return guide, f"goes on after epoch {done.epoch}" + (f" and {done.batches} batches" if done.batches else "")

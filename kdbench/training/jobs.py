@@ -12,7 +12,7 @@ from torch import Tensor
 from kdbench.data.batch import Batches
 from kdbench.errors import BadRecord, LostTeacher, message_of
 from kdbench.evaluation import measure, measure_neighbours
-from kdbench.files import set_aside
+from kdbench.files import quarantine
 from kdbench.models.outputs import Shapes, measure_shapes
 from kdbench.plan.cost import student_cost, teacher_cost, teacher_pass_cost
 from kdbench.plan.plan import Cohort
@@ -100,7 +100,7 @@ def _train_part(spec: TeacherSpec, record: Record, shop: Workshop) -> bool:
 
 def made_on(spec: TeacherSpec, shop: Workshop) -> str | None:
     """The hash of the weights on which a teacher's last stage is made; None for the first."""
-    result = _valid_result(shop.store.record_of(spec.before)) if spec.before else None
+    result = _valid_result(shop.store.record_of(spec.parent)) if spec.parent else None
     return result.weights_sha256 if result else None
 
 
@@ -131,7 +131,7 @@ def settled(record: Record, shop: Workshop, waited: bool) -> bool:
     failure = record.failure() if waited else None
     result = _valid_result(record)
     if result:
-        record.tidy()
+        record.cleanup()
         shop.emit("finished", id=record.id, top1=result.last.top1 if result.last else None)
         return True
     if failure:
@@ -194,7 +194,7 @@ def _enrol(
         parts = [load_part(part, shop.store, network, shop.device) for part in spec.parts] if network else []
         settings.put_back()
         build = partial(student_learner, spec, shop.store, network, labels.clone(), shop.device, parts, shown)
-        return resumed(build, shop, shop.store.hashes(spec.needs))
+        return resumed(build, shop, shop.store.hashes(spec.dependencies))
     except DamagedTeacher as error:
         raise lost_teacher(error, shop) from None
     except Exception as error:
@@ -233,7 +233,7 @@ def lost_teacher(error: DamagedTeacher, shop: Workshop) -> LostTeacher:
         try:
             load_stage(error.spec, shop.store, shop.device)
         except BadRecord:
-            name = set_aside(record.folder).name if record.folder.is_dir() else "already"
+            name = quarantine(record.folder).name if record.folder.is_dir() else "already"
             return LostTeacher(f"{error}; the teacher is set aside ({name}) and made again")
     return LostTeacher(f"{error}; another process has made it again")
 

@@ -14,7 +14,7 @@ from kdbench.data.batch import Batches, seed_of
 from kdbench.data.stream import FeatureStream, embed
 from kdbench.errors import BadInput
 from kdbench.evaluation import class_correlation, is_constant, kl_divergence, linear_cka, measure
-from kdbench.files import set_aside
+from kdbench.files import quarantine
 from kdbench.methods import build_term
 from kdbench.methods.term import Setting
 from kdbench.models.backbone import Backbone
@@ -46,7 +46,7 @@ def take_measurement(
         if not mine:
             return Outcome(busy=[spec.id])
         if shop.store.measured(spec) is None and record.done():
-            name = set_aside(record.folder / "result.json").name
+            name = quarantine(record.folder / "result.json").name
             shop.emit(
                 "message", text=f"{spec.label}: was measured on other weights; set aside as {name}, measured again"
             )
@@ -79,7 +79,7 @@ def _train_probe(spec: ProbeSpec, record: Record, shop: Workshop, keep_weights: 
         stream = shop.data.stream(spec.dataset, Scenario(), spec.recipe, trial)
         images = shop.data.test(spec.dataset, spec.recipe)
         test, tested = images, len(images)
-    hashes = shop.store.hashes(spec.needs)
+    hashes = shop.store.hashes(spec.dependencies)
     learner, _ = resumed(lambda: _probe_learner(spec, record, backbone(), trial, shop), shop, hashes)
     macs, spare = {spec.id: measurement_cost(spec)}, frozenset(() if keep_weights else (spec.id,))
     conclude = Conclusion(shop, "measurement", len(stream), tested, macs, before=hashes, spare=spare)
@@ -136,7 +136,7 @@ def _compare(spec: SimilaritySpec, record: Record, shop: Workshop) -> None:
         kind="measurement",
         values={name: value for name, value in values.items() if name not in undefined},
         undefined=undefined or None,
-        before_sha256=shop.store.hashes(spec.needs),
+        before_sha256=shop.store.hashes(spec.dependencies),
         test_images=len(seen),
         weights_sha256=sha256,
         metrics_sha256=record.write_metrics([]),

@@ -105,9 +105,9 @@ def _setting(spec: TeacherSpec, teacher: nn.Module, train_size: int) -> Setting:
 
 
 def _before(spec: TeacherSpec, store: Store, device: torch.device) -> Backbone:
-    if spec.before is None:
+    if spec.parent is None:
         raise ValueError("a part has a teacher")
-    return load_teacher(spec.before, store, device)
+    return load_teacher(spec.parent, store, device)
 
 
 def _part(spec: TeacherSpec) -> PartSpec:

@@ -14,7 +14,7 @@ from kdbench.data.stream import DataSource
 from kdbench.datafiles.download import fetch_file
 from kdbench.errors import BadInput
 from kdbench.evaluation import measure
-from kdbench.files import file_hash, set_aside
+from kdbench.files import file_hash, quarantine
 from kdbench.models import build
 from kdbench.models.backbone import Backbone
 from kdbench.models.checkpoints import load_checkpoint, published_accuracy
@@ -70,7 +70,7 @@ class WeightFiles:
             path.parent.mkdir(parents=True, exist_ok=True)
             with Lock(path.with_name(f".{path.name}.lock")).wait(str(path), self.note):
                 if path.is_file() and _wrong(path, facts.public):
-                    set_aside(path)
+                    quarantine(path)
                 if not path.is_file():
                     fetch_file(facts.public.url, path)
         elif not path.is_file():

@@ -20,7 +20,7 @@ import traceback
 from pathlib import Path
 from typing import Any, TextIO
 
-from kdbench.catalogue.plugins import looking_beside
+from kdbench.catalogue.plugins import locating_modules
 from kdbench.data.stream import DataSource
 from kdbench.errors import KdbenchError, LostTeacher, reason_of
 from kdbench.store.store import Store
@@ -101,7 +101,7 @@ def main() -> None:
         checkpoint_seconds=options.checkpoint_seconds,
     )
     channel.emit("ready")
-    with looking_beside(_by_name(options.beside).get):
+    with locating_modules(_by_name(options.beside).get):
         while not channel.stopping.is_set():
             job = channel.jobs.get()
             if not job.get("stop"):

@@ -11,14 +11,16 @@ import pytest
 from kdbench.cli.progress import RunProgress, Tally
 from kdbench.plan.plan import make_plan
 from kdbench.store.store import Store
-from kdbench.suite.specs import DatasetSpec, Recipe, RunSpec, TeacherSpec, TermUse
+from kdbench.suite.specs import DatasetSpec, Recipe, RunSpec, TeacherSpec, WeightedTerm
 
 
 DIGITS = DatasetSpec(name="digits")
 RECIPE = Recipe(epochs=4, batch=16, lr=0.1)
 TEACHER = TeacherSpec(network="resnet20", dataset=DIGITS, recipe=RECIPE)
 RUNS = [
-    RunSpec(student="resnet8", teacher=TEACHER, terms=(TermUse(name="kd", weight=w),), dataset=DIGITS, recipe=RECIPE)
+    RunSpec(
+        student="resnet8", teacher=TEACHER, terms=(WeightedTerm(name="kd", weight=w),), dataset=DIGITS, recipe=RECIPE
+    )
     for w in (1.0, 2.0)
 ]
 
@@ -169,7 +171,7 @@ def test_a_teacher_that_was_not_planned_is_shown_all_the_same(progress, capsys):
 
 
 def test_an_initial_stage_is_part_of_the_way(tmp_path):
-    run = RUNS[0].model_copy(update={"terms": (TermUse(name="ab"), TermUse(name="ce"))})
+    run = RUNS[0].model_copy(update={"terms": (WeightedTerm(name="ab"), WeightedTerm(name="ce"))})
     progress = RunProgress([], make_plan([run], Store(tmp_path)))
     member = progress.members[run.id]
     assert member.place == "waiting"

@@ -13,13 +13,13 @@ from kdbench.errors import BadInput, KdbenchError
 from kdbench.execution.child import list_samples
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
-from kdbench.suite.specs import DatasetSpec, Recipe, RunSpec, Scenario, TermUse
+from kdbench.suite.specs import DatasetSpec, Recipe, RunSpec, Scenario, WeightedTerm
 
 
 OPTIONS = ("--train-per-class", 10, "--classes", 3, "--fraction", 0.5, "--label-noise", 0.4, "--trial", 1)
 SPEC = RunSpec(
     student="resnet8",
-    terms=(TermUse(name="ce"),),
+    terms=(WeightedTerm(name="ce"),),
     dataset=DatasetSpec(name="digits", classes=3, train_per_class=10),
     scenario=Scenario(fraction=0.5, label_noise=0.4),
     recipe=Recipe(epochs=1, batch=8, lr=0.1),

@@ -50,7 +50,7 @@ def test_many_processes_train_one_teacher_once(kdbench, kdbench_process, suite, 
         done = [call.result() for call in calls]
     assert [each.returncode for each in done] == [0, 0, 0], done
     assert all("2 teachers are there." in each.stdout for each in done)
-    assert [record.about()["sessions"] for record in teachers] == [1, 1]
+    assert [record.metadata()["sessions"] for record in teachers] == [1, 1]
     trained = sum(each.stderr.count("epoch") > 0 or "finished teacher" in each.stderr for each in done)
     assert trained >= 1
 

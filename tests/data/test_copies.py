@@ -11,7 +11,7 @@ from kdbench.data.image_sets import ImageSet
 from kdbench.data.preprocess import Normalisation
 from kdbench.data.stream import Stream
 from kdbench.errors import BadInput
-from kdbench.suite.specs import View
+from kdbench.suite.specs import Preprocessing
 
 
 CPU = torch.device("cpu")
@@ -129,14 +129,14 @@ def test_copies_share_the_flip_and_have_crops_of_their_own(images, recipe, digit
 
 
 def test_the_teachers_own_view_is_transformed_alike(images, recipe, digits):
-    same = View(crop_padding=0, flip=False)
+    same = Preprocessing(crop_padding=0, flip=False)
     plain = recipe.model_copy(update={"crop_padding": 0, "flip": False})
     for kind in KINDS:
         stream = Stream(images, plain, digits, ("seed",), CPU, same)
         copies = next(stream.epoch(1, transforms=[kind])).copies[kind]
         assert torch.equal(copies.images, copies.teacher_images)
         assert next(stream.epoch(1, taught=False, transforms=[kind])).copies[kind].teacher_images is None
-    large = Stream(images, recipe, digits, ("seed",), CPU, View(size=48, crop_padding=4, flip=True))
+    large = Stream(images, recipe, digits, ("seed",), CPU, Preprocessing(size=48, crop_padding=4, flip=True))
     assert next(large.epoch(1, transforms=["four"])).copies["four"].teacher_images.shape == (48, 3, 48, 48)
 
 

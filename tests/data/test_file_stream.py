@@ -19,7 +19,7 @@ from kdbench.data.image_sets import apply_scenario, load_images
 from kdbench.data.preprocess import Normalisation, centre_cut, pixels, random_cut
 from kdbench.data.stream import DataSource
 from kdbench.errors import BadInput
-from kdbench.suite.specs import DatasetSpec, Pretraining, Scenario, View
+from kdbench.suite.specs import DatasetSpec, Preprocessing, Pretraining, Scenario
 
 
 CPU = torch.device("cpu")
@@ -87,7 +87,7 @@ def test_a_teachers_view_is_another_cut_of_the_same_image(train, recipe, monkeyp
     monkeypatch.setattr(module, "loader_workers", lambda: 1)
     part = {"areas": (0.1, 0.2), "ratios": (0.9, 0.9)}
     same = {"crop_area": part["areas"], "crop_ratio": part["ratios"]}
-    view = View(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), **same)
+    view = Preprocessing(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), **same)
     both = FileStream(train, small(recipe), SPEC, ("seed", 0), CPU, view)
     (batch, *_), alone = epoch_of(both, 1), epoch_of(both, 1, taught=False)
     assert batch.teacher_images.shape == (7, 3, 32, 32)
@@ -104,9 +104,9 @@ def test_a_teachers_view_is_another_cut_of_the_same_image(train, recipe, monkeyp
 def test_tests_see_the_centres_in_order_as_often_as_they_like(root, recipe, monkeypatch):
     monkeypatch.setattr(module, "loader_workers", lambda: 2)
     test = load_images(SPEC, root)[1]
-    loaded = FileTestSet(test, View(size=24), SPEC, CPU, batch=4)
+    loaded = FileTestSet(test, Preprocessing(size=24), SPEC, CPU, batch=4)
     assert len(loaded) == 6
-    normalise = Normalisation(View(), SPEC, CPU)
+    normalise = Normalisation(Preprocessing(), SPEC, CPU)
     for _ in range(2):
         batches = list(loaded)
         assert [len(labels) for _, labels in batches] == [4, 2]
@@ -211,7 +211,7 @@ def alive(pid):
         return False
 
 
-@pytest.mark.parametrize("view", [None, View(size=24)])
+@pytest.mark.parametrize("view", [None, Preprocessing(size=24)])
 def test_copies_are_cuts_of_their_own_and_leave_the_images_as_they_are(train, recipe, view):
     stream = FileStream(train, small(recipe), SPEC, ("s",), CPU, view)
     for plain, seen in zip(epoch_of(stream, 1), epoch_of(stream, 1, transforms=["rotations", "four"]), strict=True):

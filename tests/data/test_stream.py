@@ -8,7 +8,7 @@ from kdbench.catalogue.datasets import dataset
 from kdbench.data.augment import TwoViews
 from kdbench.data.stream import DataSource, FeatureStream, Normalisation, Stream, TestSet
 from kdbench.suite.protocol import bundled_protocol, protocol_names
-from kdbench.suite.specs import DatasetSpec, Pretraining, Scenario, View
+from kdbench.suite.specs import DatasetSpec, Preprocessing, Pretraining, Scenario
 
 
 CPU = torch.device("cpu")
@@ -48,7 +48,7 @@ def test_an_unfinished_epoch_leaves_no_trace(images, recipe, digits):
 def test_the_end_of_an_epoch_alone_is_the_end_of_the_whole_one(images, recipe, digits, first):
     """For every source of batches, with all that a batch can hold."""
     kinds = ["rotations", "four"]
-    view = View(crop_padding=1, flip=True)
+    view = Preprocessing(crop_padding=1, flip=True)
     features = torch.arange(2.0 * len(images)).view(-1, 2)
     sources = [
         (Stream(images, recipe, digits, ("seed",), CPU, view), {"transforms": kinds}),
@@ -134,7 +134,7 @@ def test_crops_and_flips_are_drawn_evenly_per_image(recipe, digits):
 @pytest.mark.parametrize("protocol", protocol_names())
 def test_each_protocol_normalises_with_its_own_constants(protocol):
     spec = DatasetSpec(name="cifar100")
-    settings = bundled_protocol(protocol).settings.recipe("resnet8x4", "cifar100")
+    settings = bundled_protocol(protocol).recipe("resnet8x4", "cifar100")
     mean, std = settings.mean or dataset("cifar100").mean, settings.std or dataset("cifar100").std
     pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     expected = (pixels.double() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)

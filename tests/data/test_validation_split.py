@@ -11,7 +11,7 @@ from kdbench.catalogue import datasets as catalogue
 from kdbench.data.image_sets import load_images
 from kdbench.data.stream import DataSource
 from kdbench.errors import BadInput
-from kdbench.suite.specs import DatasetSpec, Pretraining, Scenario, View
+from kdbench.suite.specs import DatasetSpec, Preprocessing, Pretraining, Scenario
 
 
 CPU = torch.device("cpu")
@@ -59,8 +59,8 @@ def test_everything_that_a_network_is_shown_is_on_its_side(tmp_path, recipe):
     train, validation = source.sets(spec)
     assert len(source.stream(spec, Scenario(), recipe, 0)) == len(train) == 800
     assert len(source.two_views(spec, Pretraining(recipe=recipe), 0)) == 800
-    assert len(source.train(spec, View())) == 800
-    shown = source.test(spec, View())
+    assert len(source.train(spec, Preprocessing())) == 800
+    shown = source.test(spec, Preprocessing())
     assert torch.equal(shown.labels, validation.labels)
     assert torch.equal(shown.images, validation.images)
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from kdbench.data.preprocess import Normalisation, Viewer, resized
 from kdbench.data.stream import Stream, TestSet
-from kdbench.suite.specs import View
+from kdbench.suite.specs import Preprocessing
 
 
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ def test_images_of_the_right_size_are_left_as_they_are(images):
 
 @pytest.fixture
 def view():
-    return View(crop_padding=4, flip=True, size=48, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    return Preprocessing(crop_padding=4, flip=True, size=48, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 
 
 def test_a_view_is_cropped_resized_flipped_and_normalised(images, digits, view):
@@ -56,7 +56,7 @@ def test_the_teachers_view_is_drawn_apart_from_the_students(images, recipe, digi
         assert first.teacher_images.shape == (len(first), 3, 48, 48)
         assert second.teacher_images is None
         assert torch.equal(first.teacher_images, third.teacher_images)
-    same_settings = View(crop_padding=recipe.crop_padding, flip=recipe.flip)
+    same_settings = Preprocessing(crop_padding=recipe.crop_padding, flip=recipe.flip)
     pairs = Stream(images, recipe, digits, ("seed",), CPU, same_settings).epoch(1)
     equal = torch.cat([(b.images == b.teacher_images).flatten(1).all(1) for b in pairs])
     assert equal.float().mean() < 0.3, "two independent draws of 25 crops and a flip seldom agree"
@@ -64,7 +64,7 @@ def test_the_teachers_view_is_drawn_apart_from_the_students(images, recipe, digi
 
 def test_both_see_the_same_images(images, recipe, digits):
     plain = recipe.model_copy(update={"crop_padding": 0, "flip": False})
-    for batch in Stream(images, plain, digits, ("seed",), CPU, View()).epoch(2):
+    for batch in Stream(images, plain, digits, ("seed",), CPU, Preprocessing()).epoch(2):
         assert torch.equal(batch.images, batch.teacher_images)
 
 

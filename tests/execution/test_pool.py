@@ -21,7 +21,7 @@ from kdbench.execution.worker_handle import WorkerHandle, WorkerOptions
 from kdbench.plan.plan import Cohort, Plan, make_plan
 from kdbench.store.record import Accuracy, Record, Result
 from kdbench.store.store import Store
-from kdbench.suite.specs import DatasetSpec, HeadSpec, PartSpec, Recipe, RunSpec, TeacherSpec, TermUse
+from kdbench.suite.specs import DatasetSpec, HeadSpec, PartSpec, Recipe, RunSpec, TeacherSpec, WeightedTerm
 
 
 DIGITS = DatasetSpec(name="digits", train_per_class=4)
@@ -35,7 +35,7 @@ def teacher(network="resnet20", head=False):
 
 
 def student(of=None, trial=0, weight=1.0):
-    terms = (TermUse(name="kd" if of else "ce", weight=weight),)
+    terms = (WeightedTerm(name="kd" if of else "ce", weight=weight),)
     return RunSpec(student="resnet8", teacher=of, terms=terms, dataset=DIGITS, recipe=RECIPE, trial=trial)
 
 
@@ -516,4 +516,4 @@ grid:
         probes = {spec.id for spec in measured if tiny}
         assert spare == probes | {id for id, spec in suite.specs.items() if tiny and spec.student == "vgg8"}
         assert spare == {id for job in jobs for id in job.message().get("spare", ())}
-        assert not {need.made_by.id for spec in measured for need in spec.needs if need.made_by} & spare
+        assert not {need.source_run.id for spec in measured for need in spec.dependencies if need.source_run} & spare

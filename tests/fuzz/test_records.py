@@ -54,7 +54,7 @@ def place(tmp_path_factory):
         record.begin(spec.canonical())
         record.weights_file.write_bytes(WEIGHTS)
         sha256 = file_hash(record.weights_file)
-        before = store.teacher(spec.before.id).result().weights_sha256 if kind == "teacher" and spec.before else None
+        before = store.teacher(spec.parent.id).result().weights_sha256 if kind == "teacher" and spec.parent else None
         result = Result(
             id=record.id, kind=kind, last=accuracy, best=accuracy, weights_sha256=sha256,
             before_sha256=f"{sha256}+{sha256}" if kind == "measurement" else before,
@@ -183,7 +183,7 @@ def test_whatever_stands_there(place, within_limits, seed, ways):
                 assert not CONTROL.search(done.stdout.replace("\n", "")), command
     suite, store = load_suite(place), Store(results)
     with within_limits(), contextlib.suppress(KdbenchError):
-        store.set_aside_damaged(store.run(id) for id in suite.specs)
-        store.set_aside_damaged(store.measurement(each.spec.id) for each in suite.measurements)
-        store.set_aside_damaged_teachers(stage for run in suite.runs for stage in run.spec.stages)
+        store.quarantine_damaged(store.run(id) for id in suite.specs)
+        store.quarantine_damaged(store.measurement(each.spec.id) for each in suite.measurements)
+        store.quarantine_damaged_teachers(stage for run in suite.runs for stage in run.spec.stages)
         make_plan(suite.specs.values(), store, measurements=[each.spec for each in suite.measurements])

@@ -134,7 +134,7 @@ DATASET = names(datasets()) | fields(
 TERMS = st.dictionaries(
     names(term_names()), st.integers(0, 5) | SHARES | st.fixed_dictionaries({"weight": SHARES}), min_size=1, max_size=3
 )
-METHOD = names(bundled_protocol("smoke").methods) | fields(
+METHOD = names(bundled_protocol("smoke").terms) | fields(
     {"terms": TERMS}, {"name": st.text("ab, =[]", min_size=1, max_size=9)}
 )
 PROTOCOL = names(protocol_names()) | fields(
@@ -165,7 +165,7 @@ SHARED = {
     ),
 }
 NETWORK = names(networks())
-SELECTOR = fields({}, {"teacher": NETWORK, "student": NETWORK, "method": names(bundled_protocol("smoke").methods)})
+SELECTOR = fields({}, {"teacher": NETWORK, "student": NETWORK, "method": names(bundled_protocol("smoke").terms)})
 GRID = fields(
     {"student": one_or_many(NETWORK), "teacher": one_or_many(NETWORK), "method": one_or_many(METHOD)},
     {

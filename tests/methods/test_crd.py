@@ -14,7 +14,7 @@ from kdbench.methods import build_term
 from kdbench.methods.crd import Negatives, contrast_loss, exponentials, first_z, unit
 from kdbench.models import build as build_network
 from kdbench.store.store import Store
-from kdbench.suite.specs import DatasetSpec, Recipe, RunSpec, Scenario, TermUse
+from kdbench.suite.specs import DatasetSpec, Recipe, RunSpec, Scenario, WeightedTerm
 from kdbench.training.build import student_learner
 
 
@@ -211,7 +211,7 @@ def test_a_run_contrasts_the_images_of_its_scenario(scenario, tmp_path):
     cpu = torch.device("cpu")
     data = DatasetSpec(name="digits", train_per_class=8, test_per_class=1)
     recipe = Recipe(epochs=1, batch=16, lr=0.01, momentum=0.9)
-    terms = (TermUse(name="crd", weight=0.8, hyperparameters={"negatives": 12}),)
+    terms = (WeightedTerm(name="crd", weight=0.8, hyperparameters={"negatives": 12}),)
     spec = RunSpec(student="resnet8", dataset=data, recipe=recipe, scenario=scenario, terms=terms)
     stream = DataSource(tmp_path, cpu).stream(data, scenario, recipe, 0)
     teacher = build_network("resnet8x4", 10).eval()

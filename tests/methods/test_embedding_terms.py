@@ -55,7 +55,7 @@ WEIGHTS = {
 
 @pytest.mark.parametrize(("protocol", "method"), WEIGHTS)
 def test_weights_of_the_papers(protocol, method):
-    assert formula(bundled_protocol(protocol).methods[method]) == WEIGHTS[protocol, method]
+    assert formula(bundled_protocol(protocol).terms[method]) == WEIGHTS[protocol, method]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 import kdbench
 from kdbench.catalogue import terms
 from kdbench.catalogue.hyperparameters import RANGES, check_hyperparameters
-from kdbench.catalogue.terms import FACTS, Hyperparameter, term, term_names
+from kdbench.catalogue.terms import TERM_CONSTANTS, Hyperparameter, term, term_names
 from kdbench.errors import BadInput
 from kdbench.methods import Term, build_term
 
@@ -88,7 +88,7 @@ def plugin(tmp_path, monkeypatch):
 
 def clear():
     importlib.invalidate_caches()
-    for cached in (terms._term, terms.term_names, terms._announced, terms._bundled):
+    for cached in (terms._term, terms.term_names, terms._entry_points, terms._bundled):
         cached.cache_clear()
 
 
@@ -107,7 +107,7 @@ def test_facts_equal_the_class(name):
     assert info.path == Path(inspect.getfile(kind))
     assert info.description == inspect.cleandoc(kind.__doc__)
     assert info.summary == info.description.splitlines()[0]
-    for fact in FACTS:
+    for fact in TERM_CONSTANTS:
         assert getattr(info, fact) == getattr(kind, fact)
     parameters = list(inspect.signature(kind).parameters.values())[1:]
     expected = {p.name: Hyperparameter(p.annotation, p.default) for p in parameters}

@@ -11,7 +11,7 @@ from torch import nn
 from kdbench.errors import BadInput
 from kdbench.methods import build_term
 from kdbench.methods.functional import pool_to_smaller
-from kdbench.suite.compatibility import infeasible
+from kdbench.suite.compatibility import incompatibilities
 from kdbench.suite.methods import formula, parse_terms
 from kdbench.suite.protocol import bundled_protocol
 
@@ -226,18 +226,18 @@ def terms(**options):
 
 
 def test_a_fixed_pair_is_checked_before_anything_runs():
-    assert infeasible("vgg8", "resnet32x4", terms()) == []
-    assert infeasible("vgg8", "resnet32x4", terms(student_layer=4, teacher_layer=3)) == []
-    (reason,) = infeasible("vgg8", "resnet32x4", terms(student_layer=3, teacher_layer=4))
+    assert incompatibilities("vgg8", "resnet32x4", terms()) == []
+    assert incompatibilities("vgg8", "resnet32x4", terms(student_layer=4, teacher_layer=3)) == []
+    (reason,) = incompatibilities("vgg8", "resnet32x4", terms(student_layer=3, teacher_layer=4))
     assert reason == "semckd reads teacher_layer 4, but resnet32x4 has the layers 1 to 3"
-    (reason,) = infeasible("vgg8", "resnet32x4", terms(student_layer=5, teacher_layer=1))
+    (reason,) = incompatibilities("vgg8", "resnet32x4", terms(student_layer=5, teacher_layer=1))
     assert reason == "semckd reads student_layer 5, but vgg8 has the layers 1 to 4"
-    (reason,) = infeasible("vgg8", "resnet32x4", terms(teacher_layer=1))
+    (reason,) = incompatibilities("vgg8", "resnet32x4", terms(teacher_layer=1))
     assert reason == "semckd fixes teacher_layer but no student_layer: set both or neither"
 
 
 def test_the_protocol_has_the_method_and_the_ablations_of_table_6():
-    methods = bundled_protocol("semckd").methods
+    methods = bundled_protocol("semckd").terms
     assert formula(methods["semckd"]) == "1·ce + 1·kd + 400·semckd"
     assert formula(methods["semckd+crd"]) == "1·ce + 0.8·crd + 1·kd + 400·semckd"
     for variant in VARIANTS[1:]:

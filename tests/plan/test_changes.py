@@ -3,7 +3,7 @@
 from kdbench.plan.plan import changed_plugins, hashes_of_plugins
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
-from kdbench.suite.specs import DatasetSpec, PartSpec, Recipe, RunSpec, TeacherSpec, TermUse
+from kdbench.suite.specs import DatasetSpec, PartSpec, Recipe, RunSpec, TeacherSpec, WeightedTerm
 
 
 RECIPE = Recipe(epochs=1, batch=16, lr=0.1)
@@ -18,8 +18,8 @@ def spec(trial, code, part=None):
     if part:
         stage = PartSpec(term="own:Part", source_sha256=part * 64, recipe=RECIPE)
         parts = (TEACHER.model_copy(update={"part": stage}),)
-    own = TermUse(name="own:Mine", source_sha256=code and code * 64)
-    terms = (TermUse(name="ce"), own)
+    own = WeightedTerm(name="own:Mine", source_sha256=code and code * 64)
+    terms = (WeightedTerm(name="ce"), own)
     return RunSpec(
         student="resnet8", teacher=TEACHER, terms=terms, dataset=DIGITS, recipe=RECIPE, trial=trial, parts=parts
     )

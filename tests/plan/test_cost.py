@@ -14,13 +14,13 @@ from kdbench.plan.cost import (
     teacher_pass_cost,
 )
 from kdbench.store.store import Store
-from kdbench.suite.specs import DatasetSpec, HeadSpec, Recipe, RunSpec, Scenario, TeacherSpec, TermUse
+from kdbench.suite.specs import DatasetSpec, HeadSpec, Recipe, RunSpec, Scenario, TeacherSpec, WeightedTerm
 
 
 RECIPE = Recipe(epochs=10, batch=64, lr=0.1, evaluate_every=4)
 CIFAR = DatasetSpec(name="cifar100")
 TEACHER = TeacherSpec(network="vgg13", dataset=CIFAR, recipe=RECIPE)
-RUN = RunSpec(student="vgg8", teacher=TEACHER, terms=(TermUse(name="kd"),), dataset=CIFAR, recipe=RECIPE)
+RUN = RunSpec(student="vgg8", teacher=TEACHER, terms=(WeightedTerm(name="kd"),), dataset=CIFAR, recipe=RECIPE)
 VGG8, VGG13 = 96_192_512, 284_936_192
 
 
@@ -46,10 +46,10 @@ def test_few_shots_cost_less_but_for_the_tests():
 
 
 def test_an_initial_stage_costs_its_epochs_and_no_tests():
-    ab = RUN.model_copy(update={"terms": (TermUse(name="ab"), TermUse(name="ce"))})
+    ab = RUN.model_copy(update={"terms": (WeightedTerm(name="ab"), WeightedTerm(name="ce"))})
     assert student_cost(ab) == (3 * (10 + 30) * 50_000 + 3 * 10_000) * VGG8
     assert teacher_pass_cost(ab) == (10 + 30) * 50_000 * VGG13
-    short = ab.model_copy(update={"terms": (TermUse(name="fsp", hyperparameters={"initial_epochs": 2}),)})
+    short = ab.model_copy(update={"terms": (WeightedTerm(name="fsp", hyperparameters={"initial_epochs": 2}),)})
     assert teacher_pass_cost(short) == (10 + 2) * 50_000 * VGG13
 
 

@@ -10,7 +10,7 @@ from kdbench.plan.plan import Cohort, auxiliaries_of, group, limited, make_plan,
 from kdbench.store.record import Accuracy, Failure, Result
 from kdbench.store.store import Store
 from kdbench.suite.load import find_suite, load_suite
-from kdbench.suite.specs import DatasetSpec, HeadSpec, PartSpec, Recipe, RunSpec, TeacherSpec, TermUse
+from kdbench.suite.specs import DatasetSpec, HeadSpec, PartSpec, Recipe, RunSpec, TeacherSpec, WeightedTerm
 
 
 RECIPE = Recipe(epochs=4, batch=64, lr=0.1)
@@ -23,7 +23,7 @@ def teacher(network="vgg13", **values):
 
 def run(student="vgg8", method="kd", trial=0, **values):
     spec = {"teacher": teacher() if method != "ce" else None, "recipe": RECIPE, "dataset": CIFAR, **values}
-    return RunSpec(student=student, terms=(TermUse(name=method),), trial=trial, **spec)
+    return RunSpec(student=student, terms=(WeightedTerm(name=method),), trial=trial, **spec)
 
 
 def finish(record, kind):

@@ -28,7 +28,7 @@ def filled(suites):
             rows = collect([suite], [])
             facts = [*run_facts(rows), *teacher_facts(rows, []), *measurement_facts([suite], []), *likeness_facts(rows)]
             for table in suite.tables:
-                found.setdefault(table, []).append((by_key(facts), {r.protocol.settings.trials for r in suite.runs}))
+                found.setdefault(table, []).append((by_key(facts), {r.protocol.trials for r in suite.runs}))
     return found
 
 

@@ -13,7 +13,7 @@ from kdbench.report.published import Key, canonical_setting, matched, split_meth
 from kdbench.report.tidy import facts_csv, json_text
 from kdbench.store.record import Failure
 from kdbench.store.store import Store
-from kdbench.suite.specs import TermUse
+from kdbench.suite.specs import WeightedTerm
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_run_that_several_suites_name_is_one_value_with_all_of_them(load, tmp_
 @pytest.mark.parametrize("name", [*term_names(), "kdbench.methods.kd:KD"])
 def test_every_term_has_its_hyperparameters_in_csv_and_json(name):
     usual = {key: each.default for key, each in term(name).hyperparameters.items()}
-    (found,) = json.loads(terms_text([TermUse(name=name, weight=2.0)])).values()
+    (found,) = json.loads(terms_text([WeightedTerm(name=name, weight=2.0)])).values()
     assert found == json.loads(json.dumps({"weight": 2.0, **usual}))
 
 

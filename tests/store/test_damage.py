@@ -171,33 +171,33 @@ def test_the_command(tmp_path, store, records, suite):
 )
 def test_damaged_runs_and_measurements_are_set_aside(store, records, kind, name, damage):
     everything = [*records["run"], *records["measurement"]]
-    assert store.set_aside_damaged(everything) == []
+    assert store.quarantine_damaged(everything) == []
     record = records[kind][0]
     damage(record.folder / name)
-    (message,) = store.set_aside_damaged(everything)
+    (message,) = store.quarantine_damaged(everything)
     assert f"the {kind} is set aside ({record.id}.damaged-1) and made again" in message
     assert not record.folder.exists()
-    assert store.set_aside_damaged(everything) == []
+    assert store.quarantine_damaged(everything) == []
 
 
 def test_students_whose_weights_were_removed_are_left_alone(store, records):
     records["run"][0].weights_file.unlink()
-    assert store.set_aside_damaged(records["run"]) == []
+    assert store.quarantine_damaged(records["run"]) == []
 
 
 def test_what_is_in_use_elsewhere_is_not_set_aside(store, records):
     record = records["run"][0]
     (record.folder / "spec.json").write_text("{}")
     with record.lock():
-        assert store.set_aside_damaged([record]) == []
+        assert store.quarantine_damaged([record]) == []
     assert record.folder.exists()
 
 
 def test_a_resume_state_beside_a_result_is_removed(store, records):
     for record in (records["run"][0], records["teacher"][0]):
         record.state_file.write_text("")
-    store.set_aside_damaged(records["run"])
-    store.set_aside_damaged_teachers(
+    store.quarantine_damaged(records["run"])
+    store.quarantine_damaged_teachers(
         stage for stage in load_suite(store.root.with_name("own.yaml")).runs[0].spec.stages
     )
     assert not list(store.root.glob("*/*/state.pt"))
@@ -233,7 +233,7 @@ def test_a_locked_record_has_a_line_and_the_others_follow(store, records, lock):
     with pytest.raises(LockedRecord):
         records["run"][0].result()
     with pytest.raises(KdbenchError, match=r"Permission denied\. Make it readable"):
-        store.set_aside_damaged(records["run"])
+        store.quarantine_damaged(records["run"])
     assert records["run"][0].folder.exists()
 
 

@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from kdbench.files import set_aside, write_atomically, write_json, write_text
+from kdbench.files import quarantine, write_atomically, write_json, write_text
 
 
 def names(folder):
@@ -91,6 +91,6 @@ def test_below_a_file_nothing_can_be_written(tmp_path):
 def test_damaged_files_are_set_aside_one_by_one(tmp_path):
     for number in (1, 2, 3):
         (tmp_path / "x.json").write_text(str(number))
-        assert set_aside(tmp_path / "x.json").name == f"x.json.damaged-{number}"
+        assert quarantine(tmp_path / "x.json").name == f"x.json.damaged-{number}"
     assert [(tmp_path / f"x.json.damaged-{n}").read_text() for n in (1, 2, 3)] == ["1", "2", "3"]
     assert not (tmp_path / "x.json").exists()

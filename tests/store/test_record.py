@@ -33,8 +33,8 @@ def test_reading_creates_nothing(record):
     assert record.failure() is None
     assert not record.done()
     assert not record.started()
-    assert (record.metrics(), record.about(), record.spec()) == ([], {}, {})
-    assert (record.version(), record.work()) == ("", ("", 0.0, 0.0))
+    assert (record.metrics(), record.metadata(), record.spec()) == ([], {}, {})
+    assert (record.version(), record.compute()) == ("", ("", 0.0, 0.0))
     assert not record.folder.parent.parent.exists()
 
 
@@ -49,7 +49,7 @@ def test_the_life_of_a_record(record):
     assert record.done()
     assert record.result() == RESULT
     assert not record.started()
-    assert (record.version(), record.work()) == ("1", ("cpu", 8.0, 2.0))
+    assert (record.version(), record.compute()) == ("1", ("cpu", 8.0, 2.0))
 
 
 def test_equal_results_are_equal_bytes(record):
@@ -94,7 +94,7 @@ def test_damaged_side_files_are_as_if_absent(record, content):
     for name in ("failure.json", "about.json", "spec.json", "metrics.jsonl"):
         write(record, name, content)
     assert record.failure() is None
-    assert record.about() in ({}, {"kind": "x"})
+    assert record.metadata() in ({}, {"kind": "x"})
     assert record.version() == ""
     assert record.metrics() in ([], [{"kind": "x"}])
 
@@ -127,18 +127,18 @@ with Store(Path(sys.argv[1])).run(sys.argv[2]).lock():
 
 def test_locks_are_held_across_processes_and_freed_by_death(record):
     root = record.folder.parent.parent
-    assert not record.busy()
+    assert not record.is_locked()
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(root), ID], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     with holder:
         assert holder.stdout.readline() == "held\n"
-        assert record.busy()
-        assert not Store(root).run("ffffffffffff").busy()
-        assert not Store(root).teacher(ID).busy()
+        assert record.is_locked()
+        assert not Store(root).run("ffffffffffff").is_locked()
+        assert not Store(root).teacher(ID).is_locked()
         holder.kill()
         holder.wait()
-    assert not record.busy()
+    assert not record.is_locked()
 
 
 def test_listing(tmp_path):

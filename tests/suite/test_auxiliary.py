@@ -23,7 +23,7 @@ def test_a_doubled_student_is_trained_first_and_teaches(spec):
     assert between.teacher == spec(student="mobilenetv2", teacher="wrn-40-2", method="kd").teacher
     assert (run.recipe.lr, between.recipe.lr) == (0.01, 0.05)  # the exceptions name networks, not their kin
     assert (run.checkpoint, between.checkpoint) == ("last", "best")
-    assert (run.teacher.stages, run.teacher.before, run.teacher.stage_recipe) == ([], None, None)
+    assert (run.teacher.stages, run.teacher.parent, run.teacher.stage_recipe) == ([], None, None)
     assert run.teacher.has_classifier
     assert run.teacher.label == "mobilenetv2-1.0 (a run's student) on cifar100"
     assert RunSpec.model_validate(run.canonical()).id == run.id

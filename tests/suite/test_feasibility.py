@@ -7,7 +7,7 @@ import pytest
 from kdbench.catalogue.networks import network
 from kdbench.catalogue.terms import term, term_names
 from kdbench.errors import BadSuite
-from kdbench.suite.compatibility import CONDITIONS, feature_maps, infeasible, matched_levels
+from kdbench.suite.compatibility import CONDITIONS, feature_maps, incompatibilities, matched_levels
 from kdbench.suite.methods import parse_terms
 
 
@@ -19,11 +19,11 @@ def terms(**values):
 
 
 def test_embeddings_are_compared_in_the_width_in_which_they_are_shown():
-    assert infeasible("resnet8x4", "resnet32x4", terms(ega=1)) == []
-    (reason,) = infeasible("resnet8x4", "wrn-40-2", terms(ega=1))
+    assert incompatibilities("resnet8x4", "resnet32x4", terms(ega=1)) == []
+    (reason,) = incompatibilities("resnet8x4", "wrn-40-2", terms(ega=1))
     assert "resnet8x4 shows 256 values and wrn-40-2 128" in reason
-    assert infeasible("resnet8x4", "wrn-40-2", terms(ega=1, nce=1, ccl=1), (64, 64)) == []
-    (reason,) = infeasible("resnet8x4", "wrn-40-2", terms(ega=1), (64, None))
+    assert incompatibilities("resnet8x4", "wrn-40-2", terms(ega=1, nce=1, ccl=1), (64, 64)) == []
+    (reason,) = incompatibilities("resnet8x4", "wrn-40-2", terms(ega=1), (64, None))
     assert "resnet8x4 shows 64" in reason
 
 
@@ -33,14 +33,14 @@ def test_every_condition_of_a_term_exists(name):
 
 
 def test_methods_without_conditions_are_always_possible():
-    assert infeasible("resnet8", "vgg13", terms(ce=1, kd=1, at=1, sp=1, vid=1, rkd=1, pkt=1)) == []
+    assert incompatibilities("resnet8", "vgg13", terms(ce=1, kd=1, at=1, sp=1, vid=1, rkd=1, pkt=1)) == []
 
 
 def test_the_layer_must_exist_in_both_networks():
-    assert infeasible("resnet8x4", "vgg13", terms(fitnet={"layer": 3})) == []
-    (reason,) = infeasible("resnet8x4", "vgg13", terms(fitnet={"layer": 4}))
+    assert incompatibilities("resnet8x4", "vgg13", terms(fitnet={"layer": 3})) == []
+    (reason,) = incompatibilities("resnet8x4", "vgg13", terms(fitnet={"layer": 4}))
     assert reason == "fitnet reads layer 4, but resnet8x4 has the layers 0 to 3"
-    (reason,) = infeasible("vgg8", "resnet32x4", terms(fitnet={"layer": 4}))
+    (reason,) = incompatibilities("vgg8", "resnet32x4", terms(fitnet={"layer": 4}))
     assert "resnet32x4 has the layers 0 to 3" in reason
 
 
@@ -56,38 +56,40 @@ def test_the_layer_must_exist_in_both_networks():
     ],
 )
 def test_hyperparameters_that_do_not_go_together(name, options, expected):
-    (reason,) = infeasible("resnet8x4", "resnet32x4", terms(**{name: options}))
+    (reason,) = incompatibilities("resnet8x4", "resnet32x4", terms(**{name: options}))
     assert reason.startswith(f"{name} {expected}")
     one_left = dict(list(options.items())[:1])
-    assert infeasible("resnet8x4", "resnet32x4", terms(**{name: one_left})) == ([] if len(options) > 1 else [reason])
+    assert incompatibilities("resnet8x4", "resnet32x4", terms(**{name: one_left})) == (
+        [] if len(options) > 1 else [reason]
+    )
 
 
 def test_transformations_go_from_stage_to_stage():
-    assert infeasible("resnet8x4", "clip-vit-b32", terms(irg=1)) == []
-    (reason,) = infeasible("resnet8x4", "clip-vit-b32", terms(irg={"transformations": True}))
+    assert incompatibilities("resnet8x4", "clip-vit-b32", terms(irg=1)) == []
+    (reason,) = incompatibilities("resnet8x4", "clip-vit-b32", terms(irg={"transformations": True}))
     assert reason.endswith("but clip-vit-b32 does not expose two stages")
 
 
 def test_without_a_regressor_the_maps_must_be_equal():
     same = terms(fitnet={"layer": 2, "regressor": False})
-    assert infeasible("resnet8x4", "resnet32x4", same) == []
-    (reason,) = infeasible("resnet20", "resnet32x4", same)
+    assert incompatibilities("resnet8x4", "resnet32x4", same) == []
+    (reason,) = incompatibilities("resnet20", "resnet32x4", same)
     assert "32 channels at stride 2 in resnet20 and 128 at stride 2 in resnet32x4" in reason
-    assert len(infeasible("resnet20", "resnet32x4", terms(fitnet={"layer": 9, "regressor": False}))) == 1
+    assert len(incompatibilities("resnet20", "resnet32x4", terms(fitnet={"layer": 9, "regressor": False}))) == 1
 
 
 @pytest.mark.parametrize("method", ["at", "sp", "vid"])
 def test_terms_that_read_maps_need_networks_that_have_some(method):
-    (reason,) = infeasible("resnet8x4", "clip-vit-b32", terms(**{method: 1}))
+    (reason,) = incompatibilities("resnet8x4", "clip-vit-b32", terms(**{method: 1}))
     expected = "reads the stages' feature maps, but clip-vit-b32 exposes no feature maps, only its embedding"
     assert reason == f"{method} {expected}"
-    assert infeasible("resnet8x4", "clip-rn101", terms(**{method: 1})) == []
+    assert incompatibilities("resnet8x4", "clip-rn101", terms(**{method: 1})) == []
 
 
 def test_a_layer_of_a_network_without_maps():
-    (reason,) = infeasible("resnet8x4", "clip-vit-b16", terms(fitnet={"layer": 2}))
+    (reason,) = incompatibilities("resnet8x4", "clip-vit-b16", terms(fitnet={"layer": 2}))
     assert reason == "fitnet reads layer 2, but clip-vit-b16 exposes no feature maps, only its embedding"
-    assert infeasible("resnet8x4", "clip-vit-b16", terms(ce=1, kd=1, rkd=1, pkt=1)) == []
+    assert incompatibilities("resnet8x4", "clip-vit-b16", terms(ce=1, kd=1, rkd=1, pkt=1)) == []
 
 
 def test_the_stems_map_alone_is_no_stage():
@@ -96,17 +98,17 @@ def test_the_stems_map_alone_is_no_stage():
 
 
 def test_stages_that_are_paired_one_by_one():
-    assert infeasible("resnet8x4", "wrn-40-2", terms(ce=1, ab=1)) == []
-    (reason,) = infeasible("vgg8", "resnet32x4", terms(ce=1, ab=1))
+    assert incompatibilities("resnet8x4", "wrn-40-2", terms(ce=1, ab=1)) == []
+    (reason,) = incompatibilities("vgg8", "resnet32x4", terms(ce=1, ab=1))
     assert reason == "ab pairs the stages one by one, but vgg8 has 4 and resnet32x4 has 3"
-    (reason,) = infeasible("resnet8", "clip-vit-b32", terms(ce=1, ab=1))
+    (reason,) = incompatibilities("resnet8", "clip-vit-b32", terms(ce=1, ab=1))
     assert "clip-vit-b32 exposes no feature maps" in reason
 
 
 def test_how_far_abs_connectors_reach():
-    assert infeasible("shufflenetv1", "resnet32x4", terms(ce=1, ab=1)) == []
-    assert infeasible("mobilenetv2", "resnet50", terms(ce=1, ab=1)) == []
-    (reason,) = infeasible("resnet18", "resnet50", terms(ce=1, ab=1))
+    assert incompatibilities("shufflenetv1", "resnet32x4", terms(ce=1, ab=1)) == []
+    assert incompatibilities("mobilenetv2", "resnet50", terms(ce=1, ab=1)) == []
+    (reason,) = incompatibilities("resnet18", "resnet50", terms(ce=1, ab=1))
     assert reason == (
         "ab can double the student's map but no more, and stage 1 of resnet18 is at 1/4 of the image's size, 32 "
         "pixels, that of resnet50 at 1/1"
@@ -114,8 +116,8 @@ def test_how_far_abs_connectors_reach():
 
 
 def test_equal_channels():
-    assert infeasible("wrn-16-2", "wrn-40-2", terms(ce=1, fsp=1)) == []
-    (reason,) = infeasible("wrn-40-1", "wrn-40-2", terms(ce=1, fsp=1))
+    assert incompatibilities("wrn-16-2", "wrn-40-2", terms(ce=1, fsp=1)) == []
+    (reason,) = incompatibilities("wrn-40-1", "wrn-40-2", terms(ce=1, fsp=1))
     assert reason == "fsp needs equal channels, but wrn-40-1 has 16-16-32-64 and wrn-40-2 has 16-32-64-128"
 
 
@@ -132,14 +134,14 @@ def test_equal_channels():
 def test_levels_that_match(student, teacher, pairs):
     stages = (network(name).features[1:] for name in (student, teacher))
     assert [(ours + 1, theirs + 1) for ours, theirs in matched_levels(*stages)] == pairs
-    assert [f"{student} has none for {teacher}" in reason for reason in infeasible(student, teacher, terms(mgd=1))] == (
-        [] if pairs else [True]
-    )
+    assert [
+        f"{student} has none for {teacher}" in reason for reason in incompatibilities(student, teacher, terms(mgd=1))
+    ] == ([] if pairs else [True])
 
 
 def test_all_reasons_are_given():
     uses = terms(fitnet={"layer": 9}, **{"kdbench.methods.fitnet:FitNet": {"layer": 8}})
-    assert len(infeasible("resnet20", "resnet32x4", uses)) == 2
+    assert len(incompatibilities("resnet20", "resnet32x4", uses)) == 2
 
 
 @pytest.mark.parametrize(

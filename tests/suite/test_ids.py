@@ -3,14 +3,14 @@
 import pytest
 
 from kdbench.suite.load import bundled_suites, load_suite
-from kdbench.suite.specs import DatasetSpec, HeadSpec, Recipe, RunSpec, Scenario, TeacherSpec, TermUse, digest
+from kdbench.suite.specs import DatasetSpec, HeadSpec, Recipe, RunSpec, Scenario, TeacherSpec, WeightedTerm, digest
 
 
 RECIPE = Recipe(epochs=240, batch=64, lr=0.05, momentum=0.9, weight_decay=5e-4, milestones=(150, 180, 210))
 SPEC = RunSpec(
     student="resnet8x4",
     teacher=TeacherSpec(network="resnet32x4", dataset=DatasetSpec(name="cifar100"), recipe=RECIPE),
-    terms=(TermUse(name="ce"), TermUse(name="kd", weight=0.9)),
+    terms=(WeightedTerm(name="ce"), WeightedTerm(name="kd", weight=0.9)),
     dataset=DatasetSpec(name="cifar100"),
     recipe=RECIPE,
 )
@@ -180,11 +180,11 @@ def test_every_field_of_a_recipe_changes_the_ids(field, value):
         {"scenario": Scenario(fraction=0.5)},
         {"scenario": Scenario(label_noise=0.5)},
         {"trial": 1},
-        {"terms": (TermUse(name="ce"),)},
-        {"terms": (TermUse(name="ce"), TermUse(name="kd", weight=0.8))},
-        {"terms": (TermUse(name="ce"), TermUse(name="kd", weight=0.9, hyperparameters={"temperature": 2.0}))},
-        {"terms": (TermUse(name="ce"), TermUse(name="kd", weight=0.9, version=2))},
-        {"terms": (TermUse(name="ce"), TermUse(name="kd", weight=0.9, source_sha256="a" * 64))},
+        {"terms": (WeightedTerm(name="ce"),)},
+        {"terms": (WeightedTerm(name="ce"), WeightedTerm(name="kd", weight=0.8))},
+        {"terms": (WeightedTerm(name="ce"), WeightedTerm(name="kd", weight=0.9, hyperparameters={"temperature": 2.0}))},
+        {"terms": (WeightedTerm(name="ce"), WeightedTerm(name="kd", weight=0.9, version=2))},
+        {"terms": (WeightedTerm(name="ce"), WeightedTerm(name="kd", weight=0.9, source_sha256="a" * 64))},
     ],
 )
 def test_what_can_change_the_result_changes_the_id(values):
@@ -202,7 +202,7 @@ def test_all_these_ids_differ(grid):
 
 
 def test_a_number_is_one_number():
-    assert TermUse(name="kd", weight=1).id == TermUse(name="kd", weight=1.0).id
+    assert WeightedTerm(name="kd", weight=1).id == WeightedTerm(name="kd", weight=1.0).id
     assert len(SPEC.id) == 12
     assert int(SPEC.id, 16) >= 0
 
@@ -214,7 +214,8 @@ def test_stored_specs_keep_their_id():
 def test_streams():
     stream = SPEC.stream_id
     same = [
-        {"student": "vgg8"}, {"teacher": None}, {"terms": (TermUse(name="at"),)}, {"head": HeadSpec(width=8, recipe=RECIPE)},
+        {"student": "vgg8"}, {"teacher": None}, {"terms": (WeightedTerm(name="at"),)},
+        {"head": HeadSpec(width=8, recipe=RECIPE)},
         {"recipe": changed(RECIPE, lr=0.1, epochs=3, milestones=(), momentum=0.0, precision="bf16")},
     ]  # fmt: skip
     other = [
@@ -235,5 +236,5 @@ def test_the_ids_of_trials_are_those_of_their_specs():
 def test_every_spec_of_every_kind_can_be_a_key():
     suite = load_suite(bundled_suites()["smoke"])
     for spec in suite.specs.values():
-        for part in (spec, *spec.stages, *spec.needs, *spec.terms, spec.recipe, spec.dataset, spec.scenario):
+        for part in (spec, *spec.stages, *spec.dependencies, *spec.terms, spec.recipe, spec.dataset, spec.scenario):
             assert {part: "found"}[part.model_copy()] == "found"

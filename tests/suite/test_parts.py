@@ -23,7 +23,7 @@ def test_the_recipe_of_the_paraphraser_depends_on_the_student(grid, protocol, st
     assert (recipe.epochs, recipe.milestones, recipe.batch) == (30, (), 64)
     assert {recipe.lr_at(epoch) for epoch in (1, 30)} == {rate}
     assert (recipe.momentum, recipe.weight_decay, recipe.crop_padding, recipe.flip) == (0.9, 5e-4, 4, True)
-    assert recipe.mean == bundled_protocol(protocol).settings.recipe("vgg8", "cifar100").mean
+    assert recipe.mean == bundled_protocol(protocol).recipe("vgg8", "cifar100").mean
 
 
 def test_students_of_one_rate_share_the_part_and_trials_do_too(grid):
@@ -35,7 +35,7 @@ def test_students_of_one_rate_share_the_part_and_trials_do_too(grid):
 def test_the_part_holds_what_it_depends_on_and_no_more(grid):
     plain, narrow = parts(grid(method="[ft, {name: narrow, terms: {ce: 1, ft: {weight: 50, share: 0.25}}}]"))
     assert (plain.part.hyperparameters, narrow.part.hyperparameters) == ({}, {"share": 0.25})
-    assert plain.before == narrow.before == plain.model_copy(update={"part": None})
+    assert plain.parent == narrow.parent == plain.model_copy(update={"part": None})
     heavy = parts(grid(method="{name: heavy, terms: {ce: 1, ft: 50}}"))
     assert [part.id for part in heavy] == [plain.id]
 
@@ -68,7 +68,7 @@ def test_a_part_of_a_published_teacher_sees_the_images_as_the_teacher_does(grid)
     protocol = "{base: crd, node_embedding: 32}"
     (part,) = parts(grid(method="ft", teacher="clip-rn101", protocol=protocol, strategy="sequential"))
     assert part.part.recipe.size == 224
-    assert part.before.head is not None
+    assert part.parent.head is not None
     assert [stage.dataset is None for stage in part.stages] == [True, False, False]
 
 
@@ -92,8 +92,8 @@ def test_what_is_refused(grid, changes, message):
 
 
 def test_the_weights_of_ft():
-    assert formula(bundled_protocol("crd").methods["ft"]) == "1·ce + 200·ft"
-    assert formula(bundled_protocol("sskd").methods["ft"]) == "0.1·ce + 200·ft + 0.9·kd"
+    assert formula(bundled_protocol("crd").terms["ft"]) == "1·ce + 200·ft"
+    assert formula(bundled_protocol("sskd").terms["ft"]) == "0.1·ce + 200·ft + 0.9·kd"
 
 
 @pytest.mark.parametrize("student", ["resnet8x4", "vgg8", "mobilenetv2"])
@@ -107,7 +107,7 @@ def test_the_recipe_of_sskds_head_is_the_same_for_every_student(grid, student):
 
 
 def test_the_weights_of_sskd():
-    terms = bundled_protocol("sskd").methods["sskd"]
+    terms = bundled_protocol("sskd").terms["sskd"]
     assert formula(terms) == "0.1·ce + 0.9·kd + 1·sskd"
     defaults = {key: value.default for key, value in term("sskd").hyperparameters.items()}
     assert (defaults["transformed_weight"], defaults["pretext_weight"]) == (2.7, 10.0)
@@ -127,6 +127,6 @@ def test_a_method_with_an_auxiliary_has_its_part_trained_on_that(grid):
     method = "{name: hkd+ft, terms: {ce: 1, hkd: 1, ft: 200}}"
     suite = grid(protocol="semckd", student="wrn-16-2", method=method)
     (part,) = parts(suite)
-    assert part.before == suite.runs[0].spec.teacher
-    assert part.before.student is not None
-    assert part.made_by is None
+    assert part.parent == suite.runs[0].spec.teacher
+    assert part.parent.student is not None
+    assert part.source_run is None

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from kdbench.catalogue.plugins import import_plugin, looking_beside, read_source
+from kdbench.catalogue.plugins import import_plugin, locating_modules, read_source
 from kdbench.errors import BadInput, BadSuite
 from kdbench.suite.load import load_suites
-from kdbench.suite.methods import folders_beside
+from kdbench.suite.methods import plugin_folders
 
 
 TERM = """\
@@ -159,17 +159,17 @@ def test_one_name_in_two_folders(tmp_path):
         ids(tmp_path / name)
     a, b, c = load_suites([str(tmp_path / name / f"{name}.yaml") for name in "abc"])
     assert a.runs[2].id == c.runs[2].id != b.runs[2].id
-    (folder,) = folders_beside([*a.specs.values(), *c.specs.values()]).values()
+    (folder,) = plugin_folders([*a.specs.values(), *c.specs.values()]).values()
     assert folder in (tmp_path / "a", tmp_path / "c")
     with pytest.raises(BadInput, match=r"[ac]/ownlosses.py and .*b/ownlosses.py are both the module 'ownlosses'"):
-        folders_beside([*a.specs.values(), *b.specs.values()])
+        plugin_folders([*a.specs.values(), *b.specs.values()])
 
 
 @pytest.fixture
 def source(tmp_path, monkeypatch):
     """source(module): what is read of a module in tmp_path; modules that are imported on the way are forgotten."""
     before, finders = set(sys.modules), list(sys.meta_path)
-    with looking_beside({"fresh": tmp_path, "freshpack": tmp_path}.get):
+    with locating_modules({"fresh": tmp_path, "freshpack": tmp_path}.get):
         yield lambda module: read_source(module, [])
     for name in set(sys.modules) - before:
         del sys.modules[name]

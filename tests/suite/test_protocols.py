@@ -19,7 +19,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 
 
 def weights(protocol, method):
-    return {use.name: use.weight for use in bundled_protocol(protocol).methods[method]}
+    return {use.name: use.weight for use in bundled_protocol(protocol).terms[method]}
 
 
 def test_all_protocols_load():
@@ -27,7 +27,7 @@ def test_all_protocols_load():
     for name in protocol_names():
         protocol = bundled_protocol(name)
         assert protocol.name == protocol.base == name
-        assert {"ce", "kd"} <= protocol.methods.keys()
+        assert {"ce", "kd"} <= protocol.terms.keys()
 
 
 def test_an_unknown_protocol():
@@ -37,7 +37,7 @@ def test_an_unknown_protocol():
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_the_recipe_that_the_four_papers_share(name):
-    recipe = bundled_protocol(name).settings.recipe("resnet8x4", "cifar100")
+    recipe = bundled_protocol(name).recipe("resnet8x4", "cifar100")
     assert (recipe.epochs, recipe.batch, recipe.lr, recipe.momentum) == (240, 64, 0.05, 0.9)
     assert (recipe.weight_decay, recipe.nesterov, recipe.decay) == (5e-4, False, 0.1)
     assert (recipe.crop_padding, recipe.flip, recipe.precision) == (4, True, "fp32")
@@ -57,7 +57,7 @@ def test_the_recipe_that_the_four_papers_share(name):
     ],
 )
 def test_where_the_papers_differ(name, score, checkpoint, mean, node):
-    settings = bundled_protocol(name).settings
+    settings = bundled_protocol(name)
     recipe = settings.recipe("resnet8x4", "cifar100")
     assert (settings.score, settings.teacher_checkpoint, settings.paper) == (score, checkpoint, name)
     assert (recipe.mean, recipe.node_embedding) == (mean, node)
@@ -66,7 +66,7 @@ def test_where_the_papers_differ(name, score, checkpoint, mean, node):
 
 
 def test_semckd_has_four_trials():
-    assert bundled_protocol("semckd").settings.trials == 4
+    assert bundled_protocol("semckd").trials == 4
 
 
 @pytest.mark.parametrize(
@@ -91,18 +91,18 @@ def test_weights_of_kd_and_layers_of_fitnet():
     assert weights("crd", "kd") == weights("sskd", "kd") == {"ce": 0.1, "kd": 0.9}
     assert weights("semckd", "kd") == {"ce": 1, "kd": 1}
     assert weights("crd", "ce") == weights("sskd", "ce") == weights("semckd", "ce") == {"ce": 1}
-    assert formula(bundled_protocol("crd").methods["fitnet"]) == "1·ce + 100·fitnet"
-    assert formula(bundled_protocol("semckd").methods["fitnet"]) == "1·ce + 100·fitnet(layer=1) + 1·kd"
+    assert formula(bundled_protocol("crd").terms["fitnet"]) == "1·ce + 100·fitnet"
+    assert formula(bundled_protocol("semckd").terms["fitnet"]) == "1·ce + 100·fitnet(layer=1) + 1·kd"
 
 
 def test_ega_trains_its_new_layers_at_a_hundredth():
-    settings = bundled_protocol("ega").settings
+    settings = bundled_protocol("ega")
     sequential = settings.head_spec("cifar100", simultaneous=False)
     simultaneous = settings.head_spec("cifar100", simultaneous=True)
     assert sequential.width == simultaneous.width == 256
     assert (sequential.recipe.lr, sequential.recipe.milestones) == (0.01, (150, 180, 210))
     assert (simultaneous.recipe.lr, simultaneous.recipe.milestones) == (0.01, ())
-    assert bundled_protocol("crd").settings.head_spec("cifar100", simultaneous=False) is None
+    assert bundled_protocol("crd").head_spec("cifar100", simultaneous=False) is None
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -195,7 +195,7 @@ def spec_under(load, protocol, **grid):
 def test_what_the_authors_do_otherwise_can_be_chosen(load):
     """The keys that the comments of the protocols name."""
     head = spec_under(load, "{base: ega, teacher_checkpoint: best}").teacher
-    assert (head.checkpoint, head.before.checkpoint) == ("best", "last")
+    assert (head.checkpoint, head.parent.checkpoint) == ("best", "last")
     assert spec_under(load, "ega").teacher.checkpoint == "last"
     supervised = spec_under(load, "{base: ega, mean: null, std: null}", teacher="rn50", strategy="simultaneous")
     assert (supervised.recipe.mean, supervised.recipe.std) == (None, None)

@@ -4,8 +4,8 @@ import pytest
 
 from kdbench.errors import BadSuite
 from kdbench.suite.measurements import ProbeProtocol
-from kdbench.suite.protocol import Protocol
-from kdbench.suite.recipe import Recipe, View
+from kdbench.suite.protocol import SET_BY_LOADER, Protocol
+from kdbench.suite.recipe import Preprocessing, Recipe
 from kdbench.suite.specs import DatasetSpec, Scenario, SimCLR
 
 
@@ -95,8 +95,8 @@ def test_no_other_choice(load, setting):
 def test_every_number_of_the_schema_is_tried():
     """A new field of these must be added to the table above, or here where it holds no number."""
     tried = set(" ".join(NUMBERS + CHOICES + SWITCHES).replace("{", " ").replace(":", " ").replace(",", " ").split())
-    beside = {"name", "stand_in", "title", "paper", "methods", "teacher", "head", "datasets", "parts"}
-    for schema in (View, Recipe, Protocol, DatasetSpec, Scenario, SimCLR, ProbeProtocol):
+    beside = {"name", "stand_in", "title", "paper", "methods", "teacher", "head", "datasets", "parts", *SET_BY_LOADER}
+    for schema in (Preprocessing, Recipe, Protocol, DatasetSpec, Scenario, SimCLR, ProbeProtocol):
         assert schema.model_fields.keys() <= tried | beside
 
 

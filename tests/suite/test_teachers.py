@@ -68,7 +68,7 @@ def test_the_stages_of_each_kind_of_teacher(spec, name, strategy, expected):
     made = spec(name, strategy, protocol=EGA, mine="{network: resnet20, pretraining: simclr}")
     assert stages(made) == expected
     assert (made.head is not None) == (strategy == "simultaneous")
-    assert made.teacher.stages[0].before is None
+    assert made.teacher.stages[0].parent is None
 
 
 def test_published_weights_of_the_data_sets_own_classes_are_used_as_they_are(spec):
@@ -244,7 +244,7 @@ def test_an_imported_file_is_one_teacher_however_many_images_are_used(spec):
         for d in ("digits", "{name: digits, train_per_class: 3}")
     ]
     assert heads[0] != heads[1]
-    assert heads[0].before == heads[1].before == whole.teacher
+    assert heads[0].parent == heads[1].parent == whole.teacher
 
 
 def test_weights_that_would_do_are_trained_on_where_that_is_asked_for(load):
@@ -258,7 +258,7 @@ grid: [{teacher: [resnet34, longer], student: resnet18, method: kd}]
     assert plain.recipe is None
     assert plain.weights.classifier
     assert longer.recipe.epochs == 10
-    assert longer.before == plain
+    assert longer.parent == plain
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def loaded():
 
 def test_grids_and_tables_stay(loaded):
     for own, tiny in loaded:
-        assert [run.stands_for for run in tiny.runs] == list(own.runs)
+        assert [run.original for run in tiny.runs] == list(own.runs)
         assert tiny.tables == own.tables
         for run, small in zip(own.runs, tiny.runs, strict=True):
             assert (small.method, small.teacher, small.strategy) == (run.method, run.teacher, run.strategy)
@@ -76,7 +76,7 @@ def test_networks_of_one_size_keep_it_and_others_see_small_images(loaded):
     tiny = {suite.name: suite for _, suite in loaded}
     assert {run.spec.view.size for run in tiny["ega_weights"].runs if run.spec.view} == {224}
     assert {run.spec.view.size for run in tiny["ega_supervised"].runs if run.spec.view} <= {None, 48}
-    assert {run.spec.dataset.side for run in tiny["semckd_imagenet"].runs} == {48}
+    assert {run.spec.dataset.image_size for run in tiny["semckd_imagenet"].runs} == {48}
 
 
 def test_ten_digits_stand_in_for_ten_classes():

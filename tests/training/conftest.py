@@ -9,7 +9,7 @@ import torch
 
 from kdbench.data.stream import DataSource
 from kdbench.store.store import Store
-from kdbench.suite.specs import DatasetSpec, HeadSpec, Recipe, RunSpec, TeacherSpec, TermUse
+from kdbench.suite.specs import DatasetSpec, HeadSpec, Recipe, RunSpec, TeacherSpec, WeightedTerm
 from kdbench.training import jobs
 from kdbench.training.jobs import Workshop
 from kdbench.training.weights import WeightFiles
@@ -121,7 +121,7 @@ def make_run(teacher):
         uses = []
         for name, value in sorted(terms.items()):
             options = dict(value) if isinstance(value, dict) else {"weight": value}
-            uses.append(TermUse(name=name, weight=float(options.pop("weight", 1)), hyperparameters=options))
+            uses.append(WeightedTerm(name=name, weight=float(options.pop("weight", 1)), hyperparameters=options))
         changes = {"node_embedding": None if strategy == "pretrained" else 16, **(recipe or {})}
         head = HeadSpec(width=16, recipe=RECIPE.model_copy(update={"lr": 0.05}))
         parts = {

@@ -73,8 +73,8 @@ def test_a_damaged_one_is_found_before_the_work_begins(bench, make_run):
     student = TeacherSpec(network=run.student, dataset=run.dataset, student=run)
     shop = bench()
     shop.train(run)
-    assert shop.store.set_aside_damaged_teachers([student]) == {}
+    assert shop.store.quarantine_damaged_teachers([student]) == {}
     shop.store.run(run.id).weights_file.write_bytes(b"")
-    (message,) = shop.store.set_aside_damaged_teachers([student]).values()
+    (message,) = shop.store.quarantine_damaged_teachers([student]).values()
     assert "is not the file that was stored" in message
     assert not shop.store.run(run.id).folder.exists()

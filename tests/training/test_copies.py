@@ -6,7 +6,7 @@ import torch
 from kdbench.data.augment import interleaved
 from kdbench.plan.cost import student_cost, teacher_pass_cost
 from kdbench.plan.plan import Cohort
-from kdbench.suite.specs import View
+from kdbench.suite.specs import Preprocessing
 from kdbench.training import jobs
 from kdbench.training.build import load_teacher, student_learner
 
@@ -102,7 +102,7 @@ def test_batch_norm_mixes_all_views(ready):
     ("strategy", "view", "kinds"),
     [
         ("pretrained", None, ["rotations", "four", "jigsaw"]),
-        ("simultaneous", View(crop_padding=2, size=36), ["four"]),
+        ("simultaneous", Preprocessing(crop_padding=2, size=36), ["four"]),
     ],
 )
 def test_together_and_alone(bench, make_run, seeing, strategy, view, kinds):

@@ -23,7 +23,7 @@ grid: [{{teacher: resnet8, student: {student}, method: {method}}}]
 
 def method_of(name):
     """The smoke protocol's first method with a term."""
-    found = [method for method, uses in bundled_protocol("smoke").methods.items() if name in {use.name for use in uses}]
+    found = [method for method, uses in bundled_protocol("smoke").terms.items() if name in {use.name for use in uses}]
     assert found, f"the smoke protocol has no method with '{name}'"
     return found[0]
 

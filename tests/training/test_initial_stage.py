@@ -98,7 +98,7 @@ def test_the_initial_loss_falls(bench, make_run):
     assert rows[3]["terms"]["ab"] < 0.9 * rows[0]["terms"]["ab"]
     result = shop.store.run(run.id).result()
     assert (result.last.epoch, result.best.epoch) == (1, 1)
-    assert shop.store.run(run.id).about()["macs"] == student_cost(run) + teacher_pass_cost(run)
+    assert shop.store.run(run.id).metadata()["macs"] == student_cost(run) + teacher_pass_cost(run)
 
 
 def company(make_run, strategy="pretrained"):

@@ -8,7 +8,7 @@ from kdbench.errors import BadRecord
 from kdbench.evaluation import measure
 from kdbench.files import file_hash
 from kdbench.store.record import Accuracy, Record, Result
-from kdbench.suite.specs import Scenario, TeacherSpec, View
+from kdbench.suite.specs import Preprocessing, Scenario, TeacherSpec
 from kdbench.training import guide, jobs
 from kdbench.training.build import load_teacher, with_head
 from kdbench.training.checkpoint import write_tensors
@@ -84,7 +84,7 @@ def test_a_teacher_with_a_view_of_its_own_is_tested_in_it(bench, make_run, monke
         "measure",
         lambda networks, test: sizes.extend(len(images[0, 0]) for images, _ in test) or measure(networks, test),
     )
-    run, shop = make_run({"ce": 1, "kd": 1}, "simultaneous", {"epochs": 1}, view=View(size=40)), bench()
+    run, shop = make_run({"ce": 1, "kd": 1}, "simultaneous", {"epochs": 1}, view=Preprocessing(size=40)), bench()
     shop.train(run)
     assert sizes == [40]
 

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from kdbench.evaluation import LayerSimilarity, measure
 from kdbench.models.outputs import Association
-from kdbench.suite.specs import TeacherSpec, View
+from kdbench.suite.specs import Preprocessing, TeacherSpec
 from kdbench.training import jobs, learner
 from kdbench.training.build import load_teacher, new_network, student_learner
 from kdbench.training.guide import Guide
@@ -147,7 +147,7 @@ def test_the_teacher_runs_once_per_test_batch_and_only_if_asked(bench, make_run,
 
 
 def test_a_teacher_with_a_view_of_its_own_sees_the_test_images_so(bench, make_run, counted):
-    run, shop = make_run({"ce": 1, "sp": 300}, recipe={"epochs": 1}, view=View(size=40)), bench()
+    run, shop = make_run({"ce": 1, "sp": 300}, recipe={"epochs": 1}, view=Preprocessing(size=40)), bench()
     shop.train(run)
     assert counted[-1] == (30, 3, 40, 40)
     assert rows(shop, run)[0].keys() >= NEW

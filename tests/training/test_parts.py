@@ -153,7 +153,7 @@ def test_alone_and_in_company_it_is_the_same(bench, make_parted, make_run):
 
 def test_only_what_the_part_depends_on_tells_parts_apart(make_parted):
     assert make_parted().parts[0].id != make_parted(2).parts[0].id
-    assert make_parted().parts[0].before == make_parted().teacher
+    assert make_parted().parts[0].parent == make_parted().teacher
 
 
 def test_a_part_of_another_teacher_is_refused(make_parted, teacher):

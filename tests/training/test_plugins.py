@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from kdbench.catalogue.plugins import looking_beside
+from kdbench.catalogue.plugins import locating_modules
 from kdbench.catalogue.terms import term
-from kdbench.suite.specs import TermUse
+from kdbench.suite.specs import WeightedTerm
 
 
 CODE = """\
@@ -26,9 +26,9 @@ def planned(tmp_path):
     (tmp_path / "planned_terms.py").write_text(CODE)
     (tmp_path / "planned_helpers.py").write_text("def loss(logits):\n    return logits.pow(2).mean()\n")
     finders = list(sys.meta_path)
-    with looking_beside({"planned_terms": tmp_path, "planned_helpers": tmp_path}.get):
+    with locating_modules({"planned_terms": tmp_path, "planned_helpers": tmp_path}.get):
         name = "planned_terms:Planned"
-        yield lambda code=None: TermUse(name=name, source_sha256=code or term(name).source_sha256)
+        yield lambda code=None: WeightedTerm(name=name, source_sha256=code or term(name).source_sha256)
     sys.meta_path[:] = finders
     for module in ("planned_terms", "planned_helpers"):
         sys.modules.pop(module, None)
@@ -36,7 +36,7 @@ def planned(tmp_path):
 
 def test_the_code_is_kept_with_the_results(bench, make_run, planned):
     use, here = planned(), bench()
-    run = make_run({"ce": 1}).model_copy(update={"terms": (TermUse(name="ce"), use)})
+    run = make_run({"ce": 1}).model_copy(update={"terms": (WeightedTerm(name="ce"), use)})
     here.train(run)
     assert here.store.run(run.id).done()
     folder = here.store.source_folder(use.source_sha256)
@@ -47,7 +47,7 @@ def test_the_code_is_kept_with_the_results(bench, make_run, planned):
 
 def test_other_code_fails_by_name_and_leaves_its_neighbours_alone(bench, make_run, planned):
     plain, here = make_run({"ce": 1}), bench()
-    edited = plain.model_copy(update={"terms": (TermUse(name="ce"), planned("0" * 64))})
+    edited = plain.model_copy(update={"terms": (WeightedTerm(name="ce"), planned("0" * 64))})
     here.train(plain, edited)
     failure = here.store.run(edited.id).failure()
     assert failure.reason.startswith("planned_terms:Planned is not what it was when the run was planned: ")

@@ -28,7 +28,7 @@ def test_stopped_after_any_epoch(bench, make_run, strategy, epochs):
     assert second.count("epoch") == (3 - epochs) * 3
     assert halting.files(*runs) == whole.files(*runs)
     assert not any(halting.store.run(run.id).started() for run in runs)
-    assert {halting.store.run(run.id).about()["sessions"] for run in runs} == {2}
+    assert {halting.store.run(run.id).metadata()["sessions"] for run in runs} == {2}
 
 
 def test_new_layers_keep_step_when_the_run_that_lags_fails(bench, make_run):
@@ -114,7 +114,7 @@ def test_a_teacher_that_keeps_its_best_epoch(bench, make_run, epochs, head):
     spec = run.teacher.model_copy(update={"checkpoint": "best", "recipe": run.recipe.model_copy(update={"lr": 0.3})})
     whole, halting = bench("whole"), bench("halting")
     for each in (whole, halting):
-        jobs.train_teacher(spec.before, each.shop) if head else None
+        jobs.train_teacher(spec.parent, each.shop) if head else None
     jobs.train_teacher(spec, whole.shop)
     jobs.train_teacher(spec, halting.again(stop_after=epochs).shop)
     jobs.train_teacher(spec, halting.shop)

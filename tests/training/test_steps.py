@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from kdbench.suite.specs import Pretraining, TeacherSpec, View
+from kdbench.suite.specs import Preprocessing, Pretraining, TeacherSpec
 from kdbench.training import checkpoint, jobs, loop
 
 
@@ -39,7 +39,7 @@ def test_a_run(bench, make_run, kind, strategy, calls):
 
 @pytest.mark.parametrize("calls", [1, 2, 5])
 def test_a_cohort_with_a_teacher_that_learns_and_sees_images_of_its_own(bench, make_run, calls):
-    view = View(crop_padding=1, flip=True, size=16)
+    view = Preprocessing(crop_padding=1, flip=True, size=16)
     runs = [make_run(t, "simultaneous") for t in ({"ce": 1, "kd": 1}, {"ce": 1, "semckd": 1})]
     runs = [run.model_copy(update={"view": view}) for run in runs] + [make_run({"ce": 1}, "simultaneous")]
     whole, pieces = bench("whole"), bench("pieces")
@@ -118,16 +118,16 @@ def test_time_is_shared_by_those_it_was_spent_on(bench, make_run, monkeypatch):
     shop.stopped = passes
     monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
     shop.train(*runs)
-    assert shop.store.run(runs[0].id).about()["seconds"] == 3 * 3
+    assert shop.store.run(runs[0].id).metadata()["seconds"] == 3 * 3
 
 
 def test_a_teacher_and_its_pretraining_and_new_layers(bench, recipe, make_run):
     head = make_run({"ce": 1, "kd": 1}, "sequential").teacher
     simclr = TeacherSpec(network="resnet8", dataset=head.dataset, pretraining=Pretraining(recipe=recipe))
-    for spec in (simclr, head.before, head):
+    for spec in (simclr, head.parent, head):
         whole, pieces = bench("whole"), bench("pieces")
         for before in (whole, pieces):
-            jobs.train_teacher(spec.before, before.shop) if spec.before else None
+            jobs.train_teacher(spec.parent, before.shop) if spec.parent else None
         jobs.train_teacher(spec, whole.shop)
         assert in_pieces(partial(jobs.train_teacher, spec), pieces, 2) >= 3
         assert pieces.files(spec) == whole.files(spec)

@@ -81,8 +81,8 @@ def test_a_damaged_teacher_is_set_aside_and_rebuilt_bit_for_bit(bench, make_run,
 
 def test_a_damaged_backbone_is_found_before_its_new_layers_are_trained(bench, make_run):
     run, shop = make_run({"ce": 1, "kd": 1}, "sequential"), bench()
-    jobs.train_teacher(run.teacher.before, shop.shop)
-    shop.store.teacher(run.teacher.before.id).weights_file.write_bytes(b"nonsense")
+    jobs.train_teacher(run.teacher.parent, shop.shop)
+    shop.store.teacher(run.teacher.parent.id).weights_file.write_bytes(b"nonsense")
     with pytest.raises(LostTeacher, match="set aside"):
         jobs.train_teacher(run.teacher, shop.shop)
     shop.train(run)
@@ -126,12 +126,12 @@ def test_students_change_nothing_of_a_finished_teacher(bench, make_run, watched,
 def test_the_backbone_of_a_sequential_teacher_stays_as_it_was(bench, make_run):
     shop, run = bench(), make_run({"ce": 1, "kd": 1}, "sequential")
     shop.teachers(run)
-    backbone = weights(load_teacher(run.teacher.before, shop.store, CPU))
+    backbone = weights(load_teacher(run.teacher.parent, shop.store, CPU))
     whole = weights(load_teacher(run.teacher, shop.store, CPU))
     for key, value in backbone.items():
         if not key.startswith("fc."):
             assert torch.equal(whole[f"backbone.{key}"], value)
-    fresh = with_head(load_teacher(run.teacher.before, shop.store, CPU), run.teacher)
+    fresh = with_head(load_teacher(run.teacher.parent, shop.store, CPU), run.teacher)
     assert not torch.equal(fresh.node.weight, whole["node.weight"])
 
 

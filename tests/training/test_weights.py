@@ -10,7 +10,7 @@ from kdbench.errors import BadInput
 from kdbench.evaluation import measure
 from kdbench.files import file_hash
 from kdbench.models import build
-from kdbench.suite.specs import DatasetSpec, HeadSpec, TeacherSpec, View, Weights
+from kdbench.suite.specs import DatasetSpec, HeadSpec, Preprocessing, TeacherSpec, Weights
 from kdbench.training import jobs
 from kdbench.training.build import adopt, load_teacher
 
@@ -45,7 +45,7 @@ def test_an_imported_file_is_measured_again_beside_what_it_says(bench, teacher, 
     assert (result.last.top1, result.last.top5) == (accuracy.top1, accuracy.top5)
     assert result.last.epoch == 0
     assert result.published_top1 == 61.5
-    assert shop.store.teacher(spec.id).about()["file"] == path.name
+    assert shop.store.teacher(spec.id).metadata()["file"] == path.name
     loaded = load_teacher(spec, shop.store, CPU).state_dict()
     assert all(torch.equal(loaded[key], weights[key]) for key in weights)
 
@@ -111,7 +111,7 @@ def test_published_weights_lose_their_classifier_and_are_fine_tuned(bench, teach
     start = Weights(source="torchvision", classifier=False)
     recipe = teacher.recipe.model_copy(update={"epochs": 1, "size": 64})
     spec = TeacherSpec(network="shufflenetv2x0.5", dataset=teacher.dataset, recipe=recipe, weights=start)
-    run = make_run({"ce": 1, "kd": 1}, teacher=spec, view=View(size=64))
+    run = make_run({"ce": 1, "kd": 1}, teacher=spec, view=Preprocessing(size=64))
     shop = bench()
     shop.train(run)
     assert shop.store.run(run.id).done()
@@ -149,7 +149,7 @@ def clip_file(tmp_path):
 def test_a_clip_encoder_teaches_at_its_own_size(bench, make_run, recipe, clip_file, strategy):
     few = DatasetSpec(name="digits", train_per_class=1, test_per_class=1)
     weights = Weights(source="file", sha256=file_hash(clip_file), classifier=False)
-    view = View(size=224, crop_padding=2, mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
+    view = Preprocessing(size=224, crop_padding=2, mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
     head = HeadSpec(width=16, recipe=recipe.model_copy(update={"epochs": 1, **view.model_dump()}))
     spec = TeacherSpec(network="clip-vit-b32", weights=weights)
     if strategy == "sequential":
@@ -184,7 +184,7 @@ def test_an_encoder_with_a_classifier_can_bring_it():
     assert torch.equal(without.conv1.weight, encoder.conv1.weight)
 
 
-OTHERWISE = View(mean=(0.0, 0.0, 0.0), std=(0.05, 0.05, 0.05))
+OTHERWISE = Preprocessing(mean=(0.0, 0.0, 0.0), std=(0.05, 0.05, 0.05))
 
 
 def test_a_teachers_accuracy_is_that_of_the_view_in_which_it_teaches(bench, teacher, checkpoint, make_run):
@@ -217,8 +217,8 @@ def test_a_teachers_accuracy_is_that_of_the_view_in_which_it_teaches(bench, teac
         ({"recipe": {"crop_padding": 4, "flip": True}}, False),
         ({"recipe": {"size": 32}}, False),
         ({"recipe": {"size": 16}}, True),
-        ({"view": View(size=16)}, True),
-        ({"recipe": {"size": 16}, "view": View()}, False),
+        ({"view": Preprocessing(size=16)}, True),
+        ({"recipe": {"size": 16}, "view": Preprocessing()}, False),
         ({"dataset": DatasetSpec(name="digits", train_per_class=9, test_per_class=3)}, False),
         ({"dataset": DatasetSpec(name="digits", train_per_class=4, test_per_class=2)}, True),
         ({"dataset": DatasetSpec(name="digits", train_per_class=4, test_per_class=3, val_split=0.5)}, True),

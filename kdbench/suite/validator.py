@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.networks import network, networks
 from kdbench.errors import PRINTED, BadInput, Problem
-from kdbench.suite.compatibility import oversized
+from kdbench.suite.compatibility import subset_errors
 from kdbench.suite.methods import Terms, parse_terms
-from kdbench.suite.protocol import ResolvedProtocol, bundled_protocol, derived_protocol, stand_in
+from kdbench.suite.protocol import Protocol, bundled_protocol, derived_protocol, fallback_protocol
 from kdbench.suite.schema import (
     DatasetEntry,
     GridEntry,
@@ -26,29 +26,29 @@ from kdbench.suite.schema import (
     problems_of,
     shorten,
 )
-from kdbench.suite.teachers import NamedTeacher, by_network, named_teacher
-from kdbench.suite.yaml_reader import Document, Path_, show_path
+from kdbench.suite.teachers import TeacherConfig, default_teacher, teacher_config
+from kdbench.suite.yaml_reader import Document, YamlPath, show_path
 
 
 AnySchema = TypeVar("AnySchema", bound=Schema)
-Wrong = dict[str, set[Any]]
+InvalidKeys = dict[str, set[Any]]
 """The keys of which something was left out, and which items of their lists."""
 
 
-class Collector:
+class SuiteValidator:
     """Collects the problems of one document.
 
-    ``meanings`` holds what each method's name stands for in a protocol, ``teachers`` the suite's own teachers, ``runs`` how
-    many runs its grids describe so far, ``searches`` how often the nearest name was looked for.
+    ``method_definitions``: the terms of each method by protocol and name; ``teachers``: the suite's own teachers; ``runs``:
+    how many runs its grids describe so far; ``searches``: how often the nearest name was looked for.
     """
 
     def __init__(self, document: Document) -> None:
         self.document = document
-        self.teachers: dict[str, NamedTeacher] = {}
+        self.teachers: dict[str, TeacherConfig] = {}
         self.problems: list[Problem] = []
         self.runs = 0
         self.searches = 0
-        self.meanings: dict[tuple[str, str], Terms] = {}
+        self.method_definitions: dict[tuple[str, str], Terms] = {}
 
     def all_problems(self) -> list[Problem]:
         """Everything that has been found so far, each once."""
@@ -59,7 +59,7 @@ class Collector:
         """Whether nothing has been found so far."""
         return not (self.problems or self.document.problems)
 
-    def report(self, path: Path_, message: str) -> None:
+    def report(self, path: YamlPath, message: str) -> None:
         """Note a problem at a place of the document."""
         self.problems.append(self.document.problem(path, message))
 
@@ -68,7 +68,7 @@ class Collector:
         self.searches += 1
         return names if self.searches <= PRINTED else ()
 
-    def validate(self, schema: type[AnySchema], value: dict[str, Any], path: Path_) -> tuple[AnySchema, Wrong]:
+    def validate(self, schema: type[AnySchema], value: dict[str, Any], path: YamlPath) -> tuple[AnySchema, InvalidKeys]:
         """Validate a mapping: what is right of it, and what was left out."""
         context = {"teachers": self.teachers, "among": self.among}
         try:
@@ -76,14 +76,14 @@ class Collector:
         except ValidationError as error:
             details = error.errors()
             self.problems += problems_of(error, self.document, path, keys_of(schema))
-        wrong: Wrong = {}
+        wrong: InvalidKeys = {}
         for detail in details:
             key, *rest = detail["loc"]
             wrong.setdefault(str(key), set()).update(rest[:1])
         whole = {str(detail["loc"][0]) for detail in details if len(detail["loc"]) == 1}
         return schema.model_validate(_without(value, wrong, whole), context=context), wrong
 
-    def protocol(self, owner: dict[str, Any], path: Path_) -> tuple[ResolvedProtocol, bool, bool]:
+    def protocol(self, owner: dict[str, Any], path: YamlPath) -> tuple[Protocol, bool, bool]:
         """The protocol of a suite or grid, as far as it is right, whether its base and new layers are, and whether all is."""
         value, here = owner.get("protocol"), (*path, "protocol")
         if isinstance(value, dict):
@@ -96,19 +96,19 @@ class Collector:
                 return bundled_protocol(value), True, True
             except BadInput as error:
                 self.report(here, str(error))
-                return stand_in(value), False, False
+                return fallback_protocol(value), False, False
         what = "is missing" if value is None else f"must be a name or a mapping, not {shorten(value)}"
         self.report(here, f"'protocol' {what}: name one (kdbench list protocols), or {{base: NAME, …changes}}")
-        return stand_in(""), False, False
+        return fallback_protocol(""), False, False
 
-    def terms(self, value: Any, path: Path_) -> Terms:
+    def terms(self, value: Any, path: YamlPath) -> Terms:
         """A weighted sum of terms, empty where it is wrong."""
         return parse_terms(value, lambda inner, message: self.report((*path, *inner), message))
 
     def name_teachers(self, given: dict[str, Any]) -> None:
         """Take note of what the suite's own names of teachers stand for."""
         for name, value in given.items():
-            here: Path_ = ("teachers", name)
+            here: YamlPath = ("teachers", name)
             if not name.strip():
                 self.report(here, "a teacher needs a name")
             elif _is_network(name):
@@ -118,24 +118,24 @@ class Collector:
             else:
                 self._name_teacher(name, value, here)
 
-    def _name_teacher(self, name: str, value: dict[str, Any], here: Path_) -> None:
+    def _name_teacher(self, name: str, value: dict[str, Any], here: YamlPath) -> None:
         try:
             entry = TeacherEntry.model_validate(value)
             folder = self.document.folder
             known = self.document.known
-            teacher = named_teacher(entry.network, entry.weights, entry.pretraining, folder, entry.key, known=known)
+            teacher = teacher_config(entry.network, entry.weights, entry.pretraining, folder, entry.key, known=known)
             if teacher.source != "file" and (entry.mean or entry.std or entry.key):
                 raise BadInput("'key', 'mean' and 'std' say something of a file of weights, and none is named")
-            self.teachers[name] = replace(teacher, tuned=entry.fine_tune, mean=entry.mean, std=entry.std)
+            self.teachers[name] = replace(teacher, fine_tune=entry.fine_tune, mean=entry.mean, std=entry.std)
         except ValidationError as error:
             self.problems += problems_of(error, self.document, here, {"": TeacherEntry.model_fields})
-            self.teachers[name] = by_network(next(iter(networks())))  # so that its use is not a problem, too
+            self.teachers[name] = default_teacher(next(iter(networks())))  # so that its use is not a problem, too
         except BadInput as error:
             key = "weights" if "weights" in value else "pretraining"
             self.report((*here, key), str(error))
-            self.teachers[name] = by_network(network(value["network"]).name)
+            self.teachers[name] = default_teacher(network(value["network"]).name)
 
-    def check_measures(self, entry: MeasureEntry, path: Path_) -> None:
+    def check_measures(self, entry: MeasureEntry, path: YamlPath) -> None:
         """Report what cannot be measured."""
         for key in ("probe", "similarity"):
             data = getattr(entry, key)
@@ -149,10 +149,10 @@ class Collector:
                     message = f"a probe needs its images in memory, and those of {each.name} stay files"
                     self.report((*path, key, index), message)
 
-    def check_datasets(self, entries: tuple[DatasetEntry, ...], path: Path_) -> None:
+    def check_datasets(self, entries: tuple[DatasetEntry, ...], path: YamlPath) -> None:
         """Report parts of data sets that are larger than the whole."""
         for index, entry in enumerate(entries):
-            for key, message in oversized(entry):
+            for key, message in subset_errors(entry):
                 self.report((*path, index, key), message)
             if entry.size and dataset(entry.name).streamed:
                 self.report((*path, index, "size"), f"the images of {entry.name} stay files and cannot be resized once")
@@ -161,17 +161,19 @@ class Collector:
 class Top:
     """What stands at the top of a suite, ``data``, for the grids that do not say it themselves."""
 
-    def __init__(self, data: dict[str, Any], head: SuiteHead, wrong: Wrong, collector: Collector) -> None:
+    def __init__(self, data: dict[str, Any], head: SuiteHead, wrong: InvalidKeys, validator: SuiteValidator) -> None:
         self.data = data
         self.head = head
-        self.wrong = wrong
-        self.protocol = collector.protocol(data, ()) if "protocol" in data else None
+        self.invalid_keys = wrong
+        self.protocol = validator.protocol(data, ()) if "protocol" in data else None
 
-    def complete(self, entry: GridEntry, wrong: Wrong, said: dict[str, Any]) -> tuple[GridEntry, Wrong]:
+    def complete(self, entry: GridEntry, wrong: InvalidKeys, said: dict[str, Any]) -> tuple[GridEntry, InvalidKeys]:
         """A grid with what it has not ``said``, and what is wrong with either."""
         keys = [key for key in Shared.model_fields if key in self.data and key not in said]
         inherited = {key: getattr(self.head, key) for key in keys}
-        return entry.model_copy(update=inherited), wrong | {key: self.wrong[key] for key in keys if key in self.wrong}
+        return entry.model_copy(update=inherited), wrong | {
+            key: self.invalid_keys[key] for key in keys if key in self.invalid_keys
+        }
 
 
 def _is_network(name: str) -> bool:
@@ -182,7 +184,7 @@ def _is_network(name: str) -> bool:
     return True
 
 
-def _without(value: dict[str, Any], wrong: Wrong, whole: set[str]) -> dict[str, Any]:
+def _without(value: dict[str, Any], wrong: InvalidKeys, whole: set[str]) -> dict[str, Any]:
     """The mapping without its wrong keys, and without the wrong items of its lists."""
     result = {}
     for key, content in value.items():
