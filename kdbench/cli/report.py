@@ -7,6 +7,7 @@ import io
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,11 +17,10 @@ from kdbench.catalogue.text import command, shell_line
 from kdbench.cli.options import Only, Output, Tiny, Trials, print_text, results_folder, say, select
 from kdbench.cli.options import load as load_named
 from kdbench.errors import BadInput, BadSuite
-from kdbench.report.options import TOLERANCE, Bold, Format, Style, View
+from kdbench.report.options import TOLERANCE, Bold, Format, ReportOptions, View
 
 
 if TYPE_CHECKING:
-    from kdbench.report.assemble import Analysis, Report
     from kdbench.store.store import Store
     from kdbench.suite.suite import Suite
 
@@ -85,7 +85,7 @@ def report(
 ) -> None:
     """Print the tables of suites, as far as they have been measured; those of the papers in their layout."""
     from kdbench.catalogue.tables import table_name
-    from kdbench.report.assemble import measured_report, published_report
+    from kdbench.report.report import measured_report, published_report
     from kdbench.report.writers import write_report
 
     gc.disable()  # nothing of a report goes in circles: looking for garbage among 10,000 records costs a tenth of the time
@@ -109,32 +109,22 @@ def report(
         loaded, stores = load(suites, results, trials, only, tiny=tiny)
         _tell_conflicts(loaded, stores)
         content = measured_report(loaded, stores, names, mix_versions=mix_versions)
+    options = ReportOptions(view, tolerance, bold, statistics, baseline, standalone=standalone)
     if format is Format.html:
-        options = page_options(names, view, bold, baseline, tolerance, published=published, mix_versions=mix_versions)
+        changed = page_options(names, view, bold, baseline, tolerance, published=published, mix_versions=mix_versions)
         named = suites or _references(loaded)
-        commands = command_lines(named, results or (), trials, only or (), options, tiny=tiny)
-        text = page(content, loaded, stores, commands, view=view, tolerance=tolerance, bold=bold, baseline=baseline)
-    else:
-        analysis = _analysis(content, baseline) if statistics or baseline else None
-        text = write_report(content, format, view, tolerance, style(output, standalone=standalone, bold=bold), analysis)
-    print_text(text, output)
-
-
-def _analysis(report: Report, baseline: str | None) -> Analysis:
-    from kdbench.report.assemble import analyse
-
-    return analyse(report.rows, baseline)
+        commands = command_lines(named, results or (), trials, only or (), changed, tiny=tiny)
+        options = replace(options, commands=commands)
+    print_text(write_report(content, format, for_terminal(options, output)), output)
 
 
 def render(suites: Sequence[Suite], stores: Sequence[Store], format: Format, commands: str) -> str:
     """The tables of suites as text for standard output; a page shows the ``commands`` that lead to it."""
-    from kdbench.report.assemble import measured_report
+    from kdbench.report.report import measured_report
     from kdbench.report.writers import write_report
 
-    report = measured_report(suites, stores)
-    if format is Format.html:
-        return page(report, suites, stores, commands)
-    return write_report(report, format, style=style(None))
+    options = for_terminal(ReportOptions(commands=commands), None)
+    return write_report(measured_report(suites, stores), format, options)
 
 
 def load(
@@ -171,10 +161,11 @@ def tell_changed(suites: Sequence[Suite], stores: Sequence[Store]) -> None:
             typer.echo(f"{store.root}: {line}" if len(stores) > 1 else line, err=True)
 
 
-def style(output: Path | None, *, standalone: bool = False, bold: Bold = Bold.best) -> Style:
-    """Width and colour of the terminal, if there is one."""
-    live = sys.stdout.isatty() and output is None
-    return Style(shutil.get_terminal_size((120, 40)).columns if live else 160, live, standalone, bold)
+def for_terminal(options: ReportOptions, output: Path | None) -> ReportOptions:
+    """The options with the width and colour of the terminal, if there is one."""
+    if output or not sys.stdout.isatty():
+        return options
+    return replace(options, width=shutil.get_terminal_size((120, 40)).columns, colour=True)
 
 
 def _refuse_beside_published(*given: object) -> None:
@@ -209,7 +200,7 @@ def _refuse_ignored(format: Format, view: View, bold: Bold, tolerance: float) ->
 
 def _tell_conflicts(suites: Sequence[Suite], stores: Sequence[Store]) -> None:
     """Tell what results folders disagree about."""
-    from kdbench.report.folders import conflicts
+    from kdbench.report.comparison import conflicts
 
     for message in conflicts(suites, stores):
         say(message)
@@ -258,25 +249,6 @@ def _references(suites: Sequence[Suite]) -> list[str]:
 
     bundled = {str(path) for path in bundled_suites().values()}
     return [suite.name if suite.file in bundled else suite.file for suite in suites]
-
-
-def page(
-    report: Report,
-    suites: Sequence[Suite],
-    stores: Sequence[Store],
-    commands: str = "",
-    *,
-    view: View = View.both,
-    tolerance: float = TOLERANCE,
-    bold: Bold = Bold.best,
-    baseline: str | None = None,
-) -> str:
-    """A report as one HTML page, which shows the commands that lead to it."""
-    from kdbench.report.assemble import analyse
-    from kdbench.report.html import Choice, html
-
-    choice = Choice(view, tolerance, bold is Bold.separable, commands)
-    return html(report, analyse(report.rows, baseline), suites, stores, choice)
 
 
 def page_options(
@@ -344,8 +316,8 @@ def compare(
     only: Only = None,
 ) -> None:
     """Compare two results folders cell by cell: means, their difference, and what is in one of them only."""
-    from kdbench.report import comparison, tidy
-    from kdbench.report.writers import write_sheets
+    from kdbench.report import comparison, csv_json
+    from kdbench.report.writers import write_tables
 
     if format is Format.html:
         raise BadInput("--format html: there is no page of a comparison. Take another format, or kdbench report")
@@ -356,9 +328,9 @@ def compare(
         names = ", ".join(suite.name for suite in loaded)
         raise BadInput(f"{first} and {second} hold no finished run of {names}")
     if format is Format.csv:
-        text = tidy.compared_csv(found)
+        text = csv_json.comparison_csv(found)
     elif format is Format.json:
-        text = tidy.compared_json(found, folders)
+        text = csv_json.comparison_json(found, folders)
     else:
-        text = write_sheets([each.sheet for each in found], format, style(output))
+        text = write_tables([each.table for each in found], format, for_terminal(ReportOptions(), output))
     print_text(text, output)

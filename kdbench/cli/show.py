@@ -96,8 +96,8 @@ def _suite(name: str) -> str:
 
 def _table(name: str) -> str:
     from kdbench.catalogue.tables import layouts
-    from kdbench.report.assemble import published_report
-    from kdbench.report.options import Format, View
+    from kdbench.report.options import Format, ReportOptions, View
+    from kdbench.report.report import published_report
     from kdbench.report.writers import write_report
 
     layout = layouts().tables[name]
@@ -107,7 +107,7 @@ def _table(name: str) -> str:
         for rank, rule in rules.items()
         if rule
     ]
-    text = write_report(published_report([name]), Format.terminal, View.published).rstrip()
+    text = write_report(published_report([name]), Format.terminal, ReportOptions(View.published)).rstrip()
     return "\n".join([f"table {name}", "", text, "", *(marked or ["No number is marked"])])
 
 

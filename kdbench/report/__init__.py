@@ -1,13 +1,12 @@
-"""From what the store holds to tables.
+"""From stores to tables: ``observations`` → groupby and merge with published numbers → tables → writers.
 
-rows            one per run of a suite, as far as it is; ``keys`` spells what it is about, ``folders`` tells where several
-                results folders disagree
-facts           one per value; those of measurements come from ``measurements``
-tables          of a suite: methods against pairs, from rows; of measurements: ``measurement_tables``; of the papers:
-                ``layouts`` and ``published`` are what is printed, ``printed`` fills it; ``cells`` and ``marks`` for all
-statistics      from rows by way of ``samples``; tests are in ``paired`` and ``ranks``, tables in ``statistics_sheets``
-assemble        all of these, for one report; ``comparison`` sets two folders side by side
-sheet           what a table is to a format, with its ``captions``
-formats         which there are: ``terminal``, ``markdown``, ``latex``, ``tidy`` (CSV and JSON), and ``html`` with
-                ``page_data``, ``curves``, ``provenance`` and page/
+observations        the DataFrames of runs and values that suites have in stores; ``keys`` names what they are about,
+                    and holds the published numbers under the same names
+cells               mean ± sd, difference and verdict of each cell
+tables              grid tables and tables of measurements; ``paper_tables`` those of the papers, with ``captions`` for all
+statistics          paired tests over trials (``paired_tests``), and ``statistics_tables``
+report              all of these, for one report; ``comparison`` sets two folders side by side and finds conflicts
+rendered            a table as text, which every format reads
+writers             terminal, Markdown and LaTeX; ``csv_json``, and ``html`` with page/
+options             what a report can show and how
 """

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pandas as pd
+
 from kdbench.errors import KdbenchError
-from kdbench.report.cells import Cell
+from kdbench.report.cells import difference, verdict
 from kdbench.report.options import View
-from kdbench.report.sheet import Band, Entry, Sheet
+from kdbench.report.rendered import RenderedTable, Section, TableCell
 from kdbench.suite.suite import Suite
 from kdbench.suite.tiny import TINY
 
@@ -76,25 +78,24 @@ def score_rules(scores: Iterable[str], images: str = "test") -> str:
     return ", ".join(_RULES.get(score, score).format(images) for score in dict.fromkeys(scores) if score)
 
 
-def unjudged(cells: Iterable[Cell], view: View, tolerance: float) -> tuple[str, ...]:
-    """The note of a table under a view that compares with print, where nothing can be compared."""
-    found = list(cells)
-    if view not in (View.difference, View.verdict) or any(cell.verdict(tolerance) for cell in found):
+def unjudged(cells: pd.DataFrame, view: View, tolerance: float) -> tuple[str, ...]:
+    """The note of a table under a view that compares with published numbers, where nothing can be compared."""
+    if view not in (View.difference, View.verdict) or any(verdict(cells, tolerance)):
         return ()
-    if not any(cell.difference is not None for cell in found):
+    if not difference(cells).notna().any():
         return ("Nothing can be compared: no cell has both a measured and a published number of the same training.",)
     if view is View.difference:
         return ()
     return ("Nothing can be judged: these are no percentages, and the paper prints no deviations.",)
 
 
-def unequal_trials(compared: Iterable[Cell]) -> tuple[str, ...]:
-    """The note of a table whose marks compare cells that do not all have the same trials."""
-    found = {frozenset(cell.values) for cell in compared if cell.values}
+def unequal_trials(compared: Iterable[Mapping[int, float]]) -> tuple[str, ...]:
+    """The note of a table whose marks compare cells, given by their values, that do not all have the same trials."""
+    trials = {frozenset(values) for values in compared if values}
     note = (
         "Marks compare means over the trials that all compared cells share; a cell with a single trial is not compared."
     )
-    return (note,) if len(found) > 1 else ()
+    return (note,) if len(trials) > 1 else ()
 
 
 def warning(protocols: Iterable[str]) -> list[str]:
@@ -105,7 +106,7 @@ def warning(protocols: Iterable[str]) -> list[str]:
 
 def empty_cells(lacking: Iterable[tuple[str, str]], *, exactly: bool = False) -> list[str]:
     """Why cells are empty or short of trials, from each cell's place and reason: one line per kind, or per exact reason."""
-    return at_most(f"{some(found)}: {reason}" for found, reason in by_reason(lacking, exactly=exactly))
+    return truncate(f"{abbreviate(found)}: {reason}" for found, reason in by_reason(lacking, exactly=exactly))
 
 
 def by_reason(lacking: Iterable[tuple[T, str]], *, exactly: bool = False) -> list[tuple[list[T], str]]:
@@ -130,13 +131,13 @@ def _kind(reason: str) -> str:
     return "; ".join(sorted({*re.sub(r"\S*[/\\]\S*|\d+", "…", bare).split("; ")}))
 
 
-def at_most(lines: Iterable[str], limit: int = 6) -> list[str]:
+def truncate(lines: Iterable[str], limit: int = 6) -> list[str]:
     """The first lines, and how many more there are."""
     found = list(lines)
     return found if len(found) <= limit else [*found[: limit - 1], f"and {len(found) - limit + 1} more reasons"]
 
 
-def some(places: Sequence[str]) -> str:
+def abbreviate(places: Sequence[str]) -> str:
     """Up to three places, or two and how many more."""
     return ", ".join(places) if len(places) <= 3 else f"{', '.join(places[:2])} and {len(places) - 2} more"
 
@@ -178,7 +179,7 @@ class Source:
     text: str
 
 
-def environments(abouts: Iterable[dict[str, Any]]) -> Sheet:
+def environments(abouts: Iterable[dict[str, Any]]) -> RenderedTable:
     """On what the runs were made: one line for each machine and set of versions, with runs and hours."""
     runs: Counter[tuple[str, ...]] = Counter()
     hours: dict[tuple[str, ...], float] = {}
@@ -189,10 +190,10 @@ def environments(abouts: Iterable[dict[str, Any]]) -> Sheet:
         hours.setdefault(key, 0.0)
         if isinstance(seconds, int | float) and 0 < seconds < 1e12:
             hours[key] += seconds / 3600
-    lines = tuple(tuple(map(Entry, (*key, str(count), f"{hours[key]:.2f}"))) for key, count in runs.most_common())
-    header = tuple(map(Entry, (*_COLUMNS, "runs", "hours")))
+    lines = tuple(tuple(map(TableCell, (*key, str(count), f"{hours[key]:.2f}"))) for key, count in runs.most_common())
+    header = tuple(map(TableCell, (*_COLUMNS, "runs", "hours")))
     caption = "Hours of training, as each run's share of its cohort; without teachers."
-    return Sheet("Machines and versions", (Band((header,), (lines,)),), caption=caption)
+    return RenderedTable("Machines and versions", (Section((header,), (lines,)),), caption=caption)
 
 
 def latest(abouts: Iterable[dict[str, Any]]) -> str:

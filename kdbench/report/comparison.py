@@ -1,85 +1,47 @@
-"""Two results folders side by side."""
+"""Several results folders: the differences between two of them cell by cell, and the conflicts between them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+import pandas as pd
+
 from kdbench.report.captions import check_versions, empty_cells, score_rules, trials_text, versions_text
-from kdbench.report.cells import Cell, make_cell, measured_text
-from kdbench.report.observations import Row, collect, measured_on
-from kdbench.report.published import Group, Pair, pair_text
-from kdbench.report.sheet import Band, Entry, Sheet
+from kdbench.report.cells import SUMMARY, measured_text, summarise
+from kdbench.report.keys import CELL, GROUP, Group, grouped, measured_on, pair_text, records
+from kdbench.report.observations import TeacherWeights, collect, valid_result
+from kdbench.report.rendered import RenderedTable, Section, TableCell
+from kdbench.store.record import Result
 from kdbench.store.store import Store
 from kdbench.suite.suite import Suite
 
 
-Place = tuple[str, Pair]
-Sides = tuple[list[Row], list[Row]]
-
-
-@dataclass
-class _Table:
-    """One group of runs: the rows of both folders by method and networks, and the suites that show some before."""
-
-    places: dict[Place, Sides] = field(default_factory=dict)
-    elsewhere: list[tuple[str, str]] = field(default_factory=list)
-
-    def side(self, number: int) -> list[Row]:
-        return [row for sides in self.places.values() for row in sides[number]]
-
-    def versions(self, number: int) -> list[str]:
-        return list({row.run_id: row.version for row in self.side(number) if row.top1 is not None}.values())
-
-
-@dataclass(frozen=True)
-class Sided:
-    """A cell in both folders, and the second minus the first in each run that both have."""
-
-    a: Cell
-    b: Cell
-    differences: tuple[float, ...]
-    terms: str
-
-    @property
-    def difference(self) -> float | None:
-        """The mean over shared runs; None where there is none."""
-        return fmean(self.differences) if self.differences else None
-
-    @property
-    def alone(self) -> tuple[int, int]:
-        """How many runs are in the first folder only, and in the second only."""
-        return self.a.n - len(self.differences), self.b.n - len(self.differences)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Comparison:
-    """One group of runs in both folders: its cells of which either has something, and these as a sheet."""
+    """One group of runs in two folders.
+
+    ``cells`` has one row for each cell of which either folder has something: what it is about (GROUP and CELL), mean,
+    deviation and trials in both (`a_mean`, `b_mean` …), the `difference` of the runs that are `shared` (second minus first,
+    NaN without any), how many are in one folder only (`a_alone`, `b_alone`), and the terms.
+    """
 
     group: Group
-    cells: dict[Place, Sided]
-    sheet: Sheet
+    cells: pd.DataFrame
+    table: RenderedTable
 
-    def values(self) -> Iterator[dict[str, Any]]:
-        """One mapping per cell: what it is about, mean, deviation and trials in both folders, the difference.
-
-        The difference is that of the ``shared`` runs; ``a_alone`` and ``b_alone`` are left out of it.
-        """
-        for (method, (teacher, student)), found in self.cells.items():
-            about = {**self.group._asdict(), "method": method, "teacher": teacher, "student": student}
-            sides = {
-                f"{side}_{key}": getattr(cell, key)
-                for side, cell in (("a", found.a), ("b", found.b))
-                for key in _MEASURED
-            }
-            a_alone, b_alone = found.alone
-            shared = {"shared": len(found.differences), "a_alone": a_alone, "b_alone": b_alone}
-            yield {**about, **sides, "difference": found.difference, **shared, "terms": found.terms}
+    def records(self) -> list[dict[str, Any]]:
+        """One mapping per cell, None for what is missing."""
+        columns = self.cells.astype(object)
+        return records(columns.where(columns.notna(), None))
 
 
-_MEASURED = ("mean", "sd", "n", "planned", "note")
+_COLUMNS = [
+    *GROUP, *CELL, *(f"{side}_{name}" for side in "ab" for name in SUMMARY[:-1]), "difference", "shared", "a_alone",
+    "b_alone", "terms",
+]  # fmt: skip
 
 
 def compare(suites: Sequence[Suite], first: Store, second: Store, *, mix_versions: bool = False) -> list[Comparison]:
@@ -88,86 +50,132 @@ def compare(suites: Sequence[Suite], first: Store, second: Store, *, mix_version
     Cells that several suites share stand in the first of them. Raises KdbenchError where numbers of incompatible versions of
     kdbench would stand in one table.
     """
-    names = (str(first.root), str(second.root))
-    tables = _tables([collect(suites, [store]) for store in (first, second)])
-    found = []
-    for group, table in tables.items():
+    folders = (str(first.root), str(second.root))
+    sides = [collect(suites, [store]) for store in (first, second)]
+    by = [*GROUP, *CELL]
+    a, b = (summarise(runs, by, "top1").add_prefix(f"{side}_") for side, runs in zip("ab", sides, strict=True))
+    shown = (
+        sides[0].groupby(by, sort=False).agg(ids=("run_id", lambda ids: tuple(sorted(ids))), terms=("terms", "first"))
+    )
+    cells = shown.join(a).join(b).reset_index()
+    owner = cells.groupby([*by[1:], "ids"], sort=False)["suite"].transform("first")
+    elsewhere = cells[owner != cells["suite"]].assign(owner=owner)
+    cells = _with_differences(cells[owner == cells["suite"]])
+    comparisons = []
+    for key, part in grouped(cells, GROUP).items():
+        group, places = Group(*key), pd.MultiIndex.from_frame(part[by])
+        runs = [each[pd.MultiIndex.from_frame(each[by]).isin(places)] for each in sides]
+        versions = [each.dropna(subset="top1").drop_duplicates("run_id")["version"].tolist() for each in runs]
         if not mix_versions:
-            check_versions(group.title, [version for side in (0, 1) for version in table.versions(side)])
-        cells = {place: _cells(sides) for place, sides in table.places.items()}
-        cells = {place: found for place, found in cells.items() if found.a.n or found.b.n}
-        if cells:
-            found.append(Comparison(group, cells, _sheet(group, table, cells, names)))
-    return found
+            check_versions(group.title, [version for each in versions for version in each])
+        measured = part[(part["a_n"] > 0) | (part["b_n"] > 0)].reset_index(drop=True)
+        if len(measured):
+            hidden = elsewhere[(elsewhere[GROUP] == list(key)).all(axis=1)]
+            caption = _caption(group, runs[0]["score"], measured, versions, folders)
+            table = _table(group, measured, hidden, caption, folders)
+            comparisons.append(Comparison(group, measured[_COLUMNS], table))
+    return comparisons
 
 
-def _tables(sides: Sequence[Sequence[Row]]) -> dict[Group, _Table]:
-    tables: dict[Group, _Table] = {}
-    for side, rows in enumerate(sides):
-        for row in rows:
-            places = tables.setdefault(row.group, _Table()).places
-            places.setdefault((row.method, row.pair), ([], []))[side].append(row)
-    shown: dict[tuple[object, ...], str] = {}
-    for group, table in tables.items():
-        for place, found in list(table.places.items()):
-            suite = shown.setdefault((*group[1:], *place, *sorted(row.run_id for row in found[0])), group.suite)
-            if suite != group.suite:
-                del table.places[place]
-                table.elsewhere.append((_words(place), f"shown under {suite}"))
-    return tables
-
-
-def _sheet(group: Group, table: _Table, cells: dict[Place, Sided], names: tuple[str, str]) -> Sheet:
-    lines = [
-        tuple(map(Entry, (_words(place, ", "), measured_text(each.a), measured_text(each.b), _difference_text(each))))
-        for place, each in cells.items()
-    ]
-    lonely = [(_words(place), _left_out(each, names)) for place, each in cells.items()]
-    header = tuple(map(Entry, ("method, networks", *names, "difference")))
-    return Sheet(
-        group.title,
-        (Band((header,), (tuple(lines),)),),
-        caption=_caption(group, table, list(cells.values()), names),
-        notes=tuple(empty_cells([*lonely, *table.elsewhere], exactly=True)),
+def _with_differences(cells: pd.DataFrame) -> pd.DataFrame:
+    """The mean difference over shared trials, how many there are, and how many of either folder are not among them."""
+    pairs = zip(cells["a_values"], cells["b_values"], strict=True)
+    differences = [[b[trial] - value for trial, value in a.items() if trial in b] for a, b in pairs]
+    shared = [len(each) for each in differences]
+    return cells.assign(
+        difference=[fmean(each) if each else float("nan") for each in differences],
+        shared=shared,
+        a_alone=cells["a_n"] - shared,
+        b_alone=cells["b_n"] - shared,
     )
 
 
-def _left_out(found: Sided, names: tuple[str, str]) -> str:
-    """What of a cell the difference leaves out, or ""."""
-    if not (found.a.n and found.b.n):
-        return f"only in {names[0] if found.a.n else names[1]}"
-    if not found.differences:
+def _table(
+    group: Group, cells: pd.DataFrame, elsewhere: pd.DataFrame, caption: str, folders: tuple[str, str]
+) -> RenderedTable:
+    lines, notes = [], []
+    for cell in records(cells):
+        sides = [measured_text(*(cell[f"{side}_{name}"] for name in SUMMARY[:4])) for side in "ab"]
+        difference = f"{cell['difference']:+.2f} ({cell['shared']})" if cell["shared"] else "–"
+        lines.append(tuple(map(TableCell, (_name(cell, ", "), *sides, difference))))
+        notes.append((_name(cell), _left_out(cell, folders)))
+    notes += [(_name(cell), f"shown under {cell['owner']}") for cell in records(elsewhere)]
+    header = tuple(map(TableCell, ("method, networks", *folders, "difference")))
+    return RenderedTable(
+        group.title,
+        (Section((header,), (tuple(lines),)),),
+        caption=caption,
+        notes=tuple(empty_cells(notes, exactly=True)),
+    )
+
+
+def _left_out(cell: dict[str, Any], folders: tuple[str, str]) -> str:
+    """The trials of a cell that the difference leaves out, or ""."""
+    if not (cell["a_n"] and cell["b_n"]):
+        return f"only in {folders[0] if cell['a_n'] else folders[1]}"
+    if not cell["shared"]:
         return "no trial is in both folders, so nothing is compared"
-    trials = [f"{trials_text([n])} only in {name}" for n, name in zip(found.alone, names, strict=True) if n]
+    alone = zip((cell["a_alone"], cell["b_alone"]), folders, strict=True)
+    trials = [f"{trials_text([n])} only in {name}" for n, name in alone if n]
     return f"{', '.join(trials)}: left out of the difference" if trials else ""
 
 
-def _caption(group: Group, table: _Table, cells: list[Sided], names: tuple[str, str]) -> str:
+def _caption(
+    group: Group, scores: pd.Series, cells: pd.DataFrame, versions: list[list[str]], folders: tuple[str, str]
+) -> str:
     images = measured_on(group.dataset)
-    rules = score_rules((row.score for row in table.side(0)), images)
-    folders = [
-        ", ".join(
-            filter(
-                None, (f"{name}: {trials_text((c.a, c.b)[side].n for c in cells)}", versions_text(table.versions(side)))
-            )
-        )
-        for side, name in enumerate(names)
+    described = [
+        ", ".join(filter(None, (f"{name}: {trials_text(cells[f'{side}_n'])}", versions_text(known))))
+        for side, name, known in zip("ab", folders, versions, strict=True)
     ]
     difference = "difference: second minus first, mean over the trials that both have (n)"
-    parts = [f"protocol {group.protocol}", rules, *folders, difference]
+    parts = [f"protocol {group.protocol}", score_rules(scores, images), *described, difference]
     return f"Top-1 {images} accuracy in %, mean ± sd (n); {'; '.join(parts)}."
 
 
-def _words(place: Place, between: str = " on ") -> str:
-    method, pair = place
-    return f"{method}{between}{pair_text(pair)}"
+def _name(cell: dict[str, Any], between: str = " on ") -> str:
+    return f"{cell['method']}{between}{pair_text((cell['teacher'], cell['student']))}"
 
 
-def _cells(sides: Sides) -> Sided:
-    a, b = (make_cell((row.trial, row.top1, row.reason) for row in rows) for rows in sides)
-    differences = tuple(b.values[trial] - value for trial, value in a.values.items() if trial in b.values)
-    return Sided(a, b, differences, sides[0][0].terms)
+def conflicts(suites: Sequence[Suite], stores: Sequence[Store]) -> list[str]:
+    """One message for each teacher, run and measurement of which stores hold different ones; at most ten, and a count."""
+    if len(stores) < 2:
+        return []
+    specs = [spec for suite in suites for spec in suite.specs.values()]
+    found = [*TeacherWeights(stores).conflicts(specs), *_runs(suites, stores), *_measurements(suites, stores)]
+    more = len(found) - _SHOWN
+    return [*found[:_SHOWN], f"and {more} more on which the results folders disagree"] if more > 0 else found
 
 
-def _difference_text(found: Sided) -> str:
-    return "–" if found.difference is None else f"{found.difference:+.2f} ({len(found.differences)})"
+_SHOWN = 10
+
+
+def _runs(suites: Sequence[Suite], stores: Sequence[Store]) -> Iterator[str]:
+    for run in {run.id: run for suite in suites for run in suite.runs}.values():
+        found: dict[float, str] = {}
+        for store in stores:
+            result = valid_result(store.run(run.id))
+            if result and (accuracy := result.accuracy(run.protocol.score)):
+                found.setdefault(accuracy.top1, f"{accuracy.top1:.2f} in {store.root}")
+        yield from _conflict(f"{run.label} ({run.id})", found.values())
+
+
+def _measurements(suites: Sequence[Suite], stores: Sequence[Store]) -> Iterator[str]:
+    for spec in {each.spec.id: each.spec for suite in suites for each in suite.measurements}.values():
+        found: dict[str, str] = {}
+        for store in stores:
+            if result := store.measured(spec):
+                found.setdefault(text := _text(result), f"{text} in {store.root}")
+        yield from _conflict(f"{spec.label} ({spec.id})", found.values())
+
+
+def _conflict(name: str, found: Collection[str]) -> Iterator[str]:
+    if len(found) > 1:
+        yield f"{name}: {', '.join(found)}; the first is shown"
+
+
+def _text(result: Result) -> str:
+    """A measurement in few words."""
+    values = result.values or {"top-1": result.last.top1 if result.last else 0.0}
+    best = {"best": result.best.top1} if result.best else {}
+    return " ".join(f"{name} {value:.4f}" for name, value in {**values, **best}.items())

@@ -2,65 +2,71 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
+from statistics import fmean
 from typing import Any
 
+import pandas as pd
+
 from kdbench import __version__
-from kdbench.report.assemble import Analysis, Report, mark_separable
 from kdbench.report.captions import environments, latest, sources
-from kdbench.report.cells import Cell, measured_text
-from kdbench.report.observations import Row, Status
-from kdbench.report.options import TOLERANCE, View
-from kdbench.report.page_data import Trained, cell_number, own_methods, page_data, printed_details, safe_json
-from kdbench.report.published import titles
-from kdbench.report.sheet import Line, Mark, Sheet, plain
-from kdbench.report.tables import Table, printed_sheet, table_sheet
-from kdbench.store.record import Record
+from kdbench.report.cells import measured_text
+from kdbench.report.keys import CELL, GROUP, KEY, Pair, grouped, pair_text, records, split_method, titles
+from kdbench.report.observations import Status
+from kdbench.report.options import ReportOptions, View
+from kdbench.report.paper_tables import PaperTable, render_paper
+from kdbench.report.rendered import Row, plain
+from kdbench.report.report import Report
+from kdbench.report.statistics_tables import all_statistics_tables
+from kdbench.report.tables import GridTable
+from kdbench.store.record import Record, compute_of
 from kdbench.store.store import Store
+from kdbench.suite.protocol import bundled_protocol
+from kdbench.suite.recipe import Recipe
+from kdbench.suite.specs import RunSpec
 from kdbench.suite.suite import Suite
 
 
 @dataclass(frozen=True)
-class Choice:
-    """How a page shows a report; ``commands`` is what one types to get it."""
+class RunMetadata:
+    """The record of a finished run, and its about.json, read once."""
 
-    view: View = View.both
-    tolerance: float = TOLERANCE
-    separable: bool = False
-    commands: str = ""
+    record: Record
+    about: dict[str, Any]
 
 
-def html(report: Report, analysis: Analysis, suites: Sequence[Suite], stores: Sequence[Store], choice: Choice) -> str:
+def html(report: Report, options: ReportOptions) -> str:
     """The page as text.
 
     All runs stand in its tables by setting, also those that fill the papers' tables, which follow.
     """
     from jinja2 import Environment
 
-    trained = {id: Trained(record, record.metadata()) for id, record in _records(report.rows, stores).items()}
-    specs = {id: spec for suite in suites for id, spec in suite.specs.items()}
-    abouts = [each.about for each in trained.values() if each.about]
+    records = _records(report.runs, report.stores)
+    metadata = {id: RunMetadata(record, record.metadata()) for id, record in records.items()}
+    abouts = [each.about for each in metadata.values() if each.about]
     environment = Environment(autoescape=True)
     environment.filters["plain"] = plain
     return environment.from_string(_page("report.html.j2")).render(
-        heading=", ".join(suite.name for suite in suites) or "The papers’ tables",
-        descriptions=[suite.description for suite in suites if suite.description],
-        counts=_counts(report.rows),
-        tables=_table_views(report.whole, analysis, choice),
+        heading=", ".join(suite.name for suite in report.suites) or "The papers’ tables",
+        descriptions=[suite.description for suite in report.suites if suite.description],
+        counts=_counts(report.runs),
+        tables=_grid_views(report, options),
         papers=[
-            (printed_sheet(table, choice.view, choice.tolerance), printed_details(table)) for table in report.printed
+            (render_paper(table, options.view, options.tolerance), paper_details(table)) for table in report.papers
         ],
-        measurements=report.measurement_sheets(choice.view),
-        statistics=analysis.sheets(),
+        measurements=report.measurement_tables(options.view),
+        statistics=all_statistics_tables(report.statistics(options.baseline)),
         environment=environments(abouts),
-        commands=choice.commands,
-        sources=sources(suites),
+        commands=options.commands,
+        sources=sources(report.suites),
         latest=latest(abouts),
         version=__version__,
-        data=_trusted(safe_json(page_data(report.whole, report.rows, specs, trained, own_methods(suites)))),
+        data=_trusted(safe_json(page_data(report, metadata))),
         style=_trusted(_page("style.css")),
         scripts=[_trusted(_page("tables.js")), _trusted(_page("charts.js"))],
     )
@@ -76,67 +82,225 @@ def _trusted(text: str) -> Any:
     return Markup(text)
 
 
-def _records(rows: Sequence[Row], stores: Sequence[Store]) -> dict[str, Record]:
+def _records(runs: pd.DataFrame, stores: Sequence[Store]) -> dict[str, Record]:
     """The record of each run whose number the tables show, from the store that they have it from."""
     records: dict[str, Record] = {}
-    for id in dict.fromkeys(row.run_id for row in rows if row.status == "done"):
+    for id in runs.loc[runs["status"] == "done", "run_id"].unique():
         found = (store.run(id) for store in stores)
         record = next((each for each in found if len(stores) == 1 or each.done()), None)
         records |= {id: record} if record else {}
     return records
 
 
-def _counts(rows: Sequence[Row]) -> str:
-    status = Counter({row.run_id: row.status for row in rows}.values())
+def _counts(runs: pd.DataFrame) -> str:
+    status = Counter(runs.drop_duplicates("run_id", keep="last")["status"])
     words: dict[Status, str] = {"done": "done", "failed": "failed", "started": "in training", "missing": "not run"}
     parts = [f"{status[key]:,} {word}" for key, word in words.items() if status[key]]
     return f"{status.total():,} runs: {', '.join(parts)}." if parts else ""
 
 
-def _table_views(tables: Sequence[Table], analysis: Analysis, choice: Choice) -> list[dict[str, Any]]:
-    names = titles(table.group for table in tables)
-    compare = choice.view in (View.both, View.published)
+def _grid_views(report: Report, options: ReportOptions) -> list[dict[str, Any]]:
+    """The texts of the grid tables, ready for the template. A rendered table's last lines are the methods."""
+    names = titles(table.group for table in report.all_grids)
+    compare = options.view in (View.both, View.published)
     views = []
-    for table in tables:
-        sheet = table_sheet(table, View.both if compare else View.measured)
-        if choice.separable:
-            sheet = mark_separable(sheet, table, analysis.samples[table.group])
-        views.append(_table_view(names[table.group], table, sheet, compare=compare))
+    for table in report.all_grids:
+        rendered = report.grid(table, replace(options, view=View.both if compare else View.measured))
+        accuracies = [table.teachers.get(teacher) for teacher, _ in table.pairs]
+        cells = _cell_views(table, compare=compare)
+        methods = zip(table.methods, rendered.lines[-len(table.methods) :], strict=True)
+        views.append(
+            {
+                "title": names[table.group],
+                "pairs": table.pairs,
+                "teachers": ["" if value is None else f"{value:.2f}" for value in accuracies] if table.teachers else [],
+                "lines": [(method, _line_view(table, cells, method, line)) for method, line in methods],
+                "caption": rendered.caption,
+                "notes": rendered.notes,
+            }
+        )
     return views
 
 
-def _table_view(title: str, table: Table, sheet: Sheet, *, compare: bool) -> dict[str, Any]:
-    """A table's texts, ready for the template. The sheet's last lines are the methods."""
-    accuracies = [table.teachers.get(teacher) for teacher, _ in table.pairs]
-    return {
-        "title": title,
-        "pairs": table.pairs,
-        "teachers": ["" if value is None else f"{value:.2f}" for value in accuracies] if table.teachers else [],
-        "lines": [
-            (method, _cell_views(table, method, line, compare=compare))
-            for method, line in zip(table.methods, sheet.lines[-len(table.methods) :], strict=True)
-        ],
-        "caption": sheet.caption,
-        "notes": sheet.notes,
-    }
-
-
-def _cell_views(table: Table, method: str, line: Line, *, compare: bool) -> list[dict[str, Any] | None]:
+def _line_view(
+    table: GridTable, cells: Mapping[tuple[str, Pair], dict[str, Any]], method: str, line: Row
+) -> list[dict[str, Any] | None]:
     return [
-        _cell_view(cell, entry.mark, cell_number(table, method, pair), compare=compare)
-        if (cell := table.cells.get((method, pair)))
-        else None
-        for pair, entry in zip(table.pairs, line[1:], strict=True)
+        {**cells[method, pair], "emphasis": rendered.emphasis} if (method, pair) in cells else None
+        for pair, rendered in zip(table.pairs, line[1:], strict=True)
     ]
 
 
-def _cell_view(cell: Cell, mark: Mark, number: int, *, compare: bool) -> dict[str, Any]:
-    mean, _, spread = measured_text(cell).partition(" ")
+def _cell_views(table: GridTable, *, compare: bool) -> dict[tuple[str, Pair], dict[str, Any]]:
+    views = {}
+    for (method, pair), cell in zip(table.places, records(table.cells), strict=True):
+        mean, _, spread = measured_text(cell["mean"], cell["sd"], cell["n"], cell["planned"]).partition(" ")
+        views[method, pair] = {
+            "mean": mean,
+            "spread": spread,
+            "published": cell["printed"] if compare else "",
+            "value": _or_none(cell["mean"]),
+            "number": table.pairs.index(pair) * len(table.methods) + table.methods.index(method),
+        }
+    return views
+
+
+def own_methods(suites: Iterable[Suite]) -> set[tuple[str, str]]:
+    """Protocol and name of the methods whose suites are about them.
+
+    These are the ones that the protocol is named after, alone or with other terms, and those that it does not know.
+    """
     return {
-        "mean": mean,
-        "spread": spread,
-        "published": cell.published.text if compare and cell.published else "",
-        "value": cell.mean,
-        "mark": mark,
-        "number": number,
+        (run.protocol.name, run.method)
+        for suite in suites
+        for run in suite.runs
+        if any(use.name == run.protocol.base for use in run.spec.terms)
+        or split_method(run.method)[0] not in bundled_protocol(run.protocol.base).terms
     }
+
+
+def page_data(report: Report, metadata: Mapping[str, RunMetadata]) -> list[dict[str, Any]]:
+    """What the page's scripts read: one mapping per grid table, with its cells pair by pair.
+
+    ``own`` are the positions of the methods that the suites are about. ``metadata`` is by run id; there is none of a run
+    without a value.
+    """
+    own = own_methods(report.suites)
+    specs = {id: spec for suite in report.suites for id, spec in suite.specs.items()}
+    names = titles(table.group for table in report.all_grids)
+    by_cell = grouped(report.runs, [*GROUP, *CELL])
+    points = points_per_curve(len(metadata), len(by_cell))
+    tables = []
+    for table in report.all_grids:
+        summaries = dict(zip(table.places, records(table.cells), strict=True))
+        tables.append(
+            {
+                "title": names[table.group],
+                "pairs": [pair_text(pair) for pair in table.pairs],
+                "methods": table.methods,
+                "own": [at for at, method in enumerate(table.methods) if (table.group.protocol, method) in own],
+                "cells": [
+                    _cell(summaries[method, pair], by_cell[*table.group, method, *pair], specs, metadata, points)
+                    if (method, pair) in summaries
+                    else None
+                    for pair in table.pairs
+                    for method in table.methods
+                ],
+            }
+        )
+    return tables
+
+
+def _cell(
+    summary: Mapping[str, Any],
+    runs: pd.DataFrame,
+    specs: Mapping[str, RunSpec],
+    metadata: Mapping[str, RunMetadata],
+    points: int,
+) -> dict[str, Any]:
+    finished = [(metadata[id], stride(specs[id].recipe, points)) for id in runs["run_id"] if id in metadata]
+    curves = cell_curves((each.record, every) for each, every in finished)
+    work = [done for each, _ in finished if (done := compute_of(each.about))[0]]
+    trials = zip(runs["trial"].tolist(), runs["run_id"], runs["top1"].tolist(), strict=True)
+    return {
+        "mean": _or_none(summary["mean"]),
+        "sd": _or_none(summary["sd"]),
+        "planned": summary["planned"],
+        "published": summary["printed"],
+        "note": summary["note"],
+        "trials": [[trial, id, _or_none(top1)] for trial, id, top1 in trials],
+        "macs": fmean(macs for _, macs, _ in work) if work else None,
+        "seconds": fmean(seconds for _, _, seconds in work) if work else None,
+        "devices": sorted({kind for kind, _, _ in work}),
+        **{quantity: vars(curve) for quantity, curve in curves.items()},
+    }
+
+
+def _or_none(value: float) -> float | None:
+    return None if value != value else value
+
+
+def paper_details(table: PaperTable) -> list[str]:
+    """The trials of each cell of a paper's table, in print order, line by line; "" where no run belongs to it."""
+    values = grouped(table.observations, KEY)
+    keys = table.cells[KEY].itertuples(index=False, name=None)
+    return [
+        "\n".join(_detail(table.layout.id, cell, values.get(key))) if cell["printed"] and cell["planned"] else ""
+        for key, cell in zip(keys, records(table.cells), strict=True)
+    ]
+
+
+def _detail(id: str, cell: Mapping[str, Any], values: pd.DataFrame | None) -> Iterator[str]:
+    decimals = cell["decimals"]
+    yield plain(f"{id}: {cell['name']}")
+    numbers = [f"{name} {cell[name]:.{decimals}f}" for name in ("mean", "sd") if cell[name] == cell[name]]
+    yield ", ".join([*numbers, f"n {cell['n']} of {cell['planned']}"])
+    yield f"published {cell['printed']}"
+    trials = [] if values is None else list(zip(values["trial"], values["value"], values["run_id"], strict=True))
+    for trial, value, run_id in trials[:_TRIALS]:
+        yield f"trial {trial}: {'–' if value != value else f'{value:.{decimals}f}'}  {run_id}"
+    if len(trials) > _TRIALS:
+        yield f"and {len(trials) - _TRIALS} more"
+    if cell["note"]:
+        yield plain(cell["note"])
+
+
+_TRIALS = 10
+
+
+def safe_json(value: Any) -> str:
+    """JSON that can stand inside a script element: no ``<``, ``>`` or ``&``, so nothing can close it."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+QUANTITIES = ("top1", "loss")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A quantity by epoch, in four significant digits. ``low`` and ``high`` are empty where there is one trial."""
+
+    epochs: list[int]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+
+
+def points_per_curve(runs: int, curves: int) -> int:
+    """How many epochs of each curve are drawn, so that a page of many runs stays small and is made within seconds."""
+    return max(16, min(120, 120_000 // max(1, curves), 160_000 // max(1, runs)))
+
+
+def stride(recipe: Recipe, points: int) -> int:
+    """Every how many epochs a curve has a point: all, or a multiple of the epochs between two tests."""
+    tested = recipe.evaluate_every
+    return 1 if recipe.epochs <= points else -(-recipe.epochs // (points * tested)) * tested
+
+
+def cell_curves(records: Iterable[tuple[Record, int]]) -> dict[str, Curve]:
+    """The curves of one cell, by quantity, from the records of its trials and each one's stride."""
+    trials = [record.metrics(every=every) for record, every in records]
+    curves = {quantity: _curve(trials, quantity) for quantity in QUANTITIES}
+    return {quantity: curve for quantity, curve in curves.items() if curve.epochs}
+
+
+def _curve(trials: Sequence[Sequence[dict[str, Any]]], quantity: str) -> Curve:
+    found: defaultdict[int, list[float]] = defaultdict(list)
+    for metrics in trials:
+        for row in metrics:
+            epoch, value = row.get("epoch"), row.get(quantity)
+            if isinstance(epoch, int) and isinstance(value, (float, int)) and abs(value) < 1e9:
+                found[epoch].append(value)
+    epochs = sorted(found)
+    several = any(len(values) > 1 for values in found.values())
+    return Curve(
+        epochs=epochs,
+        mean=[_short(sum(found[epoch]) / len(found[epoch])) for epoch in epochs],
+        low=[_short(min(found[epoch])) for epoch in epochs] if several else [],
+        high=[_short(max(found[epoch])) for epoch in epochs] if several else [],
+    )
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")

@@ -1,106 +1,66 @@
-"""Observations: one per run of a suite, as far as it is done, and one per value."""
+"""What the stores hold of suites as tidy DataFrames: ``collect`` gives one row per run, ``observations`` one per value."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cache, lru_cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
-from kdbench.catalogue.datasets import datasets
-from kdbench.catalogue.terms import term
+import numpy as np
+import pandas as pd
+
 from kdbench.catalogue.text import one_line
 from kdbench.errors import BadRecord
-from kdbench.report.folders import TeacherWeights
-from kdbench.report.published import (
-    Group,
-    Key,
-    Pair,
-    canonical_setting,
-    matched,
+from kdbench.report.keys import (
+    KEY,
+    canonical,
+    dataset_label,
+    paper_of,
+    scenario_label,
     scenario_setting,
     split_method,
+    teacher_paper_of,
+    terms_text,
     tiny_paper,
 )
-from kdbench.store.record import Accuracy, Record, Result
+from kdbench.store.record import Record, Result
 from kdbench.store.store import Store
-from kdbench.suite.protocol import bundled_protocol
-from kdbench.suite.specs import DatasetSpec, RunSpec, Scenario, WeightedTerm
-from kdbench.suite.suite import Run, Suite
+from kdbench.suite.measurements import ProbeSpec, probe, probe_protocols
+from kdbench.suite.specs import DatasetSpec, RunSpec, TeacherSpec
+from kdbench.suite.suite import Measurement, Run, Suite
 
 
 Status = Literal["done", "failed", "started", "missing"]
 
+_DTYPES: dict[str, str] = {
+    **dict.fromkeys(["suite", "protocol", "paper", "score", "dataset", "scenario", "strategy"], "object"),
+    **dict.fromkeys(["teacher", "student", "method"], "object"), "trial": "int64",
+    **dict.fromkeys(["run_id", "teacher_id", "status", "reason"], "object"),
+    **dict.fromkeys(["top1", "top1_last", "top1_best"], "float64"), "best_epoch": "Int64",
+    **dict.fromkeys(["top5", "top5_last"], "float64"), "version": "object", "teacher_checkpoint": "object",
+    "teacher_top1": "float64", "teacher_paper": "object", "setting": "object", "sm_score": "float64", "layer_cka": "float64",
+    **dict.fromkeys(["teacher_sha256", "teachers", "terms"], "object"),
+}  # fmt: skip
 
-@dataclass
-class Row:
-    """A run in a table. Accuracies in percent; ``top1`` follows the protocol's score rule. ``reason`` says why not.
+OBSERVATION = [
+    "suite", "paper", "protocol", *KEY[1:], "trial", "value", "run_id", "status", "reason", "version", "score",
+    "trained_on", "terms",
+]  # fmt: skip
+"""The columns of an observation."""
 
-    ``paper`` is set where the run is trained as that paper trains it: its protocol, its weights for the method. A method
-    `NAME[key=value]` is one of a sweep: it is the paper's method, but for the weights and hyper-parameters that it varies.
-    ``setting`` is that and the scenario in reference.csv's spelling. ``teacher_paper`` is set where the teacher is trained
-    as that paper trains it. A tiny run stands where the suite's own would; ``paper`` is then none, but `tiny` and its name.
-    ``teacher_top1`` is the teacher's own accuracy as it taught, where its record does not hold it (Result.teacher).
-    ``teacher_sha256`` are the teacher's weights in the results folder that gives the run, where there are several, and
-    ``teachers`` says on what weights of it folders disagree. ``terms`` are the run's terms with their weights and all their
-    hyper-parameters, as JSON.
+
+def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> pd.DataFrame:
+    """One row per run of all suites, in the suites' order. The first store that has a result of a run gives it.
+
+    Accuracies are in percent; ``top1`` and ``top5`` follow the protocol's score rule. ``status`` is `done`, `failed`,
+    `started` or `missing`, and ``reason`` says why a run is not done. ``paper`` is set where the run is trained as that
+    paper trains it: its protocol, its weights for the method; a method `NAME[key=value]` is one of a sweep, and the paper's
+    but for the weights and hyperparameters that it varies. ``setting`` holds these and the scenario in reference.csv's
+    spelling. ``teacher_paper`` is set where the teacher is trained as that paper trains it. A tiny run takes the place of
+    the suite's own; its paper is `tiny` and the paper's name. ``teacher_top1`` is the teacher's accuracy as it taught,
+    where its own record does not hold it. With several stores ``teacher_sha256`` is the hash of the teacher's weights in
+    the run's store, and ``teachers`` says where the stores' teachers differ. ``terms`` are the run's terms with their
+    weights and all hyperparameters, as JSON.
     """
-
-    suite: str
-    protocol: str
-    paper: str
-    score: str
-    dataset: str
-    scenario: str
-    strategy: str
-    teacher: str
-    student: str
-    method: str
-    trial: int
-    run_id: str
-    teacher_id: str
-    status: Status
-    reason: str = ""
-    top1: float | None = None
-    top1_last: float | None = None
-    top1_best: float | None = None
-    best_epoch: int | None = None
-    top5: float | None = None
-    top5_last: float | None = None
-    version: str = ""
-    teacher_checkpoint: str = "last"
-    teacher_top1: float | None = None
-    teacher_paper: str = ""
-    setting: str = ""
-    sm_score: float | None = None
-    layer_cka: float | None = None
-    teacher_sha256: str = ""
-    teachers: str = ""
-    terms: str = ""
-
-    @property
-    def group(self) -> Group:
-        return Group(self.suite, self.protocol, self.dataset, self.scenario, self.strategy)
-
-    @property
-    def pair(self) -> Pair:
-        return self.teacher, self.student
-
-    def about(self, metric: str) -> Key:
-        """What a number of it is about, compared with printed ones."""
-        return _about(
-            self.paper, self.method, self.teacher, self.student, self.dataset, self.strategy, self.setting, metric
-        )
-
-
-@lru_cache(maxsize=4096)
-def _about(paper: str, method: str, *rest: str) -> Key:
-    return Key(paper, split_method(method)[0], *rest)
-
-
-def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> list[Row]:
-    """Rows of all runs of all suites, in the suites' order. The first store that has a result of a run gives it."""
     shared: dict[tuple[object, ...], dict[str, Any]] = {}
     weights = TeacherWeights(stores)
     rows = []
@@ -111,11 +71,16 @@ def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> list[Row]:
         if cell not in shared:
             shared[cell] = _shared(run)
         rows.append(_row(run, shared[cell], stores, weights))
-    return rows
+    return run_frame(rows)
+
+
+def run_frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Rows of ``collect`` as a DataFrame with the types of its columns."""
+    return pd.DataFrame(rows, columns=list(_DTYPES)).astype(_DTYPES)
 
 
 def _shared(run: Run) -> dict[str, Any]:
-    """What the trials of a cell have in common."""
+    """The columns that all trials of a cell have in common."""
     spec, settings = (run.original or run).spec, run.protocol
     varied = split_method(run.method)[1]
     return {
@@ -136,88 +101,111 @@ def _shared(run: Run) -> dict[str, Any]:
     }
 
 
-def terms_text(terms: Sequence[WeightedTerm]) -> str:
-    """``{"ce": {"weight": 0.1}, "kd": {"weight": 0.9, "temperature": 4.0}}``: also the hyper-parameters that are as usual."""
-    found = {}
-    for use in terms:
-        usual = {name: each.default for name, each in term(use.name, use.source_sha256).hyperparameters.items()}
-        found[use.name] = {"weight": use.weight, **usual, **use.hyperparameters}
-    return json.dumps(found, ensure_ascii=False)
-
-
-def _row(run: Run, shared: dict[str, Any], stores: Sequence[Store], weights: TeacherWeights) -> Row:
+def _row(run: Run, shared: dict[str, Any], stores: Sequence[Store], weights: TeacherWeights) -> dict[str, Any]:
     spec = (run.original or run).spec
     status, reason, result, version, store = look_up(stores, lambda store: store.run(run.id), "not run")
     differing = weights.differences(run.spec, shared["teacher_checkpoint"])
-    accuracy = result.accuracy(shared["score"]) if result else None
-    return Row(
+    row = {
         **shared,
-        trial=spec.trial,
-        run_id=run.id,
-        teacher_id=_measured_before(run.spec),
-        status=status,
-        reason=reason,
-        top1=accuracy.top1 if accuracy else None,
-        top1_last=result.last.top1 if result and result.last else None,
-        top1_best=result.best.top1 if result and result.best else None,
-        best_epoch=result.best.epoch if result and result.best else None,
-        top5=accuracy.top5 if accuracy else None,
-        top5_last=result.last.top5 if result and result.last else None,
-        version=version,
-        teacher_top1=result.teacher.top1 if result and result.teacher else None,
-        sm_score=result.sm_score if result else None,
-        layer_cka=result.layer_cka if result else None,
-        teacher_sha256=weights.of(spec, store) if store else "",
-        teachers=f"{run.teacher} ({differing})" if differing else "",
-    )
+        "trial": spec.trial,
+        "run_id": run.id,
+        "teacher_id": _recorded_teacher(run.spec),
+        "status": status,
+        "reason": reason,
+        "version": version,
+        "teacher_sha256": weights.of(spec, store) if store else "",
+        "teachers": f"{run.teacher} ({differing})" if differing else "",
+    }
+    if result is None:
+        return row
+    accuracy, last, best = result.accuracy(shared["score"]), result.last, result.best
+    return row | {
+        "top1": accuracy.top1 if accuracy else None,
+        "top1_last": last.top1 if last else None,
+        "top1_best": best.top1 if best else None,
+        "best_epoch": best.epoch if best else None,
+        "top5": accuracy.top5 if accuracy else None,
+        "top5_last": last.top5 if last else None,
+        "teacher_top1": result.teacher.top1 if result.teacher else None,
+        "sm_score": result.sm_score,
+        "layer_cka": result.layer_cka,
+    }
 
 
-def _measured_before(spec: RunSpec) -> str:
+def _recorded_teacher(spec: RunSpec) -> str:
     """The id of the finished teacher whose own record holds its accuracy as it taught, or ""."""
     teacher = spec.teacher
     alone = teacher and not (spec.head or teacher.student or spec.teacher_seen_elsewhere)
     return teacher.id if teacher and alone else ""
 
 
-def teacher_paper_of(run: Run) -> str:
-    """The paper that trains the run's teacher so, or ""."""
-    if run.original:
-        return tiny_paper(teacher_paper_of(run.original))
-    return (run.protocol.paper or "") if run.protocol.name == run.protocol.base else ""
+class TeacherWeights:
+    """What each folder holds of teachers. Nothing is read where there is only one folder."""
+
+    def __init__(self, stores: Sequence[Store]) -> None:
+        self._stores = stores if len(stores) > 1 else ()
+        self._found: dict[str, list[tuple[Store, Result]]] = {}
+
+    def of(self, spec: RunSpec, store: Store) -> str:
+        """SHA-256 of the teacher that a folder has for its run; "" where that is not known."""
+        teacher = _named_teacher(spec) if self._stores else None
+        found = self._results(teacher) if teacher else []
+        return next((result.weights_sha256 for there, result in found if there is store), "")
+
+    def differences(self, spec: RunSpec, score: str) -> str:
+        """``75.20 in a, 76.10 in b`` where folders hold different ones of a run's teacher, else ""."""
+        teacher = _named_teacher(spec) if self._stores else None
+        return disagreement(self._results(teacher), score) if teacher else ""
+
+    def conflicts(self, specs: Iterable[RunSpec]) -> list[str]:
+        """One message for each stage of a teacher of which folders hold different weights or accuracies."""
+        stages = {stage.id: stage for spec in specs for stage in spec.stages} if self._stores else {}
+        found = {stage: disagreement(self._results(stage), stage.checkpoint) for stage in stages.values()}
+        return [
+            f"teacher {stage.label} ({stage.id}): {text}; the first is shown, and trials under different ones are not paired"
+            for stage, text in found.items()
+            if text
+        ]
+
+    def _results(self, teacher: TeacherSpec) -> list[tuple[Store, Result]]:
+        if teacher.id not in self._found:
+            found = [(store, valid_result(store.record_of(teacher))) for store in self._stores]
+            self._found[teacher.id] = [(store, result) for store, result in found if result]
+        return self._found[teacher.id]
 
 
-def paper_of(run: Run) -> str:
-    """The paper that trains the method so, or ""; one of a sweep has its method's terms with other values."""
-    if run.original:
-        return tiny_paper(paper_of(run.original))
-    protocol, terms = run.protocol, run.spec.terms
-    name, varied = split_method(run.method)
-    if varied:
-        known = bundled_protocol(protocol.base).terms.get(name, ())
-        alike = protocol.as_published(name, known) and [use.name for use in known] == [use.name for use in terms]
-        alike = alike and _varies_as_it_says(varied, terms)
-    else:
-        alike = protocol.as_published(name, terms)
-    return (protocol.paper or "") if alike else ""
+def disagreement(found: Sequence[tuple[Store, Result]], score: str) -> str:
+    """The differing results of one teacher, each with the first folder that has it; "" where all are equal."""
+    first: dict[tuple[object, ...], tuple[Store, Result]] = {}
+    for store, result in found:
+        first.setdefault((result.weights_sha256, result.last, result.best), (store, result))
+    if len(first) < 2:
+        return ""
+    accuracies = [result.accuracy(score) for _, result in first.values()]
+    texts = [f"{each.top1:.2f}" if each else "no accuracy" for each in accuracies]
+    if len(set(texts)) == 1:
+        texts = [f"{text} (weights {key[0]:.8})" for text, key in zip(texts, first, strict=True)]
+    return ", ".join(f"{text} in {store.root}" for text, (store, _) in zip(texts, first.values(), strict=True))
 
 
-def _varies_as_it_says(varied: str, terms: Sequence[WeightedTerm]) -> bool:
-    """Whether a method's terms have the values in its name's brackets, of what the papers' sweeps vary."""
-    real: dict[str, Any] = {}
-    for use in terms:
-        if use.name in ("ega", "sskd"):
-            defaults = {name: each.default for name, each in term(use.name).hyperparameters.items()}
-            value = {**defaults, **use.hyperparameters}
-            if use.name == "ega":
-                real |= {"node_weight": use.weight * value["node"], "edge_weight": use.weight * value["edge"]}
-            else:
-                real |= {"topk": 100 * value["kept_pretext"], "ss_task": value["pretext"]}
-    said = dict(part.partition("=")[::2] for part in canonical_setting(varied).split(","))
-    return all(canonical_setting(f"{key}={real[key]}") == f"{key}={said[key]}" for key in said.keys() & real.keys())
+def valid_result(record: Record) -> Result | None:
+    """The result, or None where there is none or it is damaged."""
+    try:
+        return record.result()
+    except BadRecord:
+        return None
+
+
+def _named_teacher(spec: RunSpec) -> TeacherSpec | None:
+    """The teacher that the suite names: what teaches may itself be a student of that one."""
+    teacher = spec.teacher
+    while teacher and teacher.student and teacher.student.teacher:
+        teacher = teacher.student.teacher
+    return teacher
 
 
 class State(NamedTuple):
-    """How far a run or teacher is, in the first results folder that has its result, or else the last where it was begun."""
+    """The state of a run or teacher, in the first store that has its result, or else the last where it was begun."""
 
     status: Status
     reason: str
@@ -227,155 +215,180 @@ class State(NamedTuple):
 
 
 def look_up(stores: Sequence[Store], record_in: Callable[[Store], Record], missing: str) -> State:
-    """The state of what ``record_in`` finds in each store; ``missing`` is the reason where it was never begun."""
-    found = State("missing", missing)
+    """The state of the record that ``record_in`` gives for each store; ``missing`` is the reason where none was begun."""
+    state = State("missing", missing)
     for store in stores:
         record = record_in(store)
         try:
             result = record.result()
         except BadRecord as error:
-            found = State("failed", f"damaged record: {one_line(str(error))}")
+            state = State("failed", f"damaged record: {one_line(str(error))}")
             continue
         if result is not None:
             return State("done", "", result, record.version(), store)
         failure = record.failure()
         if failure is not None:
-            found = State("failed", one_line(failure.reason))
+            state = State("failed", one_line(failure.reason))
         elif record.started():
-            found = State("started", f"in training, {len(record.metrics())} epochs so far")
-    return found
+            state = State("started", f"in training, {len(record.metrics())} epochs so far")
+    return state
 
 
-def teacher_accuracy(row: Row, stores: Sequence[Store]) -> tuple[Accuracy | None, State]:
-    """Test accuracy of a row's teacher as it taught, with the weights of its last or best epoch; and how far it is."""
-    found = look_up(stores, lambda store: store.teacher(row.teacher_id), "not trained")
-    return found.result.accuracy(row.teacher_checkpoint) if found.result else None, found
+def observations(suites: Sequence[Suite], stores: Sequence[Store], runs: pd.DataFrame | None = None) -> pd.DataFrame:
+    """All values of suites, one row per suite, network and metric, with the columns OBSERVATION.
 
-
-@cache
-def dataset_label(spec: DatasetSpec) -> str:
-    """``cifar100``, or ``cifar100 (20 classes, 100 + 50 images each)`` for a part of it.
-
-    It says, too, where accuracies are measured on a part of the training set.
+    ``paper`` to ``metric`` say what the value is about, in the terms of reference.csv. ``paper`` is empty where the network
+    is not trained as a paper trains it. The metric is `top1` (by the protocol's score rule), `top1_error`, `top5_error`,
+    each in percent, or another that reference.csv names; ``setting`` tells the run from the default one. A teacher is the
+    method `teacher` without a student. ``value`` is NaN unless ``status`` is `done`; then ``reason`` says why. ``score`` is
+    `last` or `best` epoch, or the mean of the `last ten`. ``trained_on`` is the data set on which a network was trained
+    that was measured on another one. ``runs`` are the suites' from ``collect``, where they are at hand.
     """
-    parts = []
-    if spec.classes or spec.train_per_class or spec.test_per_class:
-        whole = datasets()[spec.name]
-        train, test = spec.split(whole.train // whole.classes, whole.test // whole.classes)
-        each = f"{spec.train_per_class or train} + {spec.test_per_class or test} images each"
-        parts.append(f"{spec.classes or whole.classes} classes, {each}")
-    if spec.size:
-        parts.append(f"{spec.size} × {spec.size} pixels")
-    if spec.val_split:
-        parts.append(f"{_VALIDATION}{100 * spec.val_split:g} % of the training set")
-    return f"{spec.name} ({'; '.join(parts)})" if parts else spec.name
-
-
-_VALIDATION = "validation: "
-
-
-def measured_on(label: str) -> str:
-    """The images on which the accuracies of a data set with this label are measured: ``test`` or ``validation``."""
-    return "validation" if _VALIDATION in label else "test"
-
-
-def scenario_label(scenario: Scenario) -> str:
-    """What is done to the training set, in words; empty for nothing."""
-    parts = []
-    if scenario.fraction < 1:
-        parts.append(f"{100 * scenario.fraction:g}% of the labels")
-    if scenario.label_noise > 0:
-        parts.append(f"{100 * scenario.label_noise:g}% {_NOISE[scenario.noise]}")
-    return ", ".join(parts)
-
-
-_NOISE = {
-    "other": "label noise (over the other classes)",
-    "all": "label noise (over all classes)",
-    "classes": "of the classes renamed",
-}
-
-
-class Fact(NamedTuple):
-    """One value, and what it is ``about``. There ``paper`` is empty where the run is not trained as a paper trains it.
-
-    The metric is `top1` (by the protocol's score rule), `top1_error`, `top5_error`, each in percent, or another that
-    reference.csv names; the setting what distinguishes the run from the usual one, in its spelling. ``value`` is None
-    unless ``status`` is `done`; then ``reason`` says why. ``score`` is `last` or `best` epoch, or mean of the `last ten`.
-    ``trained_on`` is the data set on which a network was trained that was measured on another one. ``suites`` are all that
-    name the run in this place; ``terms`` are a student's, as in ``Row``.
-    """
-
-    about: Key
-    protocol: str
-    trial: int
-    value: float | None
-    run_id: str
-    status: Status
-    reason: str = ""
-    version: str = ""
-    score: str = ""
-    trained_on: str = ""
-    suites: tuple[str, ...] = ()
-    terms: str = ""
-
-
-def row_fact(row: Row, metric: str, value: float | None, score: str) -> Fact:
-    """A value of a run's student."""
-    about, beside = row.about(metric), ("", (row.suite,), row.terms)
-    return Fact(about, row.protocol, row.trial, value, row.run_id, row.status, row.reason, row.version, score, *beside)
-
-
-def run_facts(rows: Iterable[Row]) -> list[Fact]:
-    """The accuracies and errors of the students of runs."""
-    return [
-        row_fact(row, metric, value, row.score) for row in rows for metric, value in _accuracies(row.top1, row.top5)
+    runs = collect(suites, stores) if runs is None else runs
+    parts = [
+        run_observations(runs),
+        teacher_observations(runs, stores),
+        measurement_observations(suites, stores),
+        layer_similarity_observations(runs),
     ]
+    return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
 
 
-def teacher_facts(rows: Iterable[Row], stores: Sequence[Store]) -> list[Fact]:
-    """The accuracies and errors of the teachers of runs, each once, as the method `teacher` without a student."""
-    last: dict[tuple[str, str, str], Row] = {}
-    suites: dict[tuple[str, str, str], dict[str, None]] = {}
-    for row in rows:
-        if row.teacher_id:
-            key = (row.protocol, row.teacher, row.teacher_id)
-            last[key] = row
-            suites.setdefault(key, {})[row.suite] = None
-    facts = []
-    for key, row in last.items():
-        accuracy, (status, reason, _, version, _) = teacher_accuracy(row, stores)
-        if not accuracy:
-            status, reason = "missing" if status == "done" else status, f"teacher {reason or 'without classifier'}"
-        top1, top5 = (accuracy.top1, accuracy.top5) if accuracy else (None, None)
-        for metric, value in _accuracies(top1, top5):
-            about = Key(row.teacher_paper, "teacher", row.teacher, "", row.dataset, row.strategy, "", metric)
-            beside = (row.teacher_checkpoint, "", tuple(suites[key]))
-            facts.append(Fact(about, row.protocol, 0, value, row.teacher_id, status, reason, version, *beside))
-    return facts
+def run_observations(runs: pd.DataFrame) -> pd.DataFrame:
+    """The accuracies and errors of the students of runs."""
+    return _long(runs, _accuracies(runs["top1"], runs["top5"]))
 
 
-def once(facts: Iterable[Fact]) -> list[Fact]:
-    """The values, those that several suites have of the same run in the same place only once, with all these suites."""
-    found: dict[tuple[Key, str, str], Fact] = {}
-    for fact in facts:
-        place = (fact.about, fact.protocol, fact.run_id)
-        before = found.setdefault(place, fact)
-        if before.suites != fact.suites:
-            found[place] = before._replace(suites=tuple(dict.fromkeys((*before.suites, *fact.suites))))
-    return list(found.values())
+def layer_similarity_observations(runs: pd.DataFrame) -> pd.DataFrame:
+    """SM-score and CKA of the layers that methods associate, which the runs of such methods record."""
+    found = _long(runs, {"sm_score": runs["sm_score"], "layer_cka": runs["layer_cka"]}, score="last ten")
+    recording = found["paper"].isin(["semckd", tiny_paper("semckd")])  # its tables show them
+    return found[found["value"].notna() | (recording & (found["status"] != "done"))]
 
 
-def _accuracies(top1: float | None, top5: float | None) -> list[tuple[str, float | None]]:
-    """The metrics of one measurement."""
-    errors = (None if top1 is None else 100 - top1, None if top5 is None else 100 - top5)
-    return [("top1", top1), ("top1_error", errors[0]), ("top5_error", errors[1])]
+def teacher_observations(runs: pd.DataFrame, stores: Sequence[Store]) -> pd.DataFrame:
+    """The accuracies and errors of the teachers of runs, once for each suite."""
+    by = ["protocol", "teacher", "teacher_id"]
+    taught = runs[runs["teacher_id"] != ""]
+    suites = taught.groupby(by, sort=False)["suite"].unique()
+    teachers = taught.drop_duplicates(by, keep="last").set_index(by).loc[suites.index].reset_index()
+    states = [
+        _teacher_state(*found, stores)
+        for found in zip(teachers["teacher_id"], teachers["teacher_checkpoint"], strict=True)
+    ]
+    columns = ["status", "reason", "version", "top1", "top5"]
+    teachers[columns] = pd.DataFrame(states, columns=columns, index=teachers.index)
+    teachers = teachers.assign(
+        suite=list(suites), paper=teachers["teacher_paper"], score=teachers["teacher_checkpoint"],
+        method="teacher", student="", setting="", trial=0, run_id=teachers["teacher_id"], terms="",
+    ).explode("suite", ignore_index=True)  # fmt: skip
+    accuracies = teachers[["top1", "top5"]].astype(float)
+    return _long(teachers, _accuracies(accuracies["top1"], accuracies["top5"]))
 
 
-def by_key(facts: Iterable[Fact]) -> dict[Key, list[Fact]]:
-    """The values that can stand beside printed ones. A run that several suites or columns name counts once."""
-    index: dict[Key, dict[str, Fact]] = {}
-    for fact in facts:
-        if fact.about.paper:
-            index.setdefault(matched(fact.about), {}).setdefault(fact.run_id, fact)
-    return {key: list(found.values()) for key, found in index.items()}
+def _teacher_state(id: str, checkpoint: str, stores: Sequence[Store]) -> tuple[Any, ...]:
+    """Status, reason, version and test accuracies of a teacher with the weights of its last or best epoch."""
+    status, reason, result, version, _ = look_up(stores, lambda store: store.teacher(id), "not trained")
+    accuracy = result.accuracy(checkpoint) if result else None
+    if accuracy:
+        return status, reason, version, accuracy.top1, accuracy.top5
+    return "missing" if status == "done" else status, f"teacher {reason or 'without classifier'}", version, None, None
+
+
+def _accuracies(top1: pd.Series, top5: pd.Series) -> dict[str, pd.Series]:
+    return {"top1": top1, "top1_error": 100 - top1, "top5_error": 100 - top5}
+
+
+def _long(runs: pd.DataFrame, metrics: dict[str, pd.Series], **changes: Any) -> pd.DataFrame:
+    """One observation per row and metric."""
+    found = runs.loc[runs.index.repeat(len(metrics))].reset_index(drop=True)
+    return found.assign(
+        method=[split_method(method)[0] for method in found["method"]],
+        metric=list(metrics) * len(runs),
+        value=np.column_stack(list(metrics.values())).ravel(),
+        trained_on="",
+        **changes,
+    )[OBSERVATION]
+
+
+def measurement_observations(suites: Iterable[Suite], stores: Sequence[Store]) -> pd.DataFrame:
+    """The values of all measurements that suites ask for."""
+    rows = [row for suite in suites for each in suite.measurements for row in _measurement(each, stores)]
+    return pd.DataFrame(rows, columns=OBSERVATION).astype({"value": float})
+
+
+def _measurement(each: Measurement, stores: Sequence[Store]) -> Iterator[dict[str, Any]]:
+    run, settings, own = each.run, each.run.protocol, each.original or each
+    result, status, reason, version = _measurement_state(each, stores)
+    trained = (own.run.original or own.run).spec
+    method, varied = split_method(run.method)
+    if each.of == "teacher":
+        method, student, trial, paper, parts, terms = "teacher", "", 0, teacher_paper_of(run), [], ""
+    else:
+        student, trial, paper, terms = run.spec.student, run.spec.trial, paper_of(run), terms_text(run.spec.terms)
+        parts = [scenario_setting(trained.scenario, settings.paper), varied]
+    undefined = (result.undefined if result else None) or {}
+    values: dict[str, float | None]
+    if isinstance(each.spec, ProbeSpec):
+        accuracy = result.accuracy(settings.score) if result else None
+        values = {"top1": accuracy.top1 if accuracy else None}
+        parts = [*parts, f"transfer={own.spec.dataset.name}", _probe_setting(own)]
+    else:
+        recorded = (result.values if result else None) or {}
+        values = {metric: recorded.get(_RECORDED.get(metric, metric)) for metric in _SIMILARITIES}
+    for metric, value in values.items():
+        lacking = "" if value is not None else undefined.get(_RECORDED.get(metric, metric), "not a finite number")
+        yield {
+            "suite": run.suite,
+            "paper": paper if trained.dataset == _PAPERS_DATA else "",
+            "protocol": run.protocol.name,
+            "method": method,
+            "teacher": run.teacher,
+            "student": student,
+            "dataset": dataset_label(own.spec.dataset.model_copy(update={"size": None})),
+            "strategy": run.strategy,
+            "setting": ",".join(part for part in parts if part),
+            "metric": metric,
+            "trial": trial,
+            "value": value,
+            "run_id": each.spec.id,
+            "status": status,
+            "reason": reason or lacking,
+            "version": version,
+            "score": settings.score if metric == "top1" else "",
+            "trained_on": dataset_label(trained.dataset),
+            "terms": terms,
+        }
+
+
+_SIMILARITIES = ("kl", "kl_t1", "cka", "class_correlation_difference")
+_RECORDED = {"kl": "kl_t4"}
+"""Metrics that records call otherwise."""
+_PAPERS_DATA = DatasetSpec(name="cifar100")
+"""The data set on which all networks that the papers measure were trained."""
+
+
+def _probe_setting(each: Measurement) -> str:
+    """How a probe was trained, where not by the protocol `linear`."""
+    if not isinstance(each.spec, ProbeSpec):
+        return ""
+    for name, protocol in probe_protocols().items():
+        if probe(each.spec.source, each.spec.dataset, protocol) == each.spec:
+            return "" if name == "linear" else f"probe={name}"
+    return f"probe=own recipe {each.spec.recipe.id[:4]}"
+
+
+def _measurement_state(each: Measurement, stores: Sequence[Store]) -> tuple[Result | None, Status, str, str]:
+    for store in stores:
+        if result := store.measured(each.spec):
+            return result, "done", "", store.measurement(each.spec.id).version()
+    for store in stores:
+        if failure := store.measurement(each.spec.id).failure():
+            return None, "failed", one_line(failure.reason), ""
+    return None, "missing", "not measured", ""
+
+
+def comparable(observations: pd.DataFrame) -> pd.DataFrame:
+    """The observations that can stand next to published ones, by canonical KEY, those of one run once."""
+    known = observations[observations["paper"] != ""]
+    return canonical(known).drop_duplicates([*KEY, "run_id"])

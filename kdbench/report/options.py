@@ -7,9 +7,9 @@ from enum import StrEnum
 
 
 TOLERANCE = 0.5
-"""Points by which a mean may differ from a printed number without deviation and still agree. SemCKD's printed deviations
-have a median of 0.19; one printed trial and the mean of three then differ by less than 2 · 0.19 · √(1 + 1/3) = 0.44 in 19
-cases of 20, if both are trained alike."""
+"""Points by which a mean may differ from a published number without deviation and still agree. SemCKD's published
+deviations have a median of 0.19; one published trial and the mean of three then differ by less than
+2 · 0.19 · √(1 + 1/3) = 0.44 in 19 cases of 20, if both are trained alike."""
 
 
 class View(StrEnum):
@@ -34,17 +34,27 @@ class Format(StrEnum):
 
 
 class Bold(StrEnum):
-    """What is bold in a table that is not a paper's: the best, or all that is not separable from it, too."""
+    """What is bold in a table that is not a paper's: the best, or every method that is not separable from it."""
 
     best = "best"
     separable = "separable"
 
 
 @dataclass(frozen=True)
-class Style:
-    """What the formats leave open: a terminal's width and colour, whether LaTeX is a whole document, what is bold."""
+class ReportOptions:
+    """How a report is shown.
 
+    ``tolerance`` is in percentage points. ``statistics`` adds the tables that compare all methods with the ``baseline``
+    (default: kd, else ce); a page always has them. ``width`` and ``colour`` are a terminal's, ``standalone`` makes LaTeX a
+    whole document, and ``commands`` are shown on a page as those that lead to it.
+    """
+
+    view: View = View.both
+    tolerance: float = TOLERANCE
+    bold: Bold = Bold.best
+    statistics: bool = False
+    baseline: str | None = None
     width: int = 160
     colour: bool = False
     standalone: bool = False
-    bold: Bold = Bold.best
+    commands: str = ""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from statistics import fmean, stdev, variance
+from typing import Any
 
-from kdbench.report.observations import Row
-from kdbench.report.published import Group, Pair
+import numpy as np
+import pandas as pd
+
+from kdbench.report.keys import GROUP, Group, Pair, grouped
 
 
 ALPHA, POWER = 0.05, 0.8
@@ -63,7 +66,7 @@ def wilcoxon(differences: Sequence[float]) -> Difference:
         return Difference(len(differences), mean, sd, 1.0)
     if len(moved) < 6:  # 2^(1-5) = 0.06: no result could be significant
         return Difference(len(differences), mean, sd, why="too few pairs")
-    doubled = [round(2 * rank) for rank in average_ranks([-abs(value) for value in moved])]
+    doubled = [round(2 * rank) for rank in pd.Series(moved).abs().rank()]
     positive = sum(rank for rank, value in zip(doubled, moved, strict=True) if value > 0)
     smaller = min(positive, sum(doubled) - positive)
     return Difference(len(differences), mean, sd, min(1.0, 2 * _chance_of_at_most(smaller, doubled)))
@@ -71,9 +74,7 @@ def wilcoxon(differences: Sequence[float]) -> Difference:
 
 def _chance_of_at_most(limit: int, ranks: Sequence[int]) -> float:
     """The chance that the ranks with a positive sign sum up to ``limit`` or less, if every sign is a toss of a coin."""
-    import numpy
-
-    chances = numpy.zeros(sum(ranks) + 1)
+    chances = np.zeros(sum(ranks) + 1)
     chances[0] = 1.0
     for rank in ranks:
         tossed = chances / 2
@@ -114,13 +115,12 @@ def detectable(sd: float | None, trials: int, tests: int = 1) -> float | None:
 @cache
 def effect(trials: int, alpha: float = ALPHA) -> float:
     """The smallest difference that is detectable at the level ``alpha``, in units of the differences' standard deviation."""
-    import numpy
     from scipy.optimize import brentq  # type: ignore[import-untyped]
     from scipy.special import chdtri, ndtr, stdtrit
 
     freedom = trials - 1
-    quantiles = chdtri(freedom, (numpy.arange(400) + 0.5) / 400)  # of the estimated variance
-    limits = float(stdtrit(freedom, 1 - alpha / 2)) * numpy.sqrt(quantiles / freedom)
+    quantiles = chdtri(freedom, (np.arange(400) + 0.5) / 400)  # of the estimated variance
+    limits = float(stdtrit(freedom, 1 - alpha / 2)) * np.sqrt(quantiles / freedom)
 
     def power(size: float) -> float:
         """P(|T| > threshold) for Student's T with a shifted mean: scipy's own gives nan for one degree of freedom."""
@@ -167,36 +167,23 @@ def rank_methods(samples: Samples) -> Ranking:
     """
     methods, pairs = complete_block(samples)
     left_out = (len(samples.methods) - len(methods), len(samples.pairs) - len(pairs))
-    table = [average_ranks([round(mean, 9) for mean in samples.paired_means(methods, pair)]) for pair in pairs]
+    means = pd.DataFrame([samples.paired_means(methods, pair) for pair in pairs], columns=methods, dtype=float).round(9)
+    table = means.rank(axis=1, ascending=False)
     counts = [len(samples.common(methods, pair)) for pair in pairs] or [0]
-    ranks = {method: math.fsum(line[at] for line in table) / len(pairs) for at, method in enumerate(methods)}
-    found = Ranking(ranks, len(pairs), (min(counts), max(counts)), left_out=left_out)
+    ranks = {method: math.fsum(table[method]) / len(pairs) for method in methods}
+    ranking = Ranking(ranks, len(pairs), (min(counts), max(counts)), left_out=left_out)
     if len(pairs) < 2:
-        return replace(found, why="too few pairs")
+        return replace(ranking, why="too few pairs")
     if len(methods) < 3:
-        return replace(found, why="two methods: Wilcoxon's test compares them")
-    chi_square = _friedman(table)
+        return replace(ranking, why="two methods: Wilcoxon's test compares them")
+    chi_square = _friedman(table.to_numpy().tolist())
     if chi_square is None:
-        return replace(found, why="all methods tie everywhere")
+        return replace(ranking, why="all methods tie everywhere")
     from scipy.special import chdtrc
 
     p = float(chdtrc(len(methods) - 1, chi_square))
-    return replace(found, chi_square=chi_square, p=p, critical_difference=critical_difference(len(methods), len(pairs)))
-
-
-def average_ranks(values: Sequence[float]) -> list[float]:
-    """Ranks by descending value, 1 first; ties share the mean of their ranks."""
-    order = sorted(range(len(values)), key=lambda index: -values[index])
-    ranks = [0.0] * len(values)
-    start = 0
-    while start < len(order):
-        end = start
-        while end < len(order) and values[order[end]] == values[order[start]]:
-            end += 1
-        for index in order[start:end]:
-            ranks[index] = (start + 1 + end) / 2
-        start = end
-    return ranks
+    difference = critical_difference(len(methods), len(pairs))
+    return replace(ranking, chi_square=chi_square, p=p, critical_difference=difference)
 
 
 @cache
@@ -224,11 +211,11 @@ _QUANTILES = (
 
 def complete_block(samples: Samples) -> tuple[list[str], list[Pair]]:
     """Methods, and pairs with trials that all of them have: methods with many gaps go first, while that keeps more cells."""
-    filled = {m: {p for p in samples.pairs if samples.of(m, p)} for m in samples.methods}
+    filled = dict(zip(samples.methods, samples.measured.sum(axis=0).tolist(), strict=True))
     best: tuple[list[str], list[Pair]] = ([], [])
-    for least in sorted({len(pairs) for pairs in filled.values()} - {0}):
-        methods = [method for method in samples.methods if len(filled[method]) >= least]
-        pairs = [pair for pair in samples.pairs if samples.common(methods, pair)]
+    for least in sorted(set(filled.values()) - {0}):
+        methods = [method for method in samples.methods if filled[method] >= least]
+        pairs = [pair for pair in samples.pairs if len(samples.common(methods, pair))]
         if len(methods) > 1 and len(methods) * len(pairs) > len(best[0]) * len(best[1]):
             best = (methods, pairs)
     return best
@@ -243,77 +230,87 @@ def _friedman(table: Sequence[Sequence[float]]) -> float | None:
     return between / within if within else None
 
 
-@dataclass
-class Samples:
-    """The measured accuracies (%) of one setting: by (method, pair), then by trial.
+Array = np.ndarray[Any, np.dtype[Any]]
 
-    Trials of a number are paired, unless ``teachers`` says that they learned from different weights of the teacher.
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """The measured accuracies (%) of one table: ``values`` [pairs, trials, methods], NaN where there is none.
+
+    Trials of a number are paired, unless ``weights``, of the same shape, says that they learned from different weights of
+    the teacher: it numbers these, and is NaN where they are not known.
     """
 
-    methods: list[str] = field(default_factory=list)
-    pairs: list[Pair] = field(default_factory=list)
-    trials: dict[tuple[str, Pair], dict[int, float]] = field(default_factory=dict)
-    teachers: dict[tuple[str, Pair], dict[int, str]] = field(default_factory=dict)
+    methods: list[str]
+    pairs: list[Pair]
+    values: Array
+    weights: Array
 
-    def of(self, method: str, pair: Pair) -> dict[int, float]:
-        """The accuracies of a cell by trial; {} where nothing has been measured."""
-        return self.trials.get((method, pair), {})
+    @classmethod
+    def of_runs(cls, runs: pd.DataFrame) -> Samples:
+        """The accuracies of the runs of one table."""
+        trial, trials = pd.factorize(runs["trial"], sort=True)
+        method, methods = pd.factorize(runs["method"])
+        pair, pairs = pd.factorize(pd.MultiIndex.from_frame(runs[["teacher", "student"]]))
+        sha256, _ = pd.factorize(runs["teacher_sha256"])
+        values, weights = np.full((2, len(pairs), len(trials), len(methods)), np.nan)
+        done = runs["top1"].notna().to_numpy()
+        at = pair[done], trial[done], method[done]
+        values[at] = runs["top1"].to_numpy()[done]
+        weights[at] = np.where(runs["teacher_sha256"] == "", np.nan, sha256)[done]
+        return cls(list(methods), list(pairs), values, weights)
 
-    def common(self, methods: Sequence[str], pair: Pair) -> list[int]:
-        """The trials that all methods have of a pair, learned from the same weights of its teacher."""
-        first, *others = (self.of(method, pair).keys() for method in methods)
-        shared = sorted(set(first).intersection(*others))
-        return [trial for trial in shared if self._one_teacher(methods, pair, trial)]
+    @property
+    def measured(self) -> Array:
+        """Whether there is any accuracy of each pair (rows) and method."""
+        return np.invert(np.isnan(self.values).all(axis=1))
+
+    def common(self, methods: Sequence[str], pair: Pair) -> Array:
+        """The accuracies [trials, methods] of the trials that all methods have of a pair, learned from the same teacher."""
+        at = [self.methods.index(method) for method in methods]
+        place = self.pairs.index(pair)
+        values: Array = self.values[place][:, at]
+        return values[~np.isnan(values).any(axis=1) & _one_teacher(self.weights[place][:, at])]
 
     def paired_means(self, methods: Sequence[str], pair: Pair) -> list[float]:
         """The methods' means over the trials that all of them have; [] where there is none."""
-        trials = self.common(methods, pair)
-        return [fmean(self.of(method, pair)[trial] for trial in trials) for method in methods] if trials else []
+        shared = self.common(methods, pair)
+        return [fmean(values) for values in shared.T.tolist()] if len(shared) else []
 
     def differences(self, method: str, other: str, pair: Pair) -> list[float]:
         """method − other in each trial that both have: the same batches and initial weights."""
-        ours, theirs = self.of(method, pair), self.of(other, pair)
-        return [ours[trial] - theirs[trial] for trial in self.common((method, other), pair)]
+        shared = self.common((method, other), pair)
+        differences: list[float] = (shared[:, 0] - shared[:, 1]).tolist()
+        return differences
 
     def shared_means(self, pair: Pair) -> dict[str, float]:
-        """What a best method is chosen by: ``shared_means`` of a pair's methods, of those that have one."""
-        means = shared_means(
-            [self.of(method, pair) for method in self.methods],
-            lambda trial: self._one_teacher(self.methods, pair, trial),
-        )
+        """The ``shared_means`` of a pair's methods, of those that have one: the best is chosen by them."""
+        place = self.pairs.index(pair)
+        means = shared_means(self.values[place], _one_teacher(self.weights[place]))
         return {method: mean for method, mean in zip(self.methods, means, strict=True) if mean is not None}
 
-    def _one_teacher(self, methods: Sequence[str], pair: Pair, trial: int) -> bool:
-        known = {self.teachers.get((name, pair), {}).get(trial, "") for name in methods}
-        return len(known - {""}) < 2
+
+def _one_teacher(weights: Array) -> Array:
+    """Whether the known weights of each trial's teachers are the same."""
+    known = ~np.isnan(weights)
+    lowest: Array = weights.min(axis=1, where=known, initial=np.inf)
+    highest: Array = weights.max(axis=1, where=known, initial=-np.inf)
+    return lowest >= highest
 
 
-def shared_means(
-    cells: Sequence[Mapping[int, float]], usable: Callable[[int], bool] = lambda trial: True
-) -> list[float | None]:
-    """The mean of each cell over the usable trials that all cells with two or more share.
+def shared_means(values: Array, usable: Array | None = None) -> list[float | None]:
+    """The mean of each cell of ``values`` [trials, cells] over the usable trials that all cells with two or more share.
 
     None for a cell of one trial, and for all where fewer than two cells or trials are left: one trial makes nothing the best.
     """
-    several = [cell.keys() for cell in cells if len(cell) > 1]
-    shared = set(several[0]).intersection(*several[1:]) if len(several) > 1 else set()
-    trials = sorted(filter(usable, shared))
-    if len(trials) < 2:
-        return [None] * len(cells)
-    return [fmean(cell[trial] for trial in trials) if len(cell) > 1 else None for cell in cells]
+    several = (~np.isnan(values)).sum(axis=0) > 1
+    shared = ~np.isnan(values[:, several]).any(axis=1)
+    trials = values[shared if usable is None else shared & usable]
+    if several.sum() < 2 or len(trials) < 2:
+        return [None] * values.shape[1]
+    return [fmean(cell) if known else None for cell, known in zip(trials.T.tolist(), several, strict=True)]
 
 
-def samples_by_table(rows: Sequence[Row]) -> dict[Group, Samples]:
-    """Group rows as make_tables does."""
-    found: dict[Group, Samples] = {}
-    for row in rows:
-        samples, pair = found.setdefault(row.group, Samples()), row.pair
-        cell = samples.trials.setdefault((row.method, pair), {})
-        if row.top1 is not None:
-            cell[row.trial] = row.top1
-            samples.teachers.setdefault((row.method, pair), {})[row.trial] = row.teacher_sha256
-        if row.method not in samples.methods:
-            samples.methods.append(row.method)
-        if pair not in samples.pairs:
-            samples.pairs.append(pair)
-    return found
+def samples_by_table(runs: pd.DataFrame) -> dict[Group, Samples]:
+    """The samples of each grid table."""
+    return {Group(*key): Samples.of_runs(rows) for key, rows in grouped(runs, GROUP).items()}

@@ -7,61 +7,58 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from kdbench.report.options import TOLERANCE, Bold, Format, Style, View
-from kdbench.report.sheet import Band, Entry, Line, Mark, Sheet, plain
+from kdbench.report.options import Format, ReportOptions, View
+from kdbench.report.rendered import Emphasis, RenderedTable, Row, Section, TableCell, plain
 
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from kdbench.report.assemble import Analysis, Report
-    from kdbench.report.sheet import Sheet
+    from kdbench.report.report import Report
 
 
-def write_report(
-    report: Report,
-    format: Format,
-    view: View = View.both,
-    tolerance: float = TOLERANCE,
-    style: Style | None = None,
-    statistics: Analysis | None = None,
-) -> str:
-    """A report as text. CSV holds the values themselves: the printed ones under the view `published`, else the measured."""
+def write_report(report: Report, format: Format, options: ReportOptions | None = None) -> str:
+    """A report as text. CSV holds the values: the published ones under the view `published`, else the measured ones."""
+    options = options or ReportOptions()
+    if format is Format.html:
+        from kdbench.report.html import html
+
+        return html(report, options)
     if format is Format.csv:
-        from kdbench.report.tidy import facts_csv, published_csv
+        from kdbench.report.csv_json import observations_csv, published_csv
 
-        return published_csv(report.printed) if view is View.published else facts_csv(report.facts)
+        published = options.view is View.published
+        return published_csv(report.papers) if published else observations_csv(report.observations)
+    statistics = report.statistics(options.baseline) if options.statistics or options.baseline else None
     if format is Format.json:
-        from kdbench.report.tidy import json_text
+        from kdbench.report.csv_json import json_text
 
-        return json_text(report, tolerance, statistics)
-    style = style or Style()
-    sheets = report.sheets(view, tolerance)
-    if style.bold is Bold.separable and view in (View.measured, View.both):
-        from kdbench.report.assemble import mark_all_separable
+        return json_text(report, options.tolerance, statistics)
+    from kdbench.report.statistics_tables import all_statistics_tables
 
-        accuracies = len(report.printed) + len(report.tables)
-        marked = mark_all_separable(sheets[:accuracies], report.tables, report.rows)
-        sheets = [*marked, *sheets[accuracies:]]
-    return write_sheets([*sheets, *(statistics.sheets() if statistics else ())], format, style)
+    return write_tables([*report.tables(options), *all_statistics_tables(statistics or [])], format, options)
 
 
-def write_sheets(sheets: list[Sheet], format: Format, style: Style) -> str:
+def write_tables(tables: Sequence[RenderedTable], format: Format, options: ReportOptions) -> str:
     """Tables as text, in a format for readers."""
     if format is Format.latex:
-        return latex(sheets, standalone=style.standalone)
+        return latex(tables, standalone=options.standalone)
     if format is Format.markdown:
-        return markdown(sheets)
-
-    return terminal(sheets, width=style.width, colour=style.colour)
-
-
-_MARKDOWN_MARKS = {Mark.none: "{}", Mark.best: "**{}**", Mark.second: "<ins>{}</ins>", Mark.significant: "**{}**"}
+        return markdown(tables)
+    return terminal(tables, width=options.width, colour=options.colour)
 
 
-def markdown(sheets: Sequence[Sheet]) -> str:
-    """One section per sheet. Markdown knows one header line and no rules: header lines are joined, blank lines part."""
-    return "\n\n".join(map(_section, sheets)) + "\n"
+_MARKDOWN = {
+    Emphasis.none: "{}",
+    Emphasis.best: "**{}**",
+    Emphasis.second: "<ins>{}</ins>",
+    Emphasis.significant: "**{}**",
+}
+
+
+def markdown(tables: Sequence[RenderedTable]) -> str:
+    """One section per table. Markdown knows one header line and no rules: header lines are joined, blank lines part."""
+    return "\n\n".join(map(_section, tables)) + "\n"
 
 
 def escape_markdown(text: str) -> str:
@@ -74,36 +71,38 @@ def escape_markdown(text: str) -> str:
     )  # GitHub reads formulas, people and issues even so
 
 
-def _section(sheet: Sheet) -> str:
+def _section(table: RenderedTable) -> str:
     from tabulate import tabulate
 
-    header, *body = [line for index, band in enumerate(sheet.bands) for line in _lines(band, sheet.width, index > 0)]
+    header, *body = [
+        line for index, section in enumerate(table.sections) for line in _lines(section, table.width, index > 0)
+    ]
     text = tabulate(body, header, tablefmt="pipe", disable_numparse=True)
-    notes = [f"- {escape_markdown(note)}" for note in sheet.notes]
-    caption = [escape_markdown(sheet.caption), ""] if notes else [escape_markdown(sheet.caption)]
-    return "\n".join([f"### {escape_markdown(sheet.title)}", "", text, "", *caption, *notes])
+    notes = [f"- {escape_markdown(note)}" for note in table.notes]
+    caption = [escape_markdown(table.caption), ""] if notes else [escape_markdown(table.caption)]
+    return "\n".join([f"### {escape_markdown(table.title)}", "", text, "", *caption, *notes])
 
 
-def _lines(band: Band, width: int, parted: bool) -> list[list[str]]:
-    """A band's lines, the header in one, with a blank line before each partition but the first."""
+def _lines(section: Section, width: int, parted: bool) -> list[list[str]]:
+    """A section's lines, the header in one, with a blank line before each partition but the first."""
     blank = [""] * width
-    header = ["<br>".join(filter(None, texts)) for texts in zip(*map(_texts, band.header), strict=True)]
+    header = ["<br>".join(filter(None, texts)) for texts in zip(*map(_texts, section.header), strict=True)]
     lines = [blank, header] if parted else [header]
-    for index, part in enumerate(band.parts):
+    for index, part in enumerate(section.parts):
         lines += [blank] * (index > 0) + [_texts(line) for line in part]
     return lines
 
 
-def _texts(line: Line) -> list[str]:
+def _texts(line: Row) -> list[str]:
     """One text per column; a spanning one stands in its first."""
     texts = []
-    for entry in line:
-        texts += [entry.write(escape_markdown, _MARKDOWN_MARKS[entry.mark].format), *[""] * (entry.span - 1)]
+    for cell in line:
+        texts += [cell.write(escape_markdown, _MARKDOWN[cell.emphasis].format), *[""] * (cell.span - 1)]
     return texts
 
 
 _BOLD = "\\textbf{{{}}}"
-_LATEX_MARKS = {Mark.none: "{}", Mark.best: _BOLD, Mark.second: "\\underline{{{}}}", Mark.significant: _BOLD}
+_LATEX = {Emphasis.none: "{}", Emphasis.best: _BOLD, Emphasis.second: "\\underline{{{}}}", Emphasis.significant: _BOLD}
 _GREEK = (
     "alpha", "beta", "gamma", "delta", "varepsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi",
     "pi", "rho", "sigma", "tau", "upsilon", "varphi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi",
@@ -139,11 +138,11 @@ _PREAMBLE = rf"""\documentclass{{article}}
 _NEEDS = f"% needs the packages booktabs, graphicx and textcomp\n{_FIT}"
 
 
-def latex(sheets: Sequence[Sheet], *, standalone: bool = False) -> str:
+def latex(tables: Sequence[RenderedTable], *, standalone: bool = False) -> str:
     """Tables to be read with \\input, or a whole document with one on each page."""
     if standalone:
-        return _PREAMBLE + "\\clearpage\n".join(map(_page, sheets)) + "\\end{document}\n"
-    return _NEEDS + "\n".join(map(_float, sheets))
+        return _PREAMBLE + "\\clearpage\n".join(map(_page, tables)) + "\\end{document}\n"
+    return _NEEDS + "\n".join(map(_float, tables))
 
 
 def escape_latex(text: str) -> str:
@@ -159,84 +158,84 @@ def _character(character: str) -> str:
     return character if known else f"{{[}}U+{ord(character):04X}{{]}}"
 
 
-def _float(sheet: Sheet) -> str:
+def _float(table: RenderedTable) -> str:
     """A table that floats, with its notes."""
     lines = [
         "\\begin{table}[htbp]",
         "\\centering",
-        f"\\caption{{{_caption(sheet)}}}",
-        *_tabular(sheet),
-        *_notes(sheet),
+        f"\\caption{{{_caption(table)}}}",
+        *_tabular(table),
+        *_notes(table),
         "\\end{table}",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _page(sheet: Sheet) -> str:
+def _page(table: RenderedTable) -> str:
     """A table that starts a page. It does not float, so that notes may go on over the next."""
     lines = [
         "\\begin{center}",
-        f"\\captionof{{table}}{{{_caption(sheet)}}}",
-        *_tabular(sheet),
+        f"\\captionof{{table}}{{{_caption(table)}}}",
+        *_tabular(table),
         "\\end{center}",
-        *_notes(sheet),
+        *_notes(table),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _caption(sheet: Sheet) -> str:
-    return f"{escape_latex(sheet.title)}. {escape_latex(sheet.caption)}"
+def _caption(table: RenderedTable) -> str:
+    return f"{escape_latex(table.title)}. {escape_latex(table.caption)}"
 
 
-def _notes(sheet: Sheet) -> list[str]:
-    return [f"\\par\\smallskip{{\\footnotesize {escape_latex(note)}\\par}}" for note in sheet.notes]
+def _notes(table: RenderedTable) -> list[str]:
+    return [f"\\par\\smallskip{{\\footnotesize {escape_latex(note)}\\par}}" for note in table.notes]
 
 
-def _tabular(sheet: Sheet) -> list[str]:
+def _tabular(table: RenderedTable) -> list[str]:
     """The table itself, scaled to the page where it is wider or higher."""
-    columns = ("l" if sheet.stub else "") + "c" * (sheet.width - sheet.stub)
+    columns = ("l" if table.row_labels else "") + "c" * (table.width - table.row_labels)
     return [
-        *([f"\\label{{tab:{sheet.id}}}"] if sheet.id else []),
+        *([f"\\label{{tab:{table.id}}}"] if table.id else []),
         "\\fittable{%",
         f"\\begin{{tabular}}{{{columns}}}",
         "\\toprule",
-        "\n\\midrule\n".join(_band(band) for band in sheet.bands),
+        "\n\\midrule\n".join(_band(section) for section in table.sections),
         "\\bottomrule",
         "\\end{tabular}}",
     ]
 
 
-def _band(band: Band) -> str:
-    header = [text for line in band.header for text in _header_line(line)]
-    parts = ["\n".join(map(_line, part)) for part in band.parts]
+def _band(section: Section) -> str:
+    header = [text for line in section.header for text in _header_line(line)]
+    parts = ["\n".join(map(_line, part)) for part in section.parts]
     return "\n\\midrule\n".join(["\n".join(header), *parts])
 
 
-def _header_line(line: Line) -> list[str]:
-    """A header line, with a rule below the entries that span several columns."""
+def _header_line(line: Row) -> list[str]:
+    """A header line, with a rule below the cells that span several columns."""
     rules, column = [], 1
-    for entry in line:
-        if entry.span > 1 and entry.text:
-            rules.append(f"\\cmidrule(lr){{{column}-{column + entry.span - 1}}}")
-        column += entry.span
+    for cell in line:
+        if cell.span > 1 and cell.text:
+            rules.append(f"\\cmidrule(lr){{{column}-{column + cell.span - 1}}}")
+        column += cell.span
     return [_line(line), *(["".join(rules)] if rules else [])]
 
 
-def _line(line: Line) -> str:
+def _line(line: Row) -> str:
     return " & ".join(map(_entry, line)) + " \\\\"
 
 
-def _entry(entry: Entry) -> str:
-    text = entry.write(escape_latex, _LATEX_MARKS[entry.mark].format)
-    return f"\\multicolumn{{{entry.span}}}{{c}}{{{text}}}" if entry.span > 1 else text
+def _entry(cell: TableCell) -> str:
+    text = cell.write(escape_latex, _LATEX[cell.emphasis].format)
+    return f"\\multicolumn{{{cell.span}}}{{c}}{{{text}}}" if cell.span > 1 else text
 
 
-_STYLES = {Mark.none: "", Mark.best: "bold green", Mark.second: "underline", Mark.significant: "bold"}
-_SIGNS = {Mark.none: "", Mark.best: "*", Mark.second: "_", Mark.significant: "*"}
+_STYLES = {Emphasis.none: "", Emphasis.best: "bold green", Emphasis.second: "underline", Emphasis.significant: "bold"}
+_SIGNS = {Emphasis.none: "", Emphasis.best: "*", Emphasis.second: "_", Emphasis.significant: "*"}
 _GAP = 2
 
 
-def terminal(sheets: Sequence[Sheet], *, width: int, colour: bool) -> str:
+def terminal(tables: Sequence[RenderedTable], *, width: int, colour: bool) -> str:
     """Tables for a terminal of ``width`` columns; what is wider goes on below, beside the same labels.
 
     Without ``colour`` the best stands between two ``*``, the second best between two ``_``.
@@ -246,25 +245,25 @@ def terminal(sheets: Sequence[Sheet], *, width: int, colour: bool) -> str:
 
     file = io.StringIO()
     console = Console(file=file, width=max(width, 20), force_terminal=colour, highlight=False, no_color=not colour)
-    for sheet in sheets:
-        console.print(Text(plain(sheet.title), style="bold"))
-        for line in _Grid(sheet, colour).lines(width):
+    for table in tables:
+        console.print(Text(plain(table.title), style="bold"))
+        for line in _Grid(table, colour).lines(width):
             console.print(line, soft_wrap=True)
-        for text in (sheet.caption, *sheet.notes):
+        for text in (table.caption, *table.notes):
             console.print(Text(plain(text), style="dim"))
         console.print()
     return file.getvalue()
 
 
 class _Grid:
-    """A sheet with the width of each column."""
+    """A table with the width of each column."""
 
-    def __init__(self, sheet: Sheet, colour: bool) -> None:
-        self.sheet = sheet
+    def __init__(self, table: RenderedTable, colour: bool) -> None:
+        self.table = table
         self.colour = colour
-        self.widths = [0] * sheet.width
-        for span in sorted({entry.span for line in sheet.lines for entry in line}):
-            for line in sheet.lines:
+        self.widths = [0] * table.width
+        for span in sorted({cell.span for line in table.lines for cell in line}):
+            for line in table.lines:
                 self._make_room(line, span)
 
     def lines(self, width: int) -> Iterator[Text]:
@@ -273,24 +272,24 @@ class _Grid:
 
         for columns in self._pieces(width):
             rule = Text("─" * self._room(columns))
-            for band in self.sheet.bands:
-                for part in (band.header, *band.parts):
+            for section in self.table.sections:
+                for part in (section.header, *section.parts):
                     yield rule
                     yield from (self._line(line, columns) for line in part)
             yield rule
 
-    def _make_room(self, line: Line, span: int) -> None:
-        """Make the columns wide enough for a line's entries of one span, narrower spans first."""
+    def _make_room(self, line: Row, span: int) -> None:
+        """Make the columns wide enough for a line's cells of one span, narrower spans first."""
         first = 0
-        for entry in line:
-            columns = range(first, first + entry.span)
-            if entry.span == span:
-                self.widths[columns[-1]] += max(0, _length(self._text(entry)) - self._room(list(columns)))
-            first += entry.span
+        for cell in line:
+            columns = range(first, first + cell.span)
+            if cell.span == span:
+                self.widths[columns[-1]] += max(0, _length(self._text(cell)) - self._room(list(columns)))
+            first += cell.span
 
     def _pieces(self, width: int) -> list[list[int]]:
         """The columns side by side, as many as fit; the labels stand before each piece."""
-        labels = [0] if self.sheet.stub else []
+        labels = [0] if self.table.row_labels else []
         pieces = [list(labels)]
         for column in range(len(labels), len(self.widths)):
             if len(pieces[-1]) > len(labels) and self._room([*pieces[-1], column]) > width:
@@ -301,34 +300,34 @@ class _Grid:
     def _room(self, columns: list[int]) -> int:
         return sum(self.widths[column] for column in columns) + _GAP * (len(columns) - 1)
 
-    def _line(self, line: Line, columns: list[int]) -> Text:
+    def _line(self, line: Row, columns: list[int]) -> Text:
         from rich.text import Text
 
         text, first = Text(), 0
-        for entry in line:
-            shown = [column for column in range(first, first + entry.span) if column in columns]
+        for cell in line:
+            shown = [column for column in range(first, first + cell.span) if column in columns]
             if shown:
                 if text:
                     text.append(" " * _GAP)
-                self._append(text, entry, self._room(shown), left=self.sheet.stub and first == 0)
-            first += entry.span
+                self._append(text, cell, self._room(shown), left=self.table.row_labels and first == 0)
+            first += cell.span
         text.rstrip()
         return text
 
-    def _append(self, text: Text, entry: Entry, room: int, *, left: bool) -> None:
-        content = self._text(entry)
+    def _append(self, text: Text, cell: TableCell, room: int, *, left: bool) -> None:
+        content = self._text(cell)
         free = max(0, room - _length(content))
-        before = 0 if left else free // 2 if entry.span > 1 else free
+        before = 0 if left else free // 2 if cell.span > 1 else free
         text.append(" " * before)
         start = len(text)
         text.append(content)
-        if self.colour and entry.mark:
-            text.stylize(_STYLES[entry.mark], start, start + len(plain(entry.front)))
+        if self.colour and cell.emphasis:
+            text.stylize(_STYLES[cell.emphasis], start, start + len(plain(cell.front)))
         text.append(" " * (free - before))
 
-    def _text(self, entry: Entry) -> str:
-        sign = "" if self.colour else _SIGNS[entry.mark]
-        return entry.write(plain, f"{sign}{{}}{sign}".format)
+    def _text(self, cell: TableCell) -> str:
+        sign = "" if self.colour else _SIGNS[cell.emphasis]
+        return cell.write(plain, f"{sign}{{}}{sign}".format)
 
 
 def _length(text: str) -> int:

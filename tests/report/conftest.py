@@ -1,24 +1,23 @@
 import pytest
 
-from kdbench.report.observations import Row
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
 
 
 @pytest.fixture
 def row():
-    """A row of a table, with single fields changed."""
+    """A row of ``collect``, with single columns changed."""
 
     def make(trial=0, top1=None, **changes):
-        fields = {
+        columns = {
             "suite": "s", "protocol": "crd", "paper": "crd", "score": "last", "dataset": "cifar100", "scenario": "",
-            "strategy": "pretrained", "teacher": "resnet32x4", "student": "resnet8x4", "method": "kd",
-            "run_id": "0" * 12,
-            "teacher_id": "",
+            "strategy": "pretrained", "teacher": "resnet32x4", "student": "resnet8x4", "method": "kd", "trial": trial,
+            "run_id": "0" * 12, "teacher_id": "", "top1": top1, "version": "", "teacher_checkpoint": "last",
             "status": "done" if top1 is not None else "missing",
             "reason": "" if top1 is not None else "not run",
+            "teacher_paper": "", "setting": "", "teacher_sha256": "", "teachers": "", "terms": "",
         }  # fmt: skip
-        return Row(trial=trial, top1=top1, **(fields | changes))
+        return columns | changes
 
     return make
 

@@ -2,14 +2,18 @@
 
 import pytest
 
-from kdbench.report.assemble import measured_report
-from kdbench.report.measurements import measurement_facts
-from kdbench.report.observations import by_key, collect
+from kdbench.report.keys import KEY
+from kdbench.report.observations import collect, comparable, measurement_observations
+from kdbench.report.report import measured_report
 from kdbench.store.store import Store
 
 
 HEAD = "protocol: sskd\ntrials: 1\ngrid:\n"
 PAIR = "teacher: wrn-40-2, student: shufflenetv1, method: kd"
+
+
+def keys_of(suite, store):
+    return set(comparable(measurement_observations([suite], [store]))[KEY].itertuples(index=False, name=None))
 
 
 @pytest.mark.parametrize(
@@ -25,9 +29,9 @@ PAIR = "teacher: wrn-40-2, student: shufflenetv1, method: kd"
 def test_nothing_of_other_training_stands_beside_printed_numbers(load, tmp_path, grid):
     usual = load(HEAD + f"  - {{{PAIR}, dataset: cifar100, measure: {{probe: stl10}}}}\n")
     other = load(HEAD + f"  - {{{PAIR}, {grid}}}\n")
-    keys = set(by_key(measurement_facts([usual], [Store(tmp_path)])))
+    keys = keys_of(usual, Store(tmp_path))
     assert len(keys) == 2
-    assert not keys & set(by_key(measurement_facts([other], [Store(tmp_path)])))
+    assert not keys & keys_of(other, Store(tmp_path))
 
 
 def test_each_stands_in_a_place_of_its_own(load, tmp_path):
@@ -38,8 +42,8 @@ def test_each_stands_in_a_place_of_its_own(load, tmp_path):
         + f"  - {{{PAIR}, dataset: cifar100, measure: {{probe: stl10, probe_protocol: semckd}}}}\n"
     )
     tables = measured_report([suite], [Store(tmp_path)]).measurements
-    assert [table.trained_on for table in tables] == ["cifar100", "cifar10"]
-    assert {cell.planned for table in tables for cell in table.cells.values()} == {1}
+    assert [table.setting.trained_on for table in tables] == ["cifar100", "cifar10"]
+    assert {planned for table in tables for planned in table.cells["planned"]} == {1}
     assert len(tables[0].cells) == 4
 
 
@@ -49,5 +53,5 @@ def test_ways_to_draw_wrong_labels_are_told_apart(load, tmp_path):
         "grid: {teacher: resnet32x4, student: vgg8, method: kd, scenario: "
         "[{label_noise: 0.1}, {label_noise: 0.1, noise: all}, {label_noise: 0.1, noise: classes}]}\n"
     )
-    settings = [row.setting for row in collect([suite], [Store(tmp_path)])]
-    assert settings == ["noise=0.1,labels=other", "noise=0.1", "noise=0.1,labels=classes"]
+    settings = collect([suite], [Store(tmp_path)])["setting"]
+    assert list(settings) == ["noise=0.1,labels=other", "noise=0.1", "noise=0.1,labels=classes"]

@@ -7,10 +7,11 @@ import subprocess
 
 import pytest
 
-from kdbench.report.assemble import Report, analyse, measured_report
-from kdbench.report.html import Choice, html
-from kdbench.report.options import View
-from kdbench.report.tables import make_tables
+from kdbench.report.html import html
+from kdbench.report.observations import run_frame
+from kdbench.report.options import ReportOptions, View
+from kdbench.report.report import Report, measured_report
+from kdbench.report.tables import grid_tables
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -103,7 +104,7 @@ grid:
   exclude: [{{method: sp, student: resnet8}}]
 """)
     report = measured_report([suite], [store])
-    return html(report, analyse(report.rows), [suite], [store], Choice())
+    return html(report, ReportOptions())
 
 
 def test_the_page_works_in_a_narrow_window_and_the_console_stays_empty(page, probe):
@@ -130,8 +131,7 @@ def test_a_papers_table_with_two_header_lines_sorts_and_explains_its_numbers(tra
         "grid: {teacher: vgg13, student: vgg8, method: [kd, at, sp]}"
     )
     report = measured_report([suite], [store])
-    choice = Choice(View.measured)
-    found, console = probe(html(report, analyse(report.rows), [suite], [store], choice), PRINTED)
+    found, console = probe(html(report, ReportOptions(View.measured)), PRINTED)
     assert (console, found["buttons"]) == ([], 6)
     empty = ["–"] * 8
     assert found["sort"] == [
@@ -176,7 +176,7 @@ def test_a_suites_own_methods_are_ticked_and_all_differ_without_colour(trained, 
         f"grid: {{teacher: resnet8x4, student: resnet8, method: [ce, {sweep}, kd, at, sp, vid, rkd, pkt]}}"
     )
     report = measured_report([suite], [store])
-    found, console = probe(html(report, analyse(report.rows), [suite], [store], Choice()), CHOSEN)
+    found, console = probe(html(report, ReportOptions()), CHOSEN)
     assert (console, found["ticked"]) == ([], ["ce", *names])
     assert found["styles"] == [15, 15]
     assert (found["lines"], found["marks"]) == (14, 14 * 4)  # the last has not been run
@@ -190,10 +190,10 @@ def test_the_probe_sees_errors(page, probe):
 
 @pytest.mark.skipif(shutil.which("pdftotext") is None, reason="needs pdftotext, to read the print")
 def test_a_printed_table_repeats_its_headings_on_the_next_page(row, tmp_path):
-    rows = [row(0, 50.0, method=f"m{at}", status="missing") for at in range(150)]
-    report = Report([], rows, whole=make_tables(rows))
+    runs = run_frame([row(0, 50.0, method=f"m{at}", status="missing") for at in range(150)])
+    report = Report([], runs, all_grids=grid_tables(runs))
     file, pdf = tmp_path / "page.html", tmp_path / "page.pdf"
-    file.write_text(html(report, analyse(rows), [], [], Choice()), encoding="utf-8")
+    file.write_text(html(report, ReportOptions()), encoding="utf-8")
     subprocess.run(
         [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
          "--no-pdf-header-footer", f"--user-data-dir={tmp_path / 'profile'}", f"--print-to-pdf={pdf}", file.as_uri()],

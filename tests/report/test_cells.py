@@ -1,19 +1,32 @@
 """What each view shows of a cell."""
 
+import pandas as pd
 import pytest
 
-from kdbench.report.cells import Verdict, cell_text, make_cell
-from kdbench.report.options import View
-from kdbench.report.published import Key, Published
+from kdbench.report.cells import Verdict, cell_texts, summarise, verdict
+from kdbench.report.options import TOLERANCE, View
 
 
-KEY = Key("semckd", "kd", "t", "s", "d", "", "", "top1")
+def cells(*values, printed=(75.0, None), percent=True, decimals=2):
+    """A table of one cell, with a published value and deviation, or none."""
+    trials = pd.DataFrame({"trial": range(len(values)), "value": values, "reason": "not run", "cell": "kd"})
+    published, sd = printed or (None, None)
+    text = "" if printed is None else "nan" if published is None else f"{published:.2f}"
+    numbers = {"published": published, "published_sd": sd}
+    found = summarise(trials.astype({"value": float}), ["cell"]).assign(
+        **{name: pd.Series([number], ["kd"], dtype=float) for name, number in numbers.items()}
+    )
+    return found.assign(printed=text, percent=percent, enough=2, decimals=decimals)
 
 
-def cell(*values, printed=(75.0, None), percent=True):
-    number = printed and Published(KEY, *printed, text="nan" if printed[0] is None else f"{printed[0]:.2f}")
-    trials = [(trial, value, "" if value is not None else "not run") for trial, value in enumerate(values)]
-    return make_cell(trials, number, percent=percent)
+def text_of(found, view, tolerance=TOLERANCE):
+    (text,) = cell_texts(found, view, tolerance)
+    return text
+
+
+def verdict_of(found, tolerance=TOLERANCE):
+    (name,) = verdict(found, tolerance)
+    return name
 
 
 @pytest.mark.parametrize(
@@ -34,40 +47,38 @@ def cell(*values, printed=(75.0, None), percent=True):
         ("difference", (75.1,), (None, None), "–"),
         ("verdict", (75.1, 75.3), (75.0, None), "agrees"),
         ("verdict", (75.1,), None, "–"),
-        ("verdict", (), (75.0, None), "–"),
     ],
 )
 def test_views(view, values, printed, text):
-    assert cell_text(cell(*values, printed=printed), View(view)) == text
+    assert text_of(cells(*values, printed=printed), View(view)) == text
 
 
-def test_nothing_and_decimals():
-    assert cell_text(None, View.both) == ""
-    assert cell_text(cell(0.70125, printed=(0.7, None)), View.both, decimals=4) == "0.7013 (1) | 0.70"
+def test_decimals():
+    assert text_of(cells(0.70125, printed=(0.7, None), decimals=4), View.both) == "0.7013 (1) | 0.70"
 
 
 @pytest.mark.parametrize(
-    ("mean", "sd", "verdict"),
+    ("mean", "sd", "expected"),
     [
         (75.5, None, Verdict.agrees), (75.51, None, Verdict.above), (74.5, None, Verdict.agrees),
         (74.49, None, Verdict.below), (75.2, 0.1, Verdict.agrees), (75.21, 0.1, Verdict.above),
         (74.79, 0.1, Verdict.below), (76.0, 0.5, Verdict.agrees),
     ],
 )  # fmt: skip
-def test_verdict(mean, sd, verdict):
-    assert cell(mean, mean, printed=(75.0, sd)).verdict() is verdict
+def test_verdict(mean, sd, expected):
+    assert verdict_of(cells(mean, mean, printed=(75.0, sd))) == expected
 
 
 def test_verdicts_that_cannot_be_given():
-    assert cell(75.0).verdict() is Verdict.few
-    assert cell(75.0, None).verdict() is Verdict.few
-    assert cell(6.0, 6.0, printed=(5.0, None), percent=False).verdict() is None  # points mean nothing to a divergence
-    assert cell(5.3, 5.3, printed=(5.0, 0.1), percent=False).verdict() is Verdict.above
-    assert cell(75.0, 75.0, printed=(None, None)).verdict() is None
+    assert verdict_of(cells(75.0)) == Verdict.few
+    assert verdict_of(cells(75.0, None)) == Verdict.few
+    assert verdict_of(cells(6.0, 6.0, printed=(5.0, None), percent=False)) == ""  # points mean nothing to a divergence
+    assert verdict_of(cells(5.3, 5.3, printed=(5.0, 0.1), percent=False)) == Verdict.above
+    assert verdict_of(cells(75.0, 75.0, printed=(None, None))) == ""
 
 
 def test_tolerance():
-    far = cell(76.0, 76.0)
-    assert far.verdict() is Verdict.above
-    assert far.verdict(1.0) is Verdict.agrees
-    assert cell_text(far, View.verdict, tolerance=0.9) == "higher"
+    far = cells(76.0, 76.0)
+    assert verdict_of(far) == Verdict.above
+    assert verdict_of(far, 1.0) == Verdict.agrees
+    assert text_of(far, View.verdict, 0.9) == "higher"

@@ -8,13 +8,12 @@ from dataclasses import replace
 import pytest
 
 from kdbench.errors import KdbenchError
-from kdbench.report.assemble import measured_report
-from kdbench.report.comparison import compare
-from kdbench.report.folders import conflicts
+from kdbench.report.comparison import compare, conflicts
+from kdbench.report.csv_json import comparison_csv, comparison_json
 from kdbench.report.observations import collect
-from kdbench.report.options import View
+from kdbench.report.options import ReportOptions, View
 from kdbench.report.paired_tests import complete_block, samples_by_table
-from kdbench.report.tidy import compared_csv, compared_json
+from kdbench.report.report import measured_report
 from kdbench.store.record import Result
 from kdbench.store.store import Store
 from kdbench.suite.load import bundled_suites, load_suite
@@ -43,20 +42,20 @@ def stores(suite, tmp_path, finish):
     return first, second
 
 
-def sheets(suites, stores):
-    return [each.sheet for each in compare(suites, *stores)]
+def tables(suites, stores):
+    return [each.table for each in compare(suites, *stores)]
 
 
 def test_cell_by_cell(suite, stores):
-    (sheet,) = sheets([suite], stores)
-    lines = [[entry.text for entry in line] for line in sheet.lines]
+    (table,) = tables([suite], stores)
+    lines = [[entry.text for entry in line] for line in table.lines]
     assert lines[0] == ["method, networks", str(stores[0].root), str(stores[1].root), "difference"]
     assert lines[1:] == [
         ["ce, resnet8x4 → resnet8", "55.00 ± 7.07 (2)", "56.00 ± 8.49 (2)", "+1.00 (2)"],
         ["kd, resnet8x4 → resnet8", "70.00 (1 of 2)", "–", "–"],
         ["at, resnet8x4 → resnet8", "–", "80.00 (1 of 2)", "–"],
     ]
-    assert sheet.notes == (
+    assert table.notes == (
         f"kd on resnet8x4 → resnet8: only in {stores[0].root}",
         f"at on resnet8x4 → resnet8: only in {stores[1].root}",
     )
@@ -76,15 +75,15 @@ def uneven(suite, stores, finish):
 
 
 def test_differences_are_over_shared_trials(uneven, stores):
-    sheet = uneven[0].sheet
-    assert {line[0].text.partition(",")[0]: line[3].text for line in sheet.lines[1:]} == {
+    table = uneven[0].table
+    assert {line[0].text.partition(",")[0]: line[3].text for line in table.lines[1:]} == {
         "ce": "+1.00 (2)", "kd": "+0.00 (1)", "at": "–", "sp": "+0.00 (1)",
     }  # fmt: skip
-    assert sheet.notes == (
+    assert table.notes == (
         f"kd on resnet8x4 → resnet8: 1 trial only in {stores[0].root}: left out of the difference",
         "at on resnet8x4 → resnet8: no trial is in both folders, so nothing is compared",
     )
-    found = {cell["method"]: cell for cell in uneven[0].values()}
+    found = {cell["method"]: cell for cell in uneven[0].records()}
     assert {name: [cell[key] for key in ("difference", "shared", "a_alone", "b_alone")] for name, cell in found.items()} == {
         "ce": [1.0, 2, 0, 0], "kd": [0.0, 1, 1, 0], "at": [None, 0, 1, 1], "sp": [0.0, 1, 0, 0],
     }  # fmt: skip
@@ -92,7 +91,7 @@ def test_differences_are_over_shared_trials(uneven, stores):
 
 def test_the_values_of_cells(suite, stores):
     found = compare([suite], *stores)
-    ce, kd, _ = csv.DictReader(io.StringIO(compared_csv(found)))
+    ce, kd, _ = csv.DictReader(io.StringIO(comparison_csv(found)))
     assert (ce["suite"], ce["method"], ce["teacher"], ce["student"]) == ("suite", "ce", "resnet8x4", "resnet8")
     assert [ce[key] for key in ("a_mean", "a_n", "a_planned", "b_mean", "difference")] == [
         "55.0",
@@ -104,7 +103,7 @@ def test_the_values_of_cells(suite, stores):
     assert [kd[key] for key in ("a_mean", "a_sd", "b_mean", "b_n", "b_note", "difference")] == [
         "70.0", "", "", "0", "not run (2 of 2)", "",
     ]  # fmt: skip
-    content = json.loads(compared_json(found, ["a", "b"]))
+    content = json.loads(comparison_json(found, ["a", "b"]))
     assert (content["a"], content["b"]) == ("a", "b")
     assert [cell["difference"] for cell in content["cells"]] == [1.0, None, None]
     assert content["cells"][0]["b_sd"] == pytest.approx(8.485281)
@@ -113,8 +112,8 @@ def test_the_values_of_cells(suite, stores):
 def test_the_caption_says_how_and_by_which_versions(suite, stores, finish, load):
     for run in suite.runs[:2]:
         finish(stores[0].run(run.id), versions={"kdbench": "0.1.0"})
-    (sheet,) = sheets([suite], stores)
-    assert sheet.caption == (
+    (table,) = tables([suite], stores)
+    assert table.caption == (
         "Top-1 test accuracy in %, mean ± sd (n); protocol smoke; accuracy after the last epoch; "
         f"{stores[0].root}: 1-2 trials, kdbench 0.1.0; version unknown (1); "
         f"{stores[1].root}: 1-2 trials, version unknown (3); "
@@ -124,8 +123,8 @@ def test_the_caption_says_how_and_by_which_versions(suite, stores, finish, load)
         "protocol: smoke\ndataset: {name: digits, val_split: 0.1}\ntrials: 1\ngrid: {student: resnet8, method: ce}\n"
     )
     finish(stores[0].run(part.runs[0].id))
-    (sheet,) = sheets([part], stores)
-    assert sheet.caption.startswith("Top-1 validation accuracy")
+    (table,) = tables([part], stores)
+    assert table.caption.startswith("Top-1 validation accuracy")
 
 
 def test_incompatible_versions_are_refused(suite, stores, finish):
@@ -165,16 +164,15 @@ def test_teachers_that_differ_are_told_and_part_their_trials(suite, stores, fini
     text = f"90.00 in {first.root}, 80.00 in {second.root}"
     found = conflicts([suite], stores)
     assert found[0].startswith(f"teacher {teacher.label} ({teacher.id}): {text}; the first is shown")
-    rows = collect([suite], stores)
-    (samples,) = samples_by_table(rows).values()
+    (samples,) = samples_by_table(collect([suite], stores)).values()
     pair = samples.pairs[0]
     assert samples.differences("kd", "at", pair) == []  # kd comes from the first folder, at from the second
     assert samples.differences("kd", "ce", pair) == [20.0]  # ce reads no teacher
     assert samples.paired_means(["kd", "at", "ce"], pair) == []  # so ranks and improvements leave them out, too
     assert complete_block(samples) == ([], [])
-    (sheet,) = measured_report([suite], stores).sheets(View.measured)
-    assert sheet.notes[0].startswith(f"Teachers differ between results folders: resnet8x4 ({text}); ")
-    assert not any("differ" in note for note in measured_report([suite], stores[:1]).sheets()[0].notes)
+    (table,) = measured_report([suite], stores).tables(ReportOptions(View.measured))
+    assert table.notes[0].startswith(f"Teachers differ between results folders: resnet8x4 ({text}); ")
+    assert not any("differ" in note for note in measured_report([suite], stores[:1]).tables()[0].notes)
 
 
 def test_equal_teachers_pair_their_trials(suite, stores, finish):

@@ -3,9 +3,8 @@
 import pytest
 
 from kdbench.catalogue.tables import layouts
-from kdbench.report.measurements import likeness_facts, measurement_facts
-from kdbench.report.observations import by_key, collect, run_facts, teacher_facts
-from kdbench.report.published import printed
+from kdbench.report.keys import KEY, grouped, printed
+from kdbench.report.observations import comparable, observations
 from kdbench.suite.load import bundled_suites, load_suites
 
 
@@ -25,25 +24,24 @@ def filled(suites):
     found = {}
     for suite in suites:
         if suite.tables:
-            rows = collect([suite], [])
-            facts = [*run_facts(rows), *teacher_facts(rows, []), *measurement_facts([suite], []), *likeness_facts(rows)]
+            values = grouped(comparable(observations([suite], [])), KEY)
             for table in suite.tables:
-                found.setdefault(table, []).append((by_key(facts), {r.protocol.trials for r in suite.runs}))
+                found.setdefault(table, []).append((values, {r.protocol.trials for r in suite.runs}))
     return found
 
 
 @pytest.mark.parametrize("table", list(layouts().tables))
 def test_every_cell_has_the_runs_of_one_suite(filled, table):
     assert len(filled[table]) == 1, "one suite fills a table"
-    ((facts, trials),) = filled[table]
+    ((values, trials),) = filled[table]
     (count,) = trials
     layout = layouts().tables[table]
-    for place in layout.places:
-        number = printed(place)
-        found = facts.get(number.key, [])
-        if (table, place.row_name) in NO_RUN or number.text == layouts().dash:
-            assert not found, place.name
+    numbers = printed(table)
+    keys = numbers[KEY].itertuples(index=False, name=None)
+    for place, key, text in zip(layout.places, keys, numbers["printed"], strict=True):
+        trials = sorted(values[key]["trial"]) if key in values else []
+        if (table, place.row_name) in NO_RUN or text == layouts().dash:
+            assert not trials, place.name
         else:
-            expected = 1 if number.key.method == "teacher" else count
-            assert len(found) == expected, (place.name, number.key)
-            assert sorted(fact.trial for fact in found) == list(range(expected))
+            expected = 1 if "teacher" in key else count
+            assert trials == list(range(expected)), (place.name, key)

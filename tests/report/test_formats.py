@@ -3,39 +3,32 @@
 import re
 import shutil
 import subprocess
-from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
-from kdbench.catalogue.tables import layouts
 from kdbench.report import writers
-from kdbench.report.assemble import Report, analyse, published_report
-from kdbench.report.observations import by_key, collect, run_facts
-from kdbench.report.options import Format, Style, View
-from kdbench.report.sheet import Band, Entry, Mark, Sheet, plain, spanning
-from kdbench.report.tables import fill, make_tables
-from kdbench.report.writers import write_report, write_sheets
+from kdbench.report.observations import collect, comparable, run_frame, run_observations
+from kdbench.report.options import Format, ReportOptions, View
+from kdbench.report.paper_tables import paper_tables
+from kdbench.report.rendered import Emphasis, RenderedTable, Section, TableCell, plain, spanning
+from kdbench.report.report import Report, published_report
+from kdbench.report.tables import grid_tables
+from kdbench.report.writers import write_report, write_tables
 from kdbench.suite.load import load_suites
 
 
-SMALL = Sheet(
-    "a title",
-    (
-        Band(
-            ((Entry(""), Entry("both", span=2)), (Entry("name"), Entry("x"), Entry("y"))),
-            (((Entry("a"), Entry("1", Mark.best), Entry("2")),), ((Entry("b"), Entry("0"), Entry("1", Mark.second)),)),
-        ),
-    ),
-    id="t-1",
-    caption="a caption",
-    notes=("first", "second"),
+HEADER = (TableCell(""), TableCell("both", span=2)), (TableCell("name"), TableCell("x"), TableCell("y"))
+FIRST = (TableCell("a"), TableCell("1", Emphasis.best), TableCell("2"))
+SECOND = (TableCell("b"), TableCell("0"), TableCell("1", Emphasis.second))
+SMALL = RenderedTable(
+    "a title", (Section(HEADER, ((FIRST,), (SECOND,))),), id="t-1", caption="a caption", notes=("first", "second")
 )
 
 
 def test_equal_neighbours_are_one_entry():
-    assert spanning(["a", "a", "b", "a"]) == (Entry("a", span=2), Entry("b"), Entry("a"))
+    assert spanning(["a", "a", "b", "a"]) == (TableCell("a", span=2), TableCell("b"), TableCell("a"))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +40,7 @@ def test_plain_text(text, shown):
 
 
 def test_markdown():
-    assert write_sheets([SMALL], Format.markdown, Style()) == (
+    assert write_tables([SMALL], Format.markdown, ReportOptions()) == (
         "### a title\n"
         "\n"
         "| name   | both<br>x   | y            |\n"
@@ -64,7 +57,7 @@ def test_markdown():
 
 
 def test_latex():
-    text = write_sheets([SMALL], Format.latex, Style())
+    text = write_tables([SMALL], Format.latex, ReportOptions())
     for line in (
         " & \\multicolumn{2}{c}{both} \\\\\n\\cmidrule(lr){2-3}\nname & x & y \\\\\n\\midrule\na & \\textbf{1} & 2 \\\\",
         "\\midrule\nb & 0 & \\underline{1} \\\\\n\\bottomrule",
@@ -74,13 +67,13 @@ def test_latex():
     ):
         assert line in text
     assert "\\documentclass" not in text
-    whole = write_sheets([SMALL], Format.latex, Style(standalone=True))
+    whole = write_tables([SMALL], Format.latex, ReportOptions(standalone=True))
     assert whole.startswith("\\documentclass")
     assert whole.endswith("\\end{document}\n")
 
 
 def test_terminal():
-    assert write_sheets([SMALL], Format.terminal, Style()).splitlines() == [
+    assert write_tables([SMALL], Format.terminal, ReportOptions()).splitlines() == [
         "a title",
         "──────────────",
         "        both",
@@ -98,7 +91,7 @@ def test_terminal():
 
 
 def test_a_terminal_shows_marks_as_styles():
-    text = write_sheets([SMALL], Format.terminal, Style(colour=True))
+    text = write_tables([SMALL], Format.terminal, ReportOptions(colour=True))
     assert "\x1b[1;32m1\x1b[0m" in text
     assert "\x1b[4m1\x1b[0m" in text
     assert "*" not in text
@@ -107,30 +100,33 @@ def test_a_terminal_shows_marks_as_styles():
 @pytest.mark.parametrize(
     ("format", "style", "shown"),
     [
-        (Format.markdown, Style(), "**1 (2)** \\| 3 |"), (Format.latex, Style(), "\\textbf{1 (2)} \\textbar{} 3 \\\\"),
-        (Format.terminal, Style(), "*1 (2)* | 3\n"), (Format.terminal, Style(colour=True), "\x1b[1;32m1 (2)\x1b[0m | 3\n"),
+        (Format.markdown, ReportOptions(), "**1 (2)** \\| 3 |"),
+        (Format.latex, ReportOptions(), "\\textbf{1 (2)} \\textbar{} 3 \\\\"),
+        (Format.terminal, ReportOptions(), "*1 (2)* | 3\n"),
+        (Format.terminal, ReportOptions(colour=True), "\x1b[1;32m1 (2)\x1b[0m | 3\n"),
     ],
-)  # fmt: skip
+)
 def test_the_number_behind_the_bar_is_not_marked(format, style, shown):
-    line = (Entry("a"), Entry("1 (2) | 3", Mark.best, behind="| 3"))
-    assert shown in write_sheets([Sheet("t", (Band(((Entry("m"), Entry("x")),), ((line,),)),))], format, style)
+    line = (TableCell("a"), TableCell("1 (2) | 3", Emphasis.best, suffix="| 3"))
+    table = RenderedTable("t", (Section(((TableCell("m"), TableCell("x")),), ((line,),)),))
+    assert shown in write_tables([table], format, style)
 
 
 def test_a_wide_table_goes_on_below_beside_its_labels():
-    line = tuple(Entry(text) for text in ("label", *(f"number {i}" for i in range(10))))
-    sheet = Sheet("t", (Band((line,), ((line,),)),))
-    lines = writers.terminal([sheet], width=40, colour=False).splitlines()
+    line = tuple(TableCell(text) for text in ("label", *(f"number {i}" for i in range(10))))
+    table = RenderedTable("t", (Section((line,), ((line,),)),))
+    lines = writers.terminal([table], width=40, colour=False).splitlines()
     assert max(map(len, lines)) <= 40
     assert sum("label" in each for each in lines) == 2 * 4
     assert [re.findall(r"number \d", each) for each in lines if "label" in each][::2] == [
         [f"number {i}" for i in range(first, min(first + 3, 10))] for first in (0, 3, 6, 9)
     ]
-    assert writers.terminal([sheet], width=1, colour=True)
+    assert writers.terminal([table], width=1, colour=True)
 
 
 def test_wide_letters_keep_the_columns():
-    lines = [(Entry("名前"), Entry("1")), (Entry("ab"), Entry("22"))]
-    text = writers.terminal([Sheet("t", (Band((), (tuple(lines),)),))], width=80, colour=False)
+    lines = [(TableCell("名前"), TableCell("1")), (TableCell("ab"), TableCell("22"))]
+    text = writers.terminal([RenderedTable("t", (Section((), (tuple(lines),)),))], width=80, colour=False)
     assert "名前   1\nab    22\n" in text
 
 
@@ -176,7 +172,9 @@ def hostile(row):
         for i, name in enumerate(HOSTILE)
     ]
     rows += [row(0, method=name, reason=name) for name in HOSTILE]
-    return Report([], rows, [], make_tables(rows))
+    runs = run_frame(rows)
+    tables = grid_tables(runs)
+    return Report([], runs, grids=tables, all_grids=tables)
 
 
 def test_hostile_names_in_a_terminal(hostile):
@@ -184,12 +182,12 @@ def test_hostile_names_in_a_terminal(hostile):
     for name in HOSTILE:
         assert plain(name) in text
     assert "\x1b" not in text
-    assert "\x1b[2J" not in write_report(hostile, Format.terminal, style=Style(width=20, colour=True))
+    assert "\x1b[2J" not in write_report(hostile, Format.terminal, ReportOptions(width=20, colour=True))
 
 
 def test_hostile_names_in_markdown(hostile):
     lines = write_report(hostile, Format.markdown).splitlines()
-    assert sum(line.startswith("### ") for line in lines) == len(hostile.tables)
+    assert sum(line.startswith("### ") for line in lines) == len(hostile.grids)
     for line in lines:
         if line.startswith("|"):
             assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) in (3, len(HOSTILE) + 2)
@@ -203,11 +201,11 @@ COMPILER = shutil.which("pdflatex")
 @pytest.mark.parametrize("content", ["published", "hostile"])
 def test_latex_compiles(tmp_path, hostile, content):
     report, view = (published_report(), View.published) if content == "published" else (hostile, View.both)
-    text = write_report(report, Format.latex, view, style=Style(standalone=True))
+    text = write_report(report, Format.latex, ReportOptions(view, standalone=True))
     (tmp_path / "t.tex").write_text(text, encoding="utf-8")
     output = compile_latex(tmp_path)
     pages = int(re.search(r"\((\d+) pages", output)[1])
-    assert pages >= len(report.sheets(view))
+    assert pages >= len(report.tables(ReportOptions(view)))
     assert "too large" not in output
 
 
@@ -224,17 +222,18 @@ def compile_latex(folder):
 def half_done():
     """Twelve pairs of networks and a dozen methods, of which every second cell is trained."""
     suites = load_suites(["semckd_cifar100"], 3)
-    rows = [
-        replace(row, top1=70 + (7 * at % 50) / 10, status="done", reason="") if at // 3 % 2 else row
-        for at, row in enumerate(collect(suites, []))
-    ]
-    measured = by_key(run_facts(rows))
-    return Report([fill(layouts().tables[id], measured) for id in suites[0].tables], rows, [], make_tables(rows))
+    runs = collect(suites, [])
+    done = runs.index // 3 % 2 == 1
+    runs.loc[done, "top1"] = 70 + (7 * runs.index[done] % 50) / 10
+    runs.loc[done, ["status", "reason"]] = ["done", ""]
+    measured, tables = comparable(run_observations(runs)), grid_tables(runs)
+    papers = paper_tables(suites[0].tables, measured, runs, lambda key: "")
+    return Report(papers, runs, grids=tables, all_grids=tables)
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no pdflatex on this machine")
 def test_wide_and_long_tables_fit_their_pages(tmp_path, half_done):
-    text = write_report(half_done, Format.latex, style=Style(standalone=True), statistics=analyse(half_done.rows, "kd"))
+    text = write_report(half_done, Format.latex, ReportOptions(statistics=True, baseline="kd", standalone=True))
     assert "U+" not in text
     (tmp_path / "t.tex").write_text(text, encoding="utf-8")
     output = compile_latex(tmp_path)
@@ -254,9 +253,9 @@ def test_latex_has_every_character_of_the_projects_own_texts():
 @pytest.mark.parametrize("format", [Format.markdown, Format.latex, Format.terminal])
 def test_every_printed_number_is_in_every_format(format):
     report = published_report()
-    text = write_report(report, format, View.published)
+    text = write_report(report, format, ReportOptions(View.published))
     symbol = {Format.latex: "$\\pm$"}.get(format, "±")
-    for table in report.printed:
-        for cell in table.cells.values():
-            number = cell.published.text.replace("±", symbol)
+    for table in report.papers:
+        for printed in table.cells["printed"]:
+            number = printed.replace("±", symbol)
             assert (number if number != "—" or format is not Format.latex else "---") in text

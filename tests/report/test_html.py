@@ -8,12 +8,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from kdbench.report.assemble import analyse, measured_report, published_report
 from kdbench.report.captions import environments
-from kdbench.report.html import Choice, html
-from kdbench.report.options import View
-from kdbench.report.page_data import Curve, cell_curves, own_methods, points_per_curve, safe_json, stride
-from kdbench.report.tables import make_tables
+from kdbench.report.html import Curve, cell_curves, html, own_methods, points_per_curve, safe_json, stride
+from kdbench.report.observations import run_frame
+from kdbench.report.options import Bold, ReportOptions, View
+from kdbench.report.report import measured_report, published_report
+from kdbench.report.tables import grid_tables
 from kdbench.store.record import Accuracy, Failure, Result
 from kdbench.store.store import Store
 from kdbench.suite.load import bundled_suites, load_suite
@@ -29,9 +29,8 @@ grid: {teacher: resnet8x4, student: [resnet8, resnet14], method: [ce, kd, at]}
 """
 
 
-def make_page(suite, store, choice=None):
-    report = measured_report([suite], [store])
-    return html(report, analyse(report.rows), [suite], [store], choice or Choice())
+def make_page(suite, store, **options):
+    return html(measured_report([suite], [store]), ReportOptions(**options))
 
 
 class Elements(HTMLParser):
@@ -70,7 +69,7 @@ def test_the_page_needs_nothing_else(trained):
 
 def test_what_the_page_holds(trained):
     suite, store = trained(SUITE)
-    found = Elements(make_page(suite, store, Choice(commands="kdbench run 'my suite.yaml'")))
+    found = Elements(make_page(suite, store, commands="kdbench run 'my suite.yaml'"))
     text = " ".join(" ".join(found.text).split())
     assert "12 runs: 11 done, 1 not run." in text
     assert "50.50 ± 0.71 (2)" in text
@@ -145,9 +144,7 @@ def test_what_is_not_separable_is_marked(trained, finish):
     suite, store = trained(SUITE)
     (run,) = [run for run in suite.runs if (run.method, run.spec.student, run.spec.trial) == ("kd", "resnet8", 0)]
     finish(store.run(run.id), last=51.0)
-    marked = [
-        attrs for _, attrs in Elements(make_page(suite, store, Choice(separable=True))).tags if "data-cell" in attrs
-    ]
+    marked = [attrs for _, attrs in Elements(make_page(suite, store, bold=Bold.separable)).tags if "data-cell" in attrs]
     best = [attrs for _, attrs in Elements(make_page(suite, store)).tags if "data-cell" in attrs]
     assert sum(attrs.get("class") == "best" for attrs in best) == 2
     assert sum(attrs.get("class") == "best" for attrs in marked) > 2
@@ -160,15 +157,17 @@ HOSTILE = NAMED + "\u2028"
 def test_hostile_names_stay_text(row, tmp_path):
     names = dict.fromkeys(("suite", "method", "teacher", "student", "protocol", "scenario"), HOSTILE)
     changes = {**names, "status": "missing"}
-    rows = [
-        row(0, 50.0, **changes),
-        row(1, None, reason=HOSTILE, **changes),
-        row(0, 51.0, **{**changes, "method": "kd"}),
-    ]
-    report = replace(published_report(["ega-1"]), rows=rows, whole=make_tables(rows))
+    runs = run_frame(
+        [
+            row(0, 50.0, **changes),
+            row(1, None, reason=HOSTILE, **changes),
+            row(0, 51.0, **{**changes, "method": "kd"}),
+        ]
+    )
     suite = Suite(HOSTILE, str(tmp_path / "s.yaml"), HOSTILE, ())
     (tmp_path / "s.yaml").write_text(HOSTILE, encoding="utf-8")
-    page = html(report, analyse(rows), [suite], [Store(tmp_path)], Choice(commands=HOSTILE))
+    content = {"runs": runs, "all_grids": grid_tables(runs), "suites": [suite], "stores": [Store(tmp_path)]}
+    page = html(replace(published_report(["ega-1"]), **content), ReportOptions(commands=HOSTILE))
     found = Elements(page)
     assert not [tag for tag, _ in found.tags if tag == "img"]
     assert [attrs.get("type") for tag, attrs in found.tags if tag == "script"] == ["application/json", None, None]
@@ -219,8 +218,7 @@ def test_json_cannot_end_its_element():
 
 
 def test_published_tables_alone():
-    report = published_report()
-    found = Elements(html(report, analyse([]), [], [], Choice(View.published)))
+    found = Elements(html(published_report(), ReportOptions(View.published)))
     assert len([tag for tag, _ in found.tags if tag == "h3"]) == 24
     assert not {"results", "statistics"} & {attrs.get("id") for _, attrs in found.tags}
 

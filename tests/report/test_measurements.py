@@ -5,13 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from kdbench.cli.report import page
 from kdbench.errors import KdbenchError
-from kdbench.report.assemble import measured_report
-from kdbench.report.measurements import measurement_facts
-from kdbench.report.options import Bold, Format, Style, View
-from kdbench.report.sheet import plain
-from kdbench.report.tidy import json_text
+from kdbench.report.csv_json import json_text
+from kdbench.report.observations import measurement_observations
+from kdbench.report.options import Bold, Format, ReportOptions, View
+from kdbench.report.rendered import plain
+from kdbench.report.report import measured_report
 from kdbench.report.writers import write_report
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
@@ -53,30 +52,32 @@ def measured(store, load):
     return suite
 
 
-def texts(sheet):
-    return [[plain(entry.text) for entry in line] for line in sheet.lines]
+def texts(table):
+    return [[plain(entry.text) for entry in line] for line in table.lines]
 
 
-def line(sheet, label):
-    return next(line for line in texts(sheet) if line and line[0] == label)
+def line(table, label):
+    return next(line for line in texts(table) if line and line[0] == label)
 
 
 def test_they_fill_the_papers_tables(measured, store):
     report = measured_report([measured], [store])
-    sheets = {sheet.id: sheet for sheet in report.sheets(View.measured) if sheet.id}
-    kd = line(sheets["sskd-6"], "KD")
+    tables = {table.id: table for table in report.tables(ReportOptions(View.measured)) if table.id}
+    kd = line(tables["sskd-6"], "KD")
     assert kd[1:3] == ["6.50 ± 0.71 (2)", "0.7000 ± 0.0000 (2)"]
     assert kd[5] == "16.50 ± 0.71 (2)"
     assert kd[3] == "–"
-    probes = line(sheets["sskd-S1"], "CIFAR100→STL10")
+    probes = line(tables["sskd-S1"], "CIFAR100→STL10")
     assert probes[1:4] == ["70.50 ± 0.71 (2)", "60.00 (1)", "72.50 ± 0.71 (2)"]
 
 
 def test_what_the_papers_do_not_print_stands_in_tables_of_its_own(measured, store):
-    sheets = [
-        sheet for sheet in measured_report([measured], [store]).sheets(View.measured) if "measured with" in sheet.title
+    tables = [
+        table
+        for table in measured_report([measured], [store]).tables(ReportOptions(View.measured))
+        if "measured with" in table.title
     ]
-    cells = {text for sheet in sheets for row in texts(sheet) for text in row}
+    cells = {text for table in tables for row in texts(table) for text in row}
     assert {"KL, T = 1", "0.5000 ± 0.0000 (2)", "0.1250 ± 0.0000 (2)"} <= cells
     assert "CKA" not in cells
 
@@ -94,26 +95,31 @@ def test_what_is_not_defined_says_why(measured, store, undefined, reason):
         if values := record.result().values:
             rest = {name: value for name, value in values.items() if name != "cka"}
             record.finish(record.result().model_copy(update={"values": rest, "undefined": undefined}), {})
-    reasons = {fact.reason for fact in measurement_facts([measured], [store]) if fact.about.metric == "cka"}
-    assert reasons == {reason}
-    notes = [note for sheet in measured_report([measured], [store]).sheets(View.measured) for note in sheet.notes]
+    values = measurement_observations([measured], [store])
+    assert set(values["reason"][values["metric"] == "cka"]) == {reason}
+    notes = [
+        note
+        for table in measured_report([measured], [store]).tables(ReportOptions(View.measured))
+        for note in table.notes
+    ]
     assert any(reason in note for note in notes)
 
 
 def test_what_was_not_measured_says_so(load, store):
-    facts = measurement_facts([load(SUITE)], [store])
-    assert {(fact.status, fact.reason, fact.value) for fact in facts} == {("missing", "not measured", None)}
-    assert {fact.about.metric for fact in facts} == {"top1", "kl", "kl_t1", "cka", "class_correlation_difference"}
+    values = measurement_observations([load(SUITE)], [store])
+    assert set(values["status"] + ": " + values["reason"]) == {"missing: not measured"}
+    assert values["value"].isna().all()
+    assert set(values["metric"]) == {"top1", "kl", "kl_t1", "cka", "class_correlation_difference"}
 
 
 def test_a_network_that_was_made_again_has_not_been_measured(measured, store, finish):
     each = measured.measurements[0]
     finish(store.run(each.run.id))
-    (fact, *_) = measurement_facts([measured], [store])
-    assert fact.status == "done"  # its teacher is not there: nothing says that it was another
+    assert (
+        measurement_observations([measured], [store])["status"][0] == "done"
+    )  # its teacher is not there: nothing says that it was another
     finish(store.teacher(each.run.spec.teacher.id), kind="teacher")
-    (fact, *_) = measurement_facts([measured], [store])
-    assert fact.status == "missing"
+    assert measurement_observations([measured], [store])["status"][0] == "missing"
 
 
 def test_runs_that_record_likeness_fill_semckd_s_table(load, store, finish):
@@ -122,20 +128,20 @@ def test_runs_that_record_likeness_fill_semckd_s_table(load, store, finish):
     record = store.run(suite.runs[0].id)
     finish(record)
     record.finish(record.result().model_copy(update={"sm_score": 15.5, "layer_cka": 0.9}), {})
-    (sheet, *_) = measured_report([suite], [store]).sheets(View.both)
-    assert line(sheet, "AT")[1:] == ["15.50 (1) | 15.52", "0.90 (1) | 0.90"]
-    assert "protocol semckd; mean over the last ten epochs; 1 trial" in sheet.caption
-    assert "best epoch" not in sheet.caption
+    (table, *_) = measured_report([suite], [store]).tables(ReportOptions(View.both))
+    assert line(table, "AT")[1:] == ["15.50 (1) | 15.52", "0.90 (1) | 0.90"]
+    assert "protocol semckd; mean over the last ten epochs; 1 trial" in table.caption
+    assert "best epoch" not in table.caption
 
 
 def test_their_tables_say_how_and_why_they_are_short(measured, store):
     first = measured.measurements[0]
     (store.measurement(first.spec.id).folder / "result.json").unlink()
     report = measured_report([replace(measured, tables=())], [store])
-    sheets = {sheet.title: sheet for sheet in report.measurement_sheets(View.both)}
+    tables = {table.title: table for table in report.measurement_tables(View.both)}
     likeness, probes = (
-        sheets["measured with vgg13, pretrained teacher, trained on cifar100"],
-        sheets["measured with wrn-40-2, pretrained teacher, trained on cifar100"],
+        tables["measured with vgg13, pretrained teacher, trained on cifar100"],
+        tables["measured with wrn-40-2, pretrained teacher, trained on cifar100"],
     )
     assert probes.caption == (
         "Measured on finished networks, mean ± sd (n); protocol sskd; probes by best epoch, chosen by test accuracy; "
@@ -146,7 +152,7 @@ def test_their_tables_say_how_and_why_they_are_short(measured, store):
     assert likeness.notes[0].endswith("on cifar100 KL, T = 1 and 2 more: not measured (1 of 2)")
     cells = [cell for cell in json.loads(json_text(report, 0.5))["cells"] if cell.get("metric") == "CKA"]
     assert {(cell["dataset"], cell["n"]) for cell in cells} == {("cifar100", 1), ("cifar100", 2), ("svhn", 2)}
-    assert not report.measurement_sheets(View.verdict)
+    assert not report.measurement_tables(View.verdict)
 
 
 def test_incompatible_versions_of_measurements_are_refused(measured, store):
@@ -161,7 +167,7 @@ def test_incompatible_versions_of_measurements_are_refused(measured, store):
 
 def test_separable_marks_stay_in_the_tables_of_accuracies(measured, store):
     report = measured_report([replace(measured, tables=())], [store])
-    text = write_report(report, Format.markdown, style=Style(bold=Bold.separable))
+    text = write_report(report, Format.markdown, ReportOptions(bold=Bold.separable))
     assert text.index("Bold: the best") < text.index("measured with")
     assert "Bold: the best" not in text[text.index("measured with") :]
 
@@ -169,5 +175,5 @@ def test_separable_marks_stay_in_the_tables_of_accuracies(measured, store):
 def test_the_page_shows_them(measured, store):
     suite = replace(measured, tables=())
     report = measured_report([suite], [store])
-    assert "measured with vgg13, pretrained teacher, trained on cifar100" in page(report, [suite], [store])
-    assert "measured with vgg13" not in page(report, [suite], [store], view=View.verdict)
+    assert "measured with vgg13, pretrained teacher, trained on cifar100" in write_report(report, Format.html)
+    assert "measured with vgg13" not in write_report(report, Format.html, ReportOptions(View.verdict))

@@ -2,21 +2,20 @@
 
 import pytest
 
-from kdbench.report.observations import collect
-from kdbench.report.published import records
-from kdbench.report.tables import make_tables
+from kdbench.report.keys import reference
+from kdbench.report.observations import collect, run_frame
+from kdbench.report.tables import grid_cells
 
 
-def published(row):
-    """What stands beside the row in its table."""
-    (table,) = make_tables([row])
-    (cell,) = table.cells.values()
-    return cell.published and cell.published.text
+def published(runs):
+    """The published number of the only cell of the runs' table, or None."""
+    (text,) = grid_cells(runs)["printed"]
+    return text or None
 
 
 def test_the_reference_is_whole():
-    assert len(records()) == 873
-    assert {record["paper"] for record in records()} == {"ega", "sskd", "semckd"}
+    assert len(reference()) == 873
+    assert set(reference()["paper"]) == {"ega", "sskd", "semckd"}
 
 
 @pytest.mark.parametrize(
@@ -35,7 +34,7 @@ def test_the_reference_is_whole():
 )
 def test_cells(row, paper, method, teacher, student, strategy, text):
     place = row(paper=paper, protocol=paper, method=method, teacher=teacher, student=student, strategy=strategy)
-    assert published(place) == text
+    assert published(run_frame([place])) == text
 
 
 @pytest.mark.parametrize(
@@ -46,7 +45,7 @@ def test_cells(row, paper, method, teacher, student, strategy, text):
     ],
 )  # fmt: skip
 def test_nothing_is_published_for_other_settings(row, changes):
-    assert published(row(**({"paper": "semckd"} | changes))) is None
+    assert published(run_frame([row(**({"paper": "semckd"} | changes))])) is None
 
 
 SUITE = """
@@ -89,5 +88,4 @@ def test_from_a_suite(load, changes, text):
         "scenario": "{fraction: 1.0}",
         "student": "resnet8x4",
     } | changes
-    (found,) = collect([load(SUITE.format(**values))], [])
-    assert published(found) == text
+    assert published(collect([load(SUITE.format(**values))], [])) == text

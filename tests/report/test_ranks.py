@@ -6,30 +6,28 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from kdbench.report.keys import reference
 from kdbench.report.paired_tests import (
     Samples,
-    average_ranks,
     complete_block,
     critical_difference,
     rank_methods,
     relative_improvement,
 )
-from kdbench.report.published import records
 from kdbench.report.statistics import Improvement, average_improvement
 
 
 def samples(table):
     """Samples of one trial from {method: [value or None for each pair]}."""
     width = max(len(values) for values in table.values())
-    pairs = [("t", f"s{at}") for at in range(width)]
-    trials = {(m, pairs[at]): {0: v} for m, values in table.items() for at, v in enumerate(values) if v is not None}
-    return Samples(list(table), pairs, trials)
+    lists = [[*values, *[None] * (width - len(values))] for values in table.values()]
+    values = np.array(lists, dtype=float).T[:, np.newaxis]  # pairs, the trial, methods
+    return Samples(list(table), [("t", f"s{at}") for at in range(width)], values, np.full_like(values, np.nan))
 
 
 def test_ranks_share_ties():
-    assert average_ranks([70.0, 72.0, 70.0, 71.0]) == [3.5, 1.0, 3.5, 2.0]
-    assert average_ranks([1.0, 1.0, 1.0]) == [2.0, 2.0, 2.0]
-    assert average_ranks([]) == []
+    table = samples({"a": [70.0], "b": [72.0], "c": [70.0], "d": [71.0]})
+    assert rank_methods(table).ranks == {"a": 3.5, "b": 1.0, "c": 3.5, "d": 2.0}
 
 
 @pytest.mark.parametrize("digits", [0, 3])
@@ -93,7 +91,7 @@ def test_semckds_tables_give_its_average_relative_improvement():
     """The paper says 60.03 %; its printed cells give 58.64 % pooled, 59.07 % as the mean over methods."""
     cells = {
         (r["table"], r["method"], r["teacher"], r["student"]): float(r["value"])
-        for r in records()
+        for r in reference().to_dict("records")
         if r["paper"] == "semckd" and r["table"] in ("2", "3") and r["value"]
     }
     pairs = {(table, teacher, student) for table, _, teacher, student in cells}

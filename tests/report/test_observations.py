@@ -1,16 +1,17 @@
-"""Facts: the tidy values of runs and teachers, and what they are compared by."""
+"""Observations: the tidy values of runs and teachers, and the key by which they are compared."""
 
 import csv
 import io
 import json
 
+import pandas as pd
 import pytest
 
 from kdbench.catalogue.terms import term, term_names
-from kdbench.report.assemble import measured_report
-from kdbench.report.observations import by_key, collect, run_facts, teacher_facts, terms_text
-from kdbench.report.published import Key, canonical_setting, matched, split_method
-from kdbench.report.tidy import facts_csv, json_text
+from kdbench.report.csv_json import json_text, observations_csv
+from kdbench.report.keys import KEY, canonical, canonical_setting, grouped, split_method, terms_text
+from kdbench.report.observations import collect, comparable, run_observations, teacher_observations
+from kdbench.report.report import measured_report
 from kdbench.store.record import Failure
 from kdbench.store.store import Store
 from kdbench.suite.specs import WeightedTerm
@@ -43,7 +44,8 @@ def test_settings_have_one_spelling(setting, canonical):
 
 
 def matched_to(*parts):
-    return matched(Key(*parts))
+    (key,) = canonical(pd.DataFrame([parts], columns=KEY)).itertuples(index=False, name=None)
+    return key
 
 
 def test_the_plain_student_has_no_teacher_and_the_teacher_no_student():
@@ -73,7 +75,9 @@ def test_a_run_that_several_suites_name_is_one_value_with_all_of_them(load, tmp_
     for number, run in enumerate(suites[0].runs):
         finish(store.run(run.id), last=50.0 + number)
     report = measured_report(suites, [store])
-    lines = [line for line in csv.DictReader(io.StringIO(facts_csv(report.facts))) if line["metric"] == "top1"]
+    lines = [
+        line for line in csv.DictReader(io.StringIO(observations_csv(report.observations))) if line["metric"] == "top1"
+    ]
     students = [(line["suites"], line["method"], line["student"], line["value"]) for line in lines if line["student"]]
     assert students[:4] == [
         ("first suite; second", "ce", "resnet8", "50.0"), ("first suite; second", "ce", "resnet8", "51.0"),
@@ -115,27 +119,31 @@ grid:
 def test_the_values_of_runs(load, tmp_path, finish):
     suite, store = load(TEXT), Store(tmp_path / "results")
     finish(store.run(suite.runs[0].id), versions={"kdbench": "0.1.0"})
-    facts = run_facts(collect([suite], [store]))
-    assert len(facts) == 3 * len(suite.runs) == 36
-    assert [(f.about.metric, f.value, f.status, f.version, f.score) for f in facts[:3]] == [
+    values = run_observations(collect([suite], [store]))
+    assert len(values) == 3 * len(suite.runs) == 36
+    shown = values[["metric", "value", "status", "version", "score"]].itertuples(index=False, name=None)
+    assert list(shown)[:3] == [
         ("top1", 60.0, "done", "0.1.0", "best"),
         ("top1_error", 40.0, "done", "0.1.0", "best"),
         ("top5_error", 9.0, "done", "0.1.0", "best"),
     ]
-    assert (facts[3].trial, facts[3].value, facts[3].reason) == (1, None, "not run")
-    assert {(f.about.paper, f.about.teacher, f.about.student, f.about.dataset, f.about.strategy) for f in facts} == {
-        ("semckd", "resnet32x4", "vgg8", "cifar100", "pretrained")
-    }
-    assert list(dict.fromkeys(f.about.setting for f in facts)) == ["", "fewshot=0.25", "noise=0.1"]
+    assert list(values.loc[3, ["trial", "reason"]]) == [1, "not run"]
+    assert values["value"].notna().sum() == 3
+    about = values[["paper", "teacher", "student", "dataset", "strategy"]].itertuples(index=False, name=None)
+    assert set(about) == {("semckd", "resnet32x4", "vgg8", "cifar100", "pretrained")}
+    assert list(values["setting"].unique()) == ["", "fewshot=0.25", "noise=0.1"]
 
 
 def test_the_teacher_counts_as_it_taught(load, tmp_path, finish):
     suite, store = load(TEXT), Store(tmp_path / "results")
     teacher = next(run.spec.teacher for run in suite.runs if run.spec.teacher)
-    (missing, *_) = teacher_facts(collect([suite], [store]), [store])
-    assert (missing.value, missing.reason) == (None, "teacher not trained")
+    runs = collect([suite], [store])
+
+    def state():
+        return tuple(teacher_observations(runs, [store]).loc[0, ["status", "reason"]])
+
     record = store.teacher(teacher.id)
-    states = [(missing.status, missing.reason)]
+    states = [state()]
     for change in (
         lambda: record.state_file.write_bytes(b""),
         lambda: record.fail(Failure(kind="error", epoch=3, reason="out of\nmemory")),
@@ -143,8 +151,7 @@ def test_the_teacher_counts_as_it_taught(load, tmp_path, finish):
     ):
         record.write_metrics([{"epoch": 1}])
         change()
-        (fact, *_) = teacher_facts(collect([suite], [store]), [store])
-        states.append((fact.status, fact.reason))
+        states.append(state())
     assert states == [
         ("missing", "teacher not trained"),
         ("started", "teacher in training, 1 epochs so far"),
@@ -153,13 +160,14 @@ def test_the_teacher_counts_as_it_taught(load, tmp_path, finish):
     ]
     assert states[3][1].startswith(f"teacher damaged record: {record.folder / 'result.json'}")
     finish(record, kind="teacher", last=79.0, best=80.0)
-    facts = teacher_facts(collect([suite], [store]), [store])
-    assert [(f.about.method, f.about.teacher, f.about.student, f.about.metric, f.value) for f in facts] == [
+    values = teacher_observations(runs, [store])
+    shown = values[["method", "teacher", "student", "metric", "value"]].itertuples(index=False, name=None)
+    assert list(shown) == [
         ("teacher", "resnet32x4", "", "top1", 79.0),
         ("teacher", "resnet32x4", "", "top1_error", 21.0),
         ("teacher", "resnet32x4", "", "top5_error", 10.0),
     ]
-    assert {f.about.paper for f in facts} == {"semckd"}
+    assert set(values["paper"]) == {"semckd"}
 
 
 SWEEP = """
@@ -187,15 +195,14 @@ grid:
     ],
 )
 def test_a_sweep_is_the_papers_but_for_what_it_varies(load, protocol, terms, paper):
-    facts = run_facts(collect([load(SWEEP.format(protocol=protocol, terms=terms))], []))
-    assert {(f.about.paper, f.about.method, f.about.setting) for f in facts} == {
-        (paper, "ega-no-edge", "node_weight=1.2")
-    }
+    values = run_observations(collect([load(SWEEP.format(protocol=protocol, terms=terms))], []))
+    about = values[["paper", "method", "setting"]].itertuples(index=False, name=None)
+    assert set(about) == {(paper, "ega-no-edge", "node_weight=1.2")}
 
 
 def test_an_unknown_method_with_brackets_is_no_papers(load):
     text = SWEEP.replace("ega-no-edge[", "mine[").format(protocol="ega", terms="{ce: 1, ega: {edge: 0}}")
-    assert {f.about.paper for f in run_facts(collect([load(text)], []))} == {""}
+    assert set(run_observations(collect([load(text)], []))["paper"]) == {""}
 
 
 def test_a_run_that_several_columns_share_counts_once(load):
@@ -205,7 +212,8 @@ dataset: cifar100
 trials: 4
 grid: {teacher: [resnet32x4, vgg13], student: vgg8, method: ce}
 """)
-    (found,) = [facts for key, facts in by_key(run_facts(collect([suite], []))).items() if key.metric == "top1"]
-    assert [fact.trial for fact in found] == [0, 1, 2, 3]
+    known = comparable(run_observations(collect([suite], [])))
+    (trials,) = [list(values["trial"]) for key, values in grouped(known, KEY).items() if "top1" in key]
+    assert trials == [0, 1, 2, 3]
     changed = load("protocol: {base: semckd, epochs: 9}\ndataset: cifar100\ngrid: {student: vgg8, method: ce}")
-    assert by_key(run_facts(collect([changed], []))) == {}
+    assert comparable(run_observations(collect([changed], []))).empty

@@ -1,10 +1,13 @@
 """Rows: what the stores hold of a suite's runs."""
 
+import math
+
 import pytest
 
-from kdbench.report.cells import View
-from kdbench.report.observations import collect, dataset_label, scenario_label
-from kdbench.report.tables import make_tables, table_sheet
+from kdbench.report.keys import dataset_label, scenario_label
+from kdbench.report.observations import collect
+from kdbench.report.options import View
+from kdbench.report.tables import grid_tables, render_grid
 from kdbench.store.record import Accuracy, Failure, Result
 from kdbench.store.store import Store
 from kdbench.suite.specs import DatasetSpec, Scenario
@@ -31,13 +34,13 @@ def test_every_state_of_a_run(suite, tmp_path, finish):
     started.write_metrics([{"epoch": 1}])
     started.state_file.write_bytes(b"")
     rows = collect([suite], [store])
-    assert [row.status for row in rows] == ["done", "failed", "started", "missing"]
-    assert [row.reason for row in rows] == ["", "loss is nan in epoch 3", "in training, 1 epochs so far", "not run"]
-    assert (rows[0].top1, rows[0].top1_last, rows[0].top1_best, rows[0].best_epoch) == (50.0, 50.0, 60.0, 2)
-    assert rows[0].version == "0.1"
+    assert list(rows["status"]) == ["done", "failed", "started", "missing"]
+    assert list(rows["reason"]) == ["", "loss is nan in epoch 3", "in training, 1 epochs so far", "not run"]
+    assert list(rows.loc[0, ["top1", "top1_last", "top1_best", "best_epoch"]]) == [50.0, 50.0, 60.0, 2]
+    assert rows["version"][0] == "0.1"
     missing.begin({"a": 1})
     (missing.folder / "result.json").write_text("{")
-    row = collect([suite], [store])[3]
+    row = collect([suite], [store]).loc[3]
     assert row.status == "failed"
     assert row.reason.startswith("damaged record: ")
 
@@ -46,15 +49,16 @@ def test_the_protocol_says_which_epoch_counts(load, tmp_path, finish):
     suite = load(TEXT.format(protocol="{base: smoke, score: best}"))
     store = Store(tmp_path / "results")
     finish(store.run(suite.runs[0].id))
-    assert collect([suite], [store])[0].top1 == 60.0
+    assert collect([suite], [store])["top1"][0] == 60.0
 
 
 def test_the_accuracy_of_a_teacher_that_learned_beside_the_student(suite, tmp_path):
     record = Store(tmp_path / "results").run(suite.runs[0].id)
     student, teacher = Accuracy(epoch=2, top1=50.0, top5=90.0), Accuracy(epoch=2, top1=70.0, top5=95.0)
     record.finish(Result(id=record.id, kind="run", last=student, best=student, teacher=teacher, weights_sha256=""), {})
-    rows = collect([suite], [Store(tmp_path / "results")])
-    assert [row.teacher_top1 for row in rows] == [70.0, None, None, None]
+    (accuracy, *others) = collect([suite], [Store(tmp_path / "results")])["teacher_top1"]
+    assert accuracy == 70.0
+    assert all(map(math.isnan, others))
 
 
 def test_stores_are_merged_and_the_first_result_counts(suite, tmp_path, finish):
@@ -64,8 +68,8 @@ def test_stores_are_merged_and_the_first_result_counts(suite, tmp_path, finish):
     finish(second.run(suite.runs[1].id), last=30.0)
     first.run(suite.runs[1].id).begin({"a": 1})
     (first.run(suite.runs[1].id).folder / "result.json").write_text("damaged")
-    assert [row.top1 for row in collect([suite], [first, second])] == [10.0, 30.0, None, None]
-    assert [row.top1 for row in collect([suite], [second, first])][:2] == [20.0, 30.0]
+    assert list(collect([suite], [first, second])["top1"].dropna()) == [10.0, 30.0]
+    assert list(collect([suite], [second, first])["top1"].dropna()) == [20.0, 30.0]
 
 
 def test_hostile_records(suite, tmp_path, finish):
@@ -74,7 +78,7 @@ def test_hostile_records(suite, tmp_path, finish):
         finish(store.run(run.id))
         (store.run(run.id).folder / "about.json").write_text('{"versions": [1]}')
         (store.run(run.id).folder / "spec.json").write_text("[]")
-    assert {row.version for row in collect([suite], [store])} == {""}
+    assert set(collect([suite], [store])["version"]) == {""}
 
 
 def test_a_validation_split_is_named_and_its_runs_are_no_papers(load, tmp_path):
@@ -84,10 +88,10 @@ def test_a_validation_split_is_named_and_its_runs_are_no_papers(load, tmp_path):
     assert dataset_label(part) == ("cifar100 (20 classes, 450 + 25 images each; validation: 10 % of the training set)")
     text = TEXT.format(protocol="{base: semckd, score: best}").replace("train_per_class: 8", "val_split: 0.1")
     rows = collect([load(text)], [Store(tmp_path / "none")])
-    assert {row.paper for row in rows} == {""}
-    (table,) = make_tables(rows)
+    assert set(rows["paper"]) == {""}
+    (table,) = grid_tables(rows)
     assert "digits (validation: 10 % of the training set)" in table.group.title
-    caption = table_sheet(table, View.measured).caption
+    caption = render_grid(table, View.measured).caption
     assert caption.startswith("Top-1 validation accuracy in %")
     assert "chosen by validation accuracy" in caption
     assert "test" not in caption

@@ -12,7 +12,7 @@ from enum import StrEnum
 from kdbench.catalogue.text import CONTROL
 
 
-class Mark(StrEnum):
+class Emphasis(StrEnum):
     """How a number stands out: the papers print the best bold and the second best underlined.
 
     ``significant`` is a difference of either sign that a test finds.
@@ -25,73 +25,73 @@ class Mark(StrEnum):
 
 
 @dataclass(frozen=True)
-class Entry:
+class TableCell:
     """One cell's text; ``span`` is the number of columns that it covers.
 
-    ``behind`` is the end of the text that the mark does not cover: the published number behind its bar.
+    ``suffix`` is the end of the text that the emphasis does not cover: the published number suffix its bar.
     """
 
     text: str
-    mark: Mark = Mark.none
+    emphasis: Emphasis = Emphasis.none
     span: int = 1
-    behind: str = ""
+    suffix: str = ""
 
     @property
     def front(self) -> str:
-        """The text that the mark covers."""
-        return self.text.removesuffix(self.behind).rstrip()
+        """The text that the emphasis covers."""
+        return self.text.removesuffix(self.suffix).rstrip()
 
     def write(self, escape: Callable[[str], str], marked: Callable[[str], str]) -> str:
         """The text as a format writes it, from how it escapes any text and how it marks one."""
-        return " ".join(filter(None, (marked(escape(self.front)), escape(self.behind))))
+        return " ".join(filter(None, (marked(escape(self.front)), escape(self.suffix))))
 
 
-Line = tuple[Entry, ...]
-"""The entries of a line from left to right; their spans add up to the sheet's width."""
-
-
-@dataclass(frozen=True)
-class Band:
-    """Header lines and the lines below them, in partitions with a rule between any two. A sheet may stack several."""
-
-    header: tuple[Line, ...]
-    parts: tuple[tuple[Line, ...], ...]
+Row = tuple[TableCell, ...]
+"""The cells of a line from left to right; their spans add up to the table's width."""
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """A table to be written. ``stub`` says whether the first column holds labels (to the left) and not numbers.
+class Section:
+    """Header lines and the lines below them, in partitions with a rule between any two. A table may stack several."""
+
+    header: tuple[Row, ...]
+    parts: tuple[tuple[Row, ...], ...]
+
+
+@dataclass(frozen=True)
+class RenderedTable:
+    """A table to be written. ``row_labels`` says whether the first column holds labels (to the left) and not numbers.
 
     ``id`` is ``ega-1`` for a paper's table and "" for any other; ``caption`` stands under the table: what it shows, the
     protocol, score rule, trials and versions; ``notes`` follow it, one line each.
     """
 
     title: str
-    bands: tuple[Band, ...]
+    sections: tuple[Section, ...]
     id: str = ""
-    stub: bool = True
+    row_labels: bool = True
     caption: str = ""
     notes: tuple[str, ...] = ()
 
     @property
-    def lines(self) -> tuple[Line, ...]:
-        return tuple(line for band in self.bands for part in (band.header, *band.parts) for line in part)
+    def lines(self) -> tuple[Row, ...]:
+        return tuple(line for section in self.sections for part in (section.header, *section.parts) for line in part)
 
     @property
     def width(self) -> int:
         """The number of columns, with that of the labels."""
-        return max((sum(entry.span for entry in line) for line in self.lines), default=0)
+        return max((sum(cell.span for cell in line) for line in self.lines), default=0)
 
 
-def spanning(texts: Iterable[str]) -> Line:
-    """A header line in which equal neighbours are one entry."""
-    entries: list[Entry] = []
+def spanning(texts: Iterable[str]) -> Row:
+    """A header line in which equal neighbours are one cell."""
+    cells: list[TableCell] = []
     for text in texts:
-        if entries and entries[-1].text == text:
-            entries[-1] = Entry(text, span=entries[-1].span + 1)
+        if cells and cells[-1].text == text:
+            cells[-1] = TableCell(text, span=cells[-1].span + 1)
         else:
-            entries.append(Entry(text))
-    return tuple(entries)
+            cells.append(TableCell(text))
+    return tuple(cells)
 
 
 def plain(text: str) -> str:

@@ -4,10 +4,10 @@ import pytest
 
 from kdbench.cli.options import select
 from kdbench.errors import BadSuite, KdbenchError
-from kdbench.report.assemble import measured_report
 from kdbench.report.captions import empty_cells
-from kdbench.report.options import View
-from kdbench.report.sheet import Mark
+from kdbench.report.options import ReportOptions, View
+from kdbench.report.rendered import Emphasis
+from kdbench.report.report import measured_report
 from kdbench.store.record import Failure
 from kdbench.store.store import Store
 
@@ -17,10 +17,13 @@ def store(tmp_path):
     return Store(tmp_path / "results")
 
 
-def lines(sheet):
-    """The texts of a sheet's lines below the header, by label."""
+def lines(table):
+    """The texts of a table's lines below the header, by label."""
     return {
-        line[0].text: [entry.text for entry in line[1:]] for band in sheet.bands for part in band.parts for line in part
+        line[0].text: [entry.text for entry in line[1:]]
+        for band in table.sections
+        for part in band.parts
+        for line in part
     }
 
 
@@ -58,7 +61,7 @@ def few(load, store, finish):
 
 
 def test_plain_runs_fill_the_columns_without_scenario(few, store):
-    shot, noise, _ = measured_report([few], [store]).sheets(View.both)
+    shot, noise, _ = measured_report([few], [store]).tables(ReportOptions(View.both))
     assert (shot.id, noise.id) == ("semckd-7", "semckd-8")
     assert lines(shot)["KD"][0] == "50.05 ± 0.07 (2) | 59.23 ± 0.23"
     assert lines(shot)["KD"][3] == "72.85 ± 0.07 (2) | 72.73 ± 0.15"
@@ -68,15 +71,15 @@ def test_plain_runs_fill_the_columns_without_scenario(few, store):
 
 def test_every_view(few, store):
     report = measured_report([few], [store])
-    shown = {view: lines(report.sheets(view)[0]).get("KD") for view in View}
+    shown = {view: lines(report.tables(ReportOptions(view))[0]).get("KD") for view in View}
     assert shown[View.measured] == ["50.05 ± 0.07 (2)", "–", "–", "72.85 ± 0.07 (2)"]
-    assert lines(report.sheets(View.published)[0])["KD [9]"][0] == "59.23 ± 0.23"
+    assert lines(report.tables(ReportOptions(View.published))[0])["KD [9]"][0] == "59.23 ± 0.23"
     assert shown[View.difference] == ["-9.18", "–", "–", "+0.12"]
     assert shown[View.verdict] == ["lower", "–", "–", "agrees"]
 
 
 def test_what_a_suite_ran_beyond_its_tables_stands_in_generic_ones(few, store):
-    *_, generic = measured_report([few], [store]).sheets()
+    *_, generic = measured_report([few], [store]).tables()
     assert generic.id == ""
     assert "epochs 20" in generic.caption
     assert list(lines(generic)) == ["kd"]
@@ -84,12 +87,12 @@ def test_what_a_suite_ran_beyond_its_tables_stands_in_generic_ones(few, store):
 
 def test_a_suite_without_tables_has_generic_ones_only(load, store):
     suite = load(FEW.replace("tables: [semckd-7, semckd-8]\n", ""))
-    assert {sheet.id for sheet in measured_report([suite], [store]).sheets()} == {""}
+    assert {table.id for table in measured_report([suite], [store]).tables()} == {""}
 
 
 def test_the_runs_of_one_suite_stay_in_the_generic_table_of_another(few, load, store, tmp_path):
     other = load(FEW.replace("tables: [semckd-7, semckd-8]\n", "name: other\n"))
-    titles = [sheet.title for sheet in measured_report([few, other], [store]).sheets()]
+    titles = [table.title for table in measured_report([few, other], [store]).tables()]
     assert [title for title in titles if title.startswith("other: ")] == [
         "other: cifar100, pretrained teacher",
         "other: cifar100, 25% of the labels, pretrained teacher",
@@ -99,16 +102,17 @@ def test_the_runs_of_one_suite_stay_in_the_generic_table_of_another(few, load, s
 
 
 def test_named_tables_come_alone(few, store):
-    (sheet,) = measured_report([few], [store], ["semckd-2"]).sheets()
-    assert lines(sheet)["KD"][0] == "72.85 ± 0.07 (2) | 72.73 ± 0.15"
+    (table,) = measured_report([few], [store], ["semckd-2"]).tables()
+    assert lines(table)["KD"][0] == "72.85 ± 0.07 (2) | 72.73 ± 0.15"
 
 
 def test_named_tables_come_with_their_runs_alone(few, store):
     report = measured_report([few], [store], ["semckd-2"])
-    assert {(row.method, row.setting) for row in report.rows} == {("ce", ""), ("kd", ""), ("at", "")}
-    assert {fact.about.setting for fact in report.facts} == {""}
-    assert {fact.about.metric for fact in report.facts} == {"top1"}
-    assert len(report.rows) == 6
+    shown = report.runs[["method", "setting"]].itertuples(index=False, name=None)
+    assert set(shown) == {("ce", ""), ("kd", ""), ("at", "")}
+    assert set(report.observations["setting"]) == {""}
+    assert set(report.observations["metric"]) == {"top1"}
+    assert len(report.runs) == 6
 
 
 def test_empty_cells_say_why(few, store):
@@ -116,7 +120,7 @@ def test_empty_cells_say_why(few, store):
         run for run in few.runs[:18] if run.method == "at" and run.spec.scenario.label_noise and not run.spec.trial
     ]
     store.run(failed.id).fail(Failure(kind="diverged", epoch=3, reason="loss is nan"))
-    shot, noise, _ = measured_report([few], [store]).sheets(View.measured)
+    shot, noise, _ = measured_report([few], [store]).tables(ReportOptions(View.measured))
     assert shot.notes == (
         "Student / 25%, Student / 100% and 2 more: not run (2 of 2)",
         "Student / 50%, Student / 75% and 10 more: not part of this suite",
@@ -133,7 +137,7 @@ def test_reasons_of_one_kind_share_a_line(few, store):
             store.run(run.id).state_file.parent.mkdir(parents=True)
             store.run(run.id).state_file.write_bytes(b"")
             store.run(run.id).write_metrics([{"epoch": 1}] * (1 + round(4 * run.spec.scenario.fraction)))
-    shot, *_ = measured_report([few], [store]).sheets(View.measured)
+    shot, *_ = measured_report([few], [store]).tables(ReportOptions(View.measured))
     damaged, absent, training = shot.notes
     assert damaged.startswith("Student / 25%, Student / 100%: damaged record, for example damaged record: ")
     assert training == "AT / 25%, AT / 100%: in training"
@@ -156,16 +160,16 @@ grid:
   - {teacher: resnet32x4, student: vgg8, method: [ce, kd], scenario: {fraction: 0.25}}
   - {teacher: resnet32x4, student: vgg8, method: [at, sp], scenario: {fraction: 0.25}, protocol: {base: semckd, epochs: 20}}
 """)
-    shot, *_ = measured_report(select([suite], ["method=kd,at"]), [store]).sheets()
+    shot, *_ = measured_report(select([suite], ["method=kd,at"]), [store]).tables()
     assert "Student / 25%: left out by --only" in shot.notes
     (line,) = [note for note in shot.notes if "trained otherwise" in note]
     assert line.startswith("AT / 25%: trained otherwise than in the paper (protocol semckd")
-    (line,) = [note for note in measured_report([suite], [store]).sheets()[0].notes if "trained otherwise" in note]
+    (line,) = [note for note in measured_report([suite], [store]).tables()[0].notes if "trained otherwise" in note]
     assert line.startswith("AT / 25%, SP / 25%: ")
 
 
 def test_the_provenance_line(few, store):
-    shot, *_ = measured_report([few], [store]).sheets(View.verdict, 0.7)
+    shot, *_ = measured_report([few], [store]).tables(ReportOptions(View.verdict, 0.7))
     assert shot.caption == (
         "In %, measured against published; protocol semckd; best epoch, chosen by test accuracy; 2 trials; kdbench 0.1.0. "
         "Agrees: within two published standard deviations, or 0.7 points where none is printed. "
@@ -178,15 +182,15 @@ def test_marks_follow_the_measured_numbers(load, store, finish):
     values = {"ce": 99.0, "kd": 72.001, "at": 74.0, "sp": 72.004, "vid": 71.0}
     for run in suite.runs:
         finish(store.run(run.id), best=values[run.method])
-    (sheet,) = measured_report([suite], [store]).sheets(View.measured)
-    column = [line[5] for part in sheet.bands[0].parts for line in part]
-    assert {entry.text: entry.mark for entry in column if entry.text != "–"} == {
-        "99.00 ± 0.00 (2)": Mark.none,  # the plain student does not compete
-        "72.00 ± 0.00 (2)": Mark.second,  # equal as they are shown
-        "74.00 ± 0.00 (2)": Mark.best,
-        "71.00 ± 0.00 (2)": Mark.none,
+    (table,) = measured_report([suite], [store]).tables(ReportOptions(View.measured))
+    column = [line[5] for part in table.sections[0].parts for line in part]
+    assert {entry.text: entry.emphasis for entry in column if entry.text != "–"} == {
+        "99.00 ± 0.00 (2)": Emphasis.none,  # the plain student does not compete
+        "72.00 ± 0.00 (2)": Emphasis.second,  # equal as they are shown
+        "74.00 ± 0.00 (2)": Emphasis.best,
+        "71.00 ± 0.00 (2)": Emphasis.none,
     }
-    assert [entry.mark for entry in column].count(Mark.second) == 2
+    assert [entry.emphasis for entry in column].count(Emphasis.second) == 2
 
 
 def test_a_single_trial_has_no_mark(load, store, finish):
@@ -195,16 +199,16 @@ def test_a_single_trial_has_no_mark(load, store, finish):
     for run in suite.runs:
         if (best := values[run.method][run.spec.trial]) is not None:
             finish(store.run(run.id), best=best)
-    (sheet,) = measured_report([suite], [store]).sheets(View.measured)
-    column = [line[5] for part in sheet.bands[0].parts for line in part]
-    assert {entry.text: entry.mark for entry in column if entry.mark or "(" in entry.text} == {
-        "72.00 ± 2.65 (3)": Mark.second,  # 70.50 over the two trials that AT has, too
-        "71.50 ± 0.71 (2 of 3)": Mark.best,
-        "99.00 (1 of 3)": Mark.none,
+    (table,) = measured_report([suite], [store]).tables(ReportOptions(View.measured))
+    column = [line[5] for part in table.sections[0].parts for line in part]
+    assert {entry.text: entry.emphasis for entry in column if entry.emphasis or "(" in entry.text} == {
+        "72.00 ± 2.65 (3)": Emphasis.second,  # 70.50 over the two trials that AT has, too
+        "71.50 ± 0.71 (2 of 3)": Emphasis.best,
+        "99.00 (1 of 3)": Emphasis.none,
     }
-    assert sheet.notes[0].startswith("Marks compare means over the trials that all compared cells share")
-    (published,) = measured_report([suite], [store]).sheets(View.published)
-    assert Mark.best in {entry.mark for line in published.lines for entry in line}
+    assert table.notes[0].startswith("Marks compare means over the trials that all compared cells share")
+    (published,) = measured_report([suite], [store]).tables(ReportOptions(View.published))
+    assert Emphasis.best in {entry.emphasis for line in published.lines for entry in line}
     assert not any("share" in note for note in published.notes)
 
 
@@ -213,8 +217,8 @@ def test_a_column_with_one_number_has_no_mark(load, store, finish):
         "protocol: sskd\ndataset: cifar100\ntables: sskd-3\ntrials: 1\ngrid: {teacher: vgg13, student: vgg8, method: kd}"
     )
     finish(store.run(suite.runs[0].id), best=74.0)
-    (sheet,) = measured_report([suite], [store]).sheets(View.measured)
-    assert {entry.mark for line in sheet.lines for entry in line} == {Mark.none}
+    (table,) = measured_report([suite], [store]).tables(ReportOptions(View.measured))
+    assert {entry.emphasis for line in table.lines for entry in line} == {Emphasis.none}
 
 
 def test_teachers_stand_in_their_row(load, store, finish):
@@ -222,8 +226,8 @@ def test_teachers_stand_in_their_row(load, store, finish):
         "protocol: sskd\ndataset: cifar100\ntables: sskd-3\ntrials: 1\ngrid: {teacher: vgg13, student: vgg8, method: kd}"
     )
     finish(store.teacher(suite.runs[0].spec.teacher.id), kind="teacher", last=74.0, best=75.0)
-    (sheet,) = measured_report([suite], [store]).sheets()
-    assert lines(sheet)["Teacher"][4] == "75.00 (1) | 75.38"  # SSKD's students learn from the best epoch's teacher
+    (table,) = measured_report([suite], [store]).tables()
+    assert lines(table)["Teacher"][4] == "75.00 (1) | 75.38"  # SSKD's students learn from the best epoch's teacher
 
 
 def test_a_sweep_fills_its_column(load, store, finish):
@@ -242,8 +246,8 @@ grid:
 """)
     for run in suite.runs:
         finish(store.run(run.id), best=74.0)
-    (sheet,) = measured_report([suite], [store]).sheets()
-    (node,), (edge,) = ([[e.text for e in line[1:]] for part in band.parts for line in part] for band in sheet.bands)
+    (table,) = measured_report([suite], [store]).tables()
+    (node,), (edge,) = ([[e.text for e in line[1:]] for part in band.parts for line in part] for band in table.sections)
     assert node[-1] == "74.00 (1) | 74.91"
     assert edge[0] == "74.00 (1) | 74.47"
 
@@ -258,8 +262,8 @@ def test_incompatible_versions_are_not_mixed(load, store, finish, generic):
     finish(store.run(second.id), versions={"kdbench": "0.2.0"})
     with pytest.raises(KdbenchError, match=r"come from kdbench 0\.1\.0 .* and 0\.2\.0 .*--mix-versions"):
         measured_report([suite], [store])
-    sheets = measured_report([suite], [store], mix_versions=True).sheets()
-    assert "kdbench 0.1.0, 0.2.0" in sheets[0].caption
+    tables = measured_report([suite], [store], mix_versions=True).tables()
+    assert "kdbench 0.1.0, 0.2.0" in tables[0].caption
 
 
 @pytest.mark.parametrize(
@@ -287,25 +291,27 @@ def test_a_teacher_goes_by_its_own_rule_and_is_judged_by_its_only_training(load,
         finish(store.run(run.id), best=73.0)
     teacher = next(run.spec.teacher for run in suite.runs if run.spec.teacher)
     finish(store.teacher(teacher.id), last=75.5, best=75.4, kind="teacher")
-    (sheet, *_) = measured_report([suite], [store]).sheets(View.verdict)
-    assert "agrees" in lines(sheet)["Teacher"]
-    assert "too few trials" in lines(sheet)["KD"]
+    (table, *_) = measured_report([suite], [store]).tables(ReportOptions(View.verdict))
+    assert "agrees" in lines(table)["Teacher"]
+    assert "too few trials" in lines(table)["KD"]
     rule = "best epoch, chosen by test accuracy"
     own = "" if teacher.checkpoint == "best" else "; teachers: accuracy after the last epoch"
-    assert f"; {rule}{own}; 1 trial" in sheet.caption
+    assert f"; {rule}{own}; 1 trial" in table.caption
 
 
 def test_what_papers_leave_open_stands_beside_their_numbers(few, store):
     report = measured_report([few], [store], ["sskd-5"])
     remark = "Competitors are copied from the CRD paper and trained without KD, but for CRD+KD."
     for view in View:
-        (sheet,) = report.sheets(view)
-        assert (remark in sheet.notes) == (view is not View.measured)
+        (table,) = report.tables(ReportOptions(view))
+        assert (remark in table.notes) == (view is not View.measured)
 
 
 def test_views_that_compare_say_where_nothing_can_be(few, store):
     report = measured_report([few], [store])
-    shot, noise, rest = report.sheets(View.difference)
+    shot, noise, rest = report.tables(ReportOptions(View.difference))
     assert not any("Nothing can be" in note for note in (*shot.notes, *noise.notes))
     assert rest.notes[0].startswith("Nothing can be compared: no cell has both a measured and a published number")
-    assert not any("Nothing can be" in note for sheet in report.sheets(View.both) for note in sheet.notes)
+    assert not any(
+        "Nothing can be" in note for table in report.tables(ReportOptions(View.both)) for note in table.notes
+    )
