@@ -34,7 +34,7 @@ from kdbench.catalogue.terms import term
 from kdbench.data.image_sets import ImageSet
 from kdbench.data.stream import Stream
 from kdbench.files import write_text
-from kdbench.methods import Part, Setting, build_part
+from kdbench.methods import Part, TermContext, build_part
 from kdbench.models.outputs import measure_shapes
 from kdbench.store.store import Store
 from kdbench.suite.methods import auxiliary_method, reads_teacher
@@ -140,7 +140,7 @@ def _stage(use: WeightedTerm, teacher: TeacherSpec, recipe: Recipe) -> TeacherSp
 
 def _part(stage: TeacherSpec, teacher: nn.Module) -> Part:
     shapes = measure_shapes(teacher, 32)
-    part = build_part(stage.part.term, Setting(shapes, shapes, 100, IMAGES, BATCH), **stage.part.hyperparameters)
+    part = build_part(stage.part.term, TermContext(shapes, shapes, 100, IMAGES, BATCH), **stage.part.hyperparameters)
     return part.eval().requires_grad_(False)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdbench.models.outputs import Association
+from kdbench.models.outputs import LayerPair
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class LayerSimilarity:
         self._sums: Tensor | float = 0.0
 
     @torch.no_grad()
-    def add(self, pairs: Sequence[Association]) -> None:
+    def add(self, pairs: Sequence[LayerPair]) -> None:
         """Take in a slice's pairs: the same ones, in the same order, as those of the slices before."""
         images = len(pairs[0].student)
         if images < FEWEST:

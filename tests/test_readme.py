@@ -8,7 +8,7 @@ import torch
 
 from kdbench.catalogue.terms import term
 from kdbench.data.batch import Batch
-from kdbench.methods import Setting, build_term
+from kdbench.methods import TermContext, build_term
 from kdbench.models import Outputs, Shapes
 from kdbench.suite.load import bundled_suites, load_suite
 
@@ -37,7 +37,7 @@ def test_the_example_term_trains(tmp_path, monkeypatch):
     name = "readme_example.losses:CosineEmbedding"
     assert term(name).hyperparameters["power"].default == 1.0
     shapes = Shapes(logits=5, embedding=6, features=((4, 2, 2),))
-    loss = build_term(name, Setting(shapes, shapes, 5, 100, 3), power=2.0)
+    loss = build_term(name, TermContext(shapes, shapes, 5, 100, 3), power=2.0)
     outputs = Outputs(torch.randn(3, 5), torch.randn(3, 6), [torch.randn(3, 4, 2, 2)], [])
     value = loss(outputs, outputs, Batch(torch.zeros(3, 3, 8, 8), torch.zeros(3).long(), torch.arange(3)))
     value.backward()

@@ -40,7 +40,7 @@ class PublicWeights:
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkInfo:
     """One network.
 
     builder:    the module of kdbench.models whose ``build(classes=…, **arguments)`` makes it
@@ -70,14 +70,14 @@ class Network:
 
 
 @cache
-def networks() -> dict[str, Network]:
+def networks() -> dict[str, NetworkInfo]:
     """All networks by name, in the order of the file."""
     text = files("kdbench.catalogue").joinpath("networks.yaml").read_text(encoding="utf-8")
     entries = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     return {name: _network(name, entry) for name, entry in entries.items()}
 
 
-def network(name: str) -> Network:
+def network(name: str) -> NetworkInfo:
     """One network by name or alias, whatever the case, '_' and '-' being equal. Raises BadInput for an unknown name."""
     spellings = _spellings()
     try:
@@ -98,10 +98,10 @@ def _spellings() -> dict[str, str]:
     }
 
 
-def _network(name: str, entry: dict[str, Any]) -> Network:
+def _network(name: str, entry: dict[str, Any]) -> NetworkInfo:
     features = tuple((channels, stride) for channels, stride in entry.pop("features"))
     public = _public_weights(**entry.pop("public")) if "public" in entry else None
-    return Network(name=name, aliases=tuple(entry.pop("aliases", ())), features=features, public=public, **entry)
+    return NetworkInfo(name=name, aliases=tuple(entry.pop("aliases", ())), features=features, public=public, **entry)
 
 
 def _public_weights(*, mean: list[float], std: list[float], **rest: Any) -> PublicWeights:

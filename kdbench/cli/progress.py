@@ -23,7 +23,7 @@ from kdbench.suite.suite import Suite
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from kdbench.datafiles.download import Listener
+    from kdbench.datafiles.download import ProgressReporter
 
 
 PLAIN_SECONDS = 10.0
@@ -262,7 +262,7 @@ STEP = 10
 
 
 @contextmanager
-def transfers() -> Iterator[Listener]:
+def transfers() -> Iterator[ProgressReporter]:
     """A listener for as long as files are fetched."""
     if not sys.stderr.isatty():
         yield Lines()

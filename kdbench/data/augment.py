@@ -18,7 +18,7 @@ from kdbench.errors import BadInput
 from kdbench.suite.specs import DatasetSpec, Pretraining
 
 
-def cut(
+def crop(
     images: Tensor,
     area: Tensor,
     ratio: Tensor,
@@ -43,23 +43,23 @@ def cut(
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-def recoloured(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
+def color_jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
     """Images [N, 3, H, W] with other colours: factors [N, 1, 1, 1], applied in this order, and hue in full turns."""
     images = (images * brightness).clamp(0, 1)
-    mean = grey(images).mean((2, 3), keepdim=True)
+    mean = to_grayscale(images).mean((2, 3), keepdim=True)
     images = (mean + (images - mean) * contrast).clamp(0, 1)
-    luma = grey(images)
+    luma = to_grayscale(images)
     images = (luma + (images - luma) * saturation).clamp(0, 1)
-    return turned_hue(images, 2 * math.pi * hue.flatten())
+    return adjust_hue(images, 2 * math.pi * hue.flatten())
 
 
-def grey(images: Tensor) -> Tensor:
+def to_grayscale(images: Tensor) -> Tensor:
     """The luma [N, 1, H, W] of ITU-R BT.601."""
     red, green, blue = images.unbind(1)
     return (0.299 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
 
 
-def turned_hue(images: Tensor, angle: Tensor) -> Tensor:
+def adjust_hue(images: Tensor, angle: Tensor) -> Tensor:
     """Rotate the two colour axes of YIQ space by an angle [N] in radians."""
     forward = images.new_tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
     cosine, sine = angle.cos(), angle.sin()
@@ -115,10 +115,10 @@ class Rotations(Transform):
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
         """The turned images."""
-        return turned(images, self.labels(draws))
+        return rotate90(images, self.labels(draws))
 
 
-class Four(Transform):
+class MixedTransforms(Transform):
     """The pool of four of SSKD's paper: each copy is grey, or turned, or a part of the image, or has other colours.
 
     A turn is by 90, 180 or 270 degrees; the part has 8 to 100 % of the area at a ratio from 3:4 to 4:3; brightness, contrast
@@ -132,7 +132,7 @@ class Four(Transform):
 
     def labels(self, draws: Tensor) -> Tensor:
         """1: grey, 2: turned, 3: a part, 4: other colours."""
-        return below(draws[:, 0], 4) + 1
+        return randint_below(draws[:, 0], 4) + 1
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
         """The transformed images, as float."""
@@ -148,22 +148,22 @@ class Four(Transform):
 
     @staticmethod
     def _grey(images: Tensor, draws: Tensor) -> Tensor:
-        return grey(images).expand_as(images)
+        return to_grayscale(images).expand_as(images)
 
     @staticmethod
     def _turned(images: Tensor, draws: Tensor) -> Tensor:
-        return turned(images, below(draws[:, 1], 3) + 1)
+        return rotate90(images, randint_below(draws[:, 1], 3) + 1)
 
     @staticmethod
     def _part(images: Tensor, draws: Tensor) -> Tensor:
         area, ratio, right, down = draws[:, 1:].to(images.device).unbind(1)
-        return cut(images, 0.08 + 0.92 * area, log_uniform(ratio, 4 / 3), right, down)
+        return crop(images, 0.08 + 0.92 * area, log_uniform(ratio, 4 / 3), right, down)
 
     @staticmethod
     def _recoloured(images: Tensor, draws: Tensor) -> Tensor:
         uniform = draws[:, 1:].to(images.device).T.view(4, -1, 1, 1, 1)
         brightness, contrast, saturation = 0.6 + 0.8 * uniform[:3]
-        return recoloured(images, brightness, contrast, saturation, 0.1 * (2 * uniform[3] - 1))
+        return color_jitter(images, brightness, contrast, saturation, 0.1 * (2 * uniform[3] - 1))
 
 
 class Jigsaw(Transform):
@@ -174,7 +174,7 @@ class Jigsaw(Transform):
 
     def labels(self, draws: Tensor) -> Tensor:
         """The permutations, in lexicographic order."""
-        return below(draws[:, 0], self.classes)
+        return randint_below(draws[:, 0], self.classes)
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
         """The images with their quarters moved. Raises BadInput for an odd number of pixels, which has no halves."""
@@ -188,7 +188,7 @@ class Jigsaw(Transform):
         return moved.view(count, 2, 2, channels, half, half).permute(0, 3, 1, 4, 2, 5).reshape(images.shape)
 
 
-TRANSFORMS: dict[str, Transform] = {"rotations": Rotations(), "four": Four(), "jigsaw": Jigsaw()}
+TRANSFORMS: dict[str, Transform] = {"rotations": Rotations(), "four": MixedTransforms(), "jigsaw": Jigsaw()}
 
 
 class Copier:
@@ -214,7 +214,7 @@ def copies_of(start: int, count: int) -> slice:
     return slice(COPIES * start, COPIES * (start + count))
 
 
-def turned(images: Tensor, quarters: Tensor) -> Tensor:
+def rotate90(images: Tensor, quarters: Tensor) -> Tensor:
     """Square images [N, 3, H, W], each turned counter-clockwise by ``quarters`` [N], on the CPU, quarter turns."""
     result = images.clone()
     for quarter in (1, 2, 3):
@@ -223,7 +223,7 @@ def turned(images: Tensor, quarters: Tensor) -> Tensor:
     return result
 
 
-def below(uniform: Tensor, count: int) -> Tensor:
+def randint_below(uniform: Tensor, count: int) -> Tensor:
     """Whole numbers from 0 to count - 1, of uniform ones from 0 to 1."""
     return (uniform * count).long().clamp(max=count - 1)
 
@@ -277,7 +277,7 @@ class TwoViews:
         area = self.how.smallest_crop + (1 - self.how.smallest_crop) * uniform[0]
         flip = uniform[4] < 0.5 if self.how.recipe.flip else None
         ratio = log_uniform(uniform[1], 4 / 3)
-        return cut(images, area, ratio, uniform[2], uniform[3], flip, self.how.recipe.size)
+        return crop(images, area, ratio, uniform[2], uniform[3], flip, self.how.recipe.size)
 
     def _recolour(self, images: Tensor, uniform: Tensor) -> Tensor:
         """Brightness, contrast, saturation and hue of images [N, 3, H, W] of values 0–1."""
@@ -287,5 +287,5 @@ class TwoViews:
             torch.where(changed, 1 + strength * (2 * uniform[n] - 1), 1.0) for n in range(3)
         )
         turn = torch.where(changed, 0.2 * self.how.colour * (2 * uniform[3] - 1), 0.0)
-        images = recoloured(images, brightness, contrast, saturation, turn)
-        return torch.where(uniform[5] < 0.2, grey(images), images)
+        images = color_jitter(images, brightness, contrast, saturation, turn)
+        return torch.where(uniform[5] < 0.2, to_grayscale(images), images)

@@ -21,12 +21,12 @@ from torch.utils.data import DataLoader, Dataset
 from kdbench.data.augment import COPIES, Copier
 from kdbench.data.batch import Batch, generator
 from kdbench.data.image_sets import ImageFiles
-from kdbench.data.preprocess import AREA, RATIO, Normalisation, centre_cut, pixels, random_cut
+from kdbench.data.preprocess import AREA, RATIO, Normalisation, center_crop, pixels, random_resized_crop
 from kdbench.errors import BadInput
 from kdbench.suite.specs import DatasetSpec, Preprocessing, Recipe
 
 
-Order = tuple[int | None, bool, bool, list[int]]
+BatchRequest = tuple[int | None, bool, bool, list[int]]
 """What a worker is asked for: the epoch (None: the centres of the images), whether a teacher looks on, whether there are
 copies to be transformed, the images."""
 
@@ -37,7 +37,7 @@ def loader_workers() -> int:
     return min(8, usable)
 
 
-class Cutter(Dataset[Any]):
+class CropDataset(Dataset[Any]):
     """What runs in the workers: from an order to the views, one stack of pixels [B, 3, H, W] uint8 for each of ``views``.
 
     Where copies are asked for, stacks of [COPIES · B, 3, H, W] follow, one for each view.
@@ -46,7 +46,7 @@ class Cutter(Dataset[Any]):
     def __init__(self, files: ImageFiles, views: Sequence[Preprocessing], seed: tuple[object, ...]) -> None:
         self.files, self.views, self.seed = files, views, seed
 
-    def __getitem__(self, order: Order) -> list[Tensor] | BadInput:
+    def __getitem__(self, order: BatchRequest) -> list[Tensor] | BadInput:
         epoch, taught, copied, indices = order
         views = self.views if taught else self.views[:1]
         try:
@@ -62,7 +62,7 @@ class Cutter(Dataset[Any]):
     def _cut(self, index: int, epoch: int | None, views: Sequence[Preprocessing], copied: bool) -> list[list[Tensor]]:
         image = self.files.read(index)
         if epoch is None:
-            return [[pixels(centre_cut(image, view.size or self.files.size))] for view in views]
+            return [[pixels(center_crop(image, view.size or self.files.size))] for view in views]
         place = (*self.seed, epoch, index)
         cuts = [[self._drawn(image, view, "cut", number, *place)] for number, view in enumerate(views)]
         for number, view in enumerate(views if copied else []):
@@ -72,13 +72,13 @@ class Cutter(Dataset[Any]):
     def _drawn(self, image: Image.Image, view: Preprocessing, *seed: object) -> Tensor:
         size, draw = view.size or self.files.size, generator(*seed)
         areas, ratios = view.crop_area or AREA, view.crop_ratio or RATIO
-        return pixels(random_cut(image, size, draw, flip=view.flip, areas=areas, ratios=ratios))
+        return pixels(random_resized_crop(image, size, draw, flip=view.flip, areas=areas, ratios=ratios))
 
 
 class Loader:
     """Asks the workers for batches and hands them over on the device, in order. The workers live as long as it does."""
 
-    def __init__(self, cutter: Cutter, device: torch.device) -> None:
+    def __init__(self, cutter: CropDataset, device: torch.device) -> None:
         self.device = device
         self.orders = _Orders()
         self.loader: DataLoader[Any] = DataLoader(
@@ -94,7 +94,7 @@ class Loader:
             persistent_workers=True,
         )
 
-    def __call__(self, orders: list[Order]) -> Iterator[list[Tensor]]:
+    def __call__(self, orders: list[BatchRequest]) -> Iterator[list[Tensor]]:
         """The answers to the orders. Raises BadInput for a file that cannot be decoded."""
         self.orders.wanted = orders
         for answer in self.loader:
@@ -107,9 +107,9 @@ class _Orders:
     """A sampler: what is asked for in this pass."""
 
     def __init__(self) -> None:
-        self.wanted: list[Order] = []
+        self.wanted: list[BatchRequest] = []
 
-    def __iter__(self) -> Iterator[Order]:
+    def __iter__(self) -> Iterator[BatchRequest]:
         return iter(self.wanted)
 
     def __len__(self) -> int:
@@ -137,7 +137,7 @@ class FileStream:
         self.normalise = [Normalisation(each, spec, device) for each in views]
         self.labels = train.labels.to(device)
         self.clean = None if train.clean is None else train.clean.to(device)
-        self.load = Loader(Cutter(train, [each.view for each in views], seed), device)
+        self.load = Loader(CropDataset(train, [each.view for each in views], seed), device)
 
     def __len__(self) -> int:
         """Images per epoch."""
@@ -177,10 +177,10 @@ class FileTestSet:
     ) -> None:
         self.labels = test.labels.to(device)
         self.normalise = Normalisation(view, spec, device)
-        self.orders: list[Order] = [
+        self.orders: list[BatchRequest] = [
             (None, False, False, part.tolist()) for part in _split(torch.arange(len(test)), batch)
         ]
-        self.load = Loader(Cutter(test, [view.view], ()), device)
+        self.load = Loader(CropDataset(test, [view.view], ()), device)
         self.batch = batch
 
     def __len__(self) -> int:

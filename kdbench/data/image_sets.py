@@ -21,7 +21,7 @@ from torch import Tensor
 from kdbench import __version__
 from kdbench.catalogue.datasets import Dataset, dataset
 from kdbench.data.batch import generator
-from kdbench.data.preprocess import resized
+from kdbench.data.preprocess import resize
 from kdbench.datafiles.fetch import fetch
 from kdbench.datafiles.folders import Listing, list_folders, read_picture
 from kdbench.datafiles.read import read_splits
@@ -131,7 +131,7 @@ def _parts(train: AnySet, test: AnySet, spec: DatasetSpec) -> tuple[AnySet, AnyS
 def _in_size(images: ImageSet, size: int | None) -> ImageSet:
     if size is None:
         return images
-    small = [resized(part, size).to(torch.uint8) for part in torch.split(images.images, 1000)]
+    small = [resize(part, size).to(torch.uint8) for part in torch.split(images.images, 1000)]
     return replace(images, images=torch.cat(small))
 
 

@@ -30,7 +30,7 @@ class Normalisation:
         return floats.mul_(self.scale).add_(self.shift)
 
 
-def resized(images: Tensor, size: int | None) -> Tensor:
+def resize(images: Tensor, size: int | None) -> Tensor:
     """Images [N, 3, H, W] of values 0–255 at ``size`` × ``size`` pixels (None: as they are).
 
     Bicubic with antialiasing, first across, then down, each time rounded and clipped to whole pixel values: what Pillow, and
@@ -46,7 +46,7 @@ def _interpolated(images: Tensor, shape: tuple[int, int]) -> Tensor:
     return F.interpolate(images, shape, mode="bicubic", antialias=True).round_().clamp_(0, 255)
 
 
-class Viewer:
+class Augmenter:
     """Augmented views of a set of images [N, 3, H, W] uint8. A crop is an index into all of an image's windows."""
 
     def __init__(self, images: Tensor, view: Preprocessing, spec: DatasetSpec, device: torch.device) -> None:
@@ -69,7 +69,7 @@ class Viewer:
 
     def pixels(self, indices: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
         """The same before normalisation: values from 0 to 255."""
-        images = resized(self.windows[indices, :, offsets[0], offsets[1]], self.view.size)
+        images = resize(self.windows[indices, :, offsets[0], offsets[1]], self.view.size)
         if self.view.flip:
             images = torch.where(flips.view(-1, 1, 1, 1), images.flip(-1), images)
         return images
@@ -85,7 +85,7 @@ Box = tuple[int, int, int, int]
 Ends = tuple[float, float]
 
 
-def random_cut(
+def random_resized_crop(
     image: Image.Image,
     size: int,
     draw: torch.Generator,
@@ -118,7 +118,7 @@ def random_box(width: int, height: int, draw: torch.Generator, areas: Ends = ARE
     return left, top, left + w, top + h
 
 
-def centre_cut(image: Image.Image, size: int) -> Image.Image:
+def center_crop(image: Image.Image, size: int) -> Image.Image:
     """The centre of the image, after a bilinear resize of its shorter side to 8/7 of ``size``."""
     width, height = (int(int(size * MARGIN) * side / min(image.size)) for side in image.size)
     left, top = round((width - size) / 2), round((height - size) / 2)

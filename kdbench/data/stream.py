@@ -16,7 +16,7 @@ from kdbench.data.augment import COPIES, Copier, TwoViews, copies_of
 from kdbench.data.batch import Batch, generator
 from kdbench.data.file_stream import FileStream, FileTestSet
 from kdbench.data.image_sets import ImageFiles, ImageSet, Samples, Sets, apply_scenario, load_images, samples_of
-from kdbench.data.preprocess import Normalisation, Viewer, resized
+from kdbench.data.preprocess import Augmenter, Normalisation, resize
 from kdbench.errors import BadInput
 from kdbench.suite.specs import DatasetSpec, Preprocessing, Pretraining, Recipe, Scenario
 
@@ -39,8 +39,8 @@ class Stream:
         self.batch = recipe.batch
         self.seed = seed
         self.device = device
-        self.student = Viewer(train.images, recipe, spec, device)
-        self.teacher = Viewer(train.images, view, spec, device) if view else None
+        self.student = Augmenter(train.images, recipe, spec, device)
+        self.teacher = Augmenter(train.images, view, spec, device) if view else None
         self.labels = train.labels.to(device)
         self.clean = None if train.clean is None else train.clean.to(device)
 
@@ -112,7 +112,7 @@ class TestSet:
         """Pairs of images [B, 3, H, W] and labels [B]."""
         for start in range(0, len(self), self.batch):
             part = slice(start, start + self.batch)
-            yield self.normalise(resized(self.images[part], self.size)), self.labels[part]
+            yield self.normalise(resize(self.images[part], self.size)), self.labels[part]
 
 
 class DataSource:

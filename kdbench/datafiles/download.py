@@ -17,7 +17,7 @@ from kdbench.files import quarantine
 from kdbench.store.lock import Lock
 
 
-class Listener(Protocol):
+class ProgressReporter(Protocol):
     """Hears of every block that arrives, and of what else happens."""
 
     def progress(self, name: str, done: int, total: int | None) -> None:
@@ -27,7 +27,7 @@ class Listener(Protocol):
         """Something that a user should know."""
 
 
-class Silent:
+class NullReporter:
     """Nobody listens."""
 
     def progress(self, name: str, done: int, total: int | None) -> None:
@@ -38,7 +38,7 @@ class Silent:
 
 
 @contextmanager
-def alone(facts: Dataset, root: Path, listener: Listener) -> Iterator[None]:
+def exclusive_lock(facts: Dataset, root: Path, listener: ProgressReporter) -> Iterator[None]:
     """Hold the data set's lock: several processes may want the same files at once."""
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -55,18 +55,18 @@ def md5_of(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def unofficial(facts: Dataset, root: Path) -> list[str]:
+def checksum_mismatches(facts: Dataset, root: Path) -> list[str]:
     """Those of a data set's files that are there and whose sum is not the official one."""
     sums = {file: md5 for file, md5 in facts.files.items() if md5 and (root / facts.folder / file).is_file()}
     return [file for file, md5 in sums.items() if md5_of(root / facts.folder / file) != md5]
 
 
 BLOCK = 2**20
-PATIENCE = 60.0
+TIMEOUT_SECONDS = 60.0
 """Seconds without a byte after which the connection counts as broken."""
 
 
-def download(archive: Archive, folder: Path, listener: Listener) -> Path:
+def download(archive: Archive, folder: Path, listener: ProgressReporter) -> Path:
     """Fetch a file into ``folder`` unless the right one is there; another one of its name is set aside.
 
     Raises KdbenchError, with what to do by hand, where it cannot be had or is not the official file.
@@ -80,7 +80,7 @@ def download(archive: Archive, folder: Path, listener: Listener) -> Path:
     return target
 
 
-def fetch_file(url: str, target: Path, *, md5: str | None = None, listener: Listener | None = None) -> None:
+def fetch_file(url: str, target: Path, *, md5: str | None = None, listener: ProgressReporter | None = None) -> None:
     """Fetch a file. What has arrived of it is kept as NAME.part, and goes to its place when it is whole.
 
     Raises KdbenchError where it cannot be had, or written, or has not the MD5 sum that it should have.
@@ -89,7 +89,7 @@ def fetch_file(url: str, target: Path, *, md5: str | None = None, listener: List
     by_hand = f"To fetch it by other means, put {url} at {target} and give the same command again."
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _fetch(url, part, listener or Silent())
+        _fetch(url, part, listener or NullReporter())
         if md5 and (found := md5_of(part)) != md5:
             part.unlink()
             raise KdbenchError(
@@ -108,12 +108,12 @@ class _Unavailable(Exception):
     """Why the server does not give the file."""
 
 
-def _fetch(url: str, part: Path, listener: Listener) -> None:
+def _fetch(url: str, part: Path, listener: ProgressReporter) -> None:
     """Append what is lacking to ``part``; start afresh where the server cannot go on in the middle."""
     start = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "kdbench", **({"Range": f"bytes={start}-"} if start else {})}
     try:
-        answer = urlopen(Request(url, headers=headers), timeout=PATIENCE)
+        answer = urlopen(Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
     except HTTPError as error:
         error.close()
         if error.code == 416 and start:  # nothing comes after what is there
@@ -132,7 +132,7 @@ def _fetch(url: str, part: Path, listener: Listener) -> None:
             _receive(answer, file, start, part.name.removesuffix(".part"), listener)
 
 
-def _receive(answer: HTTPResponse, file: BinaryIO, start: int, name: str, listener: Listener) -> None:
+def _receive(answer: HTTPResponse, file: BinaryIO, start: int, name: str, listener: ProgressReporter) -> None:
     length = answer.headers.get("Content-Length")
     total = start + int(length) if length else None
     done = start

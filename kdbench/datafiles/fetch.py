@@ -7,13 +7,13 @@ from pathlib import Path
 
 from kdbench.catalogue.datasets import Dataset
 from kdbench.catalogue.text import command
-from kdbench.datafiles.download import Listener, Silent, alone, download, unofficial
+from kdbench.datafiles.download import NullReporter, ProgressReporter, checksum_mismatches, download, exclusive_lock
 from kdbench.datafiles.unpack import is_archive, unpack
 from kdbench.errors import BadInput
 from kdbench.files import quarantine
 
 
-def damage(facts: Dataset, root: Path) -> str:
+def find_damage(facts: Dataset, root: Path) -> str:
     """What is wrong with files that are there: their sums, or counts where they have none. Nothing is written."""
     from kdbench.datafiles.folders import list_folders
     from kdbench.datafiles.packed import read_packed
@@ -26,26 +26,26 @@ def damage(facts: Dataset, root: Path) -> str:
             read_packed(facts, root)
         elif facts.name == "tinyimagenet":
             listed(facts, root)
-        elif wrong := unofficial(facts, root):
+        elif wrong := checksum_mismatches(facts, root):
             return f"not the official file: {', '.join(wrong)}"
     except BadInput as error:
         return str(error)
     return ""
 
 
-def fetch(facts: Dataset, root: Path, listener: Listener | None = None) -> bool:
+def fetch(facts: Dataset, root: Path, listener: ProgressReporter | None = None) -> bool:
     """Download and unpack what is missing or damaged. Returns whether there was anything to do.
 
     Raises BadInput for a data set that cannot be downloaded, KdbenchError where a download fails.
     """
-    listener = listener or Silent()
+    listener = listener or NullReporter()
     if _ready(facts, root):
         return False
     if not facts.archives:
         raise BadInput(facts.how_to_get(root))
-    with alone(facts, root, listener):
+    with exclusive_lock(facts, root, listener):
         packed = facts.packed(root)
-        if packed.is_file() and (reason := damage(facts, root)):
+        if packed.is_file() and (reason := find_damage(facts, root)):
             listener.note(f"{reason}. It is set aside as {quarantine(packed).name}.")
         if _ready(facts, root):
             return True
@@ -59,7 +59,7 @@ def fetch(facts: Dataset, root: Path, listener: Listener | None = None) -> bool:
 
 
 def _ready(facts: Dataset, root: Path) -> bool:
-    return not facts.missing(root) and not damage(facts, root)
+    return not facts.missing(root) and not find_damage(facts, root)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def status(facts: Dataset, root: Path, *, verify: bool = False) -> Status:
     lacking = [str(path.relative_to(root)) for path in facts.lacking(root)]
     if lacking:
         return Status(facts.name, "missing", size, lacking, _get(facts, root))
-    wrong = damage(facts, root) if verify else ""
+    wrong = find_damage(facts, root) if verify else ""
     if wrong:
         todo = _get(facts, root)
         return Status(facts.name, "damaged", size, [], wrong if todo in wrong else f"{wrong}: {todo}")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdbench.catalogue.datasets import Dataset
-from kdbench.datafiles.download import Listener, unofficial
+from kdbench.datafiles.download import ProgressReporter, checksum_mismatches
 from kdbench.datafiles.folders import list_folders
 from kdbench.datafiles.packed import Arrays, Split, checked, read_cifar, read_packed, read_stl10, read_svhn
 from kdbench.datafiles.tinyimagenet import load_tinyimagenet
 from kdbench.errors import BadInput, KdbenchError
 
 
-def read_splits(facts: Dataset, root: Path, listener: Listener | None = None) -> tuple[Split, Split]:
+def read_splits(facts: Dataset, root: Path, listener: ProgressReporter | None = None) -> tuple[Split, Split]:
     """Training and test set of a data set that fits into memory.
 
     Raises BadInput where files are missing, not the official ones, or hold something else than they should.
@@ -25,7 +25,7 @@ def read_splits(facts: Dataset, root: Path, listener: Listener | None = None) ->
         return read_packed(facts, root)
     folder = root / facts.folder
     try:
-        if unofficial(facts, root):
+        if checksum_mismatches(facts, root):
             raise BadInput(facts.how_to_get(root))
         train, test = _read(facts, folder)
     except OSError as error:
@@ -44,7 +44,7 @@ def _read(facts: Dataset, folder: Path) -> tuple[Arrays, Arrays]:
     return train, test
 
 
-def prepare(facts: Dataset, root: Path, listener: Listener) -> tuple[int, int]:
+def prepare(facts: Dataset, root: Path, listener: ProgressReporter) -> tuple[int, int]:
     """Build what is kept decoded, and check files and counts. Returns how many training and test images there are.
 
     Raises BadInput where they are not what they should be, KdbenchError where nothing can be written.

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdbench.catalogue.datasets import Dataset
-from kdbench.datafiles.download import Listener, Silent, alone
+from kdbench.datafiles.download import NullReporter, ProgressReporter, exclusive_lock
 from kdbench.datafiles.folders import first_few, is_picture, read_picture
 from kdbench.datafiles.packed import Split, checked, read_packed, write_packed
 from kdbench.errors import BadInput
@@ -21,7 +21,7 @@ Listed = list[tuple[Path, int]]
 """Image files and their labels."""
 
 
-def load_tinyimagenet(facts: Dataset, root: Path, listener: Listener | None = None) -> tuple[Split, Split]:
+def load_tinyimagenet(facts: Dataset, root: Path, listener: ProgressReporter | None = None) -> tuple[Split, Split]:
     """Training and test set from the NumPy file; built first where it is missing or damaged and the folders are there."""
     if facts.packed(root).is_file():
         with suppress(BadInput):
@@ -30,12 +30,12 @@ def load_tinyimagenet(facts: Dataset, root: Path, listener: Listener | None = No
         return read_packed(facts, root)  # says what is wrong with it
     if not os.access(root, os.W_OK):
         return _decode(facts, root)
-    return _build(facts, root, listener or Silent())
+    return _build(facts, root, listener or NullReporter())
 
 
-def _build(facts: Dataset, root: Path, listener: Listener) -> tuple[Split, Split]:
+def _build(facts: Dataset, root: Path, listener: ProgressReporter) -> tuple[Split, Split]:
     """Decode the folders and write the file, unless another process has just done so. A full disk costs only the file."""
-    with alone(facts, root, listener):
+    with exclusive_lock(facts, root, listener):
         if facts.packed(root).is_file():
             with suppress(BadInput):
                 return read_packed(facts, root)

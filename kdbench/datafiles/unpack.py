@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 
 from kdbench.catalogue.datasets import Dataset
-from kdbench.datafiles.download import unofficial
+from kdbench.datafiles.download import checksum_mismatches
 from kdbench.errors import KdbenchError
 from kdbench.files import quarantine
 
@@ -48,7 +48,7 @@ def unpack(archive: Path, facts: Dataset, root: Path) -> None:
 def _untar(archive: Path, folder: Path, wanted: set[str]) -> None:
     with tarfile.open(archive) as tar:
         for member in tar:
-            _refuse_way_out(archive, member.name)
+            _reject_path_traversal(archive, member.name)
             if posixpath.normpath(member.name) in wanted:
                 if not member.isreg():
                     raise KdbenchError(f"{archive}: {member.name} is not a plain file. Nothing of it is used.")
@@ -58,21 +58,21 @@ def _untar(archive: Path, folder: Path, wanted: set[str]) -> None:
 def _unzip(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as file:
         for member in file.infolist():
-            _refuse_way_out(archive, member.filename)
+            _reject_path_traversal(archive, member.filename)
             kind = stat.S_IFMT(member.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise KdbenchError(f"{archive}: {member.filename} is not a plain file. Nothing of it is used.")
         file.extractall(folder)
 
 
-def _refuse_way_out(archive: Path, name: str) -> None:
+def _reject_path_traversal(archive: Path, name: str) -> None:
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
         raise KdbenchError(f"{archive}: {name} leads out of the folder. Nothing of it is used.")
 
 
 def _check(archive: Path, facts: Dataset, root: Path) -> None:
-    wrong = [path.name for path in facts.lacking(root)] + unofficial(facts, root)
+    wrong = [path.name for path in facts.lacking(root)] + checksum_mismatches(facts, root)
     if wrong:
         raise KdbenchError(f"{archive} does not hold {facts.name}: {', '.join(wrong)} missing or not the official one")
 

@@ -17,7 +17,7 @@ from kdbench.catalogue.hyperparameters import (
 from kdbench.catalogue.plugins import import_plugin
 from kdbench.catalogue.terms import TermInfo
 from kdbench.errors import BadInput
-from kdbench.methods.term import Part, Setting, Term
+from kdbench.methods.term import Part, Term, TermContext
 
 
 __all__ = [
@@ -26,15 +26,15 @@ __all__ = [
     "Part",
     "PositiveInt",
     "PositiveNumber",
-    "Setting",
     "Share",
     "Term",
+    "TermContext",
     "build_part",
     "build_term",
 ]
 
 
-def build_term(name: str, setting: Setting, source_sha256: str | None = None, /, **hyper: Any) -> Term:
+def build_term(name: str, context: TermContext, source_sha256: str | None = None, /, **hyper: Any) -> Term:
     """Build a loss term.
 
     name is a bundled term ("kd"), one that an installed package announces (entry points of the group "kdbench.terms"),
@@ -46,12 +46,12 @@ def build_term(name: str, setting: Setting, source_sha256: str | None = None, /,
     if problems:
         raise BadInput(f"{name}: " + "; ".join(problems))
     kind = _load(info)
-    built: Term = kind(setting, **hyper)
+    built: Term = kind(context, **hyper)
     return built
 
 
-def build_part(name: str, setting: Setting, source_sha256: str | None = None, /, **hyper: Any) -> Part:
-    """Build the untrained part of a term, for the teacher in ``setting``.
+def build_part(name: str, context: TermContext, source_sha256: str | None = None, /, **hyper: Any) -> Part:
+    """Build the untrained part of a term, for the teacher in ``context``.
 
     Hyper-parameters of the term that are not given hold their default. Raises BadInput where the term has no part, or its
     code is not that of ``source_sha256``.
@@ -60,7 +60,7 @@ def build_part(name: str, setting: Setting, source_sha256: str | None = None, /,
     if info.part is None:
         raise BadInput(f"{name} trains nothing on the teacher first")
     options = {key: info.hyperparameters[key].default for key in info.part}
-    return _load(info).build_part(setting, {**options, **hyper})
+    return _load(info).build_part(context, {**options, **hyper})
 
 
 def _load(info: TermInfo) -> type[Term]:

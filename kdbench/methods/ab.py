@@ -11,7 +11,7 @@ from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
 from kdbench.methods.fitnet import build_regressor
 from kdbench.methods.functional import in_float32
-from kdbench.methods.term import Setting, Term
+from kdbench.methods.term import Term, TermContext
 from kdbench.models.outputs import Outputs
 
 
@@ -48,10 +48,10 @@ class AB(Term):
     initial = True
     version = 1
 
-    def __init__(self, setting: Setting, *, initial_epochs: PositiveInt = 30, margin: NonNegative = 1.0) -> None:
-        super().__init__(setting)
+    def __init__(self, context: TermContext, *, initial_epochs: PositiveInt = 30, margin: NonNegative = 1.0) -> None:
+        super().__init__(context)
         self.set_initial_epochs(initial_epochs)
-        ours, theirs = setting.student.stages, setting.teacher.stages
+        ours, theirs = context.student.stages, context.teacher.stages
         if len(ours) != len(theirs):
             raise BadInput(
                 f"ab pairs the stages one by one, and the student has {len(ours)}, the teacher {len(theirs)}"

@@ -8,7 +8,7 @@ from torch import Tensor
 from kdbench.data.batch import Batch
 from kdbench.methods.functional import in_float32, paired_stages, pool_to_smaller, unit_rows
 from kdbench.methods.term import Term
-from kdbench.models.outputs import Association, Outputs
+from kdbench.models.outputs import LayerPair, Outputs
 
 
 class AttentionTransfer(Term):
@@ -35,9 +35,9 @@ class AttentionTransfer(Term):
         """Return the sum over paired stages."""
         return torch.stack([at_loss(s, t) for s, t in paired_stages(student, teacher)]).sum()
 
-    def associations(self, student: Outputs, teacher: Outputs) -> list[Association]:
+    def layer_pairs(self, student: Outputs, teacher: Outputs) -> list[LayerPair]:
         """Return the paired stages, as they are."""
-        return [Association(*pair) for pair in paired_stages(student, teacher)]
+        return [LayerPair(*pair) for pair in paired_stages(student, teacher)]
 
 
 @in_float32

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from kdbench.catalogue.hyperparameters import PositiveInt
 from kdbench.data.batch import Batch
 from kdbench.methods.functional import in_float32
-from kdbench.methods.term import Setting, Term
+from kdbench.methods.term import Term, TermContext
 from kdbench.models.outputs import Outputs
 
 
@@ -30,10 +30,10 @@ class CorrelationCongruence(Term):
     reads = "embedding"
     version = 1
 
-    def __init__(self, setting: Setting, *, width: PositiveInt = 128) -> None:
-        super().__init__(setting)
-        self.embed_student = nn.Linear(setting.student.embedding, width)
-        self.embed_teacher = nn.Linear(setting.teacher.embedding, width)
+    def __init__(self, context: TermContext, *, width: PositiveInt = 128) -> None:
+        super().__init__(context)
+        self.embed_student = nn.Linear(context.student.embedding, width)
+        self.embed_teacher = nn.Linear(context.teacher.embedding, width)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the mean product of neighbours' residuals."""

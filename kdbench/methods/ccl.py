@@ -9,7 +9,7 @@ from kdbench.catalogue.hyperparameters import PositiveNumber
 from kdbench.data.batch import Batch
 from kdbench.methods.functional import check_equal_embeddings, in_float32
 from kdbench.methods.nce import nce_loss
-from kdbench.methods.term import Setting, Term
+from kdbench.methods.term import Term, TermContext
 from kdbench.models.outputs import Outputs
 
 
@@ -36,9 +36,9 @@ class CCL(Term):
     requires = ("equal_embeddings",)
     version = 1
 
-    def __init__(self, setting: Setting, *, temperature: PositiveNumber = 0.1) -> None:
-        super().__init__(setting)
-        check_equal_embeddings("ccl", setting)
+    def __init__(self, context: TermContext, *, temperature: PositiveNumber = 0.1) -> None:
+        super().__init__(context)
+        check_equal_embeddings("ccl", context)
         self.temperature = temperature
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:

@@ -12,7 +12,7 @@ from kdbench.catalogue.hyperparameters import PositiveInt, PositiveNumber, Share
 from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32, unit_rows
-from kdbench.methods.term import Setting, Term
+from kdbench.methods.term import Term, TermContext
 from kdbench.models.outputs import Outputs
 
 
@@ -54,7 +54,7 @@ class CRD(Term):
 
     def __init__(
         self,
-        setting: Setting,
+        context: TermContext,
         *,
         negatives: PositiveInt = 16384,
         momentum: Share = 0.5,
@@ -62,17 +62,19 @@ class CRD(Term):
         width: PositiveInt = 128,
         mode: Literal["exact", "relax"] = "exact",
     ) -> None:
-        super().__init__(setting)
-        if setting.labels is None:
-            raise BadInput("crd: draws its negatives by the labels of the training set, and Setting.labels has none")
-        self.negatives = Negatives(setting.labels, negatives)
+        super().__init__(context)
+        if context.labels is None:
+            raise BadInput(
+                "crd: draws its negatives by the labels of the training set, and TermContext.labels has none"
+            )
+        self.negatives = Negatives(context.labels, negatives)
         self.momentum = momentum
         self.temperature = temperature
         self.relax = mode == "relax"
-        self.embed_student = nn.Linear(setting.student.embedding, width)
-        self.embed_teacher = nn.Linear(setting.teacher.embedding, width)
+        self.embed_student = nn.Linear(context.student.embedding, width)
+        self.embed_teacher = nn.Linear(context.teacher.embedding, width)
         for side in ("student", "teacher"):
-            self.register_buffer(f"{side}_bank", new_bank(setting.train_size, width))
+            self.register_buffer(f"{side}_bank", new_bank(context.train_size, width))
             self.register_buffer(f"{side}_z", torch.zeros(()))
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
@@ -84,7 +86,7 @@ class CRD(Term):
         t_scores = exponentials(t, self.student_bank, drawn.columns, self.temperature)
         self.student_z = self._constant(self.student_z, s_scores, drawn.used)
         self.teacher_z = self._constant(self.teacher_z, t_scores, drawn.used)
-        noise = self.negatives.count / self.setting.train_size
+        noise = self.negatives.count / self.context.train_size
         loss = contrast_loss(s_scores / self.student_z, drawn.used, noise)
         loss = loss + contrast_loss(t_scores / self.teacher_z, drawn.used, noise)
         # Out of place: the backward pass still needs the banks as they were scored.
@@ -94,7 +96,7 @@ class CRD(Term):
 
     def _constant(self, z: Tensor, scores: Tensor, used: Tensor) -> Tensor:
         """Z as it is, or set from the first scores. Chosen on the device: asking it would stop the step."""
-        return torch.where(z > 0, z, first_z(scores, used, self.setting.train_size))
+        return torch.where(z > 0, z, first_z(scores, used, self.context.train_size))
 
 
 @in_float32
@@ -136,7 +138,7 @@ def updated(bank: Tensor, indices: Tensor, embedding: Tensor, momentum: float) -
     return bank.index_copy(0, indices, rows)
 
 
-class Drawn(NamedTuple):
+class NegativeSample(NamedTuple):
     """Columns [B, 1 + W] of the bank, the positive first, and which of them count: [B, 1 + W] bool."""
 
     columns: Tensor
@@ -172,22 +174,22 @@ class Negatives(nn.Module):
         self.register_buffer("first", sizes.cumsum(0) - sizes, persistent=False)
         self.register_buffer("size", sizes, persistent=False)
 
-    def draw(self, indices: Tensor, *, relax: bool) -> Drawn:
+    def draw(self, indices: Tensor, *, relax: bool) -> NegativeSample:
         """Draw for the images ``indices`` [B]. The positive is the image itself; with ``relax`` any image of its class."""
         own = self.labels[indices]
-        positive = self.by_class[self.first[own] + below(self.size[own])] if relax else indices
-        columns, used = self._again_and_again(own) if self.replace else self._shuffled(own)
+        positive = self.by_class[self.first[own] + randint_below(self.size[own])] if relax else indices
+        columns, used = self._with_replacement(own) if self.replace else self._without_replacement(own)
         always = torch.ones_like(used[:, :1])
-        return Drawn(torch.cat([positive[:, None], columns], 1), torch.cat([always, used], 1))
+        return NegativeSample(torch.cat([positive[:, None], columns], 1), torch.cat([always, used], 1))
 
-    def _again_and_again(self, own: Tensor) -> tuple[Tensor, Tensor]:
+    def _with_replacement(self, own: Tensor) -> tuple[Tensor, Tensor]:
         """With replacement: ranks among the images of other classes, which lie before and after the own class."""
         others = (len(self.labels) - self.size[own])[:, None].expand(-1, self.count)
-        rank = below(others)
+        rank = randint_below(others)
         place = rank + (rank >= self.first[own][:, None]) * self.size[own][:, None]
         return self.by_class[place], torch.ones_like(place, dtype=torch.bool)
 
-    def _shuffled(self, own: Tensor) -> tuple[Tensor, Tensor]:
+    def _without_replacement(self, own: Tensor) -> tuple[Tensor, Tensor]:
         """Without replacement: windows of a shuffle, wide enough for ``count`` images of other classes."""
         total, device = len(self.labels), self.labels.device
         shuffle = torch.randperm(total, device=device)
@@ -198,6 +200,6 @@ class Negatives(nn.Module):
         return columns, other & (other.cumsum(1, dtype=torch.int32) <= self.count)
 
 
-def below(limits: Tensor) -> Tensor:
+def randint_below(limits: Tensor) -> Tensor:
     """A whole number from 0 to limit - 1 for each limit."""
     return torch.randint(2**62, limits.shape, device=limits.device) % limits

@@ -64,14 +64,17 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.temperature = temperature
-        self.read = gram if similarity else flat
+        self.read = gram if similarity else flatten
         kind = UnitMLP if mlp else nn.Linear
         widths = [[batch if similarity else c * h * w for c, h, w in shapes] for shapes in (sources, targets)]
         self.queries, self.keys = (nn.ModuleList(kind(width, batch // 4) for width in each) for each in widths)
 
     def forward(self, sources: Maps, targets: Maps) -> Tensor:
         """Return the softmax over the teacher's maps of query · key / temperature."""
-        queries, keys = vectors(self.queries, map(self.read, sources)), vectors(self.keys, map(self.read, targets))
+        queries, keys = (
+            stack_embeddings(self.queries, map(self.read, sources)),
+            stack_embeddings(self.keys, map(self.read, targets)),
+        )
         return attention(queries, keys, self.temperature)
 
 
@@ -110,7 +113,7 @@ class Projections(nn.Module):
         return pairs
 
 
-class Values(nn.Module):
+class SimilarityEmbeddings(nn.Module):
     """Mean squared error between vectors that MLPs make of the maps' similarity matrices; one MLP for each map."""
 
     def __init__(self, sources: int, targets: int, batch: int) -> None:
@@ -121,12 +124,18 @@ class Values(nn.Module):
 
     def forward(self, sources: Maps, targets: Maps) -> Tensor:
         """Return the errors."""
-        ours, theirs = vectors(self.of_student, map(gram, sources)), vectors(self.of_teacher, map(gram, targets))
+        ours, theirs = (
+            stack_embeddings(self.of_student, map(gram, sources)),
+            stack_embeddings(self.of_teacher, map(gram, targets)),
+        )
         return (ours[:, :, None] - theirs[:, None]).square().mean(3)
 
     def compared(self, sources: Maps, targets: Maps) -> list[tuple[Tensor, Tensor]]:
         """Return what the errors are of, for each student map all of the teacher's."""
-        ours, theirs = vectors(self.of_student, map(gram, sources)), vectors(self.of_teacher, map(gram, targets))
+        ours, theirs = (
+            stack_embeddings(self.of_student, map(gram, sources)),
+            stack_embeddings(self.of_teacher, map(gram, targets)),
+        )
         return list(product(ours.unbind(1), theirs.unbind(1)))
 
 
@@ -165,7 +174,7 @@ class UnitMLP(nn.Module):
         return unit_rows(self.layers(rows), epsilon=1e-6)
 
 
-def vectors(modules: nn.ModuleList, rows: Iterable[Tensor]) -> Tensor:
+def stack_embeddings(modules: nn.ModuleList, rows: Iterable[Tensor]) -> Tensor:
     """Stack what each module makes of its map's rows: [B, maps, D]."""
     return torch.stack([embed(each, module) for module, each in zip(modules, rows, strict=True)], dim=1)
 
@@ -183,6 +192,6 @@ def gram(feature_map: Tensor) -> Tensor:
     return images @ images.T
 
 
-def flat(feature_map: Tensor) -> Tensor:
+def flatten(feature_map: Tensor) -> Tensor:
     """A map's images as rows [B, C·H·W]."""
     return feature_map.flatten(1)

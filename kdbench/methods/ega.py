@@ -8,7 +8,7 @@ from torch import Tensor
 from kdbench.catalogue.hyperparameters import NonNegative
 from kdbench.data.batch import Batch
 from kdbench.methods.functional import check_equal_embeddings, in_float32, unit_rows
-from kdbench.methods.term import Setting, Term
+from kdbench.methods.term import Term, TermContext
 from kdbench.models.outputs import Outputs
 
 
@@ -34,9 +34,9 @@ class EGA(Term):
     requires = ("equal_embeddings", "something_to_learn")
     version = 1
 
-    def __init__(self, setting: Setting, *, node: NonNegative = 1.0, edge: NonNegative = 0.3) -> None:
-        super().__init__(setting)
-        check_equal_embeddings("ega", setting)
+    def __init__(self, context: TermContext, *, node: NonNegative = 1.0, edge: NonNegative = 0.3) -> None:
+        super().__init__(context)
+        check_equal_embeddings("ega", context)
         self.node = node
         self.edge = edge
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdbench.data.batch import Batch
 from kdbench.methods.functional import check_equal_embeddings, in_float32
-from kdbench.methods.term import Setting, Term
+from kdbench.methods.term import Term, TermContext
 from kdbench.models.outputs import Outputs
 
 
@@ -27,9 +27,9 @@ class EmbeddingMSE(Term):
     requires = ("equal_embeddings",)
     version = 1
 
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
-        check_equal_embeddings("embedding-mse", setting)
+    def __init__(self, context: TermContext) -> None:
+        super().__init__(context)
+        check_equal_embeddings("embedding-mse", context)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the mean squared difference."""

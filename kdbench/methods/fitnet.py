@@ -9,8 +9,8 @@ from kdbench.catalogue.hyperparameters import NonNegativeInt
 from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32, pool_like
-from kdbench.methods.term import Setting, Term
-from kdbench.models.outputs import Association, Outputs
+from kdbench.methods.term import Term, TermContext
+from kdbench.models.outputs import LayerPair, Outputs
 
 
 Shape = tuple[int, int, int]
@@ -41,12 +41,12 @@ class FitNet(Term):
     requires = ("layer_exists", "equal_maps_without_regressor")
     version = 1
 
-    def __init__(self, setting: Setting, *, layer: NonNegativeInt = 2, regressor: bool = True) -> None:
-        super().__init__(setting)
-        last = min(len(setting.student.features), len(setting.teacher.features)) - 1
+    def __init__(self, context: TermContext, *, layer: NonNegativeInt = 2, regressor: bool = True) -> None:
+        super().__init__(context)
+        last = min(len(context.student.features), len(context.teacher.features)) - 1
         if not 0 <= layer <= last:
             raise BadInput(f"fitnet: layer must lie between 0 and {last} for these networks, not {layer}")
-        source, target = setting.student.features[layer], setting.teacher.features[layer]
+        source, target = context.student.features[layer], context.teacher.features[layer]
         if not regressor and source != target:
             raise BadInput(f"fitnet: the maps of layer {layer} differ, {source} and {target}: a regressor is needed")
         self.layer = layer
@@ -59,11 +59,11 @@ class FitNet(Term):
             target = pool_like(target, prediction)
         return fitnet_loss(prediction, target)
 
-    def associations(self, student: Outputs, teacher: Outputs) -> list[Association]:
+    def layer_pairs(self, student: Outputs, teacher: Outputs) -> list[LayerPair]:
         """Return the one pair; the regressed map is compared."""
         source, target = student.features[self.layer], teacher.features[self.layer]
         prediction = self.regressor(source)
-        return [Association(source, target, compared=(prediction, pool_like(target, prediction)))]
+        return [LayerPair(source, target, compared=(prediction, pool_like(target, prediction)))]
 
 
 @in_float32

@@ -12,7 +12,7 @@ from kdbench.catalogue.hyperparameters import PositiveInt
 from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32, pool_to_smaller
-from kdbench.methods.term import Setting, Term
+from kdbench.methods.term import Term, TermContext
 from kdbench.models.outputs import Outputs
 
 
@@ -40,10 +40,10 @@ class FSP(Term):
     initial = True
     version = 1
 
-    def __init__(self, setting: Setting, *, initial_epochs: PositiveInt = 30) -> None:
-        super().__init__(setting)
+    def __init__(self, context: TermContext, *, initial_epochs: PositiveInt = 30) -> None:
+        super().__init__(context)
         self.set_initial_epochs(initial_epochs)
-        ours, theirs = ([shape[0] for shape in net.features] for net in (setting.student, setting.teacher))
+        ours, theirs = ([shape[0] for shape in net.features] for net in (context.student, context.teacher))
         if ours != theirs:
             raise BadInput(
                 f"fsp needs equal channels in both networks, and the student has {ours}, the teacher {theirs}"

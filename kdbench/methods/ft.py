@@ -13,7 +13,7 @@ from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
 from kdbench.methods.at import attention
 from kdbench.methods.functional import in_float32, pool_to_smaller
-from kdbench.methods.term import Part, Setting, Term
+from kdbench.methods.term import Part, Term, TermContext
 from kdbench.models.outputs import Outputs
 
 
@@ -42,19 +42,19 @@ class FT(Term):
     part = ("share",)
     version = 1
 
-    def __init__(self, setting: Setting, *, share: Share = 0.5) -> None:
-        super().__init__(setting)
+    def __init__(self, context: TermContext, *, share: Share = 0.5) -> None:
+        super().__init__(context)
         self.paraphrase = self.trained_part(Paraphraser).encode
-        source = setting.student.stages[-1][0]
-        factor = factor_channels(setting.teacher.stages[-1][0], share)
+        source = context.student.stages[-1][0]
+        factor = factor_channels(context.teacher.stages[-1][0], share)
         self.translate = nn.Sequential(
             *translation(source, source), *translation(source, factor), *translation(factor, factor)
         )
 
     @classmethod
-    def build_part(cls, setting: Setting, options: Mapping[str, Any]) -> Part:
+    def build_part(cls, context: TermContext, options: Mapping[str, Any]) -> Part:
         """The paraphraser of the teacher's last map."""
-        channels = setting.teacher.stages[-1][0]
+        channels = context.teacher.stages[-1][0]
         return Paraphraser(channels, factor_channels(channels, options["share"]))
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.errors import BadInput
-from kdbench.methods.term import Setting
+from kdbench.methods.term import TermContext
 from kdbench.models.outputs import Outputs
 
 
@@ -41,9 +41,9 @@ def _widen(value: object) -> object:
     return cast(Tensor, value).float() if narrow else value
 
 
-def check_equal_embeddings(term: str, setting: Setting) -> None:
+def check_equal_embeddings(term: str, context: TermContext) -> None:
     """Refuse a pair of networks whose embeddings differ in width. Raises BadInput."""
-    ours, theirs = setting.student.embedding, setting.teacher.embedding
+    ours, theirs = context.student.embedding, context.teacher.embedding
     if ours != theirs:
         raise BadInput(
             f"{term} compares the embeddings themselves, and the student's has {ours} values, the teacher's {theirs}. "

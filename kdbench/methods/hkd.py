@@ -11,8 +11,8 @@ from kdbench.catalogue.hyperparameters import NonNegative
 from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32, unit_rows
-from kdbench.methods.term import Setting, Term
-from kdbench.models.outputs import Association, Outputs
+from kdbench.methods.term import Term, TermContext
+from kdbench.models.outputs import LayerPair, Outputs
 
 
 SMALLEST = 1e-7
@@ -56,10 +56,10 @@ class HKD(Term):
     version = 1
 
     def __init__(
-        self, setting: Setting, *, first: NonNegative = 100.0, diagonal: Literal["exact", "rounded"] = "exact"
+        self, context: TermContext, *, first: NonNegative = 100.0, diagonal: Literal["exact", "rounded"] = "exact"
     ) -> None:
-        super().__init__(setting)
-        ours, theirs = len(setting.student.stages), len(setting.teacher.stages)
+        super().__init__(context)
+        ours, theirs = len(context.student.stages), len(context.teacher.stages)
         if ours != theirs:
             raise BadInput(f"hkd pairs the stages one by one, and the student has {ours}, the teacher {theirs}")
         self.first = first
@@ -71,9 +71,9 @@ class HKD(Term):
         losses = [self.loss(ours.flatten(1), theirs.flatten(1)) for ours, theirs in pairs]
         return torch.stack([losses[0] * self.first, *losses[1:]]).sum()
 
-    def associations(self, student: Outputs, teacher: Outputs) -> list[Association]:
+    def layer_pairs(self, student: Outputs, teacher: Outputs) -> list[LayerPair]:
         """Return the stages one by one; the teacher is the auxiliary."""
-        return [Association(*pair) for pair in zip(student.stages, teacher.stages, strict=True)]
+        return [LayerPair(*pair) for pair in zip(student.stages, teacher.stages, strict=True)]
 
 
 @in_float32

@@ -10,7 +10,7 @@ from torch import Tensor
 from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32
-from kdbench.methods.term import Setting, Term
+from kdbench.methods.term import Term, TermContext
 from kdbench.models.outputs import Outputs
 
 
@@ -41,9 +41,9 @@ class IRG(Term):
     requires = ("transformed_stages",)
     version = 1
 
-    def __init__(self, setting: Setting, *, transformations: bool = False) -> None:
-        super().__init__(setting)
-        if transformations and min(len(setting.student.stages), len(setting.teacher.stages)) < 2:
+    def __init__(self, context: TermContext, *, transformations: bool = False) -> None:
+        super().__init__(context)
+        if transformations and min(len(context.student.stages), len(context.teacher.stages)) < 2:
             raise BadInput("irg: transformations compare pairs of stages, and one of the networks has none")
         self.transformations = transformations
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from kdbench.catalogue.hyperparameters import PositiveNumber
 from kdbench.data.batch import Batch
 from kdbench.methods.functional import in_float32
-from kdbench.methods.term import Setting, Term
+from kdbench.methods.term import Term, TermContext
 from kdbench.models.outputs import Outputs
 
 
@@ -30,8 +30,8 @@ class KD(Term):
     reads = "logits"
     version = 1
 
-    def __init__(self, setting: Setting, *, temperature: PositiveNumber = 4.0) -> None:
-        super().__init__(setting)
+    def __init__(self, context: TermContext, *, temperature: PositiveNumber = 4.0) -> None:
+        super().__init__(context)
         self.temperature = temperature
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:

@@ -13,9 +13,9 @@ from kdbench.catalogue.hyperparameters import PositiveInt
 from kdbench.data.batch import Batch, Batches
 from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32
-from kdbench.methods.term import Setting, Term
+from kdbench.methods.term import Term, TermContext
 from kdbench.models.backbone import Backbone
-from kdbench.models.outputs import Association, Outputs
+from kdbench.models.outputs import LayerPair, Outputs
 from kdbench.suite.compatibility import matched_levels
 
 
@@ -59,15 +59,15 @@ class MGD(Term):
 
     def __init__(
         self,
-        setting: Setting,
+        context: TermContext,
         *,
         maximum: Literal["absolute", "signed"] = "signed",
         update_interval: PositiveInt = 2,
         normalise: bool = False,
         images: PositiveInt = 20_000,
     ) -> None:
-        super().__init__(setting)
-        ours, theirs = ([(shape[0], shape[1]) for shape in net.stages] for net in (setting.student, setting.teacher))
+        super().__init__(context)
+        ours, theirs = ([(shape[0], shape[1]) for shape in net.stages] for net in (context.student, context.teacher))
         self.levels = matched_levels(ours, theirs)
         if not self.levels:
             raise BadInput("mgd: no stage of the student has the size of one of the teacher's and no more channels")
@@ -116,17 +116,17 @@ class MGD(Term):
         losses = []
         for level, (ours, theirs) in enumerate(self._maps(student, teacher)):
             chosen, margins = self.get_buffer(f"chosen{level}"), self.get_buffer(f"margins{level}")
-            target = reduced(theirs, chosen, absolute=self.absolute)
+            target = reduce_channels(theirs, chosen, absolute=self.absolute)
             loss = mgd_loss(self.norms[level](ours), target, margins[chosen].mean(0))
             losses.append(loss * 2.0 ** (level + 1 - len(self.levels)))
-        return torch.stack(losses).sum() / self.setting.batch_size
+        return torch.stack(losses).sum() / self.context.batch_size
 
-    def associations(self, student: Outputs, teacher: Outputs) -> list[Association]:
+    def layer_pairs(self, student: Outputs, teacher: Outputs) -> list[LayerPair]:
         """Return the levels' pre-activations; the scaled map is compared with the teacher's chosen channels."""
         pairs = []
         for level, (ours, theirs) in enumerate(self._maps(student, teacher)):
-            target = reduced(theirs, self.get_buffer(f"chosen{level}"), absolute=self.absolute)
-            pairs.append(Association(ours, theirs, compared=(self.norms[level](ours), target)))
+            target = reduce_channels(theirs, self.get_buffer(f"chosen{level}"), absolute=self.absolute)
+            pairs.append(LayerPair(ours, theirs, compared=(self.norms[level](ours), target)))
         return pairs
 
     def _maps(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
@@ -159,7 +159,7 @@ def channel_margins(norm: nn.BatchNorm2d) -> Tensor:
     return torch.where(share > RARE, mean, -3 * gamma).float()
 
 
-def reduced(teacher: Tensor, chosen: Tensor, *, absolute: bool) -> Tensor:
+def reduce_channels(teacher: Tensor, chosen: Tensor, *, absolute: bool) -> Tensor:
     """The largest value, or that of the largest magnitude, of each group of channels: [B, D, H, W], [g, C] → [B, C, H, W]."""
     groups = teacher[:, chosen]
     if not absolute:

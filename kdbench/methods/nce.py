@@ -8,7 +8,7 @@ from torch import Tensor
 from kdbench.catalogue.hyperparameters import PositiveNumber
 from kdbench.data.batch import Batch
 from kdbench.methods.functional import check_equal_embeddings, in_float32, unit_rows
-from kdbench.methods.term import Setting, Term
+from kdbench.methods.term import Term, TermContext
 from kdbench.models.outputs import Outputs
 
 
@@ -36,9 +36,9 @@ class NCE(Term):
     requires = ("equal_embeddings",)
     version = 1
 
-    def __init__(self, setting: Setting, *, temperature: PositiveNumber = 0.1) -> None:
-        super().__init__(setting)
-        check_equal_embeddings("nce", setting)
+    def __init__(self, context: TermContext, *, temperature: PositiveNumber = 0.1) -> None:
+        super().__init__(context)
+        check_equal_embeddings("nce", context)
         self.temperature = temperature
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:

@@ -13,7 +13,7 @@ from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
 from kdbench.methods.ce import cross_entropy
 from kdbench.methods.functional import in_float32
-from kdbench.methods.term import Setting, Term
+from kdbench.methods.term import Term, TermContext
 from kdbench.models.outputs import Outputs
 
 
@@ -46,14 +46,16 @@ class OnlineKD(Term):
     needs_teacher = False
     version = 1
 
-    def __init__(self, setting: Setting, *, temperature: PositiveNumber = 3.0, ramp_epochs: PositiveInt = 80) -> None:
-        super().__init__(setting)
-        if setting.branch is None:
-            raise BadInput("online-kd trains further last stages of the student, and Setting.branch makes none")
+    def __init__(
+        self, context: TermContext, *, temperature: PositiveNumber = 3.0, ramp_epochs: PositiveInt = 80
+    ) -> None:
+        super().__init__(context)
+        if context.branch is None:
+            raise BadInput("online-kd trains further last stages of the student, and TermContext.branch makes none")
         self.temperature = temperature
         self.ramp_epochs = ramp_epochs
-        self.branches = nn.ModuleList(setting.branch() for _ in range(BRANCHES - 1))
-        self.gate = nn.Linear(setting.student.features[-2][0], BRANCHES)
+        self.branches = nn.ModuleList(context.branch() for _ in range(BRANCHES - 1))
+        self.gate = nn.Linear(context.student.features[-2][0], BRANCHES)
         self.norm = nn.BatchNorm1d(BRANCHES)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:

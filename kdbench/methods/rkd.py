@@ -9,7 +9,7 @@ from torch import Tensor
 from kdbench.catalogue.hyperparameters import NonNegative
 from kdbench.data.batch import Batch
 from kdbench.methods.functional import in_float32
-from kdbench.methods.term import Setting, Term
+from kdbench.methods.term import Term, TermContext
 from kdbench.models.outputs import Outputs
 
 
@@ -44,9 +44,9 @@ class RKD(Term):
     version = 1
 
     def __init__(
-        self, setting: Setting, *, distance_weight: NonNegative = 25.0, angle_weight: NonNegative = 50.0
+        self, context: TermContext, *, distance_weight: NonNegative = 25.0, angle_weight: NonNegative = 50.0
     ) -> None:
-        super().__init__(setting)
+        super().__init__(context)
         self.distance_weight = distance_weight
         self.angle_weight = angle_weight
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from kdbench.catalogue.hyperparameters import PositiveInt, PositiveNumber
 from kdbench.data.batch import Batch, Batches
 from kdbench.errors import BadInput
-from kdbench.methods.crosslayer import Attention, EqualAllocation, Projections, SharedAllocation, Values
+from kdbench.methods.crosslayer import Attention, EqualAllocation, Projections, SharedAllocation, SimilarityEmbeddings
 from kdbench.methods.functional import in_float32
-from kdbench.methods.term import Setting, Term
+from kdbench.methods.term import Term, TermContext
 from kdbench.models.backbone import Backbone
-from kdbench.models.outputs import Association, Outputs
+from kdbench.models.outputs import LayerPair, Outputs
 
 
 class SemCKD(Term):
@@ -67,7 +67,7 @@ class SemCKD(Term):
 
     def __init__(
         self,
-        setting: Setting,
+        context: TermContext,
         *,
         temperature: PositiveNumber = 1.0,
         preactivation: bool = False,
@@ -77,16 +77,16 @@ class SemCKD(Term):
         student_layer: PositiveInt | None = None,
         teacher_layer: PositiveInt | None = None,
     ) -> None:
-        super().__init__(setting)
+        super().__init__(context)
         if (student_layer is None) != (teacher_layer is None):
             raise BadInput("semckd: student_layer and teacher_layer fix one pair of stages: set both or neither")
-        if setting.batch_size < 4:
-            raise BadInput(f"semckd: the batch must have at least 4 images, not {setting.batch_size}")
+        if context.batch_size < 4:
+            raise BadInput(f"semckd: the batch must have at least 4 images, not {context.batch_size}")
         self.preactivation = preactivation
-        self.student_stages = chosen_stages("student_layer", student_layer, len(setting.student.stages))
-        self.teacher_stages = chosen_stages("teacher_layer", teacher_layer, len(setting.teacher.stages))
-        sources, targets = setting.student.stages[self.student_stages], setting.teacher.stages[self.teacher_stages]
-        batch = setting.batch_size
+        self.student_stages = chosen_stages("student_layer", student_layer, len(context.student.stages))
+        self.teacher_stages = chosen_stages("teacher_layer", teacher_layer, len(context.teacher.stages))
+        sources, targets = context.student.stages[self.student_stages], context.teacher.stages[self.teacher_stages]
+        batch = context.batch_size
         self.allocation: nn.Module
         if variant == "equal-allocation" or student_layer is not None:
             self.allocation = EqualAllocation()
@@ -95,9 +95,9 @@ class SemCKD(Term):
         else:
             how = {"similarity": variant != "no-similarity", "mlp": variant != "no-mlp"}
             self.allocation = Attention(sources, targets, batch, temperature, **how)
-        self.errors: Projections | Values
+        self.errors: Projections | SimilarityEmbeddings
         if variant == "no-projection":
-            self.errors = Values(len(sources), len(targets), batch)
+            self.errors = SimilarityEmbeddings(len(sources), len(targets), batch)
         else:
             self.errors = Projections(sources, targets)
         self.register_buffer("attention", torch.zeros(len(sources), len(targets), dtype=torch.float64))
@@ -105,8 +105,8 @@ class SemCKD(Term):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the weighted error of all pairs of stages. Raises ValueError for a batch that is not full."""
-        if len(batch) != self.setting.batch_size:
-            raise ValueError(f"semckd was built for batches of {self.setting.batch_size} images, not {len(batch)}")
+        if len(batch) != self.context.batch_size:
+            raise ValueError(f"semckd was built for batches of {self.context.batch_size} images, not {len(batch)}")
         sources, targets = self._maps(student, teacher)
         weights = self.allocation(sources, targets)
         self.attention += weights.detach().double().sum(0)
@@ -118,19 +118,19 @@ class SemCKD(Term):
         self.attention.zero_()
         self.attentive_images.zero_()
 
-    def epoch_facts(self) -> dict[str, Any]:
+    def epoch_metrics(self) -> dict[str, Any]:
         """Return the mean of a_st[b] over the epoch's images as ``attention``: a row for each student stage."""
         if not self.attentive_images:
             return {}
         mean = self.attention / self.attentive_images
         return {"attention": [[round(a, 6) for a in row] for row in mean.tolist()]}
 
-    def associations(self, student: Outputs, teacher: Outputs) -> list[Association]:
+    def layer_pairs(self, student: Outputs, teacher: Outputs) -> list[LayerPair]:
         """Return all pairs with their attention; what the projections make of the student's maps is compared."""
         sources, targets = self._maps(student, teacher)
         weights = self.allocation(sources, targets).flatten(1).unbind(1)
         pairs, compared = product(sources, targets), self.errors.compared(sources, targets)
-        return [Association(*pair, *rest) for pair, *rest in zip(pairs, weights, compared, strict=True)]
+        return [LayerPair(*pair, *rest) for pair, *rest in zip(pairs, weights, compared, strict=True)]
 
     def _maps(self, student: Outputs, teacher: Outputs) -> tuple[list[Tensor], list[Tensor]]:
         ours, theirs = (net.preactivations if self.preactivation else net.stages for net in (student, teacher))

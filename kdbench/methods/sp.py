@@ -7,7 +7,7 @@ from torch import Tensor
 from kdbench.data.batch import Batch
 from kdbench.methods.functional import in_float32, unit_rows
 from kdbench.methods.term import Term
-from kdbench.models.outputs import Association, Outputs
+from kdbench.models.outputs import LayerPair, Outputs
 
 
 class SimilarityPreserving(Term):
@@ -33,9 +33,9 @@ class SimilarityPreserving(Term):
         """Return the mean squared difference of the two similarity matrices."""
         return sp_loss(student.features[-1], teacher.features[-1])
 
-    def associations(self, student: Outputs, teacher: Outputs) -> list[Association]:
+    def layer_pairs(self, student: Outputs, teacher: Outputs) -> list[LayerPair]:
         """Return the pair of last stages."""
-        return [Association(student.features[-1], teacher.features[-1])]
+        return [LayerPair(student.features[-1], teacher.features[-1])]
 
 
 @in_float32

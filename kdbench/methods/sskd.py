@@ -15,7 +15,7 @@ from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32
 from kdbench.methods.pretext import SelfSupervised, copies_in, head, pretext, scores
-from kdbench.methods.term import Part, Setting, Term
+from kdbench.methods.term import Part, Term, TermContext
 from kdbench.models.outputs import Outputs
 
 
@@ -57,7 +57,7 @@ class SSKD(Term):
 
     def __init__(
         self,
-        setting: Setting,
+        context: TermContext,
         *,
         pretext: Literal["contrastive", "exemplar", "jigsaw", "rotation"] = "contrastive",
         transforms: Literal["rotations", "four"] = "rotations",
@@ -68,25 +68,25 @@ class SSKD(Term):
         kept_transformed: Share = 1.0,
         kept_pretext: Share = 0.75,
     ) -> None:
-        super().__init__(setting)
+        super().__init__(context)
         trained = self.trained_part(SelfSupervised)
-        if pretext == "exemplar" and trained.width != setting.train_size:
+        if pretext == "exemplar" and trained.width != context.train_size:
             raise BadInput(
                 f"sskd: the teacher's head tells {trained.width} training images apart, and the student has "
-                f"{setting.train_size}: use the pretext 'exemplar' with the whole training set"
+                f"{context.train_size}: use the pretext 'exemplar' with the whole training set"
             )
-        width = setting.student.embedding if pretext == "contrastive" else trained.width
+        width = context.student.embedding if pretext == "contrastive" else trained.width
         self.task, self.teacher_scores = trained.task, trained.scores
         self.transforms = trained.transforms
-        self.head = head(setting.student.embedding, width)
+        self.head = head(context.student.embedding, width)
         self.transformed = transformed_weight, temperature, kept_transformed
         self.pretext = pretext_weight, pretext_temperature, kept_pretext
 
     @classmethod
-    def build_part(cls, setting: Setting, options: Mapping[str, Any]) -> Part:
+    def build_part(cls, context: TermContext, options: Mapping[str, Any]) -> Part:
         """The head that learns the task on the teacher's embedding."""
         task = pretext(options["pretext"], options["transforms"])
-        return SelfSupervised(task, setting.teacher.embedding, setting.train_size)
+        return SelfSupervised(task, context.teacher.embedding, context.train_size)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the weighted sum of both losses."""
@@ -101,7 +101,7 @@ class SSKD(Term):
 @in_float32
 def transfer_loss(student: Tensor, teacher: Tensor, answers: Tensor, temperature: float, share: float) -> Tensor:
     """KL(teacher || student) times temperature² over the kept rows of scores [R, K]; answers [R] are the right ones."""
-    keep = kept(ranks(teacher, answers), share)
+    keep = top_fraction_mask(ranks(teacher, answers), share)
     rows = F.kl_div(
         F.log_softmax(student / temperature, dim=1),
         F.log_softmax(teacher / temperature, dim=1),
@@ -119,7 +119,7 @@ def ranks(scores: Tensor, answers: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def kept(ranks: Tensor, share: float) -> Tensor:
+def top_fraction_mask(ranks: Tensor, share: float) -> Tensor:
     """[R] bool: the rows of rank 0, and a share of the others, rounded down, by rank; of equal ranks the earlier rows."""
     wrong = (ranks > 0).sum()
     count = len(ranks) - wrong + (wrong.double() * share).floor()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kdbench.data.batch import Batch, Batches
 from kdbench.errors import BadInput
 from kdbench.models.backbone import Backbone
-from kdbench.models.outputs import Association, Outputs, Shapes
+from kdbench.models.outputs import LayerPair, Outputs, Shapes
 
 
 class Part(nn.Module):
@@ -32,7 +32,7 @@ AnyPart = TypeVar("AnyPart", bound=Part)
 
 
 @dataclass(frozen=True)
-class Setting:
+class TermContext:
     """What a term is built for. For a term that needs no teacher, ``teacher`` equals ``student``.
 
     train_size counts the images that the student trains on (after subset and few-shot), batch_size is the nominal one.
@@ -104,14 +104,14 @@ class Term(nn.Module):
     transforms: str = ""
     """Which kind of copies a term sees (kdbench.data.augment.TRANSFORMS); "": none. Its ``__init__`` sets it."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, context: TermContext) -> None:
         super().__init__()
-        if self.full_batches and setting.train_size < setting.batch_size:
+        if self.full_batches and context.train_size < context.batch_size:
             raise BadInput(
-                f"{type(self).__name__} learns from full batches only, and {setting.train_size} training images do not "
-                f"fill one of {setting.batch_size}. Set a smaller batch: protocol {{base: …, batch: {setting.train_size}}}"
+                f"{type(self).__name__} learns from full batches only, and {context.train_size} training images do not "
+                f"fill one of {context.batch_size}. Set a smaller batch: protocol {{base: …, batch: {context.train_size}}}"
             )
-        self.setting = setting
+        self.context = context
         self.initial_epochs = 0
         self.epoch = 0
         """The epoch that is being trained, from 1; up to 0 in an initial stage. The training loop sets it."""
@@ -132,7 +132,7 @@ class Term(nn.Module):
         """Return what the initial stage minimises, a scalar; the term's weight does not count there."""
         raise NotImplementedError
 
-    def associations(self, student: Outputs, teacher: Outputs) -> list[Association]:
+    def layer_pairs(self, student: Outputs, teacher: Outputs) -> list[LayerPair]:
         """Return the pairs of maps in which the student follows the teacher, so that it can be told how alike they became.
 
         Asked for test images in eval mode, without gradient; as many as a batch has where the term needs full ones. None for
@@ -140,21 +140,21 @@ class Term(nn.Module):
         """
         return []
 
-    def epoch_facts(self) -> dict[str, Any]:
+    def epoch_metrics(self) -> dict[str, Any]:
         """Return what the term has to add to an epoch's line in metrics.jsonl, at the end of that epoch."""
         return {}
 
     @classmethod
-    def build_part(cls, setting: Setting, options: Mapping[str, Any]) -> Part:
-        """The untrained part, for the teacher in ``setting``; options are the hyper-parameters that ``part`` names."""
+    def build_part(cls, context: TermContext, options: Mapping[str, Any]) -> Part:
+        """The untrained part, for the teacher in ``context``; options are the hyper-parameters that ``part`` names."""
         raise NotImplementedError
 
     def trained_part(self, kind: type[AnyPart]) -> AnyPart:
-        """The part that was trained on the teacher. Raises BadInput where the setting has none."""
-        part = self.setting.part
+        """The part that was trained on the teacher. Raises BadInput where the context has none."""
+        part = self.context.part
         if not isinstance(part, kind):
             raise BadInput(
-                f"{type(self).__name__} needs the {kind.__name__} that was trained on the teacher, and Setting.part has none"
+                f"{type(self).__name__} needs the {kind.__name__} trained on the teacher, and TermContext.part has none"
             )
         return part
 

@@ -12,8 +12,8 @@ from kdbench.catalogue.hyperparameters import PositiveNumber
 from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32, paired_stages, pool_to_smaller
-from kdbench.methods.term import Setting, Term
-from kdbench.models.outputs import Association, Outputs
+from kdbench.methods.term import Term, TermContext
+from kdbench.models.outputs import LayerPair, Outputs
 
 
 class VID(Term):
@@ -38,12 +38,12 @@ class VID(Term):
     version = 1
 
     def __init__(
-        self, setting: Setting, *, initial_variance: PositiveNumber = 5.0, epsilon: PositiveNumber = 1e-5
+        self, context: TermContext, *, initial_variance: PositiveNumber = 5.0, epsilon: PositiveNumber = 1e-5
     ) -> None:
-        super().__init__(setting)
+        super().__init__(context)
         if epsilon >= initial_variance:
             raise BadInput(f"vid: epsilon must be below initial_variance, not {epsilon} and {initial_variance}")
-        pairs = list(zip(setting.student.stages, setting.teacher.stages, strict=False))
+        pairs = list(zip(context.student.stages, context.teacher.stages, strict=False))
         start = initial_variance - epsilon
         rho = start + math.log(-math.expm1(-start))
         self.epsilon = epsilon
@@ -60,12 +60,12 @@ class VID(Term):
             losses.append(vid_loss(regressor(source), target, rho, self.epsilon))
         return torch.stack(losses).sum()
 
-    def associations(self, student: Outputs, teacher: Outputs) -> list[Association]:
+    def layer_pairs(self, student: Outputs, teacher: Outputs) -> list[LayerPair]:
         """Return the paired stages; the predicted mean is compared."""
         pairs = []
         for (source, target), regressor in zip(paired_stages(student, teacher), self.regressors, strict=True):
             smaller, aim = pool_to_smaller(source, target)
-            pairs.append(Association(source, target, compared=(regressor(smaller), aim)))
+            pairs.append(LayerPair(source, target, compared=(regressor(smaller), aim)))
         return pairs
 
 

@@ -37,11 +37,11 @@ class Backbone(nn.Module):
         rest = (self.classifier_name, *self.tail)
         return [module for name, module in self.named_children() if name not in rest]
 
-    def top(self) -> tuple[str, ...]:
+    def final_modules(self) -> tuple[str, ...]:
         """The names of all modules behind the second-to-last exposed map, the classifier's among them."""
         return (self.stages[-1], *self.tail, *filter(None, [self.classifier_name]))
 
-    def finish(self, x: Tensor) -> Tensor:
+    def embed_from(self, x: Tensor) -> Tensor:
         """The embedding [B, D] that follows from the second-to-last exposed map [B, C, H, W]; x stays as it is."""
         raise NotImplementedError
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kdbench.catalogue.networks import Network, networks
+from kdbench.catalogue.networks import NetworkInfo, networks
 from kdbench.catalogue.text import nearest
 from kdbench.errors import BadInput
 from kdbench.models.backbone import Backbone
@@ -42,7 +42,7 @@ def load_checkpoint(
         there = states(content)
         fitting = _fitting(net, there, classifier=classifier)
         if not fitting:
-            raise BadInput(_misfit_of(net, there, classifier=classifier))
+            raise BadInput(_mismatch_of(net, there, classifier=classifier))
         found = fitting[_chosen(list(fitting), key)]
         if problem := _other_classes(net, found) or _unusual(net, found):
             raise BadInput(problem)
@@ -73,7 +73,7 @@ def _fitting(net: nn.Module, there: Mapping[str, State], *, classifier: bool = T
                 continue
             inside = {root + without_wrappers(each.removeprefix(prefix)): state[each] for each in names[first:last]}
             found = _own_names(net, own, inside, classifier=classifier)
-            if _misfit(net, found) is None:
+            if _architecture_mismatch(net, found) is None:
                 fitting[".".join(filter(None, (place, prefix.rstrip("."))))] = found
     exact = {place: found for place, found in fitting.items() if _other_classes(net, found) is None}
     return exact or fitting
@@ -118,7 +118,7 @@ def _chosen(places: list[str], key: str | None) -> str:
     raise BadInput(f"the key '{key}' names {len(matches) or 'none'} of its networks: {names}.{hint}")
 
 
-def _misfit(net: nn.Module, found: Mapping[str, Stored | Tensor]) -> str | None:
+def _architecture_mismatch(net: nn.Module, found: Mapping[str, Stored | Tensor]) -> str | None:
     """Why these weights are of another architecture than the network, or None where they are not."""
     expected = net.state_dict()
     missing = [key for key in expected if key not in found]
@@ -134,7 +134,7 @@ def _misfit(net: nn.Module, found: Mapping[str, Stored | Tensor]) -> str | None:
     return f"weights of another architecture ({'; '.join(parts)}). "
 
 
-def _misfit_of(net: nn.Module, there: Mapping[str, State], *, classifier: bool) -> str:
+def _mismatch_of(net: nn.Module, there: Mapping[str, State], *, classifier: bool) -> str:
     """The sentence for a file in which nothing fits the network."""
     if classifier and _fitting(net, there, classifier=False):
         return (
@@ -144,7 +144,7 @@ def _misfit_of(net: nn.Module, there: Mapping[str, State], *, classifier: bool) 
     own = net.state_dict()
     guesses = [_own_names(net, own, _stripped(state, own), classifier=classifier) for state in there.values()]
     nearest_one = max(guesses, key=lambda found: (len(own.keys() & found.keys()), len(found)))
-    return f"{_misfit(net, nearest_one)}{_advice(there)}"
+    return f"{_architecture_mismatch(net, nearest_one)}{_advice(there)}"
 
 
 def _stripped(state: State, own: Mapping[str, Tensor]) -> State:
@@ -216,26 +216,26 @@ def _is_classifier(net: nn.Module, key: str) -> bool:
 
 
 def _advice(there: Mapping[str, State]) -> str:
-    owners = _owners(there)
+    owners = _matching_networks(there)
     if not owners:
         return "Name the network that they belong to."
     return f"These are the weights of {' or '.join(owners)}: name that network, or give another file."
 
 
-def _owners(there: Mapping[str, State]) -> list[str]:
+def _matching_networks(there: Mapping[str, State]) -> list[str]:
     """The networks of the catalogue, of whatever class count, that the weights fit."""
     tensors = [tensor for state in there.values() for tensor in state.values()]
     values = sum(min(tensor.count, tensor.storage.length) for tensor in tensors if tensor.storage)
     candidates = [known.name for known in networks().values() if _least_parameters(known) <= values]
-    return [name for name in candidates if _fitting(_without_memory(name), there)]
+    return [name for name in candidates if _fitting(_meta_network(name), there)]
 
 
-def _least_parameters(known: Network) -> int:
+def _least_parameters(known: NetworkInfo) -> int:
     return known.parameters - (100 * (known.embedding + 1) if known.classifier else 0)
 
 
 @cache
-def _without_memory(name: str) -> Backbone:
+def _meta_network(name: str) -> Backbone:
     """The network with the names and shapes of its tensors alone."""
     with torch.device("meta"):
         return build(name)

@@ -33,12 +33,12 @@ class Branch(nn.Module):
 
     def __init__(self, network: Backbone) -> None:
         super().__init__()
-        _drop_all_but(network.top(), network, "")
+        _drop_all_but(network.final_modules(), network, "")
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
-        embedding = self.network.finish(x)
+        embedding = self.network.embed_from(x)
         return cast(Tensor, self.network.get_submodule(self.network.classifier_name or "")(embedding))
 
 
@@ -79,13 +79,13 @@ class NodeEmbedding(Backbone):
         """The backbone's."""
         return self.backbone.feature_modules()
 
-    def top(self) -> tuple[str, ...]:
+    def final_modules(self) -> tuple[str, ...]:
         """The backbone's, and both layers of its own."""
-        return (*(f"backbone.{name}" for name in self.backbone.top()), "node", "fc")
+        return (*(f"backbone.{name}" for name in self.backbone.final_modules()), "node", "fc")
 
-    def finish(self, x: Tensor) -> Tensor:
+    def embed_from(self, x: Tensor) -> Tensor:
         """Pass the backbone's last stage and the node embedding's layer."""
-        return self.node(self.backbone.finish(x))  # type: ignore[no-any-return]
+        return self.node(self.backbone.embed_from(x))  # type: ignore[no-any-return]
 
     def last_norms(self) -> list[nn.BatchNorm2d]:
         """The backbone's."""

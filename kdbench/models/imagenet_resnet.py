@@ -72,7 +72,7 @@ class ImageNetResNet(Backbone):
         embedding = features[-1].mean((2, 3))
         return Outputs(self.fc(embedding), embedding, features, preactivations)
 
-    def finish(self, x: Tensor) -> Tensor:
+    def embed_from(self, x: Tensor) -> Tensor:
         """Pass the last stage; return the embedding."""
         features, _ = run_residual_stages((self.layer4,), x)
         return features[-1].mean((2, 3))

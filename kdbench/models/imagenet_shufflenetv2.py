@@ -63,11 +63,11 @@ class ImageNetShuffleNetV2(Backbone):
         embedding = self.conv5(x).mean((2, 3))
         return Outputs(self.fc(embedding), embedding, features, features[1:])
 
-    def top(self) -> tuple[str, ...]:
+    def final_modules(self) -> tuple[str, ...]:
         """The last stage, the 1 × 1 convolution and the classifier."""
         return ("stage4", "conv5", "fc")
 
-    def finish(self, x: Tensor) -> Tensor:
+    def embed_from(self, x: Tensor) -> Tensor:
         """Pass the last stage and the 1 × 1 convolution; return the embedding."""
         return self.conv5(self.stage4(x)).mean((2, 3))  # type: ignore[no-any-return]
 

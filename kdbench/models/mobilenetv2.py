@@ -76,11 +76,11 @@ class MobileNetV2(Backbone):
         embedding = self.conv2(x).mean((2, 3))
         return Outputs(self.classifier(embedding), embedding, features, features[1:])
 
-    def top(self) -> tuple[str, ...]:
+    def final_modules(self) -> tuple[str, ...]:
         """The last two stages, of which the first is not exposed, the 1 × 1 convolution and the classifier."""
-        return ("blocks.5", *super().top())
+        return ("blocks.5", *super().final_modules())
 
-    def finish(self, x: Tensor) -> Tensor:
+    def embed_from(self, x: Tensor) -> Tensor:
         """Pass the last two stages and the 1 × 1 convolution; return the embedding."""
         return self.conv2(self.blocks[-2:](x)).mean((2, 3))  # type: ignore[no-any-return]
 

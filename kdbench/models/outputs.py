@@ -30,7 +30,7 @@ class Outputs(NamedTuple):
         return self.features[1:]
 
 
-class Association(NamedTuple):
+class LayerPair(NamedTuple):
     """A map of the student and the map of the teacher that a loss term has it learn from.
 
     student:    [B, …], as the network gives it

@@ -65,7 +65,7 @@ class ResNet(Backbone):
         embedding = features[-1].mean((2, 3))
         return Outputs(self.fc(embedding), embedding, features, preactivations)
 
-    def finish(self, x: Tensor) -> Tensor:
+    def embed_from(self, x: Tensor) -> Tensor:
         """Pass the last stage; return the embedding."""
         features, _ = run_residual_stages((self.layer3,), x)
         return features[-1].mean((2, 3))

@@ -95,7 +95,7 @@ class ShuffleNetV2(Backbone):
         embedding = self._embedding(x)
         return Outputs(self.linear(embedding), embedding, features, preactivations)
 
-    def finish(self, x: Tensor) -> Tensor:
+    def embed_from(self, x: Tensor) -> Tensor:
         """Pass the last stage and the 1 × 1 convolution; return the embedding."""
         return self._embedding(F.channel_shuffle(F.relu(_before_last_activation(self.layer3, x)), 2))
 

@@ -50,7 +50,7 @@ class VGG(Backbone):
         embedding = x.mean((2, 3))
         return Outputs(self.classifier(embedding), embedding, features, preactivations)
 
-    def finish(self, x: Tensor) -> Tensor:
+    def embed_from(self, x: Tensor) -> Tensor:
         """Pass the last block; return the embedding."""
         return F.relu(self.block4(_pooled_once_more(x)), inplace=True).mean((2, 3))
 

@@ -90,7 +90,7 @@ class WideResNet(Backbone):
         embedding = F.relu(normalised[-1]).mean((2, 3))
         return Outputs(self.fc(embedding), embedding, features, normalised[1:])
 
-    def finish(self, x: Tensor) -> Tensor:
+    def embed_from(self, x: Tensor) -> Tensor:
         """Pass the last group and the batch norm behind it; return the embedding."""
         x = self.block3(x, self.block3.normalise(x))
         return F.relu(self.bn1(x), inplace=True).mean((2, 3))

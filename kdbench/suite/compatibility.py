@@ -12,12 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 from kdbench.catalogue.datasets import dataset
-from kdbench.catalogue.networks import Network, network
+from kdbench.catalogue.networks import NetworkInfo, network
 from kdbench.catalogue.terms import term
 from kdbench.suite.specs import DatasetSpec, Scenario, WeightedTerm
 
 
-Condition = Callable[[Network, Network, dict[str, Any]], str | None]
+Condition = Callable[[NetworkInfo, NetworkInfo, dict[str, Any]], str | None]
 
 
 def incompatibilities(
@@ -45,11 +45,11 @@ def incompatibilities(
     return reasons
 
 
-def _showing(net: Network, node: int | None) -> Network:
+def _showing(net: NetworkInfo, node: int | None) -> NetworkInfo:
     return net if node is None else replace(net, embedding=node)
 
 
-def equal_embeddings(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+def equal_embeddings(student: NetworkInfo, teacher: NetworkInfo, options: dict[str, Any]) -> str | None:
     """Both embeddings have one width."""
     if student.embedding == teacher.embedding:
         return None
@@ -60,7 +60,7 @@ def equal_embeddings(student: Network, teacher: Network, options: dict[str, Any]
     )
 
 
-def layer_exists(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+def layer_exists(student: NetworkInfo, teacher: NetworkInfo, options: dict[str, Any]) -> str | None:
     """The feature map ``layer`` exists in both networks."""
     for net in (student, teacher):
         if not net.features:
@@ -70,7 +70,7 @@ def layer_exists(student: Network, teacher: Network, options: dict[str, Any]) ->
     return None
 
 
-def feature_maps(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+def feature_maps(student: NetworkInfo, teacher: NetworkInfo, options: dict[str, Any]) -> str | None:
     """Both networks expose the map of a stage, beyond the stem's."""
     for net in (student, teacher):
         if len(net.features) < 2:
@@ -79,7 +79,7 @@ def feature_maps(student: Network, teacher: Network, options: dict[str, Any]) ->
     return None
 
 
-def equal_maps_without_regressor(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+def equal_maps_without_regressor(student: NetworkInfo, teacher: NetworkInfo, options: dict[str, Any]) -> str | None:
     """Without a regressor, the two maps of ``layer`` must have the same channels and size."""
     if options["regressor"] or layer_exists(student, teacher, options):
         return None
@@ -92,7 +92,7 @@ def equal_maps_without_regressor(student: Network, teacher: Network, options: di
     )
 
 
-def layer_pair_exists(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+def layer_pair_exists(student: NetworkInfo, teacher: NetworkInfo, options: dict[str, Any]) -> str | None:
     """A fixed pair of stages, where there is one, names an existing stage of each network, counted from 1."""
     chosen = {"student_layer": student, "teacher_layer": teacher}
     given = [key for key in chosen if options[key] is not None]
@@ -106,7 +106,7 @@ def layer_pair_exists(student: Network, teacher: Network, options: dict[str, Any
     return None
 
 
-def equal_levels(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+def equal_levels(student: NetworkInfo, teacher: NetworkInfo, options: dict[str, Any]) -> str | None:
     """Both networks expose stages, and equally many."""
     if reason := feature_maps(student, teacher, options):
         return reason
@@ -116,7 +116,7 @@ def equal_levels(student: Network, teacher: Network, options: dict[str, Any]) ->
     return f"pairs the stages one by one, but {student.name} has {ours} and {teacher.name} has {theirs}"
 
 
-def sides_within_reach(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+def sides_within_reach(student: NetworkInfo, teacher: NetworkInfo, options: dict[str, Any]) -> str | None:
     """A stage of the student is as large as the teacher's, larger, or exactly half as large."""
     for level, (ours, theirs) in enumerate(zip(student.features, teacher.features, strict=False)):
         if level and ours[1] > theirs[1] and (ours[1] != 2 * theirs[1] or options["image_size"] % ours[1]):
@@ -127,7 +127,7 @@ def sides_within_reach(student: Network, teacher: Network, options: dict[str, An
     return None
 
 
-def equal_channels(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+def equal_channels(student: NetworkInfo, teacher: NetworkInfo, options: dict[str, Any]) -> str | None:
     """Stem and stages have the same channels in both networks."""
     ours, theirs = ([channels for channels, _ in net.features] for net in (student, teacher))
     if ours == theirs:
@@ -150,7 +150,7 @@ def matched_levels(ours: Sequence[tuple[int, int]], theirs: Sequence[tuple[int, 
     return pairs
 
 
-def matching_level(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+def matching_level(student: NetworkInfo, teacher: NetworkInfo, options: dict[str, Any]) -> str | None:
     """Some stage of the student has the size of one of the teacher's, and no more channels."""
     if reason := feature_maps(student, teacher, options):
         return reason
@@ -162,7 +162,7 @@ def matching_level(student: Network, teacher: Network, options: dict[str, Any]) 
     )
 
 
-def factor_has_a_channel(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+def factor_has_a_channel(student: NetworkInfo, teacher: NetworkInfo, options: dict[str, Any]) -> str | None:
     """The share of the teacher's last channels that a factor keeps is one channel or more."""
     if reason := feature_maps(student, teacher, options):
         return reason
@@ -172,7 +172,7 @@ def factor_has_a_channel(student: Network, teacher: Network, options: dict[str, 
     return f"keeps a share of {options['share']} of the {channels} channels of {teacher.name}, which is none"
 
 
-def transformed_stages(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+def transformed_stages(student: NetworkInfo, teacher: NetworkInfo, options: dict[str, Any]) -> str | None:
     """Both networks have a pair of stages to compare, where transformations between stages are compared."""
     if not options["transformations"]:
         return None
@@ -182,7 +182,7 @@ def transformed_stages(student: Network, teacher: Network, options: dict[str, An
     return None
 
 
-def something_to_learn(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+def something_to_learn(student: NetworkInfo, teacher: NetworkInfo, options: dict[str, Any]) -> str | None:
     """The weights within the term are not all 0."""
     weights = {key: options[key] for key in WEIGHTS if key in options}
     if any(weights.values()):
@@ -190,7 +190,7 @@ def something_to_learn(student: Network, teacher: Network, options: dict[str, An
     return f"learns nothing with {' and '.join(f'{key} 0' for key in weights)}"
 
 
-def epsilon_below_variance(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+def epsilon_below_variance(student: NetworkInfo, teacher: NetworkInfo, options: dict[str, Any]) -> str | None:
     """The smallest variance lies below the one at the start."""
     if options["epsilon"] < options["initial_variance"]:
         return None
@@ -199,14 +199,14 @@ def epsilon_below_variance(student: Network, teacher: Network, options: dict[str
     )
 
 
-def transforms_of_the_pretext(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+def transforms_of_the_pretext(student: NetworkInfo, teacher: NetworkInfo, options: dict[str, Any]) -> str | None:
     """A pretext task that brings its own transforms is given no others."""
     if options["pretext"] not in ("jigsaw", "rotation") or options["transforms"] == "rotations":
         return None
     return f"gets transforms of its own from the pretext '{options['pretext']}': leave 'transforms' out"
 
 
-def images_of_the_pretext(student: Network, teacher: Network, options: dict[str, Any]) -> str | None:
+def images_of_the_pretext(student: NetworkInfo, teacher: NetworkInfo, options: dict[str, Any]) -> str | None:
     """A jigsaw's images have quarters, and those that are told apart are all those that the teacher's part has seen."""
     if options["pretext"] == "jigsaw" and options["image_size"] % 2:
         return f"moves the quarters of images, and a side of {options['image_size']} pixels has no halves: take another size"

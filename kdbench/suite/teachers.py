@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from kdbench.catalogue.datasets import dataset
-from kdbench.catalogue.networks import Network, network
+from kdbench.catalogue.networks import NetworkInfo, network
 from kdbench.catalogue.terms import term
 from kdbench.catalogue.text import shorten
 from kdbench.errors import BadInput
@@ -52,7 +52,7 @@ class TeacherConfig:
     std: PositiveChannels | None = None
 
     @property
-    def facts(self) -> Network:
+    def facts(self) -> NetworkInfo:
         return network(self.network)
 
     def trains_on(self, data: str) -> bool:

@@ -15,7 +15,7 @@ from kdbench.data.batch import Batch, seed_of
 from kdbench.errors import BadRecord
 from kdbench.methods import Part, build_term
 from kdbench.methods.functional import in_float32
-from kdbench.methods.term import Setting, Term
+from kdbench.methods.term import Term, TermContext
 from kdbench.models import build
 from kdbench.models.backbone import Backbone
 from kdbench.models.heads import Branch, NodeEmbedding
@@ -39,9 +39,9 @@ class NTXent(Term):
     reads = "embedding"
     needs_teacher = False
 
-    def __init__(self, setting: Setting, *, temperature: float = 0.5, projection: int = 128) -> None:
-        super().__init__(setting)
-        width = setting.student.embedding
+    def __init__(self, context: TermContext, *, temperature: float = 0.5, projection: int = 128) -> None:
+        super().__init__(context)
+        width = context.student.embedding
         self.temperature = temperature
         self.project = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, projection))
 
@@ -94,7 +94,7 @@ def student_learner(
     shapes = measure_shapes(network, seen_size(spec.dataset, spec.recipe))
     if guide is not None and shown is None:
         shown = measure_shapes(guide, seen_size(spec.dataset, spec.view or spec.recipe))
-    setting = Setting(
+    context = TermContext(
         student=shapes,
         teacher=shown if guide is not None and shown else shapes,
         classes=shapes.logits,
@@ -109,7 +109,7 @@ def student_learner(
         torch.manual_seed(seed_of("terms", spec.id))
         for use in spec.terms:
             store.keep_source(term(use.name, use.source_sha256).source)
-            own = replace(setting, part=trained.get(use.name))
+            own = replace(context, part=trained.get(use.name))
             terms[module_key(use.name)] = build_term(use.name, own, use.source_sha256, **use.hyperparameters).to(device)
     weights = {module_key(use.name): use.weight for use in spec.terms}
     keep_best = spec.checkpoint == "best"
@@ -137,23 +137,23 @@ def teacher_learner(spec: TeacherSpec, store: Store, device: torch.device) -> Le
             adopt(network, _stored(spec.parent, store, torch.device("cpu")), classifier=spec.parent.has_classifier)
     network = on_device(network, device)
     shapes = measure_shapes(network, seen_size(data, recipe))
-    setting = Setting(shapes, shapes, shapes.logits, 0, recipe.batch)
+    context = TermContext(shapes, shapes, shapes.logits, 0, recipe.batch)
     if spec.has_classifier:
-        terms: dict[str, Term] = {"ce": build_term("ce", setting)}
+        terms: dict[str, Term] = {"ce": build_term("ce", context)}
     else:
-        terms = {"simclr": _contrast(spec, setting).to(device)}
+        terms = {"simclr": _contrast(spec, context).to(device)}
     keep_best = spec.checkpoint == "best"
     return Learner(
         store.teacher(spec.id), network, terms, dict.fromkeys(terms, 1.0), recipe, modules=modules, keep_best=keep_best
     )
 
 
-def _contrast(spec: TeacherSpec, setting: Setting) -> Term:
+def _contrast(spec: TeacherSpec, context: TermContext) -> Term:
     if spec.pretraining is None:
         raise ValueError("the teacher's spec has no pretraining")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("projection", spec.id))
-        return NTXent(setting, temperature=spec.pretraining.temperature, projection=spec.pretraining.projection)
+        return NTXent(context, temperature=spec.pretraining.temperature, projection=spec.pretraining.projection)
 
 
 def adopt(network: Backbone, encoder: Backbone, *, classifier: bool = False) -> None:

@@ -96,7 +96,7 @@ class Learner:
         self.reads_teacher = any(term.needs_teacher for term in terms.values())
         self.main_transforms = one_transform(terms.values())
         self.full_batches = any(term.full_batches for term in terms.values())
-        self.associates = any(type(term).associations is not Term.associations for term in terms.values())
+        self.associates = any(type(term).layer_pairs is not Term.layer_pairs for term in terms.values())
         self.foreign = plugged_in(self.terms) or plugged_in(network)
         self.device = next(network.parameters()).device
         self.initial = next(((name, term) for name, term in terms.items() if term.initial), None)
@@ -258,7 +258,7 @@ class Learner:
             row |= {"top1": scores.top1, "top5": scores.top5}
         row |= likeness or {}
         for term in cast(list[Term], list(self.terms.values())):
-            facts = json.loads(json.dumps(term.epoch_facts()))  # what cannot be stored ends the run here
+            facts = json.loads(json.dumps(term.epoch_metrics()))  # what cannot be stored ends the run here
             row |= {key: value for key, value in facts.items() if key not in row}
         self.progress.metrics.append(row)
         self.progress.epoch, self.progress.batches, self.progress.images = epoch, 0, 0

@@ -77,7 +77,7 @@ class Watched(nn.Module):
             ours, theirs = (rows_of(each, slice(start, start + size)) for each in (outputs, teacher))
             pairs = []
             for name, term in self.terms.items():
-                pairs += cast(Term, term).associations(relisted(ours), relisted(theirs))
+                pairs += cast(Term, term).layer_pairs(relisted(ours), relisted(theirs))
                 watch.check(f"the term '{name}'")
             if pairs:
                 self.similarity.add(pairs)

@@ -16,7 +16,7 @@ from kdbench.errors import BadInput
 from kdbench.evaluation import class_correlation, is_constant, kl_divergence, linear_cka, measure
 from kdbench.files import quarantine
 from kdbench.methods import build_term
-from kdbench.methods.term import Setting
+from kdbench.methods.term import TermContext
 from kdbench.models.backbone import Backbone
 from kdbench.models.heads import LinearProbe
 from kdbench.models.outputs import Shapes
@@ -100,7 +100,7 @@ def _probe_learner(spec: ProbeSpec, record: Record, backbone: Backbone, trial: i
         torch.manual_seed(seed_of("probe", spec.dataset.canonical(), width, trial))
         network = LinearProbe(width, classes, None if spec.fixed_features else backbone)
     shapes = Shapes(classes, width, ())
-    terms = {"ce": build_term("ce", Setting(shapes, shapes, classes, 0, spec.recipe.batch))}
+    terms = {"ce": build_term("ce", TermContext(shapes, shapes, classes, 0, spec.recipe.batch))}
     modules = [network] if spec.batch_norm == "batch" else [network.fc]
     return Learner(record, on_device(network, shop.device), terms, {"ce": 1.0}, spec.recipe, modules=list(modules))
 

@@ -10,7 +10,7 @@ from kdbench.catalogue.terms import term
 from kdbench.data.batch import Batch, seed_of
 from kdbench.errors import BadRecord
 from kdbench.methods import Part, build_part
-from kdbench.methods.term import Setting, Term
+from kdbench.methods.term import Term, TermContext
 from kdbench.models.backbone import Backbone
 from kdbench.models.outputs import Outputs, measure_shapes
 from kdbench.store.store import Store
@@ -40,8 +40,8 @@ class PartLoss(Term):
     reads = "what the part reads"
     needs_teacher = False
 
-    def __init__(self, setting: Setting, part: Part) -> None:
-        super().__init__(setting)
+    def __init__(self, context: TermContext, part: Part) -> None:
+        super().__init__(context)
         self._loss = part.loss
         self.transforms = part.transforms
 
@@ -56,12 +56,12 @@ def part_learner(spec: TeacherSpec, store: Store, device: torch.device, train_si
     Raises DamagedTeacher where a stage before is not what was stored.
     """
     teacher, part = _before(spec, store, device), _part(spec)
-    setting = _setting(spec, teacher, train_size)
+    context = _context(spec, teacher, train_size)
     store.keep_source(term(part.term, part.source_sha256).source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("part", spec.id))
-        module = build_part(part.term, setting, part.source_sha256, **part.hyperparameters).to(device)
-    terms: dict[str, Term] = {module_key(part.term): PartLoss(setting, module)}
+        module = build_part(part.term, context, part.source_sha256, **part.hyperparameters).to(device)
+    terms: dict[str, Term] = {module_key(part.term): PartLoss(context, module)}
     network = WithPart(teacher, module)
     return Learner(store.teacher(spec.id), network, terms, dict.fromkeys(terms, 1.0), part.recipe, modules=[module])
 
@@ -78,9 +78,9 @@ def load_part(spec: TeacherSpec, store: Store, teacher: nn.Module, device: torch
     except BadRecord as error:
         raise DamagedTeacher(str(error), spec) from None
     state = {key.removeprefix("part."): value for key, value in load_file(record.weights_file).items()}
-    setting = _setting(spec, teacher, result.train_images if result else 0)
+    context = _context(spec, teacher, result.train_images if result else 0)
     with torch.random.fork_rng(devices=[]):
-        module = build_part(part.term, setting, part.source_sha256, **part.hyperparameters)
+        module = build_part(part.term, context, part.source_sha256, **part.hyperparameters)
     try:
         module.load_state_dict(state)
     except RuntimeError:
@@ -95,13 +95,13 @@ def load_stage(spec: TeacherSpec, store: Store, device: torch.device) -> nn.Modu
     return load_teacher(spec, store, device)
 
 
-def _setting(spec: TeacherSpec, teacher: nn.Module, train_size: int) -> Setting:
-    """A part knows no student: both networks of its setting are the teacher."""
+def _context(spec: TeacherSpec, teacher: nn.Module, train_size: int) -> TermContext:
+    """A part knows no student: both networks of its context are the teacher."""
     recipe, data = _part(spec).recipe, spec.dataset
     if data is None:
         raise ValueError("a part is trained on a data set")
     shapes = measure_shapes(teacher, seen_size(data, recipe))
-    return Setting(shapes, shapes, shapes.logits, train_size, recipe.batch)
+    return TermContext(shapes, shapes, shapes.logits, train_size, recipe.batch)
 
 
 def _before(spec: TeacherSpec, store: Store, device: torch.device) -> Backbone:

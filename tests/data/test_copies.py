@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdbench.data.augment import COPIES, TRANSFORMS, below, interleaved, turned
+from kdbench.data.augment import COPIES, TRANSFORMS, interleaved, randint_below, rotate90
 from kdbench.data.image_sets import ImageSet
 from kdbench.data.preprocess import Normalisation
 from kdbench.data.stream import Stream
@@ -63,7 +63,7 @@ def test_the_pool_of_four(pixels):
     shares = torch.bincount(labels, minlength=5) / len(labels)
     assert shares[0] == 0
     assert (shares[1:] - 0.25).abs().max() < 0.05
-    turns = below(draws[:, 1], 3) + 1
+    turns = randint_below(draws[:, 1], 3) + 1
     changed = (copies - many).abs().flatten(1).mean(1)
     for image, copy, label, turn in zip(many, copies, labels.tolist(), turns.tolist(), strict=True):
         if label == 1:
@@ -147,7 +147,7 @@ def test_each_image_is_followed_by_its_copies():
 
 
 def test_an_image_that_is_not_turned_stays(pixels):
-    assert torch.equal(turned(pixels, torch.zeros(12)), pixels)
+    assert torch.equal(rotate90(pixels, torch.zeros(12)), pixels)
 
 
 def test_a_short_last_batch_has_its_copies(images, recipe, digits):

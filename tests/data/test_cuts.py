@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kdbench.data.preprocess import centre_cut, import_torchvision, pixels, random_box, random_cut
+from kdbench.data.preprocess import center_crop, import_torchvision, pixels, random_box, random_resized_crop
 
 
 def image(width, height, seed=0):
@@ -19,13 +19,13 @@ def test_the_centre_is_torchvisions(width, height):
 
     theirs = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.PILToTensor()])
     picture = image(width, height)
-    assert torch.equal(pixels(centre_cut(picture, 224)), theirs(picture))
+    assert torch.equal(pixels(center_crop(picture, 224)), theirs(picture))
 
 
 def test_other_sizes_keep_the_margin():
-    assert centre_cut(image(90, 70), 32).size == (32, 32)
+    assert center_crop(image(90, 70), 32).size == (32, 32)
     flat = Image.new("RGB", (80, 40), (10, 20, 30))
-    assert pixels(centre_cut(flat, 32)).unique(dim=0).flatten(1).unique(dim=1).flatten().tolist() == [10, 20, 30]
+    assert pixels(center_crop(flat, 32)).unique(dim=0).flatten(1).unique(dim=1).flatten().tolist() == [10, 20, 30]
 
 
 def test_boxes_have_the_promised_area_and_ratio_and_lie_anywhere_inside():
@@ -86,8 +86,8 @@ def test_a_random_cut_is_the_resized_box_and_half_are_flipped():
     picture = image(60, 50)
     flips = 0
     for seed in range(60):
-        cut = random_cut(picture, 24, torch.Generator().manual_seed(seed), flip=True)
-        plain = random_cut(picture, 24, torch.Generator().manual_seed(seed), flip=False)
+        cut = random_resized_crop(picture, 24, torch.Generator().manual_seed(seed), flip=True)
+        plain = random_resized_crop(picture, 24, torch.Generator().manual_seed(seed), flip=False)
         box = random_box(60, 50, torch.Generator().manual_seed(seed))
         expected = picture.crop(box).resize((24, 24), Image.Resampling.BILINEAR)
         assert torch.equal(pixels(plain), pixels(expected))

@@ -16,7 +16,7 @@ from kdbench.data import file_stream as module
 from kdbench.data.batch import generator
 from kdbench.data.file_stream import FileStream, FileTestSet, loader_workers
 from kdbench.data.image_sets import apply_scenario, load_images
-from kdbench.data.preprocess import Normalisation, centre_cut, pixels, random_cut
+from kdbench.data.preprocess import Normalisation, center_crop, pixels, random_resized_crop
 from kdbench.data.stream import DataSource
 from kdbench.errors import BadInput
 from kdbench.suite.specs import DatasetSpec, Preprocessing, Pretraining, Scenario
@@ -79,7 +79,7 @@ def test_an_epoch_is_the_same_for_any_number_of_workers_and_after_a_broken_one(t
         assert batch.teacher_images is None
         for image, index in zip(batch.images, batch.indices.tolist(), strict=True):
             draw = generator("cut", 0, "seed", 0, 2, index)
-            expected = pixels(random_cut(train.read(index), 24, draw, flip=True))
+            expected = pixels(random_resized_crop(train.read(index), 24, draw, flip=True))
             assert torch.equal(image, normalise(expected[None])[0])
 
 
@@ -96,7 +96,7 @@ def test_a_teachers_view_is_another_cut_of_the_same_image(train, recipe, monkeyp
     normalise = Normalisation(view, SPEC, CPU)
     for image, index in zip(batch.teacher_images, batch.indices.tolist(), strict=True):
         draw = generator("cut", 1, "seed", 0, 1, index)
-        expected = pixels(random_cut(train.read(index), 32, draw, flip=False, **part))
+        expected = pixels(random_resized_crop(train.read(index), 32, draw, flip=False, **part))
         assert torch.equal(image, normalise(expected[None])[0])
 
 
@@ -111,7 +111,7 @@ def test_tests_see_the_centres_in_order_as_often_as_they_like(root, recipe, monk
         batches = list(loaded)
         assert [len(labels) for _, labels in batches] == [4, 2]
         assert torch.equal(torch.cat([labels for _, labels in batches]), test.labels)
-        expected = torch.stack([pixels(centre_cut(test.read(index), 24)) for index in range(6)])
+        expected = torch.stack([pixels(center_crop(test.read(index), 24)) for index in range(6)])
         assert torch.equal(torch.cat([images for images, _ in batches]), normalise(expected))
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kdbench.data.preprocess import Normalisation, Viewer, resized
+from kdbench.data.preprocess import Augmenter, Normalisation, resize
 from kdbench.data.stream import Stream, TestSet
 from kdbench.suite.specs import Preprocessing
 
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("size", [224, 96, 20])
 def test_resizing_is_pillows_bicubic_to_within_one_level(images, size):
-    ours = resized(images.images[:4], size)
+    ours = resize(images.images[:4], size)
     for tensor, result in zip(images.images[:4], ours, strict=True):
         picture = Image.fromarray(tensor.permute(1, 2, 0).numpy())
         theirs = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC)).astype(np.float32)
@@ -25,8 +25,8 @@ def test_resizing_is_pillows_bicubic_to_within_one_level(images, size):
 
 
 def test_images_of_the_right_size_are_left_as_they_are(images):
-    assert resized(images.images, None) is images.images
-    assert resized(images.images, 32) is images.images
+    assert resize(images.images, None) is images.images
+    assert resize(images.images, 32) is images.images
 
 
 @pytest.fixture
@@ -35,12 +35,12 @@ def view():
 
 
 def test_a_view_is_cropped_resized_flipped_and_normalised(images, digits, view):
-    viewer = Viewer(images.images, view, digits, CPU)
+    viewer = Augmenter(images.images, view, digits, CPU)
     indices, offsets = torch.tensor([3, 5]), torch.tensor([[0, 8], [2, 4]])
     shown = viewer(indices, offsets, torch.tensor([False, True]))
     padded = torch.nn.functional.pad(images.images, (4, 4, 4, 4))
     crops = torch.stack([padded[3, :, 0:32, 2:34], padded[5, :, 8:40, 4:36]])
-    expected = Normalisation(view, digits, CPU)(resized(crops, 48))
+    expected = Normalisation(view, digits, CPU)(resize(crops, 48))
     assert shown.shape == (2, 3, 48, 48)
     assert torch.equal(shown[0], expected[0])
     assert torch.equal(shown[1], expected[1].flip(-1))
@@ -78,4 +78,4 @@ def test_an_epoch_without_a_teacher_leaves_its_view_out(images, recipe, digits, 
 def test_tests_see_the_whole_image_at_the_size_of_the_view(images, digits, view):
     test = TestSet(images, view, digits, CPU, batch=32)
     shown = torch.cat([pixels for pixels, _ in test])
-    assert torch.equal(shown, Normalisation(view, digits, CPU)(resized(images.images, 48)))
+    assert torch.equal(shown, Normalisation(view, digits, CPU)(resize(images.images, 48)))

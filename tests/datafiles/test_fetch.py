@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kdbench.datafiles.download import alone
+from kdbench.datafiles.download import exclusive_lock
 from kdbench.datafiles.fetch import fetch
 from kdbench.datafiles.read import read_splits
 from kdbench.errors import BadInput, KdbenchError
@@ -192,7 +192,7 @@ def test_zips_that_are_not_used(official, server, content, message, tmp_path):
 
 def test_two_at_once_fetch_once(cifar, server, tmp_path, heard):
     facts, _ = cifar
-    with alone(facts, tmp_path, heard):
+    with exclusive_lock(facts, tmp_path, heard):
         second = threading.Thread(target=fetch, args=(facts, tmp_path, heard))
         second.start()
         second.join(0.5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kdbench.datafiles import tinyimagenet as module
-from kdbench.datafiles.fetch import damage, status
+from kdbench.datafiles.fetch import find_damage, status
 from kdbench.datafiles.read import prepare, read_splits
 from kdbench.errors import BadInput, KdbenchError
 
@@ -60,10 +60,10 @@ def test_a_damaged_file_is_built_again_where_the_folders_are_there(tiny, damaged
     middle = len(content) // 2
     flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
     path.write_bytes({"flipped": flipped, "short": content[:middle], "other": b"other"}[damaged])
-    assert damage(tiny, tmp_path)
+    assert find_damage(tiny, tmp_path)
     assert prepare(tiny, tmp_path, heard) == (12, 6)
     assert "is damaged: it is built again" in heard.notes[0]
-    assert not damage(tiny, tmp_path)
+    assert not find_damage(tiny, tmp_path)
     assert equal(arrays(read_splits(tiny, tmp_path)), first)
 
 

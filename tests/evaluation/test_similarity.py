@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kdbench.evaluation import LayerSimilarity, class_correlation, kl_divergence, linear_cka
-from kdbench.models.outputs import Association
+from kdbench.models.outputs import LayerPair
 
 
 GOLDEN = np.load(Path(__file__).with_name("linear_cka.npz"))
@@ -125,7 +125,7 @@ def made_slices(sizes, weighted, projected):
         weights = torch.rand(n, 2, 2, generator=torch.Generator().manual_seed(seed)) if weighted else None
         slices.append(
             [
-                Association(
+                LayerPair(
                     s,
                     t,
                     None if weights is None else weights[:, i, j],
@@ -156,14 +156,14 @@ def test_the_slices_together_estimate_the_cka_of_all_images():
     y = x @ drawn(6, 9, seed=1) + 2 * drawn(4000, 9, seed=2)
     similarity = LayerSimilarity()
     for part in range(0, 4000, 16):
-        similarity.add([Association(x[part : part + 16], y[part : part + 16])])
+        similarity.add([LayerPair(x[part : part + 16], y[part : part + 16])])
     assert similarity.scores()["layer_cka"] == pytest.approx(linear_cka(x, y), abs=0.01)
 
 
 def test_half_precision_maps_are_widened():
     maps = 100 * drawn(8, 4, 16, 16).relu()
     similarity = LayerSimilarity()
-    similarity.add([Association(maps.half(), maps.half())])  # inner products reach 5e6, half precision ends at 65504
+    similarity.add([LayerPair(maps.half(), maps.half())])  # inner products reach 5e6, half precision ends at 65504
     assert similarity.scores() == {"layer_cka": pytest.approx(1)}
 
 
@@ -171,7 +171,7 @@ def test_what_is_no_number_is_left_out():
     varied, constant = drawn(8, 5), (drawn(1, 5) / 3).expand(8, -1)
     for pair, known in (((varied, varied), {"layer_cka"}), ((varied, constant), {"sm_score"})):
         similarity = LayerSimilarity()
-        similarity.add([Association(*pair)])
+        similarity.add([LayerPair(*pair)])
         assert similarity.scores().keys() == known
     assert LayerSimilarity().scores() == {}
 
@@ -181,7 +181,7 @@ def test_the_layout_of_maps_in_memory_does_not_matter():
     scores = []
     for layout in (torch.contiguous_format, torch.channels_last):
         similarity = LayerSimilarity()
-        similarity.add([Association(maps.contiguous(memory_format=layout), others)])
+        similarity.add([LayerPair(maps.contiguous(memory_format=layout), others)])
         scores.append(similarity.scores())
     assert scores[1] == {key: pytest.approx(value, rel=1e-5) for key, value in scores[0].items()}
 
@@ -190,6 +190,6 @@ def test_maps_that_are_nearly_constant_are_told_apart_all_the_same():
     x = drawn(64, 2000) / 10
     y = x @ drawn(2000, 50, seed=1) / 40 + drawn(64, 50, seed=2)
     similarity, exact = LayerSimilarity(), LayerSimilarity()
-    similarity.add([Association(x + 5, y)])  # 0.04 % of the squares are what differs from the mean
-    exact.add([Association(x, y)])
+    similarity.add([LayerPair(x + 5, y)])  # 0.04 % of the squares are what differs from the mean
+    exact.add([LayerPair(x, y)])
     assert similarity.scores()["layer_cka"] == pytest.approx(exact.scores()["layer_cka"], abs=1e-3)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdbench.catalogue.terms import term
 from kdbench.data.augment import COPIES, TRANSFORMS
 from kdbench.data.batch import Batch, Copies
-from kdbench.methods import Setting, build_part
+from kdbench.methods import TermContext, build_part
 from kdbench.models.outputs import Outputs, Shapes
 
 
@@ -55,28 +55,28 @@ def one_thread():
 
 
 @pytest.fixture
-def setting() -> Setting:
+def context() -> TermContext:
     size = {"classes": CLASSES, "train_size": 50, "batch_size": 8}
-    return Setting(STUDENT, TEACHER, **size, labels=LABELS, branch=_branch)
+    return TermContext(STUDENT, TEACHER, **size, labels=LABELS, branch=_branch)
 
 
 @pytest.fixture
-def equal_setting(setting: Setting) -> Setting:
+def equal_setting(context: TermContext) -> TermContext:
     """The same with embeddings of one width, for the terms that compare the embeddings themselves."""
-    return dataclasses.replace(setting, teacher=dataclasses.replace(TEACHER, embedding=STUDENT.embedding))
+    return dataclasses.replace(context, teacher=dataclasses.replace(TEACHER, embedding=STUDENT.embedding))
 
 
 @pytest.fixture
-def with_part() -> Callable[..., Setting]:
-    """with_part(name, setting, **hyper): the setting with the term's part, where it has one, always the same and frozen."""
+def with_part() -> Callable[..., TermContext]:
+    """with_part(name, context, **hyper): the context with the term's part, where it has one, always the same and frozen."""
 
-    def build(name: str, setting: Setting, **hyper: Any) -> Setting:
+    def build(name: str, context: TermContext, **hyper: Any) -> TermContext:
         if term(name).part is None:
-            return setting
+            return context
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(11)
-            part = build_part(name, dataclasses.replace(setting, student=setting.teacher, labels=None), **hyper)
-        return dataclasses.replace(setting, part=part.eval().requires_grad_(False))
+            part = build_part(name, dataclasses.replace(context, student=context.teacher, labels=None), **hyper)
+        return dataclasses.replace(context, part=part.eval().requires_grad_(False))
 
     return build
 

@@ -5,7 +5,7 @@ import torch
 
 from kdbench.catalogue.terms import costs, term, term_names
 from kdbench.methods import build_term
-from kdbench.methods.term import Setting
+from kdbench.methods.term import TermContext
 from kdbench.models import build
 from kdbench.models.heads import Branch
 from kdbench.models.outputs import measure_shapes
@@ -13,10 +13,10 @@ from kdbench.models.outputs import measure_shapes
 
 @pytest.fixture(scope="module")
 def pair():
-    """The setting in which they were measured."""
+    """The context in which they were measured."""
     shapes = [measure_shapes(build(name), 32) for name in ("resnet8x4", "resnet32x4")]
     labels = torch.arange(50_000) % 100
-    return Setting(*shapes, 100, len(labels), 64, labels, branch=lambda: Branch(build("resnet8x4")))
+    return TermContext(*shapes, 100, len(labels), 64, labels, branch=lambda: Branch(build("resnet8x4")))
 
 
 @pytest.mark.parametrize("name", [name for name in term_names() if term(name).target.startswith("kdbench.")])

@@ -23,19 +23,19 @@ UNEVEN = torch.tensor([0] * 9 + [1] * 3 + [3] * 12)[torch.randperm(24, generator
 
 
 @pytest.fixture
-def build(setting):
+def build(context):
     def make(**options):
         torch.manual_seed(0)
-        return build_term("crd", setting, **{"negatives": 20, **options}).train()
+        return build_term("crd", context, **{"negatives": 20, **options}).train()
 
     return make
 
 
 @pytest.fixture
-def networks(setting, make_outputs):
+def networks(context, make_outputs):
     return lambda seed=1, size=SIZE: (
-        make_outputs(setting.student, size, seed, True),
-        make_outputs(setting.teacher, size, seed + 1),
+        make_outputs(context.student, size, seed, True),
+        make_outputs(context.teacher, size, seed + 1),
     )
 
 
@@ -190,17 +190,17 @@ def test_far_apart_embeddings_are_told_from_the_noise_in_float32():
     assert contrast_loss(wide.float(), used, noise).item() == pytest.approx(exact.item(), rel=1e-6)
 
 
-def test_training_sets_that_cannot_be_contrasted_are_refused(setting):
+def test_training_sets_that_cannot_be_contrasted_are_refused(context):
     with pytest.raises(BadInput, match="labels of the training set"):
-        build_term("crd", dataclasses.replace(setting, labels=None))
+        build_term("crd", dataclasses.replace(context, labels=None))
     with pytest.raises(BadInput, match="one class"):
-        build_term("crd", dataclasses.replace(setting, labels=torch.full((50,), 3)))
+        build_term("crd", dataclasses.replace(context, labels=torch.full((50,), 3)))
 
 
-def test_noisy_labels_decide_who_is_another(build, networks, setting):
+def test_noisy_labels_decide_who_is_another(build, networks, context):
     """The labels of the training set count, as the student learns them, not those of the data set."""
     labels = (torch.arange(50) // 25).flip(0)
-    term = build_term("crd", dataclasses.replace(setting, labels=labels), negatives=25)
+    term = build_term("crd", dataclasses.replace(context, labels=labels), negatives=25)
     drawn = term.negatives.draw(torch.arange(SIZE), relax=False)
     assert sorted(counted(drawn, 0).tolist()) == list(range(25, 50))
     term(*networks(), Batch(torch.zeros(SIZE, 3, 8, 8), labels[:SIZE], torch.arange(SIZE))).backward()

@@ -83,17 +83,17 @@ def test_gradient_reaches_exactly_what_the_term_reads(name, equal_setting, netwo
 
 
 @pytest.mark.parametrize("name", ["nce", "ccl", "ega", "embedding-mse"])
-def test_embeddings_of_two_widths_are_refused(name, setting):
+def test_embeddings_of_two_widths_are_refused(name, context):
     with pytest.raises(
         BadInput, match=f"{name} compares the embeddings themselves, and the student's has 24 values, the"
     ):
-        build_term(name, setting)
+        build_term(name, context)
 
 
 @pytest.mark.parametrize("name", ["cc", "crd"])
-def test_both_linear_maps_train(name, setting, make_outputs, make_batch):
-    term = build_term(name, setting)
-    term(make_outputs(setting.student, SIZE, 1), make_outputs(setting.teacher, SIZE, 2), make_batch(SIZE)).backward()
+def test_both_linear_maps_train(name, context, make_outputs, make_batch):
+    term = build_term(name, context)
+    term(make_outputs(context.student, SIZE, 1), make_outputs(context.teacher, SIZE, 2), make_batch(SIZE)).backward()
     trained = {key for key, parameter in term.named_parameters() if parameter.grad.abs().max() > 0}
     maps = {f"embed_{who}.{part}" for who in ("student", "teacher") for part in ("weight", "bias")}
     assert trained == maps
@@ -229,8 +229,8 @@ def test_ega_correlates_samples_over_their_values(normal):
 def test_networks_of_different_depth_pair_up_to_the_shorter(make_outputs, make_batch, equal_setting):
     student = Shapes(10, 24, ((4, 16, 16), (6, 8, 8), (8, 4, 4), (8, 2, 2)))
     teacher = Shapes(10, 24, ((4, 16, 16), (9, 16, 16), (9, 4, 4), (9, 4, 4), (9, 2, 2)))
-    setting = dataclasses.replace(equal_setting, student=student, teacher=teacher)
+    context = dataclasses.replace(equal_setting, student=student, teacher=teacher)
     s, t = make_outputs(student, 4, 1), make_outputs(teacher, 4, 2)
     shorter = t._replace(features=t.features[:-1], preactivations=t.preactivations[:-1])
-    for term in (build_term("nst", setting), build_term("irg", setting, transformations=True)):
+    for term in (build_term("nst", context), build_term("irg", context, transformations=True)):
         assert torch.equal(term(s, t, make_batch(4)), term(s, shorter, make_batch(4)))

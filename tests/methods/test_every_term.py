@@ -69,32 +69,32 @@ def name(request):
 
 
 @pytest.fixture
-def setting(name, setting, equal_setting, with_part):
+def context(name, context, equal_setting, with_part):
     if name in EQUAL_MAPS:
         return dataclasses.replace(
-            setting, teacher=dataclasses.replace(setting.teacher, features=setting.student.features)
+            context, teacher=dataclasses.replace(context.teacher, features=context.student.features)
         )
-    return with_part(name, equal_setting if name in EQUAL_EMBEDDINGS else setting)
+    return with_part(name, equal_setting if name in EQUAL_EMBEDDINGS else context)
 
 
 @pytest.fixture
-def build(name, setting):
+def build(name, context):
     """Build the term after seeding, so that two calls give the same initial weights."""
 
     def make(seed=0) -> Term:
         torch.manual_seed(seed)
-        return build_term(name, setting).train()
+        return build_term(name, context).train()
 
     return make
 
 
 @pytest.fixture
-def networks(name, setting, make_outputs):
+def networks(name, context, make_outputs):
     """Outputs of student (leaves) and teacher, for images and, where the term looks at them, their copies."""
 
     def make(size=SIZE, grad=True):
         size *= 1 + term(name).copies
-        return make_outputs(setting.student, size, 1, grad), make_outputs(setting.teacher, size, 2)
+        return make_outputs(context.student, size, 1, grad), make_outputs(context.teacher, size, 2)
 
     return make
 
@@ -197,33 +197,33 @@ def test_bfloat16_autocast(build, networks, make_batch):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-2)
 
 
-def test_it_follows_the_contract(name, build, setting):
+def test_it_follows_the_contract(name, build, context):
     """A file defines one term, and everything it can be told is keyword-only with a default."""
     term = build()
     assert isinstance(term, Term)
-    assert term.setting == setting
+    assert term.context == context
     parameters = list(inspect.signature(type(term)).parameters.values())
-    assert parameters[0].name == "setting"
+    assert parameters[0].name == "context"
     assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in parameters[1:])
 
 
-def test_unknown_and_mistyped_hyperparameters_are_refused(name, setting):
+def test_unknown_and_mistyped_hyperparameters_are_refused(name, context):
     with pytest.raises(BadInput, match=f"{name}: unknown hyper-parameter 'no_such_thing'"):
-        build_term(name, setting, no_such_thing=1)
-    parameters = inspect.signature(type(build_term(name, setting))).parameters
+        build_term(name, context, no_such_thing=1)
+    parameters = inspect.signature(type(build_term(name, context))).parameters
     for key in list(parameters)[1:]:
         with pytest.raises(BadInput, match=f"{name}: {key} must be"):
-            build_term(name, setting, **{key: ["no", "such"]})
+            build_term(name, context, **{key: ["no", "such"]})
 
 
-def test_a_term_with_an_initial_stage_is_silent_afterwards(name, build, networks, make_batch, setting):
+def test_a_term_with_an_initial_stage_is_silent_afterwards(name, build, networks, make_batch, context):
     if not build().initial:
         assert build().initial_epochs == 0
         with pytest.raises(NotImplementedError):
             build().initial_loss(*networks(), make_batch(SIZE))
         return
-    assert build_term(name, setting).initial_epochs == 30
+    assert build_term(name, context).initial_epochs == 30
     loss = build()(*networks(), make_batch(SIZE))
     assert (loss.item(), loss.requires_grad) == (0, False)
     with pytest.raises(BadInput, match="initial_epochs must be a whole number from 1 to 1,000,000, not 0"):
-        build_term(name, setting, initial_epochs=0)
+        build_term(name, context, initial_epochs=0)

@@ -40,9 +40,9 @@ class Mine(Base):
     full_batches = True
     version = 3
 
-    def __init__(self, setting, *, scale: float = -1.0, mode: Literal["sum", "mean"] = "sum", warm: int | None = None,
+    def __init__(self, context, *, scale: float = -1.0, mode: Literal["sum", "mean"] = "sum", warm: int | None = None,
                  name: str = "x", flag: bool = False):
-        super().__init__(setting)
+        super().__init__(context)
 
     def forward(self, student, teacher, batch):
         return student.logits.sum() * 0
@@ -50,8 +50,8 @@ class Mine(Base):
 class Warmer(published.KD):
     """KD with more."""
 
-    def __init__(self, setting, *, extra: int = 1, **others):
-        super().__init__(setting, **others)
+    def __init__(self, context, *, extra: int = 1, **others):
+        super().__init__(context, **others)
 
 class Same(Warmer):
     """As it was."""
@@ -156,14 +156,14 @@ def test_either_spelling(monkeypatch):
         ("kdbench.methods.vid:Vid", r"no class 'Vid' in .*vid.py. Did you mean 'VID'\?"),
     ],
 )
-def test_names_that_mean_nothing(name, message, setting):
+def test_names_that_mean_nothing(name, message, context):
     with pytest.raises(BadInput, match=message):
         term(name)
     with pytest.raises(BadInput, match=message):
-        build_term(name, setting)
+        build_term(name, context)
 
 
-def test_a_term_of_another_package(plugin, setting):
+def test_a_term_of_another_package(plugin, context):
     info = term("mylosses.deep.losses:Mine")
     assert info.path == plugin
     assert (info.summary, info.reads, info.version, info.needs_teacher) == ("Half of nothing.", "logits", 3, True)
@@ -172,24 +172,24 @@ def test_a_term_of_another_package(plugin, setting):
     assert info.hyperparameters["scale"] == Hyperparameter("float", -1.0)
     assert "mylosses" not in sys.modules
     assert term("mylosses:Mine").path == plugin
-    built = build_term("mylosses:Mine", setting, mode="mean")
+    built = build_term("mylosses:Mine", context, mode="mean")
     assert type(built).__module__ == "mylosses.deep.losses"
 
 
-def test_facts_and_hyperparameters_are_inherited(plugin, setting):
+def test_facts_and_hyperparameters_are_inherited(plugin, context):
     info = term("mylosses.deep.losses:Same")
     assert info.reads == "logits"
     assert not info.needs_teacher
     assert list(info.hyperparameters) == ["extra", "temperature"]
-    assert build_term("mylosses.deep.losses:Same", setting, temperature=2).temperature == 2
+    assert build_term("mylosses.deep.losses:Same", context, temperature=2).temperature == 2
 
 
-def test_terms_that_an_installed_package_announces(plugin, setting, monkeypatch):
+def test_terms_that_an_installed_package_announces(plugin, context, monkeypatch):
     entry = importlib.metadata.EntryPoint("my_own", "mylosses:Mine", terms.PLUGINS)
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry] if group == terms.PLUGINS else [])
     assert {"my-own", "kd"} <= set(term_names())
     assert term("my-own").target == "mylosses:Mine"
-    assert type(build_term("my-own", setting)).__name__ == "Mine"
+    assert type(build_term("my-own", context)).__name__ == "Mine"
 
 
 @pytest.mark.parametrize(
@@ -201,9 +201,9 @@ def test_terms_that_an_installed_package_announces(plugin, setting, monkeypatch)
         ("mylosses.deep.failing:Late", "cannot import the term .*RuntimeError: too late"),
     ],
 )
-def test_broken_terms(plugin, setting, name, message):
+def test_broken_terms(plugin, context, name, message):
     with pytest.raises(BadInput, match=message):
-        build_term(name, setting)
+        build_term(name, context)
 
 
 @pytest.mark.parametrize(

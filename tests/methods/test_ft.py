@@ -22,19 +22,19 @@ def layers(module, kind):
 
 
 @pytest.fixture
-def ft(setting, with_part):
+def ft(context, with_part):
     """ft(share=…): the term with its part, in training mode."""
 
     def make(**options):
         torch.manual_seed(0)
-        return build_term("ft", with_part("ft", setting, **options), **options).train()
+        return build_term("ft", with_part("ft", context, **options), **options).train()
 
     return make
 
 
 @pytest.mark.parametrize(("share", "factor"), [(0.5, 16), (0.3, 9), (1.0, 32)])
-def test_the_layers(setting, ft, share, factor):
-    part = build_part("ft", setting, share=share)
+def test_the_layers(context, ft, share, factor):
+    part = build_part("ft", context, share=share)
     assert layers(part, nn.Conv2d) == [(32, 32), (32, factor), (factor, factor)]
     assert layers(part, nn.ConvTranspose2d) == [(factor, factor), (factor, 32), (32, 32)]
     assert not [m for m in part.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -54,9 +54,9 @@ def test_the_factor_keeps_height_and_width_and_the_reconstruction_is_leaky():
     assert isinstance(part.decoder[-1], nn.LeakyReLU)
 
 
-def test_the_part_learns_to_reconstruct_the_teachers_map(setting, make_outputs, make_batch):
+def test_the_part_learns_to_reconstruct_the_teachers_map(context, make_outputs, make_batch):
     torch.manual_seed(0)
-    part, teacher = build_part("ft", setting), make_outputs(setting.teacher, SIZE, 2)
+    part, teacher = build_part("ft", context), make_outputs(context.teacher, SIZE, 2)
     optimiser = torch.optim.SGD(part.parameters(), lr=0.1, momentum=0.9)
     losses = []
     for _ in range(30):
@@ -72,32 +72,32 @@ def test_the_part_learns_to_reconstruct_the_teachers_map(setting, make_outputs, 
     assert part.loss(teacher, None).item() == pytest.approx((restored - teacher.features[-1]).square().mean().item())
 
 
-def test_the_term_compares_the_trained_factor(ft, setting, make_outputs, make_batch):
-    term, student, teacher = ft(), make_outputs(setting.student, SIZE, 1), make_outputs(setting.teacher, SIZE, 2)
+def test_the_term_compares_the_trained_factor(ft, context, make_outputs, make_batch):
+    term, student, teacher = ft(), make_outputs(context.student, SIZE, 1), make_outputs(context.teacher, SIZE, 2)
     value = term(student, teacher, make_batch(SIZE))
-    factor = term.setting.part.encoder(teacher.features[-1])
+    factor = term.context.part.encoder(teacher.features[-1])
     assert torch.equal(factor_loss(term.translate(student.features[-1]), factor), value)
     assert not [key for key in term.state_dict() if not key.startswith("translate.")]
     term.train()
-    assert not term.setting.part.training
+    assert not term.context.part.training
 
 
-def test_the_larger_factor_is_pooled(make_outputs, make_batch, setting, with_part):
-    large = dataclasses.replace(setting.student, features=(*setting.student.features[:3], (24, 8, 8)))
-    wide = with_part("ft", dataclasses.replace(setting, student=large))
-    loss = build_term("ft", wide)(make_outputs(large, 4, 1), make_outputs(setting.teacher, 4, 2), make_batch(4))
+def test_the_larger_factor_is_pooled(make_outputs, make_batch, context, with_part):
+    large = dataclasses.replace(context.student, features=(*context.student.features[:3], (24, 8, 8)))
+    wide = with_part("ft", dataclasses.replace(context, student=large))
+    loss = build_term("ft", wide)(make_outputs(large, 4, 1), make_outputs(context.teacher, 4, 2), make_batch(4))
     assert loss.isfinite()
 
 
-def test_a_share_that_leaves_nothing_is_refused(setting):
+def test_a_share_that_leaves_nothing_is_refused(context):
     with pytest.raises(BadInput, match=r"share 0\.01 leaves no channel of the teacher's 32"):
-        build_part("ft", setting, share=0.01)
+        build_part("ft", context, share=0.01)
 
 
-def test_without_its_part_it_says_so(setting):
+def test_without_its_part_it_says_so(context):
     with pytest.raises(BadInput, match="FT needs the Paraphraser that was trained on the teacher"):
-        build_term("ft", setting)
+        build_term("ft", context)
     shapes = Shapes(10, 8, ((4, 8, 8), (8, 4, 4)))
-    other = dataclasses.replace(setting, part=nn.Identity(), teacher=shapes)
+    other = dataclasses.replace(context, part=nn.Identity(), teacher=shapes)
     with pytest.raises(BadInput, match="Paraphraser"):
         build_term("ft", other)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from kdbench.data.batch import Batch
-from kdbench.methods import Setting, build_term
+from kdbench.methods import TermContext, build_term
 from kdbench.methods.cc import cc_loss
 from kdbench.methods.ccl import symmetric_kl
 from kdbench.methods.ce import cross_entropy
@@ -99,8 +99,8 @@ def test_loss_and_gradient_equal_the_published_code(name, variant, options, outp
     s, t = outputs_from(**s), outputs_from(**t)
     size = len(s.logits)
     batch = Batch(torch.zeros(size, 3, 8, 8), torch.zeros(size, dtype=torch.long), torch.arange(size))
-    setting = Setting(Shapes.of(s), Shapes.of(t), classes=10, train_size=50, batch_size=size)
-    term = build_term(name, setting, **options).train()
+    context = TermContext(Shapes.of(s), Shapes.of(t), classes=10, train_size=50, batch_size=size)
+    term = build_term(name, context, **options).train()
     if name in LOAD:
         LOAD[name](term, golden)
 
@@ -119,7 +119,7 @@ def test_the_attention_of_semckd_equals_the_published_code(outputs_from):
     golden = np.load(GOLDEN / "semckd.npz")
     student, teacher = (list(inputs(golden, who, "features").values()) for who in ("student", "teacher"))
     shapes = [Shapes.of(outputs_from(stages=stages)) for stages in (student, teacher)]
-    term = build_term("semckd", Setting(*shapes, classes=10, train_size=50, batch_size=8))
+    term = build_term("semckd", TermContext(*shapes, classes=10, train_size=50, batch_size=8))
     load_semckd(term, golden)
     expected = torch.from_numpy(golden["out.attention"])
     torch.testing.assert_close(term.allocation(student, teacher), expected, rtol=1e-4, atol=0)

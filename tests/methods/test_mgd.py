@@ -9,8 +9,8 @@ import torch
 
 from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
-from kdbench.methods import Setting, build_term
-from kdbench.methods.mgd import assignment, channel_margins, costs, reduced
+from kdbench.methods import TermContext, build_term
+from kdbench.methods.mgd import assignment, channel_margins, costs, reduce_channels
 from kdbench.models import build
 from kdbench.models.heads import NodeEmbedding
 from kdbench.models.outputs import measure_shapes
@@ -40,8 +40,8 @@ def pair():
             if isinstance(norm, torch.nn.BatchNorm2d):
                 torch.nn.init.normal_(norm.bias)
         nets = [NodeEmbedding(net, classes=10, width=8).eval() for net in nets] if wrap else nets
-        setting = Setting(*(measure_shapes(net, 16) for net in nets), classes=10, train_size=6, batch_size=4)
-        return build_term("mgd", setting, **options).train(), *nets
+        context = TermContext(*(measure_shapes(net, 16) for net in nets), classes=10, train_size=6, batch_size=4)
+        return build_term("mgd", context, **options).train(), *nets
 
     return make
 
@@ -73,8 +73,8 @@ def test_costs_are_distances_between_unit_maps():
 def test_the_largest_value_and_the_largest_magnitude():
     teacher = torch.tensor([1.0, -3.0, 2.0, 0.5]).reshape(1, 4, 1, 1)
     chosen = torch.tensor([[0, 1], [2, 3]])
-    assert reduced(teacher, chosen, absolute=False).flatten().tolist() == [2.0, 0.5]
-    assert reduced(teacher, chosen, absolute=True).flatten().tolist() == [2.0, -3.0]
+    assert reduce_channels(teacher, chosen, absolute=False).flatten().tolist() == [2.0, 0.5]
+    assert reduce_channels(teacher, chosen, absolute=True).flatten().tolist() == [2.0, -3.0]
 
 
 @pytest.mark.parametrize("interval", [1, 2])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdbench.errors import BadInput
-from kdbench.methods import Setting, build_term
+from kdbench.methods import TermContext, build_term
 from kdbench.methods.functional import in_float32, pool_to_smaller, unit_rows
 from kdbench.methods.hkd import hkd_loss, rounded_hkd_loss
 from kdbench.methods.pkt import pkt_loss
@@ -39,10 +39,10 @@ def normal():
 
 
 @pytest.mark.parametrize("name", READS)
-def test_gradient_reaches_exactly_what_the_term_reads(name, setting, with_part, make_outputs, make_batch):
-    setting = with_part(name, setting)
-    student = make_outputs(setting.student, 8, 1, True)
-    build_term(name, setting)(student, make_outputs(setting.teacher, 8, 2), make_batch(8)).backward()
+def test_gradient_reaches_exactly_what_the_term_reads(name, context, with_part, make_outputs, make_batch):
+    context = with_part(name, context)
+    student = make_outputs(context.student, 8, 1, True)
+    build_term(name, context)(student, make_outputs(context.teacher, 8, 2), make_batch(8)).backward()
     named = {"logits": student.logits, "embedding": student.embedding}
     named |= {f"f{i}": x for i, x in enumerate(student.features)}
     named |= {f"pre{i}": x for i, x in enumerate(student.preactivations, 1)}
@@ -146,19 +146,19 @@ def test_hkd_with_the_diagonal_that_rounding_leaves(normal, shift):
     assert (rounded - wide).norm() > 0.05 * wide.norm()
 
 
-def test_the_diagonal_is_an_option_of_hkd(setting, make_outputs, make_batch):
-    nets = (make_outputs(setting.student, 8, 1), make_outputs(setting.teacher, 8, 2))
+def test_the_diagonal_is_an_option_of_hkd(context, make_outputs, make_batch):
+    nets = (make_outputs(context.student, 8, 1), make_outputs(context.teacher, 8, 2))
     pairs = [(s.flatten(1), t.flatten(1)) for s, t in zip(*(net.stages for net in nets), strict=True)]
     for diagonal, loss in (("exact", hkd_loss), ("rounded", rounded_hkd_loss)):
         first, *rest = (loss(*pair) for pair in pairs)
         assert (
-            build_term("hkd", setting, diagonal=diagonal)(*nets, make_batch(8))
+            build_term("hkd", context, diagonal=diagonal)(*nets, make_batch(8))
             == torch.stack([100 * first, *rest]).sum()
         )
 
 
-def test_vid_variance(setting, normal):
-    term = build_term("vid", setting, initial_variance=2.0)
+def test_vid_variance(context, normal):
+    term = build_term("vid", context, initial_variance=2.0)
     for rho in term.rhos:
         assert torch.allclose(torch.nn.functional.softplus(rho) + term.epsilon, torch.tensor(2.0))
     assert all(parameter.requires_grad for parameter in term.parameters())
@@ -172,7 +172,7 @@ def shapes(*maps):
 
 
 def pair(student, teacher):
-    return Setting(student, teacher, classes=10, train_size=50, batch_size=8)
+    return TermContext(student, teacher, classes=10, train_size=50, batch_size=8)
 
 
 @pytest.mark.parametrize(
@@ -211,9 +211,9 @@ def test_fitnet_without_regressor_is_the_plain_error(make_outputs, make_batch):
     ],
 )
 def test_values_that_make_no_sense_are_refused(term, hyper, message):
-    setting = pair(shapes((6, 8, 8), (8, 4, 4)), shapes((6, 8, 8), (9, 4, 4)))
+    context = pair(shapes((6, 8, 8), (8, 4, 4)), shapes((6, 8, 8), (9, 4, 4)))
     with pytest.raises(BadInput, match=message):
-        build_term(term, setting, **hyper)
+        build_term(term, context, **hyper)
 
 
 @pytest.mark.parametrize("name", ["at", "vid"])

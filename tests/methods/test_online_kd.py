@@ -31,18 +31,18 @@ def by_hand(z, shared, labels, gate, bias, epoch, temperature=3.0, length=80):
 
 
 @pytest.fixture
-def term(setting):
+def term(context):
     def make(**hyper):
         torch.manual_seed(4)
-        return build_term("online_kd", setting, **hyper).train()
+        return build_term("online_kd", context, **hyper).train()
 
     return make
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 41, 81, 300])
 @pytest.mark.parametrize("hyper", [{}, {"temperature": 1.5, "ramp_epochs": 10}])
-def test_against_the_equation(term, setting, make_outputs, make_batch, epoch, hyper):
-    one, student, batch = term(**hyper), make_outputs(setting.student, 8, 1), make_batch(8)
+def test_against_the_equation(term, context, make_outputs, make_batch, epoch, hyper):
+    one, student, batch = term(**hyper), make_outputs(context.student, 8, 1), make_batch(8)
     one.epoch = epoch
     shared = student.features[-2]
     z = np.stack([x.detach().double().numpy() for x in (student.logits, *(branch(shared) for branch in one.branches))])
@@ -67,34 +67,34 @@ def test_the_ramp_is_a_function_of_the_epoch_alone(term):
     assert "epoch" not in str(one.state_dict().keys())
 
 
-def test_the_ensemble_learns_from_labels_alone(term, setting, make_outputs, make_batch):
+def test_the_ensemble_learns_from_labels_alone(term, context, make_outputs, make_batch):
     """The gradient of the gate does not depend on the weight of what the branches learn from the ensemble."""
     grads = []
     for epoch in (1, 81):
         one = term()
         one.epoch = epoch
-        one(make_outputs(setting.student, 8, 1), None, make_batch(8)).backward()
+        one(make_outputs(context.student, 8, 1), None, make_batch(8)).backward()
         grads.append((one.gate.weight.grad, one.branches[0][0].weight.grad))
     assert torch.allclose(grads[0][0], grads[1][0], atol=1e-7)
     assert not torch.allclose(grads[0][1], grads[1][1], atol=1e-4)
 
 
-def test_branches_differ_and_train_with_their_own_batch_norms(term, setting, make_outputs, make_batch):
+def test_branches_differ_and_train_with_their_own_batch_norms(term, context, make_outputs, make_batch):
     one = term()
     assert len(one.branches) == 2
     assert not torch.equal(one.branches[0][0].weight, one.branches[1][0].weight)
     before = one.branches[1][1].running_var.clone()
-    one(make_outputs(setting.student, 8, 1), None, make_batch(8))
+    one(make_outputs(context.student, 8, 1), None, make_batch(8))
     assert not torch.equal(one.branches[1][1].running_var, before)
 
 
-def test_one_image_leaves_the_gates_statistics_as_they_are(term, setting, make_outputs, make_batch):
+def test_one_image_leaves_the_gates_statistics_as_they_are(term, context, make_outputs, make_batch):
     one = term()
-    one(make_outputs(setting.student, 1, 1), None, make_batch(1)).backward()
+    one(make_outputs(context.student, 1, 1), None, make_batch(1)).backward()
     assert one.norm.running_mean.tolist() == [0, 0, 0]
     assert one.norm.num_batches_tracked == 0
 
 
-def test_what_is_refused(setting):
-    with pytest.raises(BadInput, match=r"Setting\.branch makes none"):
-        build_term("online-kd", dataclasses.replace(setting, branch=None))
+def test_what_is_refused(context):
+    with pytest.raises(BadInput, match=r"TermContext\.branch makes none"):
+        build_term("online-kd", dataclasses.replace(context, branch=None))

@@ -58,24 +58,24 @@ def name(request):
 
 
 @pytest.fixture
-def setting(name, setting, equal_setting, with_part):
+def context(name, context, equal_setting, with_part):
     if name in EQUAL_MAPS:
         return dataclasses.replace(
-            setting, teacher=dataclasses.replace(setting.teacher, features=setting.student.features)
+            context, teacher=dataclasses.replace(context.teacher, features=context.student.features)
         )
-    return with_part(name, equal_setting if name in EQUAL_EMBEDDINGS else setting)
+    return with_part(name, equal_setting if name in EQUAL_EMBEDDINGS else context)
 
 
 @pytest.fixture
-def run(name, setting, make_outputs, make_batch, leaves):
+def run(name, context, make_outputs, make_batch, leaves):
     """run(change, size=8, half=…): the loss, and all gradients, after a change of both networks' outputs."""
 
     def make(change, size=SIZE, half=None):
         torch.manual_seed(0)
-        loss = build_term(name, dataclasses.replace(setting, batch_size=max(size, 4))).train()
+        loss = build_term(name, dataclasses.replace(context, batch_size=max(size, 4))).train()
         rows = size * (1 + term(name).copies)
         student, teacher = (change(make_outputs(shapes, rows, seed)) for seed, shapes in
-                            ((1, setting.student), (2, setting.teacher)))  # fmt: skip
+                            ((1, context.student), (2, context.teacher)))  # fmt: skip
         for leaf in leaves(student):
             leaf.requires_grad_()
         with torch.autocast("cpu", dtype=half, enabled=half is not None):
@@ -128,12 +128,12 @@ def leaves_of(loss):
 
 
 def test_what_gets_a_gradient_is_the_students_or_a_parameter_of_the_term(
-    name, setting, make_outputs, make_batch, leaves
+    name, context, make_outputs, make_batch, leaves
 ):
     """So all of it trains and is saved, and nothing of the teacher does, or of the part that was trained on it."""
-    loss = build_term(name, setting).train()
+    loss = build_term(name, context).train()
     rows = SIZE * (1 + term(name).copies)
-    student, teacher = make_outputs(setting.student, rows, 1, True), make_outputs(setting.teacher, rows, 2)
+    student, teacher = make_outputs(context.student, rows, 1, True), make_outputs(context.teacher, rows, 2)
     value = (loss.initial_loss if loss.initial else loss)(student, teacher, make_batch(SIZE))
     reached, parameters = set(leaves_of(value)), {id(p) for p in loss.parameters() if p.requires_grad}
     outputs = {id(x) for x in leaves(student)}

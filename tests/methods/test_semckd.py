@@ -28,17 +28,17 @@ OPTIONS = [
 
 
 @pytest.fixture
-def build(setting):
+def build(context):
     def make(**options):
         torch.manual_seed(0)
-        return build_term("semckd", setting, **options).train()
+        return build_term("semckd", context, **options).train()
 
     return make
 
 
 @pytest.fixture
-def networks(setting, make_outputs):
-    return make_outputs(setting.student, SIZE, 1, True), make_outputs(setting.teacher, SIZE, 2)
+def networks(context, make_outputs):
+    return make_outputs(context.student, SIZE, 1, True), make_outputs(context.teacher, SIZE, 2)
 
 
 def weights(term, student, teacher):
@@ -85,9 +85,9 @@ def test_the_loss_is_the_weighted_sum_of_the_pairs_errors(build, networks, make_
     torch.testing.assert_close(term(student, teacher, make_batch(SIZE)), expected)
 
 
-def test_projections_and_mlps_have_the_published_widths(build, setting):
+def test_projections_and_mlps_have_the_published_widths(build, context):
     term = build()
-    channels = [(s[0], t[0]) for s in setting.student.stages for t in setting.teacher.stages]
+    channels = [(s[0], t[0]) for s in context.student.stages for t in context.teacher.stages]
     for project, (source, target) in zip(term.errors.pairs, channels, strict=True):
         shapes = [tuple(layer.weight.shape) for layer in project if isinstance(layer, nn.Conv2d)]
         wide = 2 * target
@@ -211,11 +211,11 @@ def test_options_that_make_no_sense_are_refused(options, message, build):
         build(**options)
 
 
-def test_batches_must_be_large_enough_and_the_training_set_too(setting):
+def test_batches_must_be_large_enough_and_the_training_set_too(context):
     with pytest.raises(BadInput, match="the batch must have at least 4 images, not 3"):
-        build_term("semckd", dataclasses.replace(setting, batch_size=3))
+        build_term("semckd", dataclasses.replace(context, batch_size=3))
     with pytest.raises(BadInput, match="learns from full batches only, and 50 training images do not fill one of 64"):
-        build_term("semckd", dataclasses.replace(setting, batch_size=64))
+        build_term("semckd", dataclasses.replace(context, batch_size=64))
 
 
 def terms(**options):

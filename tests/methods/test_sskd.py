@@ -17,7 +17,7 @@ from kdbench.methods import build_part, build_term
 from kdbench.methods.ce import cross_entropy
 from kdbench.methods.kd import kd_loss
 from kdbench.methods.pretext import Contrastive, copies_in
-from kdbench.methods.sskd import kept, ranks, transfer_loss
+from kdbench.methods.sskd import ranks, top_fraction_mask, transfer_loss
 
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -69,11 +69,11 @@ def test_ranks_and_kept_rows_equal_the_published_code(golden):
     teacher, labels = golden["in.teacher_logits"], golden["in.labels"]
     found = ranks(copies_in(teacher), labels.repeat_interleave(3))
     assert torch.equal(found, golden["out.rank_tf"])
-    assert torch.equal(kept(found, 1.0).nonzero().flatten(), golden["out.keep_tf"].sort().values)
+    assert torch.equal(top_fraction_mask(found, 1.0).nonzero().flatten(), golden["out.keep_tf"].sort().values)
     scores = Contrastive("rotations").scores(golden["in.teacher_projection"])
     found = ranks(scores, torch.arange(8).repeat_interleave(3))
     assert torch.equal(found, golden["out.rank_ss"])
-    assert torch.equal(kept(found, 0.75).nonzero().flatten(), golden["out.keep_ss"].sort().values)
+    assert torch.equal(top_fraction_mask(found, 0.75).nonzero().flatten(), golden["out.keep_ss"].sort().values)
 
 
 def test_values_on_inputs_made_by_a_formula():
@@ -87,7 +87,7 @@ def test_values_on_inputs_made_by_a_formula():
     scores, own = Contrastive("rotations").scores(ht), torch.arange(8).repeat_interleave(3)
     assert F.cross_entropy(scores, own).item() == pytest.approx(2.4155268, rel=1e-5)
     found = ranks(scores, own)
-    assert ((found > 0).sum().item(), kept(found, 0.75).sum().item()) == (24, 18)
+    assert ((found > 0).sum().item(), top_fraction_mask(found, 0.75).sum().item()) == (24, 18)
 
 
 def test_ranks_count_the_better_answers_and_ties_go_to_the_earlier():
@@ -107,7 +107,7 @@ def test_ranks_count_the_better_answers_and_ties_go_to_the_earlier():
     ],
 )
 def test_all_right_rows_are_kept_and_a_share_of_the_wrong_ones_by_rank(share, expected):
-    assert kept(torch.tensor([0, 1, 1, 0, 4, 1]), share).int().tolist() == expected
+    assert top_fraction_mask(torch.tensor([0, 1, 1, 0, 4, 1]), share).int().tolist() == expected
 
 
 def test_dropped_rows_do_not_shrink_the_loss_and_no_row_at_all_is_zero():
@@ -133,20 +133,20 @@ def test_ranks_come_from_the_teacher_and_not_from_the_student():
 
 
 @pytest.fixture
-def sskd(setting, with_part):
+def sskd(context, with_part):
     """sskd(**options): the term with its part."""
 
     def make(**options):
         own = {key: value for key, value in options.items() if key in ("pretext", "transforms")}
         torch.manual_seed(0)
-        return build_term("sskd", with_part("sskd", setting, **own), **options).train()
+        return build_term("sskd", with_part("sskd", context, **own), **options).train()
 
     return make
 
 
 @pytest.fixture
-def outputs(setting, make_outputs):
-    return make_outputs(setting.student, 4 * SIZE, 1, True), make_outputs(setting.teacher, 4 * SIZE, 2)
+def outputs(context, make_outputs):
+    return make_outputs(context.student, 4 * SIZE, 1, True), make_outputs(context.teacher, 4 * SIZE, 2)
 
 
 def expected_scores(task, head, embedding):
@@ -158,9 +158,9 @@ def expected_scores(task, head, embedding):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_task_by_the_book(sskd, outputs, make_batch, setting, task):
+def test_every_task_by_the_book(sskd, outputs, make_batch, context, task):
     term, batch, (student, teacher) = sskd(pretext=task), make_batch(SIZE), outputs
-    part = term.setting.part
+    part = term.context.part
     kind = "jigsaw" if task == "jigsaw" else "rotations"
     assert term.transforms == part.transforms == kind
     ours, answers = expected_scores(task, term.head, student.embedding)
@@ -186,7 +186,7 @@ def test_every_task_by_the_book(sskd, outputs, make_batch, setting, task):
 )  # fmt: skip
 def test_the_heads(sskd, task, ours, theirs):
     term = sskd(pretext=task)
-    for head, (inner, outer) in ((term.head, ours), (term.setting.part.head, theirs)):
+    for head, (inner, outer) in ((term.head, ours), (term.context.part.head, theirs)):
         first, relu, last = head
         assert (first.in_features, first.out_features, last.out_features) == (inner, inner, outer)
         assert isinstance(relu, nn.ReLU)
@@ -194,9 +194,9 @@ def test_the_heads(sskd, task, ours, theirs):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_part_learns_its_task_from_the_copies(setting, make_outputs, make_batch, task):
+def test_the_part_learns_its_task_from_the_copies(context, make_outputs, make_batch, task):
     torch.manual_seed(0)
-    part, teacher = build_part("sskd", setting, pretext=task), make_outputs(setting.teacher, 4 * SIZE, 2)
+    part, teacher = build_part("sskd", context, pretext=task), make_outputs(context.teacher, 4 * SIZE, 2)
     optimiser = torch.optim.SGD(part.parameters(), lr=0.05, momentum=0.9)
     found = []
     for _ in range(40):
@@ -218,7 +218,7 @@ def test_the_gradient_reaches_logits_and_embedding_of_the_student(sskd, outputs,
     assert student.logits.grad.view(SIZE, 4, -1)[:, 1:].abs().max() > 0
     assert student.embedding.grad.view(SIZE, 4, -1)[:, 0].abs().max() > 0
     assert all(leaf.grad is None for leaf in leaves(student)[2:])
-    assert all(parameter.grad is None for parameter in term.setting.part.parameters())
+    assert all(parameter.grad is None for parameter in term.context.part.parameters())
 
 
 def test_each_weight_weighs_its_own_loss(sskd, outputs, make_batch):
@@ -246,13 +246,13 @@ def test_each_share_selects_in_its_own_loss(sskd, outputs, make_batch, share, we
 
 
 @pytest.mark.parametrize("task", ["jigsaw", "rotation"])
-def test_a_task_that_brings_its_transforms_takes_no_others(setting, task):
+def test_a_task_that_brings_its_transforms_takes_no_others(context, task):
     with pytest.raises(BadInput, match=f"the pretext '{task}' brings its own transforms"):
-        build_part("sskd", setting, pretext=task, transforms="four")
+        build_part("sskd", context, pretext=task, transforms="four")
 
 
-def test_exemplar_needs_the_whole_training_set(setting, with_part):
-    whole = with_part("sskd", setting, pretext="exemplar")
+def test_exemplar_needs_the_whole_training_set(context, with_part):
+    whole = with_part("sskd", context, pretext="exemplar")
     with pytest.raises(BadInput, match="tells 50 training images apart, and the student has 25"):
         build_term("sskd", dataclasses.replace(whole, train_size=25), pretext="exemplar")
 

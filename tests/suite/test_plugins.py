@@ -18,8 +18,8 @@ from kdbench.methods import Term
 {imports}
 
 class Mine({base}):
-    def __init__(self, setting, *, power: float = {power}):
-        super().__init__(setting)
+    def __init__(self, context, *, power: float = {power}):
+        super().__init__(context)
     def forward(self, student, teacher, batch):
         {inner}
         return student.logits.sum() * 0

@@ -17,8 +17,8 @@ class _Counting(Term):
     reads = "nothing"
     needs_teacher = False
 
-    def __init__(self, setting, *, after: int = 0):
-        super().__init__(setting)
+    def __init__(self, context, *, after: int = 0):
+        super().__init__(context)
         self.after = after
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
@@ -53,11 +53,11 @@ class LastStraw(_Counting):
 class Boasts(_Counting):
     """Tells of an accuracy that it did not measure, and of what cannot be stored."""
 
-    def __init__(self, setting, *, storable: bool = True):
-        super().__init__(setting, after=1000)
+    def __init__(self, context, *, storable: bool = True):
+        super().__init__(context, after=1000)
         self.storable = storable
 
-    def epoch_facts(self):
+    def epoch_metrics(self):
         return {"top1": 100.0, "loss": 0.0, "own": 1} if self.storable else {"own": torch.zeros(1)}
 
 
@@ -96,8 +96,8 @@ class Unbuildable(Term):
     reads = "nothing"
     needs_teacher = False
 
-    def __init__(self, setting, *, file: str = ""):
-        super().__init__(setting)
+    def __init__(self, context, *, file: str = ""):
+        super().__init__(context)
         if file:
             Path(file).read_text()
         raise ValueError("cannot be built")
@@ -110,8 +110,8 @@ class Hungry(Term):
     needs_teacher = False
     alive: ClassVar = weakref.WeakSet()
 
-    def __init__(self, setting, *, most: int = 1, first_epoch: int = 1):
-        super().__init__(setting)
+    def __init__(self, context, *, most: int = 1, first_epoch: int = 1):
+        super().__init__(context)
         self.most = most
         self.first_epoch = first_epoch
         self.alive.add(self)

@@ -24,15 +24,15 @@ class Coded(Term):
     reads = "embedding"
     part = ("inner",)
 
-    def __init__(self, setting, *, inner: int = 4, scale: float = 1.0):
-        super().__init__(setting)
+    def __init__(self, context, *, inner: int = 4, scale: float = 1.0):
+        super().__init__(context)
         self.coder = (self.trained_part(Coder),)
-        self.project = nn.Linear(setting.student.embedding, inner)
+        self.project = nn.Linear(context.student.embedding, inner)
         self.scale = scale
 
     @classmethod
-    def build_part(cls, setting, options):
-        return Coder(setting.teacher.embedding, options["inner"])
+    def build_part(cls, context, options):
+        return Coder(context.teacher.embedding, options["inner"])
 
     def forward(self, student, teacher, batch):
         code = self.coder[0].down(teacher.embedding)
@@ -43,8 +43,8 @@ class Exploding(Coded):
     """Its part never learns anything finite."""
 
     @classmethod
-    def build_part(cls, setting, options):
-        return Explosion(setting.teacher.embedding, options["inner"])
+    def build_part(cls, context, options):
+        return Explosion(context.teacher.embedding, options["inner"])
 
 
 class Explosion(Coder):
@@ -60,8 +60,8 @@ class Seeing(Term):
     reads = "logits"
     copies = 3
 
-    def __init__(self, setting, *, kind: str = "rotations"):
-        super().__init__(setting)
+    def __init__(self, context, *, kind: str = "rotations"):
+        super().__init__(context)
         self.transforms = kind
 
     def forward(self, student, teacher, batch):

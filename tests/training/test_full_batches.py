@@ -7,7 +7,7 @@ from torch import nn
 
 from kdbench.data.batch import Batch
 from kdbench.evaluation import Scores
-from kdbench.methods import Setting, Term, build_term
+from kdbench.methods import Term, TermContext, build_term
 from kdbench.models import build
 from kdbench.models.outputs import measure_shapes
 from kdbench.store.store import Store
@@ -37,8 +37,8 @@ def learner(tmp_path, recipe):
         torch.manual_seed(0)
         network = build("resnet8", 10)
         shapes = measure_shapes(network, 32)
-        setting = Setting(shapes, shapes, 10, 40, 16)
-        terms = {"ce": build_term("ce", setting)} | ({"picky": Picky(setting)} if picky else {})
+        context = TermContext(shapes, shapes, 10, 40, 16)
+        terms = {"ce": build_term("ce", context)} | ({"picky": Picky(context)} if picky else {})
         return Learner(Store(tmp_path).run("x"), network, terms, dict.fromkeys(terms, 1.0), recipe)
 
     return make

@@ -6,7 +6,7 @@ from torch import nn
 
 from kdbench.data.batch import Batch
 from kdbench.evaluation import Scores
-from kdbench.methods import Setting, build_term
+from kdbench.methods import TermContext, build_term
 from kdbench.models import build
 from kdbench.models.outputs import measure_shapes
 from kdbench.store.store import Store
@@ -22,7 +22,7 @@ def learner(tmp_path, recipe):
         torch.manual_seed(0)
         network = build("resnet8", 10)
         shapes = measure_shapes(network, 32)
-        terms = {"ce": build_term("ce", Setting(shapes, shapes, 10, 40, 16))}
+        terms = {"ce": build_term("ce", TermContext(shapes, shapes, 10, 40, 16))}
         settings = recipe.model_copy(update=changes)
         return Learner(Store(tmp_path).run("x"), network, terms, {"ce": weight}, settings, keep_best=keep_best)
 

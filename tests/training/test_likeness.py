@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from kdbench.evaluation import LayerSimilarity, measure
-from kdbench.models.outputs import Association
+from kdbench.models.outputs import LayerPair
 from kdbench.suite.specs import Preprocessing, TeacherSpec
 from kdbench.training import jobs, learner
 from kdbench.training.build import load_teacher, new_network, student_learner
@@ -115,7 +115,7 @@ def test_the_recorded_values_are_those_of_the_stored_networks(bench, make_run):
     similarity = LayerSimilarity()
     with torch.no_grad():
         for images, _ in shop.data.test(run.dataset, run.recipe):
-            similarity.add([Association(student(images).features[-1], teacher(images).features[-1])])
+            similarity.add([LayerPair(student(images).features[-1], teacher(images).features[-1])])
     (row,) = rows(shop, run)
     for key, value in similarity.scores().items():
         assert row[key] == pytest.approx(value, rel=1e-4)
@@ -170,7 +170,7 @@ def test_a_term_that_fails_there_ends_its_own_run_alone(bench, make_run, monkeyp
     def fail(self, student, teacher):
         raise ValueError("nothing fits")
 
-    monkeypatch.setattr(faulty_terms.Broken, "associations", fail, raising=False)
+    monkeypatch.setattr(faulty_terms.Broken, "layer_pairs", fail, raising=False)
     good = make_run({"ce": 1, "sp": 300})
     bad = make_run({"ce": 1, "kd": 1, "faulty_terms:Broken": {"after": 10**6}})
     shop, alone = bench(), bench("alone")

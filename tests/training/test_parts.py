@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from kdbench.errors import BadInput, LostTeacher
-from kdbench.methods import Setting, build_part, build_term
+from kdbench.methods import TermContext, build_part, build_term
 from kdbench.models import Shapes
 from kdbench.suite.specs import PartSpec
 from kdbench.training import jobs
@@ -164,9 +164,9 @@ def test_a_part_of_another_teacher_is_refused(make_parted, teacher):
 
 def test_a_term_without_its_part_says_so():
     shapes = Shapes(10, 8, ())
-    setting = Setting(shapes, shapes, 10, 40, 16)
+    context = TermContext(shapes, shapes, 10, 40, 16)
     with pytest.raises(BadInput, match="Coded needs the Coder that was trained on the teacher"):
-        build_term(CODED, setting)
+        build_term(CODED, context)
     with pytest.raises(BadInput, match="kd trains nothing on the teacher first"):
-        build_part("kd", setting)
-    assert build_part(CODED, setting, inner=3).down.out_features == 3
+        build_part("kd", context)
+    assert build_part(CODED, context, inner=3).down.out_features == 3

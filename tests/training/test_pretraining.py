@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from kdbench.evaluation import NEIGHBOURS, TEMPERATURE, measure_neighbours
-from kdbench.methods.term import Setting
+from kdbench.methods.term import TermContext
 from kdbench.models import Outputs, Shapes
 from kdbench.suite.specs import HeadSpec, Pretraining, TeacherSpec
 from kdbench.training import jobs
@@ -37,7 +37,7 @@ def test_nt_xent_of_dead_embeddings_has_finite_gradients():
 
 def test_the_projection_trains_and_half_precision_agrees():
     shapes = Shapes(16, 16, ())
-    term = NTXent(Setting(shapes, shapes, 16, 0, 8), temperature=0.5, projection=4)
+    term = NTXent(TermContext(shapes, shapes, 16, 0, 8), temperature=0.5, projection=4)
     embedding = torch.randn(8, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
     outputs = Outputs(embedding, embedding, [], [])
     loss = term(outputs, outputs, None)

@@ -77,8 +77,8 @@ class Writes(Term):
 
     reads = "all"
 
-    def __init__(self, setting, *, how: str = ""):
-        super().__init__(setting)
+    def __init__(self, context, *, how: str = ""):
+        super().__init__(context)
         self.act = WRITES[how][1] if how in WRITES else ASSIGNS[how]
 
     def forward(self, student, teacher, batch):
@@ -93,8 +93,8 @@ class Sets(Term):
     reads = "logits"
     needs_teacher = False
 
-    def __init__(self, setting, *, what: str = "", at_once: bool = False):
-        super().__init__(setting)
+    def __init__(self, context, *, what: str = "", at_once: bool = False):
+        super().__init__(context)
         self.what = what
         if at_once:
             SETS[what]()
@@ -144,9 +144,9 @@ class Reaches(Prepares):
 class Relabels(Prepares):
     """Changes the labels that it is built for."""
 
-    def __init__(self, setting):
-        super().__init__(setting)
-        setting.labels.zero_()
+    def __init__(self, context):
+        super().__init__(context)
+        context.labels.zero_()
 
     def begin_epoch(self, epoch, student, teacher, stream):
         pass
@@ -157,8 +157,8 @@ class Begins(Writes):
 
     initial = True
 
-    def __init__(self, setting, *, initial_epochs: int = 1):
-        super().__init__(setting, how="mul_")
+    def __init__(self, context, *, initial_epochs: int = 1):
+        super().__init__(context, how="mul_")
         self.set_initial_epochs(initial_epochs)
 
     def initial_loss(self, student, teacher, batch):
@@ -173,6 +173,6 @@ class Associates(Term):
     def forward(self, student, teacher, batch):
         return (student.logits - teacher.logits).square().mean()
 
-    def associations(self, student, teacher):
+    def layer_pairs(self, student, teacher):
         teacher.features[1].zero_()
         return []

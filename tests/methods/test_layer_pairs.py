@@ -13,27 +13,27 @@ STAGES = {"at": 3, "vid": 3, "hkd": 3, "sp": 1, "fitnet": 1, "mgd": 3, "semckd":
 
 
 @pytest.fixture
-def pair(setting, make_outputs):
-    return make_outputs(setting.student, 8, 0), make_outputs(setting.teacher, 8, 1)
+def pair(context, make_outputs):
+    return make_outputs(context.student, 8, 0), make_outputs(context.teacher, 8, 1)
 
 
-def built(name, setting, **hyper):
+def built(name, context, **hyper):
     torch.manual_seed(0)
-    return build_term(name, setting, **hyper).eval()
+    return build_term(name, context, **hyper).eval()
 
 
-def test_the_terms_of_table_5_and_no_others_associate_maps(setting, with_part):
-    setting, found = dataclasses.replace(setting, teacher=setting.student), set()
+def test_the_terms_of_table_5_and_no_others_associate_maps(context, with_part):
+    context, found = dataclasses.replace(context, teacher=context.student), set()
     for name in term_names():
-        kind = type(build_term(name, with_part(name, setting)))
-        found |= {name} if kind.associations is not Term.associations else set()
+        kind = type(build_term(name, with_part(name, context)))
+        found |= {name} if kind.layer_pairs is not Term.layer_pairs else set()
     assert found == set(STAGES)
 
 
 @pytest.mark.parametrize("name", sorted(STAGES))
-def test_pairs_of_raw_maps_and_what_is_compared(name, setting, pair):
+def test_pairs_of_raw_maps_and_what_is_compared(name, context, pair):
     student, teacher = pair
-    pairs = built(name, setting).associations(student, teacher)
+    pairs = built(name, context).layer_pairs(student, teacher)
     assert len(pairs) == STAGES[name]
     ours, theirs = ([*net.features, *net.preactivations] for net in pair)
     for each in pairs:
@@ -46,10 +46,10 @@ def test_pairs_of_raw_maps_and_what_is_compared(name, setting, pair):
 
 
 @pytest.mark.parametrize("name", ["fitnet", "semckd"])
-def test_the_loss_follows_from_what_is_compared(name, setting, pair, make_batch):
+def test_the_loss_follows_from_what_is_compared(name, context, pair, make_batch):
     """So what is measured is what the term pulls together."""
-    term = built(name, setting)
-    pairs = term.associations(*pair)
+    term = built(name, context)
+    pairs = term.layer_pairs(*pair)
     total = 0.0
     for each in pairs:
         ours, theirs = each.compared
@@ -58,25 +58,25 @@ def test_the_loss_follows_from_what_is_compared(name, setting, pair, make_batch)
     assert term(*pair, make_batch(8)).item() == pytest.approx(total / len(pairs), rel=1e-5)
 
 
-def test_sp_and_at_pair_the_stages_in_order(setting, pair):
+def test_sp_and_at_pair_the_stages_in_order(context, pair):
     student, teacher = pair
     for name, stages in (("at", range(3)), ("hkd", range(3)), ("sp", [2])):
-        pairs = built(name, setting).associations(student, teacher)
+        pairs = built(name, context).layer_pairs(student, teacher)
         assert all(each.student is student.stages[i] for each, i in zip(pairs, stages, strict=True))
         assert all(each.teacher is teacher.stages[i] for each, i in zip(pairs, stages, strict=True))
 
 
-def test_fitnet_without_regressor_compares_the_maps_themselves(setting, make_outputs):
-    setting = dataclasses.replace(setting, teacher=setting.student)
-    student, teacher = make_outputs(setting.student, 8, 0), make_outputs(setting.student, 8, 1)
-    (pair,) = built("fitnet", setting, regressor=False).associations(student, teacher)
+def test_fitnet_without_regressor_compares_the_maps_themselves(context, make_outputs):
+    context = dataclasses.replace(context, teacher=context.student)
+    student, teacher = make_outputs(context.student, 8, 0), make_outputs(context.student, 8, 1)
+    (pair,) = built("fitnet", context, regressor=False).layer_pairs(student, teacher)
     assert torch.equal(pair.compared[0], student.features[2])
     assert torch.equal(pair.compared[1], teacher.features[2])
 
 
-def test_mgd_compares_with_the_chosen_channels(setting, pair):
-    term = built("mgd", setting)
-    for each, level in zip(term.associations(*pair), range(3), strict=True):
+def test_mgd_compares_with_the_chosen_channels(context, pair):
+    term = built("mgd", context)
+    for each, level in zip(term.layer_pairs(*pair), range(3), strict=True):
         chosen = term.get_buffer(f"chosen{level}")
         assert torch.equal(each.compared[1], each.teacher[:, chosen].amax(1))
 
@@ -84,21 +84,21 @@ def test_mgd_compares_with_the_chosen_channels(setting, pair):
 @pytest.mark.parametrize(
     "variant", ["full", "equal-allocation", "no-projection", "no-mlp", "no-similarity", "shared-allocation"]
 )
-def test_semckds_weights_sum_to_one_over_the_teachers_stages(setting, pair, variant, make_batch):
-    term = built("semckd", setting, variant=variant)
-    pairs = term.associations(*pair)
+def test_semckds_weights_sum_to_one_over_the_teachers_stages(context, pair, variant, make_batch):
+    term = built("semckd", context, variant=variant)
+    pairs = term.layer_pairs(*pair)
     weights = torch.stack([each.weight for each in pairs], 1).reshape(8, 3, 3)
     assert torch.allclose(weights.sum(2), torch.ones(8, 3))
     assert [each.student is pair[0].stages[n // 3] for n, each in enumerate(pairs)] == [True] * 9
     assert [each.teacher is pair[1].stages[n % 3] for n, each in enumerate(pairs)] == [True] * 9
-    assert term.epoch_facts() == {}
+    assert term.epoch_metrics() == {}
     term(*pair, make_batch(8))
-    rows = term.epoch_facts()["attention"]
+    rows = term.epoch_metrics()["attention"]
     assert rows == [pytest.approx(row, abs=1e-6) for row in weights.mean(0).tolist()]
 
 
-def test_a_fixed_pair_of_stages_is_the_only_one(setting, pair):
-    (only,) = built("semckd", setting, student_layer=2, teacher_layer=1).associations(*pair)
+def test_a_fixed_pair_of_stages_is_the_only_one(context, pair):
+    (only,) = built("semckd", context, student_layer=2, teacher_layer=1).layer_pairs(*pair)
     assert only.student is pair[0].stages[1]
     assert only.teacher is pair[1].stages[0]
     assert torch.equal(only.weight, torch.ones(8))
