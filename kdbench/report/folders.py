@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from kdbench.errors import BadRecord
 from kdbench.store.record import Record, Result
 from kdbench.store.store import Store
-from kdbench.suite.specs import RunSpec, TeacherSpec
+from kdbench.suite.specs import RunSpec, Stage, StudentOf, Teacher, stage_label
 from kdbench.suite.suite import Suite
 
 
@@ -34,12 +34,13 @@ class TeacherWeights:
         stages = {stage.id: stage for spec in specs for stage in spec.stages} if self._stores else {}
         found = {stage: disagreement(self._results(stage), stage.checkpoint) for stage in stages.values()}
         return [
-            f"teacher {stage.label} ({stage.id}): {text}; the first is shown, and trials under different ones are not paired"
+            f"teacher {stage_label(stage)} ({stage.id}): {text}; the first is shown, and trials under different ones are not "
+            "paired"
             for stage, text in found.items()
             if text
         ]
 
-    def _results(self, teacher: TeacherSpec) -> list[tuple[Store, Result]]:
+    def _results(self, teacher: Stage) -> list[tuple[Store, Result]]:
         if teacher.id not in self._found:
             found = [(store, _result(store.record_of(teacher))) for store in self._stores]
             self._found[teacher.id] = [(store, result) for store, result in found if result]
@@ -67,11 +68,11 @@ def _result(record: Record) -> Result | None:
         return None
 
 
-def _named_teacher(spec: RunSpec) -> TeacherSpec | None:
+def _named_teacher(spec: RunSpec) -> Teacher | None:
     """The teacher that the suite names: what teaches may itself be a student of that one."""
     teacher = spec.teacher
-    while teacher and teacher.student and teacher.student.teacher:
-        teacher = teacher.student.teacher
+    while isinstance(teacher, StudentOf) and teacher.run.teacher:
+        teacher = teacher.run.teacher
     return teacher
 
 

@@ -175,7 +175,7 @@ def _row(run: Run, shared: dict[str, Any], stores: Sequence[Store], weights: Tea
 def _measured_before(spec: RunSpec) -> str:
     """The id of the finished teacher whose own record holds its accuracy as it taught, or ""."""
     teacher = spec.teacher
-    alone = teacher and not (spec.head or teacher.student or spec.teacher_seen_elsewhere)
+    alone = teacher and not (spec.head or teacher.source_run or spec.teacher_seen_elsewhere)
     return teacher.id if teacher and alone else ""
 
 

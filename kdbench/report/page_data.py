@@ -16,15 +16,15 @@ from kdbench.report.published import Group, Pair, pair_text, split_method, title
 from kdbench.report.sheet import plain
 from kdbench.report.tables import PrintedTable, Table
 from kdbench.store.record import Record, compute_of
+from kdbench.suite.components import Recipe
 from kdbench.suite.protocol import bundled_protocol
-from kdbench.suite.recipe import Recipe
 from kdbench.suite.specs import RunSpec
 from kdbench.suite.suite import Suite
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The record of a finished run, and its about.json, read once."""
+    """The record of a finished run, and its metadata.json, read once."""
 
     record: Record
     about: dict[str, Any]

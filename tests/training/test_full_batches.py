@@ -39,7 +39,7 @@ def learner(tmp_path, recipe):
         shapes = measure_shapes(network, 32)
         setting = Setting(shapes, shapes, 10, 40, 16)
         terms = {"ce": build_term("ce", setting)} | ({"picky": Picky(setting)} if picky else {})
-        return Learner(Store(tmp_path).run("x"), network, terms, dict.fromkeys(terms, 1.0), recipe)
+        return Learner(Store(tmp_path).run("x"), network, terms, dict.fromkeys(terms, 1.0), recipe, seed="")
 
     return make
 
