@@ -39,7 +39,7 @@ from kdbench.models.outputs import measure_shapes
 from kdbench.store.store import Store
 from kdbench.suite.methods import auxiliary_method, reads_teacher
 from kdbench.suite.protocol import Recipe, bundled_protocol
-from kdbench.suite.specs import DatasetSpec, PartSpec, RunSpec, TeacherSpec, WeightedTerm
+from kdbench.suite.specs import Adapter, DatasetSpec, RunSpec, Supervised, WeightedTerm
 from kdbench.training.build import new_network, on_device, student_learner
 from kdbench.training.environment import cpu_name, prepare
 from kdbench.training.guide import Guide
@@ -116,12 +116,12 @@ def build(terms: tuple[WeightedTerm, ...], folder: Path) -> Case:
     """A learner, its teacher and its stream, with fresh weights throughout."""
     teacher_name = network(STUDENT).auxiliary if auxiliary_method(terms) else TEACHER
     recipe = bundled_protocol("crd").recipe(STUDENT, "cifar100")
-    teacher = TeacherSpec(network=teacher_name, dataset=CIFAR, recipe=recipe) if reads_teacher(terms) else None
+    teacher = Supervised(network=teacher_name, dataset=CIFAR, recipe=recipe) if reads_teacher(terms) else None
     guide = Guide(on_device(new_network(teacher_name, CIFAR, None, "teacher"), CPU)) if teacher else None
     labels = torch.randint(0, 100, (IMAGES,), generator=torch.Generator().manual_seed(1))
     stages = tuple(_stage(use, teacher, recipe) for use in terms if teacher and term(use.name).part is not None)
     parts = [_part(stage, guide.network) for stage in stages] if guide else []
-    run = RunSpec(student=STUDENT, teacher=teacher, terms=terms, dataset=CIFAR, recipe=recipe, parts=stages)
+    run = RunSpec(student=STUDENT, teacher=teacher, terms=terms, dataset=CIFAR, recipe=recipe, adapters=stages)
     learner = student_learner(run, Store(folder), guide.network if guide else None, labels, CPU, parts)
     return Case(learner, guide, teacher_name if teacher else "none", stream_of(BATCH, recipe))
 
@@ -133,14 +133,14 @@ def stream_of(count: int, recipe: Recipe) -> Stream:
     return Stream(train, recipe, CIFAR, ("benchmark",), CPU)
 
 
-def _stage(use: WeightedTerm, teacher: TeacherSpec, recipe: Recipe) -> TeacherSpec:
+def _stage(use: WeightedTerm, teacher: Supervised, recipe: Recipe) -> Adapter:
     options = {key: use.hyperparameters[key] for key in term(use.name).part or () if key in use.hyperparameters}
-    return teacher.model_copy(update={"part": PartSpec(term=use.name, hyperparameters=options, recipe=recipe)})
+    return Adapter(parent=teacher, dataset=CIFAR, term=use.name, hyperparameters=options, recipe=recipe)
 
 
-def _part(stage: TeacherSpec, teacher: nn.Module) -> Part:
+def _part(stage: Adapter, teacher: nn.Module) -> Part:
     shapes = measure_shapes(teacher, 32)
-    part = build_part(stage.part.term, TermContext(shapes, shapes, 100, IMAGES, BATCH), **stage.part.hyperparameters)
+    part = build_part(stage.term, TermContext(shapes, shapes, 100, IMAGES, BATCH), **stage.hyperparameters)
     return part.eval().requires_grad_(False)
 
 

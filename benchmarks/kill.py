@@ -5,7 +5,7 @@
 The suite passes through hkd, ft, sskd, a sequential and a simultaneous teacher, probes and similarities. It is trained once
 undisturbed. Then, in rounds, it is started in an empty folder, or in a copy of the finished one in which a file is damaged;
 worker, parent or both are killed (SIGKILL, sometimes SIGTERM, SIGHUP or SIGINT to the parent) at random moments; then it is
-let finish. Every file must be what the undisturbed run has left (but for about.json), tables included. Nothing else may
+let finish. Every file must be what the undisturbed run has left (but for metadata.json), tables included. Nothing else may
 remain but locks and, where something was damaged, what was set aside: the record, and what was made on a teacher. Exit code 1
 where that is not so. Linux only.
 """
@@ -178,9 +178,11 @@ def compare(found: dict[str, bytes], expected: dict[str, bytes], damaged: list[s
 
 
 def contents(results: Path) -> dict[str, bytes]:
-    """All files below a results folder but locks, by name; about.json without its content."""
+    """All files below a results folder but locks, by name; metadata.json without its content."""
     files = (path for path in results.rglob("*") if path.is_file() and path.parent.name != "locks")
-    return {str(path.relative_to(results)): b"" if path.name == "about.json" else path.read_bytes() for path in files}
+    return {
+        str(path.relative_to(results)): b"" if path.name == "metadata.json" else path.read_bytes() for path in files
+    }
 
 
 def workers(parent: int) -> list[int]:

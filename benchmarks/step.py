@@ -27,7 +27,7 @@ from kdbench.data.image_sets import ImageSet
 from kdbench.data.stream import Stream
 from kdbench.store.store import Store
 from kdbench.suite.protocol import bundled_protocol
-from kdbench.suite.specs import DatasetSpec, RunSpec, TeacherSpec
+from kdbench.suite.specs import DatasetSpec, RunSpec, Supervised
 from kdbench.training.build import new_network, on_device, student_learner
 from kdbench.training.environment import cpu_name, prepare
 from kdbench.training.guide import Guide
@@ -39,7 +39,7 @@ def main() -> None:
     dataset = DatasetSpec(name="cifar100")
     protocol = bundled_protocol("crd")
     recipe = protocol.recipe(options.student, "cifar100").model_copy(update={"batch": options.batch})
-    teacher = TeacherSpec(network=options.teacher, dataset=dataset, recipe=recipe)
+    teacher = Supervised(network=options.teacher, dataset=dataset, recipe=recipe)
     runs = [
         RunSpec(
             student=options.student,

@@ -1,3 +1,3 @@
 """A benchmark suite for knowledge distillation in image classification."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

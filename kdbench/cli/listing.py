@@ -151,13 +151,13 @@ def _run(record: Record) -> dict[str, Any]:
 def _teacher(record: Record) -> dict[str, Any]:
     from pydantic import ValidationError
 
-    from kdbench.suite.specs import TeacherSpec
+    from kdbench.suite.specs import stage_from, stage_label
 
     try:
-        spec = TeacherSpec.model_validate(record.spec())
+        spec = stage_from(record.spec())
     except ValidationError:
         return {"teacher": "(spec.json cannot be read)"}
-    return {"teacher": spec.label}
+    return {"teacher": stage_label(spec)}
 
 
 def _outcome(record: Record) -> dict[str, Any]:

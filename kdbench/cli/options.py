@@ -7,7 +7,7 @@ import io
 import os
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from kdbench.errors import BadInput, KdbenchError
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+    from kdbench.store.store import Store
     from kdbench.suite.suite import Run, Suite
 
 
@@ -105,11 +106,20 @@ def load(
     from kdbench.store.suites import ArchivedFiles
     from kdbench.suite.load import load_suites
 
-    known = ArchivedFiles([Store(folder) for folder in results])
+    stores = [Store(folder) for folder in results]
+    known = ArchivedFiles(stores)
     loaded = load_suites(references, trials, tiny=tiny, known=known.tell)
+    tell_outdated(stores)
     for message in known.messages:
         say(message)
     return select(loaded, only)
+
+
+def tell_outdated(stores: Iterable[Store]) -> None:
+    """Tell of results that an earlier version of kdbench wrote."""
+    for store in stores:
+        if message := store.outdated():
+            say(message)
 
 
 def select(suites: Sequence[Suite], only: Sequence[str] | None) -> list[Suite]:

@@ -56,6 +56,7 @@ def summarise(
     from kdbench.plan.plan import changed_plugins, make_plan
     from kdbench.store.store import Store
     from kdbench.suite.methods import plugin_folders
+    from kdbench.suite.specs import stage_label
 
     if on not in ("", "cpu", "gpu"):
         raise BadInput(f"--on {on}: write cpu or gpu")
@@ -71,7 +72,7 @@ def summarise(
         "runs": plan.runs,
         "runs_settled": plan.runs_done,
         "changed_plugins": changed_plugins(specs, store),
-        "teachers": [teacher.label for teacher in plan.teachers],
+        "teachers": [stage_label(teacher) for teacher in plan.teachers],
         "teachers_done": plan.teachers_done,
         "cohorts": [
             {"runs": len(c.runs), "teacher": c.teacher.network if c.teacher else "", "dataset": c.runs[0].dataset.name}

@@ -16,7 +16,7 @@ from kdbench.cli.plan import duration
 from kdbench.plan.cost import measurement_cost, student_cost, teacher_cost
 from kdbench.plan.plan import Plan
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
-from kdbench.suite.specs import RunSpec, TeacherSpec
+from kdbench.suite.specs import RunSpec, Stage, stage_label
 from kdbench.suite.suite import Suite
 
 
@@ -159,7 +159,7 @@ class RunProgress:
     def _started(
         self,
         slot: str,
-        teacher: TeacherSpec | None,
+        teacher: Stage | None,
         runs: Sequence[RunSpec],
         measurement: ProbeSpec | SimilaritySpec | None,
         *,
@@ -247,9 +247,9 @@ class RunProgress:
         return table
 
 
-def teacher_label(spec: TeacherSpec) -> str:
+def teacher_label(spec: Stage) -> str:
     """One line for a teacher."""
-    return f"teacher {spec.label}"
+    return f"teacher {stage_label(spec)}"
 
 
 def auxiliary_label(spec: RunSpec) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdbench.catalogue.text import command, shell_line
-from kdbench.cli.options import Only, Output, Tiny, Trials, print_text, results_folder, say, select
+from kdbench.cli.options import Only, Output, Tiny, Trials, print_text, results_folder, say, select, tell_outdated
 from kdbench.cli.options import load as load_named
 from kdbench.errors import BadInput, BadSuite
 from kdbench.report.options import TOLERANCE, Bold, Format, ReportOptions, View
@@ -147,6 +147,7 @@ def load(
         loaded = load_named(suites, folders, trials, only, tiny=tiny)
     else:
         loaded = select(_with_results(stores, trials, tiny), only)
+        tell_outdated(stores)
     tell_changed(loaded, stores)
     return loaded, stores
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kdbench.execution.pool import Pool
     from kdbench.plan.plan import Plan
     from kdbench.store.store import Store
-    from kdbench.suite.specs import TeacherSpec
+    from kdbench.suite.specs import Stage
     from kdbench.suite.suite import Suite
 
 
@@ -131,18 +131,20 @@ class Place:
 
 def work_on(
     suites: Sequence[Suite],
-    teachers: Iterable[TeacherSpec],
+    teachers: Iterable[Stage],
     place: Place,
     store: Store,
     *,
-    checked: Iterable[TeacherSpec] = (),
-    wanted: Iterable[TeacherSpec] = (),
+    checked: Iterable[Stage] = (),
+    wanted: Iterable[Stage] = (),
 ) -> dict[str, str]:
     """Train what is missing of the suites and the ``wanted`` teachers, as ``work`` does, after setting aside what is damaged.
 
     What is made again may come out otherwise, and what was made or measured on it must then be made again, too.
     ``checked``: students of runs that teach others.
     """
+    from kdbench.suite.specs import lineage
+
     teachers, checked, wanted = list(teachers), list(checked), list(wanted)
     failed: dict[str, str] = {}
     records = [store.run(id) for suite in suites for id in suite.specs]
@@ -150,7 +152,7 @@ def work_on(
     store.remove_empty_logs()
     for message in store.quarantine_damaged(records):
         say(message)
-    for _ in range(2 + max((len(teacher.lineage) for teacher in teachers), default=0)):
+    for _ in range(2 + max((len(lineage(teacher)) for teacher in teachers), default=0)):
         damaged = store.quarantine_damaged_teachers([*teachers, *checked])
         for message in damaged.values():
             say(message)
@@ -161,7 +163,7 @@ def work_on(
     return failed
 
 
-def work(suites: Sequence[Suite], teachers: Sequence[TeacherSpec], place: Place, store: Store) -> dict[str, str]:
+def work(suites: Sequence[Suite], teachers: Sequence[Stage], place: Place, store: Store) -> dict[str, str]:
     """Train what is missing of the suites, and of the teachers; returns what failed, with the reason.
 
     Raises BadInput where nothing can be started, Interrupted and KdbenchError where the work stopped before its end.
@@ -246,7 +248,9 @@ def _signals(pool: Pool) -> Iterator[None]:
 
 def _check_given(plan: Plan, given: Mapping[str, Path], results: Path) -> None:
     """Raise unless the file of every teacher that starts from the user's own weights is known."""
-    unknown = {t.weights.sha256 for t in plan.teachers if t.stage_recipe is None and t.weights and t.weights.sha256}
+    from kdbench.suite.specs import Imported
+
+    unknown = {t.weights.sha256 for t in plan.teachers if isinstance(t, Imported) and t.weights.sha256}
     if missing := sorted(unknown - given.keys()):
         raise BadInput(
             f"weights sha256:{missing[0]}: no teacher here was made from them. Import their file first: "
@@ -254,7 +258,7 @@ def _check_given(plan: Plan, given: Mapping[str, Path], results: Path) -> None:
         )
 
 
-def check_weight_files(teachers: Iterable[TeacherSpec], given: Mapping[str, Path]) -> None:
+def check_weight_files(teachers: Iterable[Stage], given: Mapping[str, Path]) -> None:
     """Raise unless the users' files hold what the teachers need that start from them."""
     from kdbench.execution.child import misfits
 
@@ -266,6 +270,7 @@ def check_files(plan: Plan, data: Path) -> None:
     """Raise unless the files of every data set and of all published weights that the plan needs are there."""
     from kdbench.catalogue.datasets import dataset
     from kdbench.catalogue.networks import network
+    from kdbench.suite.specs import Imported
 
     used = [run.dataset for cohort in plan.cohorts for run in cohort.runs]
     used += [teacher.dataset for teacher in plan.teachers if teacher.dataset]
@@ -276,7 +281,7 @@ def check_files(plan: Plan, data: Path) -> None:
     ]
     for teacher in plan.teachers:
         public = network(teacher.network).public
-        if public and teacher.stage_recipe is None and teacher.weights and teacher.weights.source == public.source:
+        if public and isinstance(teacher, Imported) and teacher.weights.source == public.source:
             folder = data / "weights"
             if not (folder / public.file).is_file():
                 problems.append(Problem("--data", 0, "", public.how_to_get(folder)))

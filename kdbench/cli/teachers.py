@@ -47,7 +47,7 @@ def import_file(
     from kdbench.catalogue.networks import network as find_network
     from kdbench.errors import BadInput, KdbenchError
     from kdbench.store.store import Store
-    from kdbench.suite.specs import DatasetSpec, TeacherSpec, Weights
+    from kdbench.suite.specs import DatasetSpec, Imported, Weights, stage_label
     from kdbench.suite.teachers import teacher_config
 
     if file.is_dir():
@@ -70,7 +70,7 @@ def import_file(
         std=_channels("--std", std),
     )
     known = DatasetSpec(name=find_dataset(dataset).name) if dataset and facts.classifier else None
-    spec = TeacherSpec(network=facts.name, dataset=known, weights=weights)
+    spec = Imported(network=facts.name, dataset=known, weights=weights)
     store = Store(results)
     record = store.teacher(spec.id)
     folders = [folder for name in ("runs", "teachers", "locks", "") if not (folder := results / name).exists()]
@@ -89,7 +89,7 @@ def import_file(
         shown = f"mean {_text(weights.mean or images.mean)} and std {_text(weights.std or images.std)}"
         here = f"top-1 {result.last.top1:.2f} % here (images with {shown})"
     stated = f", {result.published_top1:.2f} % stated by the file" if result and result.published_top1 else ""
-    typer.echo(f"teacher {record.id}: {spec.label}, {here}{stated}")
+    typer.echo(f"teacher {record.id}: {stage_label(spec)}, {here}{stated}")
     own = weights.model_dump(include={"key", "mean", "std"}, exclude_none=True)
     more = "".join(f", {name}: {json.dumps(value)}" for name, value in own.items())
     typer.echo(f"In a suite:\n  teachers:\n    mine: {{network: {facts.name}, weights: 'sha256:{kind.sha256}'{more}}}")
@@ -140,14 +140,14 @@ def _take_in(folder: Path, store: Store) -> None:
     from kdbench.files import quarantine
     from kdbench.store.record import Record
     from kdbench.store.store import check_copyable, copy_record
-    from kdbench.suite.specs import TeacherSpec
+    from kdbench.suite.specs import stage_from, stage_label
 
     entries = sorted(entry for entry in folder.iterdir() if not (entry.name.startswith(".") or entry.is_symlink()))
     records = [Record(entry) for entry in entries if (entry / "spec.json").is_file()]
     try:
         for record in records:
             check_copyable(record)
-        stages = {r.id: TeacherSpec.model_validate(r.spec()) for r in records}
+        stages = {r.id: stage_from(r.spec()) for r in records}
     except (BadRecord, ValidationError) as error:
         raise BadInput(f"{folder}: {error}") from None
     if not stages:
@@ -170,7 +170,7 @@ def _take_in(folder: Path, store: Store) -> None:
             raise BadInput(str(error)) from None
         except OSError as error:
             raise BadInput(f"{target.folder}: cannot be written: {error.strerror or error}") from None
-        typer.echo(f"teacher {record.id}: {stages[record.id].label}")
+        typer.echo(f"teacher {record.id}: {stage_label(stages[record.id])}")
 
 
 app = typer.Typer(
@@ -200,6 +200,7 @@ def train(
     from kdbench.errors import KdbenchError
     from kdbench.plan.plan import auxiliaries_of
     from kdbench.store.store import Store
+    from kdbench.suite.specs import stage_label
 
     loaded = load(suites, [results], only=only)
     store = Store(results)
@@ -209,7 +210,7 @@ def train(
     place = Place(results, data, devices, jobs_per_device, download, weights=given)
     failed = work_on([], teachers.values(), place, store, wanted=teachers.values())
     if failed:
-        lines = [f"  {teachers[id].label} ({id}): {reason}" for id, reason in failed.items()]
+        lines = [f"  {stage_label(teachers[id])} ({id}): {reason}" for id, reason in failed.items()]
         raise KdbenchError("\n".join([f"{len(failed)} failed:", *lines]))
     typer.echo(f"{len(teachers)} teachers are there.")
 
@@ -228,7 +229,7 @@ def verify(results: Results = Path("results"), json_output: Json = False) -> Non
     from kdbench.errors import KdbenchError, LockedRecord
     from kdbench.store.store import Store
     from kdbench.store.verify import label_of
-    from kdbench.suite.specs import TeacherSpec
+    from kdbench.suite.specs import stage_from
 
     store, found, replaced = Store(results), [], False
     for record in store.records("teachers"):
@@ -236,7 +237,7 @@ def verify(results: Results = Path("results"), json_output: Json = False) -> Non
         if record.ended():
             try:
                 record.check_weights()
-                store.check_origin(TeacherSpec.model_validate(record.spec()))
+                store.check_origin(stage_from(record.spec()))
             except (KdbenchError, ValidationError) as error:
                 problem = str(error)
                 replaced |= not isinstance(error, LockedRecord)
@@ -266,7 +267,7 @@ def export(
     """Copy a teacher, and the stages that it was made from, into a folder: weights as .safetensors, and their records."""
     from kdbench.errors import BadInput, BadRecord
     from kdbench.store.store import Store, copy_record
-    from kdbench.suite.specs import TeacherSpec
+    from kdbench.suite.specs import stage_from, stage_label, trained_stages
 
     store = Store(results)
     matches = [record for record in store.records("teachers") if len(id) >= 4 and record.id.startswith(id)]
@@ -279,7 +280,7 @@ def export(
         raise BadInput(f"{folder}: is there already. Name a folder that does not exist yet.")
     try:
         matches[0].check_weights()
-        teachers = TeacherSpec.model_validate(matches[0].spec()).stages
+        teachers = trained_stages(stage_from(matches[0].spec()))
         for teacher in teachers:
             store.check_teacher(teacher)
     except BadRecord as error:
@@ -298,7 +299,7 @@ def export(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     for teacher, record in zip(teachers, stages, strict=True):
-        typer.echo(printable(f"{folder / record.id}: {teacher.label}"))
+        typer.echo(printable(f"{folder / record.id}: {stage_label(teacher)}"))
 
 
 def _learned_beside(store: Store) -> Iterator[dict[str, str]]:

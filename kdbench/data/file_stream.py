@@ -137,7 +137,7 @@ class FileStream:
         self.normalise = [Normalisation(each, spec, device) for each in views]
         self.labels = train.labels.to(device)
         self.clean = None if train.clean is None else train.clean.to(device)
-        self.load = Loader(CropDataset(train, [each.view for each in views], seed), device)
+        self.load = Loader(CropDataset(train, [each.preprocessing for each in views], seed), device)
 
     def __len__(self) -> int:
         """Images per epoch."""
@@ -180,7 +180,7 @@ class FileTestSet:
         self.orders: list[BatchRequest] = [
             (None, False, False, part.tolist()) for part in _split(torch.arange(len(test)), batch)
         ]
-        self.load = Loader(CropDataset(test, [view.view], ()), device)
+        self.load = Loader(CropDataset(test, [view.preprocessing], ()), device)
         self.batch = batch
 
     def __len__(self) -> int:

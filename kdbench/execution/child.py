@@ -14,7 +14,7 @@ from pathlib import Path
 import kdbench
 from kdbench.catalogue.datasets import dataset
 from kdbench.errors import BadInput, KdbenchError
-from kdbench.suite.specs import DatasetSpec, Scenario, TeacherSpec
+from kdbench.suite.specs import DatasetSpec, Imported, Scenario, Stage, trained_stages
 
 
 def interpreter(code: str) -> list[str]:
@@ -80,7 +80,7 @@ def list_samples(spec: DatasetSpec, scenario: Scenario, trial: int, data: Path) 
     return done.stdout
 
 
-def misfits(teachers: Iterable[TeacherSpec], files: Mapping[str, Path]) -> list[str]:
+def misfits(teachers: Iterable[Stage], files: Mapping[str, Path]) -> list[str]:
     """One message for each teacher whose first stage cannot be made of its file; ``files``: by SHA-256."""
     asked = {
         stage.id: {
@@ -91,8 +91,8 @@ def misfits(teachers: Iterable[TeacherSpec], files: Mapping[str, Path]) -> list[
             "key": stage.weights.key,
         }
         for teacher in teachers
-        for stage in teacher.stages
-        if stage.stage_recipe is None and stage.weights and stage.weights.sha256 and stage.weights.sha256 in files
+        for stage in trained_stages(teacher)
+        if isinstance(stage, Imported) and stage.weights.sha256 and stage.weights.sha256 in files
     }
     if not asked:
         return []

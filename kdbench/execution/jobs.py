@@ -12,7 +12,7 @@ from typing import Any
 from kdbench.plan.plan import Plan
 from kdbench.store.store import Store
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
-from kdbench.suite.specs import RunSpec, TeacherSpec
+from kdbench.suite.specs import RunSpec, Stage, lineage
 
 
 @dataclass(eq=False)
@@ -25,7 +25,7 @@ class Job:
     it; ``spare``: the ids of those whose weights nothing will read.
     """
 
-    teacher: TeacherSpec | None = None
+    teacher: Stage | None = None
     runs: tuple[RunSpec, ...] = ()
     measurement: ProbeSpec | SimilaritySpec | None = None
     not_before: float = 0.0
@@ -43,9 +43,9 @@ class Job:
         return [single.id] if single else [run.id for run in self.runs]
 
     @cached_property
-    def dependencies(self) -> dict[str, TeacherSpec]:
+    def dependencies(self) -> dict[str, Stage]:
         """All stages of teachers, and parts of them, that must be there before it can start, by the id of their record."""
-        needs: Iterable[TeacherSpec]
+        needs: Iterable[Stage]
         if self.teacher:
             needs = [self.teacher.parent] if self.teacher.parent else []
         else:
@@ -54,7 +54,7 @@ class Job:
                 if self.measurement
                 else [need for run in self.runs for need in run.dependencies]
             )
-        stages = [stage for need in needs for stage in need.lineage]
+        stages = [stage for need in needs for stage in lineage(need)]
         return {stage.source_run.id if stage.source_run else stage.id: stage for stage in stages}
 
     def facts(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def jobs_of(plan: Plan) -> list[Job]:
     return [replace(job, spare=frozenset(spare.intersection(job.ids) - needed)) for job in jobs]
 
 
-def job_for(teacher: TeacherSpec) -> Job:
+def job_for(teacher: Stage) -> Job:
     """The job that makes a teacher: one of its own, or the run whose student it is."""
     return Job(runs=(teacher.source_run,)) if teacher.source_run else Job(teacher=teacher)
 
@@ -196,7 +196,7 @@ class Backlog:
     def _lacking(self, job: Job) -> list[str]:
         return [id for id, need in job.dependencies.items() if not self._there(id, need)]
 
-    def _there(self, id: str, need: TeacherSpec) -> bool:
+    def _there(self, id: str, need: Stage) -> bool:
         if id not in self.done:
             self.done[id] = self.store.record_of(need).done()
         return self.done[id]

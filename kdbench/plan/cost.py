@@ -9,7 +9,7 @@ from kdbench.catalogue.networks import network
 from kdbench.catalogue.terms import term
 from kdbench.store.store import Store
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
-from kdbench.suite.specs import DatasetSpec, Preprocessing, RunSpec, TeacherSpec
+from kdbench.suite.specs import Adapter, DatasetSpec, Imported, NewLayers, Preprocessing, RunSpec, SelfSupervised, Stage
 
 
 ASSUMED_SPEED = {"cpu": 60e9, "gpu": 5e12}
@@ -64,24 +64,25 @@ def teacher_pass_cost(spec: RunSpec) -> float:
     if spec.teacher is None:
         return 0.0
     train, _ = image_counts(spec.dataset, spec.scenario.fraction)
-    return train * _seen(spec) * forward_macs(spec.teacher.network, spec.dataset, spec.view)
+    return train * _seen(spec) * forward_macs(spec.teacher.network, spec.dataset, spec.teacher_view)
 
 
-def teacher_cost(spec: TeacherSpec) -> float:
+def teacher_cost(spec: Stage) -> float:
     """Multiply-accumulates of the last stage of a teacher: nothing for weights that are used as they are."""
-    recipe = spec.stage_recipe
-    if recipe is None or spec.dataset is None:
+    if isinstance(spec, Imported):
         return 0.0
+    recipe = spec.recipe
     train, test = image_counts(spec.dataset)
     tests = -(-recipe.epochs // recipe.evaluate_every)
-    if spec.part:  # not tested
-        images = train * recipe.epochs * (1 + term(spec.part.term, spec.part.source_sha256).copies)
-    elif spec.head:
-        images = train * recipe.epochs + test * tests
-    elif spec.recipe:
-        images = (1 + _BACKWARD) * train * recipe.epochs + test * tests
-    else:  # two views of each image; the test compares with all training images
-        images = 2 * (1 + _BACKWARD) * train * recipe.epochs + (train + test) * tests
+    match spec:
+        case Adapter():  # not tested
+            images = train * recipe.epochs * (1 + term(spec.term, spec.source_sha256).copies)
+        case NewLayers():
+            images = train * recipe.epochs + test * tests
+        case SelfSupervised():  # two views of each image; the test compares with all training images
+            images = 2 * (1 + _BACKWARD) * train * recipe.epochs + (train + test) * tests
+        case _:
+            images = (1 + _BACKWARD) * train * recipe.epochs + test * tests
     return images * forward_macs(spec.network, spec.dataset, recipe)
 
 
@@ -89,9 +90,9 @@ def measurement_cost(spec: ProbeSpec | SimilaritySpec) -> float:
     """Multiply-accumulates of a measurement's forward passes. What learns on fixed features costs nothing beside them."""
     train, test = image_counts(spec.dataset)
     if isinstance(spec, SimilaritySpec):
-        teacher = spec.teacher or (spec.source.student.teacher if spec.source.student else None)
+        teacher = spec.teacher or spec.source.run.teacher
         shown = forward_macs(teacher.network, spec.dataset, spec.teacher_view) if teacher else 0.0
-        return test * (forward_macs(spec.source.network, spec.dataset, spec.view) + shown)
+        return test * (forward_macs(spec.source.network, spec.dataset, spec.student_view) + shown)
     images = train + test if spec.fixed_features else (train + test) * spec.recipe.epochs
     return images * forward_macs(spec.source.network, spec.dataset, spec.recipe)
 

@@ -14,7 +14,7 @@ from kdbench.plan.cost import cohort_cost, measurement_cost, student_cost, teach
 from kdbench.store.record import Record
 from kdbench.store.store import Store
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
-from kdbench.suite.specs import HeadSpec, Preprocessing, RunSpec, TeacherSpec, digest
+from kdbench.suite.specs import HeadSpec, Preprocessing, RunSpec, Stage, StudentOf, Teacher, digest, trained_stages
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Cohort:
     runs: tuple[RunSpec, ...]
 
     @property
-    def teacher(self) -> TeacherSpec | None:
+    def teacher(self) -> Teacher | None:
         return next((run.teacher for run in self.runs if run.teacher), None)
 
     @property
@@ -32,8 +32,8 @@ class Cohort:
         return next((run.head for run in self.runs if run.head), None)
 
     @property
-    def view(self) -> Preprocessing | None:
-        return next((run.view for run in self.runs if run.view), None)
+    def teacher_view(self) -> Preprocessing | None:
+        return next((run.teacher_view for run in self.runs if run.teacher_view), None)
 
     @cached_property
     def cost(self) -> float:
@@ -45,7 +45,7 @@ class Cohort:
 class Plan:
     """What is left to do. Teachers and cohorts come in an order in which each follows what it needs, then measurements."""
 
-    teachers: tuple[TeacherSpec, ...]
+    teachers: tuple[Stage, ...]
     cohorts: tuple[Cohort, ...]
     runs_done: int
     teachers_done: int
@@ -79,7 +79,7 @@ class Plan:
 
 def auxiliaries_of(spec: RunSpec) -> list[RunSpec]:
     """The runs whose students teach it, directly or through another, the first to be trained first."""
-    before = spec.teacher.student if spec.teacher else None
+    before = spec.teacher.run if isinstance(spec.teacher, StudentOf) else None
     return [*auxiliaries_of(before), before] if before else []
 
 
@@ -106,7 +106,7 @@ def make_plan(
     slots: int = 1,
     *,
     retry_diverged: bool = False,
-    teachers: Iterable[TeacherSpec] = (),
+    teachers: Iterable[Stage] = (),
     measurements: Iterable[ProbeSpec | SimilaritySpec] = (),
     largest: int | None = None,
 ) -> Plan:
@@ -134,7 +134,7 @@ def make_plan(
         unmeasured = [spec for spec in unmeasured if not _lost(spec, store, diverged)]
     wanted = [*(need for spec in (*todo.values(), *unmeasured) for need in spec.dependencies), *teachers]
     wanted += [stage for stage in stages if store.unfinished(stage)]
-    needed = {stage.id: stage for teacher in wanted for stage in teacher.stages}
+    needed = {stage.id: stage for teacher in wanted for stage in trained_stages(teacher)}
     missing = [teacher for id, teacher in needed.items() if not store.teacher(id).done()]
     grouped = by_depth(group(todo.values()))
     cohorts = [cohort for part in grouped for cohort in split(limited(part, largest or len(todo)), slots)]
@@ -142,11 +142,11 @@ def make_plan(
     return Plan(tuple(missing), tuple(cohorts), done, ready, tuple(unmeasured), len(asked) - len(unmeasured))
 
 
-def all_stages(specs: Iterable[RunSpec], measurements: Iterable[ProbeSpec | SimilaritySpec]) -> Iterable[TeacherSpec]:
+def all_stages(specs: Iterable[RunSpec], measurements: Iterable[ProbeSpec | SimilaritySpec]) -> Iterable[Stage]:
     """All stages of teachers on which runs, those before them, or measurements stand, each once."""
     users = (*(each for spec in specs for each in (*auxiliaries_of(spec), spec)), *measurements)
     needs = {need.id: need for user in users for need in user.dependencies}
-    return {stage.id: stage for need in needs.values() for stage in need.stages}.values()
+    return {stage.id: stage for need in needs.values() for stage in trained_stages(need)}.values()
 
 
 def _unfinished(chain: list[RunSpec], store: Store) -> list[RunSpec]:
@@ -157,7 +157,7 @@ def _unfinished(chain: list[RunSpec], store: Store) -> list[RunSpec]:
 
 def _hopeless(spec: RunSpec, store: Store, diverged: dict[str, bool]) -> bool:
     """Whether the run or what it needs diverged. ``diverged`` remembers the teachers that have been looked up."""
-    teachers = [stage for need in spec.dependencies for stage in need.stages]
+    teachers = [stage for need in spec.dependencies for stage in trained_stages(need)]
     if any(_hopeless(each, store, diverged) for each in _unfinished(auxiliaries_of(spec), store)):
         return True
     for teacher in teachers:
@@ -171,7 +171,7 @@ def _lost(spec: ProbeSpec | SimilaritySpec, store: Store, diverged: dict[str, bo
     if _diverged(store.measurement(spec.id)):
         return True
     runs = [need.source_run for need in spec.dependencies if need.source_run]
-    stages = [stage for need in spec.dependencies for stage in need.stages]
+    stages = [stage for need in spec.dependencies for stage in trained_stages(need)]
     return any(_hopeless(run, store, diverged) for run in runs if not store.run(run.id).done()) or any(
         _diverged(store.teacher(stage.id)) for stage in stages
     )

@@ -25,15 +25,15 @@ from kdbench.report.statistics_tables import all_statistics_tables
 from kdbench.report.tables import GridTable
 from kdbench.store.record import Record, compute_of
 from kdbench.store.store import Store
+from kdbench.suite.components import Recipe
 from kdbench.suite.protocol import bundled_protocol
-from kdbench.suite.recipe import Recipe
 from kdbench.suite.specs import RunSpec
 from kdbench.suite.suite import Suite
 
 
 @dataclass(frozen=True)
 class RunMetadata:
-    """The record of a finished run, and its about.json, read once."""
+    """The record of a finished run, and its metadata.json, read once."""
 
     record: Record
     about: dict[str, Any]

@@ -25,7 +25,7 @@ from kdbench.report.keys import (
 from kdbench.store.record import Record, Result
 from kdbench.store.store import Store
 from kdbench.suite.measurements import ProbeSpec, probe, probe_protocols
-from kdbench.suite.specs import DatasetSpec, RunSpec, TeacherSpec
+from kdbench.suite.specs import DatasetSpec, RunSpec, Stage, StudentOf, Teacher, stage_label
 from kdbench.suite.suite import Measurement, Run, Suite
 
 
@@ -135,7 +135,7 @@ def _row(run: Run, shared: dict[str, Any], stores: Sequence[Store], weights: Tea
 def _recorded_teacher(spec: RunSpec) -> str:
     """The id of the finished teacher whose own record holds its accuracy as it taught, or ""."""
     teacher = spec.teacher
-    alone = teacher and not (spec.head or teacher.student or spec.teacher_seen_elsewhere)
+    alone = teacher and not (spec.head or teacher.source_run or spec.teacher_seen_elsewhere)
     return teacher.id if teacher and alone else ""
 
 
@@ -162,12 +162,13 @@ class TeacherWeights:
         stages = {stage.id: stage for spec in specs for stage in spec.stages} if self._stores else {}
         found = {stage: disagreement(self._results(stage), stage.checkpoint) for stage in stages.values()}
         return [
-            f"teacher {stage.label} ({stage.id}): {text}; the first is shown, and trials under different ones are not paired"
+            f"teacher {stage_label(stage)} ({stage.id}): {text}; the first is shown, "
+            "and trials under different ones are not paired"
             for stage, text in found.items()
             if text
         ]
 
-    def _results(self, teacher: TeacherSpec) -> list[tuple[Store, Result]]:
+    def _results(self, teacher: Stage) -> list[tuple[Store, Result]]:
         if teacher.id not in self._found:
             found = [(store, valid_result(store.record_of(teacher))) for store in self._stores]
             self._found[teacher.id] = [(store, result) for store, result in found if result]
@@ -196,11 +197,11 @@ def valid_result(record: Record) -> Result | None:
         return None
 
 
-def _named_teacher(spec: RunSpec) -> TeacherSpec | None:
+def _named_teacher(spec: RunSpec) -> Teacher | None:
     """The teacher that the suite names: what teaches may itself be a student of that one."""
     teacher = spec.teacher
-    while teacher and teacher.student and teacher.student.teacher:
-        teacher = teacher.student.teacher
+    while isinstance(teacher, StudentOf) and teacher.run.teacher:
+        teacher = teacher.run.teacher
     return teacher
 
 

@@ -55,7 +55,7 @@ class Result(BaseModel):
 
     ``measure`` is how the accuracy came about: by the network's classifier, or, where it has none, by a vote of the nearest
     training images (kdbench.evaluation). It is None for an encoder that was trained elsewhere. ``published_top1`` is
-    what an imported file says of itself, ``before_sha256`` the hash of the weights on which a teacher's stage was made, or
+    what an imported file says of itself, ``parent_sha256`` the hash of the weights on which a teacher's stage was made, or
     those of the networks that were measured. ``values`` are what was measured on them, by name; ``undefined`` says why others
     are not there.
 
@@ -78,7 +78,7 @@ class Result(BaseModel):
     best: Accuracy | None = None
     measure: Literal["classifier", "neighbours"] = "classifier"
     published_top1: Percent | None = None
-    before_sha256: str | None = None
+    parent_sha256: str | None = None
     values: dict[str, Value] | None = None
     undefined: dict[str, str] | None = None
     train_images: Count = 0
@@ -117,7 +117,7 @@ class Failure(BaseModel):
 __all__ = ["NO_WEIGHTS", "Accuracy", "Failure", "Kind", "Record", "Result", "timestamp"]
 
 NO_WEIGHTS = {"weights": "not kept"}
-"""What about.json says where the trained network was not stored."""
+"""What metadata.json says where the trained network was not stored."""
 
 
 class Record:
@@ -153,13 +153,13 @@ class Record:
             raise locked(self.folder / "result.json", error) from None
         try:
             content = parse(text)
-            seal = content.pop("seal", None) if isinstance(content, dict) else None
+            checksum = content.pop("checksum", None) if isinstance(content, dict) else None
             result = Result.model_validate(content)
         except ValueError as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
             raise BadRecord(f"{self.folder / 'result.json'}: {reason.lower()}") from None
-        if seal != digest(content):
-            raise BadRecord(f"{self.folder / 'result.json'}: is not what was stored (its seal does not fit)")
+        if checksum != digest(content):
+            raise BadRecord(f"{self.folder / 'result.json'}: is not what was stored (its checksum does not fit)")
         if result.id != self.id:
             raise BadRecord(f"{self.folder / 'result.json'}: belongs to {result.id}")
         return result
@@ -256,7 +256,7 @@ class Record:
 
     def metadata(self) -> dict[str, Any]:
         """Machine, versions and times, or {} where there are none."""
-        return read_mapping(f"{self._path}/about.json")
+        return read_mapping(f"{self._path}/metadata.json")
 
     def version(self) -> str:
         """The version of kdbench that made the result, or "" where that is not known."""
@@ -303,11 +303,11 @@ class Record:
         if failure.kind == "diverged":
             self.state_file.unlink(missing_ok=True)
 
-    def finish(self, result: Result, about: dict[str, Any]) -> None:
+    def finish(self, result: Result, metadata: dict[str, Any]) -> None:
         """Store the result, last of all, and drop the resume state."""
-        write_json(self.folder / "about.json", about)
+        write_json(self.folder / "metadata.json", metadata)
         content = result.model_dump(exclude_none=True)
-        write_json(self.folder / "result.json", {**content, "seal": digest(content)})
+        write_json(self.folder / "result.json", {**content, "checksum": digest(content)})
         self.cleanup()
 
     def cleanup(self) -> None:
@@ -332,9 +332,9 @@ class Record:
             return False  # whoever wants it will say why it cannot be locked
 
 
-def compute_of(about: dict[str, Any]) -> tuple[str, float, float]:
+def compute_of(metadata: dict[str, Any]) -> tuple[str, float, float]:
     """What Record.compute gives, from what Record.metadata gave."""
-    device, macs, seconds = about.get("device"), about.get("macs"), about.get("seconds")
+    device, macs, seconds = metadata.get("device"), metadata.get("macs"), metadata.get("seconds")
     kind = device.get("kind") if isinstance(device, dict) else None
     if not (isinstance(kind, str) and isinstance(macs, int | float) and isinstance(seconds, int | float)):
         return "", 0.0, 0.0

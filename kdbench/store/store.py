@@ -22,7 +22,13 @@ from kdbench.store.lock import lacks_locks
 from kdbench.store.reading import LARGEST_METRICS
 from kdbench.store.record import Record, Result
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
-from kdbench.suite.specs import TeacherSpec
+from kdbench.suite.specs import Adapter, NewLayers, Stage, stage_label
+
+
+KINDS = ("teachers", "runs", "measurements")
+
+OUTDATED_FILE = "about.json"
+"""What kdbench 0.1 wrote in the place of metadata.json. Ids and files of its records differ from today's."""
 
 
 class Store:
@@ -51,20 +57,31 @@ class Store:
             hashes = self.hashes(spec.dependencies)
         except BadRecord:
             return None
-        return result if result and hashes in (None, result.before_sha256) else None
+        return result if result and hashes in (None, result.parent_sha256) else None
 
-    def hashes(self, networks: Iterable[TeacherSpec]) -> str | None:
+    def hashes(self, networks: Iterable[Stage]) -> str | None:
         """The hashes of networks' weights, joined; None where one of them is not there. Raises BadRecord for damaged ones."""
         results = [self.record_of(network).result() for network in networks]
         return "+".join(result.weights_sha256 for result in results if result) if all(results) else None
 
-    def record_of(self, teacher: TeacherSpec) -> Record:
+    def record_of(self, teacher: Stage) -> Record:
         """The record of a teacher, which is that of the run whose student it is, if it is one."""
         return self.run(teacher.source_run.id) if teacher.source_run else self.teacher(teacher.id)
 
+    def outdated(self) -> str:
+        """A sentence on the finished records that kdbench 0.1 wrote, which are not used; "" where there are none."""
+        count = sum(_is_outdated(entry) for kind in KINDS for entry in self._entries(kind))
+        if not count:
+            return ""
+        records = (
+            "records were written by kdbench 0.1 and are" if count > 1 else "record was written by kdbench 0.1 and is"
+        )
+        return f"{self.root}: {count} {records} not used. Report them with that version, or run their suites again"
+
     def records(self, kind: str) -> Iterator[Record]:
-        """All existing records of a kind (``runs``, ``teachers`` …), by id; not those that were set aside as damaged."""
-        yield from (Record(entry.path) for entry in self._entries(kind) if "." not in entry.name)
+        """All records of a kind (``runs``, ``teachers`` …), by id; neither quarantined ones nor those of kdbench 0.1."""
+        entries = (entry for entry in self._entries(kind) if "." not in entry.name)
+        yield from (Record(entry.path) for entry in entries if not _is_outdated(entry))
 
     def quarantined(self, kind: str) -> Iterator[Path]:
         """The folders of a kind that were set aside as damaged, by name."""
@@ -79,7 +96,7 @@ class Store:
         except OSError as error:
             raise KdbenchError(f"{self.root / kind}: cannot be read: {error.strerror or error}") from None
 
-    def unfinished(self, teacher: TeacherSpec) -> bool:
+    def unfinished(self, teacher: Stage) -> bool:
         """Whether a teacher was begun, or set aside as damaged, and is not finished (nor diverged).
 
         One that was never here, or was removed with the copies set aside, is not.
@@ -89,24 +106,26 @@ class Store:
             return False
         return record.folder.is_dir() or any(record.folder.parent.glob(f"{record.id}.damaged-*"))
 
-    def check_teacher(self, teacher: TeacherSpec) -> None:
+    def check_teacher(self, teacher: Stage) -> None:
         """Raise BadRecord unless the record is whole and, for new layers and parts, what they were made on is there still."""
         record = self.record_of(teacher)
         record.check_weights()
         self.check_origin(teacher)
 
-    def check_origin(self, teacher: TeacherSpec) -> None:
+    def check_origin(self, teacher: Stage) -> None:
         """Raise BadRecord where new layers or a part were made on other weights than are there now."""
         record = self.record_of(teacher)
-        if not teacher.parent or not (teacher.head or teacher.part):
+        if not isinstance(teacher, NewLayers | Adapter):
             return
         result, below = record.result(), self.record_of(teacher.parent).result()
         if below is None:
-            raise BadRecord(f"{record.folder}: what it was made on ({teacher.parent.label}) is not there")
-        if result and result.before_sha256 != below.weights_sha256:
-            raise BadRecord(f"{record.folder}: was made on other weights of {teacher.parent.label} than are there now")
+            raise BadRecord(f"{record.folder}: what it was made on ({stage_label(teacher.parent)}) is not there")
+        if result and result.parent_sha256 != below.weights_sha256:
+            raise BadRecord(
+                f"{record.folder}: was made on other weights of {stage_label(teacher.parent)} than are there now"
+            )
 
-    def quarantine_damaged_teachers(self, teachers: Iterable[TeacherSpec]) -> dict[str, str]:
+    def quarantine_damaged_teachers(self, teachers: Iterable[Stage]) -> dict[str, str]:
         """Check finished teachers; set aside those that are not what was stored, unless in use elsewhere.
 
         Returns a message for each damaged one, by the id of its record. Raises KdbenchError where one cannot be set aside.
@@ -200,6 +219,10 @@ class Store:
         ]
 
 
+def _is_outdated(entry: os.DirEntry[str]) -> bool:
+    return os.path.lexists(f"{entry.path}/{OUTDATED_FILE}")
+
+
 def write_modules(files: Iterable[SourceFile], folder: Path) -> None:
     """Write modules into a folder from which they can be imported."""
     for file in files:
@@ -228,7 +251,7 @@ def _alive(process: int) -> bool:
     return True
 
 
-FILES = ("spec.json", "metrics.jsonl", "weights.safetensors", "about.json", "result.json")
+FILES = ("spec.json", "metrics.jsonl", "weights.safetensors", "metadata.json", "result.json")
 
 
 def check_copyable(record: Record) -> None:

@@ -17,9 +17,9 @@ from kdbench.catalogue.plugins import in_folder
 from kdbench.files import write_json, write_text
 from kdbench.store.record import timestamp
 from kdbench.store.store import Store, write_modules
+from kdbench.suite.components import hashed
 from kdbench.suite.load import bundled_suites
 from kdbench.suite.methods import sources_of
-from kdbench.suite.recipe import hashed
 from kdbench.suite.suite import Suite
 from kdbench.suite.yaml_reader import Document
 

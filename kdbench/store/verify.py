@@ -11,13 +11,10 @@ from pydantic import ValidationError
 from kdbench.errors import BadRecord, KdbenchError, LockedRecord
 from kdbench.store.reading import locked, mapping, read
 from kdbench.store.record import Record, Result
-from kdbench.store.store import Store
+from kdbench.store.store import KINDS, Store
 from kdbench.suite.measurements import measurement_from
 from kdbench.suite.methods import formula
-from kdbench.suite.specs import RunSpec, TeacherSpec
-
-
-KINDS = ("teachers", "runs", "measurements")
+from kdbench.suite.specs import RunSpec, Stage, stage_from, stage_label
 
 
 @dataclass(frozen=True)
@@ -63,6 +60,8 @@ def verify(store: Store, wanted: Mapping[str, Collection[str]] | None = None) ->
         for folder in store.quarantined(kind):
             if wanted is None or folder.name.partition(".")[0] in wanted[kind]:
                 found.notes.append(f"{folder}: was set aside as damaged. Remove it when it is of no interest any more")
+    if outdated := store.outdated():
+        found.notes.append(outdated)
     if uncovered:
         found.notes.append(
             f"metrics.jsonl of {uncovered} records is not covered: they were made before its hash was kept"
@@ -75,7 +74,7 @@ def label_of(record: Record, kind: str) -> str:
     spec = record.spec()
     try:
         if kind == "teachers":
-            return TeacherSpec.model_validate(spec).label
+            return stage_label(stage_from(spec))
         if kind == "measurements":
             return measurement_from(spec).label
         run = RunSpec.model_validate(spec)
@@ -93,11 +92,11 @@ def _problems(store: Store, record: Record, kind: str, result: Result) -> Iterat
         yield from record.weight_problems(result)
     if not small:
         yield from _origin_problems(store, record, kind, result)
-    for name in ("about.json",) if result.metrics_sha256 else ("about.json", "metrics.jsonl"):
+    for name in ("metadata.json",) if result.metrics_sha256 else ("metadata.json", "metrics.jsonl"):
         path = record.folder / name
         try:
             content = read(str(path))
-            if name == "about.json":
+            if name == "metadata.json":
                 mapping(content)
             elif result.last and result.last.epoch and not record.metrics():
                 yield BadRecord(f"{path}: cannot be read, and the result is one of {result.last.epoch} epochs")
@@ -113,12 +112,12 @@ def _origin_problems(store: Store, record: Record, kind: str, result: Result) ->
     """Whether a record was made on other weights than are there now."""
     try:
         if kind == "teachers":
-            teacher = TeacherSpec.model_validate(record.spec())
+            teacher = stage_from(record.spec())
             if _readable(store, (teacher.parent,) if teacher.parent else ()):
                 store.check_origin(teacher)
         elif kind == "measurements":
             needs = measurement_from(record.spec()).dependencies
-            if _readable(store, needs) and store.hashes(needs) not in (None, result.before_sha256):
+            if _readable(store, needs) and store.hashes(needs) not in (None, result.parent_sha256):
                 yield BadRecord(f"{record.folder}: was measured on other weights than are there now")
     except KdbenchError as error:
         yield error
@@ -126,7 +125,7 @@ def _origin_problems(store: Store, record: Record, kind: str, result: Result) ->
         yield BadRecord(f"{record.folder / 'spec.json'}: says nothing that this version of kdbench understands")
 
 
-def _readable(store: Store, networks: Iterable[TeacherSpec]) -> bool:
+def _readable(store: Store, networks: Iterable[Stage]) -> bool:
     """Whether the results of networks can be read; of one that cannot, its own line tells."""
     try:
         for network in networks:
@@ -139,7 +138,7 @@ def _readable(store: Store, networks: Iterable[TeacherSpec]) -> bool:
 def _next_step(record: Record, kind: str, error: KdbenchError) -> str:
     if isinstance(error, LockedRecord):
         return "Make it readable."
-    if f"{record.folder / 'about.json'}: " in str(error):
+    if f"{record.folder / 'metadata.json'}: " in str(error):
         return "It tells of machine and time alone: the numbers stand."
     if kind == "teachers":
         return "The next kdbench run that uses it sets it aside and makes it again."
@@ -147,7 +146,7 @@ def _next_step(record: Record, kind: str, error: KdbenchError) -> str:
 
 
 _KNOWN = {
-    "spec.json", "metrics.jsonl", "weights.safetensors", "about.json", "teacher_head.safetensors",
+    "spec.json", "metrics.jsonl", "weights.safetensors", "metadata.json", "teacher_head.safetensors",
     "result.json", "failure.json", "state.pt",
 }  # fmt: skip
 

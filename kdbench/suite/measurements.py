@@ -12,28 +12,28 @@ from pydantic_core import PydanticCustomError
 
 from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.text import nearest
-from kdbench.suite.recipe import Preprocessing, Recipe, Spec
-from kdbench.suite.specs import DatasetSpec, RunSpec, TeacherSpec
+from kdbench.suite.components import Preprocessing, Recipe, Variant
+from kdbench.suite.specs import DatasetSpec, Stage, StudentOf, Teacher, preprocessing_of, stage_label
 
 
 BatchNorm = Literal["frozen", "batch"]
 
 
-class ProbeSpec(Spec):
+class ProbeSpec(Variant):
     """A linear classifier of ``dataset`` on the frozen backbone of ``source``, trained by ``recipe``.
 
     ``batch_norm`` is what the backbone's batch norms do meanwhile: nothing (`frozen`), or what they do in training
     (`batch`): normalise by the batch, and let their running statistics drift to the new images.
     """
 
-    kind: Literal["probe"]
-    source: TeacherSpec
+    kind: Literal["probe"] = "probe"
+    source: Annotated[Teacher, Field(discriminator="kind")]
     dataset: DatasetSpec
     recipe: Recipe
     batch_norm: BatchNorm = "frozen"
 
     @property
-    def dependencies(self) -> tuple[TeacherSpec, ...]:
+    def dependencies(self) -> tuple[Stage, ...]:
         """The networks that must be there before it."""
         return (self.source,)
 
@@ -48,25 +48,24 @@ class ProbeSpec(Spec):
         return f"linear probe on {self.dataset.name}: {name_of(self.source)}"
 
 
-class SimilaritySpec(Spec):
+class SimilaritySpec(Variant):
     """How alike a run's student (``source``) and its teacher are on the test images of ``dataset``.
 
     Each sees them by its own view. ``teacher`` is None where the teacher's new layers learned beside the student: it is then
     the teacher as it was when the run ended.
     """
 
-    kind: Literal["similarity"]
-    source: TeacherSpec
+    kind: Literal["similarity"] = "similarity"
+    source: StudentOf
     dataset: DatasetSpec
-    view: Preprocessing
-    teacher: TeacherSpec | None = None
+    student_view: Preprocessing
+    teacher: Annotated[Teacher, Field(discriminator="kind")] | None = None
     teacher_view: Preprocessing
 
     @property
-    def dependencies(self) -> tuple[TeacherSpec, ...]:
+    def dependencies(self) -> tuple[Stage, ...]:
         """The networks that must be there before it."""
-        below = self.source.student.teacher if self.source.student else None
-        teacher = self.teacher or below
+        teacher = self.teacher or self.source.run.teacher
         return (self.source, *([teacher] if teacher else ()))
 
     @property
@@ -124,40 +123,33 @@ def named_probe(value: Any) -> Any:
     return whole
 
 
-def probe(source: TeacherSpec, data: DatasetSpec, how: ProbeProtocol) -> ProbeSpec:
+def probe(source: Teacher, data: DatasetSpec, how: ProbeProtocol) -> ProbeSpec:
     """A probe of a network on another data set, whose images it sees in the size and with the constants of its own."""
     seen = view_of(source)
     recipe = how.model_dump(include=set(Recipe.model_fields))
     native, wanted = dataset(data.name).size, seen.size or data.image_size
     at = data.model_copy(update={"size": wanted if wanted < native else None})  # larger ones would fill the memory
     recipe |= {"mean": seen.mean, "std": seen.std, "size": wanted if wanted > native else None}
-    return ProbeSpec(kind="probe", source=source, dataset=at, recipe=Recipe(**recipe), batch_norm=how.batch_norm)
+    return ProbeSpec(source=source, dataset=at, recipe=Recipe(**recipe), batch_norm=how.batch_norm)
 
 
 def similarity(
-    student: TeacherSpec, teacher: TeacherSpec | None, shown: Preprocessing | None, data: DatasetSpec
+    student: StudentOf, teacher: Teacher | None, shown: Preprocessing | None, data: DatasetSpec
 ) -> SimilaritySpec:
     """A comparison of student and teacher. ``shown`` is the teacher's own view; None where it sees the student's images."""
     seen = view_of(student)
     return SimilaritySpec(
-        kind="similarity",
         source=student,
         dataset=data,
-        view=seen,
+        student_view=seen,
         teacher=teacher,
         teacher_view=_whole(shown, _data_of(student)) if shown else seen,
     )
 
 
-def student_of(run: RunSpec) -> TeacherSpec:
-    """A run's finished student as a network to look at."""
-    return TeacherSpec(network=run.student, dataset=run.dataset, student=run)
-
-
-def view_of(network: TeacherSpec) -> Preprocessing:
+def view_of(network: Teacher) -> Preprocessing:
     """How a finished network sees an image in tests: the size and the constants of its own training, spelt out."""
-    recipe = network.student.recipe if network.student else network.stage_recipe
-    return _whole(recipe.view if recipe else Preprocessing(), _data_of(network))
+    return _whole(preprocessing_of(network), _data_of(network))
 
 
 def _whole(view: Preprocessing, data: DatasetSpec) -> Preprocessing:
@@ -165,16 +157,16 @@ def _whole(view: Preprocessing, data: DatasetSpec) -> Preprocessing:
     return Preprocessing(size=view.size or data.image_size, mean=view.mean or own.mean, std=view.std or own.std)
 
 
-def _data_of(network: TeacherSpec) -> DatasetSpec:
+def _data_of(network: Teacher) -> DatasetSpec:
     if network.dataset is None:
         raise ValueError("the network was trained on no data set")
     return network.dataset
 
 
-def name_of(network: TeacherSpec) -> str:
+def name_of(network: Teacher) -> str:
     """A network in a few words."""
-    run = network.student
-    if run is None:
-        return network.label
+    if not isinstance(network, StudentOf):
+        return stage_label(network)
+    run = network.run
     taught = f" of {run.teacher.network}" if run.teacher else ""
     return f"{run.student}{taught} (run {run.id}, trial {run.trial})"

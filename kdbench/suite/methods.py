@@ -12,7 +12,7 @@ from kdbench.catalogue.plugins import Source, SourceFile
 from kdbench.catalogue.terms import TermInfo, term
 from kdbench.errors import BadInput
 from kdbench.suite.schema import shorten
-from kdbench.suite.specs import RunSpec, TeacherSpec, WeightedTerm
+from kdbench.suite.specs import RunSpec, Stage, WeightedTerm
 from kdbench.suite.yaml_reader import YamlPath
 
 
@@ -107,7 +107,7 @@ def formula(terms: Terms) -> str:
     return " + ".join(parts)
 
 
-def sources_of(specs: Iterable[RunSpec | TeacherSpec]) -> Iterator[Source]:
+def sources_of(specs: Iterable[RunSpec | Stage]) -> Iterator[Source]:
     """The code of each plug-in, once."""
     for name, sha256 in dict.fromkeys(item for spec in specs for item in spec.plugins.items()):
         source = term(name, sha256).source
@@ -115,7 +115,7 @@ def sources_of(specs: Iterable[RunSpec | TeacherSpec]) -> Iterator[Source]:
             yield source
 
 
-def plugin_folders(specs: Iterable[RunSpec | TeacherSpec]) -> dict[str, Path]:
+def plugin_folders(specs: Iterable[RunSpec | Stage]) -> dict[str, Path]:
     """The folders of the plug-ins' top-level modules that are not on the import path.
 
     Raises BadInput where a name stands for different modules, which one process cannot tell apart.

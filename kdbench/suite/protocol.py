@@ -15,8 +15,8 @@ from kdbench.catalogue.datasets import dataset, datasets
 from kdbench.catalogue.networks import networks
 from kdbench.catalogue.text import nearest, unknown
 from kdbench.errors import BadInput, BadSuite, Problem
+from kdbench.suite.components import LearningRate
 from kdbench.suite.methods import Terms, parse_terms
-from kdbench.suite.recipe import LearningRate
 from kdbench.suite.schema import DatasetName, NetworkName, PartName, problems_of, shorten
 from kdbench.suite.specs import HeadSpec, PositiveInt, Preprocessing, Pretraining, Recipe, SimCLR
 from kdbench.suite.yaml_reader import Document, YamlPath, parse_yaml

@@ -25,8 +25,8 @@ from kdbench.catalogue.tables import table_name
 from kdbench.catalogue.terms import term
 from kdbench.catalogue.text import nearest, unknown
 from kdbench.errors import BadInput, Problem
+from kdbench.suite.components import Channels, PositiveChannels
 from kdbench.suite.measurements import ProbeProtocol, named_probe, probe_protocols
-from kdbench.suite.recipe import Channels, PositiveChannels
 from kdbench.suite.specs import DatasetSpec, Name, PositiveInt, Scenario, Strategy
 from kdbench.suite.yaml_reader import Document, YamlPath
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Literal
 
 from kdbench.catalogue.networks import network
-from kdbench.suite.measurements import ProbeSpec, SimilaritySpec, probe, similarity, student_of
+from kdbench.suite.components import canonical_text, hashed
+from kdbench.suite.measurements import ProbeSpec, SimilaritySpec, probe, similarity
 from kdbench.suite.methods import auxiliary_method, reads_teacher
 from kdbench.suite.protocol import Protocol
-from kdbench.suite.recipe import canonical_text, hashed
 from kdbench.suite.schema import MeasureEntry
-from kdbench.suite.specs import DatasetSpec, RunSpec, Scenario, TeacherSpec, WeightedTerm
-from kdbench.suite.teachers import TeacherConfig, part_specs, resolve_teacher
+from kdbench.suite.specs import DatasetSpec, RunSpec, Scenario, StudentOf, WeightedTerm
+from kdbench.suite.teachers import TeacherConfig, adapters_for, resolve_teacher
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def measurements_of(run: Run, kind: TeacherConfig | None, entry: MeasureEntry) -
     """
     if not (entry.probe or entry.similarity):
         return
-    student, settings = student_of(run.spec), run.protocol
+    student, settings = StudentOf(run=run.spec), run.protocol
     found = resolve_teacher(kind, run.spec.dataset, run.strategy, settings) if kind else None
     for data in entry.probe:
         yield Measurement(run, "student", probe(student, data.spec, entry.probe_protocol))
@@ -137,13 +137,13 @@ def make_spec(
         student=point.student,
         teacher=finished,
         head=found.head if found else None,
-        view=view,
+        teacher_view=view,
         terms=terms,
         dataset=data,
         scenario=point.scenario,
         recipe=settings.recipe(point.student, data.name),
         trial=trial,
-        parts=part_specs(finished, view, point.student, data, terms, settings) if finished else (),
+        adapters=adapters_for(finished, view, point.student, data, terms, settings) if finished else (),
     )
 
 
@@ -159,9 +159,7 @@ def repeated(spec: RunSpec, trials: int) -> list[RunSpec]:
     return runs
 
 
-def _auxiliary(
-    point: GridPoint, kind: TeacherConfig | None, method: str, protocol: Protocol, trial: int
-) -> TeacherSpec:
+def _auxiliary(point: GridPoint, kind: TeacherConfig | None, method: str, protocol: Protocol, trial: int) -> StudentOf:
     """A wider student of the teacher, trained by ``method`` under the point's own strategy, scenario and trial.
 
     It keeps the epoch that the protocol's score names.
@@ -169,4 +167,4 @@ def _auxiliary(
     wider = replace(point, student=network(point.student).auxiliary)
     run = make_spec(wider, kind, protocol.terms[method], protocol, trial)
     kept = run.model_copy(update={"checkpoint": protocol.score})
-    return TeacherSpec(network=kept.student, dataset=kept.dataset, student=kept)
+    return StudentOf(run=kept)

@@ -15,15 +15,19 @@ from kdbench.catalogue.terms import term
 from kdbench.catalogue.text import shorten
 from kdbench.errors import BadInput
 from kdbench.files import file_hash
+from kdbench.suite.components import Channels, PositiveChannels
 from kdbench.suite.protocol import Changes, Protocol
-from kdbench.suite.recipe import Channels, PositiveChannels
 from kdbench.suite.specs import (
+    Adapter,
     DatasetSpec,
+    FineTuned,
     HeadSpec,
-    PartSpec,
+    Imported,
+    NewLayers,
     Preprocessing,
-    Recipe,
-    TeacherSpec,
+    SelfSupervised,
+    Supervised,
+    Teacher,
     WeightedTerm,
     Weights,
 )
@@ -85,7 +89,7 @@ class TeacherConfig:
 class ResolvedTeacher:
     """The teacher that must be there before a run, the layers that learn beside it, and the view that the teacher gets."""
 
-    spec: TeacherSpec
+    spec: Teacher
     head: HeadSpec | None
     view: Preprocessing | None
 
@@ -160,55 +164,57 @@ def resolve_teacher(teacher: TeacherConfig, data: DatasetSpec, strategy: str, se
     Weights for other classes than the data set's lose their classifier; the network is then fine-tuned, an encoder used
     unchanged. A SimCLR network is fine-tuned only under `pretrained`, which needs a classifier.
     """
-    facts = teacher.facts
+    name, checkpoint = teacher.network, settings.teacher_checkpoint
     weights = _weights(teacher, data)
-    pretraining = settings.pretraining_spec(facts.name, data.name) if teacher.source == "simclr" else None
     shown = _shown(teacher, data)
-    recipe: Recipe | None = None
-    if weights is None and pretraining is None:
-        recipe = settings.teacher_recipe(facts.name, data.name)
-    elif (weights and _is_tuned(teacher, weights)) or (pretraining and strategy == "pretrained"):
-        recipe = settings.fine_tune_recipe(facts.name, data.name, shown)
-    new = settings.head_spec(data.name, simultaneous=strategy == "simultaneous", view=shown)
-    head = None if strategy == "pretrained" else new
-    frozen = head if strategy == "sequential" else None
-    encoder = weights and not (weights.classifier or recipe or frozen)
-    spec = TeacherSpec(
-        network=facts.name,
-        dataset=None if encoder else data if recipe or frozen or pretraining else data.whole,
-        recipe=recipe,
-        checkpoint=settings.teacher_checkpoint if recipe or frozen else "last",
-        weights=weights,
-        pretraining=pretraining,
-        head=frozen,
-    )
-    seen = head.recipe if head else recipe or settings.teacher_recipe(facts.name, data.name, shown)
+    spec: Imported | SelfSupervised | Supervised | FineTuned
+    tuned = strategy == "pretrained"
+    if weights:
+        spec = Imported(network=name, weights=weights, dataset=data.whole if weights.classifier else None)
+        tuned = _is_tuned(teacher, weights)
+    elif teacher.source == "simclr":
+        spec = SelfSupervised(network=name, dataset=data, pretraining=settings.pretraining_spec(name, data.name))
+    else:
+        recipe = settings.teacher_recipe(name, data.name)
+        spec = Supervised(network=name, dataset=data, recipe=recipe, checkpoint=checkpoint)
+    if tuned and not isinstance(spec, Supervised):
+        recipe = settings.fine_tune_recipe(name, data.name, shown)
+        spec = FineTuned(parent=spec, dataset=data, recipe=recipe, checkpoint=checkpoint)
+    head = settings.head_spec(data.name, simultaneous=strategy == "simultaneous", view=shown)
     own = settings.teacher_view == "own" or shown is not None
-    return ResolvedTeacher(spec, head if strategy == "simultaneous" else None, seen.view if own else None)
+    if strategy == "pretrained" or head is None:
+        seen = (
+            spec.recipe if isinstance(spec, Supervised | FineTuned) else settings.teacher_recipe(name, data.name, shown)
+        )
+        return ResolvedTeacher(spec, None, seen.preprocessing if own else None)
+    view = head.recipe.preprocessing if own else None
+    if strategy == "simultaneous":
+        return ResolvedTeacher(spec, head, view)
+    return ResolvedTeacher(NewLayers(parent=spec, dataset=data, head=head, checkpoint=checkpoint), None, view)
 
 
-def part_specs(
-    teacher: TeacherSpec,
+def adapters_for(
+    teacher: Teacher,
     view: Preprocessing | None,
     student: str,
     data: DatasetSpec,
     terms: tuple[WeightedTerm, ...],
     settings: Protocol,
-) -> tuple[TeacherSpec, ...]:
-    """The parts that terms train on a finished teacher: like it, on all training images and their clean labels."""
-    found = []
-    for use in terms:
-        names = term(use.name).part
-        if names is not None:
-            part = PartSpec(
-                term=use.name,
-                hyperparameters={key: value for key, value in use.hyperparameters.items() if key in names},
-                version=use.version,
-                source_sha256=use.source_sha256,
-                recipe=settings.part_recipe(use.name, student, data.name, view),
-            )
-            found.append(teacher.model_copy(update={"part": part, "dataset": data}))
-    return tuple(found)
+) -> tuple[Adapter, ...]:
+    """What terms train on a finished teacher: like it, on all training images and their clean labels."""
+    return tuple(
+        Adapter(
+            parent=teacher,
+            dataset=data,
+            term=use.name,
+            hyperparameters={key: value for key, value in use.hyperparameters.items() if key in names},
+            version=use.version,
+            source_sha256=use.source_sha256,
+            recipe=settings.part_recipe(use.name, student, data.name, view),
+        )
+        for use in terms
+        if (names := term(use.name).part) is not None
+    )
 
 
 def _is_tuned(teacher: TeacherConfig, weights: Weights) -> bool:

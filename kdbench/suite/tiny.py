@@ -7,6 +7,7 @@ scenarios, measurements and tables stay as they are.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, TypeVar, cast
 
 from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.networks import network
@@ -16,18 +17,24 @@ from kdbench.suite.protocol import Protocol
 from kdbench.suite.specs import (
     DatasetSpec,
     HeadSpec,
-    PartSpec,
+    Imported,
+    NewLayers,
     Preprocessing,
     Pretraining,
     Recipe,
     RunSpec,
     Scenario,
-    TeacherSpec,
+    SelfSupervised,
+    Stage,
+    StudentOf,
     WeightedTerm,
     Weights,
 )
 from kdbench.suite.suite import Measurement, Run, Suite
 
+
+AnyStage = TypeVar("AnyStage", bound=Stage)
+Part = TypeVar("Part", HeadSpec, Pretraining)
 
 TINY = "tiny "
 """What the name of every tiny run's protocol begins with, and no other protocol's."""
@@ -62,7 +69,7 @@ class _Shrinker:
     """Shrinks specs and protocols, each once: what many runs share stays one object."""
 
     def __init__(self) -> None:
-        self.teachers: dict[str, TeacherSpec] = {}
+        self.stages: dict[str, Stage] = {}
         self.specs: dict[str, RunSpec] = {}
         self.protocols: dict[int, Protocol] = {}
 
@@ -83,35 +90,41 @@ class _Shrinker:
             self.specs[spec.id] = self._spec(spec)
         return self.specs[spec.id]
 
-    def teacher(self, spec: TeacherSpec) -> TeacherSpec:
-        if spec.id not in self.teachers:
-            self.teachers[spec.id] = self._teacher(spec)
-        return self.teachers[spec.id]
+    def teacher(self, spec: AnyStage) -> AnyStage:
+        """The stage, with its parents, shrunk."""
+        if spec.id not in self.stages:
+            self.stages[spec.id] = self._stage(spec)
+        return cast(AnyStage, self.stages[spec.id])
 
     def _spec(self, spec: RunSpec) -> RunSpec:
         shown = spec.teacher.network if spec.teacher else spec.student
         changes = {
             "teacher": spec.teacher and self.teacher(spec.teacher),
-            "head": spec.head and _head(spec.head, shown),
-            "view": spec.view and _view(spec.view, shown),
+            "head": spec.head and _trained(spec.head, shown),
+            "teacher_view": spec.teacher_view and _view(spec.teacher_view, shown),
             "terms": tuple(map(_term, spec.terms)),
             "dataset": _data(spec.dataset, train=PER_CLASS if spec.scenario == Scenario() else DIVIDED_PER_CLASS),
             "recipe": _recipe(spec.recipe, spec.student),
-            "parts": tuple(map(self.teacher, spec.parts)),
+            "adapters": tuple(map(self.teacher, spec.adapters)),
         }
         return spec.model_copy(update=changes)
 
-    def _teacher(self, spec: TeacherSpec) -> TeacherSpec:
+    def _stage(self, spec: Stage) -> Stage:
         name = spec.network
-        changes = {
-            "dataset": spec.dataset and _data(spec.dataset),
-            "recipe": spec.recipe and _recipe(spec.recipe, name),
-            "weights": spec.weights and Weights(source="random", classifier=spec.weights.classifier),
-            "pretraining": spec.pretraining and _pretraining(spec.pretraining, name),
-            "head": spec.head and _head(spec.head, name),
-            "part": spec.part and _part(spec.part, name),
-            "student": spec.student and self.spec(spec.student),
-        }
+        changes: dict[str, Any] = {"dataset": spec.dataset and _data(spec.dataset)}
+        if spec.parent:
+            changes["parent"] = self.teacher(spec.parent)
+        match spec:
+            case StudentOf():
+                changes = {"run": self.spec(spec.run)}
+            case Imported():
+                changes["weights"] = Weights(source="random", classifier=spec.weights.classifier)
+            case SelfSupervised():
+                changes["pretraining"] = _trained(spec.pretraining, name)
+            case NewLayers():
+                changes["head"] = _trained(spec.head, name)
+            case _:
+                changes["recipe"] = _recipe(spec.recipe, name)
         return spec.model_copy(update=changes)
 
     def _probe(self, spec: ProbeSpec) -> ProbeSpec:
@@ -128,7 +141,7 @@ class _Shrinker:
         changes = {
             "source": self.teacher(spec.source),
             "dataset": _data(spec.dataset),
-            "view": _view(spec.view, spec.source.network),
+            "student_view": _view(spec.student_view, spec.source.network),
             "teacher": spec.teacher and self.teacher(spec.teacher),
             "teacher_view": _view(spec.teacher_view, shown),
         }
@@ -178,15 +191,7 @@ def _view(view: Preprocessing, seen_by: str) -> Preprocessing:
     return view.model_copy(update={"size": _side(view.size, seen_by)})
 
 
-def _head(head: HeadSpec, seen_by: str) -> HeadSpec:
-    return head.model_copy(update={"recipe": _recipe(head.recipe, seen_by)})
-
-
-def _pretraining(pretraining: Pretraining, seen_by: str) -> Pretraining:
-    return pretraining.model_copy(update={"recipe": _recipe(pretraining.recipe, seen_by)})
-
-
-def _part(part: PartSpec, seen_by: str) -> PartSpec:
+def _trained(part: Part, seen_by: str) -> Part:
     return part.model_copy(update={"recipe": _recipe(part.recipe, seen_by)})
 
 

@@ -21,8 +21,21 @@ from kdbench.models.backbone import Backbone
 from kdbench.models.heads import Branch, NodeEmbedding
 from kdbench.models.outputs import Outputs, Shapes, measure_shapes
 from kdbench.store.store import Store
-from kdbench.suite.specs import DatasetSpec, Preprocessing, RunSpec, TeacherSpec
+from kdbench.suite.specs import (
+    DatasetSpec,
+    FineTuned,
+    HeadSpec,
+    NewLayers,
+    Preprocessing,
+    RunSpec,
+    SelfSupervised,
+    Stage,
+    StudentOf,
+    Supervised,
+    Teacher,
+)
 from kdbench.training.learner import Learner
+from kdbench.training.seeds import seed_key
 
 
 class NTXent(Term):
@@ -87,13 +100,13 @@ def student_learner(
     """The learner of a run. Its first weights depend on student, data set and trial; its terms' on the run.
 
     labels: [N] int64, of all training images, as the student learns them
-    parts:  what its terms have trained on the teacher, in the order of ``spec.parts``
+    parts:  what its terms have trained on the teacher, in the order of ``spec.adapters``
     shown:  the sizes of what the teacher gives; measured where they are not known yet
     """
     network = new_network(spec.student, spec.dataset, spec.recipe.node_embedding, "student", spec.trial)
     shapes = measure_shapes(network, seen_size(spec.dataset, spec.recipe))
     if guide is not None and shown is None:
-        shown = measure_shapes(guide, seen_size(spec.dataset, spec.view or spec.recipe))
+        shown = measure_shapes(guide, seen_size(spec.dataset, spec.teacher_view or spec.recipe))
     context = TermContext(
         student=shapes,
         teacher=shown if guide is not None and shown else shapes,
@@ -103,56 +116,61 @@ def student_learner(
         labels=labels,
         branch=lambda: Branch(_drawn(spec.student, shapes.logits, spec.recipe.node_embedding)),
     )
-    trained = {each.part.term: part for each, part in zip(spec.parts, parts, strict=True) if each.part}
+    trained = {adapter.term: part for adapter, part in zip(spec.adapters, parts, strict=True)}
     terms: dict[str, Term] = {}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of("terms", spec.id))
+        torch.manual_seed(seed_of("terms", seed_key(spec)))
         for use in spec.terms:
             store.keep_source(term(use.name, use.source_sha256).source)
             own = replace(context, part=trained.get(use.name))
             terms[module_key(use.name)] = build_term(use.name, own, use.source_sha256, **use.hyperparameters).to(device)
     weights = {module_key(use.name): use.weight for use in spec.terms}
     keep_best = spec.checkpoint == "best"
-    return Learner(store.run(spec.id), on_device(network, device), terms, weights, spec.recipe, keep_best=keep_best)
+    record, network = store.run(spec.id), on_device(network, device)
+    return Learner(record, network, terms, weights, spec.recipe, seed=seed_key(spec), keep_best=keep_best)
 
 
-def teacher_learner(spec: TeacherSpec, store: Store, device: torch.device) -> Learner:
-    """The learner of a teacher's last stage: SimCLR, cross-entropy on all of the network, or on new layers alone.
+def teacher_learner(
+    spec: SelfSupervised | Supervised | FineTuned | NewLayers, store: Store, device: torch.device
+) -> Learner:
+    """The learner of a teacher's stage: SimCLR, cross-entropy on all of the network, or on new layers alone.
 
-    Raises BadRecord where the stage before is not what was stored.
+    Raises BadRecord where the parent is not what was stored.
     """
-    recipe, data = spec.stage_recipe, spec.dataset
-    if recipe is None or data is None:
-        raise ValueError("there is nothing to train in this stage of the teacher")
     modules: list[nn.Module] | None = None
-    if spec.head:
-        headed = with_head(_stored(spec.parent, store, device), spec)
-        network: Backbone = headed
+    network: Backbone
+    if isinstance(spec, NewLayers):
+        network = headed = with_head(load_teacher(spec.parent, store, device), spec)
         modules = [headed.node, headed.fc]
     else:
-        network = new_network(spec.network, data, None, "teacher", spec.seed)
-        if spec.recipe is None:
-            network.remove_classifier()
-        elif spec.parent:
-            adopt(network, _stored(spec.parent, store, torch.device("cpu")), classifier=spec.parent.has_classifier)
+        network = new_network(spec.network, spec.dataset, None, "teacher", 0)
+    if isinstance(spec, SelfSupervised):
+        network.remove_classifier()
+    elif isinstance(spec, FineTuned):
+        parent = load_teacher(spec.parent, store, torch.device("cpu"))
+        adopt(network, parent, classifier=spec.parent.has_classifier)
     network = on_device(network, device)
-    shapes = measure_shapes(network, seen_size(data, recipe))
-    context = TermContext(shapes, shapes, shapes.logits, 0, recipe.batch)
-    if spec.has_classifier:
-        terms: dict[str, Term] = {"ce": build_term("ce", context)}
+    shapes = measure_shapes(network, seen_size(spec.dataset, spec.recipe))
+    context = TermContext(shapes, shapes, shapes.logits, 0, spec.recipe.batch)
+    if isinstance(spec, SelfSupervised):
+        terms: dict[str, Term] = {"simclr": _contrast(spec, context).to(device)}
     else:
-        terms = {"simclr": _contrast(spec, context).to(device)}
-    keep_best = spec.checkpoint == "best"
+        terms = {"ce": build_term("ce", context)}
     return Learner(
-        store.teacher(spec.id), network, terms, dict.fromkeys(terms, 1.0), recipe, modules=modules, keep_best=keep_best
+        store.teacher(spec.id),
+        network,
+        terms,
+        dict.fromkeys(terms, 1.0),
+        spec.recipe,
+        seed=seed_key(spec),
+        modules=modules,
+        keep_best=spec.checkpoint == "best",
     )
 
 
-def _contrast(spec: TeacherSpec, context: TermContext) -> Term:
-    if spec.pretraining is None:
-        raise ValueError("the teacher's spec has no pretraining")
+def _contrast(spec: SelfSupervised, context: TermContext) -> Term:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of("projection", spec.id))
+        torch.manual_seed(seed_of("projection", seed_key(spec)))
         return NTXent(context, temperature=spec.pretraining.temperature, projection=spec.pretraining.projection)
 
 
@@ -166,30 +184,38 @@ def adopt(network: Backbone, encoder: Backbone, *, classifier: bool = False) -> 
     network.load_state_dict({**encoder.state_dict(), **own})
 
 
-def with_head(backbone: Backbone, spec: TeacherSpec) -> NodeEmbedding:
+def with_head(backbone: Backbone, spec: NewLayers) -> NodeEmbedding:
     """New layers, freshly drawn, on a frozen backbone. The draw depends on backbone, data set and width alone."""
-    if spec.head is None or spec.dataset is None or spec.parent is None:
-        raise ValueError("the teacher's spec has no head")
     backbone.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of("head", spec.parent.id, spec.dataset.canonical(), spec.head.width))
+        torch.manual_seed(seed_of("head", seed_key(spec.parent), spec.dataset.canonical(), spec.head.width))
         return NodeEmbedding(backbone, classes=spec.dataset.class_count, width=spec.head.width)
 
 
-def load_teacher(spec: TeacherSpec, store: Store, device: torch.device) -> Backbone:
+def online_layers(run: RunSpec, teacher: Teacher, head: HeadSpec) -> NewLayers:
+    """The new layers that learn on a run's teacher during the run."""
+    if isinstance(teacher, NewLayers | StudentOf):
+        raise ValueError("new layers learn on a teacher that has none yet")
+    return NewLayers(parent=teacher, dataset=run.dataset, head=head)
+
+
+def load_teacher(spec: Teacher, store: Store, device: torch.device) -> Backbone:
     """A trained teacher, each stage checked against the hash in its record.
 
     Raises DamagedTeacher where a file is not what was stored.
     """
-    network: Backbone = with_head(_stored(spec.parent, store, device), spec) if spec.head else skeleton(spec)
+    headed = isinstance(spec, NewLayers)
+    network = (
+        with_head(load_teacher(spec.parent, store, device), spec) if isinstance(spec, NewLayers) else skeleton(spec)
+    )
     record = store.record_of(spec)
     try:
         store.check_teacher(spec)
     except BadRecord as error:
         raise DamagedTeacher(str(error), spec) from None
     state = load_file(record.weights_file)
-    missing, unexpected = network.load_state_dict(state, strict=False, assign=not spec.head)
-    if unexpected or any(not (spec.head and key.startswith("backbone.")) for key in missing):
+    missing, unexpected = network.load_state_dict(state, strict=False, assign=not headed)
+    if unexpected or any(not (headed and key.startswith("backbone.")) for key in missing):
         raise DamagedTeacher(f"{record.weights_file}: holds another network", spec)
     return on_device(network, device)
 
@@ -197,27 +223,21 @@ def load_teacher(spec: TeacherSpec, store: Store, device: torch.device) -> Backb
 class DamagedTeacher(BadRecord):
     """A stage of a teacher whose record is not what was stored."""
 
-    def __init__(self, message: str, spec: TeacherSpec) -> None:
+    def __init__(self, message: str, spec: Stage) -> None:
         super().__init__(message)
         self.spec = spec
 
 
-def skeleton(spec: TeacherSpec) -> Backbone:
+def skeleton(spec: Teacher) -> Backbone:
     """A stage's network without weights: the tensors have shapes but no memory."""
     with torch.device("meta"):
         classes = spec.dataset.class_count if spec.dataset else 1
         network = build(spec.network, classes)
-        if spec.student and spec.student.recipe.node_embedding:
-            network = NodeEmbedding(network, classes=classes, width=spec.student.recipe.node_embedding)
+        if isinstance(spec, StudentOf) and spec.recipe.node_embedding:
+            network = NodeEmbedding(network, classes=classes, width=spec.recipe.node_embedding)
     if not spec.has_classifier:
         network.remove_classifier()
     return network
-
-
-def _stored(spec: TeacherSpec | None, store: Store, device: torch.device) -> Backbone:
-    if spec is None:
-        raise ValueError("the teacher has no stage before this one")
-    return load_teacher(spec, store, device)
 
 
 def seen_size(spec: DatasetSpec, view: Preprocessing) -> int:

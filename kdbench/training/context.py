@@ -108,7 +108,7 @@ class Conclusion:
             "train_images": self.train_images,
             "test_images": self.test_images,
             "measure": self.measure,
-            "before_sha256": self.before,
+            "parent_sha256": self.before,
             **self.samples,
         }
         if self.leave and learner.reads_teacher:

@@ -17,11 +17,12 @@ from kdbench.models.outputs import Shapes, measure_shapes
 from kdbench.plan.cost import student_cost, teacher_cost, teacher_pass_cost
 from kdbench.plan.plan import Cohort
 from kdbench.store.record import Failure, Record, Result
-from kdbench.suite.specs import RunSpec, Scenario, TeacherSpec
+from kdbench.suite.specs import Adapter, Imported, RunSpec, Scenario, SelfSupervised, Stage, StudentOf
 from kdbench.training.build import (
     DamagedTeacher,
     load_teacher,
     on_device,
+    online_layers,
     seen_size,
     student_learner,
     teacher_learner,
@@ -37,7 +38,11 @@ from kdbench.training.parts import load_part, load_stage, part_learner
 from kdbench.training.weights import store_weights
 
 
-def train_teacher(spec: TeacherSpec, shop: Workshop, *, waited: bool = False) -> Outcome:
+TEACHER_TRIAL = -1
+"""A teacher's stream is that of a trial of its own, so that no student sees the teacher's batches."""
+
+
+def train_teacher(spec: Stage, shop: Workshop, *, waited: bool = False) -> Outcome:
     """Train a teacher unless it is there, or another process is at it."""
     record = shop.store.teacher(spec.id)
     with claimed([record]) as mine:
@@ -45,7 +50,7 @@ def train_teacher(spec: TeacherSpec, shop: Workshop, *, waited: bool = False) ->
             return Outcome(busy=[spec.id])
         if settled(record, shop, waited):
             return Outcome()
-        if spec.stage_recipe is None:
+        if isinstance(spec, Imported):
             file = shop.weights.find(spec)
             result = store_weights(spec, record, file, shop.data, describe(shop.device))
             shop.emit("finished", id=record.id, top1=result.last.top1 if result.last else None)
@@ -53,22 +58,23 @@ def train_teacher(spec: TeacherSpec, shop: Workshop, *, waited: bool = False) ->
         return Outcome(stopped=not _train_stage(spec, record, shop))
 
 
-def _train_stage(spec: TeacherSpec, record: Record, shop: Workshop) -> bool:
+def _train_stage(spec: Stage, record: Record, shop: Workshop) -> bool:
     """Train the last stage of a teacher. False if asked to stop before the end."""
-    recipe, data = spec.stage_recipe, spec.dataset
-    if recipe is None or data is None:
+    if isinstance(spec, Imported | StudentOf):
         raise ValueError("there is nothing to train in this stage of the teacher")
-    if spec.part:
+    if isinstance(spec, Adapter):
         return _train_part(spec, record, shop)
+    recipe, data = spec.recipe, spec.dataset
     test = shop.data.test(data, recipe)
     stream: Batches
-    if spec.has_classifier or spec.pretraining is None:
-        stream = shop.data.stream(data, Scenario(), recipe, seed_trial(spec))
-        examine: Examine = partial(measure, test=test)
-    else:
-        stream = shop.data.two_views(data, spec.pretraining, seed_trial(spec))
+    examine: Examine
+    if isinstance(spec, SelfSupervised):
+        stream = shop.data.two_views(data, spec.pretraining, TEACHER_TRIAL)
         train_set = shop.data.train(data, recipe)
         examine = partial(measure_neighbours, train=train_set, test=test, classes=data.class_count)
+    else:
+        stream = shop.data.stream(data, Scenario(), recipe, TEACHER_TRIAL)
+        examine = partial(measure, test=test)
     begin(record, spec.canonical(), shop)
     try:
         build = partial(teacher_learner, spec, shop.store, shop.device)
@@ -81,11 +87,9 @@ def _train_stage(spec: TeacherSpec, record: Record, shop: Workshop) -> bool:
     return train([learner], None, stream, examine, shop.hooks(conclude))
 
 
-def _train_part(spec: TeacherSpec, record: Record, shop: Workshop) -> bool:
+def _train_part(spec: Adapter, record: Record, shop: Workshop) -> bool:
     """Train what a term needs of the finished teacher. It gives no classes, so nothing is tested."""
-    if spec.part is None or spec.dataset is None:
-        raise ValueError("the teacher has no part")
-    stream = shop.data.stream(spec.dataset, Scenario(), spec.part.recipe, seed_trial(spec))
+    stream = shop.data.stream(spec.dataset, Scenario(), spec.recipe, TEACHER_TRIAL)
     begin(record, spec.canonical(), shop)
     try:
         learner, _ = resumed(
@@ -98,7 +102,7 @@ def _train_part(spec: TeacherSpec, record: Record, shop: Workshop) -> bool:
     return train([learner], None, stream, None, shop.hooks(conclude))
 
 
-def made_on(spec: TeacherSpec, shop: Workshop) -> str | None:
+def made_on(spec: Stage, shop: Workshop) -> str | None:
     """The hash of the weights on which a teacher's last stage is made; None for the first."""
     result = _valid_result(shop.store.record_of(spec.parent)) if spec.parent else None
     return result.weights_sha256 if result else None
@@ -164,10 +168,12 @@ def _train_runs(specs: Sequence[RunSpec], shop: Workshop, spare: frozenset[str])
 def _train_together(specs: Sequence[RunSpec], shop: Workshop, spare: frozenset[str]) -> bool:
     first = specs[0]
     cohort = Cohort(tuple(specs))
-    stream = shop.data.stream(first.dataset, first.scenario, first.recipe, first.trial, cohort.view)
+    stream = shop.data.stream(first.dataset, first.scenario, first.recipe, first.trial, cohort.teacher_view)
     test = shop.data.test(first.dataset, first.recipe)
     guide = make_guide(cohort, shop)
-    shown = measure_shapes(guide.network, seen_size(first.dataset, cohort.view or first.recipe)) if guide else None
+    shown = (
+        measure_shapes(guide.network, seen_size(first.dataset, cohort.teacher_view or first.recipe)) if guide else None
+    )
     entries = {spec.id: _enrol(spec, guide, shown, stream.labels, shop) for spec in specs}
     enrolled = {id: entry for id, entry in entries.items() if entry is not None}
     taught = [(learner, state) for learner, state in enrolled.values() if learner.reads_teacher]
@@ -191,7 +197,7 @@ def _enrol(
     network = guide.network if guide and spec.teacher else None
     settings = Settings()
     try:
-        parts = [load_part(part, shop.store, network, shop.device) for part in spec.parts] if network else []
+        parts = [load_part(part, shop.store, network, shop.device) for part in spec.adapters] if network else []
         settings.put_back()
         build = partial(student_learner, spec, shop.store, network, labels.clone(), shop.device, parts, shown)
         return resumed(build, shop, shop.store.hashes(spec.dependencies))
@@ -213,13 +219,13 @@ def make_guide(cohort: Cohort, shop: Workshop) -> Guide | None:
     except DamagedTeacher as error:
         raise lost_teacher(error, shop) from None
     bf16 = cohort.runs[0].recipe.precision == "bf16"
-    own_test = shop.data.test(cohort.runs[0].dataset, cohort.view) if cohort.view else None
+    own_test = shop.data.test(cohort.runs[0].dataset, cohort.teacher_view) if cohort.teacher_view else None
     if cohort.head is None:
         result = _valid_result(shop.store.record_of(cohort.teacher))
         known = result.accuracy(cohort.teacher.checkpoint) if result else None
         tested_after = known.epoch if known and cohort.runs[0].teacher_seen_elsewhere else None
         return Guide(network, bf16=bf16, own_test=own_test, tested_after=tested_after)
-    spec = cohort.teacher.model_copy(update={"head": cohort.head, "dataset": cohort.runs[0].dataset})
+    spec = online_layers(cohort.runs[0], cohort.teacher, cohort.head)
     head = on_device(with_head(network, spec), shop.device)
     return LearningGuide(head, cohort.head.recipe, bf16=bf16, own_test=own_test)  # type: ignore[arg-type]
 
@@ -276,8 +282,3 @@ def _valid_result(record: Record) -> Result | None:
         return record.result()
     except BadRecord:
         return None
-
-
-def seed_trial(spec: TeacherSpec) -> int:
-    """A teacher's stream is that of a trial of its own, so that no student sees the teacher's batches."""
-    return -1 - spec.seed

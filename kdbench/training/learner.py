@@ -69,7 +69,8 @@ class Progress:
 class Learner:
     """A network, its weighted loss terms and one optimiser over the trainable parts of both.
 
-    ``modules`` says which parts of the network train; the others stay in eval mode and are not touched.
+    ``seed`` decides on the random numbers of its steps. ``modules`` says which parts of the network train; the others
+    stay in eval mode and are not touched.
 
     A term with an initial stage trains the student by itself first, in epochs that are counted up to 0: the network's
     feature modules and its own parts, at the recipe's first rate. The main training then begins with a fresh optimiser.
@@ -83,6 +84,7 @@ class Learner:
         weights: dict[str, float],
         recipe: Recipe,
         *,
+        seed: str,
         modules: list[nn.Module] | None = None,
         keep_best: bool = False,
     ) -> None:
@@ -91,6 +93,7 @@ class Learner:
         self.terms = nn.ModuleDict(terms)
         self.weights = weights
         self.recipe = recipe
+        self.seed = seed
         self.trained = modules if modules is not None else [network]
         self.keep_best = keep_best
         self.reads_teacher = any(term.needs_teacher for term in terms.values())
@@ -170,7 +173,7 @@ class Learner:
         self.progress.batches += 1
         if self.full_batches and len(batch) < self.recipe.batch:
             return
-        torch.manual_seed(seed_of("step", self.record.id, self.progress.epoch, self.progress.images))
+        torch.manual_seed(seed_of("step", self.seed, self.progress.epoch, self.progress.images))
         self.optimiser.zero_grad(set_to_none=True)
         parts = (self.network, self.terms) if len(batch) == 1 else ()
         before = {each: each.clone() for part in parts for each in part.buffers()}

@@ -23,12 +23,12 @@ from kdbench.models.outputs import Shapes
 from kdbench.plan.cost import measurement_cost
 from kdbench.store.record import Record, Result, timestamp
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
-from kdbench.suite.specs import Scenario
-from kdbench.training.build import DamagedTeacher, load_teacher, on_device, with_head
+from kdbench.suite.specs import Scenario, StudentOf
+from kdbench.training.build import DamagedTeacher, load_teacher, on_device, online_layers, with_head
 from kdbench.training.checkpoint import write_tensors
 from kdbench.training.context import Conclusion, Outcome, Workshop, claimed
 from kdbench.training.environment import describe
-from kdbench.training.jobs import begin, lost_teacher, resumed, settled
+from kdbench.training.jobs import TEACHER_TRIAL, begin, lost_teacher, resumed, settled
 from kdbench.training.learner import Learner
 from kdbench.training.loop import train
 
@@ -65,7 +65,7 @@ def take_measurement(
 def _train_probe(spec: ProbeSpec, record: Record, shop: Workshop, keep_weights: bool) -> bool:
     """Train a linear classifier on a frozen backbone. False if asked to stop before the end."""
     backbone = partial(load_teacher, spec.source, shop.store, shop.device)
-    trial = spec.source.student.trial if spec.source.student else -1 - spec.source.seed
+    trial = spec.source.run.trial if isinstance(spec.source, StudentOf) else TEACHER_TRIAL
     stream: Batches
     test: Iterable[tuple[Tensor, Tensor]]
     if spec.fixed_features:
@@ -102,7 +102,8 @@ def _probe_learner(spec: ProbeSpec, record: Record, backbone: Backbone, trial: i
     shapes = Shapes(classes, width, ())
     terms = {"ce": build_term("ce", TermContext(shapes, shapes, classes, 0, spec.recipe.batch))}
     modules = [network] if spec.batch_norm == "batch" else [network.fc]
-    return Learner(record, on_device(network, shop.device), terms, {"ce": 1.0}, spec.recipe, modules=list(modules))
+    there = on_device(network, shop.device)
+    return Learner(record, there, terms, {"ce": 1.0}, spec.recipe, seed=spec.id, modules=list(modules))
 
 
 @torch.no_grad()
@@ -112,7 +113,7 @@ def _compare(spec: SimilaritySpec, record: Record, shop: Workshop) -> None:
     teacher = _teacher(spec, shop).eval()
     sums = dict.fromkeys(TEMPERATURES, 0.0)
     embeddings: list[tuple[Tensor, Tensor]] = []
-    own, other = (shop.data.test(spec.dataset, view) for view in (spec.view, spec.teacher_view))
+    own, other = (shop.data.test(spec.dataset, view) for view in (spec.student_view, spec.teacher_view))
     for (images, labels), (shown, _) in zip(own, other, strict=True):
         ours, theirs = student(images), teacher(shown)
         embeddings.append((ours.embedding.float().cpu(), theirs.embedding.float().cpu()))
@@ -136,7 +137,7 @@ def _compare(spec: SimilaritySpec, record: Record, shop: Workshop) -> None:
         kind="measurement",
         values={name: value for name, value in values.items() if name not in undefined},
         undefined=undefined or None,
-        before_sha256=shop.store.hashes(spec.dependencies),
+        parent_sha256=shop.store.hashes(spec.dependencies),
         test_images=len(seen),
         weights_sha256=sha256,
         metrics_sha256=record.write_metrics([]),
@@ -147,13 +148,13 @@ def _compare(spec: SimilaritySpec, record: Record, shop: Workshop) -> None:
 
 
 def _teacher(spec: SimilaritySpec, shop: Workshop) -> Backbone:
-    run = spec.source.student
+    run = spec.source.run
     if spec.teacher is not None:
         return load_teacher(spec.teacher, shop.store, shop.device)
-    if run is None or run.teacher is None:
+    if run.teacher is None or run.head is None:
         raise ValueError("a student is compared with a teacher")
     below = load_teacher(run.teacher, shop.store, torch.device("cpu"))
-    network = with_head(below, run.teacher.model_copy(update={"head": run.head, "dataset": run.dataset}))
+    network = with_head(below, online_layers(run, run.teacher, run.head))
     layers = shop.store.run(run.id).teacher_head_file
     if not layers.is_file():
         raise BadInput(f"{layers}: is not there; the run was trained by a version that did not keep it")

@@ -14,9 +14,10 @@ from kdbench.methods.term import Term, TermContext
 from kdbench.models.backbone import Backbone
 from kdbench.models.outputs import Outputs, measure_shapes
 from kdbench.store.store import Store
-from kdbench.suite.specs import PartSpec, TeacherSpec
+from kdbench.suite.specs import Adapter, Stage
 from kdbench.training.build import DamagedTeacher, load_teacher, module_key, seen_size
 from kdbench.training.learner import Learner
+from kdbench.training.seeds import seed_key
 
 
 class WithPart(Backbone):
@@ -50,28 +51,29 @@ class PartLoss(Term):
         return self._loss(student, batch)
 
 
-def part_learner(spec: TeacherSpec, store: Store, device: torch.device, train_size: int) -> Learner:
+def part_learner(spec: Adapter, store: Store, device: torch.device, train_size: int) -> Learner:
     """The learner of a part, whose first weights depend on its spec alone.
 
     Raises DamagedTeacher where a stage before is not what was stored.
     """
-    teacher, part = _before(spec, store, device), _part(spec)
+    teacher = load_teacher(spec.parent, store, device)
     context = _context(spec, teacher, train_size)
-    store.keep_source(term(part.term, part.source_sha256).source)
+    store.keep_source(term(spec.term, spec.source_sha256).source)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of("part", spec.id))
-        module = build_part(part.term, context, part.source_sha256, **part.hyperparameters).to(device)
-    terms: dict[str, Term] = {module_key(part.term): PartLoss(context, module)}
+        torch.manual_seed(seed_of("part", seed_key(spec)))
+        module = build_part(spec.term, context, spec.source_sha256, **spec.hyperparameters).to(device)
+    terms: dict[str, Term] = {module_key(spec.term): PartLoss(context, module)}
     network = WithPart(teacher, module)
-    return Learner(store.teacher(spec.id), network, terms, dict.fromkeys(terms, 1.0), part.recipe, modules=[module])
+    record, weights = store.teacher(spec.id), dict.fromkeys(terms, 1.0)
+    return Learner(record, network, terms, weights, spec.recipe, seed=seed_key(spec), modules=[module])
 
 
-def load_part(spec: TeacherSpec, store: Store, teacher: nn.Module, device: torch.device) -> Part:
+def load_part(spec: Adapter, store: Store, teacher: nn.Module, device: torch.device) -> Part:
     """A trained part of a teacher, frozen, checked against the hash in its record.
 
     Raises DamagedTeacher where its file is not what was stored.
     """
-    record, part = store.teacher(spec.id), _part(spec)
+    record = store.teacher(spec.id)
     try:
         store.check_teacher(spec)
         result = record.result()
@@ -80,7 +82,7 @@ def load_part(spec: TeacherSpec, store: Store, teacher: nn.Module, device: torch
     state = {key.removeprefix("part."): value for key, value in load_file(record.weights_file).items()}
     context = _context(spec, teacher, result.train_images if result else 0)
     with torch.random.fork_rng(devices=[]):
-        module = build_part(part.term, context, part.source_sha256, **part.hyperparameters)
+        module = build_part(spec.term, context, spec.source_sha256, **spec.hyperparameters)
     try:
         module.load_state_dict(state)
     except RuntimeError:
@@ -88,29 +90,14 @@ def load_part(spec: TeacherSpec, store: Store, teacher: nn.Module, device: torch
     return module.to(device).eval().requires_grad_(False)
 
 
-def load_stage(spec: TeacherSpec, store: Store, device: torch.device) -> nn.Module:
+def load_stage(spec: Stage, store: Store, device: torch.device) -> nn.Module:
     """The last stage of a teacher, whatever it is, and those before it. Raises DamagedTeacher as they do."""
-    if spec.part:
-        return load_part(spec, store, _before(spec, store, device), device)
+    if isinstance(spec, Adapter):
+        return load_part(spec, store, load_teacher(spec.parent, store, device), device)
     return load_teacher(spec, store, device)
 
 
-def _context(spec: TeacherSpec, teacher: nn.Module, train_size: int) -> TermContext:
+def _context(spec: Adapter, teacher: nn.Module, train_size: int) -> TermContext:
     """A part knows no student: both networks of its context are the teacher."""
-    recipe, data = _part(spec).recipe, spec.dataset
-    if data is None:
-        raise ValueError("a part is trained on a data set")
-    shapes = measure_shapes(teacher, seen_size(data, recipe))
-    return TermContext(shapes, shapes, shapes.logits, train_size, recipe.batch)
-
-
-def _before(spec: TeacherSpec, store: Store, device: torch.device) -> Backbone:
-    if spec.parent is None:
-        raise ValueError("a part has a teacher")
-    return load_teacher(spec.parent, store, device)
-
-
-def _part(spec: TeacherSpec) -> PartSpec:
-    if spec.part is None:
-        raise ValueError("the teacher's spec has no part")
-    return spec.part
+    shapes = measure_shapes(teacher, seen_size(spec.dataset, spec.recipe))
+    return TermContext(shapes, shapes, shapes.logits, train_size, spec.recipe.batch)

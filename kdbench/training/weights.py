@@ -20,9 +20,10 @@ from kdbench.models.backbone import Backbone
 from kdbench.models.checkpoints import load_checkpoint, published_accuracy
 from kdbench.store.lock import Lock
 from kdbench.store.record import Accuracy, Record, Result, timestamp
-from kdbench.suite.specs import TeacherSpec
+from kdbench.suite.specs import Imported
 from kdbench.training.build import on_device
 from kdbench.training.checkpoint import write_tensors
+from kdbench.training.seeds import seed_key
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,11 @@ class WeightFiles:
     download: bool = False
     note: Callable[[str], None] = lambda text: None
 
-    def find(self, spec: TeacherSpec) -> Path | None:
+    def find(self, spec: Imported) -> Path | None:
         """The file of a teacher's first stage, checked; None for random weights.
 
         Raises BadInput with what to do where it is not there.
         """
-        if spec.weights is None:
-            raise ValueError("the teacher starts from no file")
         if spec.weights.source == "random":
             return None
         if spec.weights.sha256 is not None:
@@ -90,7 +89,7 @@ def _wrong(path: Path, public: PublicWeights) -> str:
 
 
 def store_weights(
-    spec: TeacherSpec, record: Record, path: Path | None, data: DataSource, about: dict[str, object]
+    spec: Imported, record: Record, path: Path | None, data: DataSource, about: dict[str, object]
 ) -> Result:
     """Keep a file's weights as a teacher, with the accuracy that they have here beside the one that the file states.
 
@@ -99,8 +98,6 @@ def store_weights(
     Raises BadInput, with nothing written, where the file does not hold the teacher's network.
     """
     weights = spec.weights
-    if weights is None:
-        raise ValueError("the teacher starts from no file")
     net = _network(spec)
     if path:
         load_checkpoint(net, path, classifier=weights.classifier, key=weights.key)
@@ -109,7 +106,7 @@ def store_weights(
     last: Accuracy | None = None
     test_images = 0
     if spec.dataset and weights.classifier:
-        test = data.test(spec.dataset, weights.view)
+        test = data.test(spec.dataset, weights.preprocessing)
         test_images = len(test)
         (scores,) = measure([on_device(net, data.device)], test)
         last = Accuracy(epoch=0, top1=scores.top1, top5=scores.top5)
@@ -130,8 +127,8 @@ def store_weights(
     return result
 
 
-def _network(spec: TeacherSpec) -> Backbone:
+def _network(spec: Imported) -> Backbone:
     """The network with fresh weights, drawn for the teacher alone."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of("teacher's weights", spec.id))
+        torch.manual_seed(seed_of("teacher's weights", seed_key(spec)))
         return build(spec.network, spec.dataset.class_count if spec.dataset else 1)

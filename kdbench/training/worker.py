@@ -25,7 +25,7 @@ from kdbench.data.stream import DataSource
 from kdbench.errors import KdbenchError, LostTeacher, reason_of
 from kdbench.store.store import Store
 from kdbench.suite.measurements import measurement_from
-from kdbench.suite.specs import RunSpec, TeacherSpec
+from kdbench.suite.specs import RunSpec, stage_from
 from kdbench.training.context import Outcome, Workshop
 from kdbench.training.environment import device_lost, prepare
 from kdbench.training.jobs import train_cohort, train_teacher
@@ -137,7 +137,7 @@ _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, 
 
 def _dispatch(job: dict[str, Any], shop: Workshop) -> Outcome:
     if "teacher" in job:
-        return train_teacher(TeacherSpec.model_validate(job["teacher"]), shop, waited=job["waited"])
+        return train_teacher(stage_from(job["teacher"]), shop, waited=job["waited"])
     if "measurement" in job:
         spec = measurement_from(job["measurement"])
         return take_measurement(spec, shop, waited=job["waited"], keep_weights=spec.id not in job["spare"])

@@ -26,11 +26,11 @@ def test_plan_with_a_given_speed_and_with_a_measured_one(kdbench, suite_file, fi
     slow, fast = (json.loads(kdbench("plan", suite_file, "--json", "--speed", s).stdout) for s in (1, 10))
     assert slow["device_hours"] == pytest.approx(10 * fast["device_hours"])
     about = {"device": {"kind": "gpu"}, "macs": 5e9, "seconds": 1}
-    (finished.folder / "about.json").write_text(json.dumps(about))
+    (finished.folder / "metadata.json").write_text(json.dumps(about))
     facts = json.loads(kdbench("plan", suite_file, "--json").stdout)
     assert (facts["device"], facts["speed"], facts["speed_source"]) == ("gpu", 5e9, "measured here")
     for junk in ('{"device": {"kind": "tpu"}, "macs": 1, "seconds": 1}', '{"device": "x"}', "{", '{"macs": "a"}'):
-        (finished.folder / "about.json").write_text(junk)
+        (finished.folder / "metadata.json").write_text(junk)
         assert kdbench("plan", suite_file).returncode == 0
 
 

@@ -11,12 +11,12 @@ import pytest
 from kdbench.cli.progress import RunProgress, Tally
 from kdbench.plan.plan import make_plan
 from kdbench.store.store import Store
-from kdbench.suite.specs import DatasetSpec, Recipe, RunSpec, TeacherSpec, WeightedTerm
+from kdbench.suite.specs import DatasetSpec, Recipe, RunSpec, Supervised, WeightedTerm
 
 
 DIGITS = DatasetSpec(name="digits")
 RECIPE = Recipe(epochs=4, batch=16, lr=0.1)
-TEACHER = TeacherSpec(network="resnet20", dataset=DIGITS, recipe=RECIPE)
+TEACHER = Supervised(network="resnet20", dataset=DIGITS, recipe=RECIPE)
 RUNS = [
     RunSpec(
         student="resnet8", teacher=TEACHER, terms=(WeightedTerm(name="kd", weight=w),), dataset=DIGITS, recipe=RECIPE

@@ -21,7 +21,18 @@ from kdbench.execution.worker_handle import WorkerHandle, WorkerOptions
 from kdbench.plan.plan import Cohort, Plan, make_plan
 from kdbench.store.record import Accuracy, Record, Result
 from kdbench.store.store import Store
-from kdbench.suite.specs import DatasetSpec, HeadSpec, PartSpec, Recipe, RunSpec, TeacherSpec, WeightedTerm
+from kdbench.suite.specs import (
+    Adapter,
+    DatasetSpec,
+    HeadSpec,
+    NewLayers,
+    Recipe,
+    RunSpec,
+    StudentOf,
+    Supervised,
+    WeightedTerm,
+    stage_from,
+)
 
 
 DIGITS = DatasetSpec(name="digits", train_per_class=4)
@@ -29,9 +40,8 @@ RECIPE = Recipe(epochs=2, batch=16, lr=0.1)
 
 
 def teacher(network="resnet20", head=False):
-    return TeacherSpec(
-        network=network, dataset=DIGITS, recipe=RECIPE, head=HeadSpec(width=8, recipe=RECIPE) if head else None
-    )
+    plain = Supervised(network=network, dataset=DIGITS, recipe=RECIPE)
+    return NewLayers(parent=plain, dataset=DIGITS, head=HeadSpec(width=8, recipe=RECIPE)) if head else plain
 
 
 def student(of=None, trial=0, weight=1.0):
@@ -92,7 +102,7 @@ class Pretender:
             self.tell({"event": "done", "busy": [], "stopped": True})
             return
         runs = [RunSpec.model_validate(spec) for spec in message.get("runs", [])]
-        spec = TeacherSpec.model_validate(message["teacher"]) if "teacher" in message else None
+        spec = stage_from(message["teacher"]) if "teacher" in message else None
         records = [self.stage.store.teacher(spec.id)] if spec else [self.stage.store.run(run.id) for run in runs]
         ids = [record.id for record in records]
         self.stage.sent.append(ids if runs else ids[0])
@@ -199,12 +209,12 @@ def test_a_lost_teacher_is_trained_again_before_its_cohort(stage):
 
 def from_auxiliary(weight=1.0):
     between = student(teacher(), weight=2.0)
-    return student(TeacherSpec(network="resnet8", dataset=DIGITS, student=between), weight=weight)
+    return student(StudentOf(run=between), weight=weight)
 
 
 def test_what_learns_from_a_runs_student_waits_for_it(stage):
     runs = [from_auxiliary(), from_auxiliary(3.0)]
-    between = runs[0].teacher.student
+    between = runs[0].teacher.run
     stage.answers[between.id] = [{"busy": [between.id]}]
     assert not stage.run(*runs, slots=2).failed
     assert stage.sent[:3] == [teacher().id, [between.id], [between.id]]
@@ -213,7 +223,7 @@ def test_what_learns_from_a_runs_student_waits_for_it(stage):
 
 def test_the_failure_of_an_auxiliary_is_that_of_what_it_would_teach(stage):
     run, plain = from_auxiliary(), student()
-    between = run.teacher.student
+    between = run.teacher.run
     failed = {"event": "failed", "id": between.id, "reason": "the loss is not finite in epoch 1"}
     stage.answers[between.id] = [{"events": [failed], "busy": [], "failed": [between.id]}]
     result = stage.run(run, plain)
@@ -224,7 +234,7 @@ def test_the_failure_of_an_auxiliary_is_that_of_what_it_would_teach(stage):
 
 def test_a_lost_auxiliary_is_trained_again_with_all_that_it_needs(stage):
     run = from_auxiliary()
-    between = run.teacher.student
+    between = run.teacher.run
     finish(stage.store.run(between.id))
     stage.answers[run.id] = [{"lost_teacher": "weights.safetensors: is not the file that was stored"}]
     send = Pretender.send
@@ -456,15 +466,15 @@ def test_sockets_get_a_short_folder_where_the_temporary_one_has_a_long_name(monk
 
 def with_part(of, name="ft", **values):
     """A run whose term trains a part on its teacher."""
-    part = of.model_copy(update={"part": PartSpec(term=name, recipe=RECIPE)})
-    return student(of, **values).model_copy(update={"parts": (part,)})
+    part = Adapter(parent=of, dataset=DIGITS, term=name, recipe=RECIPE)
+    return student(of, **values).model_copy(update={"adapters": (part,)})
 
 
 def test_a_cohort_waits_for_its_teacher_and_all_parts_of_it(stage):
     runs = [with_part(teacher()), with_part(teacher(), "sskd"), student(teacher())]
     result = stage.run(*runs, slots=3)
     assert not result.failed
-    parts = [run.parts[0].id for run in runs[:2]]
+    parts = [run.adapters[0].id for run in runs[:2]]
     assert stage.sent[0] == teacher().id
     assert sorted(stage.sent[1:3]) == sorted(parts)
     assert sorted(run for entry in stage.sent[3:] for run in entry) == sorted(run.id for run in runs)
@@ -472,7 +482,7 @@ def test_a_cohort_waits_for_its_teacher_and_all_parts_of_it(stage):
 
 def test_a_part_that_fails_takes_its_own_runs_along_and_no_others(stage):
     good, bad = student(teacher()), with_part(teacher(), weight=2.0)
-    id = bad.parts[0].id
+    id = bad.adapters[0].id
     stage.answers[id] = [{"busy": [], "failed": [id], "events": [{"event": "failed", "id": id, "reason": "broke"}]}]
     result = stage.run(good, bad)
     assert result.failed == {id: "broke", bad.id: "its teacher failed: broke"}
@@ -484,16 +494,16 @@ def test_a_part_that_is_gone_is_trained_again_before_its_runs(stage):
     plan = make_plan([run], stage.store)
     finish(stage.store.teacher(teacher().id))
     stage.run(plan=dataclasses.replace(plan, teachers=()))
-    assert stage.sent == [run.parts[0].id, [run.id]]
+    assert stage.sent == [run.adapters[0].id, [run.id]]
 
 
 def test_a_part_of_a_runs_student_waits_for_that_run(stage):
     between = student(teacher())
-    made = TeacherSpec(network="resnet8", dataset=DIGITS, student=between)
+    made = StudentOf(run=between)
     run = with_part(made)
     result = stage.run(run)
     assert not result.failed
-    assert stage.sent == [teacher().id, [between.id], run.parts[0].id, [run.id]]
+    assert stage.sent == [teacher().id, [between.id], run.adapters[0].id, [run.id]]
 
 
 def test_students_of_stand_in_images_keep_their_weights_only_where_the_plan_needs_them(tmp_path):

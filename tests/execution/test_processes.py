@@ -87,7 +87,7 @@ def test_two_at_once_do_everything_once(place, undisturbed):
     sessions = [here.start() for _ in range(2)]
     assert [session.end() for session in sessions] == [0, 0]
     assert here.files() == undisturbed
-    records = (path for kind in ("runs", "teachers") for path in here.results.glob(f"{kind}/*/about.json"))
+    records = (path for kind in ("runs", "teachers") for path in here.results.glob(f"{kind}/*/metadata.json"))
     assert [json.loads(path.read_text())["sessions"] for path in records] == [1] * 5
     said = "".join(session.said for session in sessions)
     assert "goes on after" not in said

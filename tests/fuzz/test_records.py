@@ -57,7 +57,7 @@ def place(tmp_path_factory):
         before = store.teacher(spec.parent.id).result().weights_sha256 if kind == "teacher" and spec.parent else None
         result = Result(
             id=record.id, kind=kind, last=accuracy, best=accuracy, weights_sha256=sha256,
-            before_sha256=f"{sha256}+{sha256}" if kind == "measurement" else before,
+            parent_sha256=f"{sha256}+{sha256}" if kind == "measurement" else before,
             values={"kl_t4": 0.5, "cka": 0.9} if kind == "measurement" else None,
             metrics_sha256=record.write_metrics([{"epoch": n, "loss": 2.0, "terms": {"ce": 1.0}} for n in (1, 2)]),
         )  # fmt: skip
@@ -114,8 +114,8 @@ def damage(path, how, chance):
         values = [json.loads(content)] if whole else [json.loads(line) for line in content.splitlines()]
         values = altered(values, chance)
         if path.name == "result.json" and isinstance(values[0], dict) and chance.random() < 0.8:
-            values[0].pop("seal", None)  # who can write here can seal
-            values[0]["seal"] = digest(values[0])
+            values[0].pop("checksum", None)  # who can write here can compute it
+            values[0]["checksum"] = digest(values[0])
         path.write_text("\n".join(map(json.dumps, values)))
     elif how == "bytes" and content:
         changed = bytearray(content)

@@ -3,25 +3,27 @@
 from kdbench.plan.plan import changed_plugins, hashes_of_plugins
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
-from kdbench.suite.specs import DatasetSpec, PartSpec, Recipe, RunSpec, TeacherSpec, WeightedTerm
+from kdbench.suite.specs import Adapter, DatasetSpec, Recipe, RunSpec, Supervised, WeightedTerm
 
 
 RECIPE = Recipe(epochs=1, batch=16, lr=0.1)
 ACCURACY = Accuracy(epoch=1, top1=50.0, top5=90.0)
 DIGITS = DatasetSpec(name="digits")
-TEACHER = TeacherSpec(network="resnet8", dataset=DIGITS, recipe=RECIPE)
+TEACHER = Supervised(network="resnet8", dataset=DIGITS, recipe=RECIPE)
 
 
 def spec(trial, code, part=None):
     """A run with a term of the user's own; its code is known by one letter, None: not at all."""
-    parts = ()
+    adapters = ()
     if part:
-        stage = PartSpec(term="own:Part", source_sha256=part * 64, recipe=RECIPE)
-        parts = (TEACHER.model_copy(update={"part": stage}),)
+        code_of_part = part * 64
+        adapters = (
+            Adapter(parent=TEACHER, dataset=DIGITS, term="own:Part", source_sha256=code_of_part, recipe=RECIPE),
+        )
     own = WeightedTerm(name="own:Mine", source_sha256=code and code * 64)
     terms = (WeightedTerm(name="ce"), own)
     return RunSpec(
-        student="resnet8", teacher=TEACHER, terms=terms, dataset=DIGITS, recipe=RECIPE, trial=trial, parts=parts
+        student="resnet8", teacher=TEACHER, terms=terms, dataset=DIGITS, recipe=RECIPE, trial=trial, adapters=adapters
     )
 
 

@@ -14,12 +14,12 @@ from kdbench.plan.cost import (
     teacher_pass_cost,
 )
 from kdbench.store.store import Store
-from kdbench.suite.specs import DatasetSpec, HeadSpec, Recipe, RunSpec, Scenario, TeacherSpec, WeightedTerm
+from kdbench.suite.specs import DatasetSpec, HeadSpec, NewLayers, Recipe, RunSpec, Scenario, Supervised, WeightedTerm
 
 
 RECIPE = Recipe(epochs=10, batch=64, lr=0.1, evaluate_every=4)
 CIFAR = DatasetSpec(name="cifar100")
-TEACHER = TeacherSpec(network="vgg13", dataset=CIFAR, recipe=RECIPE)
+TEACHER = Supervised(network="vgg13", dataset=CIFAR, recipe=RECIPE)
 RUN = RunSpec(student="vgg8", teacher=TEACHER, terms=(WeightedTerm(name="kd"),), dataset=CIFAR, recipe=RECIPE)
 VGG8, VGG13 = 96_192_512, 284_936_192
 
@@ -36,7 +36,7 @@ def test_by_hand():
 
 def test_a_head_costs_one_pass_of_the_backbone():
     head = HeadSpec(width=256, recipe=RECIPE.model_copy(update={"epochs": 2}))
-    assert teacher_cost(TEACHER.model_copy(update={"head": head})) == (2 * 50_000 + 10_000) * VGG13
+    assert teacher_cost(NewLayers(parent=TEACHER, dataset=CIFAR, head=head)) == (2 * 50_000 + 10_000) * VGG13
 
 
 def test_few_shots_cost_less_but_for_the_tests():
@@ -78,6 +78,6 @@ def test_the_speed_is_measured_from_finished_runs_and_junk_is_left_out(tmp_path)
     for index, text in enumerate([*junk, *good]):
         folder = tmp_path / "runs" / f"{index:012d}"
         folder.mkdir(parents=True)
-        (folder / "about.json").write_text(text)
+        (folder / "metadata.json").write_text(text)
     assert measured_speed(Store(tmp_path)) == {"cpu": pytest.approx(3e9)}
     assert measured_speed(Store(tmp_path / "none")) == {}

@@ -10,7 +10,17 @@ from kdbench.plan.plan import Cohort, auxiliaries_of, group, limited, make_plan,
 from kdbench.store.record import Accuracy, Failure, Result
 from kdbench.store.store import Store
 from kdbench.suite.load import find_suite, load_suite
-from kdbench.suite.specs import DatasetSpec, HeadSpec, PartSpec, Recipe, RunSpec, TeacherSpec, WeightedTerm
+from kdbench.suite.specs import (
+    Adapter,
+    DatasetSpec,
+    HeadSpec,
+    NewLayers,
+    Recipe,
+    RunSpec,
+    StudentOf,
+    Supervised,
+    WeightedTerm,
+)
 
 
 RECIPE = Recipe(epochs=4, batch=64, lr=0.1)
@@ -18,7 +28,7 @@ CIFAR = DatasetSpec(name="cifar100")
 
 
 def teacher(network="vgg13", **values):
-    return TeacherSpec(network=network, dataset=CIFAR, recipe=RECIPE, **values)
+    return Supervised(network=network, dataset=CIFAR, recipe=RECIPE, **values)
 
 
 def run(student="vgg8", method="kd", trial=0, **values):
@@ -53,7 +63,7 @@ def test_runs_without_a_teacher_join_a_cohort_of_their_stream():
         {"trial": 1},
         {"recipe": RECIPE.model_copy(update={"precision": "bf16"})},
         {"recipe": RECIPE.model_copy(update={"flip": True})},
-        {"teacher": teacher(seed=1)},
+        {"teacher": teacher(checkpoint="best")},
         {"head": HeadSpec(width=8, recipe=RECIPE)},
     ],
 )
@@ -156,7 +166,7 @@ def test_failures(tmp_path):
 
 
 def test_a_backbone_comes_before_its_head():
-    head = teacher(head=HeadSpec(width=8, recipe=RECIPE))
+    head = NewLayers(parent=teacher(), dataset=CIFAR, head=HeadSpec(width=8, recipe=RECIPE))
     plan = make_plan([run(teacher=head)], Store(Path("/nowhere")))
     assert plan.teachers == (teacher(), head)
 
@@ -213,12 +223,12 @@ def test_a_diverged_teacher_settles_its_students_until_it_is_tried_again(tmp_pat
 
 
 def part(of, name="ft"):
-    return of.model_copy(update={"part": PartSpec(term=name, recipe=RECIPE)})
+    return Adapter(parent=of, dataset=CIFAR, term=name, recipe=RECIPE)
 
 
 def test_a_part_comes_after_its_teacher_and_before_the_runs(tmp_path):
     store, spec = Store(tmp_path), part(teacher())
-    first, second = run(parts=(spec,)), run(method="at")
+    first, second = run(adapters=(spec,)), run(method="at")
     plan = make_plan([first, second], store)
     assert plan.teachers == (teacher(), spec)
     assert len(plan.cohorts) == 1
@@ -233,14 +243,14 @@ def test_a_diverged_part_settles_the_runs_that_need_it_alone(tmp_path):
     record = store.teacher(spec.id)
     record.folder.mkdir(parents=True)
     record.fail(Failure(kind="diverged", epoch=3, reason="the loss is not finite"))
-    plan = make_plan([run(parts=(spec,)), run(method="at")], store)
+    plan = make_plan([run(adapters=(spec,)), run(method="at")], store)
     assert (plan.runs, plan.runs_done) == (1, 1)
 
 
 def from_auxiliary(trial=0):
     """A run that learns from the student of another, which learns from the usual teacher."""
     between = run("resnet8x4", "pkt", trial)
-    return run(trial=trial, teacher=TeacherSpec(network="resnet8x4", dataset=CIFAR, student=between))
+    return run(trial=trial, teacher=StudentOf(run=between))
 
 
 def test_what_teaches_is_trained_first():
@@ -254,7 +264,7 @@ def test_what_teaches_is_trained_first():
         seen |= {spec.id for spec in cohort.runs}
     assert seen >= {spec.id for spec in specs}
     shared = next(cohort for cohort in plan.cohorts if specs[3] in cohort.runs)
-    assert specs[0].teacher.student in shared.runs  # it is one more student of the teacher
+    assert specs[0].teacher.run in shared.runs  # it is one more student of the teacher
 
 
 def test_the_makespan_counts_what_teaches_before_what_it_teaches():
@@ -264,7 +274,7 @@ def test_the_makespan_counts_what_teaches_before_what_it_teaches():
 
 def test_a_finished_auxiliary_needs_no_teacher(tmp_path):
     store, spec = Store(tmp_path), from_auxiliary()
-    finish(store.run(spec.teacher.student.id), "run")
+    finish(store.run(spec.teacher.run.id), "run")
     plan = make_plan([spec], store)
     assert (plan.runs, plan.teachers, plan.runs_done) == (1, (), 0)
     finish(store.run(spec.id), "run")
@@ -273,7 +283,7 @@ def test_a_finished_auxiliary_needs_no_teacher(tmp_path):
 
 def test_a_diverged_auxiliary_settles_what_it_would_teach(tmp_path):
     store, spec = Store(tmp_path), from_auxiliary()
-    store.run(spec.teacher.student.id).fail(Failure(kind="diverged", epoch=3, reason="the loss is not finite"))
+    store.run(spec.teacher.run.id).fail(Failure(kind="diverged", epoch=3, reason="the loss is not finite"))
     assert make_plan([spec], store).runs == 0
     assert make_plan([spec], store, retry_diverged=True).runs == 2
 

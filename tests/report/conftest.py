@@ -50,7 +50,7 @@ def load(tmp_path):
 
 @pytest.fixture
 def about():
-    """What a run's about.json holds."""
+    """What a run's metadata.json holds."""
     return {
         "finished": "2026-01-02T03:04:05Z", "seconds": 60.0, "macs": 5e12, "system": "Linux x86_64",
         "device": {"kind": "gpu", "name": "A card", "threads": 2},

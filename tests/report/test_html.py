@@ -16,8 +16,8 @@ from kdbench.report.report import measured_report, published_report
 from kdbench.report.tables import grid_tables
 from kdbench.store.record import Accuracy, Failure, Result
 from kdbench.store.store import Store
+from kdbench.suite.components import digest
 from kdbench.suite.load import bundled_suites, load_suite
-from kdbench.suite.recipe import digest
 from kdbench.suite.suite import Suite
 
 
@@ -271,8 +271,8 @@ def test_two_thousand_runs_make_a_small_page_quickly(load, about, tmp_path):
         result = Result(id=id, kind="run", last=accuracy, best=accuracy, weights_sha256="").model_dump(
             exclude_none=True
         )
-        (folder / "result.json").write_text(json.dumps({**result, "seal": digest(result)}))
-        (folder / "about.json").write_text(json.dumps(about))
+        (folder / "result.json").write_text(json.dumps({**result, "checksum": digest(result)}))
+        (folder / "metadata.json").write_text(json.dumps(about))
         (folder / "metrics.jsonl").hardlink_to(tmp_path / "curve")
     start = time.process_time()
     page = make_page(suite, store)

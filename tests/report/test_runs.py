@@ -76,7 +76,7 @@ def test_hostile_records(suite, tmp_path, finish):
     store = Store(tmp_path / "results")
     for run in suite.runs:
         finish(store.run(run.id))
-        (store.run(run.id).folder / "about.json").write_text('{"versions": [1]}')
+        (store.run(run.id).folder / "metadata.json").write_text('{"versions": [1]}')
         (store.run(run.id).folder / "spec.json").write_text("[]")
     assert set(collect([suite], [store])["version"]) == {""}
 

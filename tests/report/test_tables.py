@@ -200,7 +200,7 @@ def test_ten_thousand_records_are_read_within_seconds(load, tmp_path, finish):
         folder = store.run(run.id).folder
         folder.mkdir(parents=True)
         content["id"] = run.id
-        (folder / "result.json").write_text(json.dumps({**content, "seal": digest(content)}))
+        (folder / "result.json").write_text(json.dumps({**content, "checksum": digest(content)}))
     command = [sys.executable, "-m", "kdbench", "report", str(tmp_path / "suite.yaml"), "--results", str(store.root)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -27,7 +27,7 @@ def test_only_the_files_of_a_record_are_copied(record, tmp_path):
     (record.folder / "notes.txt").write_text("mine")
     target = tmp_path / "to" / record.id
     copy_record(record, target)
-    names = {"spec.json", "metrics.jsonl", "weights.safetensors", "about.json", "result.json"}
+    names = {"spec.json", "metrics.jsonl", "weights.safetensors", "metadata.json", "result.json"}
     assert {path.name for path in target.iterdir()} == names
     assert [path.name for path in target.parent.iterdir()] == [record.id]
     Record(target).check_weights()

@@ -65,9 +65,9 @@ def records(suite, finish):
     sha256 = file_hash(below.weights_file)
     return {
         "run": [finish(run.spec, "run") for run in suite.runs],
-        "teacher": [below, finish(part, "teacher", before_sha256=sha256)],
+        "teacher": [below, finish(part, "teacher", parent_sha256=sha256)],
         "measurement": [
-            finish(each.spec, "measurement", before_sha256=f"{sha256}+{sha256}") for each in suite.measurements
+            finish(each.spec, "measurement", parent_sha256=f"{sha256}+{sha256}") for each in suite.measurements
         ],
     }
 
@@ -127,9 +127,9 @@ def test_weights_that_were_not_kept_are_no_damage(store, suite, finish):
 
 
 def test_what_was_made_on_other_weights_is_told(store, suite, records, finish):
-    finish(suite.measurements[0].spec, "measurement", before_sha256="0")
-    part = next(stage for run in suite.runs for stage in run.spec.stages if stage.part)
-    finish(part, "teacher", before_sha256="0")
+    finish(suite.measurements[0].spec, "measurement", parent_sha256="0")
+    part = next(stage for run in suite.runs for stage in run.spec.stages if stage.kind == "adapter")
+    finish(part, "teacher", parent_sha256="0")
     assert sorted(each.problem.partition(": ")[2] for each in verify(store).damaged) == [
         "was made on other weights of resnet8 on digits than are there now",
         "was measured on other weights than are there now",
@@ -275,3 +275,17 @@ def test_empty_logs_of_processes_that_are_gone_are_removed(store):
     store.remove_empty_logs()
     assert log_name("cpu:0", gone.pid) not in os.listdir(logs)
     assert len(os.listdir(logs)) == 3
+
+
+def test_records_of_the_first_version_are_mentioned_and_not_used(store, suite, finish):
+    assert store.outdated() == ""
+    for spec in list(suite.specs.values())[:2]:
+        record = finish(spec, "run")
+        (record.folder / "metadata.json").rename(record.folder / "about.json")
+    expected = (
+        f"{store.root}: 2 records were written by kdbench 0.1 and are not used. Report them with that version, or "
+    )
+    assert store.outdated() == expected + "run their suites again"
+    found = verify(store)
+    assert (found.checked, found.damaged, found.notes) == (0, [], [store.outdated()])
+    assert list(store.records("runs")) == []

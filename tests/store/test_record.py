@@ -91,7 +91,7 @@ def test_a_folder_in_the_place_of_a_result(record):
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "5", b"\xff", '{"kind": "x"}', "[" * 100_000])
 def test_damaged_side_files_are_as_if_absent(record, content):
-    for name in ("failure.json", "about.json", "spec.json", "metrics.jsonl"):
+    for name in ("failure.json", "metadata.json", "spec.json", "metrics.jsonl"):
         write(record, name, content)
     assert record.failure() is None
     assert record.metadata() in ({}, {"kind": "x"})

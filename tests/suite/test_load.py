@@ -70,7 +70,7 @@ grid:
     sequential, simultaneous = suite.runs[6].spec, suite.runs[7].spec
     assert sequential.teacher.head.width == 256
     assert sequential.head is None
-    assert simultaneous.teacher.head is None
+    assert simultaneous.teacher.kind == "supervised"
     assert simultaneous.head.recipe.milestones == ()
 
 

@@ -6,10 +6,11 @@ from kdbench.catalogue.terms import term
 from kdbench.errors import BadSuite
 from kdbench.suite.methods import formula
 from kdbench.suite.protocol import bundled_protocol
+from kdbench.suite.specs import lineage
 
 
 def parts(suite):
-    return [part for run in suite.runs for part in run.spec.parts]
+    return [part for run in suite.runs for part in run.spec.adapters]
 
 
 @pytest.mark.parametrize("protocol", ["crd", "sskd"])
@@ -19,7 +20,7 @@ def parts(suite):
 )
 def test_the_recipe_of_the_paraphraser_depends_on_the_student(grid, protocol, student, rate):
     (part,) = parts(grid(protocol=protocol, student=student, method="ft"))
-    recipe = part.part.recipe
+    recipe = part.recipe
     assert (recipe.epochs, recipe.milestones, recipe.batch) == (30, (), 64)
     assert {recipe.lr_at(epoch) for epoch in (1, 30)} == {rate}
     assert (recipe.momentum, recipe.weight_decay, recipe.crop_padding, recipe.flip) == (0.9, 5e-4, 4, True)
@@ -34,8 +35,8 @@ def test_students_of_one_rate_share_the_part_and_trials_do_too(grid):
 
 def test_the_part_holds_what_it_depends_on_and_no_more(grid):
     plain, narrow = parts(grid(method="[ft, {name: narrow, terms: {ce: 1, ft: {weight: 50, share: 0.25}}}]"))
-    assert (plain.part.hyperparameters, narrow.part.hyperparameters) == ({}, {"share": 0.25})
-    assert plain.parent == narrow.parent == plain.model_copy(update={"part": None})
+    assert (plain.hyperparameters, narrow.hyperparameters) == ({}, {"share": 0.25})
+    assert plain.parent == narrow.parent == grid(method="kd").runs[0].spec.teacher
     heavy = parts(grid(method="{name: heavy, terms: {ce: 1, ft: 50}}"))
     assert [part.id for part in heavy] == [plain.id]
 
@@ -52,24 +53,23 @@ def test_few_labels_and_wrong_ones_leave_the_part_alone(grid):
 
 def test_a_protocol_may_change_single_values_of_a_part(grid):
     suite = grid(method="ft", protocol="{base: crd, parts: {ft: {epochs: 7}}}")
-    recipe = parts(suite)[0].part.recipe
+    recipe = parts(suite)[0].recipe
     assert (recipe.epochs, recipe.lr) == (7, 0.01)
     assert suite.runs[0].protocol.name == "crd* (parts.ft.epochs 7)"
 
 
 def test_a_part_under_a_frozen_head_is_trained_on_both(grid):
     (part,) = parts(grid(method="ft", protocol="{base: crd, node_embedding: 32}", strategy="sequential"))
-    assert part.head is not None
-    assert [bool(stage.head) for stage in part.stages] == [False, True, True]
-    assert part.part.recipe.node_embedding is None
+    assert [stage.kind for stage in lineage(part)] == ["supervised", "new_layers", "adapter"]
+    assert part.recipe.node_embedding is None
 
 
 def test_a_part_of_a_published_teacher_sees_the_images_as_the_teacher_does(grid):
     protocol = "{base: crd, node_embedding: 32}"
     (part,) = parts(grid(method="ft", teacher="clip-rn101", protocol=protocol, strategy="sequential"))
-    assert part.part.recipe.size == 224
-    assert part.parent.head is not None
-    assert [stage.dataset is None for stage in part.stages] == [True, False, False]
+    assert part.recipe.size == 224
+    assert [stage.kind for stage in lineage(part)] == ["imported", "new_layers", "adapter"]
+    assert [stage.dataset is None for stage in lineage(part)] == [True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -99,11 +99,11 @@ def test_the_weights_of_ft():
 @pytest.mark.parametrize("student", ["resnet8x4", "vgg8", "mobilenetv2"])
 def test_the_recipe_of_sskds_head_is_the_same_for_every_student(grid, student):
     (part,) = parts(grid(protocol="sskd", student=student, method="sskd"))
-    recipe = part.part.recipe
+    recipe = part.recipe
     rates = {epoch: recipe.lr_at(epoch) for epoch in (1, 30, 31, 45, 46, 60)}
     assert rates == pytest.approx({1: 0.05, 30: 0.05, 31: 5e-3, 45: 5e-3, 46: 5e-4, 60: 5e-4})
     assert (recipe.epochs, recipe.batch, recipe.momentum, recipe.weight_decay) == (60, 64, 0.9, 5e-4)
-    assert part.checkpoint == "best"
+    assert part.parent.checkpoint == "best"
 
 
 def test_the_weights_of_sskd():
@@ -128,5 +128,5 @@ def test_a_method_with_an_auxiliary_has_its_part_trained_on_that(grid):
     suite = grid(protocol="semckd", student="wrn-16-2", method=method)
     (part,) = parts(suite)
     assert part.parent == suite.runs[0].spec.teacher
-    assert part.parent.student is not None
+    assert part.parent.source_run is not None
     assert part.source_run is None

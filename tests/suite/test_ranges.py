@@ -3,9 +3,9 @@
 import pytest
 
 from kdbench.errors import BadSuite
+from kdbench.suite.components import Preprocessing, Recipe
 from kdbench.suite.measurements import ProbeProtocol
 from kdbench.suite.protocol import SET_BY_LOADER, Protocol
-from kdbench.suite.recipe import Preprocessing, Recipe
 from kdbench.suite.specs import DatasetSpec, Scenario, SimCLR
 
 

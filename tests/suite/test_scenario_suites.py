@@ -52,9 +52,9 @@ def test_every_cell_has_its_trials_and_nothing_else_is_run(case, tmp_path):
 
 def test_one_teacher_for_all_scenarios_and_its_parts_too(case, tmp_path):
     suite, _, methods, _, _ = case
-    made = {stage.id: stage for spec in suite.specs.values() for stage in spec.stages if not stage.part}
+    made = {stage.id: stage for spec in suite.specs.values() for stage in spec.stages if stage.kind != "adapter"}
     assert len(made) == 1
-    parts = {part.id for spec in suite.specs.values() for part in spec.parts}
+    parts = {part.id for spec in suite.specs.values() for part in spec.adapters}
     assert len(parts) == len({"ft", "sskd"} & set(methods))
     cohorts = make_plan(suite.specs.values(), Store(tmp_path / "none")).cohorts
     whole = [cohort for cohort in cohorts if len(cohort.runs) > 1]

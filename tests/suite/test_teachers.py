@@ -7,7 +7,7 @@ import math
 import pytest
 
 from kdbench.errors import BadSuite
-from kdbench.suite.specs import DatasetSpec, Recipe, TeacherSpec, Weights
+from kdbench.suite.specs import DatasetSpec, Imported, Weights, stage_label, trained_stages
 
 
 SUITE = """
@@ -34,7 +34,7 @@ def spec(load):
 
 
 def stages(spec):
-    return [stage.label for stage in spec.teacher.stages]
+    return [stage_label(stage) for stage in trained_stages(spec.teacher)]
 
 
 @pytest.mark.parametrize(
@@ -68,14 +68,14 @@ def test_the_stages_of_each_kind_of_teacher(spec, name, strategy, expected):
     made = spec(name, strategy, protocol=EGA, mine="{network: resnet20, pretraining: simclr}")
     assert stages(made) == expected
     assert (made.head is not None) == (strategy == "simultaneous")
-    assert made.teacher.stages[0].parent is None
+    assert trained_stages(made.teacher)[0].parent is None
 
 
 def test_published_weights_of_the_data_sets_own_classes_are_used_as_they_are(spec):
     made = spec("resnet34", dataset="imagenet", protocol="{base: crd, batch: 256}")
     assert stages(made) == ["resnet34 (torchvision weights) on imagenet"]
     assert made.teacher.weights == Weights(source="torchvision", classifier=True)
-    assert made.view is None
+    assert made.teacher_view is None
 
 
 def test_an_encoder_is_the_same_teacher_on_every_data_set(spec):
@@ -90,18 +90,18 @@ def test_an_encoder_is_the_same_teacher_on_every_data_set(spec):
 def test_a_clip_teacher_sees_its_own_views_in_its_own_size_and_colours(spec):
     for strategy in ("sequential", "simultaneous"):
         made = spec("clip-vit-b32", strategy, protocol=EGA)
-        assert (made.view.size, made.view.crop_padding, made.view.flip) == (224, 4, True)
-        assert made.view.mean == (0.48145466, 0.4578275, 0.40821073)
-        assert made.view.std == (0.26862954, 0.26130258, 0.27577711)
+        assert (made.teacher_view.size, made.teacher_view.crop_padding, made.teacher_view.flip) == (224, 4, True)
+        assert made.teacher_view.mean == (0.48145466, 0.4578275, 0.40821073)
+        assert made.teacher_view.std == (0.26862954, 0.26130258, 0.27577711)
         head = made.head or made.teacher.head
-        assert head.recipe.view == made.view
+        assert head.recipe.preprocessing == made.teacher_view
 
 
 def test_the_protocol_says_whether_a_teacher_of_the_students_kind_has_a_view_of_its_own(spec):
-    assert spec("wrn-40-2", "simultaneous", protocol=EGA).view is None
-    own = spec("wrn-40-2", "simultaneous", protocol="ega").view
+    assert spec("wrn-40-2", "simultaneous", protocol=EGA).teacher_view is None
+    own = spec("wrn-40-2", "simultaneous", protocol="ega").teacher_view
     assert (own.size, own.crop_padding, own.flip) == (None, 4, True)
-    assert spec("wrn-40-2", protocol="{base: crd, teacher_view: own}").view is not None
+    assert spec("wrn-40-2", protocol="{base: crd, teacher_view: own}").teacher_view is not None
 
 
 def test_new_layers_beside_the_student_keep_their_rate(spec):
@@ -120,7 +120,7 @@ def test_a_file_is_known_by_its_content(load, tmp_path, file):
     )  # fmt: skip
     suite = load(text)
     teacher = suite.runs[0].spec.teacher
-    assert teacher == TeacherSpec(
+    assert teacher == Imported(
         network="resnet32x4", dataset=DatasetSpec(name="cifar100"), weights=Weights(source="file", sha256=sha256)
     )
     assert suite.weight_files == {sha256: tmp_path / "weights" / "net.pth"}
@@ -206,17 +206,12 @@ grid:
 
 
 @pytest.mark.parametrize(
-    "values",
-    [
-        {},
-        {"recipe": Recipe(epochs=1, batch=2, lr=0.1)},
-        {"weights": Weights(source="openai")},
-        {"dataset": DatasetSpec(name="digits")},
-    ],
+    ("dataset", "classifier"),
+    [(None, True), (DatasetSpec(name="digits"), False)],
 )
-def test_a_teacher_that_nothing_makes_is_refused(values):
-    with pytest.raises(ValueError, match="teacher"):
-        TeacherSpec(network="resnet20", **values)
+def test_imported_weights_name_a_data_set_exactly_where_they_have_a_classifier(dataset, classifier):
+    with pytest.raises(ValueError, match="name a dataset exactly where they have a classifier"):
+        Imported(network="resnet20", dataset=dataset, weights=Weights(source="openai", classifier=classifier))
 
 
 def test_weights_are_published_or_a_file():
@@ -255,7 +250,7 @@ teachers: {longer: {network: resnet34, weights: torchvision, fine_tune: true}}
 grid: [{teacher: [resnet34, longer], student: resnet18, method: kd}]
 """
     plain, longer = (run.spec.teacher for run in load(text).runs)
-    assert plain.recipe is None
+    assert isinstance(plain, Imported)
     assert plain.weights.classifier
     assert longer.recipe.epochs == 10
     assert longer.parent == plain
@@ -287,11 +282,11 @@ def test_a_files_classifier_serves_where_it_has_the_classes_of_the_data_set(spec
     ]
     for classes in (0, 10):
         tuned = spec("mine", mine=f"{{network: resnet20, weights: {file(classes)}, fine_tune: true}}").teacher
-        assert not tuned.weights.classifier
-        assert [stage.dataset is None for stage in tuned.stages] == [True, False]
+        assert not tuned.parent.weights.classifier
+        assert [stage.dataset is None for stage in trained_stages(tuned)] == [True, False]
         frozen = spec("mine", "sequential", protocol=EGA, mine=f"{{network: resnet20, weights: {file(classes)}}}")
         assert stages(frozen) == ["resnet20 (file weights)", "resnet20 (file weights) on cifar100 + new layers"]
-        assert not frozen.teacher.weights.classifier
+        assert not frozen.teacher.parent.weights.classifier
 
 
 def test_a_file_that_cannot_teach_is_refused_at_its_line(spec, file, tmp_path):
@@ -307,8 +302,8 @@ def test_a_file_that_cannot_teach_is_refused_at_its_line(spec, file, tmp_path):
 def test_a_file_sees_the_images_as_it_was_trained_to(spec, file):
     plain = spec("mine", mine=f"{{network: resnet20, weights: {file(100)}}}")
     told = spec("mine", mine=f"{{network: resnet20, weights: {file(100)}, key: fc, mean: [0, 0, 0], std: [1, 1, 1]}}")
-    assert plain.view is None
-    assert (told.view.mean, told.view.std) == ((0, 0, 0), (1, 1, 1))
+    assert plain.teacher_view is None
+    assert (told.teacher_view.mean, told.teacher_view.std) == ((0, 0, 0), (1, 1, 1))
     assert told.teacher.weights.key == "fc"
     assert plain.teacher.weights.canonical().keys() == {"source", "sha256"}
     assert not told.teacher_seen_elsewhere

@@ -74,8 +74,8 @@ def test_no_file_is_needed(loaded, tmp_path):
 
 def test_networks_of_one_size_keep_it_and_others_see_small_images(loaded):
     tiny = {suite.name: suite for _, suite in loaded}
-    assert {run.spec.view.size for run in tiny["ega_weights"].runs if run.spec.view} == {224}
-    assert {run.spec.view.size for run in tiny["ega_supervised"].runs if run.spec.view} <= {None, 48}
+    assert {run.spec.teacher_view.size for run in tiny["ega_weights"].runs if run.spec.teacher_view} == {224}
+    assert {run.spec.teacher_view.size for run in tiny["ega_supervised"].runs if run.spec.teacher_view} <= {None, 48}
     assert {run.spec.dataset.image_size for run in tiny["semckd_imagenet"].runs} == {48}
 
 

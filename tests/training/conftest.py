@@ -9,7 +9,7 @@ import torch
 
 from kdbench.data.stream import DataSource
 from kdbench.store.store import Store
-from kdbench.suite.specs import DatasetSpec, HeadSpec, Recipe, RunSpec, TeacherSpec, WeightedTerm
+from kdbench.suite.specs import DatasetSpec, HeadSpec, NewLayers, Recipe, RunSpec, Supervised, WeightedTerm
 from kdbench.training import jobs
 from kdbench.training.jobs import Workshop
 from kdbench.training.weights import WeightFiles
@@ -89,7 +89,7 @@ class Bench:
 
     def files(self, *specs):
         """What must be the same byte for byte, of runs or teachers."""
-        records = [self.store.teacher(s.id) if isinstance(s, TeacherSpec) else self.store.run(s.id) for s in specs]
+        records = [self.store.run(s.id) if isinstance(s, RunSpec) else self.store.teacher(s.id) for s in specs]
         return {(record.id, name): (record.folder / name).read_bytes() for record in records for name in KEPT}
 
     def again(self, **changes):
@@ -110,7 +110,7 @@ def recipe():
 
 @pytest.fixture
 def teacher():
-    return TeacherSpec(network="resnet8", dataset=TINY, recipe=RECIPE.model_copy(update={"epochs": 2}))
+    return Supervised(network="resnet8", dataset=TINY, recipe=RECIPE.model_copy(update={"epochs": 2}))
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def make_run(teacher):
         head = HeadSpec(width=16, recipe=RECIPE.model_copy(update={"lr": 0.05}))
         parts = {
             "pretrained": {"teacher": teacher},
-            "sequential": {"teacher": teacher.model_copy(update={"head": head})},
+            "sequential": {"teacher": NewLayers(parent=teacher, dataset=TINY, head=head)},
             "simultaneous": {"teacher": teacher, "head": head},
         }[strategy]
         if set(terms) <= {"ce"} or all(":" in name or name == "ce" for name in terms):

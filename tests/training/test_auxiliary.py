@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdbench.errors import LostTeacher
-from kdbench.suite.specs import TeacherSpec
+from kdbench.suite.specs import StudentOf
 from kdbench.training import jobs
 from kdbench.training.build import load_teacher
 
@@ -15,7 +15,7 @@ def make_pair(make_run):
 
     def make(strategy="pretrained", **fields):
         between = make_run({"ce": 1, "pkt": 30}, strategy, student="wrn-16-1", **fields)
-        teacher = TeacherSpec(network="wrn-16-1", dataset=between.dataset, student=between)
+        teacher = StudentOf(run=between)
         run = make_run({"ce": 1, "kd": 1, "hkd": 1}, student="wrn-10-1", recipe=fields.get("recipe"))
         return run.model_copy(update={"teacher": teacher, "recipe": between.recipe}), between
 
@@ -70,7 +70,7 @@ def test_a_damaged_one_is_set_aside(bench, make_pair):
 
 def test_a_damaged_one_is_found_before_the_work_begins(bench, make_run):
     run = make_run({"ce": 1}, recipe={"epochs": 1})
-    student = TeacherSpec(network=run.student, dataset=run.dataset, student=run)
+    student = StudentOf(run=run)
     shop = bench()
     shop.train(run)
     assert shop.store.quarantine_damaged_teachers([student]) == {}

@@ -136,12 +136,12 @@ def test_sskd_ranks_by_the_teacher(bench, make_run, monkeypatch):
     """In a real step: what is selected follows from the teacher's scores, whatever the student's are."""
     from kdbench.methods import sskd
     from kdbench.methods.sskd import ranks
-    from kdbench.suite.specs import PartSpec
+    from kdbench.suite.specs import Adapter
 
     run = make_run({"ce": 1, "kd": 1}, recipe={"epochs": 1})
-    part = run.teacher.model_copy(update={"part": PartSpec(term="sskd", recipe=run.recipe, hyperparameters={})})
+    part = Adapter(parent=run.teacher, dataset=run.dataset, term="sskd", recipe=run.recipe)
     uses = make_run({"ce": 0.1, "kd": 0.9, "sskd": 1}).terms
-    run = run.model_validate(run.model_copy(update={"terms": uses, "parts": (part,)}).model_dump())
+    run = run.model_validate(run.model_copy(update={"terms": uses, "adapters": (part,)}).model_dump())
     ranked, compared, transfer = [], [], sskd.transfer_loss
 
     def rank(scores, answers):

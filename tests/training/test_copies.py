@@ -106,8 +106,8 @@ def test_batch_norm_mixes_all_views(ready):
     ],
 )
 def test_together_and_alone(bench, make_run, seeing, strategy, view, kinds):
-    lookers = [seeing(strategy, kind, recipe={"epochs": 2}, view=view) for kind in kinds]
-    runs = [make_run({"ce": 1, "kd": 1}, strategy, {"epochs": 2}, view=view), *lookers, make_run({"ce": 1})]
+    lookers = [seeing(strategy, kind, recipe={"epochs": 2}, teacher_view=view) for kind in kinds]
+    runs = [make_run({"ce": 1, "kd": 1}, strategy, {"epochs": 2}, teacher_view=view), *lookers, make_run({"ce": 1})]
     together, alone = bench("together"), bench("alone")
     together.train(*runs)
     for run in reversed(runs):

@@ -79,8 +79,8 @@ def guides(monkeypatch):
 
 def prepare(shop, spec):
     """Train what comes before a run: its teacher, and where that is a student, this one."""
-    if spec.teacher and spec.teacher.student:
-        shop.train(spec.teacher.student)
+    if spec.teacher and spec.teacher.source_run:
+        shop.train(spec.teacher.source_run)
     shop.teachers(spec)
 
 

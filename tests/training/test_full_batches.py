@@ -39,7 +39,7 @@ def learner(tmp_path, recipe):
         shapes = measure_shapes(network, 32)
         context = TermContext(shapes, shapes, 10, 40, 16)
         terms = {"ce": build_term("ce", context)} | ({"picky": Picky(context)} if picky else {})
-        return Learner(Store(tmp_path).run("x"), network, terms, dict.fromkeys(terms, 1.0), recipe)
+        return Learner(Store(tmp_path).run("x"), network, terms, dict.fromkeys(terms, 1.0), recipe, seed="")
 
     return make
 

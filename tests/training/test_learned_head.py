@@ -8,7 +8,7 @@ from kdbench.errors import BadRecord
 from kdbench.evaluation import measure
 from kdbench.files import file_hash
 from kdbench.store.record import Accuracy, Record, Result
-from kdbench.suite.specs import Preprocessing, Scenario, TeacherSpec
+from kdbench.suite.specs import Preprocessing, Scenario, StudentOf
 from kdbench.training import guide, jobs
 from kdbench.training.build import load_teacher, with_head
 from kdbench.training.checkpoint import write_tensors
@@ -84,7 +84,10 @@ def test_a_teacher_with_a_view_of_its_own_is_tested_in_it(bench, make_run, monke
         "measure",
         lambda networks, test: sizes.extend(len(images[0, 0]) for images, _ in test) or measure(networks, test),
     )
-    run, shop = make_run({"ce": 1, "kd": 1}, "simultaneous", {"epochs": 1}, view=Preprocessing(size=40)), bench()
+    run, shop = (
+        make_run({"ce": 1, "kd": 1}, "simultaneous", {"epochs": 1}, teacher_view=Preprocessing(size=40)),
+        bench(),
+    )
     shop.train(run)
     assert sizes == [40]
 
@@ -151,7 +154,7 @@ def test_sequential_is_pretrained_with_the_trained_layers(bench, make_run, teach
         Result(id=record.id, kind="run", last=accuracy, best=accuracy, weights_sha256=file_hash(record.weights_file)),
         {},
     )
-    finished = TeacherSpec(network="resnet8", dataset=teacher.dataset, student=made_by)
+    finished = StudentOf(run=made_by)
     whole = staged.model_copy(update={"teacher": finished})
     jobs.train_cohort([whole], shop.shop)
     left, right = (load_file(shop.store.run(run.id).weights_file) for run in (staged, whole))

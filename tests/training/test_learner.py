@@ -24,7 +24,7 @@ def learner(tmp_path, recipe):
         shapes = measure_shapes(network, 32)
         terms = {"ce": build_term("ce", TermContext(shapes, shapes, 10, 40, 16))}
         settings = recipe.model_copy(update=changes)
-        return Learner(Store(tmp_path).run("x"), network, terms, {"ce": weight}, settings, keep_best=keep_best)
+        return Learner(Store(tmp_path).run("x"), network, terms, {"ce": weight}, settings, seed="", keep_best=keep_best)
 
     return make
 

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from kdbench.evaluation import LayerSimilarity, measure
 from kdbench.models.outputs import LayerPair
-from kdbench.suite.specs import Preprocessing, TeacherSpec
+from kdbench.suite.specs import Preprocessing, StudentOf
 from kdbench.training import jobs, learner
 from kdbench.training.build import load_teacher, new_network, student_learner
 from kdbench.training.guide import Guide
@@ -147,7 +147,7 @@ def test_the_teacher_runs_once_per_test_batch_and_only_if_asked(bench, make_run,
 
 
 def test_a_teacher_with_a_view_of_its_own_sees_the_test_images_so(bench, make_run, counted):
-    run, shop = make_run({"ce": 1, "sp": 300}, recipe={"epochs": 1}, view=Preprocessing(size=40)), bench()
+    run, shop = make_run({"ce": 1, "sp": 300}, recipe={"epochs": 1}, teacher_view=Preprocessing(size=40)), bench()
     shop.train(run)
     assert counted[-1] == (30, 3, 40, 40)
     assert rows(shop, run)[0].keys() >= NEW
@@ -225,7 +225,7 @@ def test_attention_is_the_mean_over_each_epochs_training_images(bench, make_run,
 
 def test_hkd_is_compared_with_its_auxiliary(bench, make_run):
     helper = make_run({"ce": 1, "kd": 1}, student="resnet14", recipe={"epochs": 1})
-    auxiliary = TeacherSpec(network="resnet14", dataset=helper.dataset, student=helper)
+    auxiliary = StudentOf(run=helper)
     run, shop = make_run({"ce": 1, "hkd": 1}, recipe={"epochs": 1}, teacher=auxiliary), bench()
     shop.train(helper)
     jobs.train_cohort([run], shop.shop)

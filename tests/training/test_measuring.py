@@ -142,7 +142,7 @@ def test_similarity_is_that_of_the_outputs_on_the_whole_test_set(done):
     take_measurement(spec, shop.shop)
     result = shop.store.measured(spec)
     student, teacher = (load_teacher(each, shop.store, CPU).eval() for each in spec.dependencies)
-    test = list(shop.data.test(spec.dataset, spec.view))
+    test = list(shop.data.test(spec.dataset, spec.student_view))
     images = torch.cat([each for each, _ in test])
     with torch.no_grad():
         ours, theirs = student(images), teacher(images)

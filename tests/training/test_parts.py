@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from kdbench.errors import BadInput, LostTeacher
 from kdbench.methods import TermContext, build_part, build_term
 from kdbench.models import Shapes
-from kdbench.suite.specs import PartSpec
+from kdbench.suite.specs import Adapter, stage_label
 from kdbench.training import jobs
 from kdbench.training.build import load_teacher, student_learner
 from kdbench.training.parts import load_part
@@ -24,10 +24,10 @@ def make_parted(make_run, teacher, recipe):
     def make(inner=None, name=CODED, strategy="sequential", epochs=3, **fields):
         run = make_run({"ce": 1, "kd": 1}, strategy, **fields)
         options = {} if inner is None else {"inner": inner}
-        part = PartSpec(term=name, hyperparameters=options, recipe=recipe.model_copy(update={"epochs": epochs}))
+        own = recipe.model_copy(update={"epochs": epochs})
+        adapter = Adapter(parent=run.teacher, dataset=run.dataset, term=name, hyperparameters=options, recipe=own)
         uses = make_run({"ce": 1, name: {"weight": 1, **options}}).terms
-        spec = run.teacher.model_copy(update={"part": part})
-        return run.model_validate(run.model_copy(update={"terms": uses, "parts": (spec,)}).model_dump())
+        return run.model_validate(run.model_copy(update={"terms": uses, "adapters": (adapter,)}).model_dump())
 
     return make
 
@@ -35,14 +35,14 @@ def make_parted(make_run, teacher, recipe):
 @pytest.mark.parametrize("strategy", ["pretrained", "sequential"])
 def test_a_part_is_trained_once_and_kept_beside_its_teacher(bench, make_parted, strategy):
     runs = [make_parted(strategy=strategy, trial=trial) for trial in range(2)]
-    shop, spec = bench(), runs[0].parts[0]
+    shop, spec = bench(), runs[0].adapters[0]
     shop.train(*runs[:1])
     shop.train(*runs[1:])
     assert all(shop.store.run(run.id).done() for run in runs)
     assert sum(e["event"] == "epoch" and e["id"] == spec.id for e in shop.events) == 3
     record = shop.store.teacher(spec.id)
-    assert spec.label.endswith(" + the part of part_terms:Coded")
-    assert make_parted(2).parts[0].label.endswith(" + the part of part_terms:Coded (inner=2)")
+    assert stage_label(spec).endswith(" + the adapter of part_terms:Coded")
+    assert stage_label(make_parted(2).adapters[0]).endswith(" + the adapter of part_terms:Coded (inner=2)")
     assert record.result().last is None
     assert record.result().train_images == 40
     assert record.metrics()[-1]["loss"] < record.metrics()[0]["loss"]
@@ -56,7 +56,7 @@ def test_the_teacher_is_what_it_was_and_in_eval_while_its_part_learns(bench, mak
     import part_terms
 
     run, shop, seen = make_parted(), bench(), []
-    shop.teachers(make_parted().model_copy(update={"parts": ()}))
+    shop.teachers(make_parted().model_copy(update={"adapters": ()}))
     before = load_teacher(run.teacher, shop.store, CPU).eval()
     loss = part_terms.Coder.loss
 
@@ -66,7 +66,7 @@ def test_the_teacher_is_what_it_was_and_in_eval_while_its_part_learns(bench, mak
         return loss(self, teacher, batch)
 
     monkeypatch.setattr(part_terms.Coder, "loss", spy)
-    jobs.train_teacher(run.parts[0], shop.shop)
+    jobs.train_teacher(run.adapters[0], shop.shop)
     assert seen == [True] * 9
 
 
@@ -74,7 +74,7 @@ def test_it_is_handed_to_the_term_frozen_and_is_not_saved_with_the_run(bench, ma
     run, shop = make_parted(), bench()
     shop.teachers(run)
     guide = load_teacher(run.teacher, shop.store, CPU)
-    part = load_part(run.parts[0], shop.store, guide, CPU)
+    part = load_part(run.adapters[0], shop.store, guide, CPU)
     before = {key: value.clone() for key, value in part.state_dict().items()}
     labels = torch.zeros(40, dtype=torch.long)
     learner = student_learner(run, shop.store, guide, labels, CPU, [part])
@@ -105,7 +105,7 @@ def test_a_damaged_part_is_made_again_alone(bench, make_parted, damage):
     run, shop = make_parted(), bench()
     shop.teachers(run)
     before = shop.files(*run.stages)
-    record = shop.store.teacher(run.parts[0].id)
+    record = shop.store.teacher(run.adapters[0].id)
     if damage == "flip":
         content = bytearray(record.weights_file.read_bytes())
         content[-10] ^= 1
@@ -120,7 +120,7 @@ def test_a_damaged_part_is_made_again_alone(bench, make_parted, damage):
     assert shop.store.run(run.id).failure() is None
     later = shop.again()
     later.train(run)
-    assert {e["id"] for e in later.events if e["event"] == "epoch"} == {run.id, run.parts[0].id}
+    assert {e["id"] for e in later.events if e["event"] == "epoch"} == {run.id, run.adapters[0].id}
     assert shop.files(*run.stages) == before
 
 
@@ -128,8 +128,8 @@ def test_a_part_resumes_where_it_was(bench, make_parted):
     run = make_parted()
     whole, cut = bench("whole"), bench("cut")
     whole.train(run)
-    cut.teachers(run.model_copy(update={"parts": ()}))
-    assert jobs.train_teacher(run.parts[0], cut.again(stop_after=1).shop).stopped
+    cut.teachers(run.model_copy(update={"adapters": ()}))
+    assert jobs.train_teacher(run.adapters[0], cut.again(stop_after=1).shop).stopped
     later = cut.again()
     later.train(run)
     assert "goes on after epoch 1" in later.texts("resumed")
@@ -139,7 +139,7 @@ def test_a_part_resumes_where_it_was(bench, make_parted):
 def test_a_part_that_diverges_is_a_failure(bench, make_parted):
     run, shop = make_parted(name="part_terms:Exploding"), bench()
     shop.teachers(run)
-    assert shop.store.teacher(run.parts[0].id).failure().kind == "diverged"
+    assert shop.store.teacher(run.adapters[0].id).failure().kind == "diverged"
 
 
 def test_alone_and_in_company_it_is_the_same(bench, make_parted, make_run):
@@ -152,8 +152,8 @@ def test_alone_and_in_company_it_is_the_same(bench, make_parted, make_run):
 
 
 def test_only_what_the_part_depends_on_tells_parts_apart(make_parted):
-    assert make_parted().parts[0].id != make_parted(2).parts[0].id
-    assert make_parted().parts[0].parent == make_parted().teacher
+    assert make_parted().adapters[0].id != make_parted(2).adapters[0].id
+    assert make_parted().adapters[0].parent == make_parted().teacher
 
 
 def test_a_part_of_another_teacher_is_refused(make_parted, teacher):

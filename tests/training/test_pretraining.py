@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from kdbench.evaluation import NEIGHBOURS, TEMPERATURE, measure_neighbours
 from kdbench.methods.term import TermContext
 from kdbench.models import Outputs, Shapes
-from kdbench.suite.specs import HeadSpec, Pretraining, TeacherSpec
+from kdbench.suite.specs import FineTuned, HeadSpec, NewLayers, Pretraining, SelfSupervised
 from kdbench.training import jobs
 from kdbench.training.build import NTXent, load_teacher, nt_xent
 
@@ -74,7 +74,7 @@ def test_neighbours_vote_with_weights():
 @pytest.fixture
 def simclr(teacher, recipe):
     """A SimCLR encoder of a handful of digits."""
-    return TeacherSpec(
+    return SelfSupervised(
         network="resnet8",
         dataset=teacher.dataset,
         pretraining=Pretraining(recipe=recipe.model_copy(update={"epochs": 2})),
@@ -85,8 +85,8 @@ def strategies(simclr, teacher, recipe):
     """A run's teacher, new layers, and the width of its node embedding, by strategy."""
     head = HeadSpec(width=16, recipe=recipe)
     return {
-        "pretrained": (simclr.model_copy(update={"recipe": teacher.recipe}), None),
-        "sequential": (simclr.model_copy(update={"head": head}), None),
+        "pretrained": (FineTuned(parent=simclr, dataset=simclr.dataset, recipe=teacher.recipe), None),
+        "sequential": (NewLayers(parent=simclr, dataset=simclr.dataset, head=head), None),
         "simultaneous": (simclr, head),
     }
 
@@ -184,7 +184,7 @@ def test_new_layers_belong_to_the_weights_that_they_were_made_on(bench, make_run
     assert not above.done()
     assert not shop.store.run(run.id).done()
     shop.train(run)
-    assert above.result().before_sha256 == result.weights_sha256
+    assert above.result().parent_sha256 == result.weights_sha256
 
 
 @pytest.mark.parametrize("file", ["spec.json", "result.json"])

@@ -5,7 +5,7 @@ import torch
 from kdbench.data.image_sets import load_images
 from kdbench.data.stream import DataSource
 from kdbench.store.store import Store
-from kdbench.suite.specs import DatasetSpec, TeacherSpec, Weights
+from kdbench.suite.specs import DatasetSpec, Imported, Weights
 from kdbench.training.build import load_teacher
 from kdbench.training.weights import WeightFiles, store_weights
 
@@ -14,7 +14,7 @@ DATA = DatasetSpec(name="imagenet", classes=10, train_per_class=2, test_per_clas
 
 
 def test_random_weights_are_a_function_of_the_teacher(tmp_path):
-    spec = TeacherSpec(network="resnet20", dataset=DATA, weights=Weights(source="random"))
+    spec = Imported(network="resnet20", dataset=DATA, weights=Weights(source="random"))
     cpu, states = torch.device("cpu"), []
     for name in "ab":
         torch.rand(1)  # what was drawn before does not matter

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from kdbench.data.augment import COPIES
 from kdbench.data.image_sets import ImageSet
 from kdbench.evaluation import measure
-from kdbench.suite.specs import DatasetSpec, PartSpec, Scenario
+from kdbench.suite.specs import Adapter, DatasetSpec, Scenario
 from kdbench.training import jobs
 from kdbench.training.build import new_network
 from kdbench.training.learner import Learner
@@ -37,10 +37,10 @@ def sskd(make_run, recipe):
 
     def make(**fields):
         run = make_run({"ce": 1, "kd": 1}, recipe={"epochs": 1}, **fields)
-        part = PartSpec(term="sskd", recipe=recipe.model_copy(update={"epochs": 1}))
-        spec = run.teacher.model_copy(update={"part": part})
+        how = recipe.model_copy(update={"epochs": 1})
+        spec = Adapter(parent=run.teacher, dataset=run.dataset, term="sskd", recipe=how)
         uses = make_run({"ce": 1, "kd": 1, "sskd": 0.1}).terms
-        return run.model_validate(run.model_copy(update={"terms": uses, "parts": (spec,)}).model_dump())
+        return run.model_validate(run.model_copy(update={"terms": uses, "adapters": (spec,)}).model_dump())
 
     return make
 

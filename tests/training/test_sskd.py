@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from kdbench.plan.cost import student_cost
 from kdbench.plan.plan import Cohort, make_plan
-from kdbench.suite.specs import PartSpec, Scenario, TeacherSpec
+from kdbench.suite.specs import Adapter, Scenario, StudentOf
 from kdbench.training import jobs
 from kdbench.training.build import load_teacher, student_learner
 from kdbench.training.parts import load_part
@@ -23,9 +23,9 @@ def make(make_run, recipe):
         uses = make_run({"ce": 1, "kd": 1, name: {"weight": 0.1, **(options or {})}}).terms
         run = make_run({"ce": 1, "kd": 1}, recipe={"epochs": epochs}, **fields)
         own = {key: value for key, value in (options or {}).items() if key in ("pretext", "transforms", "share")}
-        part = PartSpec(term=name, hyperparameters=own, recipe=recipe.model_copy(update={"epochs": epochs, "lr": 0.05}))
-        spec = run.teacher.model_copy(update={"part": part})
-        return run.model_validate(run.model_copy(update={"terms": uses, "parts": (spec,)}).model_dump())
+        how = recipe.model_copy(update={"epochs": epochs, "lr": 0.05})
+        adapter = Adapter(parent=run.teacher, dataset=run.dataset, term=name, hyperparameters=own, recipe=how)
+        return run.model_validate(run.model_copy(update={"terms": uses, "adapters": (adapter,)}).model_dump())
 
     return build
 
@@ -36,7 +36,7 @@ def test_together_and_alone(bench, make):
     together.train(*runs)
     for run in reversed(runs):
         alone.train(run)
-    parts = [run.parts[0] for run in runs]
+    parts = [run.adapters[0] for run in runs]
     assert together.files(*runs, *parts) == alone.files(*runs, *parts)
     assert all(together.store.run(run.id).done() for run in runs)
 
@@ -49,7 +49,7 @@ def test_every_task_trains_from_end_to_end(bench, make, options):
     run, shop = make("sskd", options), bench()
     shop.train(run)
     assert shop.store.run(run.id).done()
-    record = shop.store.teacher(run.parts[0].id)
+    record = shop.store.teacher(run.adapters[0].id)
     assert all(row["terms"].keys() == {"sskd"} for row in record.metrics())
     outputs = load_file(record.weights_file)["part.head.2.bias"].shape[0]
     assert outputs == {"exemplar": 40, "rotation": 4}.get(options.get("pretext"), 64)
@@ -59,7 +59,7 @@ def test_the_teachers_head_never_trains_beside_the_student(bench, make):
     run, shop = make("sskd"), bench()
     shop.teachers(run)
     guide = jobs.make_guide(Cohort((run,)), shop.shop)
-    part = load_part(run.parts[0], shop.store, guide.network, CPU)
+    part = load_part(run.adapters[0], shop.store, guide.network, CPU)
     before = {key: value.clone() for key, value in part.state_dict().items()}
     stream = shop.data.stream(run.dataset, run.scenario, run.recipe, 0)
     learner = student_learner(run, shop.store, guide.network, stream.labels, CPU, [part])
@@ -88,7 +88,7 @@ def test_the_head_learns_on_copies_in_the_frozen_teachers_eval_mode(bench, make,
         return loss(self, outputs, batch)
 
     monkeypatch.setattr(SelfSupervised, "loss", spy)
-    jobs.train_teacher(run.parts[0], shop.shop)
+    jobs.train_teacher(run.adapters[0], shop.shop)
     assert seen == [True] * 6
 
 
@@ -114,10 +114,10 @@ def test_an_initial_stage_looks_at_no_copies(bench, make, make_run):
 
 def test_a_runs_student_has_parts_like_any_teacher(bench, make, make_run):
     between = make_run({"ce": 1, "kd": 1}, recipe={"epochs": 1})
-    spec = TeacherSpec(network="resnet8", dataset=between.dataset, student=between)
+    spec = StudentOf(run=between)
     usual = make("ft", epochs=1)
-    part = spec.model_copy(update={"part": usual.parts[0].part})
-    run = usual.model_validate(usual.model_copy(update={"teacher": spec, "parts": (part,)}).model_dump())
+    part = usual.adapters[0].model_copy(update={"parent": spec})
+    run = usual.model_validate(usual.model_copy(update={"teacher": spec, "adapters": (part,)}).model_dump())
     shop = bench()
     plan = make_plan([run], shop.store)
     assert [stage.id for stage in plan.teachers] == [between.teacher.id, part.id]

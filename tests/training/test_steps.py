@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from kdbench.suite.specs import Preprocessing, Pretraining, TeacherSpec
+from kdbench.suite.specs import Preprocessing, Pretraining, SelfSupervised
 from kdbench.training import checkpoint, jobs, loop
 
 
@@ -123,7 +123,7 @@ def test_time_is_shared_by_those_it_was_spent_on(bench, make_run, monkeypatch):
 
 def test_a_teacher_and_its_pretraining_and_new_layers(bench, recipe, make_run):
     head = make_run({"ce": 1, "kd": 1}, "sequential").teacher
-    simclr = TeacherSpec(network="resnet8", dataset=head.dataset, pretraining=Pretraining(recipe=recipe))
+    simclr = SelfSupervised(network="resnet8", dataset=head.dataset, pretraining=Pretraining(recipe=recipe))
     for spec in (simclr, head.parent, head):
         whole, pieces = bench("whole"), bench("pieces")
         for before in (whole, pieces):

@@ -10,7 +10,16 @@ from kdbench.errors import BadInput
 from kdbench.evaluation import measure
 from kdbench.files import file_hash
 from kdbench.models import build
-from kdbench.suite.specs import DatasetSpec, HeadSpec, Preprocessing, TeacherSpec, Weights
+from kdbench.suite.specs import (
+    DatasetSpec,
+    FineTuned,
+    HeadSpec,
+    Imported,
+    NewLayers,
+    Preprocessing,
+    Weights,
+    trained_stages,
+)
 from kdbench.training import jobs
 from kdbench.training.build import adopt, load_teacher
 
@@ -30,9 +39,7 @@ def checkpoint(bench, teacher, tmp_path):
 
 
 def imported(teacher, path, **changes):
-    spec = TeacherSpec(
-        network="resnet8", dataset=teacher.dataset, weights=Weights(source="file", sha256=file_hash(path))
-    )
+    spec = Imported(network="resnet8", dataset=teacher.dataset, weights=Weights(source="file", sha256=file_hash(path)))
     return spec.model_copy(update=changes)
 
 
@@ -110,22 +117,22 @@ def test_published_weights_lose_their_classifier_and_are_fine_tuned(bench, teach
     _, weights = published
     start = Weights(source="torchvision", classifier=False)
     recipe = teacher.recipe.model_copy(update={"epochs": 1, "size": 64})
-    spec = TeacherSpec(network="shufflenetv2x0.5", dataset=teacher.dataset, recipe=recipe, weights=start)
-    run = make_run({"ce": 1, "kd": 1}, teacher=spec, view=Preprocessing(size=64))
+    spec = FineTuned(parent=Imported(network="shufflenetv2x0.5", weights=start), dataset=teacher.dataset, recipe=recipe)
+    run = make_run({"ce": 1, "kd": 1}, teacher=spec, teacher_view=Preprocessing(size=64))
     shop = bench()
     shop.train(run)
     assert shop.store.run(run.id).done()
-    encoder, tuned = (load_teacher(stage, shop.store, CPU).state_dict() for stage in spec.stages)
+    encoder, tuned = (load_teacher(stage, shop.store, CPU).state_dict() for stage in trained_stages(spec))
     assert all(torch.equal(encoder[key], weights[key]) for key in encoder)
     assert {key for key in weights if key not in encoder} == {"fc.weight", "fc.bias"}
     assert tuned["fc.weight"].shape == (10, 1024)
-    result = shop.store.teacher(spec.stages[0].id).result()
+    result = shop.store.teacher(spec.parent.id).result()
     assert result.last is None
 
 
 def test_published_weights_that_are_missing_or_wrong(bench, teacher, published):
     path, _ = published
-    spec = TeacherSpec(network="shufflenetv2x0.5", weights=Weights(source="torchvision", classifier=False))
+    spec = Imported(network="shufflenetv2x0.5", weights=Weights(source="torchvision", classifier=False))
     path.write_bytes(path.read_bytes() + b"x")
     assert "is not the published file" in refused(bench(), spec)
     path.unlink()
@@ -151,17 +158,17 @@ def test_a_clip_encoder_teaches_at_its_own_size(bench, make_run, recipe, clip_fi
     weights = Weights(source="file", sha256=file_hash(clip_file), classifier=False)
     view = Preprocessing(size=224, crop_padding=2, mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
     head = HeadSpec(width=16, recipe=recipe.model_copy(update={"epochs": 1, **view.model_dump()}))
-    spec = TeacherSpec(network="clip-vit-b32", weights=weights)
+    spec = Imported(network="clip-vit-b32", weights=weights)
     if strategy == "sequential":
-        spec = spec.model_copy(update={"head": head, "dataset": few})
+        spec = NewLayers(parent=spec, dataset=few, head=head)
     run = make_run(
-        {"ce": 1, "kd": 1}, teacher=spec, head=head if strategy == "simultaneous" else None, view=view, dataset=few,
+        {"ce": 1, "kd": 1}, teacher=spec, head=head if strategy == "simultaneous" else None, teacher_view=view, dataset=few,
         recipe={"node_embedding": 16, "epochs": 1},
     )  # fmt: skip
     shop = bench(files_given={weights.sha256: clip_file})
     shop.train(run)
     assert shop.store.run(run.id).done(), shop.events
-    encoder = TeacherSpec(network="clip-vit-b32", weights=weights)
+    encoder = Imported(network="clip-vit-b32", weights=weights)
     result = shop.store.teacher(encoder.id).result()
     assert result.last is None
     stored = load_teacher(encoder, shop.store, CPU)

@@ -1,4 +1,4 @@
-"""What every spec is, and what they are made of: numbers, views, recipes.
+"""What specs are made of: numbers, preprocessing, recipes, data sets, terms, weights.
 
 An id is a hash of the canonical JSON of a spec without the fields that hold their default. So neither the order of keys,
 nor the suite, nor a path or device, nor a field that kdbench learns later on, changes the id of a run.
@@ -17,13 +17,16 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     StrictBool,
     StrictFloat,
     StrictInt,
     StrictStr,
+    model_serializer,
     model_validator,
 )
 
+from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.text import LONGEST
 
 
@@ -78,6 +81,16 @@ class Spec(BaseModel):
         return copied
 
 
+class Variant(Spec):
+    """A member of a union of specs, which its ``kind`` tells from the others: it is always written out."""
+
+    kind: Any
+
+    @model_serializer(mode="wrap")
+    def _with_kind(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {"kind": self.kind, **serialise(self)}
+
+
 def digest(value: Any) -> str:
     """A hash of a JSON-ready value that does not depend on the order of keys."""
     return hashed(canonical_text(value))
@@ -123,8 +136,8 @@ class Preprocessing(Spec):
     crop_ratio: Annotated[tuple[_Ratio, _Ratio], AfterValidator(_ordered)] | None = None
 
     @property
-    def view(self) -> Preprocessing:
-        """The view alone, without what a subclass adds."""
+    def preprocessing(self) -> Preprocessing:
+        """The preprocessing alone, without the fields of a subclass."""
         return Preprocessing(**{name: getattr(self, name) for name in Preprocessing.model_fields})
 
 
@@ -177,3 +190,123 @@ class Pretraining(SimCLR):
     """SimCLR and how the network is trained with it."""
 
     recipe: Recipe
+
+
+class DatasetSpec(Spec):
+    """A data set, or a class-balanced part of it: the first ``classes`` classes, a fixed draw of images of each.
+
+    Its images are resized to ``size`` × ``size`` pixels before anything else; None leaves them as they are.
+
+    With ``val_split`` that share of each class of the training set is held out and stands in for the test set, which is left
+    alone: ``train_per_class`` are drawn from the rest, ``test_per_class`` from what is held out.
+
+    A ``stand_in`` has the embedded digits in the place of its images, in the size of these, and so no more than ten classes.
+    """
+
+    name: Name
+    classes: Annotated[StrictInt, Field(ge=2)] | None = None
+    train_per_class: PositiveInt | None = None
+    test_per_class: PositiveInt | None = None
+    val_split: Annotated[StrictFloat, Field(gt=0.0, lt=1.0)] | None = None
+    size: ImageSize | None = None
+    stand_in: StrictBool = False
+
+    @model_validator(mode="after")
+    def _enough_digits(self) -> DatasetSpec:
+        if self.stand_in and self.class_count > dataset("digits").classes:
+            raise ValueError("the digits that stand in have ten classes")
+        return self
+
+    @property
+    def whole(self) -> DatasetSpec:
+        """The same classes with all their images, measured on the same half. A stand-in has none beside its own."""
+        if self.stand_in:
+            return self
+        return self.model_copy(update={"train_per_class": None, "test_per_class": None})
+
+    @property
+    def image_size(self) -> int:
+        """The images' side in pixels."""
+        return self.size or dataset(self.name).size
+
+    @property
+    def class_count(self) -> int:
+        """How many classes it has."""
+        return self.classes or dataset(self.name).classes
+
+    def split(self, train: int, test: int) -> tuple[int, int]:
+        """How many images of a class there are to train and to measure on, of so many in its official halves."""
+        if self.val_split is None:
+            return train, test
+        held_out = round(self.val_split * train)
+        return train - held_out, held_out
+
+
+class Scenario(Spec):
+    """What is done to the student's training set.
+
+    ``fraction`` of each class is kept. A share ``label_noise`` of each class then gets labels drawn uniformly, by ``noise``
+    from the `other` classes or from `all`, the true one included. Under `classes` that share of the classes is instead given
+    the label of another class as a whole, and all other labels stay true.
+    """
+
+    fraction: Annotated[StrictFloat, Field(gt=0.0, le=1.0)] = 1.0
+    label_noise: Share = 0.0
+    noise: Literal["other", "all", "classes"] = "other"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Scenario:
+        if self.noise != "other" and not self.label_noise:
+            raise ValueError(f"noise '{self.noise}' needs a label_noise above 0")
+        return self
+
+
+Sha256 = Annotated[StrictStr, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class WeightedTerm(Spec):
+    """One term of a method: its name, weight, and the hyper-parameters that differ from the term's defaults.
+
+    ``source_sha256`` is the hash of its code; None where that comes with kdbench and ``version`` stands for it.
+    """
+
+    name: Name
+    weight: Number = 1.0
+    hyperparameters: dict[str, Any] = {}
+    version: StrictInt = 1
+    source_sha256: Sha256 | None = None
+
+
+class HeadSpec(Spec):
+    """The new layers on a frozen foundation backbone: Linear to ``width``, Linear to the classes; and their training."""
+
+    width: Width
+    recipe: Recipe
+
+
+class Weights(Spec):
+    """Weights that were trained elsewhere.
+
+    ``source`` is who publishes them, `file` for one that the user names, known by the ``sha256`` of its content, or
+    `random` for fresh ones that take their place in a tiny run.
+    ``classifier`` says whether their own classifier is used, too. ``key`` is their place in a file that holds several
+    networks; ``mean`` and ``std`` are the normalisation that they were trained on, None where it is the data set's own.
+    """
+
+    source: Literal["openai", "torchvision", "file", "random"]
+    sha256: Sha256 | None = None
+    classifier: StrictBool = True
+    key: Name | None = None
+    mean: Channels | None = None
+    std: PositiveChannels | None = None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The preprocessing of the images on which their accuracy is measured."""
+        return Preprocessing(mean=self.mean, std=self.std)
+
+    @model_validator(mode="after")
+    def _known(self) -> Weights:
+        if (self.source == "file") != (self.sha256 is not None):
+            raise ValueError("a file's weights are known by their sha256, published ones by their source")
+        return self
