@@ -40,10 +40,10 @@ from kdbench.store.store import Store
 from kdbench.suite.methods import auxiliary_method, reads_teacher
 from kdbench.suite.protocol import Recipe, bundled_protocol
 from kdbench.suite.specs import Adapter, DatasetSpec, RunSpec, Supervised, WeightedTerm
-from kdbench.training.build import new_network, on_device, student_learner
+from kdbench.training.build import new_network, on_device, student_trainer
 from kdbench.training.environment import cpu_name, prepare
-from kdbench.training.guide import Guide
-from kdbench.training.learner import Learner
+from kdbench.training.teacher import FrozenTeacher
+from kdbench.training.trainer import Trainer
 
 
 STUDENT, TEACHER = "resnet8x4", "resnet32x4"
@@ -59,21 +59,21 @@ OUTPUT = Path(__file__).parents[1] / "kdbench" / "catalogue" / "costs.yaml"
 class Case:
     """A method on its way through a training step."""
 
-    learner: Learner
-    guide: Guide | None
+    trainer: Trainer
+    guide: FrozenTeacher | None
     teacher: str
     stream: Stream
 
     def seconds(self, epoch: int) -> float:
         """CPU time of one step. Even epochs are without mgd's choice of channels; epochs up to 0 are an initial stage."""
-        self.learner.progress.epoch = epoch - 1
+        self.trainer.progress.epoch = epoch - 1
         started = time.process_time()
-        pass_over([self.learner], self.guide, self.stream, epoch)
+        pass_over([self.trainer], self.guide, self.stream, epoch)
         return time.process_time() - started
 
     def step(self) -> float:
         """The mean step of a run."""
-        before = self.learner.initial_epochs
+        before = self.trainer.initial_epochs
         main = self.seconds(2)
         return (before * self.seconds(0) + 240 * main) / (before + 240) if before else main
 
@@ -103,7 +103,7 @@ def main() -> None:
         "methods:",
     ]
     for name, case in cases.items():
-        own = sum(p.numel() for p in case.learner.terms.parameters() if p.requires_grad)
+        own = sum(p.numel() for p in case.trainer.terms.parameters() if p.requires_grad)
         ratio, peak = seconds[name] / seconds["kd"], memory[name] / memory["kd"]
         lines.append(f"  {name}: {{time: {ratio:.2f}, memory: {peak:.2f}, parameters: {own}, teacher: {case.teacher}}}")
     text = "\n".join(lines) + "\n"
@@ -113,17 +113,17 @@ def main() -> None:
 
 
 def build(terms: tuple[WeightedTerm, ...], folder: Path) -> Case:
-    """A learner, its teacher and its stream, with fresh weights throughout."""
+    """A trainer, its teacher and its stream, with fresh weights throughout."""
     teacher_name = network(STUDENT).auxiliary if auxiliary_method(terms) else TEACHER
     recipe = bundled_protocol("crd").recipe(STUDENT, "cifar100")
     teacher = Supervised(network=teacher_name, dataset=CIFAR, recipe=recipe) if reads_teacher(terms) else None
-    guide = Guide(on_device(new_network(teacher_name, CIFAR, None, "teacher"), CPU)) if teacher else None
+    guide = FrozenTeacher(on_device(new_network(teacher_name, CIFAR, None, "teacher"), CPU)) if teacher else None
     labels = torch.randint(0, 100, (IMAGES,), generator=torch.Generator().manual_seed(1))
     stages = tuple(_stage(use, teacher, recipe) for use in terms if teacher and term(use.name).part is not None)
     parts = [_part(stage, guide.network) for stage in stages] if guide else []
     run = RunSpec(student=STUDENT, teacher=teacher, terms=terms, dataset=CIFAR, recipe=recipe, adapters=stages)
-    learner = student_learner(run, Store(folder), guide.network if guide else None, labels, CPU, parts)
-    return Case(learner, guide, teacher_name if teacher else "none", stream_of(BATCH, recipe))
+    trainer = student_trainer(run, Store(folder), guide.network if guide else None, labels, CPU, parts)
+    return Case(trainer, guide, teacher_name if teacher else "none", stream_of(BATCH, recipe))
 
 
 def stream_of(count: int, recipe: Recipe) -> Stream:
@@ -148,9 +148,9 @@ def choice_of_channels(case: Case) -> float:
     """CPU seconds per step of mgd's choice for 20,000 images, extrapolated from one and from three batches."""
     spent = []
     for batches in (1, 3):
-        stream = stream_of(batches * BATCH, case.learner.recipe)
+        stream = stream_of(batches * BATCH, case.trainer.recipe)
         started = time.process_time()
-        case.learner.begin_epoch(1, case.guide.network, stream)
+        case.trainer.begin_epoch(1, case.guide.network, stream)
         spent.append(time.process_time() - started)
     each = (spent[1] - spent[0]) / 2
     return (spent[0] + each * (-(-20_000 // BATCH) - 1)) / (2 * STEPS)
@@ -164,7 +164,7 @@ def grown(terms: tuple[WeightedTerm, ...]) -> int:
             with tempfile.TemporaryDirectory() as folder:
                 before = _status("VmRSS")
                 case = build(terms, Path(folder))
-                case.seconds(0 if case.learner.initial_epochs else 2)
+                case.seconds(0 if case.trainer.initial_epochs else 2)
                 os.write(writing, str(_status("VmHWM") - before).encode())
         finally:
             os._exit(0)

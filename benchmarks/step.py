@@ -28,9 +28,9 @@ from kdbench.data.stream import Stream
 from kdbench.store.store import Store
 from kdbench.suite.protocol import bundled_protocol
 from kdbench.suite.specs import DatasetSpec, RunSpec, Supervised
-from kdbench.training.build import new_network, on_device, student_learner
+from kdbench.training.build import new_network, on_device, student_trainer
 from kdbench.training.environment import cpu_name, prepare
-from kdbench.training.guide import Guide
+from kdbench.training.teacher import FrozenTeacher
 
 
 def main() -> None:
@@ -57,15 +57,15 @@ def main() -> None:
     stream = Stream(train, recipe, dataset, ("benchmark",), device)
     batch = next(stream.epoch(1))
     with tempfile.TemporaryDirectory() as folder:
-        guide = Guide(on_device(new_network(options.teacher, dataset, None, "teacher"), device))
-        learners = [student_learner(run, Store(Path(folder)), guide.network, stream.labels, device) for run in runs]
+        guide = FrozenTeacher(on_device(new_network(options.teacher, dataset, None, "teacher"), device))
+        trainers = [student_trainer(run, Store(Path(folder)), guide.network, stream.labels, device) for run in runs]
         plain = on_device(new_network(options.student, dataset, None, "student"), device)
         teacher_floor, student_floor, one, many = medians(
             [
                 lambda: repeat(options.steps, teacher_pass, guide.network, batch),
                 floor_of(plain, batch, recipe.lr, options.steps),
-                lambda: pass_over(learners[:1], guide, stream, 1),
-                lambda: pass_over(learners, guide, stream, 1),
+                lambda: pass_over(trainers[:1], guide, stream, 1),
+                lambda: pass_over(trainers, guide, stream, 1),
             ],
             options.repeats,
             device,

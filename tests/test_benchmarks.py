@@ -4,7 +4,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from kdbench.training.learner import Learner
+from kdbench.training.trainer import Trainer
 
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -12,8 +12,8 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 def test_each_repeat_of_step_trains_all_its_batches(monkeypatch, capsys):
     steps = []
-    step = Learner.step
-    monkeypatch.setattr(Learner, "step", lambda learner, *rest: (steps.append(learner), step(learner, *rest))[1])
+    step = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda learner, *rest: (steps.append(learner), step(learner, *rest))[1])
     options = "--teacher resnet8 --student resnet8 --device cpu --batch 4 --steps 3 --repeats 2 --runs 2"
     monkeypatch.syspath_prepend(BENCHMARKS)
     monkeypatch.setattr(sys, "argv", ["step.py", *options.split()])

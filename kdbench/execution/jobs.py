@@ -33,7 +33,7 @@ class Job:
     waits_since: float = 0.0
     holders: dict[str, str] = field(default_factory=dict)
     crashes: int = 0
-    reached: dict[str, tuple[int, int]] = field(default_factory=dict)
+    furthest: dict[str, tuple[int, int]] = field(default_factory=dict)
     spare: frozenset[str] = frozenset()
 
     @property
@@ -57,7 +57,7 @@ class Job:
         stages = [stage for need in needs for stage in lineage(need)]
         return {stage.source_run.id if stage.source_run else stage.id: stage for stage in stages}
 
-    def facts(self) -> dict[str, Any]:
+    def start_event(self) -> dict[str, Any]:
         """What a listener hears when it starts."""
         return {"teacher": self.teacher, "runs": self.runs, "measurement": self.measurement, "waited": self.waited}
 
@@ -70,20 +70,20 @@ class Job:
             return {"measurement": self.measurement.model_dump(mode="json"), **common}
         return {"runs": [run.model_dump(mode="json") for run in self.runs], **common}
 
-    def only(self, ids: Container[str], **changes: Any) -> Job:
+    def subset(self, ids: Container[str], **changes: Any) -> Job:
         """The same job with these of its runs alone; a teacher or a measurement stays what it is."""
         return replace(self, runs=tuple(run for run in self.runs if run.id in ids), **changes)
 
-    def halves(self, crashes: int) -> list[Job]:
+    def split(self, crashes: int) -> list[Job]:
         """Both halves of a cohort."""
         middle = len(self.runs) // 2
         parts = self.runs[:middle], self.runs[middle:]
         return [replace(self, runs=part, crashes=crashes) for part in parts]
 
-    def note_place(self, id: str, epoch: int, batches: int = 0) -> None:
+    def record_progress(self, id: str, epoch: int, batches: int = 0) -> None:
         """A worker that gets further than any before, or leaves a checkpoint that is further, is not in a crash loop."""
-        if id not in self.reached or (epoch, batches) > self.reached[id]:
-            self.reached[id] = epoch, batches
+        if id not in self.furthest or (epoch, batches) > self.furthest[id]:
+            self.furthest[id] = epoch, batches
             self.crashes = 0
 
 
@@ -188,10 +188,10 @@ class Backlog:
     def _drop(self, place: int, lost: str) -> None:
         """Give up what needs something that could not be made, and what needs that in turn."""
         job = self.jobs.pop(place)
-        rest = [run.id for run in job.runs if lost not in job.only([run.id]).dependencies]
+        rest = [run.id for run in job.runs if lost not in job.subset([run.id]).dependencies]
         ids = [id for id in job.ids if id not in rest]
         self.give_up(job, ids, lost)
-        self.ended(job, [job.only(rest)] if rest else [])
+        self.ended(job, [job.subset(rest)] if rest else [])
 
     def _lacking(self, job: Job) -> list[str]:
         return [id for id, need in job.dependencies.items() if not self._there(id, need)]

@@ -114,7 +114,7 @@ class Pool:
                 self.watch.start(slot.name)
             self.running[slot.name] = job
             self.watch.moved(slot.name)
-            self.listen(slot.name, {"event": "started", **job.facts()})
+            self.listen(slot.name, {"event": "started", **job.start_event()})
             self.workers[slot.name].send(job.message())
 
     def _look_at_workers(self) -> None:
@@ -149,9 +149,9 @@ class Pool:
                 self.result.failed.pop(event["id"], None)
                 self.backlog.settle(event["id"])
             case "epoch" | "resumed" if slot in self.running:
-                self.running[slot].note_place(event["id"], event["epoch"], event.get("batches", 0))
+                self.running[slot].record_progress(event["id"], event["epoch"], event.get("batches", 0))
             case "exit" if slot in self.workers:
-                words = self.workers[slot].last_words()
+                words = self.workers[slot].stderr_tail()
                 self.workers[slot].close()
                 reason = f"the worker process ended ({exit_reason(event['code'])})" + (f": {words}" if words else "")
                 self._lose(slot, reason, asked=self._stopping and event["code"] == 0)
@@ -182,7 +182,7 @@ class Pool:
         if holders and holders != job.holders:
             each = (f"{id}, held by {holder}" for id, holder in sorted(holders.items()))
             self._say(f"waiting for what other processes are at: {'; '.join(each)}")
-        later = job.only(busy, not_before=now + RETRY_SECONDS, waited=True, waits_since=since, holders=holders)
+        later = job.subset(busy, not_before=now + RETRY_SECONDS, waited=True, waits_since=since, holders=holders)
         self.backlog.ended(job, [later])
 
     def _lose(self, slot: str, reason: str, *, asked: bool = False) -> None:
@@ -200,7 +200,7 @@ class Pool:
             self.backlog.ended(job, [job], first=True)
         elif len(job.runs) > 1:
             self._say(f"{reason}, {job.crashes} times: going on with half of the students at a time")
-            self.backlog.ended(job, job.halves(crashes=MAX_CRASHES - 1), first=True)
+            self.backlog.ended(job, job.split(crashes=MAX_CRASHES - 1), first=True)
         else:
             self._fail(job.ids, job, reason)
             self.backlog.ended(job)

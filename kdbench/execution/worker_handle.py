@@ -211,7 +211,7 @@ class WorkerHandle:
                 self.log.unlink()
         return True
 
-    def last_words(self) -> str:
+    def stderr_tail(self) -> str:
         """The end of its log, for the report of a crash."""
         try:
             lines = self.log.read_text(errors="replace").strip().splitlines()

@@ -126,18 +126,18 @@ def make_plan(
     diverged: dict[str, bool] = {}
     for spec in {spec.id: spec for spec in specs}.values():
         record = store.run(spec.id)
-        settled = record.done() or (not retry_diverged and _hopeless(spec, store, diverged))
+        settled = record.done() or (not retry_diverged and _blocked_by_divergence(spec, store, diverged))
         done += settled
         if not settled:
             todo |= {each.id: each for each in (*_unfinished(auxiliaries_of(spec), store), spec)}
     if not retry_diverged:
-        unmeasured = [spec for spec in unmeasured if not _lost(spec, store, diverged)]
+        unmeasured = [spec for spec in unmeasured if not _measurement_blocked(spec, store, diverged)]
     wanted = [*(need for spec in (*todo.values(), *unmeasured) for need in spec.dependencies), *teachers]
     wanted += [stage for stage in stages if store.unfinished(stage)]
     needed = {stage.id: stage for teacher in wanted for stage in trained_stages(teacher)}
     missing = [teacher for id, teacher in needed.items() if not store.teacher(id).done()]
     grouped = by_depth(group(todo.values()))
-    cohorts = [cohort for part in grouped for cohort in split(limited(part, largest or len(todo)), slots)]
+    cohorts = [cohort for part in grouped for cohort in split(cap_size(part, largest or len(todo)), slots)]
     ready = len(needed) - len(missing)
     return Plan(tuple(missing), tuple(cohorts), done, ready, tuple(unmeasured), len(asked) - len(unmeasured))
 
@@ -155,10 +155,10 @@ def _unfinished(chain: list[RunSpec], store: Store) -> list[RunSpec]:
     return chain[finished[-1] + 1 :] if finished else chain
 
 
-def _hopeless(spec: RunSpec, store: Store, diverged: dict[str, bool]) -> bool:
+def _blocked_by_divergence(spec: RunSpec, store: Store, diverged: dict[str, bool]) -> bool:
     """Whether the run or what it needs diverged. ``diverged`` remembers the teachers that have been looked up."""
     teachers = [stage for need in spec.dependencies for stage in trained_stages(need)]
-    if any(_hopeless(each, store, diverged) for each in _unfinished(auxiliaries_of(spec), store)):
+    if any(_blocked_by_divergence(each, store, diverged) for each in _unfinished(auxiliaries_of(spec), store)):
         return True
     for teacher in teachers:
         if teacher.id not in diverged:
@@ -166,13 +166,13 @@ def _hopeless(spec: RunSpec, store: Store, diverged: dict[str, bool]) -> bool:
     return any(diverged[teacher.id] for teacher in teachers) or _diverged(store.run(spec.id))
 
 
-def _lost(spec: ProbeSpec | SimilaritySpec, store: Store, diverged: dict[str, bool]) -> bool:
+def _measurement_blocked(spec: ProbeSpec | SimilaritySpec, store: Store, diverged: dict[str, bool]) -> bool:
     """Whether one of the networks to be measured diverged, or the measurement itself."""
     if _diverged(store.measurement(spec.id)):
         return True
     runs = [need.source_run for need in spec.dependencies if need.source_run]
     stages = [stage for need in spec.dependencies for stage in trained_stages(need)]
-    return any(_hopeless(run, store, diverged) for run in runs if not store.run(run.id).done()) or any(
+    return any(_blocked_by_divergence(run, store, diverged) for run in runs if not store.run(run.id).done()) or any(
         _diverged(store.teacher(stage.id)) for stage in stages
     )
 
@@ -201,7 +201,7 @@ def group(specs: Iterable[RunSpec]) -> list[Cohort]:
     return [Cohort(tuple(runs)) for runs in (*with_teacher.values(), *alone.values())]
 
 
-def limited(cohorts: Iterable[Cohort], largest: int) -> list[Cohort]:
+def cap_size(cohorts: Iterable[Cohort], largest: int) -> list[Cohort]:
     """Halve cohorts until none has more than ``largest`` runs: they are in memory together.
 
     Where the teacher's pass costs more than its students do, four times as many stay together: halves would repeat it.
@@ -210,7 +210,7 @@ def limited(cohorts: Iterable[Cohort], largest: int) -> list[Cohort]:
     for cohort in cohorts:
         students = sum(map(student_cost, cohort.runs))
         most = 4 * largest if cohort.cost > 2 * students else largest
-        found += [cohort] if len(cohort.runs) <= most else limited(_halves(cohort), largest)
+        found += [cohort] if len(cohort.runs) <= most else cap_size(_halves(cohort), largest)
     return found
 
 

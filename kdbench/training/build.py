@@ -1,4 +1,4 @@
-"""Builds networks and learners from specifications."""
+"""Builds networks and trainers from specifications."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from kdbench.suite.specs import (
     Supervised,
     Teacher,
 )
-from kdbench.training.learner import Learner
 from kdbench.training.seeds import seed_key
+from kdbench.training.trainer import Trainer
 
 
 class NTXent(Term):
@@ -88,16 +88,16 @@ def _drawn(name: str, classes: int, node_embedding: int | None) -> Backbone:
     return network if node_embedding is None else NodeEmbedding(network, classes=classes, width=node_embedding)
 
 
-def student_learner(
+def student_trainer(
     spec: RunSpec,
     store: Store,
-    guide: nn.Module | None,
+    teacher: nn.Module | None,
     labels: Tensor,
     device: torch.device,
     parts: Sequence[Part] = (),
     shown: Shapes | None = None,
-) -> Learner:
-    """The learner of a run. Its first weights depend on student, data set and trial; its terms' on the run.
+) -> Trainer:
+    """The trainer of a run. Its first weights depend on student, data set and trial; its terms' on the run.
 
     labels: [N] int64, of all training images, as the student learns them
     parts:  what its terms have trained on the teacher, in the order of ``spec.adapters``
@@ -105,11 +105,11 @@ def student_learner(
     """
     network = new_network(spec.student, spec.dataset, spec.recipe.node_embedding, "student", spec.trial)
     shapes = measure_shapes(network, seen_size(spec.dataset, spec.recipe))
-    if guide is not None and shown is None:
-        shown = measure_shapes(guide, seen_size(spec.dataset, spec.teacher_view or spec.recipe))
+    if teacher is not None and shown is None:
+        shown = measure_shapes(teacher, seen_size(spec.dataset, spec.teacher_view or spec.recipe))
     context = TermContext(
         student=shapes,
-        teacher=shown if guide is not None and shown else shapes,
+        teacher=shown if teacher is not None and shown else shapes,
         classes=shapes.logits,
         train_size=len(labels),
         batch_size=spec.recipe.batch,
@@ -127,13 +127,13 @@ def student_learner(
     weights = {module_key(use.name): use.weight for use in spec.terms}
     keep_best = spec.checkpoint == "best"
     record, network = store.run(spec.id), on_device(network, device)
-    return Learner(record, network, terms, weights, spec.recipe, seed=seed_key(spec), keep_best=keep_best)
+    return Trainer(record, network, terms, weights, spec.recipe, seed=seed_key(spec), keep_best=keep_best)
 
 
-def teacher_learner(
+def teacher_trainer(
     spec: SelfSupervised | Supervised | FineTuned | NewLayers, store: Store, device: torch.device
-) -> Learner:
-    """The learner of a teacher's stage: SimCLR, cross-entropy on all of the network, or on new layers alone.
+) -> Trainer:
+    """The trainer of a teacher's stage: SimCLR, cross-entropy on all of the network, or on new layers alone.
 
     Raises BadRecord where the parent is not what was stored.
     """
@@ -148,7 +148,7 @@ def teacher_learner(
         network.remove_classifier()
     elif isinstance(spec, FineTuned):
         parent = load_teacher(spec.parent, store, torch.device("cpu"))
-        adopt(network, parent, classifier=spec.parent.has_classifier)
+        load_encoder(network, parent, classifier=spec.parent.has_classifier)
     network = on_device(network, device)
     shapes = measure_shapes(network, seen_size(spec.dataset, spec.recipe))
     context = TermContext(shapes, shapes, shapes.logits, 0, spec.recipe.batch)
@@ -156,7 +156,7 @@ def teacher_learner(
         terms: dict[str, Term] = {"simclr": _contrast(spec, context).to(device)}
     else:
         terms = {"ce": build_term("ce", context)}
-    return Learner(
+    return Trainer(
         store.teacher(spec.id),
         network,
         terms,
@@ -174,7 +174,7 @@ def _contrast(spec: SelfSupervised, context: TermContext) -> Term:
         return NTXent(context, temperature=spec.pretraining.temperature, projection=spec.pretraining.projection)
 
 
-def adopt(network: Backbone, encoder: Backbone, *, classifier: bool = False) -> None:
+def load_encoder(network: Backbone, encoder: Backbone, *, classifier: bool = False) -> None:
     """Fill a network with an encoder's weights; its classifier stays as it is, unless the encoder brings one."""
     if classifier:
         network.load_state_dict(encoder.state_dict())
@@ -206,7 +206,7 @@ def load_teacher(spec: Teacher, store: Store, device: torch.device) -> Backbone:
     """
     headed = isinstance(spec, NewLayers)
     network = (
-        with_head(load_teacher(spec.parent, store, device), spec) if isinstance(spec, NewLayers) else skeleton(spec)
+        with_head(load_teacher(spec.parent, store, device), spec) if isinstance(spec, NewLayers) else meta_network(spec)
     )
     record = store.record_of(spec)
     try:
@@ -228,7 +228,7 @@ class DamagedTeacher(BadRecord):
         self.spec = spec
 
 
-def skeleton(spec: Teacher) -> Backbone:
+def meta_network(spec: Teacher) -> Backbone:
     """A stage's network without weights: the tensors have shapes but no memory."""
     with torch.device("meta"):
         classes = spec.dataset.class_count if spec.dataset else 1

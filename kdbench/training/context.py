@@ -15,8 +15,8 @@ from kdbench.store.record import Failure, Kind, Record
 from kdbench.store.store import Store
 from kdbench.training.checkpoint import finish
 from kdbench.training.environment import describe
-from kdbench.training.learner import Learner
-from kdbench.training.loop import Hooks
+from kdbench.training.loop import Callbacks
+from kdbench.training.trainer import Trainer
 from kdbench.training.weights import WeightFiles
 
 
@@ -24,7 +24,7 @@ Emit = Callable[..., None]
 
 
 @dataclass
-class Outcome:
+class JobResult:
     """What became of a job's records, by id."""
 
     busy: list[str] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Workshop:
+class WorkerContext:
     """What every job of a worker needs. ``emit(event, **fields)`` tells the parent process."""
 
     store: Store
@@ -43,22 +43,22 @@ class Workshop:
     stopped: Callable[[], bool]
     checkpoint_seconds: float
 
-    def hooks(self, ended: Callable[[Learner], None]) -> Hooks:
+    def callbacks(self, ended: Callable[[Trainer], None]) -> Callbacks:
         """The loop's view of this worker."""
-        return Hooks(self._under_way, self._epoch_done, ended, self.stopped, self.checkpoint_seconds)
+        return Callbacks(self._on_progress, self._on_epoch, ended, self.stopped, self.checkpoint_seconds)
 
-    def _under_way(self, learner: Learner, share: float, speed: float) -> None:
-        facts = {"id": learner.record.id, "epoch": learner.progress.epoch, **learner.length}
+    def _on_progress(self, trainer: Trainer, share: float, speed: float) -> None:
+        facts = {"id": trainer.record.id, "epoch": trainer.progress.epoch, **trainer.length}
         self.emit("under way", **facts, share=share, images_per_second=speed)
 
-    def _epoch_done(self, learner: Learner, speed: float) -> None:
-        row = learner.progress.metrics[-1]
-        facts = {"id": learner.record.id, **learner.length, "images_per_second": speed}
+    def _on_epoch(self, trainer: Trainer, speed: float) -> None:
+        row = trainer.progress.metrics[-1]
+        facts = {"id": trainer.record.id, **trainer.length, "images_per_second": speed}
         self.emit("epoch", **facts, **{key: row.get(key) for key in ("epoch", "loss", "top1")})
 
 
 @contextmanager
-def claimed(records: Sequence[Record]) -> Iterator[list[Record]]:
+def locked(records: Sequence[Record]) -> Iterator[list[Record]]:
     """Hold the locks of those records that no other process holds."""
     with ExitStack() as stack:
         mine = []
@@ -72,22 +72,22 @@ def claimed(records: Sequence[Record]) -> Iterator[list[Record]]:
         yield mine
 
 
-def fail(record: Record, failure: Failure, shop: Workshop) -> None:
+def fail(record: Record, failure: Failure, ctx: WorkerContext) -> None:
     """Store a failure and tell of it."""
     record.fail(failure)
-    shop.emit("failed", id=record.id, reason=failure.reason)
+    ctx.emit("failed", id=record.id, reason=failure.reason)
 
 
 @dataclass(frozen=True)
-class Conclusion:
-    """Stores how each learner of a job ended.
+class RunFinisher:
+    """Stores how each trainer of a job ended.
 
     ``macs`` holds the multiply-accumulates of each, by id; ``before`` is the hash of the weights on which a stage is made,
     ``samples`` what the results say of the images and labels under a scenario; ``leave`` keeps in a record what the teacher
     has become, and gives the facts of it; ``spare`` are the ids of runs whose weights are not kept.
     """
 
-    shop: Workshop
+    ctx: WorkerContext
     kind: Kind
     train_images: int
     test_images: int
@@ -95,15 +95,15 @@ class Conclusion:
     measure: Literal["classifier", "neighbours"] = "classifier"
     before: str | None = None
     samples: dict[str, Any] = field(default_factory=dict)
-    leave: Callable[[Record], dict[str, Any]] | None = None
+    finalize: Callable[[Record], dict[str, Any]] | None = None
     spare: frozenset[str] = frozenset()
 
-    def __call__(self, learner: Learner) -> None:
+    def __call__(self, trainer: Trainer) -> None:
         """Store the failure or the result, and tell of it."""
-        if learner.failure is not None:
-            fail(learner.record, learner.failure, self.shop)
+        if trainer.failure is not None:
+            fail(trainer.record, trainer.failure, self.ctx)
             return
-        about = {"macs": self.macs[learner.record.id], **describe(self.shop.device)}
+        about = {"macs": self.macs[trainer.record.id], **describe(self.ctx.device)}
         facts: dict[str, Any] = {
             "train_images": self.train_images,
             "test_images": self.test_images,
@@ -111,8 +111,8 @@ class Conclusion:
             "parent_sha256": self.before,
             **self.samples,
         }
-        if self.leave and learner.reads_teacher:
-            facts |= self.leave(learner.record)
-        finish(learner, self.kind, facts, about, keep_weights=learner.record.id not in self.spare)
-        last = learner.last()
-        self.shop.emit("finished", id=learner.record.id, top1=last.top1 if last else None)
+        if self.finalize and trainer.reads_teacher:
+            facts |= self.finalize(trainer.record)
+        finish(trainer, self.kind, facts, about, keep_weights=trainer.record.id not in self.spare)
+        last = trainer.last()
+        self.ctx.emit("finished", id=trainer.record.id, top1=last.top1 if last else None)

@@ -24,17 +24,17 @@ from kdbench.training.build import (
     on_device,
     online_layers,
     seen_size,
-    student_learner,
-    teacher_learner,
+    student_trainer,
+    teacher_trainer,
     with_head,
 )
 from kdbench.training.checkpoint import DamagedCheckpoint, load_checkpoint
-from kdbench.training.context import Conclusion, Outcome, Workshop, claimed, fail
+from kdbench.training.context import JobResult, RunFinisher, WorkerContext, fail, locked
 from kdbench.training.environment import Settings, describe, device_lost, out_of_memory
-from kdbench.training.guide import Guide, LearningGuide
-from kdbench.training.learner import Learner
-from kdbench.training.loop import Examine, failure_of, train
-from kdbench.training.parts import load_part, load_stage, part_learner
+from kdbench.training.loop import Evaluate, failure_of, train
+from kdbench.training.parts import load_part, load_stage, part_trainer
+from kdbench.training.teacher import FrozenTeacher, OnlineTeacher
+from kdbench.training.trainer import Trainer
 from kdbench.training.weights import store_weights
 
 
@@ -42,92 +42,92 @@ TEACHER_TRIAL = -1
 """A teacher's stream is that of a trial of its own, so that no student sees the teacher's batches."""
 
 
-def train_teacher(spec: Stage, shop: Workshop, *, waited: bool = False) -> Outcome:
+def train_teacher(spec: Stage, ctx: WorkerContext, *, waited: bool = False) -> JobResult:
     """Train a teacher unless it is there, or another process is at it."""
-    record = shop.store.teacher(spec.id)
-    with claimed([record]) as mine:
+    record = ctx.store.teacher(spec.id)
+    with locked([record]) as mine:
         if not mine:
-            return Outcome(busy=[spec.id])
-        if settled(record, shop, waited):
-            return Outcome()
+            return JobResult(busy=[spec.id])
+        if already_finished(record, ctx, waited):
+            return JobResult()
         if isinstance(spec, Imported):
-            file = shop.weights.find(spec)
-            result = store_weights(spec, record, file, shop.data, describe(shop.device))
-            shop.emit("finished", id=record.id, top1=result.last.top1 if result.last else None)
-            return Outcome()
-        return Outcome(stopped=not _train_stage(spec, record, shop))
+            file = ctx.weights.find(spec)
+            result = store_weights(spec, record, file, ctx.data, describe(ctx.device))
+            ctx.emit("finished", id=record.id, top1=result.last.top1 if result.last else None)
+            return JobResult()
+        return JobResult(stopped=not _train_stage(spec, record, ctx))
 
 
-def _train_stage(spec: Stage, record: Record, shop: Workshop) -> bool:
+def _train_stage(spec: Stage, record: Record, ctx: WorkerContext) -> bool:
     """Train the last stage of a teacher. False if asked to stop before the end."""
     if isinstance(spec, Imported | StudentOf):
         raise ValueError("there is nothing to train in this stage of the teacher")
     if isinstance(spec, Adapter):
-        return _train_part(spec, record, shop)
+        return _train_part(spec, record, ctx)
     recipe, data = spec.recipe, spec.dataset
-    test = shop.data.test(data, recipe)
+    test = ctx.data.test(data, recipe)
     stream: Batches
-    examine: Examine
+    evaluate: Evaluate
     if isinstance(spec, SelfSupervised):
-        stream = shop.data.two_views(data, spec.pretraining, TEACHER_TRIAL)
-        train_set = shop.data.train(data, recipe)
-        examine = partial(measure_neighbours, train=train_set, test=test, classes=data.class_count)
+        stream = ctx.data.two_views(data, spec.pretraining, TEACHER_TRIAL)
+        train_set = ctx.data.train(data, recipe)
+        evaluate = partial(measure_neighbours, train=train_set, test=test, classes=data.class_count)
     else:
-        stream = shop.data.stream(data, Scenario(), recipe, TEACHER_TRIAL)
-        examine = partial(measure, test=test)
-    begin(record, spec.canonical(), shop)
+        stream = ctx.data.stream(data, Scenario(), recipe, TEACHER_TRIAL)
+        evaluate = partial(measure, test=test)
+    begin(record, spec.canonical(), ctx)
     try:
-        build = partial(teacher_learner, spec, shop.store, shop.device)
-        learner, _ = resumed(build, shop, made_on(spec, shop))
+        build = partial(teacher_trainer, spec, ctx.store, ctx.device)
+        trainer, _ = restore_or_build(build, ctx, parent_sha256(spec, ctx))
     except DamagedTeacher as error:
-        raise lost_teacher(error, shop) from None
+        raise lost_teacher(error, ctx) from None
     kind: Literal["classifier", "neighbours"] = "classifier" if spec.has_classifier else "neighbours"
     macs = {spec.id: teacher_cost(spec)}
-    conclude = Conclusion(shop, "teacher", len(stream), len(test), macs, kind, made_on(spec, shop))
-    return train([learner], None, stream, examine, shop.hooks(conclude))
+    conclude = RunFinisher(ctx, "teacher", len(stream), len(test), macs, kind, parent_sha256(spec, ctx))
+    return train([trainer], None, stream, evaluate, ctx.callbacks(conclude))
 
 
-def _train_part(spec: Adapter, record: Record, shop: Workshop) -> bool:
+def _train_part(spec: Adapter, record: Record, ctx: WorkerContext) -> bool:
     """Train what a term needs of the finished teacher. It gives no classes, so nothing is tested."""
-    stream = shop.data.stream(spec.dataset, Scenario(), spec.recipe, TEACHER_TRIAL)
-    begin(record, spec.canonical(), shop)
+    stream = ctx.data.stream(spec.dataset, Scenario(), spec.recipe, TEACHER_TRIAL)
+    begin(record, spec.canonical(), ctx)
     try:
-        learner, _ = resumed(
-            lambda: part_learner(spec, shop.store, shop.device, len(stream)), shop, made_on(spec, shop)
+        trainer, _ = restore_or_build(
+            lambda: part_trainer(spec, ctx.store, ctx.device, len(stream)), ctx, parent_sha256(spec, ctx)
         )
     except DamagedTeacher as error:
-        raise lost_teacher(error, shop) from None
+        raise lost_teacher(error, ctx) from None
     macs = {spec.id: teacher_cost(spec)}
-    conclude = Conclusion(shop, "teacher", len(stream), 0, macs, before=made_on(spec, shop))
-    return train([learner], None, stream, None, shop.hooks(conclude))
+    conclude = RunFinisher(ctx, "teacher", len(stream), 0, macs, before=parent_sha256(spec, ctx))
+    return train([trainer], None, stream, None, ctx.callbacks(conclude))
 
 
-def made_on(spec: Stage, shop: Workshop) -> str | None:
+def parent_sha256(spec: Stage, ctx: WorkerContext) -> str | None:
     """The hash of the weights on which a teacher's last stage is made; None for the first."""
-    result = _valid_result(shop.store.record_of(spec.parent)) if spec.parent else None
+    result = _valid_result(ctx.store.record_of(spec.parent)) if spec.parent else None
     return result.weights_sha256 if result else None
 
 
 def train_cohort(
-    runs: Sequence[RunSpec], shop: Workshop, *, waited: bool = False, spare: Iterable[str] = ()
-) -> Outcome:
+    runs: Sequence[RunSpec], ctx: WorkerContext, *, waited: bool = False, spare: Iterable[str] = ()
+) -> JobResult:
     """Train those of a cohort's runs that are not done and that no other process is at.
 
     ``spare``: ids of runs whose weights are not to be kept.
     """
-    outcome = Outcome()
-    with claimed([shop.store.run(spec.id) for spec in runs]) as mine:
+    outcome = JobResult()
+    with locked([ctx.store.run(spec.id) for spec in runs]) as mine:
         owned = {record.id for record in mine}
         outcome.busy = [spec.id for spec in runs if spec.id not in owned]
-        todo = [spec for spec in runs if spec.id in owned and not settled(shop.store.run(spec.id), shop, waited)]
+        todo = [spec for spec in runs if spec.id in owned and not already_finished(ctx.store.run(spec.id), ctx, waited)]
         for spec in todo:
-            begin(shop.store.run(spec.id), spec.canonical(), shop)
+            begin(ctx.store.run(spec.id), spec.canonical(), ctx)
         if todo:
-            outcome.stopped = not _train_runs(todo, shop, frozenset(spare))
+            outcome.stopped = not _train_runs(todo, ctx, frozenset(spare))
     return outcome
 
 
-def settled(record: Record, shop: Workshop, waited: bool) -> bool:
+def already_finished(record: Record, ctx: WorkerContext, waited: bool) -> bool:
     """Whether a claimed record needs no training; tells how it ended.
 
     ``waited`` says that another process was at it when this one first asked: its failure counts, too.
@@ -136,145 +136,149 @@ def settled(record: Record, shop: Workshop, waited: bool) -> bool:
     result = _valid_result(record)
     if result:
         record.cleanup()
-        shop.emit("finished", id=record.id, top1=result.last.top1 if result.last else None)
+        ctx.emit("finished", id=record.id, top1=result.last.top1 if result.last else None)
         return True
     if failure:
-        shop.emit("failed", id=record.id, reason=failure.reason)
+        ctx.emit("failed", id=record.id, reason=failure.reason)
     return failure is not None
 
 
-def _train_runs(specs: Sequence[RunSpec], shop: Workshop, spare: frozenset[str]) -> bool:
+def _train_runs(specs: Sequence[RunSpec], ctx: WorkerContext, spare: frozenset[str]) -> bool:
     """Train runs together; where memory runs out, one half after the other. False if asked to stop before the end.
 
     All have begun. Those that have finished or failed when memory runs out are not begun again.
     """
     try:
-        return _train_together(specs, shop, spare)
+        return _train_together(specs, ctx, spare)
     except Exception as error:
         if not out_of_memory(error):
             raise
         reason = message_of(error)
-    if shop.device.type == "cuda":
+    if ctx.device.type == "cuda":
         torch.cuda.empty_cache()
     if len(specs) == 1:
-        fail(shop.store.run(specs[0].id), Failure(kind="error", epoch=0, reason=f"out of memory: {reason}"), shop)
+        fail(ctx.store.run(specs[0].id), Failure(kind="error", epoch=0, reason=f"out of memory: {reason}"), ctx)
         return True
-    shop.emit("message", text=f"out of memory with {len(specs)} students at once: going on with half of them at a time")
-    rest = [spec for spec in specs if not (shop.store.run(spec.id).failure() or shop.store.run(spec.id).done())]
+    ctx.emit("message", text=f"out of memory with {len(specs)} students at once: going on with half of them at a time")
+    rest = [spec for spec in specs if not (ctx.store.run(spec.id).failure() or ctx.store.run(spec.id).done())]
     middle = len(rest) // 2
-    return all(_train_runs(half, shop, spare) for half in (rest[:middle], rest[middle:]) if half)
+    return all(_train_runs(half, ctx, spare) for half in (rest[:middle], rest[middle:]) if half)
 
 
-def _train_together(specs: Sequence[RunSpec], shop: Workshop, spare: frozenset[str]) -> bool:
+def _train_together(specs: Sequence[RunSpec], ctx: WorkerContext, spare: frozenset[str]) -> bool:
     first = specs[0]
     cohort = Cohort(tuple(specs))
-    stream = shop.data.stream(first.dataset, first.scenario, first.recipe, first.trial, cohort.teacher_view)
-    test = shop.data.test(first.dataset, first.recipe)
-    guide = make_guide(cohort, shop)
+    stream = ctx.data.stream(first.dataset, first.scenario, first.recipe, first.trial, cohort.teacher_view)
+    test = ctx.data.test(first.dataset, first.recipe)
+    teacher = open_teacher(cohort, ctx)
     shown = (
-        measure_shapes(guide.network, seen_size(first.dataset, cohort.teacher_view or first.recipe)) if guide else None
+        measure_shapes(teacher.network, seen_size(first.dataset, cohort.teacher_view or first.recipe))
+        if teacher
+        else None
     )
-    entries = {spec.id: _enrol(spec, guide, shown, stream.labels, shop) for spec in specs}
+    entries = {spec.id: _build_student(spec, teacher, shown, stream.labels, ctx) for spec in specs}
     enrolled = {id: entry for id, entry in entries.items() if entry is not None}
-    taught = [(learner, state) for learner, state in enrolled.values() if learner.reads_teacher]
-    if guide and taught:
+    taught = [(trainer, state) for trainer, state in enrolled.values() if trainer.reads_teacher]
+    if teacher and taught:
         _, earliest = min(taught, key=lambda entry: entry[0].progress.behind)
-        guide.restore(earliest)
+        teacher.restore(earliest)
     macs = {s.id: student_cost(s) + teacher_pass_cost(s) / max(1, len(taught)) for s in specs if s.id in enrolled}
-    leave = partial(guide.leave, test=test) if guide else None
-    samples = shop.data.samples(first.dataset, first.scenario, first.trial) if first.scenario != Scenario() else None
+    leave = partial(teacher.finalize, test=test) if teacher else None
+    samples = ctx.data.samples(first.dataset, first.scenario, first.trial) if first.scenario != Scenario() else None
     facts = samples.facts() if samples else {}
-    conclude = Conclusion(shop, "run", len(stream), len(test), macs, samples=facts, leave=leave, spare=spare)
-    learners = [learner for learner, _ in enrolled.values()]
-    return train(learners, guide, stream, partial(measure, test=test), shop.hooks(conclude))
+    conclude = RunFinisher(ctx, "run", len(stream), len(test), macs, samples=facts, finalize=leave, spare=spare)
+    trainers = [trainer for trainer, _ in enrolled.values()]
+    return train(trainers, teacher, stream, partial(measure, test=test), ctx.callbacks(conclude))
 
 
-def _enrol(
-    spec: RunSpec, guide: Guide | None, shown: Shapes | None, labels: Tensor, shop: Workshop
-) -> tuple[Learner, dict[str, Any]] | None:
-    """A run's learner and the teacher's state at its last checkpoint; None, and a failure, where it cannot be built."""
-    record = shop.store.run(spec.id)
-    network = guide.network if guide and spec.teacher else None
+def _build_student(
+    spec: RunSpec, teacher: FrozenTeacher | None, shown: Shapes | None, labels: Tensor, ctx: WorkerContext
+) -> tuple[Trainer, dict[str, Any]] | None:
+    """A run's trainer and the teacher's state at its last checkpoint; None, and a failure, where it cannot be built."""
+    record = ctx.store.run(spec.id)
+    network = teacher.network if teacher and spec.teacher else None
     settings = Settings()
     try:
-        parts = [load_part(part, shop.store, network, shop.device) for part in spec.adapters] if network else []
+        parts = [load_part(part, ctx.store, network, ctx.device) for part in spec.adapters] if network else []
         settings.put_back()
-        build = partial(student_learner, spec, shop.store, network, labels.clone(), shop.device, parts, shown)
-        return resumed(build, shop, shop.store.hashes(spec.dependencies))
+        build = partial(student_trainer, spec, ctx.store, network, labels.clone(), ctx.device, parts, shown)
+        return restore_or_build(build, ctx, ctx.store.hashes(spec.dependencies))
     except DamagedTeacher as error:
-        raise lost_teacher(error, shop) from None
+        raise lost_teacher(error, ctx) from None
     except Exception as error:
         if out_of_memory(error) or device_lost(error):
             raise
-        fail(record, failure_of(error, 0), shop)
+        fail(record, failure_of(error, 0), ctx)
         return None
 
 
-def make_guide(cohort: Cohort, shop: Workshop) -> Guide | None:
+def open_teacher(cohort: Cohort, ctx: WorkerContext) -> FrozenTeacher | None:
     """The teacher of a cohort, finished or learning beside it; None where no run reads one."""
     if cohort.teacher is None:
         return None
     try:
-        network = load_teacher(cohort.teacher, shop.store, shop.device)
+        network = load_teacher(cohort.teacher, ctx.store, ctx.device)
     except DamagedTeacher as error:
-        raise lost_teacher(error, shop) from None
+        raise lost_teacher(error, ctx) from None
     bf16 = cohort.runs[0].recipe.precision == "bf16"
-    own_test = shop.data.test(cohort.runs[0].dataset, cohort.teacher_view) if cohort.teacher_view else None
+    own_test = ctx.data.test(cohort.runs[0].dataset, cohort.teacher_view) if cohort.teacher_view else None
     if cohort.head is None:
-        result = _valid_result(shop.store.record_of(cohort.teacher))
+        result = _valid_result(ctx.store.record_of(cohort.teacher))
         known = result.accuracy(cohort.teacher.checkpoint) if result else None
         tested_after = known.epoch if known and cohort.runs[0].teacher_seen_elsewhere else None
-        return Guide(network, bf16=bf16, own_test=own_test, tested_after=tested_after)
+        return FrozenTeacher(network, bf16=bf16, own_test=own_test, tested_after=tested_after)
     spec = online_layers(cohort.runs[0], cohort.teacher, cohort.head)
-    head = on_device(with_head(network, spec), shop.device)
-    return LearningGuide(head, cohort.head.recipe, bf16=bf16, own_test=own_test)  # type: ignore[arg-type]
+    head = on_device(with_head(network, spec), ctx.device)
+    return OnlineTeacher(head, cohort.head.recipe, bf16=bf16, own_test=own_test)  # type: ignore[arg-type]
 
 
-def lost_teacher(error: DamagedTeacher, shop: Workshop) -> LostTeacher:
+def lost_teacher(error: DamagedTeacher, ctx: WorkerContext) -> LostTeacher:
     """Set a damaged stage of a teacher aside, unless another process has done so already."""
-    record = shop.store.record_of(error.spec)
-    with claimed([record]) as mine:
+    record = ctx.store.record_of(error.spec)
+    with locked([record]) as mine:
         if not mine:
             return LostTeacher(f"{error}; another process is at it")
         try:
-            load_stage(error.spec, shop.store, shop.device)
+            load_stage(error.spec, ctx.store, ctx.device)
         except BadRecord:
             name = quarantine(record.folder).name if record.folder.is_dir() else "already"
             return LostTeacher(f"{error}; the teacher is set aside ({name}) and made again")
     return LostTeacher(f"{error}; another process has made it again")
 
 
-def resumed(build: Callable[[], Learner], shop: Workshop, made_on: str | None) -> tuple[Learner, dict[str, Any]]:
-    """A learner at its last checkpoint, or at its beginning; and the teacher's state at that moment.
+def restore_or_build(
+    build: Callable[[], Trainer], ctx: WorkerContext, made_on: str | None
+) -> tuple[Trainer, dict[str, Any]]:
+    """A trainer at its last checkpoint, or at its beginning; and the teacher's state at that moment.
 
     ``made_on``: the hashes of the weights that it needs. What was learned on others is not gone on with.
     """
     settings = Settings()
     try:
-        learner = build()
-        learner.made_on = made_on
+        trainer = build()
+        trainer.made_on = made_on
         try:
-            state, message = load_checkpoint(learner)
+            state, message = load_checkpoint(trainer)
         except DamagedCheckpoint as error:
-            learner, state, message = build(), {}, str(error)
-            learner.made_on = made_on
+            trainer, state, message = build(), {}, str(error)
+            trainer.made_on = made_on
     finally:
         if changed := settings.put_back():
-            shop.emit(
+            ctx.emit(
                 "message",
                 text=f"loading a run's terms changed torch's {', '.join(changed)}: put back, for all runs share it",
             )
     if message:
-        place = {"epoch": learner.progress.epoch, "batches": learner.progress.batches}
-        shop.emit("resumed", id=learner.record.id, text=message, **place, **learner.length)
-    learner.progress.sessions += 1
-    return learner, state
+        place = {"epoch": trainer.progress.epoch, "batches": trainer.progress.batches}
+        ctx.emit("resumed", id=trainer.record.id, text=message, **place, **trainer.length)
+    trainer.progress.sessions += 1
+    return trainer, state
 
 
-def begin(record: Record, spec: dict[str, Any], shop: Workshop) -> None:
+def begin(record: Record, spec: dict[str, Any], ctx: WorkerContext) -> None:
     """Prepare a record for training."""
     for message in record.begin(spec):
-        shop.emit("message", text=message)
+        ctx.emit("message", text=message)
 
 
 def _valid_result(record: Record) -> Result | None:

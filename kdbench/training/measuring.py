@@ -26,11 +26,11 @@ from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import Scenario, StudentOf
 from kdbench.training.build import DamagedTeacher, load_teacher, on_device, online_layers, with_head
 from kdbench.training.checkpoint import write_tensors
-from kdbench.training.context import Conclusion, Outcome, Workshop, claimed
+from kdbench.training.context import JobResult, RunFinisher, WorkerContext, locked
 from kdbench.training.environment import describe
-from kdbench.training.jobs import TEACHER_TRIAL, begin, lost_teacher, resumed, settled
-from kdbench.training.learner import Learner
+from kdbench.training.jobs import TEACHER_TRIAL, already_finished, begin, lost_teacher, restore_or_build
 from kdbench.training.loop import train
+from kdbench.training.trainer import Trainer
 
 
 TEMPERATURES = (4.0, 1.0)
@@ -38,60 +38,60 @@ TEMPERATURES = (4.0, 1.0)
 
 
 def take_measurement(
-    spec: ProbeSpec | SimilaritySpec, shop: Workshop, *, waited: bool = False, keep_weights: bool = True
-) -> Outcome:
+    spec: ProbeSpec | SimilaritySpec, ctx: WorkerContext, *, waited: bool = False, keep_weights: bool = True
+) -> JobResult:
     """Measure networks unless that is done, or another process is at it. ``keep_weights``: those of a probe."""
-    record = shop.store.measurement(spec.id)
-    with claimed([record]) as mine:
+    record = ctx.store.measurement(spec.id)
+    with locked([record]) as mine:
         if not mine:
-            return Outcome(busy=[spec.id])
-        if shop.store.measured(spec) is None and record.done():
+            return JobResult(busy=[spec.id])
+        if ctx.store.measured(spec) is None and record.done():
             name = quarantine(record.folder / "result.json").name
-            shop.emit(
+            ctx.emit(
                 "message", text=f"{spec.label}: was measured on other weights; set aside as {name}, measured again"
             )
-        if settled(record, shop, waited):
-            return Outcome()
-        begin(record, spec.canonical(), shop)
+        if already_finished(record, ctx, waited):
+            return JobResult()
+        begin(record, spec.canonical(), ctx)
         try:
             if isinstance(spec, ProbeSpec):
-                return Outcome(stopped=not _train_probe(spec, record, shop, keep_weights))
-            _compare(spec, record, shop)
-            return Outcome()
+                return JobResult(stopped=not _train_probe(spec, record, ctx, keep_weights))
+            _compare(spec, record, ctx)
+            return JobResult()
         except DamagedTeacher as error:
-            raise lost_teacher(error, shop) from None
+            raise lost_teacher(error, ctx) from None
 
 
-def _train_probe(spec: ProbeSpec, record: Record, shop: Workshop, keep_weights: bool) -> bool:
+def _train_probe(spec: ProbeSpec, record: Record, ctx: WorkerContext, keep_weights: bool) -> bool:
     """Train a linear classifier on a frozen backbone. False if asked to stop before the end."""
-    backbone = partial(load_teacher, spec.source, shop.store, shop.device)
+    backbone = partial(load_teacher, spec.source, ctx.store, ctx.device)
     trial = spec.source.run.trial if isinstance(spec.source, StudentOf) else TEACHER_TRIAL
     stream: Batches
     test: Iterable[tuple[Tensor, Tensor]]
     if spec.fixed_features:
         network = backbone()
-        features, labels = embed(network, shop.data.train(spec.dataset, spec.recipe))
+        features, labels = embed(network, ctx.data.train(spec.dataset, spec.recipe))
         stream = FeatureStream(features, labels, spec.recipe.batch, (spec.dataset.canonical(), trial))
-        seen, right = embed(network, shop.data.test(spec.dataset, spec.recipe))
+        seen, right = embed(network, ctx.data.test(spec.dataset, spec.recipe))
         test = list(zip(torch.split(seen, _TEST_BATCH), torch.split(right, _TEST_BATCH), strict=True))
         tested = len(right)
     else:
-        stream = shop.data.stream(spec.dataset, Scenario(), spec.recipe, trial)
-        images = shop.data.test(spec.dataset, spec.recipe)
+        stream = ctx.data.stream(spec.dataset, Scenario(), spec.recipe, trial)
+        images = ctx.data.test(spec.dataset, spec.recipe)
         test, tested = images, len(images)
-    hashes = shop.store.hashes(spec.dependencies)
-    learner, _ = resumed(lambda: _probe_learner(spec, record, backbone(), trial, shop), shop, hashes)
+    hashes = ctx.store.hashes(spec.dependencies)
+    trainer, _ = restore_or_build(lambda: _probe_trainer(spec, record, backbone(), trial, ctx), ctx, hashes)
     macs, spare = {spec.id: measurement_cost(spec)}, frozenset(() if keep_weights else (spec.id,))
-    conclude = Conclusion(shop, "measurement", len(stream), tested, macs, before=hashes, spare=spare)
-    return train([learner], None, stream, partial(measure, test=test), shop.hooks(conclude))
+    conclude = RunFinisher(ctx, "measurement", len(stream), tested, macs, before=hashes, spare=spare)
+    return train([trainer], None, stream, partial(measure, test=test), ctx.callbacks(conclude))
 
 
 _TEST_BATCH = 4096
 """Features are small: a test of them is a few products."""
 
 
-def _probe_learner(spec: ProbeSpec, record: Record, backbone: Backbone, trial: int, shop: Workshop) -> Learner:
-    """The learner of a probe, whose first weights depend on data set, width and trial: not on who is probed.
+def _probe_trainer(spec: ProbeSpec, record: Record, backbone: Backbone, trial: int, ctx: WorkerContext) -> Trainer:
+    """The trainer of a probe, whose first weights depend on data set, width and trial: not on who is probed.
 
     Where batch norms are in training mode, they drift, and so belong to what is trained and kept.
     """
@@ -102,18 +102,18 @@ def _probe_learner(spec: ProbeSpec, record: Record, backbone: Backbone, trial: i
     shapes = Shapes(classes, width, ())
     terms = {"ce": build_term("ce", TermContext(shapes, shapes, classes, 0, spec.recipe.batch))}
     modules = [network] if spec.batch_norm == "batch" else [network.fc]
-    there = on_device(network, shop.device)
-    return Learner(record, there, terms, {"ce": 1.0}, spec.recipe, seed=spec.id, modules=list(modules))
+    there = on_device(network, ctx.device)
+    return Trainer(record, there, terms, {"ce": 1.0}, spec.recipe, seed=spec.id, modules=list(modules))
 
 
 @torch.no_grad()
-def _compare(spec: SimilaritySpec, record: Record, shop: Workshop) -> None:
+def _compare(spec: SimilaritySpec, record: Record, ctx: WorkerContext) -> None:
     """Let student and teacher see the same test images, and store how alike what they make of them is."""
-    student = load_teacher(spec.source, shop.store, shop.device).eval()
-    teacher = _teacher(spec, shop).eval()
+    student = load_teacher(spec.source, ctx.store, ctx.device).eval()
+    teacher = _teacher(spec, ctx).eval()
     sums = dict.fromkeys(TEMPERATURES, 0.0)
     embeddings: list[tuple[Tensor, Tensor]] = []
-    own, other = (shop.data.test(spec.dataset, view) for view in (spec.student_view, spec.teacher_view))
+    own, other = (ctx.data.test(spec.dataset, view) for view in (spec.student_view, spec.teacher_view))
     for (images, labels), (shown, _) in zip(own, other, strict=True):
         ours, theirs = student(images), teacher(shown)
         embeddings.append((ours.embedding.float().cpu(), theirs.embedding.float().cpu()))
@@ -137,29 +137,29 @@ def _compare(spec: SimilaritySpec, record: Record, shop: Workshop) -> None:
         kind="measurement",
         values={name: value for name, value in values.items() if name not in undefined},
         undefined=undefined or None,
-        parent_sha256=shop.store.hashes(spec.dependencies),
+        parent_sha256=ctx.store.hashes(spec.dependencies),
         test_images=len(seen),
         weights_sha256=sha256,
         metrics_sha256=record.write_metrics([]),
     )
-    about = {"finished": timestamp(), "sessions": 1, "macs": measurement_cost(spec), **describe(shop.device)}
+    about = {"finished": timestamp(), "sessions": 1, "macs": measurement_cost(spec), **describe(ctx.device)}
     record.finish(result, about)
-    shop.emit("finished", id=record.id, top1=None)
+    ctx.emit("finished", id=record.id, top1=None)
 
 
-def _teacher(spec: SimilaritySpec, shop: Workshop) -> Backbone:
+def _teacher(spec: SimilaritySpec, ctx: WorkerContext) -> Backbone:
     run = spec.source.run
     if spec.teacher is not None:
-        return load_teacher(spec.teacher, shop.store, shop.device)
+        return load_teacher(spec.teacher, ctx.store, ctx.device)
     if run.teacher is None or run.head is None:
         raise ValueError("a student is compared with a teacher")
-    below = load_teacher(run.teacher, shop.store, torch.device("cpu"))
+    below = load_teacher(run.teacher, ctx.store, torch.device("cpu"))
     network = with_head(below, online_layers(run, run.teacher, run.head))
-    layers = shop.store.run(run.id).teacher_head_file
+    layers = ctx.store.run(run.id).teacher_head_file
     if not layers.is_file():
         raise BadInput(f"{layers}: is not there; the run was trained by a version that did not keep it")
     network.load_state_dict(load_file(layers), strict=False)
-    return on_device(network, shop.device)
+    return on_device(network, ctx.device)
 
 
 def _classifier(network: Backbone) -> Tensor:

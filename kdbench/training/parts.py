@@ -16,11 +16,11 @@ from kdbench.models.outputs import Outputs, measure_shapes
 from kdbench.store.store import Store
 from kdbench.suite.specs import Adapter, Stage
 from kdbench.training.build import DamagedTeacher, load_teacher, module_key, seen_size
-from kdbench.training.learner import Learner
 from kdbench.training.seeds import seed_key
+from kdbench.training.trainer import Trainer
 
 
-class WithPart(Backbone):
+class TeacherWithPart(Backbone):
     """A finished teacher, frozen, and the part that learns from its outputs."""
 
     def __init__(self, teacher: nn.Module, part: Part) -> None:
@@ -51,8 +51,8 @@ class PartLoss(Term):
         return self._loss(student, batch)
 
 
-def part_learner(spec: Adapter, store: Store, device: torch.device, train_size: int) -> Learner:
-    """The learner of a part, whose first weights depend on its spec alone.
+def part_trainer(spec: Adapter, store: Store, device: torch.device, train_size: int) -> Trainer:
+    """The trainer of a part, whose first weights depend on its spec alone.
 
     Raises DamagedTeacher where a stage before is not what was stored.
     """
@@ -63,9 +63,9 @@ def part_learner(spec: Adapter, store: Store, device: torch.device, train_size: 
         torch.manual_seed(seed_of("part", seed_key(spec)))
         module = build_part(spec.term, context, spec.source_sha256, **spec.hyperparameters).to(device)
     terms: dict[str, Term] = {module_key(spec.term): PartLoss(context, module)}
-    network = WithPart(teacher, module)
+    network = TeacherWithPart(teacher, module)
     record, weights = store.teacher(spec.id), dict.fromkeys(terms, 1.0)
-    return Learner(record, network, terms, weights, spec.recipe, seed=seed_key(spec), modules=[module])
+    return Trainer(record, network, terms, weights, spec.recipe, seed=seed_key(spec), modules=[module])
 
 
 def load_part(spec: Adapter, store: Store, teacher: nn.Module, device: torch.device) -> Part:

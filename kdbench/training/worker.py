@@ -26,7 +26,7 @@ from kdbench.errors import KdbenchError, LostTeacher, reason_of
 from kdbench.store.store import Store
 from kdbench.suite.measurements import measurement_from
 from kdbench.suite.specs import RunSpec, stage_from
-from kdbench.training.context import Outcome, Workshop
+from kdbench.training.context import JobResult, WorkerContext
 from kdbench.training.environment import device_lost, prepare
 from kdbench.training.jobs import train_cohort, train_teacher
 from kdbench.training.measuring import take_measurement
@@ -91,7 +91,7 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     channel = Channel(sys.stdin, sink)
     device = prepare(options.device, options.threads)
-    shop = Workshop(
+    ctx = WorkerContext(
         store=Store(options.results),
         data=DataSource(options.data, device, download=options.download),
         weights=WeightFiles(options.data / "weights", _by_name(options.weights), options.download, channel.note),
@@ -105,21 +105,21 @@ def main() -> None:
         while not channel.stopping.is_set():
             job = channel.jobs.get()
             if not job.get("stop"):
-                channel.emit("done", **_work(job, shop))
+                channel.emit("done", **_work(job, ctx))
     channel.close()
 
 
-def _work(job: dict[str, Any], shop: Workshop) -> dict[str, Any]:
+def _work(job: dict[str, Any], ctx: WorkerContext) -> dict[str, Any]:
     try:
-        outcome = _dispatch(job, shop)
+        outcome = _dispatch(job, ctx)
     except LostTeacher as error:
         return {"lost_teacher": str(error)}
     except KdbenchError as error:
         return {"error": str(error)}
     except OSError as error:
-        here = error.filename is None or Path(str(error.filename)).is_relative_to(shop.store.root)
+        here = error.filename is None or Path(str(error.filename)).is_relative_to(ctx.store.root)
         fatal = error.errno in _STORAGE and here
-        place = error.filename or (shop.store.root if fatal else "")
+        place = error.filename or (ctx.store.root if fatal else "")
         reason = f"{error.strerror or error}" + (f": {place}" if place else "")
         return {"error": reason, "fatal": fatal, "detail": traceback.format_exc()}
     except Exception as error:
@@ -135,14 +135,14 @@ _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, 
 """What the system says where results cannot be written. It would say the same to the next job."""
 
 
-def _dispatch(job: dict[str, Any], shop: Workshop) -> Outcome:
+def _dispatch(job: dict[str, Any], ctx: WorkerContext) -> JobResult:
     if "teacher" in job:
-        return train_teacher(stage_from(job["teacher"]), shop, waited=job["waited"])
+        return train_teacher(stage_from(job["teacher"]), ctx, waited=job["waited"])
     if "measurement" in job:
         spec = measurement_from(job["measurement"])
-        return take_measurement(spec, shop, waited=job["waited"], keep_weights=spec.id not in job["spare"])
+        return take_measurement(spec, ctx, waited=job["waited"], keep_weights=spec.id not in job["spare"])
     runs = [RunSpec.model_validate(spec) for spec in job["runs"]]
-    return train_cohort(runs, shop, waited=job["waited"], spare=job["spare"])
+    return train_cohort(runs, ctx, waited=job["waited"], spare=job["spare"])
 
 
 def _by_name(entries: list[str]) -> dict[str, Path]:

@@ -15,7 +15,7 @@ from kdbench.methods.crd import Negatives, contrast_loss, exponentials, first_z,
 from kdbench.models import build as build_network
 from kdbench.store.store import Store
 from kdbench.suite.specs import DatasetSpec, Recipe, RunSpec, Scenario, WeightedTerm
-from kdbench.training.build import student_learner
+from kdbench.training.build import student_trainer
 
 
 SIZE = 8
@@ -215,18 +215,18 @@ def test_a_run_contrasts_the_images_of_its_scenario(scenario, tmp_path):
     spec = RunSpec(student="resnet8", dataset=data, recipe=recipe, scenario=scenario, terms=terms)
     stream = DataSource(tmp_path, cpu).stream(data, scenario, recipe, 0)
     teacher = build_network("resnet8x4", 10).eval()
-    learner = student_learner(spec, Store(tmp_path), teacher, stream.labels, cpu)
-    term = learner.terms["crd"]
+    trainer = student_trainer(spec, Store(tmp_path), teacher, stream.labels, cpu)
+    term = trainer.terms["crd"]
     images = 20 if scenario.fraction < 1 else 80
     assert len(term.student_bank) == len(term.teacher_bank) == images == len(stream)
     assert torch.equal(term.negatives.labels, stream.labels)
     before = term.student_bank.clone()
-    learner.begin_epoch(1)
+    trainer.begin_epoch(1)
     seen = []
     for batch in stream.epoch(1):
         with torch.no_grad():
             taught = teacher(batch.images)
-        learner.step(batch, taught)
+        trainer.step(batch, taught)
         seen.append(batch.indices)
         assert (term.student_bank[batch.indices] != before[batch.indices]).any(1).all()
     assert sorted(torch.cat(seen).tolist()) == list(range(images))

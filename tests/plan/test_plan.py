@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kdbench.plan.cost import student_cost
-from kdbench.plan.plan import Cohort, auxiliaries_of, group, limited, make_plan, schedule, split
+from kdbench.plan.plan import Cohort, auxiliaries_of, cap_size, group, make_plan, schedule, split
 from kdbench.store.record import Accuracy, Failure, Result
 from kdbench.store.store import Store
 from kdbench.suite.load import find_suite, load_suite
@@ -301,9 +301,9 @@ def test_more_runs_stay_together_where_their_teacher_costs_more_than_they_do():
         for student, of in (("resnet8x4", teacher("clip-vit-b16")), ("vgg8", teacher("vgg8")))
     )
     assert clip[0].cost > 2 * sum(map(student_cost, clip[0].runs))
-    assert [len(cohort.runs) for cohort in limited(clip, 3)] == [9]
-    assert sorted(len(cohort.runs) for cohort in limited(clip, 2)) == [4, 5]
-    assert max(len(cohort.runs) for cohort in limited(plain, 3)) == 3
+    assert [len(cohort.runs) for cohort in cap_size(clip, 3)] == [9]
+    assert sorted(len(cohort.runs) for cohort in cap_size(clip, 2)) == [4, 5]
+    assert max(len(cohort.runs) for cohort in cap_size(plain, 3)) == 3
 
 
 @pytest.mark.parametrize(

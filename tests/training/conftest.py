@@ -11,7 +11,7 @@ from kdbench.data.stream import DataSource
 from kdbench.store.store import Store
 from kdbench.suite.specs import DatasetSpec, HeadSpec, NewLayers, Recipe, RunSpec, Supervised, WeightedTerm
 from kdbench.training import jobs
-from kdbench.training.jobs import Workshop
+from kdbench.training.jobs import WorkerContext
 from kdbench.training.weights import WeightFiles
 
 
@@ -42,7 +42,7 @@ def one_thread():
 class Bench:
     """A results folder with a worker's view of it.
 
-    It is told to stop after so many epochs, counted over all learners, or when it asks for the so manieth time: once after
+    It is told to stop after so many epochs, counted over all trainers, or when it asks for the so manieth time: once after
     each batch and each epoch.
     """
 
@@ -70,7 +70,7 @@ class Bench:
     @property
     def shop(self):
         weights = WeightFiles(self.root / "weights", self.files_given)
-        return Workshop(self.store, self.data, weights, CPU, self.emit, self.stopped, self.checkpoint_seconds)
+        return WorkerContext(self.store, self.data, weights, CPU, self.emit, self.stopped, self.checkpoint_seconds)
 
     def count(self, event):
         return sum(entry["event"] == event for entry in self.events)

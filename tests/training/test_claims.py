@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from kdbench.models import build
 from kdbench.suite.specs import Scenario
 from kdbench.training import jobs
-from kdbench.training.build import student_learner
-from kdbench.training.learner import Learner
+from kdbench.training.build import student_trainer
+from kdbench.training.trainer import Trainer
 
 
 CPU = torch.device("cpu")
@@ -21,29 +21,29 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def guides(monkeypatch):
     """The teachers' sides of the cohorts that have been trained."""
-    found, make = [], jobs.make_guide
+    found, make = [], jobs.open_teacher
 
     def spy(*args):
         found.append(make(*args))
         return found[-1]
 
-    monkeypatch.setattr(jobs, "make_guide", spy)
+    monkeypatch.setattr(jobs, "open_teacher", spy)
     return found
 
 
 @pytest.fixture
 def head_gradients(monkeypatch, guides):
     """For each step of a student: the gradients of the teacher's new layers before it and after it."""
-    found, step = [], Learner.step
+    found, step = [], Trainer.step
 
-    def spy(learner, batch, teacher, *args):
+    def spy(trainer, batch, teacher, *args):
         head = list(guides[-1].head.parameters()) if teacher else []  # none: the teacher's own training
         before = [parameter.grad.clone() for parameter in head]
-        step(learner, batch, teacher, *args)
+        step(trainer, batch, teacher, *args)
         if head:
             found.append((before, [parameter.grad for parameter in head]))
 
-    monkeypatch.setattr(Learner, "step", spy)
+    monkeypatch.setattr(Trainer, "step", spy)
     return found
 
 
@@ -74,15 +74,15 @@ def steps(shop, run):
 
 def test_semckd_leaves_the_short_batch_out_and_its_neighbours_see_it(bench, make_run, monkeypatch):
     """40 images in batches of 16, 16 and 8: who has taken which is read off the weights after each step."""
-    sizes, step = {}, Learner.step
+    sizes, step = {}, Trainer.step
 
-    def spy(learner, batch, *args):
-        before = learner.network.fc.weight.detach().clone()
-        step(learner, batch, *args)
-        if not torch.equal(before, learner.network.fc.weight):
-            sizes.setdefault(learner.record.id, []).append(len(batch))
+    def spy(trainer, batch, *args):
+        before = trainer.network.fc.weight.detach().clone()
+        step(trainer, batch, *args)
+        if not torch.equal(before, trainer.network.fc.weight):
+            sizes.setdefault(trainer.record.id, []).append(len(batch))
 
-    monkeypatch.setattr(Learner, "step", spy)
+    monkeypatch.setattr(Trainer, "step", spy)
     methods = ({"ce": 1, "kd": 1}, {"ce": 1, "kd": 1, "semckd": 10}, {"ce": 1, "crd": {"negatives": 8}})
     runs = [make_run(terms, recipe={"epochs": 1}) for terms in methods]
     shop = bench()
@@ -97,7 +97,7 @@ def test_crd_counts_the_images_of_the_quarter_that_is_left(bench, make_run):
     run = make_run({"ce": 1, "crd": {"negatives": 6, "width": 16}}, scenario=Scenario(fraction=0.25))
     stream = shop.data.stream(run.dataset, run.scenario, run.recipe, 0)
     teacher = build("resnet8", 10).eval()
-    term = student_learner(run, shop.store, teacher, stream.labels, CPU).terms["crd"]
+    term = student_trainer(run, shop.store, teacher, stream.labels, CPU).terms["crd"]
     images = len(stream)
     assert images == 10
     batch = next(iter(stream.epoch(1)))

@@ -65,15 +65,15 @@ def test_scenarios_reach_the_student_and_leave_the_teacher_alone(bench, make_run
 
 
 def test_methods_of_a_trial_start_from_the_same_weights(bench, make_run):
-    from kdbench.training.build import student_learner
+    from kdbench.training.build import student_trainer
 
     shop = bench()
     a, b, other = make_run({"ce": 1}), make_run({"ce": 1, "faulty_terms:Random": 1}), make_run({"ce": 1}, trial=1)
     weights = []
     for run in (a, b, other):
         torch.manual_seed(len(weights))
-        learner = student_learner(run, shop.store, None, torch.zeros(40, dtype=torch.long), torch.device("cpu"))
-        weights.append(torch.cat([p.flatten() for p in learner.network.parameters()]))
+        trainer = student_trainer(run, shop.store, None, torch.zeros(40, dtype=torch.long), torch.device("cpu"))
+        weights.append(torch.cat([p.flatten() for p in trainer.network.parameters()]))
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 

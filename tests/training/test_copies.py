@@ -8,7 +8,7 @@ from kdbench.plan.cost import student_cost, teacher_pass_cost
 from kdbench.plan.plan import Cohort
 from kdbench.suite.specs import Preprocessing
 from kdbench.training import jobs
-from kdbench.training.build import load_teacher, student_learner
+from kdbench.training.build import load_teacher, student_trainer
 
 
 CPU = torch.device("cpu")
@@ -29,20 +29,20 @@ def seeing(make_run):
 
 @pytest.fixture
 def ready(bench, seeing):
-    """The learner of such a run, its guide, and a batch."""
+    """The trainer of such a run, its guide, and a batch."""
     run, shop = seeing(), bench()
     shop.teachers(run)
-    guide = jobs.make_guide(Cohort((run,)), shop.shop)
+    guide = jobs.open_teacher(Cohort((run,)), shop.shop)
     stream = shop.data.stream(run.dataset, run.scenario, run.recipe, 0)
-    learner = student_learner(run, shop.store, guide.network, stream.labels, CPU)
-    learner.begin_epoch(1)
-    return learner, guide, next(stream.epoch(1, transforms=["rotations"]))
+    trainer = student_trainer(run, shop.store, guide.network, stream.labels, CPU)
+    trainer.begin_epoch(1)
+    return trainer, guide, next(stream.epoch(1, transforms=["rotations"]))
 
 
-def seen_by(learner, monkeypatch):
+def seen_by(trainer, monkeypatch):
     """What each term is given in the steps to come, by name."""
     given = {}
-    for name, term in learner.terms.items():
+    for name, term in trainer.terms.items():
         forward = term.forward
 
         def spy(student, teacher, batch, name=name, forward=forward):
@@ -54,11 +54,11 @@ def seen_by(learner, monkeypatch):
 
 
 def test_one_pass_of_all_views_and_the_other_terms_see_the_upright_ones(ready, monkeypatch):
-    learner, guide, batch = ready
+    trainer, guide, batch = ready
     passes = []
-    learner.network.register_forward_pre_hook(lambda module, inputs: passes.append(inputs[0].detach().clone()))
-    given = seen_by(learner, monkeypatch)
-    learner.step(batch, guide.show(batch), guide.show_copies(batch)["rotations"])
+    trainer.network.register_forward_pre_hook(lambda module, inputs: passes.append(inputs[0].detach().clone()))
+    given = seen_by(trainer, monkeypatch)
+    trainer.step(batch, guide.forward(batch), guide.forward_copies(batch)["rotations"])
     (images,) = passes
     assert torch.equal(images, interleaved(batch.images, batch.copies["rotations"].images))
     assert torch.equal(images[::4], batch.images)
@@ -69,14 +69,14 @@ def test_one_pass_of_all_views_and_the_other_terms_see_the_upright_ones(ready, m
         assert torch.equal(upright.embedding, everything.embedding[::4])
         for one, all_ in zip(upright.features, everything.features, strict=True):
             assert torch.equal(one, all_[::4])
-    assert learner.progress.images == len(batch)
+    assert trainer.progress.images == len(batch)
 
 
 def test_the_teachers_rows_are_those_of_the_same_views(ready, monkeypatch):
-    learner, guide, batch = ready
-    given = seen_by(learner, monkeypatch)
-    shown = guide.show(batch)
-    learner.step(batch, shown, guide.show_copies(batch)["rotations"])
+    trainer, guide, batch = ready
+    given = seen_by(trainer, monkeypatch)
+    shown = guide.forward(batch)
+    trainer.step(batch, shown, guide.forward_copies(batch)["rotations"])
     expected = guide.network(interleaved(batch.images, batch.copies["rotations"].images))
     teacher = given["part_terms:Seeing"][1]
     assert torch.allclose(teacher.logits, expected.logits, atol=1e-4)
@@ -87,13 +87,13 @@ def test_the_teachers_rows_are_those_of_the_same_views(ready, monkeypatch):
 
 
 def test_batch_norm_mixes_all_views(ready):
-    learner, guide, batch = ready
-    norm = learner.network.bn1
+    trainer, guide, batch = ready
+    norm = trainer.network.bn1
     before = norm.running_mean.clone()
     images = interleaved(batch.images, batch.copies["rotations"].images)
     with torch.no_grad():
-        expected = 0.9 * before + 0.1 * learner.network.conv1(images).mean((0, 2, 3))
-    learner.step(batch, guide.show(batch), guide.show_copies(batch)["rotations"])
+        expected = 0.9 * before + 0.1 * trainer.network.conv1(images).mean((0, 2, 3))
+    trainer.step(batch, guide.forward(batch), guide.forward_copies(batch)["rotations"])
     assert torch.allclose(norm.running_mean, expected, atol=1e-5)
     assert norm.num_batches_tracked == 1
 
@@ -167,7 +167,7 @@ def test_the_teacher_is_left_as_it_was(bench, seeing):
     run, shop = seeing(), bench()
     shop.teachers(run)
     before = load_teacher(run.teacher, shop.store, CPU).state_dict()
-    guide = jobs.make_guide(Cohort((run,)), shop.shop)
+    guide = jobs.open_teacher(Cohort((run,)), shop.shop)
     stream = shop.data.stream(run.dataset, run.scenario, run.recipe, 0)
-    guide.show_copies(next(stream.epoch(1, transforms=["jigsaw"])))
+    guide.forward_copies(next(stream.epoch(1, transforms=["jigsaw"])))
     assert all(torch.equal(value, before[key]) for key, value in guide.network.state_dict().items())

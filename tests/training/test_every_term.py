@@ -63,17 +63,17 @@ def visit(bench, place):
 
 
 @pytest.fixture
-def guides(monkeypatch):
+def teachers(monkeypatch):
     """Pairs of each teacher that has been loaded and its tensors at that time."""
-    found, make = [], jobs.make_guide
+    found, make = [], jobs.open_teacher
 
     def spy(*args):
-        guide = make(*args)
-        if guide:
-            found.append((guide.network, {key: value.clone() for key, value in guide.network.state_dict().items()}))
-        return guide
+        teacher = make(*args)
+        if teacher:
+            found.append((teacher.network, {key: value.clone() for key, value in teacher.network.state_dict().items()}))
+        return teacher
 
-    monkeypatch.setattr(jobs, "make_guide", spy)
+    monkeypatch.setattr(jobs, "open_teacher", spy)
     return found
 
 
@@ -84,7 +84,7 @@ def prepare(shop, spec):
     shop.teachers(spec)
 
 
-def test_it_lowers_the_loss_leaves_the_teacher_alone_and_can_be_resumed(name, spec, visit, guides):
+def test_it_lowers_the_loss_leaves_the_teacher_alone_and_can_be_resumed(name, spec, visit, teachers):
     """Stopped in its first epoch and after it, it ends byte for byte where it ends without a stop: all its state is saved."""
     shop = visit()
     prepare(shop, spec)
@@ -94,7 +94,7 @@ def test_it_lowers_the_loss_leaves_the_teacher_alone_and_can_be_resumed(name, sp
     jobs.train_cohort([spec], visit().shop)
     resumed = shop.files(spec)
     shutil.rmtree(shop.store.run(spec.id).folder)
-    guides.clear()
+    teachers.clear()
     jobs.train_cohort([spec], shop.shop)
     assert shop.files(spec) == resumed
 
@@ -105,7 +105,7 @@ def test_it_lowers_the_loss_leaves_the_teacher_alone_and_can_be_resumed(name, sp
     assert initial == sorted(initial, reverse=True)
     assert name in rows[0]["terms"]
 
-    assert bool(guides) == bool(spec.teacher)
-    for network, before in guides:
+    assert bool(teachers) == bool(spec.teacher)
+    for network, before in teachers:
         assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
         assert all(parameter.grad is None for parameter in network.parameters())

@@ -12,7 +12,7 @@ from kdbench.models import build
 from kdbench.models.outputs import measure_shapes
 from kdbench.store.store import Store
 from kdbench.training import jobs
-from kdbench.training.learner import Learner
+from kdbench.training.trainer import Trainer
 
 
 SEMCKD = {"ce": 1, "kd": 1, "semckd": 10}  # on 40 images in batches of 16, 16 and 8
@@ -30,8 +30,8 @@ class Picky(Term):
 
 
 @pytest.fixture
-def learner(tmp_path, recipe):
-    """learner(picky=True): a resnet8 that learns from cross-entropy, with or without a term that wants full batches."""
+def trainer(tmp_path, recipe):
+    """trainer(picky=True): a resnet8 that learns from cross-entropy, with or without a term that wants full batches."""
 
     def make(picky=True):
         torch.manual_seed(0)
@@ -39,7 +39,7 @@ def learner(tmp_path, recipe):
         shapes = measure_shapes(network, 32)
         context = TermContext(shapes, shapes, 10, 40, 16)
         terms = {"ce": build_term("ce", context)} | ({"picky": Picky(context)} if picky else {})
-        return Learner(Store(tmp_path).run("x"), network, terms, dict.fromkeys(terms, 1.0), recipe, seed="")
+        return Trainer(Store(tmp_path).run("x"), network, terms, dict.fromkeys(terms, 1.0), recipe, seed="")
 
     return make
 
@@ -51,8 +51,8 @@ def batch(size):
 
 
 @pytest.mark.parametrize("picky", [True, False])
-def test_a_short_batch_changes_nothing_where_a_term_wants_full_ones(learner, picky):
-    one = learner(picky)
+def test_a_short_batch_changes_nothing_where_a_term_wants_full_ones(trainer, picky):
+    one = trainer(picky)
     one.begin_epoch(1)
     one.step(batch(16), None)
     before = {key: value.clone() for key, value in one.network.state_dict().items()}
@@ -62,8 +62,8 @@ def test_a_short_batch_changes_nothing_where_a_term_wants_full_ones(learner, pic
     assert all(same.values()) if picky else not any(same.values())
 
 
-def test_the_epochs_loss_is_the_mean_over_the_batches_taken(learner):
-    one = learner()
+def test_the_epochs_loss_is_the_mean_over_the_batches_taken(trainer):
+    one = trainer()
     one.begin_epoch(1)
     losses = []
     for size in (16, 16, 8):

@@ -7,7 +7,7 @@ from kdbench.data.batch import Batch
 from kdbench.models import build
 from kdbench.plan.cost import student_cost, teacher_pass_cost
 from kdbench.training import jobs
-from kdbench.training.build import student_learner
+from kdbench.training.build import student_trainer
 
 
 AB = {"weight": 1, "initial_epochs": 2}
@@ -15,29 +15,29 @@ FSP = {"weight": 50, "initial_epochs": 1}
 
 
 @pytest.fixture
-def learner(bench, make_run):
-    """learner(student, teacher): one that begins with two epochs of AB."""
+def trainer(bench, make_run):
+    """trainer(student, teacher): one that begins with two epochs of AB."""
 
     def make(student="resnet8", teacher="resnet8"):
         run = make_run({"ce": 1, "kd": 1, "ab": AB}, student=student, recipe={"milestones": (1,)})
         guide = build(teacher, 10).eval().requires_grad_(False)
         labels = torch.arange(40) % 10
-        return student_learner(run, bench().store, guide, labels, torch.device("cpu")), guide
+        return student_trainer(run, bench().store, guide, labels, torch.device("cpu")), guide
 
     return make
 
 
-def one_epoch(learner, guide, epoch):
+def one_epoch(trainer, guide, epoch):
     draw = torch.Generator().manual_seed(epoch + 10)
     batch = Batch(torch.randn(4, 3, 16, 16, generator=draw), torch.arange(4), torch.arange(4))
-    learner.begin_epoch(epoch)
-    learner.step(batch, guide(batch.images))
-    learner.end_epoch(epoch, None)
+    trainer.begin_epoch(epoch)
+    trainer.step(batch, guide(batch.images))
+    trainer.end_epoch(epoch, None)
 
 
-def changed(learner, before):
+def changed(trainer, before):
     """Names of the network's tensors, the counters left out, that are no longer as before."""
-    now = learner.network.state_dict()
+    now = trainer.network.state_dict()
     return {key for key in now if "num_batches" not in key and not torch.equal(now[key], before[key])}
 
 
@@ -51,11 +51,11 @@ LEFT_ALONE = {
 
 
 @pytest.mark.parametrize("pair", LEFT_ALONE)
-def test_only_what_makes_the_maps_learns_at_first(learner, pair):
+def test_only_what_makes_the_maps_learns_at_first(trainer, pair):
     student, teacher = pair
     if pair == ("shufflenetv2", "resnet8"):
         student, teacher = "shufflenetv2", "shufflenetv1"
-    one, guide = learner(student, teacher)
+    one, guide = trainer(student, teacher)
     before = {key: value.clone() for key, value in one.network.state_dict().items()}
     parts = [p.clone() for p in one.terms.parameters()]
     one_epoch(one, guide, -1)
@@ -71,8 +71,8 @@ def test_only_what_makes_the_maps_learns_at_first(learner, pair):
     assert all(torch.equal(p, q) for p, q in zip(at_the_border, one.terms.parameters(), strict=True))
 
 
-def test_the_main_training_begins_with_a_fresh_optimiser_at_the_first_rate(learner):
-    one, guide = learner()
+def test_the_main_training_begins_with_a_fresh_optimiser_at_the_first_rate(trainer):
+    one, guide = trainer()
     for epoch in (-1, 0):
         one_epoch(one, guide, epoch)
         assert one.optimiser.param_groups[0]["lr"] == one.recipe.lr
@@ -147,8 +147,8 @@ def test_stopped_in_company(bench, make_run):
     assert halting.files(*runs) == whole.files(*runs)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(learner):
-    one, guide = learner()
+def test_a_loss_that_is_not_finite_ends_the_run(trainer):
+    one, guide = trainer()
     next(one.network.parameters()).data.fill_(float("nan"))
     one_epoch(one, guide, -1)
     assert one.failure.kind == "diverged"

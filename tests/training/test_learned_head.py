@@ -9,9 +9,11 @@ from kdbench.evaluation import measure
 from kdbench.files import file_hash
 from kdbench.store.record import Accuracy, Record, Result
 from kdbench.suite.specs import Preprocessing, Scenario, StudentOf
-from kdbench.training import guide, jobs
+from kdbench.training import jobs
+from kdbench.training import teacher as teacher_module
 from kdbench.training.build import load_teacher, with_head
 from kdbench.training.checkpoint import write_tensors
+from kdbench.training.teacher import OnlineTeacher
 
 
 CPU = torch.device("cpu")
@@ -36,7 +38,9 @@ def head(shop, run):
 def tests_of_teachers(monkeypatch):
     """How often a teacher was tested."""
     calls = []
-    monkeypatch.setattr(guide, "measure", lambda networks, test: calls.append(len(networks)) or measure(networks, test))
+    monkeypatch.setattr(
+        teacher_module, "measure", lambda networks, test: calls.append(len(networks)) or measure(networks, test)
+    )
     return calls
 
 
@@ -80,7 +84,7 @@ def test_finished_teachers_leave_nothing(bench, make_run):
 def test_a_teacher_with_a_view_of_its_own_is_tested_in_it(bench, make_run, monkeypatch):
     sizes = []
     monkeypatch.setattr(
-        guide,
+        teacher_module,
         "measure",
         lambda networks, test: sizes.extend(len(images[0, 0]) for images, _ in test) or measure(networks, test),
     )
@@ -134,8 +138,8 @@ def test_damaged_layers_are_found(bench, make_run, damage):
 
 def test_under_few_shot_they_see_the_subset_alone(bench, make_run, monkeypatch):
     few = make_run({"ce": 1, "kd": 1}, "simultaneous", {"epochs": 1}, scenario=Scenario(fraction=0.5))
-    shop, seen, show = bench(), [], guide.LearningGuide.show
-    monkeypatch.setattr(guide.LearningGuide, "show", lambda self, batch: seen.append(len(batch)) or show(self, batch))
+    shop, seen, forward = bench(), [], OnlineTeacher.forward
+    monkeypatch.setattr(OnlineTeacher, "forward", lambda self, batch: seen.append(len(batch)) or forward(self, batch))
     shop.train(few)
     assert sum(seen) == 20
 

@@ -11,12 +11,12 @@ from kdbench.models import build
 from kdbench.models.outputs import measure_shapes
 from kdbench.store.store import Store
 from kdbench.suite.specs import Recipe
-from kdbench.training.learner import Learner, make_optimiser, set_learning_rate
+from kdbench.training.trainer import Trainer, make_optimiser, set_learning_rate
 
 
 @pytest.fixture
-def learner(tmp_path, recipe):
-    """learner(keep_best=False, **changes): a resnet8 that learns from cross-entropy."""
+def trainer(tmp_path, recipe):
+    """trainer(keep_best=False, **changes): a resnet8 that learns from cross-entropy."""
 
     def make(keep_best=False, weight=1.0, **changes):
         torch.manual_seed(0)
@@ -24,7 +24,7 @@ def learner(tmp_path, recipe):
         shapes = measure_shapes(network, 32)
         terms = {"ce": build_term("ce", TermContext(shapes, shapes, 10, 40, 16))}
         settings = recipe.model_copy(update=changes)
-        return Learner(Store(tmp_path).run("x"), network, terms, {"ce": weight}, settings, seed="", keep_best=keep_best)
+        return Trainer(Store(tmp_path).run("x"), network, terms, {"ce": weight}, settings, seed="", keep_best=keep_best)
 
     return make
 
@@ -36,10 +36,10 @@ def batch(seed=0, size=16):
     )
 
 
-def test_the_rate_falls_after_each_milestone(learner, bench, make_run):
+def test_the_rate_falls_after_each_milestone(trainer, bench, make_run):
     recipe = Recipe(epochs=6, batch=16, lr=0.5, milestones=(2, 4), decay=0.1)
     assert [recipe.lr_at(epoch) for epoch in range(1, 7)] == pytest.approx([0.5, 0.5, 0.05, 0.05, 0.005, 0.005])
-    one = learner(lr=0.5, milestones=(2, 4))
+    one = trainer(lr=0.5, milestones=(2, 4))
     for epoch in (1, 3, 5):
         one.begin_epoch(epoch)
         assert one.optimiser.param_groups[0]["lr"] == recipe.lr_at(epoch)
@@ -66,25 +66,25 @@ def test_sgd_is_the_textbook_one(momentum, nesterov):
 
 
 def test_the_parameters_of_terms_train_with_the_network(bench, make_run):
-    from kdbench.training.build import student_learner
+    from kdbench.training.build import student_trainer
 
     run, shop = make_run({"ce": 1, "vid": 1}), bench()
     torch.manual_seed(0)
-    learner = student_learner(run, shop.store, build("resnet8x4", 10), torch.arange(40) % 10, torch.device("cpu"))
-    inside = {id(p) for group in learner.optimiser.param_groups for p in group["params"]}
-    assert {id(p) for p in learner.terms.parameters()} < inside
-    assert len(list(learner.terms.parameters())) > 0
-    before = [p.clone() for p in learner.terms.parameters()]
+    trainer = student_trainer(run, shop.store, build("resnet8x4", 10), torch.arange(40) % 10, torch.device("cpu"))
+    inside = {id(p) for group in trainer.optimiser.param_groups for p in group["params"]}
+    assert {id(p) for p in trainer.terms.parameters()} < inside
+    assert len(list(trainer.terms.parameters())) > 0
+    before = [p.clone() for p in trainer.terms.parameters()]
     teacher = build("resnet8x4", 10).eval().requires_grad_(False)
-    learner.begin_epoch(1)
-    learner.step(batch(), teacher(batch().images))
-    changed = [not torch.equal(a, b) for a, b in zip(before, learner.terms.parameters(), strict=True)]
+    trainer.begin_epoch(1)
+    trainer.step(batch(), teacher(batch().images))
+    changed = [not torch.equal(a, b) for a, b in zip(before, trainer.terms.parameters(), strict=True)]
     assert all(changed)
-    assert all(parameter.grad is None for parameter in learner.network.parameters())
+    assert all(parameter.grad is None for parameter in trainer.network.parameters())
 
 
-def test_the_loss_written_down_is_the_mean_over_images(learner):
-    one = learner(weight=2.0, lr=1e-12)
+def test_the_loss_written_down_is_the_mean_over_images(trainer):
+    one = trainer(weight=2.0, lr=1e-12)
     one.begin_epoch(1)
     batches = [batch(0, 16), batch(1, 4)]
     losses = []
@@ -100,8 +100,8 @@ def test_the_loss_written_down_is_the_mean_over_images(learner):
     assert (one.progress.epoch, one.progress.batches, one.progress.images) == (1, 0, 0)
 
 
-def test_best_is_the_first_of_the_best_and_last_the_last_that_was_tested(learner):
-    one = learner(keep_best=True, epochs=4)
+def test_best_is_the_first_of_the_best_and_last_the_last_that_was_tested(trainer):
+    one = trainer(keep_best=True, epochs=4)
     kept = []
     for epoch, top1 in enumerate([10.0, 30.0, 30.0, 20.0], start=1):
         one.begin_epoch(epoch)
@@ -116,8 +116,8 @@ def test_best_is_the_first_of_the_best_and_last_the_last_that_was_tested(learner
     assert not one.active
 
 
-def test_only_every_so_many_epochs_are_tested_and_the_last_one_always(learner, bench, make_run):
-    assert [e for e in range(1, 8) if learner(epochs=7, evaluate_every=3).due_for_test(e)] == [3, 6, 7]
+def test_only_every_so_many_epochs_are_tested_and_the_last_one_always(trainer, bench, make_run):
+    assert [e for e in range(1, 8) if trainer(epochs=7, evaluate_every=3).due_for_test(e)] == [3, 6, 7]
     shop, run = bench(), make_run({"ce": 1}, recipe={"epochs": 3, "evaluate_every": 2})
     shop.train(run)
     assert [row.get("top1") is not None for row in shop.store.run(run.id).metrics()] == [False, True, True]
@@ -140,8 +140,8 @@ def test_bf16_trains_to_finite_numbers_and_stores_float32(bench, make_run, strat
         assert all(t.dtype in (torch.float32, torch.int64) and t.isfinite().all() for t in tensors.values())
 
 
-def test_what_is_random_in_a_step_belongs_to_the_run_the_epoch_and_the_step(learner):
-    one = learner()
+def test_what_is_random_in_a_step_belongs_to_the_run_the_epoch_and_the_step(trainer):
+    one = trainer()
     drawn = []
     for epoch in (1, 2):
         one.progress.epoch = epoch - 1
@@ -149,7 +149,7 @@ def test_what_is_random_in_a_step_belongs_to_the_run_the_epoch_and_the_step(lear
         for each in (batch(0), batch(1)):
             one.step(each, None)
             drawn.append(torch.rand(()).item())
-    again = learner()
+    again = trainer()
     torch.manual_seed(5)
     again.begin_epoch(1)
     again.step(batch(0), None)

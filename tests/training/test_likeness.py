@@ -7,10 +7,10 @@ from safetensors.torch import load_file
 from kdbench.evaluation import LayerSimilarity, measure
 from kdbench.models.outputs import LayerPair
 from kdbench.suite.specs import Preprocessing, StudentOf
-from kdbench.training import jobs, learner
-from kdbench.training.build import load_teacher, new_network, student_learner
-from kdbench.training.guide import Guide
-from kdbench.training.likeness import Shown, Watched
+from kdbench.training import jobs, trainer
+from kdbench.training.build import load_teacher, new_network, student_trainer
+from kdbench.training.layer_similarity import CachedTeacher, LayerSimilarityMonitor
+from kdbench.training.teacher import FrozenTeacher
 
 
 CPU = torch.device("cpu")
@@ -49,7 +49,7 @@ def test_watching_changes_nothing_and_company_does_not_either(bench, make_run, m
     together.train(*runs)
     alone.train(runs[-1])
     assert together.files(runs[-1]) == alone.files(runs[-1])
-    monkeypatch.setattr(learner, "LIKENESS_EPOCHS", 0)
+    monkeypatch.setattr(trainer, "LIKENESS_EPOCHS", 0)
     unseen.train(*runs)
     assert [without(together, run) for run in runs] == [without(unseen, run) for run in runs]
     for run in runs:
@@ -76,14 +76,14 @@ def test_stopped_and_gone_on_the_records_are_the_same(bench, make_run):
 def test_watching_changes_no_statistics_and_draws_nothing(bench, make_run, teacher, name):
     run, shop = make_run({"ce": 1, name: READ_MAPS[name]}), bench()
     jobs.train_teacher(teacher, shop.shop)
-    guide = Guide(load_teacher(teacher, shop.store, CPU))
-    student = student_learner(run, shop.store, guide.network, torch.zeros(40, dtype=torch.long), CPU)
+    guide = FrozenTeacher(load_teacher(teacher, shop.store, CPU))
+    student = student_trainer(run, shop.store, guide.network, torch.zeros(40, dtype=torch.long), CPU)
     student.network.train()
     student.terms.train()
     parts = (student.network, student.terms, guide.network)
     before = [{key: value.clone() for key, value in part.state_dict().items()} for part in parts]
     drawn = torch.get_rng_state()
-    watched = Watched(student, Shown(guide), lambda learner, act: act())
+    watched = LayerSimilarityMonitor(student, CachedTeacher(guide), lambda trainer, act: act())
     measure([watched], shop.data.test(run.dataset, run.recipe))
     assert watched.similarity.scores().keys() == NEW
     for part, state in zip(parts, before, strict=True):
@@ -92,7 +92,7 @@ def test_watching_changes_no_statistics_and_draws_nothing(bench, make_run, teach
 
 
 def test_only_the_last_epochs_and_of_these_the_tested_ones(bench, make_run, monkeypatch):
-    monkeypatch.setattr(learner, "LIKENESS_EPOCHS", 3)
+    monkeypatch.setattr(trainer, "LIKENESS_EPOCHS", 3)
     run, shop = make_run({"ce": 1, "sp": 300}, recipe={"epochs": 5, "evaluate_every": 2}), bench()
     shop.train(run)
     recorded = {row["epoch"]: row for row in rows(shop, run) if NEW & row.keys()}
@@ -103,7 +103,7 @@ def test_only_the_last_epochs_and_of_these_the_tested_ones(bench, make_run, monk
 
 
 def test_ten_epochs_are_the_last():
-    assert learner.LIKENESS_EPOCHS == 10
+    assert trainer.LIKENESS_EPOCHS == 10
 
 
 def test_the_recorded_values_are_those_of_the_stored_networks(bench, make_run):
@@ -124,14 +124,14 @@ def test_the_recorded_values_are_those_of_the_stored_networks(bench, make_run):
 @pytest.fixture
 def counted(monkeypatch):
     """How many images the teachers see in one pass, for each pass without training."""
-    seen, make = [], jobs.make_guide
+    seen, make = [], jobs.open_teacher
 
     def counting(*arguments):
         guide = make(*arguments)
         guide.network.register_forward_pre_hook(lambda _, images: seen.append(tuple(images[0].shape)))
         return guide
 
-    monkeypatch.setattr(jobs, "make_guide", counting)
+    monkeypatch.setattr(jobs, "open_teacher", counting)
     return seen
 
 
@@ -207,16 +207,16 @@ def test_attention_is_the_mean_over_each_epochs_training_images(bench, make_run,
     recorded = [row["attention"] for row in rows(shop, run)]
     assert [len(recorded[0]), *map(len, recorded[0])] == [3, 3, 3, 3]
     assert recorded[0] != recorded[1]
-    guide = Guide(load_teacher(teacher, shop.store, CPU))
+    guide = FrozenTeacher(load_teacher(teacher, shop.store, CPU))
     stream = shop.data.stream(run.dataset, run.scenario, run.recipe, run.trial)
-    student = student_learner(run, shop.store, guide.network, stream.labels, CPU)
+    student = student_trainer(run, shop.store, guide.network, stream.labels, CPU)
     for epoch in (1, 2):
         student.begin_epoch(epoch, guide.network, stream)
         means = []
         with torch.no_grad():
             for batch in stream.epoch(epoch):
                 if len(batch) == run.recipe.batch:
-                    maps = student.network(batch.images).stages, guide.show(batch).stages
+                    maps = student.network(batch.images).stages, guide.forward(batch).stages
                     means.append(student.terms["semckd"].allocation(*maps).mean(0))
         for line, expected in zip(recorded[epoch - 1], torch.stack(means).mean(0).tolist(), strict=True):
             assert line == pytest.approx(expected, abs=2e-6)

@@ -5,7 +5,7 @@ import torch
 
 from kdbench.data.batch import Batch
 from kdbench.training import jobs
-from kdbench.training.build import student_learner
+from kdbench.training.build import student_trainer
 
 
 ONE = {"online-kd": {"weight": 1, "ramp_epochs": 2}}
@@ -51,7 +51,7 @@ def test_what_is_kept_is_the_student(bench, make_run):
 def test_a_step_in_half_precision(bench, make_run, student, node):
     """All that is trained moves, the student's stem and both branches among it, whose first weights are of their own."""
     run = without_teacher(make_run, student=student, recipe={"precision": "bf16", "node_embedding": node})
-    one = student_learner(run, bench().store, None, LABELS, torch.device("cpu"))
+    one = student_trainer(run, bench().store, None, LABELS, torch.device("cpu"))
     modules = [one.network, *one.terms["online-kd"].branches]
     heads = [list(module.parameters())[-2] for module in modules]
     assert not any(torch.equal(heads[0], other) for other in heads[1:])
@@ -65,8 +65,8 @@ def test_a_step_in_half_precision(bench, make_run, student, node):
 
 def test_its_randomness_is_the_runs(bench, make_run):
     def branch(run):
-        learner = student_learner(run, bench().store, None, LABELS, torch.device("cpu"))
-        return next(learner.terms["online-kd"].branches[0].parameters()), next(learner.network.parameters())
+        trainer = student_trainer(run, bench().store, None, LABELS, torch.device("cpu"))
+        return next(trainer.terms["online-kd"].branches[0].parameters()), next(trainer.network.parameters())
 
     torch.manual_seed(1)
     first = branch(without_teacher(make_run))

@@ -9,7 +9,7 @@ from kdbench.methods import TermContext, build_part, build_term
 from kdbench.models import Shapes
 from kdbench.suite.specs import Adapter, stage_label
 from kdbench.training import jobs
-from kdbench.training.build import load_teacher, student_learner
+from kdbench.training.build import load_teacher, student_trainer
 from kdbench.training.parts import load_part
 
 
@@ -77,17 +77,17 @@ def test_it_is_handed_to_the_term_frozen_and_is_not_saved_with_the_run(bench, ma
     part = load_part(run.adapters[0], shop.store, guide, CPU)
     before = {key: value.clone() for key, value in part.state_dict().items()}
     labels = torch.zeros(40, dtype=torch.long)
-    learner = student_learner(run, shop.store, guide, labels, CPU, [part])
-    learner.begin_epoch(1)
-    term = next(term for term in learner.terms.values() if hasattr(term, "coder"))
+    trainer = student_trainer(run, shop.store, guide, labels, CPU, [part])
+    trainer.begin_epoch(1)
+    term = next(term for term in trainer.terms.values() if hasattr(term, "coder"))
     assert term.coder[0] is part
     assert not any(module.training for module in part.modules())
     assert not any(parameter.requires_grad for parameter in part.parameters())
     assert sorted(term.state_dict()) == ["project.bias", "project.weight"]
-    inside = {id(p) for group in learner.optimiser.param_groups for p in group["params"]}
+    inside = {id(p) for group in trainer.optimiser.param_groups for p in group["params"]}
     assert not inside & {id(p) for p in part.parameters()}
     (batch,) = [next(iter(shop.data.stream(run.dataset, run.scenario, run.recipe, 0).epoch(1)))]
-    learner.step(batch, guide.eval()(batch.images))
+    trainer.step(batch, guide.eval()(batch.images))
     assert all(torch.equal(value, before[key]) for key, value in part.state_dict().items())
 
 

@@ -60,10 +60,10 @@ def test_killed_between_the_writes_of_a_checkpoint(bench, make_run, strategy, mo
         hurt.teachers(*runs)
         calls = iter(range(1, 100))
 
-        def dying(learner, state, calls=calls, fatal=fatal):
+        def dying(trainer, state, calls=calls, fatal=fatal):
             if next(calls) == fatal:
                 raise Killed
-            save(learner, state)
+            save(trainer, state)
 
         monkeypatch.setattr("kdbench.training.loop.save_checkpoint", dying)
         with pytest.raises(Killed):

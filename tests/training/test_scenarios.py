@@ -10,7 +10,7 @@ from kdbench.evaluation import measure
 from kdbench.suite.specs import Adapter, DatasetSpec, Scenario
 from kdbench.training import jobs
 from kdbench.training.build import new_network
-from kdbench.training.learner import Learner
+from kdbench.training.trainer import Trainer
 
 
 NOISY = Scenario(label_noise=0.5, noise="all")
@@ -21,13 +21,13 @@ FEW = Scenario(fraction=0.5, label_noise=0.5)
 def seen(monkeypatch):
     """What every network was shown: (id of its record, labels, clean labels, places in its training set)."""
     found = []
-    step = Learner.step
+    step = Trainer.step
 
     def watched(self, batch, *rest):
         found.append((self.record.id, batch))
         return step(self, batch, *rest)
 
-    monkeypatch.setattr(Learner, "step", watched)
+    monkeypatch.setattr(Trainer, "step", watched)
     return found
 
 
@@ -93,19 +93,19 @@ def test_sskd_ranks_by_the_labels_that_the_student_is_given(bench, sskd, seen, m
 @pytest.mark.parametrize("scenario", [NOISY, FEW])
 def test_crds_class_lists_are_made_of_the_labels_that_the_student_is_given(bench, make_run, scenario, monkeypatch):
     built = []
-    build = jobs.student_learner
+    build = jobs.student_trainer
 
     def watched(*arguments):
         built.append(build(*arguments))
         return built[-1]
 
-    monkeypatch.setattr(jobs, "student_learner", watched)
+    monkeypatch.setattr(jobs, "student_trainer", watched)
     shop, run = bench(), make_run({"ce": 1, "crd": {"weight": 0.8, "negatives": 16}}, scenario=scenario)
     shop.train(run)
     assert shop.store.run(run.id).done()
     samples = shop.data.samples(run.dataset, scenario, run.trial)
-    (learner,) = built
-    assert torch.equal(learner.terms["crd"].negatives.labels, samples.given)
+    (trainer,) = built
+    assert torch.equal(trainer.terms["crd"].negatives.labels, samples.given)
     assert not torch.equal(samples.given, samples.true)
 
 

@@ -8,7 +8,7 @@ from kdbench.plan.cost import student_cost
 from kdbench.plan.plan import Cohort, make_plan
 from kdbench.suite.specs import Adapter, Scenario, StudentOf
 from kdbench.training import jobs
-from kdbench.training.build import load_teacher, student_learner
+from kdbench.training.build import load_teacher, student_trainer
 from kdbench.training.parts import load_part
 
 
@@ -58,18 +58,18 @@ def test_every_task_trains_from_end_to_end(bench, make, options):
 def test_the_teachers_head_never_trains_beside_the_student(bench, make):
     run, shop = make("sskd"), bench()
     shop.teachers(run)
-    guide = jobs.make_guide(Cohort((run,)), shop.shop)
+    guide = jobs.open_teacher(Cohort((run,)), shop.shop)
     part = load_part(run.adapters[0], shop.store, guide.network, CPU)
     before = {key: value.clone() for key, value in part.state_dict().items()}
     stream = shop.data.stream(run.dataset, run.scenario, run.recipe, 0)
-    learner = student_learner(run, shop.store, guide.network, stream.labels, CPU, [part])
-    mine = [p.clone() for p in learner.terms["sskd"].parameters()]
-    learner.begin_epoch(1)
+    trainer = student_trainer(run, shop.store, guide.network, stream.labels, CPU, [part])
+    mine = [p.clone() for p in trainer.terms["sskd"].parameters()]
+    trainer.begin_epoch(1)
     for batch in stream.epoch(1, transforms=["rotations"]):
-        learner.step(batch, guide.show(batch), guide.show_copies(batch)["rotations"])
+        trainer.step(batch, guide.forward(batch), guide.forward_copies(batch)["rotations"])
     assert all(torch.equal(value, before[key]) for key, value in part.state_dict().items())
     assert all(parameter.grad is None for parameter in part.parameters())
-    assert not any(torch.equal(a, b) for a, b in zip(mine, learner.terms["sskd"].parameters(), strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(mine, trainer.terms["sskd"].parameters(), strict=True))
 
 
 def test_the_head_learns_on_copies_in_the_frozen_teachers_eval_mode(bench, make, monkeypatch):

@@ -138,10 +138,10 @@ def test_checkpoints_take_no_more_than_a_twentieth_of_the_time(bench, make_run, 
     now = [0.0]
     saved = []
 
-    def slow(learner, state):
-        save(learner, state)
+    def slow(trainer, state):
+        save(trainer, state)
         now[0] += 3.0
-        learner.saved_at, learner.save_seconds = now[0], 3.0
+        trainer.saved_at, trainer.save_seconds = now[0], 3.0
         saved.append(now[0])
 
     save = checkpoint.save_checkpoint

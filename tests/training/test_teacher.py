@@ -12,7 +12,7 @@ from kdbench.plan.plan import Cohort
 from kdbench.suite.specs import Scenario
 from kdbench.training import jobs
 from kdbench.training.build import DamagedTeacher, load_teacher, with_head
-from kdbench.training.guide import Guide, LearningGuide
+from kdbench.training.teacher import FrozenTeacher, OnlineTeacher
 
 
 CPU = torch.device("cpu")
@@ -28,9 +28,9 @@ def same(left, right):
 
 @pytest.fixture
 def watched(monkeypatch):
-    """The guides that cohorts make."""
-    made, make = [], jobs.make_guide
-    monkeypatch.setattr(jobs, "make_guide", lambda *a: made.append(make(*a)) or made[-1])
+    """The teachers that cohorts make."""
+    made, make = [], jobs.open_teacher
+    monkeypatch.setattr(jobs, "open_teacher", lambda *a: made.append(make(*a)) or made[-1])
     return made
 
 
@@ -139,11 +139,11 @@ def test_the_backbone_of_a_sequential_teacher_stays_as_it_was(bench, make_run):
 def test_a_finished_teacher_shows_what_its_file_computes(bench, make_run, strategy):
     shop, run = bench(), make_run({"ce": 1, "kd": 1}, strategy)
     shop.teachers(run)
-    guide = jobs.make_guide(Cohort((run,)), shop.shop)
-    assert type(guide) is Guide
+    teacher = jobs.open_teacher(Cohort((run,)), shop.shop)
+    assert type(teacher) is FrozenTeacher
     stream = shop.data.stream(run.dataset, run.scenario, run.recipe, 0)
     batch = next(stream.epoch(1))
-    shown = guide.show(batch)
+    shown = teacher.forward(batch)
     expected = load_teacher(run.teacher, shop.store, CPU).eval()(batch.images)
     assert torch.equal(shown.logits, expected.logits)
     assert torch.equal(shown.embedding, expected.embedding)
@@ -161,27 +161,27 @@ def test_new_layers_end_the_same_with_one_student_and_with_three(bench, make_run
 def test_new_layers_learn_from_cross_entropy_alone_and_show_what_they_were_before_each_step(bench, make_run):
     shop, run = bench(), make_run({"ce": 1, "kd": 1}, "simultaneous")
     shop.teachers(run)
-    guide = jobs.make_guide(Cohort((run,)), shop.shop)
-    assert isinstance(guide, LearningGuide)
+    teacher = jobs.open_teacher(Cohort((run,)), shop.shop)
+    assert isinstance(teacher, OnlineTeacher)
     copy = with_head(
         load_teacher(run.teacher, shop.store, CPU), run.teacher.model_copy(update={"head": run.head})
     ).eval()
     plain = torch.optim.SGD([*copy.node.parameters(), *copy.fc.parameters()], lr=0.05, momentum=0.9, weight_decay=5e-4)
     stream = shop.data.stream(run.dataset, run.scenario, run.recipe, 0)
-    guide.begin_epoch(1, stream)
+    teacher.begin_epoch(1, stream)
     for batch in stream.epoch(1):
         outputs = copy(batch.images)
-        shown = guide.show(batch)
-        guide.learn()
+        shown = teacher.forward(batch)
+        teacher.learn()
         assert torch.allclose(shown.logits, outputs.logits, atol=1e-5)
         assert not any(t.requires_grad for t in (shown.logits, shown.embedding, *shown.features, *shown.preactivations))
         plain.zero_grad()
         nn.functional.cross_entropy(outputs.logits, batch.labels).backward()
         plain.step()
-    assert torch.allclose(guide.network.node.weight, copy.node.weight, atol=1e-5)
-    guide.begin_epoch(3, stream)
-    assert guide.epoch == 3
-    assert guide.optimiser.param_groups[0]["lr"] == pytest.approx(0.005)
+    assert torch.allclose(teacher.network.node.weight, copy.node.weight, atol=1e-5)
+    teacher.begin_epoch(3, stream)
+    assert teacher.epoch == 3
+    assert teacher.optimiser.param_groups[0]["lr"] == pytest.approx(0.005)
 
 
 def test_new_layers_learn_from_clean_labels_where_the_students_see_wrong_ones(bench, make_run, watched):
@@ -192,15 +192,15 @@ def test_new_layers_learn_from_clean_labels_where_the_students_see_wrong_ones(be
     assert torch.cat(wrong).float().mean().item() == 0.5
     shop.train(run)
     seen = make_run({"ce": 1, "kd": 1}, "simultaneous", scenario=noisy, trial=0)
-    guide = jobs.make_guide(Cohort((seen,)), shop.shop)
+    teacher = jobs.open_teacher(Cohort((seen,)), shop.shop)
     for epoch in range(1, run.recipe.epochs + 1):
-        guide.begin_epoch(epoch, stream)
+        teacher.begin_epoch(epoch, stream)
         for batch in stream.epoch(epoch):
-            guide.show(replace(batch, labels=batch.clean_labels, clean_labels=None))
-            guide.learn()
-    assert same(weights(watched[0].network), weights(guide.network))
+            teacher.forward(replace(batch, labels=batch.clean_labels, clean_labels=None))
+            teacher.learn()
+    assert same(weights(watched[0].network), weights(teacher.network))
     kept = load_file(shop.store.run(run.id).teacher_head_file)
-    assert same(kept, {key: value for key, value in weights(guide.network).items() if key in kept})
+    assert same(kept, {key: value for key, value in weights(teacher.network).items() if key in kept})
 
 
 def test_a_teacher_that_keeps_its_best_epoch_is_stored_with_it(bench, teacher):

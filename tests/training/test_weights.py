@@ -21,7 +21,7 @@ from kdbench.suite.specs import (
     trained_stages,
 )
 from kdbench.training import jobs
-from kdbench.training.build import adopt, load_teacher
+from kdbench.training.build import load_encoder, load_teacher
 
 
 CPU = torch.device("cpu")
@@ -184,8 +184,8 @@ def test_a_clip_encoder_teaches_at_its_own_size(bench, make_run, recipe, clip_fi
 def test_an_encoder_with_a_classifier_can_bring_it():
     encoder, without, complete = (build("resnet8", classes=10) for _ in range(3))
     before = without.fc.weight.clone()
-    adopt(without, encoder)
-    adopt(complete, encoder, classifier=True)
+    load_encoder(without, encoder)
+    load_encoder(complete, encoder, classifier=True)
     assert torch.equal(without.fc.weight, before)
     assert torch.equal(complete.fc.weight, encoder.fc.weight)
     assert torch.equal(without.conv1.weight, encoder.conv1.weight)

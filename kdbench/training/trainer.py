@@ -24,7 +24,16 @@ from kdbench.models.outputs import Outputs
 from kdbench.store.record import Accuracy, Failure, Record
 from kdbench.suite.specs import Recipe
 from kdbench.training.environment import lacks_variance
-from kdbench.training.shown import Replay, Watch, aliased, joined, one_transform, plugged_in, relisted, rows_of
+from kdbench.training.guard import (
+    Replay,
+    Watch,
+    aliased,
+    interleave_outputs,
+    one_transform,
+    plugged_in,
+    relisted,
+    rows_of,
+)
 
 
 def make_optimiser(parameters: Sequence[nn.Parameter], recipe: Recipe) -> torch.optim.SGD:
@@ -51,7 +60,7 @@ LIKENESS_EPOCHS = 10
 
 @dataclass
 class Progress:
-    """What a learner has behind it: whole epochs, and of the one that goes on batches and images. Part of its checkpoint."""
+    """What a trainer has behind it: whole epochs, and of the one that goes on batches and images. Part of its checkpoint."""
 
     epoch: int = 0
     batches: int = 0
@@ -62,11 +71,11 @@ class Progress:
 
     @property
     def behind(self) -> tuple[int, int]:
-        """What orders learners by how far they are."""
+        """What orders trainers by how far they are."""
         return self.epoch, self.batches
 
 
-class Learner:
+class Trainer:
     """A network, its weighted loss terms and one optimiser over the trainable parts of both.
 
     ``seed`` decides on the random numbers of its steps. ``modules`` says which parts of the network train; the others
@@ -104,7 +113,7 @@ class Learner:
         self.device = next(network.parameters()).device
         self.initial = next(((name, term) for name, term in terms.items() if term.initial), None)
         self.initial_epochs = self.initial[1].initial_epochs if self.initial else 0
-        self.go_to(Progress(epoch=-self.initial_epochs))
+        self.seek(Progress(epoch=-self.initial_epochs))
         self.best_weights: dict[str, Tensor] | None = None
         self.failure: Failure | None = None
         self.made_on: str | None = None
@@ -130,7 +139,7 @@ class Learner:
         """Which kind of copies the epoch that comes, or is going on, looks at; "": none, as in an initial stage."""
         return "" if self.progress.epoch < 0 else self.main_transforms
 
-    def go_to(self, progress: Progress) -> None:
+    def seek(self, progress: Progress) -> None:
         """Stand where ``progress`` says, with a fresh optimiser of what trains from there on."""
         self.progress = progress
         parameters = [p for module in self._training(progress.epoch + 1) for p in module.parameters()]
@@ -200,7 +209,7 @@ class Learner:
         loss.backward()  # type: ignore[no-untyped-call]
         watch.check(f"the backward pass of {' + '.join(values)}")
         self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)  # at once: the next learner's gradients take the same memory
+        self.optimiser.zero_grad(set_to_none=True)  # at once: the next trainer's gradients take the same memory
         for name, value in {"loss": loss, **values}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.detach() * len(batch)
         self.progress.images += len(batch)
@@ -226,7 +235,7 @@ class Learner:
             return value, {name: value}
         everything = outputs
         if teacher and copies:
-            everything = joined(teacher, copies)
+            everything = interleave_outputs(teacher, copies)
             watch.add("teacher", everything)
         values = {}
         for name, each in self.terms.items():
@@ -266,12 +275,12 @@ class Learner:
         self.progress.metrics.append(row)
         self.progress.epoch, self.progress.batches, self.progress.images = epoch, 0, 0
         if epoch == 0:
-            self.go_to(self.progress)
+            self.seek(self.progress)
         best = self.best()
         if self.keep_best and best and best.epoch == epoch:
-            self.best_weights = {key: value.clone() for key, value in self.weights_now().items()}
+            self.best_weights = {key: value.clone() for key, value in self.trainable_state_dict().items()}
 
-    def weights_now(self) -> dict[str, Tensor]:
+    def trainable_state_dict(self) -> dict[str, Tensor]:
         """The network's weights, as far as they are trained."""
         state = self.network.state_dict()
         if self.trained == [self.network]:
@@ -281,7 +290,7 @@ class Learner:
 
     def load_weights(self, state: dict[str, Tensor]) -> None:
         """Go back to what ``weights_now`` gave. Raises ValueError for weights of something else."""
-        if state.keys() != self.weights_now().keys():
+        if state.keys() != self.trainable_state_dict().keys():
             raise ValueError("it holds the weights of another network")
         self.network.load_state_dict(state, strict=False)
 

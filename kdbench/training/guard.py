@@ -115,7 +115,7 @@ def relisted(outputs: Outputs) -> Outputs:
     return outputs._replace(features=[*outputs.features], preactivations=[*outputs.preactivations])
 
 
-def joined(images: Outputs, copies: Outputs) -> Outputs:
+def interleave_outputs(images: Outputs, copies: Outputs) -> Outputs:
     """What a network gives for images, each followed by what it gives for its copies."""
     return _mapped(interleaved, images, copies)
 

@@ -18,14 +18,14 @@ from kdbench.models.outputs import Outputs
 from kdbench.store.record import Accuracy, Record
 from kdbench.suite.specs import Recipe
 from kdbench.training.checkpoint import write_tensors
-from kdbench.training.learner import make_optimiser, set_learning_rate
+from kdbench.training.trainer import make_optimiser, set_learning_rate
 
 
 TestImages = Iterable[tuple[Tensor, Tensor]]
 """Test images and labels, batch by batch."""
 
 
-class Guide:
+class FrozenTeacher:
     """A finished teacher, frozen: strategies `pretrained` and `sequential`.
 
     ``own_test``: the test set in its own view of the images; None where it sees the students'. ``tested_after``: the epoch
@@ -50,7 +50,7 @@ class Guide:
         """Nothing changes from step to step."""
 
     @torch.no_grad()
-    def show(self, batch: Batch) -> Outputs:
+    def forward(self, batch: Batch) -> Outputs:
         """The teacher's outputs, without gradient."""
         return self._look(self.view_of(batch))
 
@@ -58,7 +58,7 @@ class Guide:
         """Learn from the batch that was shown last."""
 
     @torch.no_grad()
-    def show_copies(self, batch: Batch) -> dict[str, Outputs]:
+    def forward_copies(self, batch: Batch) -> dict[str, Outputs]:
         """The teacher's outputs for the transformed copies, by kind, without gradient. It learns nothing from them."""
         return {
             name: self._look(copies.images if copies.teacher_images is None else copies.teacher_images)
@@ -75,7 +75,7 @@ class Guide:
         """What the teacher sees: its own view of the images, or the students'."""
         return batch.images if batch.teacher_images is None else batch.teacher_images
 
-    def leave(self, record: Record, test: TestImages) -> dict[str, Any]:
+    def finalize(self, record: Record, test: TestImages) -> dict[str, Any]:
         """Keep in a finished run's record what teaching has changed; returns the facts that belong in the run's result.
 
         test: in the students' view
@@ -97,7 +97,7 @@ class Guide:
         """Go back to a ``state``."""
 
 
-class LearningGuide(Guide):
+class OnlineTeacher(FrozenTeacher):
     """A frozen backbone whose new layers learn from cross-entropy beside the students: strategy `simultaneous`.
 
     The students see the outputs from before each update, and no gradient of theirs reaches the teacher (Ma et al., BMVC
@@ -131,7 +131,7 @@ class LearningGuide(Guide):
 
     def _catch_up(self, batches: Iterable[Batch]) -> None:
         for batch in batches:
-            self.show(batch)
+            self.forward(batch)
             self.learn()
 
     def _go_to(self, epoch: int) -> None:
@@ -139,10 +139,10 @@ class LearningGuide(Guide):
             self.epoch, self.batches = epoch, 0
         set_learning_rate(self.optimiser, self.recipe.lr_at(epoch))
 
-    def show(self, batch: Batch) -> Outputs:
+    def forward(self, batch: Batch) -> Outputs:
         """The outputs for the students, and the gradients of the new layers, with which ``learn`` takes its step."""
         if self.epoch < 1:
-            return super().show(batch)
+            return super().forward(batch)
         self.optimiser.zero_grad(set_to_none=True)
         labels = batch.labels if batch.clean_labels is None else batch.clean_labels
         images = self.view_of(batch)
@@ -158,7 +158,7 @@ class LearningGuide(Guide):
             self.optimiser.step()
             self.batches += 1
 
-    def leave(self, record: Record, test: TestImages) -> dict[str, Any]:
+    def finalize(self, record: Record, test: TestImages) -> dict[str, Any]:
         """Keep the new layers as they are now, and their accuracy."""
         layers = {key: value for key, value in self.network.state_dict().items() if not key.startswith("backbone.")}
         facts = {"teacher": self.accuracy(self.epoch, test)}

@@ -12,25 +12,25 @@ from torch import Tensor, nn
 from kdbench.evaluation import LayerSimilarity
 from kdbench.methods.term import Term
 from kdbench.models.outputs import Outputs
-from kdbench.training.guide import Guide
-from kdbench.training.learner import Learner
-from kdbench.training.shown import Watch, aliased, relisted, rows_of
+from kdbench.training.guard import Watch, aliased, relisted, rows_of
+from kdbench.training.teacher import FrozenTeacher
+from kdbench.training.trainer import Trainer
 
 
 SLICE = 64
 """Test images whose similarities are compared with each other: the batch size of SemCKD's experiments."""
 
 
-class Shown:
+class CachedTeacher:
     """What the teacher gives for the test batch that students are looking at, in float32.
 
     It runs once for each batch, however many students ask for it, and not at all where none asks; once more where a term may
     have written into its outputs. Use one for each pass.
     """
 
-    def __init__(self, guide: Guide) -> None:
-        self.network = guide.network
-        self.own = iter(guide.own_test) if guide.own_test is not None else None
+    def __init__(self, teacher: FrozenTeacher) -> None:
+        self.network = teacher.network
+        self.own = iter(teacher.own_test) if teacher.own_test is not None else None
         self.images: Tensor | None = None
 
     def __call__(self, images: Tensor) -> Outputs:
@@ -44,33 +44,35 @@ class Shown:
         return self.outputs
 
 
-class Watched(nn.Module):
+class LayerSimilarityMonitor(nn.Module):
     """A student under test whose maps are compared with the teacher's; ``similarity`` holds what comes of it.
 
     Slices have 64 images, or as many as a batch where a term needs full ones, which then leaves shorter slices out.
     """
 
-    def __init__(self, learner: Learner, shown: Shown, guarded: Callable[[Learner, Callable[[], None]], None]) -> None:
+    def __init__(
+        self, trainer: Trainer, shown: CachedTeacher, guarded: Callable[[Trainer, Callable[[], None]], None]
+    ) -> None:
         super().__init__()
-        self.network, self.terms = learner.network, learner.terms
-        self.learner, self.shown, self.guarded = learner, shown, guarded
+        self.network, self.terms = trainer.network, trainer.terms
+        self.trainer, self.shown, self.guarded = trainer, shown, guarded
         self.similarity = LayerSimilarity()
 
     def forward(self, images: Tensor) -> Outputs:
         """Return what the network gives."""
         outputs: Outputs = self.network(images)
-        if self.learner.failure is None:
-            self.guarded(self.learner, partial(self._compare, images, outputs))
-            if self.learner.failure is not None:
+        if self.trainer.failure is None:
+            self.guarded(self.trainer, partial(self._compare, images, outputs))
+            if self.trainer.failure is not None:
                 self.shown.outputs = None
         return outputs
 
     @torch.no_grad()
     def _compare(self, images: Tensor, outputs: Outputs) -> None:
-        size = self.learner.recipe.batch if self.learner.full_batches else SLICE
-        end = len(images) // size * size if self.learner.full_batches else len(images)
+        size = self.trainer.recipe.batch if self.trainer.full_batches else SLICE
+        end = len(images) // size * size if self.trainer.full_batches else len(images)
         teacher = aliased(self.shown(images))
-        watch = Watch(values=self.learner.foreign, start=0)
+        watch = Watch(values=self.trainer.foreign, start=0)
         watch.add("student", outputs)
         watch.add("teacher", teacher)
         for start in range(0, end, size):
