@@ -62,7 +62,7 @@ class Guide:
         """The teacher's outputs for the transformed copies, by kind, without gradient. It learns nothing from them."""
         return {
             name: self._look(copies.images if copies.teacher_images is None else copies.teacher_images)
-            for name, copies in batch.copies.items()
+            for name, copies in batch.views.items()
         }
 
     def _look(self, images: Tensor) -> Outputs:

@@ -139,7 +139,7 @@ def train_epoch(
     transforms = sorted({learner.transforms for learner in group if learner.transforms})
     while alive := [learner for learner in group if learner.failure is None]:
         first = min(learner.progress.batches for learner in alive)
-        batches = stream.epoch(epoch, taught=guide is not None, transforms=transforms, first=first)
+        batches = stream.epoch(epoch, with_teacher=guide is not None, transforms=transforms, first=first)
         for number, batch in enumerate(batches, first):
             teaching = guide if number >= looks_on_from else None
             copies = teaching.show_copies(batch) if teaching else {}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kdbench.data.augment import interleaved
+from kdbench.data.augment import interleave_views
 from kdbench.plan.cost import student_cost, teacher_pass_cost
 from kdbench.plan.plan import Cohort
 from kdbench.suite.specs import Preprocessing
@@ -60,7 +60,7 @@ def test_one_pass_of_all_views_and_the_other_terms_see_the_upright_ones(ready, m
     given = seen_by(learner, monkeypatch)
     learner.step(batch, guide.show(batch), guide.show_copies(batch)["rotations"])
     (images,) = passes
-    assert torch.equal(images, interleaved(batch.images, batch.copies["rotations"].images))
+    assert torch.equal(images, interleave_views(batch.images, batch.views["rotations"].images))
     assert torch.equal(images[::4], batch.images)
     everything = given["part_terms:Seeing"][0]
     for name in ("ce", "kd"):
@@ -77,7 +77,7 @@ def test_the_teachers_rows_are_those_of_the_same_views(ready, monkeypatch):
     given = seen_by(learner, monkeypatch)
     shown = guide.show(batch)
     learner.step(batch, shown, guide.show_copies(batch)["rotations"])
-    expected = guide.network(interleaved(batch.images, batch.copies["rotations"].images))
+    expected = guide.network(interleave_views(batch.images, batch.views["rotations"].images))
     teacher = given["part_terms:Seeing"][1]
     assert torch.allclose(teacher.logits, expected.logits, atol=1e-4)
     assert torch.allclose(teacher.features[-1], expected.features[-1], atol=1e-4)
@@ -90,7 +90,7 @@ def test_batch_norm_mixes_all_views(ready):
     learner, guide, batch = ready
     norm = learner.network.bn1
     before = norm.running_mean.clone()
-    images = interleaved(batch.images, batch.copies["rotations"].images)
+    images = interleave_views(batch.images, batch.views["rotations"].images)
     with torch.no_grad():
         expected = 0.9 * before + 0.1 * learner.network.conv1(images).mean((0, 2, 3))
     learner.step(batch, guide.show(batch), guide.show_copies(batch)["rotations"])
@@ -147,7 +147,7 @@ def test_the_teacher_runs_once_on_the_copies_for_all_who_look(bench, make_run, s
 def test_two_kinds_in_one_run_are_refused_and_the_run_fails_alone(bench, make_run):
     from part_terms import SeeingToo
 
-    assert SeeingToo.copies == 3
+    assert SeeingToo.views == 3
     uses = make_run({"part_terms:Seeing": 1, "part_terms:SeeingToo": {"kind": "four"}}).terms
     good = make_run({"ce": 1, "kd": 1})
     bad, shop = good.model_copy(update={"terms": uses}), bench()

@@ -81,7 +81,7 @@ def test_the_head_learns_on_copies_in_the_frozen_teachers_eval_mode(bench, make,
     loss = SelfSupervised.loss
 
     def spy(self, outputs, batch):
-        images = batch.copies["rotations"].images
+        images = batch.views["rotations"].images
         alike = torch.allclose(outputs.embedding.view(len(batch), 4, -1)[:, 1:].flatten(0, 1),
                                teacher(images).embedding, atol=1e-4)  # fmt: skip
         seen.append(alike and len(outputs.embedding) == 4 * len(batch))
