@@ -50,13 +50,13 @@ class Dataset:
     by_hand: str = ""
     streamed: bool = False
 
-    def packed(self, root: Path) -> Path:
+    def npz(self, root: Path) -> Path:
         """The one NumPy file that can take the place of all others."""
         return root / f"{self.name}.npz"
 
     def lacking(self, root: Path) -> list[Path]:
         """The files that are absent below ``root``."""
-        if not self.streamed and self.packed(root).is_file():
+        if not self.streamed and self.npz(root).is_file():
             return []
         return [path for path in (root / self.folder / file for file in self.files) if not path.exists()]
 

@@ -42,7 +42,7 @@ TERM_CONSTANTS = (
     "initial",
     "auxiliary",
     "part",
-    "copies",
+    "views",
     "version",
 )
 """The constants of a term's class that describe it."""
@@ -74,7 +74,7 @@ class TermInfo:
     requires: tuple[str, ...]
     full_batches: int
     part: tuple[str, ...] | None
-    copies: int
+    views: int
     initial: bool
     auxiliary: str
     version: int

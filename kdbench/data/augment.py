@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdbench.data.batch import Batch, Copies, generator
+from kdbench.data.batch import AugmentedViews, Batch, generator
 from kdbench.data.image_sets import ImageSet
 from kdbench.data.preprocess import Normalisation
 from kdbench.errors import BadInput
@@ -74,14 +74,14 @@ def log_uniform(uniform: Tensor, most: float) -> Tensor:
     return torch.exp(math.log(most) * (2 * uniform - 1))
 
 
-COPIES = 3
-"""Copies of each image. SSKD's code makes three."""
+VIEWS_PER_IMAGE = 3
+"""AugmentedViews of each image. SSKD's code makes three."""
 
 
 class Transform(ABC):
-    """One way to transform images. All that is random is drawn for a whole epoch in advance, COPIES times for each image.
+    """A family of image transformations. Its random numbers are drawn for a whole epoch in advance.
 
-    ``draws`` are uniform numbers [COPIES · N, numbers] on the CPU, image after image.
+    ``draws`` are uniform numbers [VIEWS_PER_IMAGE · N, numbers] on the CPU, image after image.
     """
 
     classes: int
@@ -92,15 +92,15 @@ class Transform(ABC):
 
     def draw(self, images: int, draw: torch.Generator) -> Tensor:
         """The draws for as many images."""
-        return torch.rand(COPIES * images, self.numbers, generator=draw)
+        return torch.rand(VIEWS_PER_IMAGE * images, self.numbers, generator=draw)
 
     @abstractmethod
     def labels(self, draws: Tensor) -> Tensor:
-        """Which transform each copy gets: [COPIES · N] int64, from 0 to ``classes`` - 1."""
+        """Which transform each copy gets: [VIEWS_PER_IMAGE · N] int64, from 0 to ``classes`` - 1."""
 
     @abstractmethod
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
-        """The copies of images [COPIES · N, 3, H, W], a square of values from 0 to 255 each, one for each of the draws."""
+        """Transform square images [VIEWS_PER_IMAGE · N, 3, H, W] of values from 0 to 255, each by its row of ``draws``."""
 
 
 class Rotations(Transform):
@@ -111,7 +111,7 @@ class Rotations(Transform):
 
     def labels(self, draws: Tensor) -> Tensor:
         """The quarter turns."""
-        return torch.arange(len(draws)) % COPIES + 1
+        return torch.arange(len(draws)) % VIEWS_PER_IMAGE + 1
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
         """The turned images."""
@@ -191,27 +191,27 @@ class Jigsaw(Transform):
 TRANSFORMS: dict[str, Transform] = {"rotations": Rotations(), "four": MixedTransforms(), "jigsaw": Jigsaw()}
 
 
-class Copier:
+class ViewGenerator:
     """Makes one kind of copies for an epoch of ``count`` images, alike for the student's and the teacher's views."""
 
     def __init__(self, name: str, count: int, seed: tuple[object, ...]) -> None:
         self.transform = TRANSFORMS[name]
         self.draws = self.transform.draw(count, generator("copies", name, *seed))
 
-    def __call__(self, pixels: Sequence[Tensor], normalise: Sequence[Normalisation], start: int) -> Copies:
-        """The copies of the epoch's images from number ``start`` on.
+    def __call__(self, pixels: Sequence[Tensor], normalise: Sequence[Normalisation], start: int) -> AugmentedViews:
+        """The views of one batch, which begins at image number ``start`` of the epoch.
 
-        pixels: [COPIES · B, 3, H, W], the crops that are transformed: the student's, and the teacher's if it has its own
+        pixels: [VIEWS_PER_IMAGE · B, 3, H, W] each, the crops of the student, and of the teacher if it has its own
         """
-        draws = self.draws[copies_of(start, len(pixels[0]) // COPIES)]
+        draws = self.draws[view_rows(start, len(pixels[0]) // VIEWS_PER_IMAGE)]
         seen = [each(self.transform.apply(crops, draws)) for crops, each in zip(pixels, normalise, strict=True)]
         labels = self.transform.labels(draws).to(pixels[0].device)
-        return Copies(seen[0], labels, seen[1] if len(seen) > 1 else None)
+        return AugmentedViews(seen[0], labels, seen[1] if len(seen) > 1 else None)
 
 
-def copies_of(start: int, count: int) -> slice:
+def view_rows(start: int, count: int) -> slice:
     """Where the copies of ``count`` images are among an epoch's, from image number ``start`` on."""
-    return slice(COPIES * start, COPIES * (start + count))
+    return slice(VIEWS_PER_IMAGE * start, VIEWS_PER_IMAGE * (start + count))
 
 
 def rotate90(images: Tensor, quarters: Tensor) -> Tensor:
@@ -228,8 +228,8 @@ def randint_below(uniform: Tensor, count: int) -> Tensor:
     return (uniform * count).long().clamp(max=count - 1)
 
 
-def interleaved(images: Tensor, copies: Tensor) -> Tensor:
-    """[B, …] and [COPIES · B, …] as [(1 + COPIES) · B, …]: each image, followed by its copies."""
+def interleave_views(images: Tensor, copies: Tensor) -> Tensor:
+    """[B, …] and [VIEWS_PER_IMAGE · B, …] as [(1 + VIEWS_PER_IMAGE) · B, …]: each image, followed by its copies."""
     rows = torch.cat([images.unsqueeze(1), copies.reshape(len(images), -1, *copies.shape[1:])], dim=1)
     return rows.flatten(0, 1)
 
@@ -257,7 +257,7 @@ class TwoViews:
         return self.labels.shape[0]
 
     def epoch(
-        self, epoch: int, *, taught: bool = False, transforms: Sequence[str] = (), first: int = 0
+        self, epoch: int, *, with_teacher: bool = False, transforms: Sequence[str] = (), first: int = 0
     ) -> Iterator[Batch]:
         """The batches of an epoch, counted from 1. No teacher looks on, and there are no further copies."""
         draw = generator("two views", *self.seed, epoch)

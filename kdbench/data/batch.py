@@ -24,11 +24,11 @@ def generator(*parts: Any) -> torch.Generator:
 
 
 @dataclass(frozen=True)
-class Copies:
-    """Transformed copies of a batch's images, COPIES of each in a row.
+class AugmentedViews:
+    """Transformed copies of a batch's images, VIEWS_PER_IMAGE of each in a row.
 
-    images: [COPIES · B, 3, H, W] float, normalised
-    labels: [COPIES · B] int64, which of the possible transforms made each; 0 is the image itself
+    images: [VIEWS_PER_IMAGE · B, 3, H, W] float, normalised
+    labels: [VIEWS_PER_IMAGE · B] int64, which of the possible transforms made each; 0 is the image itself
     teacher_images: the same transforms of the teacher's own view; None where it sees the students' images
     """
 
@@ -46,7 +46,7 @@ class Batch:
     indices: [B] int64, positions in the training set as the scenario leaves it, 0 … train_size - 1
     clean_labels: [B] int64, the labels before label noise; None where there is none
     teacher_images: [B, 3, H', W'], the teacher's own view of the images; None where it sees the students'
-    copies: transformed copies of the images, by kind of transform (kdbench.data.augment); what no term needs is left out
+    views: transformed views of the images, by kind of transform (kdbench.data.augment); what no term needs is left out
     """
 
     images: Tensor
@@ -54,7 +54,7 @@ class Batch:
     indices: Tensor
     clean_labels: Tensor | None = None
     teacher_images: Tensor | None = None
-    copies: Mapping[str, Copies] = field(default_factory=dict)
+    views: Mapping[str, AugmentedViews] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -67,7 +67,7 @@ class Batches(Protocol):
         """Images per epoch."""
 
     def epoch(
-        self, epoch: int, *, taught: bool = True, transforms: Sequence[str] = (), first: int = 0
+        self, epoch: int, *, with_teacher: bool = True, transforms: Sequence[str] = (), first: int = 0
     ) -> Iterator[Batch]:
         """The batches of an epoch, counted from 1, from batch number ``first`` on, counted from 0.
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from kdbench.data.augment import COPIES, Copier
+from kdbench.data.augment import VIEWS_PER_IMAGE, ViewGenerator
 from kdbench.data.batch import Batch, generator
 from kdbench.data.image_sets import ImageFiles
 from kdbench.data.preprocess import AREA, RATIO, Normalisation, center_crop, pixels, random_resized_crop
@@ -40,15 +40,15 @@ def loader_workers() -> int:
 class CropDataset(Dataset[Any]):
     """What runs in the workers: from an order to the views, one stack of pixels [B, 3, H, W] uint8 for each of ``views``.
 
-    Where copies are asked for, stacks of [COPIES · B, 3, H, W] follow, one for each view.
+    Where copies are asked for, stacks of [VIEWS_PER_IMAGE · B, 3, H, W] follow, one for each view.
     """
 
     def __init__(self, files: ImageFiles, views: Sequence[Preprocessing], seed: tuple[object, ...]) -> None:
         self.files, self.views, self.seed = files, views, seed
 
-    def __getitem__(self, order: BatchRequest) -> list[Tensor] | BadInput:
-        epoch, taught, copied, indices = order
-        views = self.views if taught else self.views[:1]
+    def __getitem__(self, request: BatchRequest) -> list[Tensor] | BadInput:
+        epoch, with_teacher, copied, indices = request
+        views = self.views if with_teacher else self.views[:1]
         try:
             seen = [self._cut(index, epoch, views, copied) for index in indices]
         except BadInput as error:  # travels as a value: what is raised in a worker arrives as a traceback
@@ -66,7 +66,7 @@ class CropDataset(Dataset[Any]):
         place = (*self.seed, epoch, index)
         cuts = [[self._drawn(image, view, "cut", number, *place)] for number, view in enumerate(views)]
         for number, view in enumerate(views if copied else []):
-            cuts.append([self._drawn(image, view, "copy", number, *place, copy) for copy in range(COPIES)])
+            cuts.append([self._drawn(image, view, "copy", number, *place, copy) for copy in range(VIEWS_PER_IMAGE)])
         return cuts
 
     def _drawn(self, image: Image.Image, view: Preprocessing, *seed: object) -> Tensor:
@@ -78,13 +78,13 @@ class CropDataset(Dataset[Any]):
 class Loader:
     """Asks the workers for batches and hands them over on the device, in order. The workers live as long as it does."""
 
-    def __init__(self, cutter: CropDataset, device: torch.device) -> None:
+    def __init__(self, crops: CropDataset, device: torch.device) -> None:
         self.device = device
-        self.orders = _Orders()
+        self.requests = _Requests()
         self.loader: DataLoader[Any] = DataLoader(
-            cutter,
+            crops,
             batch_size=None,
-            sampler=self.orders,
+            sampler=self.requests,
             num_workers=loader_workers(),
             generator=torch.Generator(),  # or it would draw from the one that the networks draw from
             collate_fn=_as_it_is,
@@ -94,16 +94,16 @@ class Loader:
             persistent_workers=True,
         )
 
-    def __call__(self, orders: list[BatchRequest]) -> Iterator[list[Tensor]]:
+    def __call__(self, requests: list[BatchRequest]) -> Iterator[list[Tensor]]:
         """The answers to the orders. Raises BadInput for a file that cannot be decoded."""
-        self.orders.wanted = orders
+        self.requests.wanted = requests
         for answer in self.loader:
             if isinstance(answer, BadInput):
                 raise answer
             yield [stack.to(self.device, non_blocking=True) for stack in answer]
 
 
-class _Orders:
+class _Requests:
     """A sampler: what is asked for in this pass."""
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ class FileStream:
         self.batch, self.seed, self.device = recipe.batch, seed, device
         self.normalise = [Normalisation(each, spec, device) for each in views]
         self.labels = train.labels.to(device)
-        self.clean = None if train.clean is None else train.clean.to(device)
+        self.clean_labels = None if train.clean_labels is None else train.clean_labels.to(device)
         self.load = Loader(CropDataset(train, [each.preprocessing for each in views], seed), device)
 
     def __len__(self) -> int:
@@ -144,7 +144,7 @@ class FileStream:
         return self.labels.shape[0]
 
     def epoch(
-        self, epoch: int, *, taught: bool = True, transforms: Sequence[str] = (), first: int = 0
+        self, epoch: int, *, with_teacher: bool = True, transforms: Sequence[str] = (), first: int = 0
     ) -> Iterator[Batch]:
         """The batches of an epoch, counted from 1. Without a teacher that looks on, its view is left out.
 
@@ -152,10 +152,10 @@ class FileStream:
         """
         order = torch.randperm(len(self), generator=generator("epoch", *self.seed, epoch))
         parts = _split(order, self.batch)[first:]
-        answers = self.load([(epoch, taught, bool(transforms), part.tolist()) for part in parts])
-        copiers = {name: Copier(name, len(self), (*self.seed, epoch)) for name in transforms}
-        normalise = self.normalise if taught else self.normalise[:1]
-        for number, (part, stacks) in enumerate(zip(parts, answers, strict=True), first):
+        batches = self.load([(epoch, with_teacher, bool(transforms), part.tolist()) for part in parts])
+        generators = {name: ViewGenerator(name, len(self), (*self.seed, epoch)) for name in transforms}
+        normalise = self.normalise if with_teacher else self.normalise[:1]
+        for number, (part, stacks) in enumerate(zip(parts, batches, strict=True), first):
             indices = part.to(self.device)
             images = [each(stack) for each, stack in zip(normalise, stacks, strict=False)]
             crops, start = stacks[len(images) :], number * self.batch
@@ -163,9 +163,9 @@ class FileStream:
                 images=images[0],
                 labels=self.labels[indices],
                 indices=indices,
-                clean_labels=None if self.clean is None else self.clean[indices],
+                clean_labels=None if self.clean_labels is None else self.clean_labels[indices],
                 teacher_images=images[1] if len(images) > 1 else None,
-                copies={name: copier(crops, normalise, start) for name, copier in copiers.items()},
+                views={name: generate(crops, normalise, start) for name, generate in generators.items()},
             )
 
 
@@ -177,7 +177,7 @@ class FileTestSet:
     ) -> None:
         self.labels = test.labels.to(device)
         self.normalise = Normalisation(view, spec, device)
-        self.orders: list[BatchRequest] = [
+        self.requests: list[BatchRequest] = [
             (None, False, False, part.tolist()) for part in _split(torch.arange(len(test)), batch)
         ]
         self.load = Loader(CropDataset(test, [view.preprocessing], ()), device)
@@ -188,7 +188,7 @@ class FileTestSet:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Pairs of images [B, 3, H, W] and labels [B]."""
-        for (stack,), labels in zip(self.load(self.orders), _split(self.labels, self.batch), strict=True):
+        for (stack,), labels in zip(self.load(self.requests), _split(self.labels, self.batch), strict=True):
             yield self.normalise(stack), labels
 
 

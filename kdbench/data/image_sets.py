@@ -31,10 +31,13 @@ from kdbench.suite.specs import DatasetSpec, Scenario
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """names: [N] file names below ``folder``, as bytes; labels: [N] int64; clean: the labels before label noise, if any.
+    """Images on disk.
 
-    ``size`` is the side in pixels of what a network sees where its view states none. places: [N] int64, where the files stand
-    in the whole list, sorted by class and name; None where they are all of it.
+    names:        [N] file names below ``folder``, as bytes
+    labels:       [N] int64
+    size:         the default image size in pixels, for a preprocessing that states none
+    clean_labels: [N] int64, the labels before label noise; None without noise
+    indices:      [N] int64, positions in the whole list, sorted by class and name; None for the whole list
     """
 
     folder: Path
@@ -42,17 +45,18 @@ class ImageFiles:
     labels: Tensor
     classes: int
     size: int
-    clean: Tensor | None = None
-    places: Tensor | None = None
+    clean_labels: Tensor | None = None
+    indices: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.names)
 
     def select(self, indices: Tensor) -> ImageFiles:
         """The files at ``indices``, in that order."""
-        clean = None if self.clean is None else self.clean[indices]
-        places = indices if self.places is None else self.places[indices]
-        return replace(self, names=self.names[indices.numpy()], labels=self.labels[indices], clean=clean, places=places)
+        clean_labels = None if self.clean_labels is None else self.clean_labels[indices]
+        origin = indices if self.indices is None else self.indices[indices]
+        names, labels = self.names[indices.numpy()], self.labels[indices]
+        return replace(self, names=names, labels=labels, clean_labels=clean_labels, indices=origin)
 
     def read(self, index: int) -> Image.Image:
         """One image in RGB. Raises BadInput for a file that is none."""
@@ -66,25 +70,28 @@ def image_files(listing: Listing, classes: int, size: int) -> ImageFiles:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """images: [N, 3, H, W] uint8, labels: [N] int64 in 0 … classes - 1; clean: the labels before label noise, if any.
+    """Images in memory.
 
-    places: [N] int64, where the images stand in the files that they come from; None where they are all of these, in order.
+    images:       [N, 3, H, W] uint8
+    labels:       [N] int64 in 0 … classes - 1
+    clean_labels: [N] int64, the labels before label noise; None without noise
+    indices:      [N] int64, positions in the data set's files; None for all of them, in order
     """
 
     images: Tensor
     labels: Tensor
     classes: int
-    clean: Tensor | None = None
-    places: Tensor | None = None
+    clean_labels: Tensor | None = None
+    indices: Tensor | None = None
 
     def __len__(self) -> int:
         return self.images.shape[0]
 
     def select(self, indices: Tensor) -> ImageSet:
         """The images at ``indices``, in that order."""
-        clean = None if self.clean is None else self.clean[indices]
-        places = indices if self.places is None else self.places[indices]
-        return ImageSet(self.images[indices], self.labels[indices], self.classes, clean, places)
+        clean_labels = None if self.clean_labels is None else self.clean_labels[indices]
+        origin = indices if self.indices is None else self.indices[indices]
+        return ImageSet(self.images[indices], self.labels[indices], self.classes, clean_labels, origin)
 
 
 AnySet = TypeVar("AnySet", ImageSet, ImageFiles)
@@ -197,9 +204,14 @@ def _digits() -> tuple[ImageSet, ImageSet]:
 
 @dataclass(frozen=True)
 class Samples:
-    """places: [N] int64, positions in the official training set, rising; true, given: [N] int64, labels."""
+    """The images and labels that a student learns from.
 
-    places: Tensor
+    indices: [N] int64, positions in the official training set, ascending
+    true:    [N] int64, the labels before label noise
+    given:   [N] int64, the labels that the student sees
+    """
+
+    indices: Tensor
     true: Tensor
     given: Tensor
 
@@ -211,7 +223,7 @@ class Samples:
     @property
     def sha256(self) -> str:
         """The hash of the lines ``index,given_label``, each ended by a line feed."""
-        lines = zip(self.places.tolist(), self.given.tolist(), strict=True)
+        lines = zip(self.indices.tolist(), self.given.tolist(), strict=True)
         return hashlib.sha256("".join(f"{place},{given}\n" for place, given in lines).encode()).hexdigest()
 
     def facts(self) -> dict[str, Any]:
@@ -224,17 +236,17 @@ class Samples:
         yield f"# dataset: {json.dumps(spec.canonical())}"
         yield f"# scenario: {json.dumps(scenario.canonical())}"
         yield f"# trial: {trial}"
-        yield f"# images: {len(self.places)}, labels that are not the true ones: {self.changed}"
+        yield f"# images: {len(self.indices)}, labels that are not the true ones: {self.changed}"
         yield f"# sha256 of the lines index,given_label: {self.sha256}"
         yield "index,true_label,given_label"
-        for row in zip(self.places.tolist(), self.true.tolist(), self.given.tolist(), strict=True):
+        for row in zip(self.indices.tolist(), self.true.tolist(), self.given.tolist(), strict=True):
             yield "{},{},{}".format(*row)
 
 
 def samples_of(train: ImageSet | ImageFiles) -> Samples:
     """The list of a training set as a scenario leaves it."""
-    places = torch.arange(len(train)) if train.places is None else train.places
-    return Samples(places, train.labels if train.clean is None else train.clean, train.labels)
+    indices = torch.arange(len(train)) if train.indices is None else train.indices
+    return Samples(indices, train.labels if train.clean_labels is None else train.clean_labels, train.labels)
 
 
 def apply_scenario(train: AnySet, scenario: Scenario, spec: DatasetSpec, trial: int) -> AnySet:
@@ -249,7 +261,7 @@ def apply_scenario(train: AnySet, scenario: Scenario, spec: DatasetSpec, trial: 
     if scenario.label_noise > 0.0:
         draw = generator("label noise", spec.canonical(), trial)
         noisy = _NOISE[scenario.noise](train.labels, train.classes, scenario.label_noise, draw)
-        train = replace(train, labels=noisy, clean=train.labels)
+        train = replace(train, labels=noisy, clean_labels=train.labels)
     return train
 
 

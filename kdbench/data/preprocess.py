@@ -99,9 +99,9 @@ def random_resized_crop(
     The crop of Szegedy et al. (CVPR 2015), by default with torchvision's constants.
     """
     part = image.crop(random_box(image.width, image.height, draw, areas, ratios))
-    cut = part.resize((size, size), Image.Resampling.BILINEAR)
+    crop = part.resize((size, size), Image.Resampling.BILINEAR)
     turned = torch.rand((), generator=draw).item() < 0.5
-    return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip and turned else cut
+    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip and turned else crop
 
 
 def random_box(width: int, height: int, draw: torch.Generator, areas: Ends = AREA, ratios: Ends = RATIO) -> Box:
@@ -128,8 +128,8 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 
 def pixels(image: Image.Image) -> Tensor:
     """[3, H, W] uint8."""
-    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return flat.view(image.height, image.width, 3).permute(2, 0, 1)
+    flattened = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return flattened.view(image.height, image.width, 3).permute(2, 0, 1)
 
 
 _FRAGMENTS: list[Any] = []

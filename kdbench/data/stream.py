@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kdbench.data.augment import COPIES, Copier, TwoViews, copies_of
+from kdbench.data.augment import VIEWS_PER_IMAGE, TwoViews, ViewGenerator, view_rows
 from kdbench.data.batch import Batch, generator
 from kdbench.data.file_stream import FileStream, FileTestSet
 from kdbench.data.image_sets import ImageFiles, ImageSet, Samples, Sets, apply_scenario, load_images, samples_of
@@ -42,14 +42,14 @@ class Stream:
         self.student = Augmenter(train.images, recipe, spec, device)
         self.teacher = Augmenter(train.images, view, spec, device) if view else None
         self.labels = train.labels.to(device)
-        self.clean = None if train.clean is None else train.clean.to(device)
+        self.clean_labels = None if train.clean_labels is None else train.clean_labels.to(device)
 
     def __len__(self) -> int:
         """Images per epoch."""
         return self.labels.shape[0]
 
     def epoch(
-        self, epoch: int, *, taught: bool = True, transforms: Sequence[str] = (), first: int = 0
+        self, epoch: int, *, with_teacher: bool = True, transforms: Sequence[str] = (), first: int = 0
     ) -> Iterator[Batch]:
         """The batches of an epoch, counted from 1. Without a teacher that looks on, its view is left out.
 
@@ -60,35 +60,35 @@ class Stream:
         draw = generator("epoch", *self.seed, epoch)
         count = len(self)
         order = torch.randperm(count, generator=draw).to(self.device)
-        viewers, views = [self.student], [self.student.draw(count, draw)]
-        if self.teacher and taught:
-            viewers.append(self.teacher)
+        augmenters, views = [self.student], [self.student.draw(count, draw)]
+        if self.teacher and with_teacher:
+            augmenters.append(self.teacher)
             views.append(self.teacher.draw(count, generator("teacher's view", *self.seed, epoch)))
-        copiers = {name: Copier(name, count, (*self.seed, epoch)) for name in transforms}
+        generators = {name: ViewGenerator(name, count, (*self.seed, epoch)) for name in transforms}
         crops = [
-            viewer.draw(COPIES * count, generator("copies", role, *self.seed, epoch))[0]
-            for role, viewer in enumerate(viewers if copiers else [])
+            augmenter.draw(VIEWS_PER_IMAGE * count, generator("copies", role, *self.seed, epoch))[0]
+            for role, augmenter in enumerate(augmenters if generators else [])
         ]
         for start in range(first * self.batch, count, self.batch):
             part = slice(start, start + self.batch)
             indices = order[part]
             seen = [
-                viewer(indices, offsets[:, part], flips[part])
-                for viewer, (offsets, flips) in zip(viewers, views, strict=True)
+                augmenter(indices, offsets[:, part], flips[part])
+                for augmenter, (offsets, flips) in zip(augmenters, views, strict=True)
             ]
-            repeated, rows = indices.repeat_interleave(COPIES), copies_of(start, len(indices))
+            repeated, rows = indices.repeat_interleave(VIEWS_PER_IMAGE), view_rows(start, len(indices))
             pixels = [
-                viewer.pixels(repeated, offsets[:, rows], flips[part].repeat_interleave(COPIES))
-                for viewer, offsets, (_, flips) in zip(viewers, crops, views, strict=False)
+                augmenter.pixels(repeated, offsets[:, rows], flips[part].repeat_interleave(VIEWS_PER_IMAGE))
+                for augmenter, offsets, (_, flips) in zip(augmenters, crops, views, strict=False)
             ]
-            normalise = [viewer.normalise for viewer in viewers]
+            normalise = [augmenter.normalise for augmenter in augmenters]
             yield Batch(
                 images=seen[0],
                 labels=self.labels[indices],
                 indices=indices,
-                clean_labels=None if self.clean is None else self.clean[indices],
+                clean_labels=None if self.clean_labels is None else self.clean_labels[indices],
                 teacher_images=seen[1] if len(seen) > 1 else None,
-                copies={name: copier(pixels, normalise, start) for name, copier in copiers.items()},
+                views={name: generate(pixels, normalise, start) for name, generate in generators.items()},
             )
 
 
@@ -187,7 +187,7 @@ class FeatureStream:
         return len(self.labels)
 
     def epoch(
-        self, epoch: int, *, taught: bool = True, transforms: Sequence[str] = (), first: int = 0
+        self, epoch: int, *, with_teacher: bool = True, transforms: Sequence[str] = (), first: int = 0
     ) -> Iterator[Batch]:
         """The batches of an epoch, counted from 1."""
         order = torch.randperm(len(self), generator=generator("features", *self.seed, epoch))

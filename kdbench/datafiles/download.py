@@ -38,11 +38,11 @@ class NullReporter:
 
 
 @contextmanager
-def exclusive_lock(facts: Dataset, root: Path, listener: ProgressReporter) -> Iterator[None]:
+def exclusive_lock(facts: Dataset, root: Path, reporter: ProgressReporter) -> Iterator[None]:
     """Hold the data set's lock: several processes may want the same files at once."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = Lock(root / f".{facts.name}.lock").wait(f"{facts.name} in {root}", listener.note)
+        lock = Lock(root / f".{facts.name}.lock").wait(f"{facts.name} in {root}", reporter.note)
     except OSError as error:
         raise KdbenchError(f"{root}: nothing can be written there: {error.strerror or error}") from None
     with lock:
@@ -66,7 +66,7 @@ TIMEOUT_SECONDS = 60.0
 """Seconds without a byte after which the connection counts as broken."""
 
 
-def download(archive: Archive, folder: Path, listener: ProgressReporter) -> Path:
+def download(archive: Archive, folder: Path, reporter: ProgressReporter) -> Path:
     """Fetch a file into ``folder`` unless the right one is there; another one of its name is set aside.
 
     Raises KdbenchError, with what to do by hand, where it cannot be had or is not the official file.
@@ -75,12 +75,12 @@ def download(archive: Archive, folder: Path, listener: ProgressReporter) -> Path
     if target.is_file():
         if md5_of(target) == archive.md5:
             return target
-        listener.note(f"{target} is not the official file. It is set aside as {quarantine(target).name}.")
-    fetch_file(archive.url, target, md5=archive.md5, listener=listener)
+        reporter.note(f"{target} is not the official file. It is set aside as {quarantine(target).name}.")
+    fetch_file(archive.url, target, md5=archive.md5, reporter=reporter)
     return target
 
 
-def fetch_file(url: str, target: Path, *, md5: str | None = None, listener: ProgressReporter | None = None) -> None:
+def fetch_file(url: str, target: Path, *, md5: str | None = None, reporter: ProgressReporter | None = None) -> None:
     """Fetch a file. What has arrived of it is kept as NAME.part, and goes to its place when it is whole.
 
     Raises KdbenchError where it cannot be had, or written, or has not the MD5 sum that it should have.
@@ -89,7 +89,7 @@ def fetch_file(url: str, target: Path, *, md5: str | None = None, listener: Prog
     by_hand = f"To fetch it by other means, put {url} at {target} and give the same command again."
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _fetch(url, part, listener or NullReporter())
+        _fetch(url, part, reporter or NullReporter())
         if md5 and (found := md5_of(part)) != md5:
             part.unlink()
             raise KdbenchError(
@@ -108,7 +108,7 @@ class _Unavailable(Exception):
     """Why the server does not give the file."""
 
 
-def _fetch(url: str, part: Path, listener: ProgressReporter) -> None:
+def _fetch(url: str, part: Path, reporter: ProgressReporter) -> None:
     """Append what is lacking to ``part``; start afresh where the server cannot go on in the middle."""
     start = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "kdbench", **({"Range": f"bytes={start}-"} if start else {})}
@@ -129,18 +129,18 @@ def _fetch(url: str, part: Path, listener: ProgressReporter) -> None:
         if not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             start = 0
         with part.open("ab" if start else "wb", buffering=0) as file:
-            _receive(answer, file, start, part.name.removesuffix(".part"), listener)
+            _receive(answer, file, start, part.name.removesuffix(".part"), reporter)
 
 
-def _receive(answer: HTTPResponse, file: BinaryIO, start: int, name: str, listener: ProgressReporter) -> None:
+def _receive(answer: HTTPResponse, file: BinaryIO, start: int, name: str, reporter: ProgressReporter) -> None:
     length = answer.headers.get("Content-Length")
     total = start + int(length) if length else None
     done = start
-    listener.progress(name, done, total)
+    reporter.progress(name, done, total)
     while block := _next_block(answer):
         file.write(block)
         done += len(block)
-        listener.progress(name, done, total)
+        reporter.progress(name, done, total)
     if total is not None and done < total:
         raise _Unavailable(
             f"the connection broke after {done:,} of {total:,} bytes; the same command goes on from there"

@@ -16,14 +16,14 @@ from kdbench.files import quarantine
 def find_damage(facts: Dataset, root: Path) -> str:
     """What is wrong with files that are there: their sums, or counts where they have none. Nothing is written."""
     from kdbench.datafiles.folders import list_folders
-    from kdbench.datafiles.packed import read_packed
+    from kdbench.datafiles.readers import read_npz
     from kdbench.datafiles.tinyimagenet import listed
 
     try:
         if facts.streamed:
             list_folders(facts, root)
-        elif facts.packed(root).is_file():
-            read_packed(facts, root)
+        elif facts.npz(root).is_file():
+            read_npz(facts, root)
         elif facts.name == "tinyimagenet":
             listed(facts, root)
         elif wrong := checksum_mismatches(facts, root):
@@ -33,27 +33,27 @@ def find_damage(facts: Dataset, root: Path) -> str:
     return ""
 
 
-def fetch(facts: Dataset, root: Path, listener: ProgressReporter | None = None) -> bool:
+def fetch(facts: Dataset, root: Path, reporter: ProgressReporter | None = None) -> bool:
     """Download and unpack what is missing or damaged. Returns whether there was anything to do.
 
     Raises BadInput for a data set that cannot be downloaded, KdbenchError where a download fails.
     """
-    listener = listener or NullReporter()
+    reporter = reporter or NullReporter()
     if _ready(facts, root):
         return False
     if not facts.archives:
         raise BadInput(facts.how_to_get(root))
-    with exclusive_lock(facts, root, listener):
-        packed = facts.packed(root)
-        if packed.is_file() and (reason := find_damage(facts, root)):
-            listener.note(f"{reason}. It is set aside as {quarantine(packed).name}.")
+    with exclusive_lock(facts, root, reporter):
+        npz = facts.npz(root)
+        if npz.is_file() and (reason := find_damage(facts, root)):
+            reporter.note(f"{reason}. It is set aside as {quarantine(npz).name}.")
         if _ready(facts, root):
             return True
         for archive in facts.archives:
             folder = root if is_archive(Path(archive.name)) else root / facts.folder
-            path = download(archive, folder, listener)
+            path = download(archive, folder, reporter)
             if is_archive(path):
-                listener.note(f"unpacking {path}")
+                reporter.note(f"unpacking {path}")
                 unpack(path, facts, root)
     return True
 
@@ -95,14 +95,14 @@ def _get(facts: Dataset, root: Path) -> str:
 
 
 def _better(facts: Dataset, root: Path) -> str:
-    if facts.name == "tinyimagenet" and not facts.packed(root).is_file():
+    if facts.name == "tinyimagenet" and not facts.npz(root).is_file():
         return f"{command('data', 'prepare', facts.name, data=root)} (or the first run decodes it)"
     return ""
 
 
 def _size(facts: Dataset, root: Path) -> int:
-    if facts.packed(root).is_file():
-        return facts.packed(root).stat().st_size
+    if facts.npz(root).is_file():
+        return facts.npz(root).stat().st_size
     paths = [root / facts.folder / file for file in facts.files]
     if any(path.is_dir() for path in paths):
         return 0

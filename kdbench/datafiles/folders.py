@@ -59,8 +59,8 @@ def list_folders(facts: Dataset, root: Path) -> tuple[Listing, Listing]:
     train, test = (root / facts.folder / part for part in ("train", "val"))
     classes, others = _classes(facts, root, train), _classes(facts, root, test)
     if classes != others:
-        alone = [f"{folder.name}/{name}" for folder, name in _only_in_one(train, classes, test, others)]
-        raise BadInput(f"{train} and {test} have folders of different names: {first_few(alone)}. {facts.by_hand}")
+        unshared = [f"{folder.name}/{name}" for folder, name in _only_in_one(train, classes, test, others)]
+        raise BadInput(f"{train} and {test} have folders of different names: {first_few(unshared)}. {facts.by_hand}")
     for folder, found in ((train, classes), (test, others)):
         if len(found) != facts.classes:
             raise BadInput(

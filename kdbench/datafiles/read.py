@@ -7,12 +7,12 @@ from pathlib import Path
 from kdbench.catalogue.datasets import Dataset
 from kdbench.datafiles.download import ProgressReporter, checksum_mismatches
 from kdbench.datafiles.folders import list_folders
-from kdbench.datafiles.packed import Arrays, Split, checked, read_cifar, read_packed, read_stl10, read_svhn
+from kdbench.datafiles.readers import Arrays, Split, checked, read_cifar, read_npz, read_stl10, read_svhn
 from kdbench.datafiles.tinyimagenet import load_tinyimagenet
 from kdbench.errors import BadInput, KdbenchError
 
 
-def read_splits(facts: Dataset, root: Path, listener: ProgressReporter | None = None) -> tuple[Split, Split]:
+def read_splits(facts: Dataset, root: Path, reporter: ProgressReporter | None = None) -> tuple[Split, Split]:
     """Training and test set of a data set that fits into memory.
 
     Raises BadInput where files are missing, not the official ones, or hold something else than they should.
@@ -20,9 +20,9 @@ def read_splits(facts: Dataset, root: Path, listener: ProgressReporter | None = 
     if facts.missing(root):
         raise BadInput(facts.how_to_get(root))
     if facts.name == "tinyimagenet":
-        return load_tinyimagenet(facts, root, listener)
-    if facts.packed(root).is_file():
-        return read_packed(facts, root)
+        return load_tinyimagenet(facts, root, reporter)
+    if facts.npz(root).is_file():
+        return read_npz(facts, root)
     folder = root / facts.folder
     try:
         if checksum_mismatches(facts, root):
@@ -44,7 +44,7 @@ def _read(facts: Dataset, folder: Path) -> tuple[Arrays, Arrays]:
     return train, test
 
 
-def prepare(facts: Dataset, root: Path, listener: ProgressReporter) -> tuple[int, int]:
+def prepare(facts: Dataset, root: Path, reporter: ProgressReporter) -> tuple[int, int]:
     """Build what is kept decoded, and check files and counts. Returns how many training and test images there are.
 
     Raises BadInput where they are not what they should be, KdbenchError where nothing can be written.
@@ -54,7 +54,7 @@ def prepare(facts: Dataset, root: Path, listener: ProgressReporter) -> tuple[int
     if facts.streamed:
         files = list_folders(facts, root)
         return len(files[0].names), len(files[1].names)
-    train, test = read_splits(facts, root, listener)
-    if facts.name == "tinyimagenet" and not facts.packed(root).is_file():
-        raise KdbenchError(f"{facts.packed(root)} could not be written: every run would decode the images again")
+    train, test = read_splits(facts, root, reporter)
+    if facts.name == "tinyimagenet" and not facts.npz(root).is_file():
+        raise KdbenchError(f"{facts.npz(root)} could not be written: every run would decode the images again")
     return len(train.labels), len(test.labels)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from kdbench.catalogue.datasets import Dataset
 from kdbench.datafiles.download import NullReporter, ProgressReporter, exclusive_lock
 from kdbench.datafiles.folders import first_few, is_picture, read_picture
-from kdbench.datafiles.packed import Split, checked, read_packed, write_packed
+from kdbench.datafiles.readers import Split, checked, read_npz, write_npz
 from kdbench.errors import BadInput
 
 
@@ -21,31 +21,31 @@ Listed = list[tuple[Path, int]]
 """Image files and their labels."""
 
 
-def load_tinyimagenet(facts: Dataset, root: Path, listener: ProgressReporter | None = None) -> tuple[Split, Split]:
+def load_tinyimagenet(facts: Dataset, root: Path, reporter: ProgressReporter | None = None) -> tuple[Split, Split]:
     """Training and test set from the NumPy file; built first where it is missing or damaged and the folders are there."""
-    if facts.packed(root).is_file():
+    if facts.npz(root).is_file():
         with suppress(BadInput):
-            return read_packed(facts, root)
+            return read_npz(facts, root)
     if not (root / facts.folder).is_dir():
-        return read_packed(facts, root)  # says what is wrong with it
+        return read_npz(facts, root)  # says what is wrong with it
     if not os.access(root, os.W_OK):
         return _decode(facts, root)
-    return _build(facts, root, listener or NullReporter())
+    return _build(facts, root, reporter or NullReporter())
 
 
-def _build(facts: Dataset, root: Path, listener: ProgressReporter) -> tuple[Split, Split]:
+def _build(facts: Dataset, root: Path, reporter: ProgressReporter) -> tuple[Split, Split]:
     """Decode the folders and write the file, unless another process has just done so. A full disk costs only the file."""
-    with exclusive_lock(facts, root, listener):
-        if facts.packed(root).is_file():
+    with exclusive_lock(facts, root, reporter):
+        if facts.npz(root).is_file():
             with suppress(BadInput):
-                return read_packed(facts, root)
-            listener.note(f"{facts.packed(root)} is damaged: it is built again")
-        listener.note(f"decoding the images of {root / facts.folder}")
+                return read_npz(facts, root)
+            reporter.note(f"{facts.npz(root)} is damaged: it is built again")
+        reporter.note(f"decoding the images of {root / facts.folder}")
         train, test = _decode(facts, root)
         try:
-            write_packed(facts, root, train, test)
+            write_npz(facts, root, train, test)
         except OSError as error:
-            listener.note(f"{facts.packed(root)} cannot be written: {error.strerror or error}")
+            reporter.note(f"{facts.npz(root)} cannot be written: {error.strerror or error}")
     return train, test
 
 

@@ -27,22 +27,22 @@ def unpack(archive: Path, facts: Dataset, root: Path) -> None:
     Of an archive whose files have sums of their own, only these are taken. Raises KdbenchError for a damaged archive, for one
     without the files, and for one with a name that leads out of the folder.
     """
-    workplace = root / f".{facts.name}.unpacking"
-    shutil.rmtree(workplace, ignore_errors=True)
+    staging_dir = root / f".{facts.name}.unpacking"
+    shutil.rmtree(staging_dir, ignore_errors=True)
     try:
-        workplace.mkdir()
+        staging_dir.mkdir()
         if archive.name.endswith(".zip"):
-            _unzip(archive, workplace)
+            _unzip(archive, staging_dir)
         else:
-            _untar(archive, workplace, {posixpath.join(facts.folder, file) for file in facts.files})
-        _check(archive, facts, workplace)
-        _move(facts, workplace / facts.folder, root / facts.folder)
+            _untar(archive, staging_dir, {posixpath.join(facts.folder, file) for file in facts.files})
+        _check(archive, facts, staging_dir)
+        _move(facts, staging_dir / facts.folder, root / facts.folder)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
         raise KdbenchError(f"{archive} cannot be unpacked: {error}. Remove it and fetch it again.") from None
     except OSError as error:
         raise KdbenchError(f"{archive} cannot be unpacked into {root}: {error.strerror or error}") from None
     finally:
-        shutil.rmtree(workplace, ignore_errors=True)
+        shutil.rmtree(staging_dir, ignore_errors=True)
 
 
 def _untar(archive: Path, folder: Path, wanted: set[str]) -> None:

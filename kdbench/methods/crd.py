@@ -84,19 +84,19 @@ class CRD(Term):
         t = unit(self.embed_teacher(teacher.embedding))
         s_scores = exponentials(s, self.teacher_bank, drawn.columns, self.temperature)
         t_scores = exponentials(t, self.student_bank, drawn.columns, self.temperature)
-        self.student_z = self._constant(self.student_z, s_scores, drawn.used)
-        self.teacher_z = self._constant(self.teacher_z, t_scores, drawn.used)
+        self.student_z = self._constant(self.student_z, s_scores, drawn.mask)
+        self.teacher_z = self._constant(self.teacher_z, t_scores, drawn.mask)
         noise = self.negatives.count / self.context.train_size
-        loss = contrast_loss(s_scores / self.student_z, drawn.used, noise)
-        loss = loss + contrast_loss(t_scores / self.teacher_z, drawn.used, noise)
+        loss = contrast_loss(s_scores / self.student_z, drawn.mask, noise)
+        loss = loss + contrast_loss(t_scores / self.teacher_z, drawn.mask, noise)
         # Out of place: the backward pass still needs the banks as they were scored.
         self.student_bank = updated(self.student_bank, batch.indices, s, self.momentum)
         self.teacher_bank = updated(self.teacher_bank, batch.indices, t, self.momentum)
         return loss
 
-    def _constant(self, z: Tensor, scores: Tensor, used: Tensor) -> Tensor:
+    def _constant(self, z: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
         """Z as it is, or set from the first scores. Chosen on the device: asking it would stop the step."""
-        return torch.where(z > 0, z, first_z(scores, used, self.context.train_size))
+        return torch.where(z > 0, z, first_z(scores, mask, self.context.train_size))
 
 
 @in_float32
@@ -112,17 +112,17 @@ def exponentials(embedding: Tensor, bank: Tensor, columns: Tensor, temperature: 
 
 
 @torch.no_grad()
-def first_z(scores: Tensor, used: Tensor, images: int) -> Tensor:
+def first_z(scores: Tensor, mask: Tensor, images: int) -> Tensor:
     """The number of images times the mean of the used scores [B, 1 + W]."""
-    return images * (scores * used).sum() / used.sum()
+    return images * (scores * mask).sum() / mask.sum()
 
 
 @in_float32
-def contrast_loss(probabilities: Tensor, used: Tensor, noise: float) -> Tensor:
+def contrast_loss(probabilities: Tensor, mask: Tensor, noise: float) -> Tensor:
     """Loss of one side: probabilities [B, 1 + W], the positive first; those not ``used`` [B, 1 + W] count for nothing."""
     positive, others = probabilities[:, 0], probabilities[:, 1:]
     found = (positive / (positive + noise + EPSILON)).log()
-    rejected = (((others + EPSILON) / noise).log1p() * used[:, 1:]).sum(1)
+    rejected = (((others + EPSILON) / noise).log1p() * mask[:, 1:]).sum(1)
     return (rejected - found).mean()
 
 
@@ -142,7 +142,7 @@ class NegativeSample(NamedTuple):
     """Columns [B, 1 + W] of the bank, the positive first, and which of them count: [B, 1 + W] bool."""
 
     columns: Tensor
-    used: Tensor
+    mask: Tensor
 
 
 class Negatives(nn.Module):
@@ -178,9 +178,9 @@ class Negatives(nn.Module):
         """Draw for the images ``indices`` [B]. The positive is the image itself; with ``relax`` any image of its class."""
         own = self.labels[indices]
         positive = self.by_class[self.first[own] + randint_below(self.size[own])] if relax else indices
-        columns, used = self._with_replacement(own) if self.replace else self._without_replacement(own)
-        always = torch.ones_like(used[:, :1])
-        return NegativeSample(torch.cat([positive[:, None], columns], 1), torch.cat([always, used], 1))
+        columns, mask = self._with_replacement(own) if self.replace else self._without_replacement(own)
+        always = torch.ones_like(mask[:, :1])
+        return NegativeSample(torch.cat([positive[:, None], columns], 1), torch.cat([always, mask], 1))
 
     def _with_replacement(self, own: Tensor) -> tuple[Tensor, Tensor]:
         """With replacement: ranks among the images of other classes, which lie before and after the own class."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.data.augment import COPIES, TRANSFORMS, interleaved
+from kdbench.data.augment import TRANSFORMS, VIEWS_PER_IMAGE, interleave_views
 from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32, unit_rows
@@ -17,7 +17,7 @@ from kdbench.models.outputs import Outputs
 
 
 class Pretext(ABC):
-    """A task on the head's outputs for a batch's views [(1 + COPIES) · B, W]: each image, followed by its copies."""
+    """A task on the head's outputs for a batch's views [(1 + VIEWS_PER_IMAGE) · B, W]: each image, followed by its copies."""
 
     def __init__(self, transforms: str) -> None:
         self.transforms = transforms
@@ -36,7 +36,7 @@ class Pretext(ABC):
 
 
 class Contrastive(Pretext):
-    """Which of the batch's images is this a copy of? R = COPIES · B, as many answers as images, the scores are cosines."""
+    """Which image of the batch is this a view of? R = VIEWS_PER_IMAGE · B, one answer for each image, scored by cosines."""
 
     def width(self, embedding: int, images: int) -> int:
         """As wide as the embedding."""
@@ -45,15 +45,15 @@ class Contrastive(Pretext):
     def scores(self, outputs: Tensor) -> Tensor:
         """Cosines of the copies' outputs with the images'."""
         units = unit_rows(outputs, epsilon=1e-8)
-        return copies_in(units) @ units[:: 1 + COPIES].T
+        return views_in(units) @ units[:: 1 + VIEWS_PER_IMAGE].T
 
     def answers(self, batch: Batch) -> Tensor:
         """Each copy's own image."""
-        return torch.arange(len(batch), device=batch.labels.device).repeat_interleave(COPIES)
+        return torch.arange(len(batch), device=batch.labels.device).repeat_interleave(VIEWS_PER_IMAGE)
 
 
 class Exemplar(Pretext):
-    """Which of the training set's images is this a copy of? R = COPIES · B."""
+    """Which of the training set's images is this a copy of? R = VIEWS_PER_IMAGE · B."""
 
     def width(self, embedding: int, images: int) -> int:
         """One score for each training image."""
@@ -61,15 +61,15 @@ class Exemplar(Pretext):
 
     def scores(self, outputs: Tensor) -> Tensor:
         """Those of the copies."""
-        return copies_in(outputs)
+        return views_in(outputs)
 
     def answers(self, batch: Batch) -> Tensor:
         """Each image's position in the training set."""
-        return batch.indices.repeat_interleave(COPIES)
+        return batch.indices.repeat_interleave(VIEWS_PER_IMAGE)
 
 
 class Jigsaw(Pretext):
-    """In which order are the image's quarters? R = COPIES · B, 24 answers."""
+    """In which order are the image's quarters? R = VIEWS_PER_IMAGE · B, 24 answers."""
 
     def width(self, embedding: int, images: int) -> int:
         """One score for each permutation."""
@@ -77,15 +77,15 @@ class Jigsaw(Pretext):
 
     def scores(self, outputs: Tensor) -> Tensor:
         """Those of the copies."""
-        return copies_in(outputs)
+        return views_in(outputs)
 
     def answers(self, batch: Batch) -> Tensor:
         """The permutations."""
-        return batch.copies[self.transforms].labels
+        return batch.views[self.transforms].labels
 
 
 class Rotation(Jigsaw):
-    """By how many quarter turns is the image turned? R = (1 + COPIES) · B, the images among them, 4 answers."""
+    """By how many quarter turns is the image turned? R = (1 + VIEWS_PER_IMAGE) · B, the images among them, 4 answers."""
 
     def scores(self, outputs: Tensor) -> Tensor:
         """Those of all views."""
@@ -93,8 +93,8 @@ class Rotation(Jigsaw):
 
     def answers(self, batch: Batch) -> Tensor:
         """The quarter turns."""
-        turns = batch.copies[self.transforms].labels
-        return interleaved(torch.zeros_like(batch.labels), turns)
+        turns = batch.views[self.transforms].labels
+        return interleave_views(torch.zeros_like(batch.labels), turns)
 
 
 TASKS: dict[str, type[Pretext]] = {
@@ -148,6 +148,6 @@ def _scores(embedding: Tensor, head: nn.Module, task: Pretext) -> Tensor:
     return task.scores(head(embedding))
 
 
-def copies_in(rows: Tensor) -> Tensor:
-    """The copies' rows [COPIES · B, …] among those of images and copies."""
-    return rows.reshape(-1, 1 + COPIES, *rows.shape[1:])[:, 1:].flatten(0, 1)
+def views_in(rows: Tensor) -> Tensor:
+    """The copies' rows [VIEWS_PER_IMAGE · B, …] among those of images and copies."""
+    return rows.reshape(-1, 1 + VIEWS_PER_IMAGE, *rows.shape[1:])[:, 1:].flatten(0, 1)

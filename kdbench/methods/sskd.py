@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.catalogue.hyperparameters import NonNegative, PositiveNumber, Share
-from kdbench.data.augment import COPIES
+from kdbench.data.augment import VIEWS_PER_IMAGE
 from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32
-from kdbench.methods.pretext import SelfSupervised, copies_in, head, pretext, scores
+from kdbench.methods.pretext import SelfSupervised, head, pretext, scores, views_in
 from kdbench.methods.term import Part, Term, TermContext
 from kdbench.models.outputs import Outputs
 
@@ -52,7 +52,7 @@ class SSKD(Term):
     reads = "logits and embedding of images and of their transformed copies"
     requires = ("transforms_of_the_pretext", "images_of_the_pretext", "something_to_learn")
     part = ("pretext", "transforms")
-    copies = 3
+    views = 3
     version = 1
 
     def __init__(
@@ -90,9 +90,9 @@ class SSKD(Term):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the weighted sum of both losses."""
-        labels = batch.labels.repeat_interleave(COPIES)
+        labels = batch.labels.repeat_interleave(VIEWS_PER_IMAGE)
         weight, temperature, share = self.transformed
-        loss = weight * transfer_loss(copies_in(student.logits), copies_in(teacher.logits), labels, temperature, share)
+        loss = weight * transfer_loss(views_in(student.logits), views_in(teacher.logits), labels, temperature, share)
         weight, temperature, share = self.pretext
         ours, theirs = scores(self.head, self.task, student.embedding), self.teacher_scores(teacher)
         return loss + weight * transfer_loss(ours, theirs, self.task.answers(batch), temperature, share)

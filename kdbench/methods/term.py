@@ -83,10 +83,10 @@ class Term(nn.Module):
     part: ClassVar[tuple[str, ...] | None] = None
     """Where a term first trains a part on the finished teacher: the hyper-parameters on which that part depends."""
 
-    copies: ClassVar[int] = 0
+    views: ClassVar[int] = 0
     """How many transformed copies of each image the term sees beside the image itself.
 
-    Its outputs then have (1 + copies) · B rows: those for each image, followed by those for its copies.
+    Its outputs then have (1 + views) · B rows: those for each image, followed by those for its copies.
     """
 
     initial: ClassVar[bool] = False

@@ -24,7 +24,7 @@ class Backbone(nn.Module):
 
     classifier_name: ClassVar[str | None] = "fc"
     stages: ClassVar[tuple[str, ...]] = ()
-    tail: ClassVar[tuple[str, ...]] = ()
+    tail_modules: ClassVar[tuple[str, ...]] = ()
     key_aliases: ClassVar[Mapping[str, str]] = {}
     width: int
 
@@ -34,12 +34,12 @@ class Backbone(nn.Module):
 
     def feature_modules(self) -> list[nn.Module]:
         """The modules that make the exposed maps: all but the classifier and what lies between it and the last map."""
-        rest = (self.classifier_name, *self.tail)
+        rest = (self.classifier_name, *self.tail_modules)
         return [module for name, module in self.named_children() if name not in rest]
 
     def final_modules(self) -> tuple[str, ...]:
         """The names of all modules behind the second-to-last exposed map, the classifier's among them."""
-        return (self.stages[-1], *self.tail, *filter(None, [self.classifier_name]))
+        return (self.stages[-1], *self.tail_modules, *filter(None, [self.classifier_name]))
 
     def embed_from(self, x: Tensor) -> Tensor:
         """The embedding [B, D] that follows from the second-to-last exposed map [B, C, H, W]; x stays as it is."""

@@ -40,7 +40,7 @@ class ImageNetShuffleNetV2(Backbone):
     widths: channels of the stages and of the last convolution
     """
 
-    tail = ("conv5",)
+    tail_modules = ("conv5",)
 
     def __init__(self, *, widths: Sequence[int], classes: int) -> None:
         super().__init__()

@@ -70,7 +70,7 @@ class ShuffleNetV2(Backbone):
 
     classifier_name = "linear"
     stages = ("layer1", "layer2", "layer3")
-    tail = ("conv2", "bn2")
+    tail_modules = ("conv2", "bn2")
 
     def __init__(self, *, widths: Sequence[int], classes: int) -> None:
         super().__init__()

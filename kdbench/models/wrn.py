@@ -64,7 +64,7 @@ class WideResNet(Backbone):
     """
 
     stages = ("block1", "block2", "block3")
-    tail = ("bn1",)
+    tail_modules = ("bn1",)
 
     def __init__(self, *, blocks: int, factor: int, classes: int) -> None:
         super().__init__()

@@ -55,7 +55,7 @@ def student_cost(spec: RunSpec) -> float:
 def _seen(spec: RunSpec) -> int:
     """How often a run sees each image: once in each epoch, and in the main training its transformed copies, too."""
     return trained_epochs(spec) + spec.recipe.epochs * max(
-        term(use.name, use.source_sha256).copies for use in spec.terms
+        term(use.name, use.source_sha256).views for use in spec.terms
     )
 
 
@@ -76,7 +76,7 @@ def teacher_cost(spec: Stage) -> float:
     tests = -(-recipe.epochs // recipe.evaluate_every)
     match spec:
         case Adapter():  # not tested
-            images = train * recipe.epochs * (1 + term(spec.term, spec.source_sha256).copies)
+            images = train * recipe.epochs * (1 + term(spec.term, spec.source_sha256).views)
         case NewLayers():
             images = train * recipe.epochs + test * tests
         case SelfSupervised():  # two views of each image; the test compares with all training images

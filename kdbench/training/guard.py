@@ -10,8 +10,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from kdbench.data.augment import interleaved
-from kdbench.data.batch import Batch, Batches, Copies
+from kdbench.data.augment import interleave_views
+from kdbench.data.batch import AugmentedViews, Batch, Batches
 from kdbench.errors import BadInput
 from kdbench.methods.term import Term
 from kdbench.models.outputs import Outputs
@@ -85,7 +85,7 @@ def _tensors(name: str, shown: object) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(shown, Mapping):
         for key, value in shown.items():
             yield from _tensors(f"{name}['{key}']", value)
-    elif isinstance(shown, Batch | Copies):
+    elif isinstance(shown, Batch | AugmentedViews):
         for each in fields(shown):
             yield from _tensors(f"{name}.{each.name}", getattr(shown, each.name))
 
@@ -105,7 +105,7 @@ def _aliased(shown: Any) -> Any:
         return _mapped(Tensor.detach, shown)
     if isinstance(shown, Mapping):
         return MappingProxyType({key: _aliased(each) for key, each in shown.items()})
-    if isinstance(shown, Batch | Copies):
+    if isinstance(shown, Batch | AugmentedViews):
         return type(shown)(**{each.name: _aliased(getattr(shown, each.name)) for each in fields(shown)})
     return shown
 
@@ -117,7 +117,7 @@ def relisted(outputs: Outputs) -> Outputs:
 
 def interleave_outputs(images: Outputs, copies: Outputs) -> Outputs:
     """What a network gives for images, each followed by what it gives for its copies."""
-    return _mapped(interleaved, images, copies)
+    return _mapped(interleave_views, images, copies)
 
 
 def rows_of(outputs: Outputs, rows: slice) -> Outputs:
@@ -145,10 +145,10 @@ class Replay:
         return len(self._stream)
 
     def epoch(
-        self, epoch: int, *, taught: bool = True, transforms: Sequence[str] = (), first: int = 0
+        self, epoch: int, *, with_teacher: bool = True, transforms: Sequence[str] = (), first: int = 0
     ) -> Iterator[Batch]:
         """The batches of an epoch."""
-        return self._stream.epoch(epoch, taught=taught, transforms=transforms, first=first)
+        return self._stream.epoch(epoch, with_teacher=with_teacher, transforms=transforms, first=first)
 
 
 def plugged_in(modules: nn.Module) -> bool:

@@ -148,10 +148,10 @@ def train_epoch(
     transforms = sorted({trainer.transforms for trainer in group if trainer.transforms})
     while alive := [trainer for trainer in group if trainer.failure is None]:
         first = min(trainer.progress.batches for trainer in alive)
-        batches = stream.epoch(epoch, taught=teacher is not None, transforms=transforms, first=first)
+        batches = stream.epoch(epoch, with_teacher=teacher is not None, transforms=transforms, first=first)
         for number, batch in enumerate(batches, first):
             current_teacher = teacher if number >= teacher_start else None
-            copies = current_teacher.forward_copies(batch) if current_teacher else {}
+            copies = current_teacher.forward_views(batch) if current_teacher else {}
             shown = current_teacher.forward(batch) if current_teacher else None
             active = [each for each in alive if each.failure is None and each.progress.batches == number]
             for trainer in active:

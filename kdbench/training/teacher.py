@@ -58,11 +58,11 @@ class FrozenTeacher:
         """Learn from the batch that was shown last."""
 
     @torch.no_grad()
-    def forward_copies(self, batch: Batch) -> dict[str, Outputs]:
+    def forward_views(self, batch: Batch) -> dict[str, Outputs]:
         """The teacher's outputs for the transformed copies, by kind, without gradient. It learns nothing from them."""
         return {
             name: self._look(copies.images if copies.teacher_images is None else copies.teacher_images)
-            for name, copies in batch.copies.items()
+            for name, copies in batch.views.items()
         }
 
     def _look(self, images: Tensor) -> Outputs:

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from kdbench.data.augment import COPIES, interleaved
+from kdbench.data.augment import VIEWS_PER_IMAGE, interleave_views
 from kdbench.data.batch import Batch, Batches, seed_of
 from kdbench.errors import BadInput
 from kdbench.evaluation import Scores
@@ -218,7 +218,7 @@ class Trainer:
         """The batch's images, each followed by its copies where a term looks at those."""
         if not self.transforms:
             return batch.images
-        images = interleaved(batch.images, batch.copies[self.transforms].images)
+        images = interleave_views(batch.images, batch.views[self.transforms].images)
         return images.contiguous(memory_format=torch.channels_last)
 
     def _losses(
@@ -226,7 +226,7 @@ class Trainer:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What is minimised, and the terms that it is made of."""
         watch.add("student", outputs)
-        upright = rows_of(outputs, slice(None, None, 1 + COPIES)) if self.transforms else outputs
+        upright = rows_of(outputs, slice(None, None, 1 + VIEWS_PER_IMAGE)) if self.transforms else outputs
         shown = teacher or upright
         if self.progress.epoch < 0 and self.initial:
             name, term = self.initial

@@ -84,7 +84,7 @@ def test_prepare(command, shelf):
     assert code == 0
     assert "tinyimagenet: 12 training and 6 test images of 3 classes" in out
     assert "decoding the images of" in err
-    assert facts.packed(shelf).is_file()
+    assert facts.npz(shelf).is_file()
     code, out, err = command("prepare", "cifar100", "digits")
     assert code == 2
     assert "digits: 1,000" in out

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdbench.data.augment import COPIES, TRANSFORMS, interleaved, randint_below, rotate90
+from kdbench.data.augment import TRANSFORMS, VIEWS_PER_IMAGE, interleave_views, randint_below, rotate90
 from kdbench.data.image_sets import ImageSet
 from kdbench.data.preprocess import Normalisation
 from kdbench.data.stream import Stream
@@ -25,7 +25,7 @@ def pixels():
 
 def made(kind, pixels, seed=0):
     transform = TRANSFORMS[kind]
-    draws = transform.draw(len(pixels) // COPIES, torch.Generator().manual_seed(seed))
+    draws = transform.draw(len(pixels) // VIEWS_PER_IMAGE, torch.Generator().manual_seed(seed))
     return transform.apply(pixels, draws), transform.labels(draws), draws
 
 
@@ -77,12 +77,12 @@ def test_the_pool_of_four(pixels):
 def test_a_part_is_a_part_and_colours_keep_the_place_of_edges():
     ramp = torch.arange(8.0).mul(20).expand(3, 8, 8).repeat(3000, 1, 1, 1)
     copies, labels, _ = made("four", ramp)
-    parts, recoloured = copies[labels == 3], copies[labels == 4]
+    parts, color_jitter = copies[labels == 3], copies[labels == 4]
     spans = (parts.amax((1, 2, 3)) - parts.amin((1, 2, 3))) / 140
     assert spans.min() < 0.4
     assert spans.max() <= 1.01
-    assert (recoloured.diff(dim=-1) >= -1e-3).all()
-    assert recoloured.mean((1, 2, 3)).std() > 1
+    assert (color_jitter.diff(dim=-1) >= -1e-3).all()
+    assert color_jitter.mean((1, 2, 3)).std() > 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -91,16 +91,16 @@ def test_the_stream_makes_them_and_leaves_the_images_as_they_were(images, recipe
     plain, with_copies = list(stream.epoch(2)), list(stream.epoch(2, transforms=[kind]))
     again = list(Stream(images, recipe, digits, ("seed",), CPU).epoch(2, transforms=KINDS))
     for one, two, three in zip(plain, with_copies, again, strict=True):
-        assert not one.copies
-        assert list(two.copies) == [kind]
+        assert not one.views
+        assert list(two.views) == [kind]
         assert torch.equal(one.images, two.images)
         assert torch.equal(one.indices, two.indices)
-        assert two.copies[kind].images.shape == (COPIES * len(two), 3, 32, 32)
-        assert two.copies[kind].teacher_images is None
-        assert torch.equal(two.copies[kind].images, three.copies[kind].images)
-        assert torch.equal(two.copies[kind].labels, three.copies[kind].labels)
+        assert two.views[kind].images.shape == (VIEWS_PER_IMAGE * len(two), 3, 32, 32)
+        assert two.views[kind].teacher_images is None
+        assert torch.equal(two.views[kind].images, three.views[kind].images)
+        assert torch.equal(two.views[kind].labels, three.views[kind].labels)
     other = next(stream.epoch(3, transforms=[kind]))
-    assert not torch.equal(with_copies[0].copies[kind].images, other.copies[kind].images)
+    assert not torch.equal(with_copies[0].views[kind].images, other.views[kind].images)
 
 
 def test_copies_share_the_flip_and_have_crops_of_their_own(images, recipe, digits):
@@ -109,8 +109,8 @@ def test_copies_share_the_flip_and_have_crops_of_their_own(images, recipe, digit
     padded = F.pad(images.images, (2, 2, 2, 2))
     offsets, flips = [], []
     for batch in Stream(images, recipe, digits, ("seed",), CPU).epoch(1, transforms=["rotations"]):
-        copies = batch.copies["rotations"]
-        views = interleaved(batch.images, copies.images)
+        copies = batch.views["rotations"]
+        views = interleave_views(batch.images, copies.images)
         for row, view in enumerate(views):
             index, turn = batch.indices[row // 4], row % 4
             assert row % 4 == 0 or copies.labels[3 * (row // 4) + row % 4 - 1] == turn
@@ -133,16 +133,16 @@ def test_the_teachers_own_view_is_transformed_alike(images, recipe, digits):
     plain = recipe.model_copy(update={"crop_padding": 0, "flip": False})
     for kind in KINDS:
         stream = Stream(images, plain, digits, ("seed",), CPU, same)
-        copies = next(stream.epoch(1, transforms=[kind])).copies[kind]
+        copies = next(stream.epoch(1, transforms=[kind])).views[kind]
         assert torch.equal(copies.images, copies.teacher_images)
-        assert next(stream.epoch(1, taught=False, transforms=[kind])).copies[kind].teacher_images is None
+        assert next(stream.epoch(1, with_teacher=False, transforms=[kind])).views[kind].teacher_images is None
     large = Stream(images, recipe, digits, ("seed",), CPU, Preprocessing(size=48, crop_padding=4, flip=True))
-    assert next(large.epoch(1, transforms=["four"])).copies["four"].teacher_images.shape == (48, 3, 48, 48)
+    assert next(large.epoch(1, transforms=["four"])).views["four"].teacher_images.shape == (48, 3, 48, 48)
 
 
 def test_each_image_is_followed_by_its_copies():
     images, copies = torch.arange(4.0).view(4, 1), 10 + torch.arange(12.0).view(12, 1)
-    rows = interleaved(images, copies).flatten().tolist()
+    rows = interleave_views(images, copies).flatten().tolist()
     assert rows == [0, 10, 11, 12, 1, 13, 14, 15, 2, 16, 17, 18, 3, 19, 20, 21]
 
 
@@ -152,4 +152,4 @@ def test_an_image_that_is_not_turned_stays(pixels):
 
 def test_a_short_last_batch_has_its_copies(images, recipe, digits):
     stream = Stream(ImageSet(images.images[:18], images.labels[:18], 10), recipe, digits, ("seed",), CPU)
-    assert [len(b.copies["jigsaw"].labels) for b in stream.epoch(1, transforms=["jigsaw"])] == [48, 6]
+    assert [len(b.views["jigsaw"].labels) for b in stream.epoch(1, transforms=["jigsaw"])] == [48, 6]

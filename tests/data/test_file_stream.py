@@ -89,7 +89,7 @@ def test_a_teachers_view_is_another_cut_of_the_same_image(train, recipe, monkeyp
     same = {"crop_area": part["areas"], "crop_ratio": part["ratios"]}
     view = Preprocessing(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), **same)
     both = FileStream(train, small(recipe), SPEC, ("seed", 0), CPU, view)
-    (batch, *_), alone = epoch_of(both, 1), epoch_of(both, 1, taught=False)
+    (batch, *_), alone = epoch_of(both, 1), epoch_of(both, 1, with_teacher=False)
     assert batch.teacher_images.shape == (7, 3, 32, 32)
     assert torch.equal(batch.images, alone[0].images)
     assert alone[0].teacher_images is None
@@ -145,9 +145,9 @@ def test_parts_and_scenarios_are_those_of_any_data_set(root):
     assert set(few.names) < set(whole.names)
     noisy = apply_scenario(whole, Scenario(label_noise=0.5), SPEC, 0)
     assert np.array_equal(noisy.names, whole.names)
-    assert torch.equal(noisy.clean, whole.labels)
+    assert torch.equal(noisy.clean_labels, whole.labels)
     assert [int((noisy.labels != whole.labels)[whole.labels == label].sum()) for label in range(3)] == [3, 3, 3]
-    assert torch.equal(noisy.select(torch.tensor([5, 0])).clean, whole.labels[[5, 0]])
+    assert torch.equal(noisy.select(torch.tensor([5, 0])).clean_labels, whole.labels[[5, 0]])
 
 
 def test_the_source_streams_it(root, recipe, monkeypatch):
@@ -216,9 +216,9 @@ def test_copies_are_cuts_of_their_own_and_leave_the_images_as_they_are(train, re
     stream = FileStream(train, small(recipe), SPEC, ("s",), CPU, view)
     for plain, seen in zip(epoch_of(stream, 1), epoch_of(stream, 1, transforms=["rotations", "four"]), strict=True):
         assert torch.equal(plain.images, seen.images)
-        assert set(seen.copies) == {"rotations", "four"}
-        for copies in seen.copies.values():
+        assert set(seen.views) == {"rotations", "four"}
+        for copies in seen.views.values():
             assert copies.images.shape == (3 * len(seen), *seen.images.shape[1:])
             assert (copies.teacher_images is None) == (view is None)
-        turned = seen.copies["rotations"]
+        turned = seen.views["rotations"]
         assert not torch.equal(torch.rot90(turned.images[0], -1, (1, 2)), seen.images[0])

@@ -24,7 +24,7 @@ def cifar(real_data):
 
 
 def pairs(samples):
-    return dict(zip(samples.places.tolist(), samples.given.tolist(), strict=True))
+    return dict(zip(samples.indices.tolist(), samples.given.tolist(), strict=True))
 
 
 @pytest.mark.parametrize(("fraction", "each"), [(0.25, 125), (0.5, 250), (0.75, 375), (1.0, 500)])
@@ -33,8 +33,8 @@ def test_few_shots_of_cifar100_keep_so_many_of_each_class(cifar, fraction, each)
     assert torch.bincount(samples.given).tolist() == [each] * 100
     assert torch.equal(samples.given, samples.true)
     official = cifar.sets(CIFAR)[0]
-    assert torch.equal(samples.true, official.labels[samples.places])
-    assert len(set(samples.places.tolist())) == 100 * each
+    assert torch.equal(samples.true, official.labels[samples.indices])
+    assert len(set(samples.indices.tolist())) == 100 * each
 
 
 def test_few_shots_of_cifar100_are_nested_and_differ_between_trials(cifar):
@@ -52,7 +52,7 @@ def test_noise_on_cifar100_moves_exactly_its_share_of_each_class(cifar, share, e
     moved = torch.bincount(samples.true[samples.given != samples.true], minlength=100)
     assert set(moved.tolist()) == each
     assert samples.changed == moved.sum() == round(share * 50_000)
-    assert torch.equal(samples.places, torch.arange(50_000))
+    assert torch.equal(samples.indices, torch.arange(50_000))
     assert torch.equal(samples.true, cifar.sets(CIFAR)[0].labels)
 
 
@@ -68,7 +68,7 @@ def test_other_kinds_of_noise_on_cifar100(cifar):
 
 def test_noise_and_few_shots_together_on_cifar100(cifar):
     few = cifar.samples(CIFAR, Scenario(fraction=0.5, label_noise=0.5), 0)
-    assert set(few.places.tolist()) == set(cifar.samples(CIFAR, Scenario(fraction=0.5), 0).places.tolist())
+    assert set(few.indices.tolist()) == set(cifar.samples(CIFAR, Scenario(fraction=0.5), 0).indices.tolist())
     moved = torch.bincount(few.true[few.given != few.true], minlength=100)
     assert moved.tolist() == [125] * 100
 
@@ -106,8 +106,8 @@ def test_lists_depend_on_nothing_but_what_they_are_drawn_for(tmp_path):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_lists_on_a_gpu(tmp_path):
-    places = [DataSource(tmp_path, torch.device(name)) for name in ("cpu", "cuda")]
-    lists = [[place.samples(*each).sha256 for each in DRAWN] for place in places]
+    indices = [DataSource(tmp_path, torch.device(name)) for name in ("cpu", "cuda")]
+    lists = [[place.samples(*each).sha256 for each in DRAWN] for place in indices]
     assert lists[0] == lists[1]
 
 
@@ -125,7 +125,7 @@ def test_digits_are_named_by_their_places_in_scikit_learns_list(tmp_path):
     from sklearn.datasets import load_digits
 
     samples = DataSource(tmp_path, CPU).samples(*DRAWN[4])
-    assert torch.equal(torch.from_numpy(load_digits().target).long()[samples.places], samples.true)
+    assert torch.equal(torch.from_numpy(load_digits().target).long()[samples.indices], samples.true)
     assert torch.bincount(samples.true).tolist() == [33] * 4
     assert torch.bincount(samples.true[samples.given != samples.true]).tolist() == [16, 17, 16, 17]
 

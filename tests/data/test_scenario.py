@@ -84,7 +84,7 @@ def test_classes_are_renamed_as_a_whole(numbered, share, count):
     names_ = [renamed.labels[numbered.labels == label].unique().tolist() for label in range(5)]
     assert all(len(each) == 1 for each in names_)
     assert sum(each != [label] for label, each in enumerate(names_)) == count
-    assert torch.equal(renamed.clean, numbered.labels)
+    assert torch.equal(renamed.clean_labels, numbered.labels)
 
 
 def test_a_kind_of_noise_without_noise_is_refused():

@@ -62,7 +62,7 @@ def test_the_end_of_an_epoch_alone_is_the_end_of_the_whole_one(images, recipe, d
             assert equal((left.images, left.labels, left.indices), (right.images, right.labels, right.indices))
             assert not how or torch.equal(left.teacher_images, right.teacher_images)
             for kind in how.get("transforms", ()):
-                ours, theirs = left.copies[kind], right.copies[kind]
+                ours, theirs = left.views[kind], right.views[kind]
                 assert equal(
                     (ours.images, ours.labels, ours.teacher_images),
                     (theirs.images, theirs.labels, theirs.teacher_images),

@@ -22,8 +22,8 @@ def digits(root, **part):
     return load_images(DatasetSpec(name="digits", **part), root)
 
 
-def places(images):
-    return set(images.places.tolist())
+def indices(images):
+    return set(images.indices.tolist())
 
 
 @pytest.mark.parametrize(("share", "held_out"), [(0.01, 1), (0.1, 10), (0.255, 26), (0.9, 90)])
@@ -32,26 +32,26 @@ def test_each_class_gives_its_share_and_nothing_else_is_measured(tmp_path, share
     train, validation = digits(tmp_path, val_split=share)
     assert torch.bincount(train.labels).tolist() == [100 - held_out] * 10
     assert torch.bincount(validation.labels).tolist() == [held_out] * 10
-    assert places(train) | places(validation) == places(whole)
-    assert not places(train) & places(validation)
-    assert not places(validation) & places(test)
-    order = {place: index for index, place in enumerate(whole.places.tolist())}
+    assert indices(train) | indices(validation) == indices(whole)
+    assert not indices(train) & indices(validation)
+    assert not indices(validation) & indices(test)
+    order = {place: index for index, place in enumerate(whole.indices.tolist())}
     for part in (train, validation):
-        assert torch.equal(part.images, whole.images[[order[place] for place in part.places.tolist()]])
+        assert torch.equal(part.images, whole.images[[order[place] for place in part.indices.tolist()]])
 
 
 def test_it_is_drawn_once_for_all_parts(tmp_path):
     _, validation = digits(tmp_path, val_split=0.2)
     _, smaller = digits(tmp_path, val_split=0.1)
-    assert places(smaller) < places(validation)
+    assert indices(smaller) < indices(validation)
     train, part = digits(tmp_path, val_split=0.2, classes=4, train_per_class=30, test_per_class=5)
     assert torch.bincount(train.labels).tolist() == [30] * 4
     assert torch.bincount(part.labels).tolist() == [5] * 4
-    assert places(part) < places(validation)
-    assert not places(train) & places(validation)
+    assert indices(part) < indices(validation)
+    assert not indices(train) & indices(validation)
     few = DataSource(tmp_path, CPU).samples(DatasetSpec(name="digits", val_split=0.2), Scenario(fraction=0.5), 3)
     assert torch.bincount(few.given).tolist() == [40] * 10
-    assert not set(few.places.tolist()) & places(validation)
+    assert not set(few.indices.tolist()) & indices(validation)
 
 
 def test_everything_that_a_network_is_shown_is_on_its_side(tmp_path, recipe):
@@ -70,7 +70,7 @@ def test_real_cifar100(real_data):
     train, validation = load_images(spec, real_data)
     assert torch.bincount(train.labels).tolist() == [450] * 100
     assert torch.bincount(validation.labels).tolist() == [50] * 100
-    assert places(train) | places(validation) == set(range(50_000))
+    assert indices(train) | indices(validation) == set(range(50_000))
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_image_folders_never_open_a_test_image(folder, recipe, monkeypatch):
     with pytest.raises(BadInput, match="is not an image"):
         list(source.test(DatasetSpec(name="imagenet"), small))
     listed = source.samples(spec, Scenario(label_noise=0.5), 0)
-    assert np.array_equal(load_images(DatasetSpec(name="imagenet"), folder)[0].names[listed.places], train.names)
+    assert np.array_equal(load_images(DatasetSpec(name="imagenet"), folder)[0].names[listed.indices], train.names)
     assert listed.changed == 6
 
 

@@ -35,9 +35,9 @@ def view():
 
 
 def test_a_view_is_cropped_resized_flipped_and_normalised(images, digits, view):
-    viewer = Augmenter(images.images, view, digits, CPU)
+    augmenter = Augmenter(images.images, view, digits, CPU)
     indices, offsets = torch.tensor([3, 5]), torch.tensor([[0, 8], [2, 4]])
-    shown = viewer(indices, offsets, torch.tensor([False, True]))
+    shown = augmenter(indices, offsets, torch.tensor([False, True]))
     padded = torch.nn.functional.pad(images.images, (4, 4, 4, 4))
     crops = torch.stack([padded[3, :, 0:32, 2:34], padded[5, :, 8:40, 4:36]])
     expected = Normalisation(view, digits, CPU)(resize(crops, 48))
@@ -70,7 +70,7 @@ def test_both_see_the_same_images(images, recipe, digits):
 
 def test_an_epoch_without_a_teacher_leaves_its_view_out(images, recipe, digits, view):
     stream = Stream(images, recipe, digits, ("seed",), CPU, view)
-    for seen, unseen in zip(stream.epoch(1), stream.epoch(1, taught=False), strict=True):
+    for seen, unseen in zip(stream.epoch(1), stream.epoch(1, with_teacher=False), strict=True):
         assert unseen.teacher_images is None
         assert torch.equal(seen.images, unseen.images)
 

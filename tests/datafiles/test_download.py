@@ -134,7 +134,7 @@ def test_no_network(tmp_path):
 def test_a_silent_server_is_given_up(archive, server, tmp_path, monkeypatch):
     import socket
 
-    monkeypatch.setattr(module, "PATIENCE", 0.2)
+    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.2)
     with (
         socket.create_server(("127.0.0.1", 0)) as deaf,
         pytest.raises(KdbenchError, match=r"cannot be reached: timed out"),

@@ -59,7 +59,7 @@ def test_a_damaged_file_is_replaced_from_the_archive_that_is_there(cifar, server
 
 def test_a_damaged_packed_file_is_set_aside(cifar, tmp_path, heard):
     facts, _ = cifar
-    facts.packed(tmp_path).write_bytes(b"damaged")
+    facts.npz(tmp_path).write_bytes(b"damaged")
     assert fetch(facts, tmp_path, heard)
     assert (tmp_path / "cifar100.npz.damaged-1").is_file()
     assert "does not hold cifar100" in heard.notes[0]
@@ -224,5 +224,5 @@ def test_a_ready_set_needs_no_permission_to_write(cifar, official, tmp_path):
 def test_packed_files_are_ready(official, tmp_path):
     facts, _, halves = official.cifar100()
     arrays = {f"{part}_{what}": each[n] for part, each in halves.items() for n, what in enumerate(("images", "labels"))}
-    np.savez(facts.packed(tmp_path), **arrays)
+    np.savez(facts.npz(tmp_path), **arrays)
     assert not fetch(facts, tmp_path)

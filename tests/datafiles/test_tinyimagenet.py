@@ -40,7 +40,7 @@ def test_labels_follow_the_sorted_classes_and_grey_images_get_three_channels(tin
 
 def test_the_images_are_decoded_once(tiny, tmp_path, monkeypatch):
     first = arrays(read_splits(tiny, tmp_path))
-    assert tiny.packed(tmp_path).is_file()
+    assert tiny.npz(tmp_path).is_file()
     monkeypatch.setattr(module, "_read", None)
     assert equal(arrays(read_splits(tiny, tmp_path)), first)
 
@@ -55,7 +55,7 @@ def test_the_decoded_file_is_enough(tiny, tmp_path):
 @pytest.mark.parametrize("damaged", ["flipped", "short", "other"])
 def test_a_damaged_file_is_built_again_where_the_folders_are_there(tiny, damaged, tmp_path, heard):
     first = arrays(read_splits(tiny, tmp_path))
-    path = tiny.packed(tmp_path)
+    path = tiny.npz(tmp_path)
     content = path.read_bytes()
     middle = len(content) // 2
     flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
@@ -68,7 +68,7 @@ def test_a_damaged_file_is_built_again_where_the_folders_are_there(tiny, damaged
 
 
 def test_a_damaged_file_without_folders_is_refused(tiny, tmp_path):
-    tiny.packed(tmp_path).write_bytes(b"damaged")
+    tiny.npz(tmp_path).write_bytes(b"damaged")
     (tmp_path / tiny.folder).rename(tmp_path / "elsewhere")
     with pytest.raises(BadInput, match="does not hold tinyimagenet"):
         read_splits(tiny, tmp_path)
@@ -78,7 +78,7 @@ def test_a_full_disk_costs_the_file_not_the_run(tiny, tmp_path, heard, monkeypat
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "write_packed", full)
+    monkeypatch.setattr(module, "write_npz", full)
     assert len(read_splits(tiny, tmp_path, heard)[0].labels) == 12
     assert "cannot be written: No space left on device" in heard.notes[-1]
     with pytest.raises(KdbenchError, match="could not be written"):
@@ -115,7 +115,7 @@ def test_folders_that_do_not_hold_what_they_should(tiny, official, path, content
         file.write_bytes(content)
     with pytest.raises(BadInput, match=message):
         read_splits(tiny, tmp_path)
-    assert not tiny.packed(tmp_path).exists()
+    assert not tiny.npz(tmp_path).exists()
 
 
 def test_an_image_of_another_size_is_refused(tiny, official, tmp_path):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from kdbench.catalogue.datasets import dataset
 from kdbench.datafiles.folders import read_picture
-from kdbench.datafiles.packed import read_packed
+from kdbench.datafiles.readers import read_npz
 from kdbench.errors import BadInput, KdbenchError
 from kdbench.weightfiles.read import opened
 
@@ -37,11 +37,11 @@ def test_an_array_that_claims_terabytes_takes_no_memory(tmp_path, within_limits)
         packed(0, "V1000000"),
         b"\x93NUMPY\x02\0" + b"\xff" * 9,
     ):
-        with zipfile.ZipFile(facts.packed(tmp_path), "w", zipfile.ZIP_DEFLATED) as archive:
+        with zipfile.ZipFile(facts.npz(tmp_path), "w", zipfile.ZIP_DEFLATED) as archive:
             for name in ("train_images", "train_labels", "test_images", "test_labels"):
                 archive.writestr(f"{name}.npy", content)
         with within_limits(), pytest.raises(BadInput, match=r"cifar10\.npz"):
-            read_packed(facts, tmp_path)
+            read_npz(facts, tmp_path)
 
 
 def test_a_compressed_archive_is_unpacked_no_further_than_its_names_need(tmp_path, within_limits):
@@ -96,12 +96,12 @@ def test_mutated_archives(tmp_path_factory, within_limits, kind, seed):
         data[place : place + 4] = draw.choice([draw.randbytes(4), b"\xff" * 4, b"", b"\0" * 8])
     folder = tmp_path_factory.getbasetemp()
     facts = dataset("cifar10")
-    facts.packed(folder).write_bytes(data)
+    facts.npz(folder).write_bytes(data)
     with within_limits():
-        with pytest.raises(KdbenchError), opened(facts.packed(folder)):
+        with pytest.raises(KdbenchError), opened(facts.npz(folder)):
             pass
         with pytest.raises(KdbenchError):
-            read_packed(facts, folder)
+            read_npz(facts, folder)
 
 
 def pictures():

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.catalogue.terms import term
-from kdbench.data.augment import COPIES, TRANSFORMS
-from kdbench.data.batch import Batch, Copies
+from kdbench.data.augment import TRANSFORMS, VIEWS_PER_IMAGE
+from kdbench.data.batch import AugmentedViews, Batch
 from kdbench.methods import TermContext, build_part
 from kdbench.models.outputs import Outputs, Shapes
 
@@ -61,7 +61,7 @@ def context() -> TermContext:
 
 
 @pytest.fixture
-def equal_setting(context: TermContext) -> TermContext:
+def equal_context(context: TermContext) -> TermContext:
     """The same with embeddings of one width, for the terms that compare the embeddings themselves."""
     return dataclasses.replace(context, teacher=dataclasses.replace(TEACHER, embedding=STUDENT.embedding))
 
@@ -95,9 +95,9 @@ def make_batch() -> Callable[[int], Batch]:
         copies = {}
         for name, transform in TRANSFORMS.items():
             draws = transform.draw(size, rng)
-            changed = transform.apply(images.repeat_interleave(COPIES, 0), draws)
-            copies[name] = Copies(changed, transform.labels(draws))
-        return Batch(images=images, labels=positions % 4, indices=positions, copies=copies)
+            changed = transform.apply(images.repeat_interleave(VIEWS_PER_IMAGE, 0), draws)
+            copies[name] = AugmentedViews(changed, transform.labels(draws))
+        return Batch(images=images, labels=positions % 4, indices=positions, views=copies)
 
     return batch
 

@@ -41,7 +41,7 @@ def networks(context, make_outputs):
 
 def counted(drawn, row):
     """The images that a row contrasts with: its columns that count, without the positive."""
-    return drawn.columns[row, 1:][drawn.used[row, 1:]]
+    return drawn.columns[row, 1:][drawn.mask[row, 1:]]
 
 
 @pytest.mark.parametrize("count", [1, 5, 12, 13, 40])
@@ -70,7 +70,7 @@ def test_every_image_of_another_class_is_as_likely(count):
     negatives, hits, draws = Negatives(UNEVEN, count), torch.zeros(24, 24), 2000
     for _ in range(draws):
         drawn = negatives.draw(torch.arange(24), relax=False)
-        hits.scatter_add_(1, drawn.columns[:, 1:], drawn.used[:, 1:].float())
+        hits.scatter_add_(1, drawn.columns[:, 1:], drawn.mask[:, 1:].float())
     other = UNEVEN[:, None] != UNEVEN[None]
     share = hits / draws / (count / other.sum(1, keepdim=True))
     assert share[~other].max() == 0
@@ -92,7 +92,7 @@ def test_two_images_share_no_more_negatives_than_two_shuffles_would():
 
 
 def halves(drawn):
-    return (drawn._replace(columns=drawn.columns[i:][:1], used=drawn.used[i:][:1]) for i in range(2))
+    return (drawn._replace(columns=drawn.columns[i:][:1], mask=drawn.mask[i:][:1]) for i in range(2))
 
 
 def test_relax_takes_any_image_of_the_class():
@@ -158,7 +158,7 @@ def test_the_constants_are_set_by_the_first_step(build, networks, make_batch):
     torch.manual_seed(4)
     term(student, teacher, batch)
     first = term.student_z.clone(), term.teacher_z.clone()
-    assert first[0].item() == pytest.approx(first_z(scores, drawn.used, 50).item())
+    assert first[0].item() == pytest.approx(first_z(scores, drawn.mask, 50).item())
     term(*networks(seed=7), batch)
     assert (term.student_z, term.teacher_z) == first
     assert not term.student_z.requires_grad
@@ -185,9 +185,9 @@ def test_state_is_saved_and_loaded(build, networks, make_batch):
 def test_far_apart_embeddings_are_told_from_the_noise_in_float32():
     """Sixteen thousand logarithms near 0 do not drown in the logarithm of c."""
     wide = torch.full((2, 16385), 1e-4, dtype=torch.float64)
-    used, noise = torch.ones_like(wide), 16384 / 50000
-    exact = contrast_loss(wide, used, noise)
-    assert contrast_loss(wide.float(), used, noise).item() == pytest.approx(exact.item(), rel=1e-6)
+    mask, noise = torch.ones_like(wide), 16384 / 50000
+    exact = contrast_loss(wide, mask, noise)
+    assert contrast_loss(wide.float(), mask, noise).item() == pytest.approx(exact.item(), rel=1e-6)
 
 
 def test_training_sets_that_cannot_be_contrasted_are_refused(context):

@@ -65,8 +65,8 @@ def normal():
 
 
 @pytest.fixture
-def networks(equal_setting, make_outputs):
-    return make_outputs(equal_setting.student, SIZE, 1, True), make_outputs(equal_setting.teacher, SIZE, 2)
+def networks(equal_context, make_outputs):
+    return make_outputs(equal_context.student, SIZE, 1, True), make_outputs(equal_context.teacher, SIZE, 2)
 
 
 def touched(student):
@@ -77,8 +77,8 @@ def touched(student):
 
 
 @pytest.mark.parametrize("name", READS)
-def test_gradient_reaches_exactly_what_the_term_reads(name, equal_setting, networks, make_batch):
-    build_term(name, equal_setting)(*networks, make_batch(SIZE)).backward()
+def test_gradient_reaches_exactly_what_the_term_reads(name, equal_context, networks, make_batch):
+    build_term(name, equal_context)(*networks, make_batch(SIZE)).backward()
     assert touched(networks[0]) == READS[name]
 
 
@@ -151,8 +151,8 @@ def test_irg_gradient_by_finite_differences(normal):
     assert torch.autograd.gradcheck(lambda e: irg_loss(e, t), x)
 
 
-def test_irg_transformations_add_the_pairs_of_stages(equal_setting, networks, make_batch):
-    plain, full = (build_term("irg", equal_setting, transformations=on) for on in (False, True))
+def test_irg_transformations_add_the_pairs_of_stages(equal_context, networks, make_batch):
+    plain, full = (build_term("irg", equal_context, transformations=on) for on in (False, True))
     student, teacher = networks
     loss = full(student, teacher, make_batch(SIZE))
     loss.backward()
@@ -162,10 +162,10 @@ def test_irg_transformations_add_the_pairs_of_stages(equal_setting, networks, ma
     assert (loss - plain(student, teacher, make_batch(SIZE))).item() == pytest.approx(extra.item(), rel=1e-2)
 
 
-def test_irg_transformations_need_two_stages(equal_setting):
-    one_stage = dataclasses.replace(equal_setting.student, features=equal_setting.student.features[:2])
+def test_irg_transformations_need_two_stages(equal_context):
+    one_stage = dataclasses.replace(equal_context.student, features=equal_context.student.features[:2])
     with pytest.raises(BadInput, match="pairs of stages"):
-        build_term("irg", dataclasses.replace(equal_setting, student=one_stage), transformations=True)
+        build_term("irg", dataclasses.replace(equal_context, student=one_stage), transformations=True)
 
 
 def test_nce_takes_all_samples_of_the_class_as_positives(normal):
@@ -194,9 +194,9 @@ def test_nce_of_certain_mistakes_is_finite():
     assert s.grad.abs().max() < 1e3
 
 
-def test_ega_without_node_and_without_edge_are_its_parts(equal_setting, networks, make_batch):
+def test_ega_without_node_and_without_edge_are_its_parts(equal_context, networks, make_batch):
     def loss(**options):
-        return build_term("ega", equal_setting, **options)(*networks, make_batch(SIZE)).item()
+        return build_term("ega", equal_context, **options)(*networks, make_batch(SIZE)).item()
 
     node, edge = (each.item() for each in ega_losses(networks[0].embedding, networks[1].embedding))
     assert loss(edge=0.0) == pytest.approx(node)
@@ -226,10 +226,10 @@ def test_ega_correlates_samples_over_their_values(normal):
     assert edge.item() == pytest.approx(torch.linalg.norm(whole[:SIZE, :SIZE] - whole[SIZE:, SIZE:]).item(), rel=1e-5)
 
 
-def test_networks_of_different_depth_pair_up_to_the_shorter(make_outputs, make_batch, equal_setting):
+def test_networks_of_different_depth_pair_up_to_the_shorter(make_outputs, make_batch, equal_context):
     student = Shapes(10, 24, ((4, 16, 16), (6, 8, 8), (8, 4, 4), (8, 2, 2)))
     teacher = Shapes(10, 24, ((4, 16, 16), (9, 16, 16), (9, 4, 4), (9, 4, 4), (9, 2, 2)))
-    context = dataclasses.replace(equal_setting, student=student, teacher=teacher)
+    context = dataclasses.replace(equal_context, student=student, teacher=teacher)
     s, t = make_outputs(student, 4, 1), make_outputs(teacher, 4, 2)
     shorter = t._replace(features=t.features[:-1], preactivations=t.preactivations[:-1])
     for term in (build_term("nst", context), build_term("irg", context, transformations=True)):

@@ -69,12 +69,12 @@ def name(request):
 
 
 @pytest.fixture
-def context(name, context, equal_setting, with_part):
+def context(name, context, equal_context, with_part):
     if name in EQUAL_MAPS:
         return dataclasses.replace(
             context, teacher=dataclasses.replace(context.teacher, features=context.student.features)
         )
-    return with_part(name, equal_setting if name in EQUAL_EMBEDDINGS else context)
+    return with_part(name, equal_context if name in EQUAL_EMBEDDINGS else context)
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def networks(name, context, make_outputs):
     """Outputs of student (leaves) and teacher, for images and, where the term looks at them, their copies."""
 
     def make(size=SIZE, grad=True):
-        size *= 1 + term(name).copies
+        size *= 1 + term(name).views
         return make_outputs(context.student, size, 1, grad), make_outputs(context.teacher, size, 2)
 
     return make

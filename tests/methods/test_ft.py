@@ -95,7 +95,7 @@ def test_a_share_that_leaves_nothing_is_refused(context):
 
 
 def test_without_its_part_it_says_so(context):
-    with pytest.raises(BadInput, match="FT needs the Paraphraser that was trained on the teacher"):
+    with pytest.raises(BadInput, match="FT needs the Paraphraser trained on the teacher"):
         build_term("ft", context)
     shapes = Shapes(10, 8, ((4, 8, 8), (8, 4, 4)))
     other = dataclasses.replace(context, part=nn.Identity(), teacher=shapes)

@@ -21,7 +21,7 @@ class Two:
 
     asked = 0
 
-    def epoch(self, epoch, *, taught=True):
+    def epoch(self, epoch, *, with_teacher=True):
         self.asked += 1
         draw = torch.Generator().manual_seed(epoch)
         for size in (4, 2):

@@ -58,12 +58,12 @@ def name(request):
 
 
 @pytest.fixture
-def context(name, context, equal_setting, with_part):
+def context(name, context, equal_context, with_part):
     if name in EQUAL_MAPS:
         return dataclasses.replace(
             context, teacher=dataclasses.replace(context.teacher, features=context.student.features)
         )
-    return with_part(name, equal_setting if name in EQUAL_EMBEDDINGS else context)
+    return with_part(name, equal_context if name in EQUAL_EMBEDDINGS else context)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def run(name, context, make_outputs, make_batch, leaves):
     def make(change, size=SIZE, half=None):
         torch.manual_seed(0)
         loss = build_term(name, dataclasses.replace(context, batch_size=max(size, 4))).train()
-        rows = size * (1 + term(name).copies)
+        rows = size * (1 + term(name).views)
         student, teacher = (change(make_outputs(shapes, rows, seed)) for seed, shapes in
                             ((1, context.student), (2, context.teacher)))  # fmt: skip
         for leaf in leaves(student):
@@ -132,7 +132,7 @@ def test_what_gets_a_gradient_is_the_students_or_a_parameter_of_the_term(
 ):
     """So all of it trains and is saved, and nothing of the teacher does, or of the part that was trained on it."""
     loss = build_term(name, context).train()
-    rows = SIZE * (1 + term(name).copies)
+    rows = SIZE * (1 + term(name).views)
     student, teacher = make_outputs(context.student, rows, 1, True), make_outputs(context.teacher, rows, 2)
     value = (loss.initial_loss if loss.initial else loss)(student, teacher, make_batch(SIZE))
     reached, parameters = set(leaves_of(value)), {id(p) for p in loss.parameters() if p.requires_grad}

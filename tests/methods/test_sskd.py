@@ -16,7 +16,7 @@ from kdbench.errors import BadInput
 from kdbench.methods import build_part, build_term
 from kdbench.methods.ce import cross_entropy
 from kdbench.methods.kd import kd_loss
-from kdbench.methods.pretext import Contrastive, copies_in
+from kdbench.methods.pretext import Contrastive, views_in
 from kdbench.methods.sskd import ranks, top_fraction_mask, transfer_loss
 
 
@@ -37,9 +37,7 @@ def losses(student_logits, teacher_logits, student, teacher, labels, share=0.75)
     return (
         cross_entropy(student_logits[::4], labels),
         kd_loss(student_logits[::4], teacher_logits[::4], 4.0),
-        transfer_loss(
-            copies_in(student_logits), copies_in(teacher_logits), labels.repeat_interleave(3), 4.0, share=1.0
-        ),
+        transfer_loss(views_in(student_logits), views_in(teacher_logits), labels.repeat_interleave(3), 4.0, share=1.0),
         transfer_loss(task.scores(student), task.scores(teacher), answers, 0.5, share=share),
     )
 
@@ -67,7 +65,7 @@ def test_losses_and_gradients_equal_the_published_code(golden):
 
 def test_ranks_and_kept_rows_equal_the_published_code(golden):
     teacher, labels = golden["in.teacher_logits"], golden["in.labels"]
-    found = ranks(copies_in(teacher), labels.repeat_interleave(3))
+    found = ranks(views_in(teacher), labels.repeat_interleave(3))
     assert torch.equal(found, golden["out.rank_tf"])
     assert torch.equal(top_fraction_mask(found, 1.0).nonzero().flatten(), golden["out.keep_tf"].sort().values)
     scores = Contrastive("rotations").scores(golden["in.teacher_projection"])
@@ -169,7 +167,7 @@ def test_every_task_by_the_book(sskd, outputs, make_batch, context, task):
         ours, theirs = term.head(student.embedding), part.head(teacher.embedding)
         answers = torch.arange(4).repeat(SIZE)
     elif task == "jigsaw":
-        answers = batch.copies["jigsaw"].labels
+        answers = batch.views["jigsaw"].labels
     elif task == "exemplar":
         answers = batch.indices.repeat_interleave(3)
     labels = batch.labels.repeat_interleave(3)

@@ -58,5 +58,5 @@ def test_it_holds_what_lies_behind_the_map_and_nothing_else(name):
         branch(torch.empty(2, channels, 64 // stride, 64 // stride)).sum().backward()
     own = dict(branch.network.named_parameters())
     assert own.keys() < whole
-    assert own.keys() == {key for key in whole if key.startswith(tuple(f"{part}." for part in net.top()))}
+    assert own.keys() == {key for key in whole if key.startswith(tuple(f"{part}." for part in net.final_modules()))}
     assert all(parameter.grad is not None for parameter in own.values())

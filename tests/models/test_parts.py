@@ -16,7 +16,7 @@ def on_meta(name):
 def test_every_part_is_named_once(name):
     net = on_meta(name)
     children = dict(net.named_children())
-    rest = {net.classifier_name, *net.tail}
+    rest = {net.classifier_name, *net.tail_modules}
     assert rest <= children.keys()
     assert set(map(id, net.feature_modules())) == {id(part) for key, part in children.items() if key not in rest}
 

@@ -58,7 +58,7 @@ class Seeing(Term):
     """The student's logits on images and copies follow the teacher's, each row its own."""
 
     reads = "logits"
-    copies = 3
+    views = 3
 
     def __init__(self, context, *, kind: str = "rotations"):
         super().__init__(context)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kdbench.data.augment import interleaved
+from kdbench.data.augment import interleave_views
 from kdbench.plan.cost import student_cost, teacher_pass_cost
 from kdbench.plan.plan import Cohort
 from kdbench.suite.specs import Preprocessing
@@ -58,9 +58,9 @@ def test_one_pass_of_all_views_and_the_other_terms_see_the_upright_ones(ready, m
     passes = []
     trainer.network.register_forward_pre_hook(lambda module, inputs: passes.append(inputs[0].detach().clone()))
     given = seen_by(trainer, monkeypatch)
-    trainer.step(batch, guide.forward(batch), guide.forward_copies(batch)["rotations"])
+    trainer.step(batch, guide.forward(batch), guide.forward_views(batch)["rotations"])
     (images,) = passes
-    assert torch.equal(images, interleaved(batch.images, batch.copies["rotations"].images))
+    assert torch.equal(images, interleave_views(batch.images, batch.views["rotations"].images))
     assert torch.equal(images[::4], batch.images)
     everything = given["part_terms:Seeing"][0]
     for name in ("ce", "kd"):
@@ -76,8 +76,8 @@ def test_the_teachers_rows_are_those_of_the_same_views(ready, monkeypatch):
     trainer, guide, batch = ready
     given = seen_by(trainer, monkeypatch)
     shown = guide.forward(batch)
-    trainer.step(batch, shown, guide.forward_copies(batch)["rotations"])
-    expected = guide.network(interleaved(batch.images, batch.copies["rotations"].images))
+    trainer.step(batch, shown, guide.forward_views(batch)["rotations"])
+    expected = guide.network(interleave_views(batch.images, batch.views["rotations"].images))
     teacher = given["part_terms:Seeing"][1]
     assert torch.allclose(teacher.logits, expected.logits, atol=1e-4)
     assert torch.allclose(teacher.features[-1], expected.features[-1], atol=1e-4)
@@ -90,10 +90,10 @@ def test_batch_norm_mixes_all_views(ready):
     trainer, guide, batch = ready
     norm = trainer.network.bn1
     before = norm.running_mean.clone()
-    images = interleaved(batch.images, batch.copies["rotations"].images)
+    images = interleave_views(batch.images, batch.views["rotations"].images)
     with torch.no_grad():
         expected = 0.9 * before + 0.1 * trainer.network.conv1(images).mean((0, 2, 3))
-    trainer.step(batch, guide.forward(batch), guide.forward_copies(batch)["rotations"])
+    trainer.step(batch, guide.forward(batch), guide.forward_views(batch)["rotations"])
     assert torch.allclose(norm.running_mean, expected, atol=1e-5)
     assert norm.num_batches_tracked == 1
 
@@ -147,7 +147,7 @@ def test_the_teacher_runs_once_on_the_copies_for_all_who_look(bench, make_run, s
 def test_two_kinds_in_one_run_are_refused_and_the_run_fails_alone(bench, make_run):
     from part_terms import SeeingToo
 
-    assert SeeingToo.copies == 3
+    assert SeeingToo.views == 3
     uses = make_run({"part_terms:Seeing": 1, "part_terms:SeeingToo": {"kind": "four"}}).terms
     good = make_run({"ce": 1, "kd": 1})
     bad, shop = good.model_copy(update={"terms": uses}), bench()
@@ -169,5 +169,5 @@ def test_the_teacher_is_left_as_it_was(bench, seeing):
     before = load_teacher(run.teacher, shop.store, CPU).state_dict()
     guide = jobs.open_teacher(Cohort((run,)), shop.shop)
     stream = shop.data.stream(run.dataset, run.scenario, run.recipe, 0)
-    guide.forward_copies(next(stream.epoch(1, transforms=["jigsaw"])))
+    guide.forward_views(next(stream.epoch(1, transforms=["jigsaw"])))
     assert all(torch.equal(value, before[key]) for key, value in guide.network.state_dict().items())

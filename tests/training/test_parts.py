@@ -165,7 +165,7 @@ def test_a_part_of_another_teacher_is_refused(make_parted, teacher):
 def test_a_term_without_its_part_says_so():
     shapes = Shapes(10, 8, ())
     context = TermContext(shapes, shapes, 10, 40, 16)
-    with pytest.raises(BadInput, match="Coded needs the Coder that was trained on the teacher"):
+    with pytest.raises(BadInput, match="Coded needs the Coder trained on the teacher"):
         build_term(CODED, context)
     with pytest.raises(BadInput, match="kd trains nothing on the teacher first"):
         build_part("kd", context)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdbench.data.augment import COPIES
+from kdbench.data.augment import VIEWS_PER_IMAGE
 from kdbench.data.image_sets import ImageSet
 from kdbench.evaluation import measure
 from kdbench.suite.specs import Adapter, DatasetSpec, Scenario
@@ -86,7 +86,7 @@ def test_sskd_ranks_by_the_labels_that_the_student_is_given(bench, sskd, seen, m
     own = [batch for id, batch in seen if id == run.id]
     assert len(ranked) == 2 * len(own) > 0  # of classes, then of transforms
     for labels, batch in zip(ranked[::2], own, strict=True):
-        assert torch.equal(labels, batch.labels.repeat_interleave(COPIES))
+        assert torch.equal(labels, batch.labels.repeat_interleave(VIEWS_PER_IMAGE))
     assert any((batch.labels != batch.clean_labels).any() for batch in own)
 
 

@@ -66,7 +66,7 @@ def test_the_teachers_head_never_trains_beside_the_student(bench, make):
     mine = [p.clone() for p in trainer.terms["sskd"].parameters()]
     trainer.begin_epoch(1)
     for batch in stream.epoch(1, transforms=["rotations"]):
-        trainer.step(batch, guide.forward(batch), guide.forward_copies(batch)["rotations"])
+        trainer.step(batch, guide.forward(batch), guide.forward_views(batch)["rotations"])
     assert all(torch.equal(value, before[key]) for key, value in part.state_dict().items())
     assert all(parameter.grad is None for parameter in part.parameters())
     assert not any(torch.equal(a, b) for a, b in zip(mine, trainer.terms["sskd"].parameters(), strict=True))
@@ -81,7 +81,7 @@ def test_the_head_learns_on_copies_in_the_frozen_teachers_eval_mode(bench, make,
     loss = SelfSupervised.loss
 
     def spy(self, outputs, batch):
-        images = batch.copies["rotations"].images
+        images = batch.views["rotations"].images
         alike = torch.allclose(outputs.embedding.view(len(batch), 4, -1)[:, 1:].flatten(0, 1),
                                teacher(images).embedding, atol=1e-4)  # fmt: skip
         seen.append(alike and len(outputs.embedding) == 4 * len(batch))

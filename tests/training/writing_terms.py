@@ -45,7 +45,7 @@ WRITES = {
     "indices": ("batch.indices", lambda s, t, b: b.indices.copy_(b.indices.flip(0))),
     "clean labels": ("batch.clean_labels", lambda s, t, b: b.clean_labels.zero_()),
     "the teacher's images": ("batch.teacher_images", lambda s, t, b: b.teacher_images.zero_()),
-    "copies": ("batch.copies['rotations'].images", lambda s, t, b: b.copies["rotations"].images.zero_()),
+    "copies": ("batch.views['rotations'].images", lambda s, t, b: b.views["rotations"].images.zero_()),
     "student": ("student.logits", lambda s, t, b: s.logits.mul_(2)),
     "student, without gradient": ("student.features[1]", lambda s, t, b: s.features[1].detach().zero_()),
 }

@@ -72,9 +72,9 @@ def read_svhn(path: Path) -> Arrays:
     return content["X"].transpose(3, 0, 1, 2), content["y"].astype(np.int64).flatten() % 10
 
 
-def read_packed(facts: Dataset, root: Path) -> tuple[Split, Split]:
+def read_npz(facts: Dataset, root: Path) -> tuple[Split, Split]:
     """Training and test set. Raises BadInput for a damaged file, which its own sums tell, and for another content."""
-    path = facts.packed(root)
+    path = facts.npz(root)
     try:
         _check_kinds(facts, path)
         with path.open("rb") as opened, np.load(opened) as file:
@@ -101,10 +101,10 @@ def _check_kinds(facts: Dataset, path: Path) -> None:
             check_kind(facts, path, name, shape, kind)
 
 
-def write_packed(facts: Dataset, root: Path, train: Split, test: Split) -> None:
+def write_npz(facts: Dataset, root: Path, train: Split, test: Split) -> None:
     """Write it whole or not at all. Raises OSError where that is impossible."""
     arrays: dict[str, Any] = {}
     for name, split in (("train", train), ("test", test)):
         arrays[f"{name}_images"] = split.images.transpose(0, 2, 3, 1)
         arrays[f"{name}_labels"] = split.labels
-    write_atomically(facts.packed(root), lambda file: np.savez(file, **arrays))
+    write_atomically(facts.npz(root), lambda file: np.savez(file, **arrays))
