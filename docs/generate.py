@@ -60,14 +60,14 @@ SCHEMAS: dict[str, dict[str, type[BaseModel]]] = {
 INTERNAL = {"stand_in", "synthetic"}
 """Fields of a schema that no file may set."""
 CATALOGUE = {
-    "methods": ("Methods", "text", ["method", "paper", "reads", "time"]),
+    "methods": ("Methods", "text", {"method": "", "paper": "paper", "reads": "reads", "time": "time × kd"}),
     "protocols": ("Protocols", "yaml", None),
     "models": ("Networks", "text", None),
     "datasets": ("Data sets", "text", None),
     "suites": ("Bundled suites", "yaml", None),
     "tables": ("Published tables", "text", None),
 }
-"""Title of a page, the language of its blocks, and the columns of its table (None: all)."""
+"""Title of a page, the language of its blocks, and the columns of its table with their headings (None: all)."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -103,10 +103,11 @@ def catalogue(kind: str) -> str:
     title, language, columns = CATALOGUE[kind]
     lines = json.loads(printed("list", kind, "--json"))
     names = [next(iter(line.values())) for line in lines]
-    shown = list(columns or lines[0])[1:]
+    headings = columns or {column: column or "summary" for column in lines[0]}
+    _, *shown = headings
     rows = [[f"[{name}](#{anchor(name)})", *(line[c] for c in shown)] for name, line in zip(names, lines, strict=True)]
     parts = [f"# {title}", "", f"The same on the command line: `kdbench list {kind}` and `kdbench show NAME`.", ""]
-    parts += [markdown_table([kind, *(column or "summary" for column in shown)], rows)]
+    parts += [markdown_table([kind, *(headings[column] for column in shown)], rows)]
     for name in names:
         parts += ["", f"## {name} {{ #{anchor(name)} }}", "", f"```{language}", printed("show", name), "```"]
     return "\n".join(parts) + "\n"
@@ -161,8 +162,10 @@ def kind_of(schema: dict[str, Any]) -> str:
 
 def limits(schema: dict[str, Any]) -> str:
     """The range of a number."""
+    if "minimum" in schema and "maximum" in schema:
+        return f", {schema['minimum']:,g} to {schema['maximum']:,g}"
     words = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    bounds = [f"{sign} {schema[bound]:,}" for bound, sign in words.items() if bound in schema]
+    bounds = [f"{sign} {schema[bound]:,g}" for bound, sign in words.items() if bound in schema]
     return f" {', '.join(bounds)}" if bounds else ""
 
 

@@ -94,7 +94,7 @@ def test_commands_exist_with_their_options(language, text):
 def test_every_key_of_suites_and_protocols_is_explained(generate):
     pages = {page: generate.keys(page) for page in generate.SCHEMAS}
     assert '| `precision` | `fp32`, `bf16` | `"fp32"` |' in pages["protocol"]
-    assert "| `fraction` | number > 0.0, ≤ 1.0 | `1.0` |" in pages["suite"]
+    assert "| `fraction` | number > 0, ≤ 1 | `1.0` |" in pages["suite"]
 
 
 @pytest.mark.parametrize("kind", ["methods", "protocols", "models", "datasets", "tables"])
