@@ -105,6 +105,13 @@ def test_catalogue_pages_show_each_entry(generate, kind):
     assert links == re.findall(r"^## .*? \{ #(.*) \}", page, re.MULTILINE)
 
 
+def test_files_that_are_named_exist():
+    pattern = r"`((?:kdbench|tests|docs|benchmarks)/[\w./-]+)`"
+    named = {name for page in PAGES for name in re.findall(pattern, page.read_text("utf-8"))}
+    assert named
+    assert not [name for name in named if "NAME" not in name and not (ROOT / name).exists()]
+
+
 def test_the_readme_is_short_and_fits_package_indexes():
     text = (ROOT / "README.md").read_text("utf-8")
     assert len(text.encode()) <= 8192
