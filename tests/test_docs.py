@@ -118,6 +118,11 @@ def test_the_readme_is_short_and_fits_package_indexes():
     assert all(target.startswith("https://") for target in re.findall(r"\]\((.*?)\)", text))
 
 
+def test_every_bundled_suite_is_in_the_guide():
+    guide = (ROOT / "docs" / "guides" / "suites.md").read_text("utf-8")
+    assert not [name for name in bundled_suites() if f"`{name}`" not in guide]
+
+
 @pytest.mark.parametrize("name", bundled_suites())
 def test_every_bundled_suite_is_valid(name):
     assert load_suite(bundled_suites()[name]).runs
