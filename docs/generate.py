@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 
 import kdbench
 from kdbench.cli.app import app
+from kdbench.suite.components import Recipe, Scenario, SimCLR
 from kdbench.suite.measurements import ProbeProtocol
 from kdbench.suite.protocol import Protocol
-from kdbench.suite.recipe import Recipe, SimCLR
 from kdbench.suite.schema import (
     DatasetEntry,
     GridEntry,
@@ -32,7 +32,6 @@ from kdbench.suite.schema import (
     SuiteHead,
     TeacherEntry,
 )
-from kdbench.suite.specs import Scenario
 
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import yaml
 from kdbench.catalogue.terms import term
 from kdbench.cli.app import app
 from kdbench.data.batch import Batch
-from kdbench.methods import Setting, build_term
+from kdbench.methods import TermContext, build_term
 from kdbench.models import Outputs, Shapes
 from kdbench.suite.load import bundled_suites, load_suite
 from kdbench.suite.schema import TeacherEntry
@@ -70,7 +70,7 @@ def test_example_terms_train(tmp_path, monkeypatch, language, text):
     name = f"{package}:{name}"
     assert term(name).reads == "embedding"
     shapes = Shapes(logits=5, embedding=6, features=((4, 2, 2),))
-    loss = build_term(name, Setting(shapes, shapes, 5, 100, 3))
+    loss = build_term(name, TermContext(shapes, shapes, 5, 100, 3))
     outputs = Outputs(torch.randn(3, 5), torch.randn(3, 6), [torch.randn(3, 4, 2, 2)], [])
     value = loss(outputs, outputs, Batch(torch.zeros(3, 3, 8, 8), torch.zeros(3).long(), torch.arange(3)))
     value.backward()
