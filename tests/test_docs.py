@@ -13,7 +13,7 @@ import yaml
 from kdbench.catalogue.terms import term
 from kdbench.cli.app import app
 from kdbench.data.batch import Batch
-from kdbench.methods import TermContext, build_term
+from kdbench.methods import Term, TermContext, build_term
 from kdbench.models import Outputs, Shapes
 from kdbench.suite.load import bundled_suites, load_suite
 from kdbench.suite.schema import TeacherEntry
@@ -110,6 +110,16 @@ def test_files_that_are_named_exist():
     named = {name for page in PAGES for name in re.findall(pattern, page.read_text("utf-8"))}
     assert named
     assert not [name for name in named if "NAME" not in name and not (ROOT / name).exists()]
+
+
+def test_what_a_staged_term_sets_is_there():
+    guide = (ROOT / "docs" / "guides" / "extending.md").read_text("utf-8")
+    rows = re.findall(r"^\| (?:pre-)?\w+s .*? \| (`.*?) \| `(\w+)` \|$", guide, re.MULTILINE)
+    named = {name for sets, _ in rows for name in re.findall(r"`(?:context\.)?(\w+)", sets)}
+    assert len(rows) == 6
+    known = {*dir(Term), *TermContext.__dataclass_fields__, "initial_epochs", "parts"}
+    assert named <= known, named - known
+    assert all(term(example).name == example.replace("_", "-") for _, example in rows)
 
 
 def test_the_readme_is_short_and_fits_package_indexes():
