@@ -2,6 +2,7 @@
 #   make demo    train the demonstration grid and print its table
 #   make test    run the tests
 #   make fuzz    try suites, records, weights and archives that hypothesis makes up, for long; ARGS="-k suites" some of them
+#   make docs    build the documentation into .venv/site, strictly: broken links and undocumented keys are errors
 #   make tiny    try every bundled suite's grid with tiny runs; SUITES="ega_weights demo" tries these alone
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +13,7 @@ export MALLOC_TRIM_THRESHOLD_ := 1073741824
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
 export GOMP_SPINCOUNT := 10000
 
-.PHONY: demo test fuzz lint smoke tiny bench clean
+.PHONY: demo test fuzz lint docs smoke tiny bench clean
 
 demo: $(READY)
 	$(KDBENCH) run demo
@@ -27,6 +28,10 @@ lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+docs: $(READY)
+	test -x $(VENV)/bin/mkdocs || $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --site-dir $(VENV)/site
 
 smoke: $(READY)
 	$(KDBENCH) run smoke --results $(VENV)/smoke

@@ -1,4 +1,4 @@
-"""The term of the README, in a package of its own: named by its import path, and announced by an installed package."""
+"""The term of the documentation, in a package of its own: named by its import path, and announced by an installed package."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from kdbench.cli.app import app
 
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "own-loss.md").read_text(encoding="utf-8")
 SUITE = """\
 protocol: {{base: smoke, epochs: 1, teacher: {{epochs: 1}}}}
 dataset: {{name: digits, train_per_class: 4, test_per_class: 2}}
@@ -23,12 +23,12 @@ grid:
 
 
 def block(language, word):
-    (found,) = [text for text in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if word in text]
+    (found,) = [text for text in re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL) if word in text]
     return found
 
 
 def write_package(folder):
-    """The README's package in a folder."""
+    """The documented package in a folder."""
     package = folder / "mypackage"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
