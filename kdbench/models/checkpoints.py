@@ -59,7 +59,15 @@ def published_accuracy(path: str | PathLike[str]) -> float | None:
 
 
 def _fitting(net: nn.Module, there: Mapping[str, State], *, classifier: bool = True) -> dict[str, Found]:
-    """What in a file is this network, whatever the class count, by its place: that of the mapping and the names' prefix."""
+    """What in a file is this network, whatever the class count, by its place: that of the mapping and the names' prefix.
+
+    Wrappers may stand before some of the names only, as where a part of the network was run in parallel.
+    """
+    bare = {place: {without_wrappers(name): tensor for name, tensor in state.items()} for place, state in there.items()}
+    return _as_named(net, there, classifier=classifier) or _as_named(net, bare, classifier=classifier)
+
+
+def _as_named(net: nn.Module, there: Mapping[str, State], *, classifier: bool) -> dict[str, Found]:
     own = net.state_dict()
     root = "visual." if isinstance(net, ClipEncoder) else ""
     anchor = next(iter(own)).removeprefix(root)

@@ -101,7 +101,8 @@ def _problems(store: Store, record: Record, kind: str, result: Result) -> Iterat
             elif result.last and result.last.epoch and not record.metrics():
                 yield BadRecord(f"{path}: cannot be read, and the result is one of {result.last.epoch} epochs")
         except OSError as error:
-            yield locked(path, error)
+            if name != "metadata.json" or not isinstance(error, FileNotFoundError):
+                yield locked(path, error)
         except ValueError as error:
             yield BadRecord(f"{path}: is not what was stored ({error})")
         except BadRecord as error:
@@ -139,7 +140,7 @@ def _next_step(record: Record, kind: str, error: KdbenchError) -> str:
     if isinstance(error, LockedRecord):
         return "Make it readable."
     if f"{record.folder / 'metadata.json'}: " in str(error):
-        return "It tells of machine and time alone: the numbers stand."
+        return "Remove this file: it describes machine and time alone, and the numbers stand."
     if kind == "teachers":
         return "The next kdbench run that uses it sets it aside and makes it again."
     return f"Remove {record.folder}, and the next kdbench run of its suite makes it again."
@@ -157,6 +158,8 @@ def _leftovers(record: Record) -> Iterator[str]:
         names = sorted(entry.name for entry in os.scandir(record.folder))
     except OSError:
         return
+    if record.ended() and "metadata.json" not in names:
+        yield f"{record.folder}: has no metadata.json, so machine, versions and time are not known"
     for name in names:
         path = record.folder / name
         if name == "state.pt" and record.ended():

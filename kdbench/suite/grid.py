@@ -16,7 +16,7 @@ from kdbench.catalogue.terms import term
 from kdbench.catalogue.text import listed, unknown
 from kdbench.suite.compatibility import incompatibilities, training_images
 from kdbench.suite.methods import Terms, auxiliary_method, formula, reads_teacher
-from kdbench.suite.schema import SELECTOR_KEYS, DatasetEntry, GridEntry, MethodEntry, Selector
+from kdbench.suite.schema import SELECTOR_KEYS, DatasetEntry, GridEntry, MethodEntry, Selector, as_list
 from kdbench.suite.specs import RunSpec
 from kdbench.suite.suite import GridPoint, Measurement, Run, make_spec, measurements_of, repeated
 from kdbench.suite.teachers import TeacherConfig, default_teacher
@@ -114,12 +114,24 @@ class Grid:
                 validator.report(self._place("protocol"), message)
         if "dataset" in raw:
             validator.check_datasets(self.entry.dataset, (*path, "dataset"))
+        for index, scenario in enumerate(self.entry.scenario):
+            if scenario.noise == "classes":
+                self._check_renamed_classes(scenario.label_noise, (*self._place("scenario"), index, "label_noise"))
         if "measure" in raw:
             validator.check_measures(self.entry.measure, (*path, "measure"))
         self.terms: ChainMap[str, Terms] = ChainMap({}, methods, self.protocol.terms)
         self.places: dict[str, YamlPath] = {}
         for entry, place in zip(self.entry.method, self._places("method"), strict=True):
             self._read_method(entry, place)
+
+    def _check_renamed_classes(self, share: float, place: YamlPath) -> None:
+        """Report a share of a data set's classes that rounds to none."""
+        for data in self.entry.dataset:
+            if not round(share * data.class_count):
+                message = (
+                    f"{share} of the {data.class_count} classes of {data.name} is not one class: take a larger share"
+                )
+                self.validator.report(place, message)
 
     def runs(self, suite: str, trials: int | None) -> list[Run]:
         """The grid's runs; none where something is wrong. ``trials`` overrides what the grid says."""
@@ -232,6 +244,8 @@ class Grid:
             if self._names_exist(selector, place) and not found and not self.invalid_keys:
                 self.validator.report(place, "matches no run of this grid")
             excluded |= found
+        self._check_methods_of_invalid("exclude")
+        self._check_methods_of_invalid("include")
         chosen = {point: self.places[point.method] for index, point in enumerate(everything) if index not in excluded}
         for selector, place in zip(self.entry.include, self._places("include"), strict=True):
             if self._names_exist(selector, place, free=("teacher", "student", "strategy")):
@@ -239,6 +253,17 @@ class Grid:
                     self._check_meaning(name, place)
                 chosen |= {point: place for point in grid_points(grid, selector) if point not in chosen}
         return chosen
+
+    def _check_methods_of_invalid(self, key: str) -> None:
+        """Report the unknown methods of selectors that are left out for another mistake."""
+        selectors = as_list(self.raw.get(key))
+        for index in self.invalid_keys.get(key, ()):
+            selector = selectors[index]
+            methods = selector.get("method") if isinstance(selector, dict) else None
+            for position, name in enumerate(methods if isinstance(methods, list) else [methods]):
+                if isinstance(name, str) and name not in self.terms:
+                    message = unknown("method", name, self.validator.among(self.terms), "methods")
+                    self.validator.report((*self.path, key, index, "method", position), message)
 
     def _names_exist(self, selector: Selector, place: YamlPath, free: tuple[str, ...] = ()) -> bool:
         """Whether what a selector names is in the grid; axes in ``free`` may name anything, methods any known one."""

@@ -137,7 +137,7 @@ def _zipped(file: BinaryIO, path: Path) -> object:
 _MAGIC = 0x1950A86A20F9469CFC6C
 
 
-def _pickled(file: BinaryIO, size: int) -> object:
+def _pickled(file: BinaryIO, size: int, *, outer: bool = True) -> object:
     """A plain pickle, or a torch file of before 1.6: magic number, protocol, machine, content, keys, storages."""
     storages: dict[str, Storage] = {}
 
@@ -147,7 +147,10 @@ def _pickled(file: BinaryIO, size: int) -> object:
             raise Excessive(f"a tensor claims {length:,}")
         return storages.setdefault(key, Storage(kind, length, bytes))
 
-    first = Unpickler(file, size, size, storage).load()
+    def nested(content: bytes) -> object:
+        return _pickled(io.BytesIO(content), len(content), outer=False)
+
+    first = Unpickler(file, size, size, storage, nested if outer else None).load()
     if first != _MAGIC:
         return first
     for _ in range(2):

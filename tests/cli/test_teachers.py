@@ -14,6 +14,7 @@ from kdbench.models import build, load_checkpoint
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.suite.load import load_suite
+from kdbench.suite.specs import lineage
 
 
 SUITE = """\
@@ -41,7 +42,7 @@ def suite(tmp_path):
 def teachers(suite, tmp_path):
     """The records of the suite's teachers, in the order of their stages."""
     (run,) = load_suite(suite).runs
-    return [Store(tmp_path / "results").teacher(stage.id) for stage in run.spec.teacher.stages]
+    return [Store(tmp_path / "results").teacher(stage.id) for stage in lineage(run.spec.teacher)]
 
 
 def test_many_processes_train_one_teacher_once(kdbench, kdbench_process, suite, teachers):

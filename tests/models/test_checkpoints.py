@@ -110,6 +110,21 @@ def test_safetensors(source, tmp_path, prefix):
     assert_loads(source, str(path))
 
 
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_tensors_that_were_pickled_without_torch(source, tmp_path, protocol):
+    path = tmp_path / "weights.pkl"
+    path.write_bytes(pickle.dumps({"epoch": 240, "model": source.state_dict()}, protocol=protocol))
+    assert_loads(source, path)
+
+
+@pytest.mark.parametrize("wrapped", ["conv1", "layer1", "fc"])
+def test_a_network_of_which_a_part_was_run_in_parallel(source, tmp_path, wrapped):
+    path = tmp_path / "weights.pth"
+    names = {key: ("module." if key.startswith(wrapped) else "") + key for key in source.state_dict()}
+    torch.save({names[key]: value for key, value in source.state_dict().items()}, path)
+    assert_loads(source, path)
+
+
 def test_a_network_whose_own_names_begin_with_backbone(tmp_path):
     path = tmp_path / "weights.pth"
     torch.manual_seed(1)

@@ -17,6 +17,7 @@ from kdbench.report.report import measured_report
 from kdbench.store.record import Result
 from kdbench.store.store import Store
 from kdbench.suite.load import bundled_suites, load_suite
+from kdbench.suite.specs import stage_label
 
 
 @pytest.fixture
@@ -163,7 +164,7 @@ def test_teachers_that_differ_are_told_and_part_their_trials(suite, stores, fini
         store.teacher(teacher.id).finish(result, {})
     text = f"90.00 in {first.root}, 80.00 in {second.root}"
     found = conflicts([suite], stores)
-    assert found[0].startswith(f"teacher {teacher.label} ({teacher.id}): {text}; the first is shown")
+    assert found[0].startswith(f"teacher {stage_label(teacher)} ({teacher.id}): {text}; the first is shown")
     (samples,) = samples_by_table(collect([suite], stores)).values()
     pair = samples.pairs[0]
     assert samples.differences("kd", "at", pair) == []  # kd comes from the first folder, at from the second
@@ -222,8 +223,8 @@ def test_conflicts_of_every_kind_of_run_and_teacher(tmp_path, finish):
     suite = load_suite(bundled_suites()["smoke"])
     stores = [Store(tmp_path / name) for name in "ab"]
     assert conflicts([suite], stores) == []
-    part = next(spec.parts[0] for spec in suite.specs.values() if spec.parts)
+    part = next(spec.adapters[0] for spec in suite.specs.values() if spec.adapters)
     for store, last in zip(stores, (50.0, 51.0), strict=True):
         finish(store.teacher(part.id), last=last, kind="teacher")
     (message,) = conflicts([suite], stores)
-    assert message.startswith(f"teacher {part.label} ({part.id}): 50.00 in {stores[0].root}, 51.00 in")
+    assert message.startswith(f"teacher {stage_label(part)} ({part.id}): 50.00 in {stores[0].root}, 51.00 in")

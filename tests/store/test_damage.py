@@ -277,6 +277,16 @@ def test_empty_logs_of_processes_that_are_gone_are_removed(store):
     assert len(os.listdir(logs)) == 3
 
 
+def test_metadata_that_cannot_be_read_may_be_removed(store, suite, finish):
+    path = finish(suite.runs[0].spec, "run").folder / "metadata.json"
+    path.write_text("{")
+    (damage,) = verify(store).damaged
+    assert damage.next_step.startswith("Remove this file")
+    path.unlink()
+    found = verify(store)
+    assert (found.damaged, len(found.notes)) == ([], 1)
+
+
 def test_records_of_the_first_version_are_mentioned_and_not_used(store, suite, finish):
     assert store.outdated() == ""
     for spec in list(suite.specs.values())[:2]:

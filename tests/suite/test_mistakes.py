@@ -218,6 +218,7 @@ def test_shapes(load, text, line, word):
         ({"pairs": "[[vgg13, vgg8]]", "exclude": "[{teacher: vgg13, student: resnet8x4}]"}, "matches no run"),
         ({"include": "{dataset: digits}"}, "is not in this grid"),
         ({"include": "{student: vgg9}"}, "unknown model 'vgg9'"),
+        ({"scenario": "{label_noise: 0.004, noise: classes}"}, "0.004 of the 100 classes of cifar100 is not one class"),
         ({"include": "{method: kdd}"}, "Did you mean 'kd'?"),
         ({"include": "{teacher: []}"}, "is an empty list"),
         ({"pairs": "[vgg13]", "student": None}, "must be [teacher, student], or {teacher: …, student: …}"),
@@ -295,3 +296,9 @@ def test_initial_stages_that_make_no_method(grid):
             grid(method=f"{{name: mine, terms: {terms}}}")
         assert message in str(error.value)
     assert len(grid(method="{name: mine, terms: {ce: 1, ab: {weight: 1, initial_epochs: 3}}}").runs) == 1
+
+
+def test_a_selector_with_a_wrong_student_has_its_method_checked_too(grid):
+    with pytest.raises(BadSuite) as caught:
+        grid(include="{student: vgg9, method: kdd}")
+    assert [problem.path for problem in caught.value.problems] == ["grid[0].include.method", "grid[0].include.student"]

@@ -11,8 +11,8 @@ from kdbench.errors import LostTeacher
 from kdbench.evaluation import class_correlation, kl_divergence, linear_cka
 from kdbench.files import file_hash
 from kdbench.plan.plan import make_plan
-from kdbench.suite.measurements import ProbeProtocol, probe, similarity, student_of, view_of
-from kdbench.suite.specs import DatasetSpec
+from kdbench.suite.measurements import ProbeProtocol, probe, similarity, view_of
+from kdbench.suite.specs import DatasetSpec, StudentOf
 from kdbench.training import measuring
 from kdbench.training.build import load_teacher
 from kdbench.training.checkpoint import write_tensors
@@ -45,7 +45,7 @@ def quick(**changes):
 @pytest.mark.parametrize("changes", [{}, {"batch_norm": "batch", "crop_padding": 2, "flip": True}])
 def test_a_probe_stopped_and_resumed_ends_like_one_that_was_not(done, tmp_path, changes):
     shop, run = done
-    spec = probe(student_of(run), OTHER, quick(**changes))
+    spec = probe(StudentOf(run=run), OTHER, quick(**changes))
     before = shop.files(run, run.teacher)
     take_measurement(spec, shop.shop)
     whole = files(shop, spec)
@@ -65,7 +65,7 @@ def test_a_probe_stopped_and_resumed_ends_like_one_that_was_not(done, tmp_path, 
 
 def test_fixed_features_give_what_the_frozen_network_gives(done, monkeypatch):
     shop, run = done
-    spec = probe(student_of(run), OTHER, HOW)
+    spec = probe(StudentOf(run=run), OTHER, HOW)
     take_measurement(spec, shop.shop)
     images, labels = embed(load_teacher(spec.source, shop.store, CPU), shop.data.test(spec.dataset, spec.recipe))
     state = load_file(shop.store.measurement(spec.id).weights_file)
@@ -80,14 +80,14 @@ def test_fixed_features_give_what_the_frozen_network_gives(done, monkeypatch):
 def test_batch_norms_drift_only_where_they_may(done):
     shop, run = done
     trained = load_file(shop.store.run(run.id).weights_file)
-    spec = probe(student_of(run), OTHER, quick(batch_norm="batch"))
+    spec = probe(StudentOf(run=run), OTHER, quick(batch_norm="batch"))
     take_measurement(spec, shop.shop)
     probed = load_file(shop.store.measurement(spec.id).weights_file)
     changed = {key for key in trained if key in (f"{k.removeprefix('backbone.')}" for k in probed)}
     moved = {key for key in changed if not torch.equal(trained[key], probed[f"backbone.{key}"])}
     assert moved
     assert all("running" in key or "batches_tracked" in key for key in moved)
-    with_crops = probe(student_of(run), OTHER, quick(flip=True))
+    with_crops = probe(StudentOf(run=run), OTHER, quick(flip=True))
     take_measurement(with_crops, shop.shop)
     assert sorted(load_file(shop.store.measurement(with_crops.id).weights_file)) == ["fc.bias", "fc.weight"]
 
@@ -96,7 +96,7 @@ def test_a_probe_starts_alike_for_all_networks_of_a_width(done, make_run):
     shop, run = done
     other = make_run({"ce": 1})
     shop.train(other)
-    first = [probe(student_of(each), OTHER, quick(epochs=1, lr=1e-12)) for each in (run, other)]
+    first = [probe(StudentOf(run=each), OTHER, quick(epochs=1, lr=1e-12)) for each in (run, other)]
     for spec in first:
         take_measurement(spec, shop.shop)
     left, right = (load_file(shop.store.measurement(spec.id).weights_file) for spec in first)
@@ -105,7 +105,7 @@ def test_a_probe_starts_alike_for_all_networks_of_a_width(done, make_run):
 
 def test_the_images_come_in_the_size_and_with_the_constants_of_the_network(done):
     _, run = done
-    source = student_of(run)
+    source = StudentOf(run=run)
     spec = probe(source, DatasetSpec(name="stl10"), HOW)
     assert spec.dataset.size == 32
     assert spec.recipe.size is None
@@ -114,7 +114,7 @@ def test_the_images_come_in_the_size_and_with_the_constants_of_the_network(done)
 
 def test_a_network_is_like_itself(done):
     shop, run = done
-    source = student_of(run)
+    source = StudentOf(run=run)
     spec = similarity(source, source, None, DatasetSpec(name="digits", test_per_class=5))
     take_measurement(spec, shop.shop)
     values = shop.store.measured(spec).values
@@ -129,7 +129,7 @@ def test_why_a_likeness_is_not_defined_is_stored(done, monkeypatch, value, reaso
     shop, run = done
     white = [(torch.full((6, 3, 32, 32), value), torch.zeros(6, dtype=torch.long))]
     monkeypatch.setattr(DataSource, "test", lambda *_: white)
-    spec = similarity(student_of(run), run.teacher, None, OTHER)
+    spec = similarity(StudentOf(run=run), run.teacher, None, OTHER)
     take_measurement(spec, shop.shop)
     result = shop.store.measured(spec)
     assert result.undefined["cka"] == reason
@@ -138,7 +138,7 @@ def test_why_a_likeness_is_not_defined_is_stored(done, monkeypatch, value, reaso
 
 def test_similarity_is_that_of_the_outputs_on_the_whole_test_set(done):
     shop, run = done
-    spec = similarity(student_of(run), run.teacher, None, DatasetSpec(name="digits"))
+    spec = similarity(StudentOf(run=run), run.teacher, None, DatasetSpec(name="digits"))
     take_measurement(spec, shop.shop)
     result = shop.store.measured(spec)
     student, teacher = (load_teacher(each, shop.store, CPU).eval() for each in spec.dependencies)
@@ -156,7 +156,7 @@ def test_similarity_is_that_of_the_outputs_on_the_whole_test_set(done):
 
 def test_a_finished_suite_trains_nothing_for_a_measurement(done):
     shop, run = done
-    spec = similarity(student_of(run), run.teacher, None, OTHER)
+    spec = similarity(StudentOf(run=run), run.teacher, None, OTHER)
     plan = make_plan([run], shop.store, measurements=[spec, spec])
     assert (plan.runs, plan.teachers, plan.measurements) == (0, (), (spec,))
     take_measurement(spec, shop.shop)
@@ -170,14 +170,14 @@ def test_a_finished_suite_trains_nothing_for_a_measurement(done):
 
 def test_what_is_to_be_measured_is_trained_first(bench, make_run):
     run = make_run({"ce": 1, "kd": 1})
-    plan = make_plan([], bench().store, measurements=[probe(student_of(run), OTHER, HOW)])
+    plan = make_plan([], bench().store, measurements=[probe(StudentOf(run=run), OTHER, HOW)])
     assert [each.id for cohort in plan.cohorts for each in cohort.runs] == [run.id]
     assert plan.teachers == (run.teacher,)
 
 
 def test_what_was_measured_on_other_weights_is_measured_again(done):
     shop, run = done
-    spec = probe(student_of(run), OTHER, quick(epochs=1))
+    spec = probe(StudentOf(run=run), OTHER, quick(epochs=1))
     take_measurement(spec, shop.shop)
     record = shop.store.run(run.id)
     result = record.result()
@@ -202,7 +202,7 @@ def test_a_damaged_network_is_told_and_not_measured(done):
 
 def test_nobody_measures_twice_at_once(done):
     shop, run = done
-    spec = probe(student_of(run), OTHER, HOW)
+    spec = probe(StudentOf(run=run), OTHER, HOW)
     with shop.store.measurement(spec.id).lock():
         assert take_measurement(spec, replace(shop).shop).busy == [spec.id]
 
@@ -210,7 +210,7 @@ def test_nobody_measures_twice_at_once(done):
 def test_layers_that_learned_beside_the_student_are_compared_as_they_were_in_the_end(bench, make_run):
     run, shop = make_run({"ce": 1, "kd": 1}, "simultaneous"), bench()
     shop.train(run)
-    spec = similarity(student_of(run), None, None, DatasetSpec(name="digits", test_per_class=5))
+    spec = similarity(StudentOf(run=run), None, None, DatasetSpec(name="digits", test_per_class=5))
     take_measurement(spec, shop.shop)
     layers = load_file(shop.store.run(run.id).teacher_head_file)
     kept = load_file(shop.store.measurement(spec.id).weights_file)
@@ -232,7 +232,7 @@ def made_again(shop, run):
 @pytest.mark.parametrize("how", ["frozen", "batch"])
 def test_a_probe_does_not_go_on_on_other_weights(done, how):
     shop, run = done
-    spec = probe(student_of(run), OTHER, quick(batch_norm=how))
+    spec = probe(StudentOf(run=run), OTHER, quick(batch_norm=how))
     take_measurement(spec, shop.again(stop_after=2).shop)
     made_again(shop, run)
     again = shop.again()
@@ -247,7 +247,7 @@ def test_a_probe_does_not_go_on_on_other_weights(done, how):
 
 def test_what_failed_on_new_weights_is_no_result(done, monkeypatch):
     shop, run = done
-    spec = similarity(student_of(run), run.teacher, None, OTHER)
+    spec = similarity(StudentOf(run=run), run.teacher, None, OTHER)
     take_measurement(spec, shop.shop)
     made_again(shop, run)
     monkeypatch.setattr(measuring, "linear_cka", lambda *_: 1 / 0)
@@ -260,7 +260,7 @@ def test_what_failed_on_new_weights_is_no_result(done, monkeypatch):
 
 def test_a_probe_that_diverged_is_not_planned_again(done):
     shop, run = done
-    spec = probe(student_of(run), OTHER, quick())
+    spec = probe(StudentOf(run=run), OTHER, quick())
     spec = spec.model_copy(update={"recipe": spec.recipe.model_copy(update={"lr": 1e38})})  # more than a suite may say
     take_measurement(spec, shop.shop)
     assert shop.store.measurement(spec.id).failure().kind == "diverged"
@@ -270,7 +270,7 @@ def test_a_probe_that_diverged_is_not_planned_again(done):
 
 def test_a_probe_may_leave_its_weights_behind(done):
     shop, run = done
-    spec = probe(student_of(run), OTHER, quick())
+    spec = probe(StudentOf(run=run), OTHER, quick())
     take_measurement(spec, shop.shop)
     whole, folder = files(shop, spec), shop.store.measurement(spec.id).folder
     for file in folder.iterdir():

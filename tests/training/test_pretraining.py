@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from kdbench.evaluation import NEIGHBOURS, TEMPERATURE, measure_neighbours
 from kdbench.methods.term import TermContext
 from kdbench.models import Outputs, Shapes
-from kdbench.suite.specs import FineTuned, HeadSpec, NewLayers, Pretraining, SelfSupervised
+from kdbench.suite.specs import FineTuned, HeadSpec, NewLayers, Pretraining, SelfSupervised, lineage
 from kdbench.training import jobs
 from kdbench.training.build import NTXent, load_teacher, nt_xent
 
@@ -112,16 +112,17 @@ def test_an_encoder_teaches_under_every_strategy(bench, make_run, simclr, teache
     shop = bench()
     shop.train(run)
     assert shop.store.run(run.id).done()
-    assert [shop.store.teacher(stage.id).done() for stage in spec.stages] == [True] * len(spec.stages)
-    assert (len(spec.stages) == 1) == (strategy == "simultaneous")
+    assert all(shop.store.teacher(stage.id).done() for stage in lineage(spec))
+    assert (len(lineage(spec)) == 1) == (strategy == "simultaneous")
 
 
 def test_fine_tuning_starts_from_the_encoders_weights(bench, simclr, teacher):
-    tuned = simclr.model_copy(update={"recipe": teacher.recipe.model_copy(update={"epochs": 1, "lr": 1e-30})})
+    still = teacher.recipe.model_copy(update={"epochs": 1, "lr": 1e-30})
+    tuned = FineTuned(parent=simclr, dataset=simclr.dataset, recipe=still)
     shop = bench()
-    for stage in tuned.stages:
+    for stage in lineage(tuned):
         jobs.train_teacher(stage, shop.shop)
-    before, after = (load_teacher(stage, shop.store, CPU).state_dict() for stage in tuned.stages)
+    before, after = (load_teacher(stage, shop.store, CPU).state_dict() for stage in lineage(tuned))
     weights = [key for key in before if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))]
     assert all(torch.equal(before[key], after[key]) for key in weights)
     assert {key for key in after if key not in before} == {"fc.weight", "fc.bias"}
@@ -130,9 +131,9 @@ def test_fine_tuning_starts_from_the_encoders_weights(bench, simclr, teacher):
 def test_new_layers_are_stored_without_the_backbone(bench, simclr, teacher, recipe):
     spec, _ = strategies(simclr, teacher, recipe)["sequential"]
     shop = bench()
-    for stage in spec.stages:
+    for stage in lineage(spec):
         jobs.train_teacher(stage, shop.shop)
-    sizes = [shop.store.teacher(stage.id).weights_file.stat().st_size for stage in spec.stages]
+    sizes = [shop.store.teacher(stage.id).weights_file.stat().st_size for stage in lineage(spec)]
     assert sizes[1] < sizes[0] / 10
 
 
@@ -151,8 +152,8 @@ def test_a_damaged_stage_is_set_aside_alone(bench, make_run, simclr, teacher, re
     spec, _ = strategies(simclr, teacher, recipe)["sequential"]
     run, shop = make_run({"ce": 1, "kd": 1}, teacher=spec, head=None, recipe={"node_embedding": 16}), bench()
     shop.teachers(run)
-    before = shop.files(*spec.stages)
-    damaged, other = (shop.store.teacher(spec.stages[n].id) for n in (stage, 1 - stage))
+    before = shop.files(*lineage(spec))
+    damaged, other = (shop.store.teacher(lineage(spec)[n].id) for n in (stage, 1 - stage))
     content = bytearray(damaged.weights_file.read_bytes())
     content[-1] ^= 1
     damaged.weights_file.write_bytes(content)
@@ -161,16 +162,16 @@ def test_a_damaged_stage_is_set_aside_alone(bench, make_run, simclr, teacher, re
     assert not damaged.folder.exists()
     assert other.done()
     shop.train(run)
-    assert shop.files(*spec.stages) == before
+    assert shop.files(*lineage(spec)) == before
 
 
 def test_new_layers_belong_to_the_weights_that_they_were_made_on(bench, make_run, simclr, teacher, recipe):
     spec, _ = strategies(simclr, teacher, recipe)["sequential"]
     run, shop = make_run({"ce": 1, "kd": 1}, teacher=spec, head=None, recipe={"node_embedding": 16}), bench()
     shop.teachers(run)
-    below, above = (shop.store.teacher(stage.id) for stage in spec.stages)
+    below, above = (shop.store.teacher(stage.id) for stage in lineage(spec))
     other = bench("other")
-    changed = simclr.model_copy(update={"seed": 1})
+    changed = simclr.model_copy(update={"pretraining": simclr.pretraining.model_copy(update={"temperature": 0.4})})
     jobs.train_teacher(changed, other.shop)
     made_elsewhere = other.store.teacher(changed.id)
     below.weights_file.write_bytes(made_elsewhere.weights_file.read_bytes())

@@ -5,7 +5,7 @@ import torch
 from kdbench.data.image_sets import load_images
 from kdbench.data.stream import DataSource
 from kdbench.store.store import Store
-from kdbench.suite.specs import DatasetSpec, Imported, Weights
+from kdbench.suite.specs import DatasetSpec, Imported, Weights, stage_label
 from kdbench.training.build import load_teacher
 from kdbench.training.weights import WeightFiles, store_weights
 
@@ -26,7 +26,7 @@ def test_random_weights_are_a_function_of_the_teacher(tmp_path):
     assert result.test_images == 10
     assert result.published_top1 is None
     assert store.teacher(spec.id).spec()["weights"] == {"source": "random"}
-    assert "random weights" in spec.label
+    assert "random weights" in stage_label(spec)
 
 
 def test_digits_stand_in_at_the_size_of_the_data_set(tmp_path):
