@@ -11,7 +11,7 @@ from kdbench.store.record import Accuracy, Record, Result
 from kdbench.suite.specs import Preprocessing, Scenario, StudentOf
 from kdbench.training import jobs
 from kdbench.training import teacher as teacher_module
-from kdbench.training.build import load_teacher, with_head
+from kdbench.training.build import load_teacher, online_layers, with_head
 from kdbench.training.checkpoint import write_tensors
 from kdbench.training.teacher import OnlineTeacher
 
