@@ -21,8 +21,8 @@ class Job:
 
     ``waited``: another process was at it before, ``waits_since`` then, and ``holders`` names whom the user has been told to
     wait for, by id; ``crashes``: how often a worker has died over it without getting further
-    than ever before; ``reached``: how far each of its networks has come, in epochs and batches of the next that are behind
-    it; ``spare``: the ids of those whose weights nothing will read.
+    than ever before; ``furthest``: how far each of its networks has come, in epochs and batches of the next that are behind
+    it; ``discard_weights``: the ids of those whose weights nothing will read.
     """
 
     teacher: Stage | None = None
@@ -34,7 +34,7 @@ class Job:
     holders: dict[str, str] = field(default_factory=dict)
     crashes: int = 0
     furthest: dict[str, tuple[int, int]] = field(default_factory=dict)
-    spare: frozenset[str] = frozenset()
+    discard_weights: frozenset[str] = frozenset()
 
     @property
     def ids(self) -> list[str]:
@@ -63,12 +63,12 @@ class Job:
 
     def message(self) -> dict[str, Any]:
         """What a worker is sent."""
+        about = {"waited": self.waited, "discard_weights": sorted(self.discard_weights.intersection(self.ids))}
         if self.teacher:
-            return {"teacher": self.teacher.model_dump(mode="json"), "waited": self.waited}
-        common = {"waited": self.waited, "spare": sorted(self.spare.intersection(self.ids))}
+            return {"teacher": self.teacher.model_dump(mode="json"), **about}
         if self.measurement:
-            return {"measurement": self.measurement.model_dump(mode="json"), **common}
-        return {"runs": [run.model_dump(mode="json") for run in self.runs], **common}
+            return {"measurement": self.measurement.model_dump(mode="json"), **about}
+        return {"runs": [run.model_dump(mode="json") for run in self.runs], **about}
 
     def subset(self, ids: Container[str], **changes: Any) -> Job:
         """The same job with these of its runs alone; a teacher or a measurement stays what it is."""
@@ -90,7 +90,7 @@ class Job:
 def jobs_of(plan: Plan) -> list[Job]:
     """A plan's teachers, then its cohorts, then its measurements.
 
-    What learns from images that stand in for others is of no use: its weights are spare unless the plan itself needs them.
+    Weights trained on synthetic images are of no use: they are discarded unless the plan itself needs them.
     """
     jobs = [
         *(Job(teacher=teacher) for teacher in plan.teachers),
@@ -98,9 +98,9 @@ def jobs_of(plan: Plan) -> list[Job]:
         *(Job(measurement=spec) for spec in plan.measurements),
     ]
     needed = {need.source_run.id for job in jobs for need in job.dependencies.values() if need.source_run}
-    spare = {run.id for cohort in plan.cohorts for run in cohort.runs if run.dataset.stand_in}
-    spare |= {spec.id for spec in plan.measurements if spec.dataset.stand_in}
-    return [replace(job, spare=frozenset(spare.intersection(job.ids) - needed)) for job in jobs]
+    unread = {run.id for cohort in plan.cohorts for run in cohort.runs if run.dataset.stand_in}
+    unread |= {spec.id for spec in plan.measurements if spec.dataset.stand_in}
+    return [replace(job, discard_weights=frozenset(unread.intersection(job.ids) - needed)) for job in jobs]
 
 
 def job_for(teacher: Stage) -> Job:

@@ -134,7 +134,7 @@ LONGEST_TMPDIR = 70
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """What all workers of a pool have in common.
+    """The options that all workers of a pool share.
 
     ``weights``: the user's files of weights by SHA-256; ``beside``: the folders of plug-ins' modules that are not on the
     import path.
@@ -146,6 +146,17 @@ class WorkerOptions:
     checkpoint_seconds: float = 30.0
     weights: Mapping[str, Path] = field(default_factory=dict)
     beside: Mapping[str, Path] = field(default_factory=dict)
+
+    def message(self) -> dict[str, Any]:
+        """The options as JSON values."""
+        return {
+            "results": str(self.results),
+            "data": str(self.data),
+            "download": self.download,
+            "checkpoint_seconds": self.checkpoint_seconds,
+            "weights": {sha256: str(file.resolve()) for sha256, file in self.weights.items()},
+            "beside": {module: str(folder) for module, folder in self.beside.items()},
+        }
 
 
 class WorkerHandle:
@@ -160,14 +171,6 @@ class WorkerHandle:
         self.log = options.results / "logs" / log_name(slot.name)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         command = interpreter("from kdbench.training.worker import main\nmain()")
-        command += ["--device", "cuda" if slot.kind == "gpu" else "cpu", "--threads", str(slot.threads)]
-        command += ["--results", str(options.results), "--data", str(options.data)]
-        command += ["--checkpoint-seconds", str(options.checkpoint_seconds)]
-        command += ["--download"] if options.download else []
-        for sha256, file in options.weights.items():
-            command += ["--weights", f"{sha256}={file.resolve()}"]
-        for module, folder in options.beside.items():
-            command += ["--beside", f"{module}={folder}"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,
@@ -187,6 +190,7 @@ class WorkerHandle:
         ]
         for thread in self.threads:
             thread.start()
+        self.send({**options.message(), "device": "cuda" if slot.kind == "gpu" else "cpu", "threads": slot.threads})
 
     def send(self, message: dict[str, Any]) -> None:
         """Send a job or a request. One that is gone is noticed through its "exit" event, one that hangs by its silence."""

@@ -1,4 +1,4 @@
-"""What all jobs of a worker share, and how a job ends its records."""
+"""The context of a job, and how a job ends its records."""
 
 from __future__ import annotations
 
@@ -25,27 +25,33 @@ Emit = Callable[..., None]
 
 @dataclass
 class JobResult:
-    """What became of a job's records, by id."""
+    """How a job ended: the ids that another process is training, and whether it was asked to stop before its end."""
 
     busy: list[str] = field(default_factory=list)
     stopped: bool = False
 
 
 @dataclass(frozen=True)
-class WorkerContext:
-    """What every job of a worker needs. ``emit(event, **fields)`` tells the parent process."""
+class JobContext:
+    """What a job works with: store, data and device of its worker, and what the parent process says about the job.
+
+    ``emit(event, **fields)`` tells the parent. ``waited``: another process was training the same when the job first asked,
+    so that a failure of that process counts, too. ``discard_weights``: ids of students whose weights nothing will read.
+    """
 
     store: Store
     data: DataSource
     weights: WeightFiles
     device: torch.device
     emit: Emit
-    stopped: Callable[[], bool]
+    should_stop: Callable[[], bool]
     checkpoint_seconds: float
+    waited: bool = False
+    discard_weights: frozenset[str] = frozenset()
 
-    def callbacks(self, ended: Callable[[Trainer], None]) -> Callbacks:
-        """The loop's view of this worker."""
-        return Callbacks(self._on_progress, self._on_epoch, ended, self.stopped, self.checkpoint_seconds)
+    def callbacks(self, on_finish: Callable[[Trainer], None]) -> Callbacks:
+        """The functions that the training loop calls."""
+        return Callbacks(self._on_progress, self._on_epoch, on_finish, self.should_stop, self.checkpoint_seconds)
 
     def _on_progress(self, trainer: Trainer, share: float, speed: float) -> None:
         facts = {"id": trainer.record.id, "epoch": trainer.progress.epoch, **trainer.length}
@@ -59,7 +65,7 @@ class WorkerContext:
 
 @contextmanager
 def locked(records: Sequence[Record]) -> Iterator[list[Record]]:
-    """Hold the locks of those records that no other process holds."""
+    """Lock those records that no other process has locked, and yield them."""
     with ExitStack() as stack:
         mine = []
         for record in records:
@@ -72,34 +78,33 @@ def locked(records: Sequence[Record]) -> Iterator[list[Record]]:
         yield mine
 
 
-def fail(record: Record, failure: Failure, ctx: WorkerContext) -> None:
-    """Store a failure and tell of it."""
+def fail(record: Record, failure: Failure, ctx: JobContext) -> None:
+    """Store a failure and report it."""
     record.fail(failure)
     ctx.emit("failed", id=record.id, reason=failure.reason)
 
 
 @dataclass(frozen=True)
 class RunFinisher:
-    """Stores how each trainer of a job ended.
+    """Stores the result or the failure of each trainer that has ended.
 
-    ``macs`` holds the multiply-accumulates of each, by id; ``before`` is the hash of the weights on which a stage is made,
-    ``samples`` what the results say of the images and labels under a scenario; ``leave`` keeps in a record what the teacher
-    has become, and gives the facts of it; ``spare`` are the ids of runs whose weights are not kept.
+    ``macs`` holds the multiply-accumulates of each, by id; ``parent_sha256`` is the hash of the weights that training started
+    from; ``samples`` are the fields of the result that describe images and labels under a scenario; ``finalize`` stores the
+    teacher that learned with the student, and returns the fields of the result that describe it.
     """
 
-    ctx: WorkerContext
+    ctx: JobContext
     kind: Kind
     train_images: int
     test_images: int
     macs: dict[str, float]
     measure: Literal["classifier", "neighbours"] = "classifier"
-    before: str | None = None
+    parent_sha256: str | None = None
     samples: dict[str, Any] = field(default_factory=dict)
     finalize: Callable[[Record], dict[str, Any]] | None = None
-    spare: frozenset[str] = frozenset()
 
     def __call__(self, trainer: Trainer) -> None:
-        """Store the failure or the result, and tell of it."""
+        """Store the failure or the result, and report it."""
         if trainer.failure is not None:
             fail(trainer.record, trainer.failure, self.ctx)
             return
@@ -108,11 +113,11 @@ class RunFinisher:
             "train_images": self.train_images,
             "test_images": self.test_images,
             "measure": self.measure,
-            "parent_sha256": self.before,
+            "parent_sha256": self.parent_sha256,
             **self.samples,
         }
         if self.finalize and trainer.reads_teacher:
             facts |= self.finalize(trainer.record)
-        finish(trainer, self.kind, facts, about, keep_weights=trainer.record.id not in self.spare)
+        finish(trainer, self.kind, facts, about, keep_weights=trainer.record.id not in self.ctx.discard_weights)
         last = trainer.last()
         self.ctx.emit("finished", id=trainer.record.id, top1=last.top1 if last else None)

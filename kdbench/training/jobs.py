@@ -1,8 +1,8 @@
-"""The two jobs of a worker: train a teacher, train a cohort. Both can stop after any step and go on later."""
+"""The two jobs of a worker: train a teacher, train a cohort. Both can stop after any step and be resumed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ from kdbench.training.build import (
     with_head,
 )
 from kdbench.training.checkpoint import DamagedCheckpoint, load_checkpoint
-from kdbench.training.context import JobResult, RunFinisher, WorkerContext, fail, locked
+from kdbench.training.context import JobContext, JobResult, RunFinisher, fail, locked
 from kdbench.training.environment import Settings, describe, device_lost, out_of_memory
 from kdbench.training.loop import Evaluate, failure_of, train
 from kdbench.training.parts import load_part, load_stage, part_trainer
@@ -42,13 +42,13 @@ TEACHER_TRIAL = -1
 """A teacher's stream is that of a trial of its own, so that no student sees the teacher's batches."""
 
 
-def train_teacher(spec: Stage, ctx: WorkerContext, *, waited: bool = False) -> JobResult:
-    """Train a teacher unless it is there, or another process is at it."""
+def train_teacher(spec: Stage, ctx: JobContext) -> JobResult:
+    """Train the last stage of a teacher, unless it is finished or another process trains it."""
     record = ctx.store.teacher(spec.id)
     with locked([record]) as mine:
         if not mine:
             return JobResult(busy=[spec.id])
-        if already_finished(record, ctx, waited):
+        if already_finished(record, ctx):
             return JobResult()
         if isinstance(spec, Imported):
             file = ctx.weights.find(spec)
@@ -58,7 +58,7 @@ def train_teacher(spec: Stage, ctx: WorkerContext, *, waited: bool = False) -> J
         return JobResult(stopped=not _train_stage(spec, record, ctx))
 
 
-def _train_stage(spec: Stage, record: Record, ctx: WorkerContext) -> bool:
+def _train_stage(spec: Stage, record: Record, ctx: JobContext) -> bool:
     """Train the last stage of a teacher. False if asked to stop before the end."""
     if isinstance(spec, Imported | StudentOf):
         raise ValueError("there is nothing to train in this stage of the teacher")
@@ -87,8 +87,8 @@ def _train_stage(spec: Stage, record: Record, ctx: WorkerContext) -> bool:
     return train([trainer], None, stream, evaluate, ctx.callbacks(conclude))
 
 
-def _train_part(spec: Adapter, record: Record, ctx: WorkerContext) -> bool:
-    """Train what a term needs of the finished teacher. It gives no classes, so nothing is tested."""
+def _train_part(spec: Adapter, record: Record, ctx: JobContext) -> bool:
+    """Train a term's adapter on the finished teacher. An adapter gives no classes, so nothing is tested."""
     stream = ctx.data.stream(spec.dataset, Scenario(), spec.recipe, TEACHER_TRIAL)
     begin(record, spec.canonical(), ctx)
     try:
@@ -98,41 +98,30 @@ def _train_part(spec: Adapter, record: Record, ctx: WorkerContext) -> bool:
     except DamagedTeacher as error:
         raise lost_teacher(error, ctx) from None
     macs = {spec.id: teacher_cost(spec)}
-    conclude = RunFinisher(ctx, "teacher", len(stream), 0, macs, before=parent_sha256(spec, ctx))
+    conclude = RunFinisher(ctx, "teacher", len(stream), 0, macs, parent_sha256=parent_sha256(spec, ctx))
     return train([trainer], None, stream, None, ctx.callbacks(conclude))
 
 
-def parent_sha256(spec: Stage, ctx: WorkerContext) -> str | None:
-    """The hash of the weights on which a teacher's last stage is made; None for the first."""
+def parent_sha256(spec: Stage, ctx: JobContext) -> str | None:
+    """The hash of the weights that a teacher's last stage starts from; None for the first stage."""
     result = _valid_result(ctx.store.record_of(spec.parent)) if spec.parent else None
     return result.weights_sha256 if result else None
 
 
-def train_cohort(
-    runs: Sequence[RunSpec], ctx: WorkerContext, *, waited: bool = False, spare: Iterable[str] = ()
-) -> JobResult:
-    """Train those of a cohort's runs that are not done and that no other process is at.
-
-    ``spare``: ids of runs whose weights are not to be kept.
-    """
-    outcome = JobResult()
+def train_cohort(runs: Sequence[RunSpec], ctx: JobContext) -> JobResult:
+    """Train those of a cohort's runs that are not finished and that no other process trains."""
     with locked([ctx.store.run(spec.id) for spec in runs]) as mine:
         owned = {record.id for record in mine}
-        outcome.busy = [spec.id for spec in runs if spec.id not in owned]
-        todo = [spec for spec in runs if spec.id in owned and not already_finished(ctx.store.run(spec.id), ctx, waited)]
+        todo = [spec for spec in runs if spec.id in owned and not already_finished(ctx.store.run(spec.id), ctx)]
         for spec in todo:
             begin(ctx.store.run(spec.id), spec.canonical(), ctx)
-        if todo:
-            outcome.stopped = not _train_runs(todo, ctx, frozenset(spare))
-    return outcome
+        finished = _train_runs(todo, ctx) if todo else True
+    return JobResult(busy=[spec.id for spec in runs if spec.id not in owned], stopped=not finished)
 
 
-def already_finished(record: Record, ctx: WorkerContext, waited: bool) -> bool:
-    """Whether a claimed record needs no training; tells how it ended.
-
-    ``waited`` says that another process was at it when this one first asked: its failure counts, too.
-    """
-    failure = record.failure() if waited else None
+def already_finished(record: Record, ctx: JobContext) -> bool:
+    """Whether a locked record needs no training; if so, report how it ended."""
+    failure = record.failure() if ctx.waited else None
     result = _valid_result(record)
     if result:
         record.cleanup()
@@ -143,13 +132,13 @@ def already_finished(record: Record, ctx: WorkerContext, waited: bool) -> bool:
     return failure is not None
 
 
-def _train_runs(specs: Sequence[RunSpec], ctx: WorkerContext, spare: frozenset[str]) -> bool:
-    """Train runs together; where memory runs out, one half after the other. False if asked to stop before the end.
+def _train_runs(specs: Sequence[RunSpec], ctx: JobContext) -> bool:
+    """Train runs together; if memory runs out, one half after the other. False if asked to stop before the end.
 
-    All have begun. Those that have finished or failed when memory runs out are not begun again.
+    Runs that have finished or failed when memory runs out are not started again.
     """
     try:
-        return _train_together(specs, ctx, spare)
+        return _train_together(specs, ctx)
     except Exception as error:
         if not out_of_memory(error):
             raise
@@ -159,13 +148,16 @@ def _train_runs(specs: Sequence[RunSpec], ctx: WorkerContext, spare: frozenset[s
     if len(specs) == 1:
         fail(ctx.store.run(specs[0].id), Failure(kind="error", epoch=0, reason=f"out of memory: {reason}"), ctx)
         return True
-    ctx.emit("message", text=f"out of memory with {len(specs)} students at once: going on with half of them at a time")
+    ctx.emit(
+        "message", text=f"out of memory with {len(specs)} students at once: continuing with half of them at a time"
+    )
     rest = [spec for spec in specs if not (ctx.store.run(spec.id).failure() or ctx.store.run(spec.id).done())]
     middle = len(rest) // 2
-    return all(_train_runs(half, ctx, spare) for half in (rest[:middle], rest[middle:]) if half)
+    return all(_train_runs(half, ctx) for half in (rest[:middle], rest[middle:]) if half)
 
 
-def _train_together(specs: Sequence[RunSpec], ctx: WorkerContext, spare: frozenset[str]) -> bool:
+def _train_together(specs: Sequence[RunSpec], ctx: JobContext) -> bool:
+    """Train runs on one stream with one teacher. False if asked to stop before the end."""
     first = specs[0]
     cohort = Cohort(tuple(specs))
     stream = ctx.data.stream(first.dataset, first.scenario, first.recipe, first.trial, cohort.teacher_view)
@@ -177,24 +169,24 @@ def _train_together(specs: Sequence[RunSpec], ctx: WorkerContext, spare: frozens
         else None
     )
     entries = {spec.id: _build_student(spec, teacher, shown, stream.labels, ctx) for spec in specs}
-    enrolled = {id: entry for id, entry in entries.items() if entry is not None}
-    taught = [(trainer, state) for trainer, state in enrolled.values() if trainer.reads_teacher]
+    trained = {id: entry for id, entry in entries.items() if entry is not None}
+    taught = [(trainer, state) for trainer, state in trained.values() if trainer.reads_teacher]
     if teacher and taught:
         _, earliest = min(taught, key=lambda entry: entry[0].progress.behind)
         teacher.restore(earliest)
-    macs = {s.id: student_cost(s) + teacher_pass_cost(s) / max(1, len(taught)) for s in specs if s.id in enrolled}
-    leave = partial(teacher.finalize, test=test) if teacher else None
+    macs = {s.id: student_cost(s) + teacher_pass_cost(s) / max(1, len(taught)) for s in specs if s.id in trained}
+    finalize = partial(teacher.finalize, test=test) if teacher else None
     samples = ctx.data.samples(first.dataset, first.scenario, first.trial) if first.scenario != Scenario() else None
     facts = samples.facts() if samples else {}
-    conclude = RunFinisher(ctx, "run", len(stream), len(test), macs, samples=facts, finalize=leave, spare=spare)
-    trainers = [trainer for trainer, _ in enrolled.values()]
+    conclude = RunFinisher(ctx, "run", len(stream), len(test), macs, samples=facts, finalize=finalize)
+    trainers = [trainer for trainer, _ in trained.values()]
     return train(trainers, teacher, stream, partial(measure, test=test), ctx.callbacks(conclude))
 
 
 def _build_student(
-    spec: RunSpec, teacher: FrozenTeacher | None, shown: Shapes | None, labels: Tensor, ctx: WorkerContext
+    spec: RunSpec, teacher: FrozenTeacher | None, shown: Shapes | None, labels: Tensor, ctx: JobContext
 ) -> tuple[Trainer, dict[str, Any]] | None:
-    """A run's trainer and the teacher's state at its last checkpoint; None, and a failure, where it cannot be built."""
+    """A run's trainer and the teacher's state at its last checkpoint; None, with a stored failure, if it cannot be built."""
     record = ctx.store.run(spec.id)
     network = teacher.network if teacher and spec.teacher else None
     settings = Settings()
@@ -212,8 +204,8 @@ def _build_student(
         return None
 
 
-def open_teacher(cohort: Cohort, ctx: WorkerContext) -> FrozenTeacher | None:
-    """The teacher of a cohort, finished or learning beside it; None where no run reads one."""
+def open_teacher(cohort: Cohort, ctx: JobContext) -> FrozenTeacher | None:
+    """The teacher of a cohort, frozen or trained along; None if no run reads one."""
     if cohort.teacher is None:
         return None
     try:
@@ -232,12 +224,12 @@ def open_teacher(cohort: Cohort, ctx: WorkerContext) -> FrozenTeacher | None:
     return OnlineTeacher(head, cohort.head.recipe, bf16=bf16, own_test=own_test)  # type: ignore[arg-type]
 
 
-def lost_teacher(error: DamagedTeacher, ctx: WorkerContext) -> LostTeacher:
-    """Set a damaged stage of a teacher aside, unless another process has done so already."""
+def lost_teacher(error: DamagedTeacher, ctx: JobContext) -> LostTeacher:
+    """Quarantine a damaged stage of a teacher, unless another process has done so."""
     record = ctx.store.record_of(error.spec)
     with locked([record]) as mine:
         if not mine:
-            return LostTeacher(f"{error}; another process is at it")
+            return LostTeacher(f"{error}; another process trains it")
         try:
             load_stage(error.spec, ctx.store, ctx.device)
         except BadRecord:
@@ -247,11 +239,11 @@ def lost_teacher(error: DamagedTeacher, ctx: WorkerContext) -> LostTeacher:
 
 
 def restore_or_build(
-    build: Callable[[], Trainer], ctx: WorkerContext, made_on: str | None
+    build: Callable[[], Trainer], ctx: JobContext, made_on: str | None
 ) -> tuple[Trainer, dict[str, Any]]:
     """A trainer at its last checkpoint, or at its beginning; and the teacher's state at that moment.
 
-    ``made_on``: the hashes of the weights that it needs. What was learned on others is not gone on with.
+    ``made_on``: the hashes of the weights it depends on. Checkpoints trained on other weights are discarded.
     """
     settings = Settings()
     try:
@@ -275,7 +267,7 @@ def restore_or_build(
     return trainer, state
 
 
-def begin(record: Record, spec: dict[str, Any], ctx: WorkerContext) -> None:
+def begin(record: Record, spec: dict[str, Any], ctx: JobContext) -> None:
     """Prepare a record for training."""
     for message in record.begin(spec):
         ctx.emit("message", text=message)

@@ -26,7 +26,7 @@ from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import Scenario, StudentOf
 from kdbench.training.build import DamagedTeacher, load_teacher, on_device, online_layers, with_head
 from kdbench.training.checkpoint import write_tensors
-from kdbench.training.context import JobResult, RunFinisher, WorkerContext, locked
+from kdbench.training.context import JobContext, JobResult, RunFinisher, locked
 from kdbench.training.environment import describe
 from kdbench.training.jobs import TEACHER_TRIAL, already_finished, begin, lost_teacher, restore_or_build
 from kdbench.training.loop import train
@@ -37,10 +37,8 @@ TEMPERATURES = (4.0, 1.0)
 """At which the KL divergence is taken: KD's own, and that of the probabilities as they are."""
 
 
-def take_measurement(
-    spec: ProbeSpec | SimilaritySpec, ctx: WorkerContext, *, waited: bool = False, keep_weights: bool = True
-) -> JobResult:
-    """Measure networks unless that is done, or another process is at it. ``keep_weights``: those of a probe."""
+def take_measurement(spec: ProbeSpec | SimilaritySpec, ctx: JobContext) -> JobResult:
+    """Measure finished networks, unless that is done or another process does it."""
     record = ctx.store.measurement(spec.id)
     with locked([record]) as mine:
         if not mine:
@@ -50,19 +48,19 @@ def take_measurement(
             ctx.emit(
                 "message", text=f"{spec.label}: was measured on other weights; set aside as {name}, measured again"
             )
-        if already_finished(record, ctx, waited):
+        if already_finished(record, ctx):
             return JobResult()
         begin(record, spec.canonical(), ctx)
         try:
             if isinstance(spec, ProbeSpec):
-                return JobResult(stopped=not _train_probe(spec, record, ctx, keep_weights))
+                return JobResult(stopped=not _train_probe(spec, record, ctx))
             _compare(spec, record, ctx)
             return JobResult()
         except DamagedTeacher as error:
             raise lost_teacher(error, ctx) from None
 
 
-def _train_probe(spec: ProbeSpec, record: Record, ctx: WorkerContext, keep_weights: bool) -> bool:
+def _train_probe(spec: ProbeSpec, record: Record, ctx: JobContext) -> bool:
     """Train a linear classifier on a frozen backbone. False if asked to stop before the end."""
     backbone = partial(load_teacher, spec.source, ctx.store, ctx.device)
     trial = spec.source.run.trial if isinstance(spec.source, StudentOf) else TEACHER_TRIAL
@@ -81,8 +79,8 @@ def _train_probe(spec: ProbeSpec, record: Record, ctx: WorkerContext, keep_weigh
         test, tested = images, len(images)
     hashes = ctx.store.hashes(spec.dependencies)
     trainer, _ = restore_or_build(lambda: _probe_trainer(spec, record, backbone(), trial, ctx), ctx, hashes)
-    macs, spare = {spec.id: measurement_cost(spec)}, frozenset(() if keep_weights else (spec.id,))
-    conclude = RunFinisher(ctx, "measurement", len(stream), tested, macs, before=hashes, spare=spare)
+    macs = {spec.id: measurement_cost(spec)}
+    conclude = RunFinisher(ctx, "measurement", len(stream), tested, macs, parent_sha256=hashes)
     return train([trainer], None, stream, partial(measure, test=test), ctx.callbacks(conclude))
 
 
@@ -90,7 +88,7 @@ _TEST_BATCH = 4096
 """Features are small: a test of them is a few products."""
 
 
-def _probe_trainer(spec: ProbeSpec, record: Record, backbone: Backbone, trial: int, ctx: WorkerContext) -> Trainer:
+def _probe_trainer(spec: ProbeSpec, record: Record, backbone: Backbone, trial: int, ctx: JobContext) -> Trainer:
     """The trainer of a probe, whose first weights depend on data set, width and trial: not on who is probed.
 
     Where batch norms are in training mode, they drift, and so belong to what is trained and kept.
@@ -107,7 +105,7 @@ def _probe_trainer(spec: ProbeSpec, record: Record, backbone: Backbone, trial: i
 
 
 @torch.no_grad()
-def _compare(spec: SimilaritySpec, record: Record, ctx: WorkerContext) -> None:
+def _compare(spec: SimilaritySpec, record: Record, ctx: JobContext) -> None:
     """Let student and teacher see the same test images, and store how alike what they make of them is."""
     student = load_teacher(spec.source, ctx.store, ctx.device).eval()
     teacher = _teacher(spec, ctx).eval()
@@ -147,7 +145,7 @@ def _compare(spec: SimilaritySpec, record: Record, ctx: WorkerContext) -> None:
     ctx.emit("finished", id=record.id, top1=None)
 
 
-def _teacher(spec: SimilaritySpec, ctx: WorkerContext) -> Backbone:
+def _teacher(spec: SimilaritySpec, ctx: JobContext) -> Backbone:
     run = spec.source.run
     if spec.teacher is not None:
         return load_teacher(spec.teacher, ctx.store, ctx.device)

@@ -1,13 +1,12 @@
 """A worker process: one device slot, one job at a time.
 
-It reads jobs as JSON lines from standard input and writes events as JSON lines to standard output. When its input closes,
-because the parent ended however it did, it ends at once; a line {"stop": true} lets it finish the step, save and end.
-Signals that a terminal or a batch system sends to all processes are the parent's business.
+It reads its options and then jobs from standard input and writes events to standard output, all as JSON lines. When its
+input closes, because the parent ended however it did, it ends at once; {"stop": true} lets it finish the step, save and end.
+Signals that a terminal or a batch system sends to all processes are handled by the parent.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import json
@@ -17,6 +16,7 @@ import signal
 import sys
 import threading
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,7 +26,7 @@ from kdbench.errors import KdbenchError, LostTeacher, reason_of
 from kdbench.store.store import Store
 from kdbench.suite.measurements import measurement_from
 from kdbench.suite.specs import RunSpec, stage_from
-from kdbench.training.context import JobResult, WorkerContext
+from kdbench.training.context import JobContext, JobResult
 from kdbench.training.environment import device_lost, prepare
 from kdbench.training.jobs import train_cohort, train_teacher
 from kdbench.training.measuring import take_measurement
@@ -86,22 +86,25 @@ def main() -> None:
     """Work until told to stop or until the parent is gone."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    options = _options()
+    options = json.loads(sys.stdin.readline())
     sink = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     channel = Channel(sys.stdin, sink)
-    device = prepare(options.device, options.threads)
-    ctx = WorkerContext(
-        store=Store(options.results),
-        data=DataSource(options.data, device, download=options.download),
-        weights=WeightFiles(options.data / "weights", _by_name(options.weights), options.download, channel.note),
+    device = prepare(options["device"], options["threads"])
+    data = Path(options["data"])
+    weights = {sha256: Path(file) for sha256, file in options["weights"].items()}
+    ctx = JobContext(
+        store=Store(Path(options["results"])),
+        data=DataSource(data, device, download=options["download"]),
+        weights=WeightFiles(data / "weights", weights, options["download"], channel.note),
         device=device,
         emit=channel.emit,
-        stopped=channel.stopping.is_set,
-        checkpoint_seconds=options.checkpoint_seconds,
+        should_stop=channel.stopping.is_set,
+        checkpoint_seconds=options["checkpoint_seconds"],
     )
+    modules = {module: Path(folder) for module, folder in options["beside"].items()}
     channel.emit("ready")
-    with locating_modules(_by_name(options.beside).get):
+    with locating_modules(modules.get):
         while not channel.stopping.is_set():
             job = channel.jobs.get()
             if not job.get("stop"):
@@ -109,7 +112,7 @@ def main() -> None:
     channel.close()
 
 
-def _work(job: dict[str, Any], ctx: WorkerContext) -> dict[str, Any]:
+def _work(job: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
     try:
         outcome = _dispatch(job, ctx)
     except LostTeacher as error:
@@ -135,29 +138,10 @@ _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, 
 """What the system says where results cannot be written. It would say the same to the next job."""
 
 
-def _dispatch(job: dict[str, Any], ctx: WorkerContext) -> JobResult:
+def _dispatch(job: dict[str, Any], ctx: JobContext) -> JobResult:
+    ctx = replace(ctx, waited=job["waited"], discard_weights=frozenset(job["discard_weights"]))
     if "teacher" in job:
-        return train_teacher(stage_from(job["teacher"]), ctx, waited=job["waited"])
+        return train_teacher(stage_from(job["teacher"]), ctx)
     if "measurement" in job:
-        spec = measurement_from(job["measurement"])
-        return take_measurement(spec, ctx, waited=job["waited"], keep_weights=spec.id not in job["spare"])
-    runs = [RunSpec.model_validate(spec) for spec in job["runs"]]
-    return train_cohort(runs, ctx, waited=job["waited"], spare=job["spare"])
-
-
-def _by_name(entries: list[str]) -> dict[str, Path]:
-    """Files of weights by SHA-256, or folders by the modules in them."""
-    return {name: Path(place) for name, _, place in (entry.partition("=") for entry in entries)}
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train what the parent process asks for.")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--download", action="store_true")
-    parser.add_argument("--weights", action="append", default=[], metavar="SHA256=FILE")
-    parser.add_argument("--beside", action="append", default=[], metavar="MODULE=FOLDER")
-    parser.add_argument("--checkpoint-seconds", type=float, default=30.0)
-    return parser.parse_args()
+        return take_measurement(measurement_from(job["measurement"]), ctx)
+    return train_cohort([RunSpec.model_validate(spec) for spec in job["runs"]], ctx)

@@ -132,7 +132,7 @@ class Pretender:
     def tell(self, event):
         self.inbox.put((self.slot.name, event))
 
-    def last_words(self):
+    def stderr_tail(self):
         return "Segmentation fault"
 
     def close(self):
@@ -437,7 +437,7 @@ def test_a_real_worker_answers_in_json_lines_and_ends_with_its_input(tmp_path):
     inbox = queue.Queue()
     worker = WorkerHandle(Slot("cpu", "cpu", {"OMP_NUM_THREADS": "1"}, 1), WorkerOptions(tmp_path, tmp_path), inbox)
     run = student().model_copy(update={"dataset": DatasetSpec(name="cifar100")})
-    worker.send({"runs": [json.loads(run.model_dump_json())], "waited": False, "spare": []})
+    worker.send({"runs": [json.loads(run.model_dump_json())], "waited": False, "discard_weights": []})
 
     def hear():
         while (heard := inbox.get(timeout=60))[1]["event"] == "alive":
@@ -522,8 +522,8 @@ grid:
         (suite,) = load_suites([str(file)], tiny=tiny)
         measured = [each.spec for each in suite.measurements]
         jobs = jobs_of(make_plan(suite.specs.values(), Store(tmp_path), measurements=measured))
-        spare = {id for job in jobs for id in job.spare}
+        spare = {id for job in jobs for id in job.discard_weights}
         probes = {spec.id for spec in measured if tiny}
         assert spare == probes | {id for id, spec in suite.specs.items() if tiny and spec.student == "vgg8"}
-        assert spare == {id for job in jobs for id in job.message().get("spare", ())}
+        assert spare == {id for job in jobs for id in job.message()["discard_weights"]}
         assert not {need.source_run.id for spec in measured for need in spec.dependencies if need.source_run} & spare

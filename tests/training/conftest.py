@@ -11,7 +11,7 @@ from kdbench.data.stream import DataSource
 from kdbench.store.store import Store
 from kdbench.suite.specs import DatasetSpec, HeadSpec, NewLayers, Recipe, RunSpec, Supervised, WeightedTerm
 from kdbench.training import jobs
-from kdbench.training.jobs import WorkerContext
+from kdbench.training.jobs import JobContext
 from kdbench.training.weights import WeightFiles
 
 
@@ -69,8 +69,11 @@ class Bench:
 
     @property
     def shop(self):
+        return self.context()
+
+    def context(self, **job):
         weights = WeightFiles(self.root / "weights", self.files_given)
-        return WorkerContext(self.store, self.data, weights, CPU, self.emit, self.stopped, self.checkpoint_seconds)
+        return JobContext(self.store, self.data, weights, CPU, self.emit, self.stopped, self.checkpoint_seconds, **job)
 
     def count(self, event):
         return sum(entry["event"] == event for entry in self.events)
@@ -83,9 +86,9 @@ class Bench:
             for spec in run.stages:
                 jobs.train_teacher(spec, self.shop)
 
-    def train(self, *runs, **options):
+    def train(self, *runs, **job):
         self.teachers(*runs)
-        return jobs.train_cohort(runs, self.shop, **options)
+        return jobs.train_cohort(runs, self.context(**job))
 
     def files(self, *specs):
         """What must be the same byte for byte, of runs or teachers."""

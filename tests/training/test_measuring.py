@@ -275,7 +275,7 @@ def test_a_probe_may_leave_its_weights_behind(done):
     whole, folder = files(shop, spec), shop.store.measurement(spec.id).folder
     for file in folder.iterdir():
         file.unlink()
-    take_measurement(spec, shop.shop, keep_weights=False)
+    take_measurement(spec, shop.context(discard_weights=[spec.id]))
     assert whole.pop("weights.safetensors")
     assert not (folder / "weights.safetensors").exists()
     assert {name: (folder / name).read_bytes() for name in whole} == whole

@@ -3,6 +3,7 @@
 import pytest
 
 from kdbench.errors import BadRecord
+from kdbench.suite.specs import StudentOf
 from kdbench.training.build import DamagedTeacher, load_teacher
 
 
@@ -14,7 +15,7 @@ def test_the_result_is_the_same_with_and_without(bench, make_run, strategy):
     kept, spare = make_run({"ce": 1, "kd": 1}, strategy), make_run({"ce": 1, "at": 9}, strategy)
     whole, part = bench("whole"), bench("part")
     whole.train(kept, spare)
-    part.train(kept, spare, spare=[spare.id])
+    part.train(kept, spare, discard_weights=[spare.id])
     files = whole.files(kept, spare)
     weights = files.pop((spare.id, WEIGHTS))
     records = part.store.run(kept.id), part.store.run(spare.id)
@@ -25,10 +26,10 @@ def test_the_result_is_the_same_with_and_without(bench, make_run, strategy):
     assert part.store.run(spare.id).done()
 
 
-def test_weights_that_are_wanted_after_all_are_missed_with_the_reason(bench, make_run, teacher):
+def test_weights_that_are_wanted_after_all_are_missed_with_the_reason(bench, make_run):
     run, shop = make_run({"ce": 1, "kd": 1}), bench()
-    shop.train(run, spare=[run.id])
-    of_run = type(teacher)(network=run.student, dataset=run.dataset, student=run)
+    shop.train(run, discard_weights=[run.id])
+    of_run = StudentOf(run=run)
     with pytest.raises(BadRecord, match="was not kept"):
         shop.store.check_teacher(of_run)
     with pytest.raises(DamagedTeacher, match="was not kept"):
