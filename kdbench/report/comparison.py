@@ -47,8 +47,8 @@ _COLUMNS = [
 def compare(suites: Sequence[Suite], first: Store, second: Store, *, mix_versions: bool = False) -> list[Comparison]:
     """One comparison for each group of runs that either store has something of.
 
-    Cells that several suites share stand in the first of them. Raises KdbenchError where numbers of incompatible versions of
-    kdbench would stand in one table.
+    Cells that several suites share are shown for the first of them. Raises KdbenchError where one table would mix numbers of
+    incompatible versions of kdbench.
     """
     folders = (str(first.root), str(second.root))
     sides = [collect(suites, [store]) for store in (first, second)]

@@ -32,7 +32,7 @@ COLUMNS = [*OBSERVATION[1:_LAST], "suites", "terms"]
 def observations_csv(observations: pd.DataFrame) -> str:
     """One line per value; an empty ``value`` where there is none. A text that a spreadsheet would run gets an apostrophe.
 
-    Suites that name the run in the same place stand in one line, with ``; `` between them.
+    Suites that name the same run are joined with ``; ``.
     """
     rows = _merged_observations(observations)
     rows["suites"] = rows["suites"].str.join("; ")

@@ -21,7 +21,7 @@ from kdbench.suite.tiny import TINY
 
 
 KEY = ["paper", "method", "teacher", "student", "dataset", "strategy", "setting", "metric"]
-"""What a number is about, in the terms of reference.csv; ``canonical`` gives it one spelling."""
+"""The columns that identify a number, in the terms of reference.csv; ``canonical`` gives them one spelling."""
 
 GROUP = ["suite", "protocol", "dataset", "scenario", "strategy"]
 """The runs of one grid table have these columns in common."""

@@ -107,7 +107,7 @@ def measured_report(
 ) -> Report:
     """The named tables alone with their runs and values, or those that the suites fill and grid tables of all the rest.
 
-    Raises KdbenchError where numbers of incompatible versions of kdbench would stand in one table.
+    Raises KdbenchError where one table would mix numbers of incompatible versions of kdbench.
     """
     runs = collect(suites, stores)
     values = observations(suites, stores, runs)
@@ -142,13 +142,13 @@ def measured_report(
 
 
 def unpublished_runs(runs: pd.DataFrame, papers: Sequence[PaperTable], suites: Sequence[Suite]) -> pd.DataFrame:
-    """The runs that stand in none of the papers' tables which their suite fills."""
+    """The runs that are in none of the papers' tables which their suite fills."""
     filling = [suite.name for suite in suites if suite.tables]
     return runs[~(runs["suite"].isin(filling) & (runs["paper"] != "") & runs["run_id"].isin(_shown(papers)))]
 
 
 def rows_in_tables(papers: Sequence[PaperTable], runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs that stand in tables; a plain student's, which is every teacher's, only with others of its teacher."""
+    """The runs in tables; those of a plain student, which has every teacher, only with others of the same teacher."""
     found = runs[runs["run_id"].isin(_shown(papers))]
     taught = canonical(found.assign(method=[split_method(method)[0] for method in found["method"]]))["teacher"] != ""
     pair = ["suite", "teacher", "student"]

@@ -315,3 +315,14 @@ def test_views_that_compare_say_where_nothing_can_be(few, store):
     assert not any(
         "Nothing can be" in note for table in report.tables(ReportOptions(View.both)) for note in table.notes
     )
+
+
+def test_cells_as_data_frames(few, store):
+    frames = measured_report([few], [store]).frames()
+    assert list(frames) == ["semckd-7", "semckd-8", "suite: cifar100, pretrained teacher"]
+    kd = frames["semckd-7"].set_index("cell").loc["KD / 25%"]
+    assert (kd["method"], kd["setting"], kd["n"], kd["planned"]) == ("kd", "fewshot=0.25", 2, 2)
+    assert (kd["mean"], kd["published"], kd["verdict"]) == (pytest.approx(50.05), 59.23, "lower")
+    assert kd["difference"] == pytest.approx(50.05 - 59.23)
+    grid = frames["suite: cifar100, pretrained teacher"]
+    assert list(grid["method"] + ": " + grid["note"]) == ["kd: not run (2 of 2)"]
