@@ -45,9 +45,11 @@ def _merged_observations(observations: pd.DataFrame) -> pd.DataFrame:
 
 def _merge_suites(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """The first row of each group, with all suites that name it in the column ``suites``."""
-    names = frame.groupby(by, sort=False)["suite"].agg(list).tolist()
-    suites = pd.Series([list(dict.fromkeys(each)) for each in names], dtype=object).to_numpy()
-    return frame.drop_duplicates(by).drop(columns="suite").assign(suites=suites)
+    suites: dict[int, dict[str, None]] = {}
+    for place, suite in zip(frame.groupby(by, sort=False).ngroup(), frame["suite"], strict=True):
+        suites.setdefault(place, {})[suite] = None
+    merged = pd.Series([list(names) for names in suites.values()], dtype=object)
+    return frame.drop_duplicates(by).drop(columns="suite").assign(suites=merged.to_numpy())
 
 
 def published_csv(tables: Sequence[PaperTable]) -> str:
