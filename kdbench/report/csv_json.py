@@ -16,7 +16,7 @@ import pandas as pd
 from kdbench.catalogue.text import printable
 from kdbench.report.cells import SUMMARY, difference, verdict
 from kdbench.report.comparison import Comparison
-from kdbench.report.keys import CELL, GROUP, KEY, records
+from kdbench.report.keys import CELL, GROUP, KEY, records, tuples
 from kdbench.report.observations import OBSERVATION
 from kdbench.report.paired_tests import Difference
 from kdbench.report.paper_tables import PaperTable
@@ -36,7 +36,7 @@ def observations_csv(observations: pd.DataFrame) -> str:
     """
     rows = _merged_observations(observations)
     rows["suites"] = rows["suites"].str.join("; ")
-    return _write(COLUMNS, _without_nan(rows).itertuples(index=False, name=None))
+    return _write(COLUMNS, tuples(_without_nan(rows)))
 
 
 def _merged_observations(observations: pd.DataFrame) -> pd.DataFrame:
@@ -58,7 +58,7 @@ def published_csv(tables: Sequence[PaperTable]) -> str:
     cells = pd.concat([table.cells for table in tables]) if tables else pd.DataFrame(columns=columns)
     known = cells.loc[cells["printed"] != "", columns]
     header = ["table", "cell", *KEY, "value", "sd", "printed"]
-    return _write(header, _without_nan(known).itertuples(index=False, name=None))
+    return _write(header, tuples(_without_nan(known)))
 
 
 def comparison_csv(comparisons: Sequence[Comparison]) -> str:
@@ -145,7 +145,7 @@ def _grids(report: Report, tolerance: float) -> Iterator[dict[str, Any]]:
 def _measurements(report: Report, tolerance: float) -> Iterator[dict[str, Any]]:
     for table in report.measurements:
         protocol, teacher, strategy, _ = table.setting
-        places = table.cells[["label", "dataset", "column"]].itertuples(index=False, name=None)
+        places = tuples(table.cells[["label", "dataset", "column"]])
         for (method, dataset, metric), values in zip(places, _values(table.cells, tolerance), strict=True):
             about = {"protocol": protocol, "teacher": teacher, "strategy": strategy, "method": method}
             yield {**about, "dataset": dataset, "metric": metric, **values}
@@ -157,7 +157,7 @@ def _values(cells: pd.DataFrame, tolerance: float) -> Iterator[dict[str, Any]]:
     for cell in records(_without_nan(compared)):
         number = {"value": cell["published"], "sd": cell["published_sd"], "text": cell["printed"]}
         yield {
-            **{name: cell[name] for name in SUMMARY[:-1]},
+            **{name: cell[name] for name in SUMMARY},
             "published": number if cell["printed"] else None,
             "difference": cell["difference"],
             "verdict": cell["verdict"] or None,

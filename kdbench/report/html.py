@@ -15,7 +15,7 @@ import pandas as pd
 from kdbench import __version__
 from kdbench.report.captions import environments, latest, sources
 from kdbench.report.cells import measured_text
-from kdbench.report.keys import CELL, GROUP, KEY, Pair, grouped, pair_text, records, split_method, titles
+from kdbench.report.keys import CELL, GROUP, KEY, Pair, grouped, pair_text, records, split_method, titles, tuples
 from kdbench.report.observations import Status
 from kdbench.report.options import ReportOptions, View
 from kdbench.report.paper_tables import PaperTable, render_paper
@@ -222,7 +222,7 @@ def _or_none(value: float) -> float | None:
 def paper_details(table: PaperTable) -> list[str]:
     """The trials of each cell of a paper's table, in print order, line by line; "" where no run belongs to it."""
     values = grouped(table.observations, KEY)
-    keys = table.cells[KEY].itertuples(index=False, name=None)
+    keys = tuples(table.cells[KEY])
     return [
         "\n".join(_detail(table.layout.id, cell, values.get(key))) if cell["printed"] and cell["planned"] else ""
         for key, cell in zip(keys, records(table.cells), strict=True)

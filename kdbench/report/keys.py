@@ -50,6 +50,11 @@ def grouped(frame: pd.DataFrame, by: list[str]) -> dict[tuple[str, ...], pd.Data
     return {cast("tuple[str, ...]", key): rows for key, rows in frame.groupby(by, sort=False)}
 
 
+def tuples(frame: pd.DataFrame) -> list[tuple[Any, ...]]:
+    """One tuple per row."""
+    return list(frame.itertuples(index=False, name=None))
+
+
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """One mapping per row, by column."""
     return cast("list[dict[str, Any]]", frame.to_dict("records"))

@@ -5,6 +5,7 @@ import pytest
 from kdbench.cli.options import select
 from kdbench.errors import BadSuite, KdbenchError
 from kdbench.report.captions import empty_cells
+from kdbench.report.keys import tuples
 from kdbench.report.options import ReportOptions, View
 from kdbench.report.rendered import Emphasis
 from kdbench.report.report import measured_report
@@ -108,7 +109,7 @@ def test_named_tables_come_alone(few, store):
 
 def test_named_tables_come_with_their_runs_alone(few, store):
     report = measured_report([few], [store], ["semckd-2"])
-    shown = report.runs[["method", "setting"]].itertuples(index=False, name=None)
+    shown = tuples(report.runs[["method", "setting"]])
     assert set(shown) == {("ce", ""), ("kd", ""), ("at", "")}
     assert set(report.observations["setting"]) == {""}
     assert set(report.observations["metric"]) == {"top1"}
