@@ -28,7 +28,7 @@ _RULES = {
 
 
 def caption(what: str, view: View, origin: str, tolerance: float, *, compared: bool) -> str:
-    """What a view's cells are and where they come from. ``compared``: whether there is any published number."""
+    """What the cells of a view show, and their provenance. ``compared``: whether there is any published number."""
     if view is View.published:
         return f"{what}, as published."
     shown = {View.difference: "measured minus published", View.verdict: "measured against published"}
@@ -55,7 +55,7 @@ def provenance(
     """Protocol, score rule, trials and versions, in one line without a full stop.
 
     ``scores`` are names of rules, or rules in words; ``versions`` those of each number, "" where it is not known; ``images``
-    is what is measured on; ``teachers`` are the rules of teachers' numbers, named where they are not those of the others.
+    are the measured ones; ``teachers`` are the rules of teachers' numbers, named where they differ from the others.
     """
     named = list(dict.fromkeys(protocols))
     protocol = ", ".join(named)
@@ -67,7 +67,7 @@ def provenance(
 
 
 def trials_text(counts: Iterable[int]) -> str:
-    """``1 trial``, ``1-3 trials``: of how many the cells are made that have any."""
+    """``1 trial``, ``1-3 trials``: the fewest and the most of the cells that have any."""
     found = sorted({count for count in counts if count}) or [0]
     text = f"{found[0]}" if len(found) == 1 else f"{found[0]}-{found[-1]}"
     return f"{text} {'trial' if text == '1' else 'trials'}"
@@ -99,7 +99,7 @@ def unequal_trials(compared: Iterable[Mapping[int, float]]) -> tuple[str, ...]:
 
 
 def warning(protocols: Iterable[str]) -> list[str]:
-    """What must be said of the numbers where one of the protocols is a tiny one."""
+    """A warning where one of the protocols is a tiny one."""
     tiny = any(protocol.startswith(TINY) for protocol in protocols)
     return ["tiny runs on a few digits in the data's place, so these numbers mean nothing"] if tiny else []
 
@@ -110,7 +110,7 @@ def empty_cells(lacking: Iterable[tuple[str, str]], *, exactly: bool = False) ->
 
 
 def by_reason(lacking: Iterable[tuple[T, str]], *, exactly: bool = False) -> list[tuple[list[T], str]]:
-    """The places that lack for the same kind of reason. Where only paths and counts differ, the kind alone is named."""
+    """The places grouped by the kind of their reason. Where only paths and counts differ, the kind alone is named."""
     kinds: dict[str, list[tuple[T, str]]] = {}
     for place, reason in lacking:
         if reason:
@@ -143,7 +143,7 @@ def abbreviate(places: Sequence[str]) -> str:
 
 
 def differing_teachers(texts: Iterable[str]) -> tuple[str, ...]:
-    """The note of a table whose runs come from results folders that hold different weights of a teacher."""
+    """The note of a table whose runs come from results folders with different weights of a teacher."""
     names = "; ".join(dict.fromkeys(text for text in texts if text))
     rule = "the first is shown, and trials under different ones are not paired."
     return (f"Teachers differ between results folders: {names}; {rule}",) if names else ()
@@ -173,20 +173,20 @@ _COLUMNS = ("device", "threads", "system", "kdbench", "torch", "numpy", "python"
 
 @dataclass(frozen=True)
 class Source:
-    """A text that tells how runs came about, under its heading."""
+    """A file that defines runs, under its heading."""
 
     title: str
     text: str
 
 
-def environments(abouts: Iterable[dict[str, Any]]) -> RenderedTable:
-    """On what the runs were made: one line for each machine and set of versions, with runs and hours."""
+def environments(metadata: Iterable[dict[str, Any]]) -> RenderedTable:
+    """The machines that trained the runs: one line for each machine and set of versions, with runs and hours."""
     runs: Counter[tuple[str, ...]] = Counter()
     hours: dict[tuple[str, ...], float] = {}
-    for about in abouts:
-        key = _environment(about)
+    for each in metadata:
+        key = _environment(each)
         runs[key] += 1
-        seconds = about.get("seconds")
+        seconds = each.get("seconds")
         hours.setdefault(key, 0.0)
         if isinstance(seconds, int | float) and 0 < seconds < 1e12:
             hours[key] += seconds / 3600
@@ -196,9 +196,9 @@ def environments(abouts: Iterable[dict[str, Any]]) -> RenderedTable:
     return RenderedTable("Machines and versions", (Section((header,), (lines,)),), caption=caption)
 
 
-def latest(abouts: Iterable[dict[str, Any]]) -> str:
-    """When the last run was finished, or "" where that is not known."""
-    return max((str(about.get("finished", "")) for about in abouts), default="")
+def latest(metadata: Iterable[dict[str, Any]]) -> str:
+    """When the last run finished, or "" where that is not known."""
+    return max((str(each.get("finished", "")) for each in metadata), default="")
 
 
 def sources(suites: Sequence[Suite]) -> list[Source]:
@@ -217,9 +217,9 @@ def sources(suites: Sequence[Suite]) -> list[Source]:
     return found
 
 
-def _environment(about: dict[str, Any]) -> tuple[str, ...]:
-    device, versions = about.get("device"), about.get("versions")
+def _environment(each: dict[str, Any]) -> tuple[str, ...]:
+    device, versions = each.get("device"), each.get("versions")
     device = device if isinstance(device, dict) else {}
     versions = versions if isinstance(versions, dict) else {}
-    found = {"device": device.get("name"), "threads": device.get("threads"), "system": about.get("system"), **versions}
+    found = {"device": device.get("name"), "threads": device.get("threads"), "system": each.get("system"), **versions}
     return tuple(str(found.get(column) or "?") for column in _COLUMNS)

@@ -17,7 +17,8 @@ from kdbench.report.options import TOLERANCE, View
 DECIMALS = 2
 """Decimals where no paper's table says otherwise."""
 
-SUMMARY = ["mean", "sd", "n", "planned", "note", "values"]
+SUMMARY = ["mean", "sd", "n", "planned", "note"]
+"""Mean and sample deviation (ddof 1; NaN for one trial) over `n` trials of `planned`, and why others have no value."""
 
 
 class Verdict(StrEnum):
@@ -30,14 +31,10 @@ class Verdict(StrEnum):
 
 
 def summarise(trials: pd.DataFrame, by: list[str], value: str = "value") -> pd.DataFrame:
-    """The SUMMARY of each group of trials, in order of appearance and indexed by ``by``.
-
-    Mean and sample deviation (ddof 1; NaN for one trial) over ``n`` trials of ``planned``; ``note`` says why others have no
-    ``value``; ``values`` are the single ones, by trial.
-    """
+    """The SUMMARY of each group of trials and its ``values`` by trial, in order of appearance and indexed by ``by``."""
     grouped = trials.groupby(by, sort=False)[["trial", value, "reason"]].agg(list)
     summaries = [_summary(*lists) for lists in grouped.itertuples(index=False)]
-    return pd.DataFrame(summaries, index=grouped.index, columns=SUMMARY)
+    return pd.DataFrame(summaries, index=grouped.index, columns=[*SUMMARY, "values"])
 
 
 def _summary(trials: list[int], values: list[float], reasons: list[str]) -> tuple[Any, ...]:

@@ -39,7 +39,7 @@ class Comparison:
 
 
 _COLUMNS = [
-    *GROUP, *CELL, *(f"{side}_{name}" for side in "ab" for name in SUMMARY[:-1]), "difference", "shared", "a_alone",
+    *GROUP, *CELL, *(f"{side}_{name}" for side in "ab" for name in SUMMARY), "difference", "shared", "a_alone",
     "b_alone", "terms",
 ]  # fmt: skip
 
@@ -47,8 +47,8 @@ _COLUMNS = [
 def compare(suites: Sequence[Suite], first: Store, second: Store, *, mix_versions: bool = False) -> list[Comparison]:
     """One comparison for each group of runs that either store has something of.
 
-    Cells that several suites share stand in the first of them. Raises KdbenchError where numbers of incompatible versions of
-    kdbench would stand in one table.
+    Cells that several suites share are shown for the first of them. Raises KdbenchError where one table would mix numbers of
+    incompatible versions of kdbench.
     """
     folders = (str(first.root), str(second.root))
     sides = [collect(suites, [store]) for store in (first, second)]
@@ -95,7 +95,7 @@ def _table(
 ) -> RenderedTable:
     lines, notes = [], []
     for cell in records(cells):
-        sides = [measured_text(*(cell[f"{side}_{name}"] for name in SUMMARY[:4])) for side in "ab"]
+        sides = [measured_text(*(cell[f"{side}_{name}"] for name in SUMMARY[:-1])) for side in "ab"]
         difference = f"{cell['difference']:+.2f} ({cell['shared']})" if cell["shared"] else "–"
         lines.append(tuple(map(TableCell, (_name(cell, ", "), *sides, difference))))
         notes.append((_name(cell), _left_out(cell, folders)))

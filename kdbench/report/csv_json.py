@@ -16,7 +16,7 @@ import pandas as pd
 from kdbench.catalogue.text import printable
 from kdbench.report.cells import SUMMARY, difference, verdict
 from kdbench.report.comparison import Comparison
-from kdbench.report.keys import CELL, GROUP, KEY, records
+from kdbench.report.keys import CELL, GROUP, KEY, records, tuples
 from kdbench.report.observations import OBSERVATION
 from kdbench.report.paired_tests import Difference
 from kdbench.report.paper_tables import PaperTable
@@ -32,11 +32,11 @@ COLUMNS = [*OBSERVATION[1:_LAST], "suites", "terms"]
 def observations_csv(observations: pd.DataFrame) -> str:
     """One line per value; an empty ``value`` where there is none. A text that a spreadsheet would run gets an apostrophe.
 
-    Suites that name the run in the same place stand in one line, with ``; `` between them.
+    Suites that name the same run are joined with ``; ``.
     """
     rows = _merged_observations(observations)
     rows["suites"] = rows["suites"].str.join("; ")
-    return _write(COLUMNS, _without_nan(rows).itertuples(index=False, name=None))
+    return _write(COLUMNS, tuples(_without_nan(rows)))
 
 
 def _merged_observations(observations: pd.DataFrame) -> pd.DataFrame:
@@ -45,9 +45,11 @@ def _merged_observations(observations: pd.DataFrame) -> pd.DataFrame:
 
 def _merge_suites(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """The first row of each group, with all suites that name it in the column ``suites``."""
-    names = frame.groupby(by, sort=False)["suite"].agg(list).tolist()
-    suites = pd.Series([list(dict.fromkeys(each)) for each in names], dtype=object).to_numpy()
-    return frame.drop_duplicates(by).drop(columns="suite").assign(suites=suites)
+    suites: dict[int, dict[str, None]] = {}
+    for place, suite in zip(frame.groupby(by, sort=False).ngroup(), frame["suite"], strict=True):
+        suites.setdefault(place, {})[suite] = None
+    merged = pd.Series([list(names) for names in suites.values()], dtype=object)
+    return frame.drop_duplicates(by).drop(columns="suite").assign(suites=merged.to_numpy())
 
 
 def published_csv(tables: Sequence[PaperTable]) -> str:
@@ -56,7 +58,7 @@ def published_csv(tables: Sequence[PaperTable]) -> str:
     cells = pd.concat([table.cells for table in tables]) if tables else pd.DataFrame(columns=columns)
     known = cells.loc[cells["printed"] != "", columns]
     header = ["table", "cell", *KEY, "value", "sd", "printed"]
-    return _write(header, _without_nan(known).itertuples(index=False, name=None))
+    return _write(header, tuples(_without_nan(known)))
 
 
 def comparison_csv(comparisons: Sequence[Comparison]) -> str:
@@ -143,7 +145,7 @@ def _grids(report: Report, tolerance: float) -> Iterator[dict[str, Any]]:
 def _measurements(report: Report, tolerance: float) -> Iterator[dict[str, Any]]:
     for table in report.measurements:
         protocol, teacher, strategy, _ = table.setting
-        places = table.cells[["label", "dataset", "column"]].itertuples(index=False, name=None)
+        places = tuples(table.cells[["label", "dataset", "column"]])
         for (method, dataset, metric), values in zip(places, _values(table.cells, tolerance), strict=True):
             about = {"protocol": protocol, "teacher": teacher, "strategy": strategy, "method": method}
             yield {**about, "dataset": dataset, "metric": metric, **values}
@@ -155,7 +157,7 @@ def _values(cells: pd.DataFrame, tolerance: float) -> Iterator[dict[str, Any]]:
     for cell in records(_without_nan(compared)):
         number = {"value": cell["published"], "sd": cell["published_sd"], "text": cell["printed"]}
         yield {
-            **{name: cell[name] for name in SUMMARY[:-1]},
+            **{name: cell[name] for name in SUMMARY},
             "published": number if cell["printed"] else None,
             "difference": cell["difference"],
             "verdict": cell["verdict"] or None,

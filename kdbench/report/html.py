@@ -15,7 +15,7 @@ import pandas as pd
 from kdbench import __version__
 from kdbench.report.captions import environments, latest, sources
 from kdbench.report.cells import measured_text
-from kdbench.report.keys import CELL, GROUP, KEY, Pair, grouped, pair_text, records, split_method, titles
+from kdbench.report.keys import CELL, GROUP, KEY, Pair, grouped, pair_text, records, split_method, titles, tuples
 from kdbench.report.observations import Status
 from kdbench.report.options import ReportOptions, View
 from kdbench.report.paper_tables import PaperTable, render_paper
@@ -32,23 +32,22 @@ from kdbench.suite.suite import Suite
 
 
 @dataclass(frozen=True)
-class RunMetadata:
-    """The record of a finished run, and its metadata.json, read once."""
+class FinishedRun:
+    """The record of a finished run, and its metadata, read once."""
 
     record: Record
-    about: dict[str, Any]
+    metadata: dict[str, Any]
 
 
 def html(report: Report, options: ReportOptions) -> str:
     """The page as text.
 
-    All runs stand in its tables by setting, also those that fill the papers' tables, which follow.
+    Its grid tables show all runs, also those that fill the papers' tables, which follow.
     """
     from jinja2 import Environment
 
-    records = _records(report.runs, report.stores)
-    metadata = {id: RunMetadata(record, record.metadata()) for id, record in records.items()}
-    abouts = [each.about for each in metadata.values() if each.about]
+    finished = _finished_runs(report.runs, report.stores)
+    metadata = [each.metadata for each in finished.values() if each.metadata]
     environment = Environment(autoescape=True)
     environment.filters["plain"] = plain
     return environment.from_string(_page("report.html.j2")).render(
@@ -61,12 +60,12 @@ def html(report: Report, options: ReportOptions) -> str:
         ],
         measurements=report.measurement_tables(options.view),
         statistics=all_statistics_tables(report.statistics(options.baseline)),
-        environment=environments(abouts),
+        environment=environments(metadata),
         commands=options.commands,
         sources=sources(report.suites),
-        latest=latest(abouts),
+        latest=latest(metadata),
         version=__version__,
-        data=_trusted(safe_json(page_data(report, metadata))),
+        data=_trusted(safe_json(page_data(report, finished))),
         style=_trusted(_page("style.css")),
         scripts=[_trusted(_page("tables.js")), _trusted(_page("charts.js"))],
     )
@@ -82,14 +81,15 @@ def _trusted(text: str) -> Any:
     return Markup(text)
 
 
-def _records(runs: pd.DataFrame, stores: Sequence[Store]) -> dict[str, Record]:
-    """The record of each run whose number the tables show, from the store that they have it from."""
-    records: dict[str, Record] = {}
+def _finished_runs(runs: pd.DataFrame, stores: Sequence[Store]) -> dict[str, FinishedRun]:
+    """The runs whose numbers the tables show, by id, from the store that provides them."""
+    finished = {}
     for id in runs.loc[runs["status"] == "done", "run_id"].unique():
-        found = (store.run(id) for store in stores)
-        record = next((each for each in found if len(stores) == 1 or each.done()), None)
-        records |= {id: record} if record else {}
-    return records
+        records = [store.run(id) for store in stores]
+        record = next((each for each in records if len(stores) == 1 or each.done()), None)
+        if record:
+            finished[id] = FinishedRun(record, record.metadata())
+    return finished
 
 
 def _counts(runs: pd.DataFrame) -> str:
@@ -146,7 +146,7 @@ def _cell_views(table: GridTable, *, compare: bool) -> dict[tuple[str, Pair], di
 
 
 def own_methods(suites: Iterable[Suite]) -> set[tuple[str, str]]:
-    """Protocol and name of the methods whose suites are about them.
+    """Protocol and name of the methods that suites are about.
 
     These are the ones that the protocol is named after, alone or with other terms, and those that it does not know.
     """
@@ -159,17 +159,16 @@ def own_methods(suites: Iterable[Suite]) -> set[tuple[str, str]]:
     }
 
 
-def page_data(report: Report, metadata: Mapping[str, RunMetadata]) -> list[dict[str, Any]]:
-    """What the page's scripts read: one mapping per grid table, with its cells pair by pair.
+def page_data(report: Report, finished: Mapping[str, FinishedRun]) -> list[dict[str, Any]]:
+    """The data of the page's scripts: one mapping per grid table, with its cells pair by pair.
 
-    ``own`` are the positions of the methods that the suites are about. ``metadata`` is by run id; there is none of a run
-    without a value.
+    ``own`` are the positions of the methods that the suites are about. ``finished`` are by run id.
     """
     own = own_methods(report.suites)
     specs = {id: spec for suite in report.suites for id, spec in suite.specs.items()}
     names = titles(table.group for table in report.all_grids)
     by_cell = grouped(report.runs, [*GROUP, *CELL])
-    points = points_per_curve(len(metadata), len(by_cell))
+    points = points_per_curve(len(finished), len(by_cell))
     tables = []
     for table in report.all_grids:
         summaries = dict(zip(table.places, records(table.cells), strict=True))
@@ -180,7 +179,7 @@ def page_data(report: Report, metadata: Mapping[str, RunMetadata]) -> list[dict[
                 "methods": table.methods,
                 "own": [at for at, method in enumerate(table.methods) if (table.group.protocol, method) in own],
                 "cells": [
-                    _cell(summaries[method, pair], by_cell[*table.group, method, *pair], specs, metadata, points)
+                    _cell(summaries[method, pair], by_cell[*table.group, method, *pair], specs, finished, points)
                     if (method, pair) in summaries
                     else None
                     for pair in table.pairs
@@ -195,12 +194,12 @@ def _cell(
     summary: Mapping[str, Any],
     runs: pd.DataFrame,
     specs: Mapping[str, RunSpec],
-    metadata: Mapping[str, RunMetadata],
+    finished: Mapping[str, FinishedRun],
     points: int,
 ) -> dict[str, Any]:
-    finished = [(metadata[id], stride(specs[id].recipe, points)) for id in runs["run_id"] if id in metadata]
-    curves = cell_curves((each.record, every) for each, every in finished)
-    work = [done for each, _ in finished if (done := compute_of(each.about))[0]]
+    ids = [id for id in runs["run_id"] if id in finished]
+    curves = cell_curves((finished[id].record, stride(specs[id].recipe, points)) for id in ids)
+    compute = [found for id in ids if (found := compute_of(finished[id].metadata))[0]]
     trials = zip(runs["trial"].tolist(), runs["run_id"], runs["top1"].tolist(), strict=True)
     return {
         "mean": _or_none(summary["mean"]),
@@ -209,9 +208,9 @@ def _cell(
         "published": summary["printed"],
         "note": summary["note"],
         "trials": [[trial, id, _or_none(top1)] for trial, id, top1 in trials],
-        "macs": fmean(macs for _, macs, _ in work) if work else None,
-        "seconds": fmean(seconds for _, _, seconds in work) if work else None,
-        "devices": sorted({kind for kind, _, _ in work}),
+        "macs": fmean(macs for _, macs, _ in compute) if compute else None,
+        "seconds": fmean(seconds for _, _, seconds in compute) if compute else None,
+        "devices": sorted({kind for kind, _, _ in compute}),
         **{quantity: vars(curve) for quantity, curve in curves.items()},
     }
 
@@ -223,7 +222,7 @@ def _or_none(value: float) -> float | None:
 def paper_details(table: PaperTable) -> list[str]:
     """The trials of each cell of a paper's table, in print order, line by line; "" where no run belongs to it."""
     values = grouped(table.observations, KEY)
-    keys = table.cells[KEY].itertuples(index=False, name=None)
+    keys = tuples(table.cells[KEY])
     return [
         "\n".join(_detail(table.layout.id, cell, values.get(key))) if cell["printed"] and cell["planned"] else ""
         for key, cell in zip(keys, records(table.cells), strict=True)

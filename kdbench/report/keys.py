@@ -21,7 +21,7 @@ from kdbench.suite.tiny import TINY
 
 
 KEY = ["paper", "method", "teacher", "student", "dataset", "strategy", "setting", "metric"]
-"""What a number is about, in the terms of reference.csv; ``canonical`` gives it one spelling."""
+"""The columns that identify a number, in the terms of reference.csv; ``canonical`` gives them one spelling."""
 
 GROUP = ["suite", "protocol", "dataset", "scenario", "strategy"]
 """The runs of one grid table have these columns in common."""
@@ -48,6 +48,11 @@ def canonical(keys: pd.DataFrame) -> pd.DataFrame:
 def grouped(frame: pd.DataFrame, by: list[str]) -> dict[tuple[str, ...], pd.DataFrame]:
     """The rows of each group, in order of appearance."""
     return {cast("tuple[str, ...]", key): rows for key, rows in frame.groupby(by, sort=False)}
+
+
+def tuples(frame: pd.DataFrame) -> list[tuple[Any, ...]]:
+    """One tuple per row."""
+    return list(frame.itertuples(index=False, name=None))
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:

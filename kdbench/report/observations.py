@@ -1,4 +1,4 @@
-"""What the stores hold of suites as tidy DataFrames: ``collect`` gives one row per run, ``observations`` one per value."""
+"""The results of suites as tidy DataFrames: ``collect`` returns one row per run, ``observations`` one per value."""
 
 from __future__ import annotations
 
@@ -31,15 +31,16 @@ from kdbench.suite.suite import Measurement, Run, Suite
 
 Status = Literal["done", "failed", "started", "missing"]
 
-_DTYPES: dict[str, str] = {
-    **dict.fromkeys(["suite", "protocol", "paper", "score", "dataset", "scenario", "strategy"], "object"),
-    **dict.fromkeys(["teacher", "student", "method"], "object"), "trial": "int64",
-    **dict.fromkeys(["run_id", "teacher_id", "status", "reason"], "object"),
-    **dict.fromkeys(["top1", "top1_last", "top1_best"], "float64"), "best_epoch": "Int64",
-    **dict.fromkeys(["top5", "top5_last"], "float64"), "version": "object", "teacher_checkpoint": "object",
-    "teacher_top1": "float64", "teacher_paper": "object", "setting": "object", "sm_score": "float64", "layer_cka": "float64",
-    **dict.fromkeys(["teacher_sha256", "teachers", "terms"], "object"),
-}  # fmt: skip
+RUN = [
+    "suite", "protocol", "paper", "score", "dataset", "scenario", "strategy", "teacher", "student", "method", "trial",
+    "run_id", "teacher_id", "status", "reason", "top1", "top1_last", "top1_best", "best_epoch", "top5", "top5_last",
+    "version", "teacher_checkpoint", "teacher_top1", "teacher_paper", "setting", "sm_score", "layer_cka", "teacher_sha256",
+    "teachers", "terms",
+]  # fmt: skip
+"""The columns of a run."""
+
+_FLOATS = ["top1", "top1_last", "top1_best", "top5", "top5_last", "teacher_top1", "sm_score", "layer_cka"]
+_NUMBERS = {"trial": "int64", "best_epoch": "Int64", **dict.fromkeys(_FLOATS, "float64")}
 
 OBSERVATION = [
     "suite", "paper", "protocol", *KEY[1:], "trial", "value", "run_id", "status", "reason", "version", "score",
@@ -49,17 +50,17 @@ OBSERVATION = [
 
 
 def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> pd.DataFrame:
-    """One row per run of all suites, in the suites' order. The first store that has a result of a run gives it.
+    """One row per run of all suites, in the suites' order, with the columns RUN.
 
-    Accuracies are in percent; ``top1`` and ``top5`` follow the protocol's score rule. ``status`` is `done`, `failed`,
-    `started` or `missing`, and ``reason`` says why a run is not done. ``paper`` is set where the run is trained as that
-    paper trains it: its protocol, its weights for the method; a method `NAME[key=value]` is one of a sweep, and the paper's
-    but for the weights and hyperparameters that it varies. ``setting`` holds these and the scenario in reference.csv's
-    spelling. ``teacher_paper`` is set where the teacher is trained as that paper trains it. A tiny run takes the place of
-    the suite's own; its paper is `tiny` and the paper's name. ``teacher_top1`` is the teacher's accuracy as it taught,
-    where its own record does not hold it. With several stores ``teacher_sha256`` is the hash of the teacher's weights in
-    the run's store, and ``teachers`` says where the stores' teachers differ. ``terms`` are the run's terms with their
-    weights and all hyperparameters, as JSON.
+    The first store that has a result of a run provides it. Accuracies are in percent; ``top1`` and ``top5`` follow the
+    protocol's score rule. ``status`` is `done`, `failed`, `started` or `missing`, and ``reason`` says why a run is not done.
+    ``paper`` is set where the run is trained as that paper trains it: its protocol, its weights for the method. A method
+    `NAME[key=value]` is one of a sweep, and the paper's but for the weights and hyperparameters that it varies; ``setting``
+    holds these and the scenario in reference.csv's spelling. ``teacher_paper`` is set where the teacher is trained as that
+    paper trains it. A tiny run replaces the suite's own; its paper is `tiny` and the paper's name. ``teacher_top1`` is the
+    teacher's accuracy as it taught, where its own record does not hold it. With several stores ``teacher_sha256`` is the
+    hash of the teacher's weights in the run's store, and ``teachers`` says how the stores' teachers differ. ``terms`` are
+    the run's terms with their weights and all hyperparameters, as JSON.
     """
     shared: dict[tuple[object, ...], dict[str, Any]] = {}
     weights = TeacherWeights(stores)
@@ -75,28 +76,28 @@ def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> pd.DataFrame:
 
 
 def run_frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Rows of ``collect`` as a DataFrame with the types of its columns."""
-    return pd.DataFrame(rows, columns=list(_DTYPES)).astype(_DTYPES)
+    """Rows with the columns RUN as a DataFrame."""
+    return pd.DataFrame(rows, columns=RUN).astype({column: _NUMBERS.get(column, "object") for column in RUN})
 
 
 def _shared(run: Run) -> dict[str, Any]:
     """The columns that all trials of a cell have in common."""
-    spec, settings = (run.original or run).spec, run.protocol
+    spec, protocol = (run.original or run).spec, run.protocol
     varied = split_method(run.method)[1]
     return {
         "suite": run.suite,
-        "protocol": run.protocol.name,
+        "protocol": protocol.name,
         "paper": "" if spec.dataset.val_split else paper_of(run),
-        "score": settings.score,
+        "score": protocol.score,
         "dataset": dataset_label(spec.dataset),
         "scenario": scenario_label(spec.scenario),
         "strategy": run.strategy,
         "teacher": run.teacher,
         "student": spec.student,
         "method": run.method,
-        "teacher_checkpoint": settings.teacher_checkpoint,
+        "teacher_checkpoint": protocol.teacher_checkpoint,
         "teacher_paper": teacher_paper_of(run),
-        "setting": ",".join(part for part in (scenario_setting(spec.scenario, settings.paper), varied) if part),
+        "setting": ",".join(part for part in (scenario_setting(spec.scenario, protocol.paper), varied) if part),
         "terms": terms_text(run.spec.terms),
     }
 
@@ -140,25 +141,25 @@ def _recorded_teacher(spec: RunSpec) -> str:
 
 
 class TeacherWeights:
-    """What each folder holds of teachers. Nothing is read where there is only one folder."""
+    """The teachers' results in each of several stores. Nothing is read with only one store."""
 
     def __init__(self, stores: Sequence[Store]) -> None:
         self._stores = stores if len(stores) > 1 else ()
         self._found: dict[str, list[tuple[Store, Result]]] = {}
 
     def of(self, spec: RunSpec, store: Store) -> str:
-        """SHA-256 of the teacher that a folder has for its run; "" where that is not known."""
+        """SHA-256 of the teacher of a store's run; "" where it is not known."""
         teacher = _named_teacher(spec) if self._stores else None
         found = self._results(teacher) if teacher else []
         return next((result.weights_sha256 for there, result in found if there is store), "")
 
     def differences(self, spec: RunSpec, score: str) -> str:
-        """``75.20 in a, 76.10 in b`` where folders hold different ones of a run's teacher, else ""."""
+        """``75.20 in a, 76.10 in b`` where the stores' weights of a run's teacher differ, else ""."""
         teacher = _named_teacher(spec) if self._stores else None
         return disagreement(self._results(teacher), score) if teacher else ""
 
     def conflicts(self, specs: Iterable[RunSpec]) -> list[str]:
-        """One message for each stage of a teacher of which folders hold different weights or accuracies."""
+        """One message for each stage of a teacher whose weights or accuracies differ between stores."""
         stages = {stage.id: stage for spec in specs for stage in spec.stages} if self._stores else {}
         found = {stage: disagreement(self._results(stage), stage.checkpoint) for stage in stages.values()}
         return [
@@ -176,7 +177,7 @@ class TeacherWeights:
 
 
 def disagreement(found: Sequence[tuple[Store, Result]], score: str) -> str:
-    """The differing results of one teacher, each with the first folder that has it; "" where all are equal."""
+    """The differing results of one teacher, each with the first store that has it; "" where all are equal."""
     first: dict[tuple[object, ...], tuple[Store, Result]] = {}
     for store, result in found:
         first.setdefault((result.weights_sha256, result.last, result.best), (store, result))
@@ -198,7 +199,7 @@ def valid_result(record: Record) -> Result | None:
 
 
 def _named_teacher(spec: RunSpec) -> Teacher | None:
-    """The teacher that the suite names: what teaches may itself be a student of that one."""
+    """The teacher that the suite names: an auxiliary teacher is a student of it."""
     teacher = spec.teacher
     while isinstance(teacher, StudentOf) and teacher.run.teacher:
         teacher = teacher.run.teacher
@@ -319,7 +320,7 @@ def measurement_observations(suites: Iterable[Suite], stores: Sequence[Store]) -
 
 
 def _measurement(each: Measurement, stores: Sequence[Store]) -> Iterator[dict[str, Any]]:
-    run, settings, own = each.run, each.run.protocol, each.original or each
+    run, protocol, own = each.run, each.run.protocol, each.original or each
     result, status, reason, version = _measurement_state(each, stores)
     trained = (own.run.original or own.run).spec
     method, varied = split_method(run.method)
@@ -327,11 +328,11 @@ def _measurement(each: Measurement, stores: Sequence[Store]) -> Iterator[dict[st
         method, student, trial, paper, parts, terms = "teacher", "", 0, teacher_paper_of(run), [], ""
     else:
         student, trial, paper, terms = run.spec.student, run.spec.trial, paper_of(run), terms_text(run.spec.terms)
-        parts = [scenario_setting(trained.scenario, settings.paper), varied]
+        parts = [scenario_setting(trained.scenario, protocol.paper), varied]
     undefined = (result.undefined if result else None) or {}
     values: dict[str, float | None]
     if isinstance(each.spec, ProbeSpec):
-        accuracy = result.accuracy(settings.score) if result else None
+        accuracy = result.accuracy(protocol.score) if result else None
         values = {"top1": accuracy.top1 if accuracy else None}
         parts = [*parts, f"transfer={own.spec.dataset.name}", _probe_setting(own)]
     else:
@@ -356,7 +357,7 @@ def _measurement(each: Measurement, stores: Sequence[Store]) -> Iterator[dict[st
             "status": status,
             "reason": reason or lacking,
             "version": version,
-            "score": settings.score if metric == "top1" else "",
+            "score": protocol.score if metric == "top1" else "",
             "trained_on": dataset_label(trained.dataset),
             "terms": terms,
         }
@@ -370,11 +371,11 @@ _PAPERS_DATA = DatasetSpec(name="cifar100")
 
 
 def _probe_setting(each: Measurement) -> str:
-    """How a probe was trained, where not by the protocol `linear`."""
+    """``probe=NAME`` unless the probe was trained by the protocol `linear`."""
     if not isinstance(each.spec, ProbeSpec):
         return ""
-    for name, protocol in probe_protocols().items():
-        if probe(each.spec.source, each.spec.dataset, protocol) == each.spec:
+    for name, recipe in probe_protocols().items():
+        if probe(each.spec.source, each.spec.dataset, recipe) == each.spec:
             return "" if name == "linear" else f"probe={name}"
     return f"probe=own recipe {each.spec.recipe.id[:4]}"
 

@@ -1,4 +1,4 @@
-"""What a report can show and how: read by the command line at every start, so it imports little."""
+"""The options of a report. The command line reads them at every start, so this module imports little."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ deviations have a median of 0.19; one published trial and the mean of three then
 
 
 class View(StrEnum):
-    """What a table's cells show."""
+    """The content of a table's cells."""
 
     measured = "measured"
     published = "published"
@@ -23,7 +23,7 @@ class View(StrEnum):
 
 
 class Format(StrEnum):
-    """How tables are written."""
+    """The formats of a report."""
 
     terminal = "terminal"
     markdown = "markdown"
@@ -34,7 +34,7 @@ class Format(StrEnum):
 
 
 class Bold(StrEnum):
-    """What is bold in a table that is not a paper's: the best, or every method that is not separable from it."""
+    """The bold cells of a grid table: the best, or every method that is not separable from it."""
 
     best = "best"
     separable = "separable"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kdbench.report.keys import GROUP, Group, Pair, grouped
+from kdbench.report.keys import Pair
 
 
 ALPHA, POWER = 0.05, 0.8
@@ -309,8 +309,3 @@ def shared_means(values: Array, usable: Array | None = None) -> list[float | Non
     if several.sum() < 2 or len(trials) < 2:
         return [None] * values.shape[1]
     return [fmean(cell) if known else None for cell, known in zip(trials.T.tolist(), several, strict=True)]
-
-
-def samples_by_table(runs: pd.DataFrame) -> dict[Group, Samples]:
-    """The samples of each grid table."""
-    return {Group(*key): Samples.of_runs(rows) for key, rows in grouped(runs, GROUP).items()}

@@ -20,7 +20,7 @@ from kdbench.report.captions import (
     unjudged,
 )
 from kdbench.report.cells import best_positions, cell_texts, suffixes, summarise
-from kdbench.report.keys import KEY, printed, records, tiny_paper
+from kdbench.report.keys import KEY, printed, records, tiny_paper, tuples
 from kdbench.report.options import TOLERANCE, View
 from kdbench.report.paired_tests import shared_means
 from kdbench.report.rendered import Emphasis, RenderedTable, Row, Section, TableCell, spanning
@@ -60,7 +60,7 @@ def paper_tables(
     relevant = cells[KEY].drop_duplicates().merge(measured, on=KEY)
     cells = cells.join(summarise(relevant, KEY), on=KEY).fillna({"n": 0, "planned": 0})
     unplanned = cells["planned"] == 0
-    cells.loc[unplanned, "note"] = [absent(key) for key in cells.loc[unplanned, KEY].itertuples(index=False, name=None)]
+    cells.loc[unplanned, "note"] = [absent(key) for key in tuples(cells.loc[unplanned, KEY])]
     cells = cells.astype({"n": int, "planned": int}).assign(
         values=pd.Series([values if isinstance(values, dict) else {} for values in cells["values"]], dtype=object)
     )

@@ -1,7 +1,4 @@
-"""A table as lines of text: what lies between the numbers and the formats.
-
-A format reads nothing else. It escapes every text itself, and calls ``plain`` first.
-"""
+"""A table as lines of text: the only input of a format, which escapes every text itself and calls ``plain`` first."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from kdbench.catalogue.text import CONTROL
 
 
 class Emphasis(StrEnum):
-    """How a number stands out: the papers print the best bold and the second best underlined.
+    """The emphasis of a number: the papers print the best bold and the second best underlined.
 
     ``significant`` is a difference of either sign that a test finds.
     """
@@ -28,7 +25,7 @@ class Emphasis(StrEnum):
 class TableCell:
     """One cell's text; ``span`` is the number of columns that it covers.
 
-    ``suffix`` is the end of the text that the emphasis does not cover: the published number suffix its bar.
+    ``suffix`` is the end of the text that the emphasis does not cover: the published number after its bar.
     """
 
     text: str
@@ -62,7 +59,7 @@ class Section:
 class RenderedTable:
     """A table to be written. ``row_labels`` says whether the first column holds labels (to the left) and not numbers.
 
-    ``id`` is ``ega-1`` for a paper's table and "" for any other; ``caption`` stands under the table: what it shows, the
+    ``id`` is ``ega-1`` for a paper's table and "" for any other; ``caption`` describes the table: its numbers,
     protocol, score rule, trials and versions; ``notes`` follow it, one line each.
     """
 
@@ -95,5 +92,5 @@ def spanning(texts: Iterable[str]) -> Row:
 
 
 def plain(text: str) -> str:
-    """The text on one line and without control characters, which could change what stands around it."""
+    """The text on one line and without control characters, which could change the text around it."""
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))

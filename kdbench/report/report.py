@@ -11,7 +11,7 @@ import pandas as pd
 from kdbench.catalogue.tables import layouts
 from kdbench.report.captions import check_versions
 from kdbench.report.cells import SUMMARY, difference, verdict
-from kdbench.report.keys import CELL, KEY, NUMBERS, canonical, split_method, titles
+from kdbench.report.keys import CELL, KEY, NUMBERS, canonical, split_method, titles, tuples
 from kdbench.report.observations import OBSERVATION, collect, comparable, observations
 from kdbench.report.options import TOLERANCE, Bold, ReportOptions, View
 from kdbench.report.paired_tests import Samples
@@ -21,6 +21,7 @@ from kdbench.report.statistics import Statistics, compute_all, not_separable
 from kdbench.report.tables import (
     GridTable,
     MeasurementTable,
+    Teachers,
     grid_tables,
     measurement_tables,
     render_grid,
@@ -81,16 +82,17 @@ class Report:
         `published`, `published_sd`, `difference` and `verdict`.
         """
         names = titles(table.group for table in self.grids)
-        frames = {table.layout.id: _compared(table.cells.rename(columns={"name": "cell"}), ["cell", *KEY], tolerance)
-                  for table in self.papers}  # fmt: skip
-        frames |= {names[table.group]: _compared(table.cells, CELL, tolerance) for table in self.grids}
-        return frames | {
-            table.title: table.cells[["label", "dataset", "column", *SUMMARY[:-1]]] for table in self.measurements
-        }
+        papers = [
+            (table.layout.id, table.cells.rename(columns={"name": "cell"}), ["cell", *KEY]) for table in self.papers
+        ]
+        grids = [(names[table.group], table.cells, CELL) for table in self.grids]
+        about = ["label", "dataset", "column"]
+        measurements = {table.title: table.cells[[*about, *SUMMARY]] for table in self.measurements}
+        return {name: _compared(cells, about, tolerance) for name, cells, about in [*papers, *grids]} | measurements
 
 
 def _compared(cells: pd.DataFrame, about: list[str], tolerance: float) -> pd.DataFrame:
-    known = cells[[*about, *SUMMARY[:-1], *NUMBERS[:-1]]].reset_index(drop=True)
+    known = cells[[*about, *SUMMARY, *NUMBERS[:-1]]].reset_index(drop=True)
     return known.assign(difference=difference(known), verdict=verdict(cells, tolerance))
 
 
@@ -107,48 +109,49 @@ def measured_report(
 ) -> Report:
     """The named tables alone with their runs and values, or those that the suites fill and grid tables of all the rest.
 
-    Raises KdbenchError where numbers of incompatible versions of kdbench would stand in one table.
+    Raises KdbenchError where one table would mix numbers of incompatible versions of kdbench.
     """
     runs = collect(suites, stores)
     values = observations(suites, stores, runs)
     ids = tables or list(dict.fromkeys(id for suite in suites for id in suite.tables))
     tiny = any(suite.tiny for suite in suites)
     papers = paper_tables(ids, comparable(values), runs, _why_absent(suites, values), tiny=tiny)
-    finished = values[(values["method"] == "teacher") & (values["trained_on"] == "") & (values["metric"] == "top1")]
-    finished = finished.dropna(subset="value")
-    teachers = {
-        (protocol, teacher, id): (value, version)
-        for protocol, teacher, id, value, version in finished[
-            ["protocol", "teacher", "run_id", "value", "version"]
-        ].itertuples(index=False)
-    }
+    teachers = _finished_teachers(values)
     pair = ["run_id", "metric"]
-    shown = [each for table in papers for each in table.observations[pair].itertuples(index=False, name=None)]
-    in_papers = pd.MultiIndex.from_frame(values[pair]).isin(shown)
+    in_papers = pd.MultiIndex.from_frame(values[pair]).isin(
+        [each for table in papers for each in tuples(table.observations[pair])]
+    )
     measured = values[(values["trained_on"] != "") & ~in_papers]
     if tables:
         runs, values, measured = rows_in_tables(papers, runs), values[in_papers], measured[:0]
     all_grids = grid_tables(runs, teachers)
     rest = [] if tables else grid_tables(unpublished_runs(runs, papers, suites), teachers) if papers else all_grids
-    report = Report(papers, runs, values, rest, measurement_tables(measured), all_grids, suites, stores)
+    measurements = measurement_tables(measured)
     if not mix_versions:
-        for paper in papers:
-            check_versions(paper.layout.id, paper.versions)
-        for grid in all_grids:  # HTML and statistics show all runs, not only the rest
-            check_versions(grid.group.title, grid.versions)
-        for measurement in report.measurements:
-            check_versions(measurement.title, measurement.versions)
-    return report
+        for name, versions in (
+            *((table.layout.id, table.versions) for table in papers),
+            *((table.group.title, table.versions) for table in all_grids),  # HTML and statistics show all runs
+            *((table.title, table.versions) for table in measurements),
+        ):
+            check_versions(name, versions)
+    return Report(papers, runs, values, rest, measurements, all_grids, suites, stores)
+
+
+def _finished_teachers(values: pd.DataFrame) -> Teachers:
+    own = (values["method"] == "teacher") & (values["trained_on"] == "") & (values["metric"] == "top1")
+    finished = values[own].dropna(subset="value")
+    keys = tuples(finished[["protocol", "teacher", "run_id"]])
+    return dict(zip(keys, tuples(finished[["value", "version"]]), strict=True))
 
 
 def unpublished_runs(runs: pd.DataFrame, papers: Sequence[PaperTable], suites: Sequence[Suite]) -> pd.DataFrame:
-    """The runs that stand in none of the papers' tables which their suite fills."""
+    """The runs that are in none of the papers' tables which their suite fills."""
     filling = [suite.name for suite in suites if suite.tables]
     return runs[~(runs["suite"].isin(filling) & (runs["paper"] != "") & runs["run_id"].isin(_shown(papers)))]
 
 
 def rows_in_tables(papers: Sequence[PaperTable], runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs that stand in tables; a plain student's, which is every teacher's, only with others of its teacher."""
+    """The runs in tables; those of a plain student, which has every teacher, only with others of the same teacher."""
     found = runs[runs["run_id"].isin(_shown(papers))]
     taught = canonical(found.assign(method=[split_method(method)[0] for method in found["method"]]))["teacher"] != ""
     pair = ["suite", "teacher", "student"]
@@ -167,13 +170,12 @@ def _why_absent(suites: Sequence[Suite], values: pd.DataFrame) -> Callable[[tupl
     def protocols() -> dict[tuple[str, ...], str]:
         """The protocol of each key without its paper."""
         known = canonical(values[[*KEY, "protocol"]].drop_duplicates())
-        keys = known[KEY[1:]].itertuples(index=False, name=None)
-        return dict(zip(keys, known["protocol"], strict=True))
+        return dict(zip(tuples(known[KEY[1:]]), known["protocol"], strict=True))
 
     left_out: set[tuple[str, ...]] = set()
     if whole := [suite.whole for suite in suites if suite.whole]:
         planned = comparable(observations(whole, ()))
-        left_out = set(planned[KEY].itertuples(index=False, name=None))
+        left_out = set(tuples(planned[KEY]))
 
     def reason(key: tuple[str, ...]) -> str:
         if key in left_out:

@@ -69,7 +69,7 @@ class Overall:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What the trials of a pair can show: the pooled sd of paired differences, and the difference it lets detect.
+    """The sensitivity of a pair's trials: the pooled sd of paired differences, and the difference that it lets detect.
 
     ``detectable`` is that of one test alone, ``corrected`` that of Holm's first step over all comparisons of the table.
     """

@@ -18,7 +18,7 @@ def all_statistics_tables(statistics: Sequence[Statistics]) -> list[RenderedTabl
 
 
 def statistics_tables(found: Statistics, title: str) -> list[RenderedTable]:
-    """A table for single pairs, and one for all of them where there are several. What is significant is marked."""
+    """A table for single pairs, and one over all of them where there are several. Significant differences are bold."""
     if found.baseline is None or not found.comparisons:
         why = "the baseline is not in this table" if found.baseline is None else "no other method has been measured"
         lines = ((TableCell(f"nothing is compared: {why}"),),)
@@ -54,7 +54,7 @@ def _each_pair(found: Statistics, title: str) -> RenderedTable:
 
 
 def _detectable(found: Statistics) -> tuple[Row, ...]:
-    """What differences the trials of each pair detect: in one test alone, and after Holm's correction for all."""
+    """The differences that the trials of each pair detect: in one test alone, and after Holm's correction for all."""
     alone = (TableCell("(detectable by one test)"), *(TableCell(_sensitivity_text(each)) for each in found.sensitivity))
     if found.tests < 2:
         return (alone,)

@@ -20,7 +20,18 @@ from kdbench.report.captions import (
     unjudged,
 )
 from kdbench.report.cells import DECIMALS, best_positions, cell_texts, suffixes, summarise
-from kdbench.report.keys import CELL, GROUP, Group, Pair, grouped, measured_on, pair_text, published_for, split_method
+from kdbench.report.keys import (
+    CELL,
+    GROUP,
+    Group,
+    Pair,
+    grouped,
+    measured_on,
+    pair_text,
+    published_for,
+    split_method,
+    tuples,
+)
 from kdbench.report.options import TOLERANCE, View
 from kdbench.report.paired_tests import Samples
 from kdbench.report.rendered import Emphasis, RenderedTable, Section, TableCell
@@ -58,8 +69,7 @@ class GridTable:
     @property
     def places(self) -> list[tuple[str, Pair]]:
         """Method and pair of each cell."""
-        cells = self.cells[CELL].itertuples(index=False, name=None)
-        return [(method, (teacher, student)) for method, teacher, student in cells]
+        return [(method, (teacher, student)) for method, teacher, student in tuples(self.cells[CELL])]
 
     def best(self, pair: Pair) -> set[str]:
         """The methods with the highest mean of a column, as it is shown, over the trials that they share."""

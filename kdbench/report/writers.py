@@ -94,7 +94,7 @@ def _lines(section: Section, width: int, parted: bool) -> list[list[str]]:
 
 
 def _texts(line: Row) -> list[str]:
-    """One text per column; a spanning one stands in its first."""
+    """One text per column; a spanning one is in its first."""
     texts = []
     for cell in line:
         texts += [cell.write(escape_markdown, _MARKDOWN[cell.emphasis].format), *[""] * (cell.span - 1)]
@@ -172,7 +172,7 @@ def _float(table: RenderedTable) -> str:
 
 
 def _page(table: RenderedTable) -> str:
-    """A table that starts a page. It does not float, so that notes may go on over the next."""
+    """A table that starts a page. It does not float, so that notes may continue on the next."""
     lines = [
         "\\begin{center}",
         f"\\captionof{{table}}{{{_caption(table)}}}",
@@ -236,9 +236,9 @@ _GAP = 2
 
 
 def terminal(tables: Sequence[RenderedTable], *, width: int, colour: bool) -> str:
-    """Tables for a terminal of ``width`` columns; what is wider goes on below, beside the same labels.
+    """Tables for a terminal of ``width`` columns; the columns of a wider one continue below, after the same labels.
 
-    Without ``colour`` the best stands between two ``*``, the second best between two ``_``.
+    Without ``colour`` the best is between two ``*``, the second best between two ``_``.
     """
     from rich.console import Console
     from rich.text import Text

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdbench.report.keys import KEY
+from kdbench.report.keys import KEY, tuples
 from kdbench.report.observations import collect, comparable, measurement_observations
 from kdbench.report.report import measured_report
 from kdbench.store.store import Store
@@ -13,7 +13,7 @@ PAIR = "teacher: wrn-40-2, student: shufflenetv1, method: kd"
 
 
 def keys_of(suite, store):
-    return set(comparable(measurement_observations([suite], [store]))[KEY].itertuples(index=False, name=None))
+    return set(tuples(comparable(measurement_observations([suite], [store]))[KEY]))
 
 
 @pytest.mark.parametrize(

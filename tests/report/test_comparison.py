@@ -12,8 +12,9 @@ from kdbench.report.comparison import compare, conflicts
 from kdbench.report.csv_json import comparison_csv, comparison_json
 from kdbench.report.observations import collect
 from kdbench.report.options import ReportOptions, View
-from kdbench.report.paired_tests import complete_block, samples_by_table
+from kdbench.report.paired_tests import complete_block
 from kdbench.report.report import measured_report
+from kdbench.report.tables import grid_tables
 from kdbench.store.record import Result
 from kdbench.store.store import Store
 from kdbench.suite.load import bundled_suites, load_suite
@@ -165,7 +166,7 @@ def test_teachers_that_differ_are_told_and_part_their_trials(suite, stores, fini
     text = f"90.00 in {first.root}, 80.00 in {second.root}"
     found = conflicts([suite], stores)
     assert found[0].startswith(f"teacher {stage_label(teacher)} ({teacher.id}): {text}; the first is shown")
-    (samples,) = samples_by_table(collect([suite], stores)).values()
+    (samples,) = [table.samples for table in grid_tables(collect([suite], stores))]
     pair = samples.pairs[0]
     assert samples.differences("kd", "at", pair) == []  # kd comes from the first folder, at from the second
     assert samples.differences("kd", "ce", pair) == [20.0]  # ce reads no teacher
@@ -180,7 +181,7 @@ def test_equal_teachers_pair_their_trials(suite, stores, finish):
     teacher = next(run.spec.teacher for run in suite.runs if run.spec.teacher)
     for store in stores:
         finish(store.teacher(teacher.id), kind="teacher")
-    (samples,) = samples_by_table(collect([suite], stores)).values()
+    (samples,) = [table.samples for table in grid_tables(collect([suite], stores))]
     assert samples.differences("kd", "at", samples.pairs[0]) == [-10.0]
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from kdbench.catalogue.tables import layouts
-from kdbench.report.keys import KEY, grouped, printed
+from kdbench.report.keys import KEY, grouped, printed, tuples
 from kdbench.report.observations import comparable, observations
 from kdbench.suite.load import bundled_suites, load_suites
 
@@ -37,7 +37,7 @@ def test_every_cell_has_the_runs_of_one_suite(filled, table):
     (count,) = trials
     layout = layouts().tables[table]
     numbers = printed(table)
-    keys = numbers[KEY].itertuples(index=False, name=None)
+    keys = tuples(numbers[KEY])
     for place, key, text in zip(layout.places, keys, numbers["printed"], strict=True):
         trials = sorted(values[key]["trial"]) if key in values else []
         if (table, place.row_name) in NO_RUN or text == layouts().dash:

@@ -9,7 +9,7 @@ import pytest
 
 from kdbench.catalogue.terms import term, term_names
 from kdbench.report.csv_json import json_text, observations_csv
-from kdbench.report.keys import KEY, canonical, canonical_setting, grouped, split_method, terms_text
+from kdbench.report.keys import KEY, canonical, canonical_setting, grouped, split_method, terms_text, tuples
 from kdbench.report.observations import collect, comparable, run_observations, teacher_observations
 from kdbench.report.report import measured_report
 from kdbench.store.record import Failure
@@ -44,7 +44,7 @@ def test_settings_have_one_spelling(setting, canonical):
 
 
 def matched_to(*parts):
-    (key,) = canonical(pd.DataFrame([parts], columns=KEY)).itertuples(index=False, name=None)
+    (key,) = tuples(canonical(pd.DataFrame([parts], columns=KEY)))
     return key
 
 
@@ -121,15 +121,15 @@ def test_the_values_of_runs(load, tmp_path, finish):
     finish(store.run(suite.runs[0].id), versions={"kdbench": "0.1.0"})
     values = run_observations(collect([suite], [store]))
     assert len(values) == 3 * len(suite.runs) == 36
-    shown = values[["metric", "value", "status", "version", "score"]].itertuples(index=False, name=None)
-    assert list(shown)[:3] == [
+    shown = tuples(values[["metric", "value", "status", "version", "score"]])
+    assert shown[:3] == [
         ("top1", 60.0, "done", "0.1.0", "best"),
         ("top1_error", 40.0, "done", "0.1.0", "best"),
         ("top5_error", 9.0, "done", "0.1.0", "best"),
     ]
     assert list(values.loc[3, ["trial", "reason"]]) == [1, "not run"]
     assert values["value"].notna().sum() == 3
-    about = values[["paper", "teacher", "student", "dataset", "strategy"]].itertuples(index=False, name=None)
+    about = tuples(values[["paper", "teacher", "student", "dataset", "strategy"]])
     assert set(about) == {("semckd", "resnet32x4", "vgg8", "cifar100", "pretrained")}
     assert list(values["setting"].unique()) == ["", "fewshot=0.25", "noise=0.1"]
 
@@ -161,8 +161,8 @@ def test_the_teacher_counts_as_it_taught(load, tmp_path, finish):
     assert states[3][1].startswith(f"teacher damaged record: {record.folder / 'result.json'}")
     finish(record, kind="teacher", last=79.0, best=80.0)
     values = teacher_observations(runs, [store])
-    shown = values[["method", "teacher", "student", "metric", "value"]].itertuples(index=False, name=None)
-    assert list(shown) == [
+    shown = tuples(values[["method", "teacher", "student", "metric", "value"]])
+    assert shown == [
         ("teacher", "resnet32x4", "", "top1", 79.0),
         ("teacher", "resnet32x4", "", "top1_error", 21.0),
         ("teacher", "resnet32x4", "", "top5_error", 10.0),
@@ -196,7 +196,7 @@ grid:
 )
 def test_a_sweep_is_the_papers_but_for_what_it_varies(load, protocol, terms, paper):
     values = run_observations(collect([load(SWEEP.format(protocol=protocol, terms=terms))], []))
-    about = values[["paper", "method", "setting"]].itertuples(index=False, name=None)
+    about = tuples(values[["paper", "method", "setting"]])
     assert set(about) == {(paper, "ega-no-edge", "node_weight=1.2")}
 
 

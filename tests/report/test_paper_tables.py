@@ -5,6 +5,7 @@ import pytest
 from kdbench.cli.options import select
 from kdbench.errors import BadSuite, KdbenchError
 from kdbench.report.captions import empty_cells
+from kdbench.report.keys import tuples
 from kdbench.report.options import ReportOptions, View
 from kdbench.report.rendered import Emphasis
 from kdbench.report.report import measured_report
@@ -108,7 +109,7 @@ def test_named_tables_come_alone(few, store):
 
 def test_named_tables_come_with_their_runs_alone(few, store):
     report = measured_report([few], [store], ["semckd-2"])
-    shown = report.runs[["method", "setting"]].itertuples(index=False, name=None)
+    shown = tuples(report.runs[["method", "setting"]])
     assert set(shown) == {("ce", ""), ("kd", ""), ("at", "")}
     assert set(report.observations["setting"]) == {""}
     assert set(report.observations["metric"]) == {"top1"}
@@ -315,3 +316,14 @@ def test_views_that_compare_say_where_nothing_can_be(few, store):
     assert not any(
         "Nothing can be" in note for table in report.tables(ReportOptions(View.both)) for note in table.notes
     )
+
+
+def test_cells_as_data_frames(few, store):
+    frames = measured_report([few], [store]).frames()
+    assert list(frames) == ["semckd-7", "semckd-8", "suite: cifar100, pretrained teacher"]
+    kd = frames["semckd-7"].set_index("cell").loc["KD / 25%"]
+    assert (kd["method"], kd["setting"], kd["n"], kd["planned"]) == ("kd", "fewshot=0.25", 2, 2)
+    assert (kd["mean"], kd["published"], kd["verdict"]) == (pytest.approx(50.05), 59.23, "lower")
+    assert kd["difference"] == pytest.approx(50.05 - 59.23)
+    grid = frames["suite: cifar100, pretrained teacher"]
+    assert list(grid["method"] + ": " + grid["note"]) == ["kd: not run (2 of 2)"]
