@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree.
+"""The exceptions of kdbench, as one tree.
 
 KdbenchError            exit code 1: something failed while running
 ├── BadInput            exit code 2: nothing was run
@@ -36,7 +36,7 @@ class LockedRecord(BadRecord):
 
 
 class LostTeacher(BadRecord):
-    """A teacher whose weights are not what was stored. They have been set aside; it must be trained again."""
+    """A teacher whose weights are damaged. They were quarantined; it must be retrained."""
 
 
 class Interrupted(KdbenchError):
@@ -46,7 +46,7 @@ class Interrupted(KdbenchError):
 
 
 def message_of(error: BaseException) -> str:
-    """What an error says, in one line; "" where it says nothing, or fails at that."""
+    """An error's message on one line; "" if it has none, or fails to format."""
     try:
         return " ".join(str(error).split())
     except Exception:
@@ -54,7 +54,7 @@ def message_of(error: BaseException) -> str:
 
 
 LONGEST_REASON = 400
-"""Characters. What is longer stands in full in the traceback."""
+"""Characters. Longer reasons are truncated; the traceback has them in full."""
 
 
 def reason_of(error: BaseException, where: str = "") -> str:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Call ``write`` on a temporary file beside ``path``, flush it to disk and move it into place.
+    """Call ``write`` on a temporary file in the folder of ``path``, flush it to disk and rename it to ``path``.
 
     Whoever reads ``path`` sees the old content or the new one. Raises OSError (disk full, no permission) with the old
     content untouched and no temporary file left.
@@ -62,7 +62,7 @@ def _write(file: BinaryIO, content: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk, where the file system can do that: the file itself is there already."""
+    """Flush a folder's entries to disk if the file system supports it; the file itself is already flushed."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -75,10 +75,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 _UNSYNCED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
-"""What systems say that cannot flush folders, some FUSE and SMB mounts, or where a folder may be written but not read."""
+"""Errors of systems that cannot flush folders: some FUSE and SMB mounts, folders without read permission."""
 
 
 def file_hash(path: Path, algorithm: str = "sha256") -> str:
-    """The hash of a file's content, in hexadecimal. Raises OSError where it cannot be read."""
+    """The hash of a file's content, in hexadecimal. Raises OSError if it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()

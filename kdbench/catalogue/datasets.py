@@ -65,7 +65,7 @@ class Dataset:
         return bool(self.lacking(root))
 
     def how_to_get(self, root: Path) -> str:
-        """What to tell a user whose files are missing or damaged."""
+        """The message for missing or damaged files."""
         found = (
             f"{self.name}: {root / self.folder} lacks one of the files {', '.join(self.files)}, "
             f"or one is not the official one. Name the folder that holds {self.folder}/ with --data, "

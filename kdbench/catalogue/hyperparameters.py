@@ -1,4 +1,4 @@
-"""What the hyper-parameters of a term may be, told from the annotations in its source."""
+"""The valid values of a term's hyper-parameters, from the annotations in its source."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _right_name(key: str, info: TermInfo) -> str:
 
 
 def _mismatch(annotation: ast.expr, value: object) -> str:
-    """Say what an annotation wants where a value is not that; "" where it is, or the annotation is not understood."""
+    """Describe what an annotation requires if a value does not match; "" if it does, or cannot be checked."""
     match annotation:
         case ast.Name("bool"):
             return "" if isinstance(value, bool) else "true or false"

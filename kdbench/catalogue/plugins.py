@@ -36,7 +36,7 @@ def _nowhere(top: str) -> Path | None:
 
 
 MODULE_LOCATOR: ContextVar[ModuleLocator] = ContextVar("beside", default=_nowhere)
-"""Where modules are looked for that are not on the import path: beside the suite that is read, say."""
+"""Locates modules that are not on the import path, such as those next to the suite."""
 
 
 @contextmanager
@@ -117,7 +117,7 @@ NOT_READ = {"kdbench", "torch", *sys.stdlib_module_names}
 
 
 def find(module: str) -> ModuleSpec | None:
-    """The spec of a module: on the import path, else beside the suite. The packages above it are not imported."""
+    """The spec of a module on the import path, else next to the suite. Its parent packages are not imported."""
     top, *rest = module.split(".")
     found = _within(_on_path(top), rest)
     folder = MODULE_LOCATOR.get()(top) if found is None else None
@@ -125,7 +125,7 @@ def find(module: str) -> ModuleSpec | None:
 
 
 def locate(module: str) -> Path | None:
-    """The source file of a module; None where there is none."""
+    """The source file of a module; None if it has none."""
     return _bundled(module) if module.startswith("kdbench.") else _python_file(find(module))
 
 
@@ -135,7 +135,7 @@ def _bundled(module: str) -> Path | None:
 
 
 def source_file(module: str) -> Path:
-    """The source file of a module that must have one. Raises BadInput, with the reason, where it has none of its own."""
+    """The source file of a module. Raises BadInput, with the reason, if it has none."""
     top = module.partition(".")[0]
     if not all(part.isidentifier() for part in module.split(".")):
         raise BadInput(f"'{module}' is no name of a module: write package.module:Class")
@@ -168,7 +168,7 @@ def _parsed(path: Path, content: bytes) -> ast.Module:
 
 
 def parse(path: Path) -> ast.Module:
-    """The syntax tree of a file. Raises BadInput where it cannot be read."""
+    """The syntax tree of a file. Raises BadInput if it cannot be read."""
     try:
         return _parsed(path, path.read_bytes())
     except OSError as error:
@@ -185,7 +185,7 @@ def absolute(node: ast.ImportFrom, module: str, path: Path) -> str:
 
 
 def _on_path(top: str) -> ModuleSpec | None:
-    """What the import path gives for a top-level module, whatever has been imported already; this kdbench is known."""
+    """Find a top-level module on the import path, regardless of what is imported; kdbench itself is known."""
     if top == "kdbench":
         return kdbench.__spec__
     for finder in sys.meta_path:
@@ -245,7 +245,7 @@ def _root(module: str) -> Path | None:
 
 
 def _read(module: str) -> SourceFile | None:
-    """The file of a module; None where it has none, as a folder without ``__init__.py``."""
+    """The file of a module; None if it has none, such as a folder without ``__init__.py``."""
     spec = find(module)
     path = _python_file(spec)
     if path is not None:
@@ -269,7 +269,7 @@ def _parents(module: str) -> list[str]:
 
 
 def _check_imports(file: SourceFile, own: Callable[[str], bool]) -> list[str]:
-    """What a file imports of its own. Raises BadInput for what cannot be found, unless its import is conditional."""
+    """The plug-in's own imports in a file. Raises BadInput for one that is not found, unless it is conditional."""
     tree = _parsed(file.path, file.content)
     always = set(map(id, tree.body))
     found = []
@@ -294,7 +294,7 @@ def _check_imports(file: SourceFile, own: Callable[[str], bool]) -> list[str]:
 
 
 def import_plugin(source: Source, module: str) -> ModuleType:
-    """Import a module of a plug-in. Raises BadInput where this process has other code of the same name."""
+    """Import a plug-in's module. Raises BadInput if this process has other code of the same name."""
     finder = next((each for each in sys.meta_path if isinstance(each, _Finder)), None)
     if finder is None:
         finder = _Finder()

@@ -55,7 +55,7 @@ class Axis(_Part):
 
 
 class Rule(_Part):
-    """How numbers are marked: compared along which axis, which sense wins, without which methods, on what evidence."""
+    """How a table marks its best numbers: the axis, the better direction, excluded methods, the evidence."""
 
     style: Literal["bold", "underline", "none"]
     axis: Literal["row", "column"]
@@ -99,7 +99,7 @@ class Layout(_Part):
 
     @property
     def stub(self) -> bool:
-        """Whether there is a column of labels."""
+        """Whether the table has a column of labels."""
         return self.bands[0].header[0].stub is not None
 
     @property
@@ -122,12 +122,12 @@ class Place:
 
     @property
     def select(self) -> dict[str, str]:
-        """What the cell's record has in common with no other of its table, but for repeated settings."""
+        """The key of the cell's record, unique in its table but for repeated settings."""
         return {**self.layout.fixed, **self.row.select, **self.column.select}
 
     @property
     def occurrence(self) -> int:
-        """Which of the records that repeat a setting it is."""
+        """The index among records that repeat a setting."""
         return self.column.nth or self.row.nth or 0
 
     @property
@@ -137,7 +137,7 @@ class Place:
 
     @property
     def name(self) -> str:
-        """The cell's row and column in words; with the column's group where several columns have its label."""
+        """The cell's row and column in words, with the column's group if its label is ambiguous."""
         alike = [each for each in self.layout.bands[self.band].columns if each.label == self.column.label]
         group = self.column.group if len(alike) > 1 else ""
         return " / ".join(part for part in (self.row_name, group, self.column.label) if part)
@@ -169,7 +169,7 @@ class Layouts:
 
 @cache
 def layouts() -> Layouts:
-    """What tables.yaml says."""
+    """The content of tables.yaml."""
     data = _read("tables.yaml")
     found = {layout.id: layout for layout in map(_layout, data["tables"])}
     return Layouts(
@@ -181,12 +181,12 @@ def layouts() -> Layouts:
 
 @cache
 def remarks() -> dict[str, tuple[str, ...]]:
-    """What a reader of a table should know about its printed numbers, by table."""
+    """Remarks on the published numbers, by table."""
     return {id: tuple(texts) for id, texts in _read("notes.yaml").items()}
 
 
 def _layout(raw: dict[str, Any]) -> Layout:
-    """A table with its only band, where it does not stack several."""
+    """A table with its only band, if it does not stack several."""
     band = {key: raw.pop(key) for key in ("header", "columns", "rows") if key in raw}
     return Layout.model_validate(raw if "bands" in raw else {**raw, "bands": [band]})
 

@@ -83,11 +83,11 @@ class TermInfo:
 
     @property
     def source_sha256(self) -> str | None:
-        """What its code is known by; None where that is the version of kdbench."""
+        """The hash of its source; None for a bundled term, which the version of kdbench identifies."""
         return self.source.sha256 if self.source else None
 
     def initial_epochs(self, given: Mapping[str, Any]) -> int:
-        """How many epochs the term trains the student before the main training, with these hyper-parameters."""
+        """The epochs in which the term pre-trains the student, with these hyper-parameters."""
         return int(given.get("initial_epochs", self.hyperparameters["initial_epochs"].default)) if self.initial else 0
 
 
@@ -119,13 +119,13 @@ _READ: dict[tuple[str, str], TermInfo] = {}
 
 
 def _locator_for(name: str) -> ModuleLocator | None:
-    """What decides on the code that a name stands for; None for a bundled term, which is the same for all suites."""
+    """The locator that resolves a name to code; None for a bundled term, which is the same for all suites."""
     return None if ":" not in name and _bundled_target(normalise(name)) else MODULE_LOCATOR.get()
 
 
 @lru_cache(maxsize=1024)
 def _term(name: str, beside: ModuleLocator | None) -> TermInfo:
-    """What ``term`` gives in these surroundings."""
+    """``term`` with an explicit locator."""
     if ":" in name:
         target = name
     else:
@@ -169,7 +169,7 @@ def _base() -> _Class:
 
 @cache
 def _bundled() -> dict[str, str]:
-    """Short name → "package.module:Class" of each file beside methods/term.py that defines a subclass of Term."""
+    """Short name → "package.module:Class" of each file in methods/ that defines a subclass of Term."""
     names = (normalise(file.stem) for file in sorted(_base().path.parent.glob("[!.]*.py")))
     return {name: target for name in names if (target := _bundled_target(name))}
 
@@ -269,7 +269,7 @@ def _imported(module: str, path: Path) -> dict[str, str]:
 
 
 def _hyperparameters(classes: list[_Class]) -> dict[str, Hyperparameter]:
-    """Keyword-only arguments of the nearest ``__init__``; where it takes ``**others``, with those it passes on to."""
+    """The keyword-only arguments of the nearest ``__init__``; with ``**others``, those of its ancestors, too."""
     found: dict[str, Hyperparameter] = {}
     for each in classes:
         init = next((n for n in each.node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
@@ -329,11 +329,11 @@ class Costs:
     methods: dict[str, Cost]
 
     def of(self, method: str) -> Cost | None:
-        """A method's cost, in either spelling of its name; None where it was not measured."""
+        """A method's cost, by either spelling of its name; None if it was not measured."""
         return self.methods.get(normalise(method))
 
     def how(self, cost: Cost) -> str:
-        """How a method's cost was measured, in one line."""
+        """The conditions of a method's cost measurement, in one line."""
         pair = f"{cost.teacher} → {self.student}" if cost.teacher != "none" else f"{self.student} without a teacher"
         return f"{pair}, batch {self.batch}, images as CIFAR-100's; {self.machine}, {self.date}"
 

@@ -41,12 +41,12 @@ def _closest(name: str, spellings: tuple[str, ...]) -> str | None:
 
 
 def shorten(text: str, most: int = 60) -> str:
-    """A text as a message shows it: cut where it is longer than ``most`` letters."""
+    """A text for a message, truncated to ``most`` characters."""
     return text if len(text) <= most else f"{text[: most - 4]} …{text[-1]}"
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names with commas, the first 20 of many. One that holds a comma itself stands in quotes."""
+    """Names joined by commas, at most 20. One that contains a comma is quoted."""
     shown = ", ".join(f"'{name}'" if "," in name else name for name in names[:20])
     return shown + (f" and {len(names) - 20} more" if len(names) > 20 else "") or "none"
 
@@ -68,7 +68,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str, longest: int = 500) -> str:
-    """The text on one line, printable, and cut where it is longer than so many characters."""
+    """The text on one printable line, truncated to ``longest`` characters."""
     line = CONTROL.sub(lambda found: _escape(found[0]), " ".join(text[: 4 * longest].split()))
     return line if len(line) <= longest else line[: longest - 1] + "…"
 

@@ -146,8 +146,8 @@ def load(
     if suites:
         loaded = load_named(suites, folders, trials, only, tiny=tiny)
     else:
-        loaded = select(_with_results(stores, trials, tiny), only)
         tell_outdated(stores)
+        loaded = select(_with_results(stores, trials, tiny), only)
     tell_changed(loaded, stores)
     return loaded, stores
 

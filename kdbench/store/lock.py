@@ -18,7 +18,7 @@ from kdbench.errors import KdbenchError
 
 
 LOCKLESS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
-"""What a file system says that has no locks, such as NFS without its lock daemon or Lustre without ``-o flock``."""
+"""Errors of file systems without locks, such as NFS without its lock daemon or Lustre without ``-o flock``."""
 
 POLL_SECONDS = 0.5
 
@@ -48,7 +48,7 @@ class Lock:
         return self
 
     def wait(self, what: str, note: Callable[[str], None]) -> Self:
-        """Take the lock whenever it is free; where that takes time, say who is at ``what``. Raises as ``acquire`` does."""
+        """Wait for the lock, and note who holds ``what`` if that takes time. Raises as ``acquire`` does."""
         try:
             return self.acquire(timeout=0)
         except Timeout:
@@ -71,7 +71,7 @@ class Lock:
         return self._stand_in is not None
 
     def holder(self) -> str:
-        """Who holds it, as far as that is known: process, host, since when, and whether it is stopped."""
+        """The holder, as far as known: process, host, since when, and whether it is stopped."""
         for path in (self.path, self._presence):
             try:
                 pid, host = path.read_text().splitlines()[:2]
@@ -154,7 +154,7 @@ class Lock:
 
 
 def lacks_locks(folder: Path) -> bool:
-    """Whether the file system of a folder has no file locks. Raises KdbenchError where files may not be locked there."""
+    """Whether a folder's file system lacks file locks. Raises KdbenchError if files may not be locked there."""
     path = folder / "probe.lock"
     try:
         with Lock(path).acquire(timeout=0) as lock:
@@ -167,7 +167,7 @@ def lacks_locks(folder: Path) -> bool:
 
 
 def process_state(pid: int) -> str:
-    """What keeps a process of this machine from working, ``gone`` where there is none; "" where nothing does."""
+    """The state that blocks a process of this machine; ``gone`` if it does not exist, "" if nothing blocks it."""
     try:
         letter = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""How files of the results directory are read: whatever stands there, nothing but an error comes of it, and soon."""
+"""Defensive reading of the results directory: any content gives a value or a BadRecord, in bounded time."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def check_size(path: Path) -> None:
 
 
 def differences(path: Path, sha256: str) -> Iterator[BadRecord]:
-    """What is wrong with a file that was stored with this hash."""
+    """Check a file against its stored hash; yields what is wrong."""
     try:
         _refuse_special(path, path.stat())
         if path.stat().st_size > _LARGE:  # what is not even as long as it was need not be read
@@ -82,17 +82,17 @@ def differences(path: Path, sha256: str) -> Iterator[BadRecord]:
 
 
 def locked(path: Path, error: OSError) -> LockedRecord:
-    """What is raised for a file that the system does not let be read."""
+    """The error for a file that the system does not let kdbench read."""
     return LockedRecord(f"{path}: cannot be read: {error.strerror or error}")
 
 
 def parse(text: bytes) -> Any:
-    """What JSON says. Raises ValueError, for NaN and Infinity too; numbers can be infinite even so (1e400)."""
+    """Parse JSON. Raises ValueError, also for NaN and Infinity; numbers may still be infinite (1e400)."""
     return from_json(text, allow_inf_nan=False)
 
 
 def read_mapping(path: str) -> dict[str, Any]:
-    """A JSON object from a file, or {} where there is none."""
+    """Read a JSON object from a file; {} if there is none."""
     try:
         return mapping(read(path))
     except (OSError, BadRecord, ValueError):
@@ -122,7 +122,7 @@ def some_lines(content: bytes, every: int) -> list[bytes]:
 
 
 def read_epoch(line: bytes) -> dict[str, Any] | None:
-    """One line of metrics; None where it cannot be read."""
+    """Parse one line of metrics; None if it is invalid."""
     try:
         value = parse(line)
     except ValueError:

@@ -51,7 +51,7 @@ class Accuracy(BaseModel):
 
 
 class Result(BaseModel):
-    """What was measured on a finished network. Equal runs give equal results, byte for byte, on the same CPU.
+    """The result of a finished network. Equal runs give byte-identical results on the same CPU.
 
     ``measure`` is how the accuracy came about: by the network's classifier, or, where it has none, by a vote of the nearest
     training images (kdbench.evaluation). It is None for an encoder that was trained elsewhere. ``published_top1`` is
@@ -117,7 +117,7 @@ class Failure(BaseModel):
 __all__ = ["NO_WEIGHTS", "Accuracy", "Failure", "Kind", "Record", "Result", "timestamp"]
 
 NO_WEIGHTS = {"weights": "not kept"}
-"""What metadata.json says where the trained network was not stored."""
+"""The entry of metadata.json for a network whose weights were not kept."""
 
 
 class Record:
@@ -144,7 +144,7 @@ class Record:
         return self.folder / "teacher_head.safetensors"
 
     def result(self) -> Result | None:
-        """The result, or None while there is none. Raises BadRecord where the file does not hold one."""
+        """The result; None while there is none. Raises BadRecord for an invalid file."""
         try:
             text = read(f"{self._path}/result.json")
         except (FileNotFoundError, NotADirectoryError):
@@ -178,7 +178,7 @@ class Record:
         return result
 
     def problems(self, result: Result) -> Iterator[BadRecord]:
-        """What is wrong with the small files that were stored with a result."""
+        """Check the small files of a finished record; yields what is wrong."""
         spec = self.folder / "spec.json"
         try:
             if digest(mapping(read(str(spec)))) != self.id:
@@ -193,7 +193,7 @@ class Record:
             yield from differences(self.folder / "metrics.jsonl", result.metrics_sha256)
 
     def weight_problems(self, result: Result) -> Iterator[BadRecord]:
-        """What is wrong with the weights that were stored with a result."""
+        """Check the weights of a finished record; yields what is wrong."""
         for path, sha256 in (
             (self.weights_file, result.weights_sha256),
             (self.teacher_head_file, result.teacher_head_sha256),
@@ -208,20 +208,20 @@ class Record:
         self.check(weights=True)
 
     def check_sizes(self) -> None:
-        """Raise BadRecord where a file of weights is not as long as it says itself. One that was removed is none."""
+        """Raise BadRecord for a weights file whose length differs from its header. A missing file is ignored."""
         for path in (self.weights_file, self.teacher_head_file):
             if os.path.lexists(path):
                 check_size(path)
 
     def failure(self) -> Failure | None:
-        """The failure, or None where there is none that can be read."""
+        """The failure; None if there is none, or it is invalid."""
         try:
             return Failure.model_validate(parse(read(f"{self._path}/failure.json")))
         except (OSError, BadRecord, ValueError):
             return None
 
     def keeps_weights(self) -> bool:
-        """Whether the finished network's weights were stored: those of tiny runs only where something was to read them."""
+        """Whether the weights were kept: those of tiny runs only if something depends on them."""
         return not NO_WEIGHTS.items() <= self.metadata().items()
 
     def done(self) -> bool:
@@ -232,11 +232,11 @@ class Record:
             return False
 
     def ended(self) -> bool:
-        """Whether there is a file of a result, valid or not."""
+        """Whether a result file exists, valid or not."""
         return os.path.lexists(f"{self._path}/result.json")
 
     def started(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
+        """Whether there is a checkpoint to resume from."""
         return os.path.exists(self.state_file)
 
     def metrics(self, every: int = 1) -> list[dict[str, Any]]:
@@ -255,21 +255,21 @@ class Record:
         return [row for row in rows if isinstance(row, dict)]
 
     def metadata(self) -> dict[str, Any]:
-        """Machine, versions and times, or {} where there are none."""
+        """Machine, versions and times; {} if unknown."""
         return read_mapping(f"{self._path}/metadata.json")
 
     def version(self) -> str:
-        """The version of kdbench that made the result, or "" where that is not known."""
+        """The version of kdbench that wrote the result; "" if unknown."""
         versions = self.metadata().get("versions")
         version = versions.get("kdbench") if isinstance(versions, dict) else None
         return version if isinstance(version, str) else ""
 
     def compute(self) -> tuple[str, float, float]:
-        """Kind of device, multiply-accumulates and seconds of the training; ("", 0, 0) where they are not known."""
+        """Device kind, multiply-accumulates and seconds of the training; ("", 0, 0) if unknown."""
         return compute_of(self.metadata())
 
     def spec(self) -> dict[str, Any]:
-        """The spec as stored, or {} where there is none."""
+        """The stored spec; {} if there is none."""
         return read_mapping(f"{self._path}/spec.json")
 
     def begin(self, spec: dict[str, Any]) -> list[str]:
@@ -298,7 +298,7 @@ class Record:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def fail(self, failure: Failure) -> None:
-        """Store why training stopped. After an error the last checkpoint stays: the next try goes on from it."""
+        """Store why training stopped. After an error the last checkpoint stays, and a retry resumes from it."""
         write_json(self.folder / "failure.json", failure.model_dump())
         if failure.kind == "diverged":
             self.state_file.unlink(missing_ok=True)
@@ -316,7 +316,7 @@ class Record:
         self.state_file.unlink(missing_ok=True)
 
     def lock(self) -> Lock:
-        """The lock that whoever trains this holds. The system frees it when the process ends, however it ends."""
+        """The lock held while training. The system releases it when the process ends, however it ends."""
         locks = self.folder.parent.parent / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         return Lock(locks / f"{self.folder.parent.name}-{self.id}.lock")
@@ -333,7 +333,7 @@ class Record:
 
 
 def compute_of(metadata: dict[str, Any]) -> tuple[str, float, float]:
-    """What Record.compute gives, from what Record.metadata gave."""
+    """``Record.compute`` from metadata that is already read."""
     device, macs, seconds = metadata.get("device"), metadata.get("macs"), metadata.get("seconds")
     kind = device.get("kind") if isinstance(device, dict) else None
     if not (isinstance(kind, str) and isinstance(macs, int | float) and isinstance(seconds, int | float)):

@@ -28,7 +28,7 @@ from kdbench.suite.specs import Adapter, NewLayers, Stage, stage_label
 KINDS = ("teachers", "runs", "measurements")
 
 OUTDATED_FILE = "about.json"
-"""What kdbench 0.1 wrote in the place of metadata.json. Ids and files of its records differ from today's."""
+"""The metadata file of kdbench 0.1, whose ids and files differ from the current ones."""
 
 
 class Store:
@@ -51,7 +51,7 @@ class Store:
         return Record(f"{self._path}/measurements/{id}")
 
     def measured(self, spec: ProbeSpec | SimilaritySpec) -> Result | None:
-        """What was measured on networks; None where nothing was, or other weights of them are there now."""
+        """The stored measurement; None if there is none, or the networks' weights have changed since."""
         try:
             result = self.measurement(spec.id).result()
             hashes = self.hashes(spec.dependencies)
@@ -60,7 +60,7 @@ class Store:
         return result if result and hashes in (None, result.parent_sha256) else None
 
     def hashes(self, networks: Iterable[Stage]) -> str | None:
-        """The hashes of networks' weights, joined; None where one of them is not there. Raises BadRecord for damaged ones."""
+        """The joined hashes of networks' weights; None if one is missing. Raises BadRecord for damaged records."""
         results = [self.record_of(network).result() for network in networks]
         return "+".join(result.weights_sha256 for result in results if result) if all(results) else None
 
@@ -69,7 +69,7 @@ class Store:
         return self.run(teacher.source_run.id) if teacher.source_run else self.teacher(teacher.id)
 
     def outdated(self) -> str:
-        """A sentence on the finished records that kdbench 0.1 wrote, which are not used; "" where there are none."""
+        """A sentence on the finished records of kdbench 0.1, which are not used; "" if there are none."""
         count = sum(_is_outdated(entry) for kind in KINDS for entry in self._entries(kind))
         if not count:
             return ""
@@ -84,7 +84,7 @@ class Store:
         yield from (Record(entry.path) for entry in entries if not _is_outdated(entry))
 
     def quarantined(self, kind: str) -> Iterator[Path]:
-        """The folders of a kind that were set aside as damaged, by name."""
+        """The quarantined folders of a kind, by name."""
         yield from (Path(entry.path) for entry in self._entries(kind) if ".damaged-" in entry.name)
 
     def _entries(self, kind: str) -> list[os.DirEntry[str]]:
@@ -97,7 +97,7 @@ class Store:
             raise KdbenchError(f"{self.root / kind}: cannot be read: {error.strerror or error}") from None
 
     def unfinished(self, teacher: Stage) -> bool:
-        """Whether a teacher was begun, or set aside as damaged, and is not finished (nor diverged).
+        """Whether a teacher was started or quarantined, and is neither finished nor diverged.
 
         One that was never here, or was removed with the copies set aside, is not.
         """
@@ -113,7 +113,7 @@ class Store:
         self.check_origin(teacher)
 
     def check_origin(self, teacher: Stage) -> None:
-        """Raise BadRecord where new layers or a part were made on other weights than are there now."""
+        """Raise BadRecord if the parent of new layers or of an adapter has other weights now."""
         record = self.record_of(teacher)
         if not isinstance(teacher, NewLayers | Adapter):
             return
@@ -126,7 +126,7 @@ class Store:
             )
 
     def quarantine_damaged_teachers(self, teachers: Iterable[Stage]) -> dict[str, str]:
-        """Check finished teachers; set aside those that are not what was stored, unless in use elsewhere.
+        """Check finished teachers; quarantine damaged ones, unless another process uses them.
 
         Returns a message for each damaged one, by the id of its record. Raises KdbenchError where one cannot be set aside.
         """
@@ -165,7 +165,7 @@ class Store:
                 record.cleanup()
 
     def _quarantine(self, record: Record, check: Callable[[], object], reason: str, kind: str) -> str:
-        """Set a record aside unless another process is at it, or has made it again since; a message if so."""
+        """Quarantine a record, unless another process holds or has repaired it; returns a message, or ""."""
         try:
             with contextlib.suppress(Timeout), record.lock().acquire(timeout=0):
                 try:
@@ -189,11 +189,11 @@ class Store:
                     log.unlink()
 
     def source_folder(self, sha256: str) -> Path:
-        """Where the code of a plug-in is kept, by its hash."""
+        """The folder of a plug-in's archived source, by its hash."""
         return self.root / "sources" / sha256
 
     def keep_source(self, source: Source | None) -> None:
-        """Keep the code of a plug-in beside the results that were trained with it."""
+        """Archive the source of a plug-in with the results."""
         if source:
             write_modules(source.files.values(), self.source_folder(source.sha256))
 
@@ -266,7 +266,7 @@ def check_copyable(record: Record) -> None:
 
 
 def copy_record(record: Record, target: Path) -> None:
-    """Copy a record whole or not at all. Raises OSError where that is impossible, BadRecord where the copy differs."""
+    """Copy a record atomically. Raises OSError on failure, BadRecord if the copy differs."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{record.id}.{secrets.token_hex(6)}.tmp" / record.id
     try:

@@ -49,7 +49,7 @@ class KeptSuite:
 
     @property
     def original(self) -> Path:
-        """Where it was, if that is still the same file, else the kept one."""
+        """The original path if the file is unchanged, else the archived copy."""
         path = Path(self.about.file)
         try:
             return path if path.is_file() and path.read_bytes() == self.file.read_bytes() else self.file
@@ -58,7 +58,7 @@ class KeptSuite:
 
 
 def keep_suites(suites: Iterable[Suite], store: Store) -> None:
-    """Keep the files of suites that do not come with kdbench. Raises OSError where that cannot be."""
+    """Archive suites that are not bundled. Raises OSError on failure."""
     bundled = set(map(str, bundled_suites().values()))
     for suite in suites:
         if suite.file in bundled:
@@ -81,7 +81,7 @@ def kept_suites(stores: Sequence[Store]) -> list[KeptSuite]:
 
 
 class ArchivedFiles:
-    """Says what a suite's files were when it was run, where they are not there now.
+    """Looks up a suite's missing files in the archive of its last run.
 
     Weights are known by their SHA-256, modules are kept. ``messages`` are for the user: one for each file that is gone.
     """

@@ -1,4 +1,4 @@
-"""A results folder compared with what was stored: every file of every record, and what was left beside them."""
+"""Verifies a results folder: every file of every record, and leftovers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Damage:
 
 @dataclass
 class Verification:
-    """How many finished records were compared, what is damaged, and what else was found."""
+    """The number of checked records, the damaged ones, and notes."""
 
     checked: int = 0
     damaged: list[Damage] = field(default_factory=list)
@@ -85,7 +85,7 @@ def label_of(record: Record, kind: str) -> str:
 
 
 def _problems(store: Store, record: Record, kind: str, result: Result) -> Iterator[KdbenchError]:
-    """What is wrong with a record beside its result."""
+    """Check the files of a record besides its result."""
     small = [*record.problems(result)]
     yield from small
     if record.keeps_weights():
@@ -110,7 +110,7 @@ def _problems(store: Store, record: Record, kind: str, result: Result) -> Iterat
 
 
 def _origin_problems(store: Store, record: Record, kind: str, result: Result) -> Iterator[KdbenchError]:
-    """Whether a record was made on other weights than are there now."""
+    """Check that the weights that a record was made on have not changed."""
     try:
         if kind == "teachers":
             teacher = stage_from(record.spec())
@@ -127,7 +127,7 @@ def _origin_problems(store: Store, record: Record, kind: str, result: Result) ->
 
 
 def _readable(store: Store, networks: Iterable[Stage]) -> bool:
-    """Whether the results of networks can be read; of one that cannot, its own line tells."""
+    """Whether the results of networks can be read; unreadable ones are reported by their own records."""
     try:
         for network in networks:
             store.record_of(network).result()
@@ -153,7 +153,7 @@ _KNOWN = {
 
 
 def _leftovers(record: Record) -> Iterator[str]:
-    """What should not be in a record's folder, and harms nobody."""
+    """Harmless files that do not belong in a record's folder."""
     try:
         names = sorted(entry.name for entry in os.scandir(record.folder))
     except OSError:

@@ -28,7 +28,7 @@ def incompatibilities(
     image_size: int = 32,
     fraction: float = 1.0,
 ) -> list[str]:
-    """What makes a method impossible for a pair; an empty list where it is possible.
+    """Return why a method cannot train a pair of networks; an empty list if it can.
 
     nodes: the widths of the node embeddings that student and teacher get; None: they show their own embedding
     """
@@ -93,7 +93,7 @@ def equal_maps_without_regressor(student: NetworkInfo, teacher: NetworkInfo, opt
 
 
 def layer_pair_exists(student: NetworkInfo, teacher: NetworkInfo, options: dict[str, Any]) -> str | None:
-    """A fixed pair of stages, where there is one, names an existing stage of each network, counted from 1."""
+    """A fixed pair of stages names an existing stage of each network, counted from 1."""
     chosen = {"student_layer": student, "teacher_layer": teacher}
     given = [key for key in chosen if options[key] is not None]
     if len(given) == 1:
@@ -173,7 +173,7 @@ def factor_has_a_channel(student: NetworkInfo, teacher: NetworkInfo, options: di
 
 
 def transformed_stages(student: NetworkInfo, teacher: NetworkInfo, options: dict[str, Any]) -> str | None:
-    """Both networks have a pair of stages to compare, where transformations between stages are compared."""
+    """Both networks have two stages, which a comparison of transformations between stages needs."""
     if not options["transformations"]:
         return None
     for net in (student, teacher):
@@ -207,7 +207,7 @@ def transforms_of_the_pretext(student: NetworkInfo, teacher: NetworkInfo, option
 
 
 def images_of_the_pretext(student: NetworkInfo, teacher: NetworkInfo, options: dict[str, Any]) -> str | None:
-    """A jigsaw's images have quarters, and those that are told apart are all those that the teacher's part has seen."""
+    """A jigsaw needs images of even size; exemplars need all training images that the teacher's adapter has seen."""
     if options["pretext"] == "jigsaw" and options["image_size"] % 2:
         return f"moves the quarters of images, and a side of {options['image_size']} pixels has no halves: take another size"
     if options["pretext"] == "exemplar" and options["fraction"] < 1:
@@ -242,7 +242,7 @@ CONDITIONS: dict[str, Condition] = {
 
 
 def subset_errors(spec: DatasetSpec) -> list[tuple[str, str]]:
-    """The keys of a part that ask for more than there is, each with a message; classes are taken as equally large."""
+    """The keys of a subset that exceed the data set, each with a message; assumes classes of equal size."""
     whole = dataset(spec.name)
     train, test = whole.train // whole.classes, whole.test // whole.classes
     rest, measured = spec.split(train, test)
@@ -260,7 +260,7 @@ def subset_errors(spec: DatasetSpec) -> list[tuple[str, str]]:
 
 
 def training_images(spec: DatasetSpec, scenario: Scenario) -> int:
-    """How many images a student learns from; classes are taken as equally large."""
+    """The number of training images of a student; assumes classes of equal size."""
     whole = dataset(spec.name)
     rest, _ = spec.split(whole.train // whole.classes, 0)
     return spec.class_count * max(1, round(scenario.fraction * (spec.train_per_class or rest)))

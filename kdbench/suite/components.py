@@ -74,7 +74,7 @@ class Spec(BaseModel):
         return hash(self.id)  # some fields are mappings
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy with some fields changed, and so with an id of its own."""
+        """Copy with some fields changed and a new id."""
         copied = super().model_copy(update=update, deep=deep)
         for worked_out in copied.__dict__.keys() - type(self).model_fields.keys():
             del copied.__dict__[worked_out]
@@ -82,7 +82,7 @@ class Spec(BaseModel):
 
 
 class Variant(Spec):
-    """A member of a union of specs, which its ``kind`` tells from the others: it is always written out."""
+    """A member of a union of specs, discriminated by ``kind``, which is always serialised."""
 
     kind: Any
 
@@ -116,7 +116,7 @@ PositiveChannels = tuple[_Deviation, _Deviation, _Deviation]
 
 
 class Preprocessing(Spec):
-    """How a network sees an image.
+    """The preprocessing and augmentation of a network's input.
 
     Images are zero-padded by ``crop_padding`` pixels and cropped back, resized bicubically to ``size`` × ``size`` pixels
     (None: as they are), flipped with probability one half if ``flip``, and normalised with ``mean`` and ``std``, for values
@@ -142,7 +142,7 @@ class Preprocessing(Spec):
 
 
 class Recipe(Preprocessing):
-    """How one network is trained: SGD with stepwise decay on augmented views.
+    """The training recipe of one network: SGD with stepwise decay on augmented images.
 
     The learning rate is multiplied by ``decay`` after each of the ``milestones`` (epochs, counted from 1).
     ``node_embedding`` is the width of EGA's layer between backbone and classifier (None: the network's own classifier).
@@ -219,7 +219,7 @@ class DatasetSpec(Spec):
 
     @property
     def whole(self) -> DatasetSpec:
-        """The same classes with all their images, measured on the same half. A stand-in has none beside its own."""
+        """The same classes with all their images and the same test half. A stand-in is returned unchanged."""
         if self.stand_in:
             return self
         return self.model_copy(update={"train_per_class": None, "test_per_class": None})
@@ -231,11 +231,11 @@ class DatasetSpec(Spec):
 
     @property
     def class_count(self) -> int:
-        """How many classes it has."""
+        """The number of classes."""
         return self.classes or dataset(self.name).classes
 
     def split(self, train: int, test: int) -> tuple[int, int]:
-        """How many images of a class there are to train and to measure on, of so many in its official halves."""
+        """The training and test images per class, given those of the official halves."""
         if self.val_split is None:
             return train, test
         held_out = round(self.val_split * train)
@@ -243,7 +243,7 @@ class DatasetSpec(Spec):
 
 
 class Scenario(Spec):
-    """What is done to the student's training set.
+    """Changes to the student's training set.
 
     ``fraction`` of each class is kept. A share ``label_noise`` of each class then gets labels drawn uniformly, by ``noise``
     from the `other` classes or from `all`, the true one included. Under `classes` that share of the classes is instead given

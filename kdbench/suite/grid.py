@@ -36,7 +36,7 @@ def method_name(entry: MethodEntry) -> str:
 
 
 def axes(grid: GridEntry, selector: Selector | None = None) -> dict[str, int]:
-    """How long a grid's axes are, by key; the axes that ``selector`` names have its values."""
+    """The lengths of a grid's axes, by key; ``selector`` replaces the axes that it names."""
     selector = selector or Selector.model_construct()
     if selector.teacher or selector.student:
         pairs = len(selector.teacher or _teachers(grid)) * len(selector.student or _students(grid))
@@ -76,7 +76,7 @@ def _students(grid: GridEntry) -> dict[str, None]:
 
 
 class Matches:
-    """Which of many grid points a selector means, told from the values on their axes."""
+    """Finds the grid points that a selector matches, by their values on the axes."""
 
     def __init__(self, among: list[GridPoint]) -> None:
         self.count = len(among)
@@ -134,7 +134,7 @@ class Grid:
                 self.validator.report(place, message)
 
     def runs(self, suite: str, trials: int | None) -> list[Run]:
-        """The grid's runs; none where something is wrong. ``trials`` overrides what the grid says."""
+        """The grid's runs; empty if the suite has a problem. ``trials`` overrides the grid's own number."""
         self._report_missing()
         count = trials or self.entry.trials or self.protocol.trials
         where = () if trials else ("trials",) if self.entry.trials else ("protocol", "trials")
@@ -151,7 +151,7 @@ class Grid:
         ]
 
     def measurements(self, runs: Sequence[Run]) -> list[Measurement]:
-        """What the grid has measured on its ``runs``."""
+        """The measurements on the networks of ``runs``."""
         found: list[Measurement] = []
         for run in runs:
             found += measurements_of(run, self._named(run.teacher), self.entry.measure)
@@ -164,14 +164,14 @@ class Grid:
         return repeated(make_spec(point, kind, terms, self.protocol), trials)
 
     def _teacher(self, point: GridPoint) -> TeacherConfig | None:
-        """What the point's teacher is; None where it has none."""
+        """The teacher of a grid point; None for none."""
         return self._named(point.teacher)
 
     def _named(self, teacher: str) -> TeacherConfig | None:
         return self.validator.teachers.get(teacher) or (default_teacher(teacher) if teacher else None)
 
     def _too_many(self, trials: int, said: YamlPath) -> bool:
-        """Report more runs than a command may have, told from the lengths of the axes; ``said``: where the trials stand."""
+        """Report a grid that exceeds the limit of runs, by the lengths of its axes; ``said``: the path of the trials."""
         lengths = [axes(self.entry), *(axes(self.entry, selector) for selector in self.entry.include)]
         self.validator.runs += trials * sum(prod(each.values()) for each in lengths)
         if self.validator.runs <= MOST_RUNS:
@@ -189,12 +189,12 @@ class Grid:
         return True
 
     def _place(self, *keys: str | int) -> YamlPath:
-        """Where a key stands: in the grid, or at the suite's top; the grid itself where it stands in neither."""
+        """The path of a key: in the grid, else at the suite's top, else the grid's own path."""
         places: list[YamlPath] = [(*self.path, *keys), keys]
         return next((place for place in places if keys and place in self.validator.document.lines), self.path)
 
     def _report_missing(self) -> None:
-        """Report the keys without which there is no run; what follows from that is not reported again."""
+        """Report missing required keys, without the errors that follow from them."""
         missing = {key: f"'{key}' is missing" for key in ("dataset", "method") if not getattr(self.entry, key)}
         if not self.entry.pairs and not self.entry.student and "pairs" not in self.invalid_keys:
             missing["student"] = "'student' is missing (or give 'pairs' of teacher and student)"
@@ -203,7 +203,7 @@ class Grid:
             self.invalid_keys[key] = set()
 
     def _places(self, key: str) -> list[YamlPath]:
-        """Where the right items of a list stand in the file."""
+        """The paths of the valid items of a list."""
         written = self.raw.get(key)
         count = len(written) if isinstance(written, list) else 1
         right = [(*self.path, key, index) for index in range(count) if index not in self.invalid_keys.get(key, ())]
@@ -348,7 +348,7 @@ class Grid:
         return found
 
     def _unfilled(self, point: GridPoint, terms: Terms) -> Iterator[str]:
-        """Terms that learn from full batches only, where the training images fill none."""
+        """Report terms that need full batches when the training images fill none."""
         settings, data = self.protocol, point.dataset
         for use in terms if self.protocol_is_valid else ():
             least = int(term(use.name).full_batches)
@@ -368,7 +368,7 @@ class Grid:
             yield f"{what}, {why}. Another would do: protocol: {{base: {self.protocol.base}, {change}}}"
 
     def _reasons(self, point: GridPoint, teacher: str, terms: Terms) -> list[str]:
-        """What makes a method impossible for a pair, with the auxiliary between the two where the method has one."""
+        """Why a method cannot train a pair, including its auxiliary network, if it has one."""
         method = auxiliary_method(terms)
         node = self.protocol.node_embedding
         nodes = (node, None if point.strategy == "pretrained" else node)

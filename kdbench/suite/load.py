@@ -26,7 +26,7 @@ def bundled_suites() -> dict[str, Path]:
 
 
 def find_suite(reference: str) -> Path:
-    """A path (a pipe's, too), `-` for standard input, or a bundled suite's name. Raises BadSuite where there is none."""
+    """Resolve a path (or pipe), `-` for standard input, or a bundled suite's name. Raises BadSuite if none exists."""
     path, known = Path(os.path.expanduser(reference)), bundled_suites()
     there = bool(reference) and os.path.exists(path)
     folder = there and os.path.isdir(path)

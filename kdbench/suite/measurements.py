@@ -1,4 +1,4 @@
-"""What is measured on finished networks beside their accuracy: linear probes, and how alike student and teacher are."""
+"""Measurements on finished networks besides accuracy: linear probes, and the similarity of student and teacher."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ProbeSpec(Variant):
 
 
 class SimilaritySpec(Variant):
-    """How alike a run's student (``source``) and its teacher are on the test images of ``dataset``.
+    """The similarity of a run's student (``source``) and its teacher on the test images of ``dataset``.
 
     Each sees them by its own view. ``teacher`` is None where the teacher's new layers learned beside the student: it is then
     the teacher as it was when the run ended.
@@ -84,7 +84,7 @@ def measurement_from(value: Any) -> ProbeSpec | SimilaritySpec:
 
 
 class ProbeProtocol(Recipe):
-    """How linear classifiers are trained on frozen backbones."""
+    """The recipe of linear classifiers on frozen backbones."""
 
     title: StrictStr
     batch_norm: BatchNorm = "frozen"
@@ -124,7 +124,7 @@ def named_probe(value: Any) -> Any:
 
 
 def probe(source: Teacher, data: DatasetSpec, how: ProbeProtocol) -> ProbeSpec:
-    """A probe of a network on another data set, whose images it sees in the size and with the constants of its own."""
+    """A probe of a network on another data set, with the image size and normalisation of its own training."""
     seen = view_of(source)
     recipe = how.model_dump(include=set(Recipe.model_fields))
     native, wanted = dataset(data.name).size, seen.size or data.image_size
@@ -136,7 +136,7 @@ def probe(source: Teacher, data: DatasetSpec, how: ProbeProtocol) -> ProbeSpec:
 def similarity(
     student: StudentOf, teacher: Teacher | None, shown: Preprocessing | None, data: DatasetSpec
 ) -> SimilaritySpec:
-    """A comparison of student and teacher. ``shown`` is the teacher's own view; None where it sees the student's images."""
+    """A comparison of student and teacher. ``shown`` is the teacher's own view; None: it sees the student's images."""
     seen = view_of(student)
     return SimilaritySpec(
         source=student,
@@ -148,7 +148,7 @@ def similarity(
 
 
 def view_of(network: Teacher) -> Preprocessing:
-    """How a finished network sees an image in tests: the size and the constants of its own training, spelt out."""
+    """The test preprocessing of a finished network: size and normalisation of its own training, made explicit."""
     return _whole(preprocessing_of(network), _data_of(network))
 
 

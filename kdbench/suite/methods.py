@@ -79,7 +79,7 @@ def _parse_use(name: str, entry: Any, report: ReportProblem) -> WeightedTerm | N
 
 
 def _changed(info: TermInfo, options: dict[str, Any]) -> dict[str, Any]:
-    """The hyper-parameters that differ from the default; a whole number is a float where the default is one."""
+    """The hyper-parameters that differ from the defaults; an integer becomes a float if the default is one."""
     changed = {}
     for key, value in options.items():
         default = info.hyperparameters[key].default
@@ -94,7 +94,7 @@ def reads_teacher(terms: Terms) -> bool:
 
 
 def auxiliary_method(terms: Terms) -> str:
-    """The method that trains the wider student which takes the teacher's place; "" where the teacher itself teaches."""
+    """The method that trains an auxiliary between teacher and student; "" if the method needs none."""
     return next((method for use in terms if (method := term(use.name).auxiliary)), "")
 
 

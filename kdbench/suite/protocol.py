@@ -79,11 +79,11 @@ class Protocol(Recipe):
         return max(recipe.crop_padding for recipe in (self.recipe("", dataset), *others))
 
     def recipe(self, network: str, dataset: str) -> Recipe:
-        """How the protocol trains a student."""
+        """The recipe of a student."""
         return self._recipe(network, dataset, {})
 
     def teacher_recipe(self, network: str, dataset: str, view: Changes | None = None) -> Recipe:
-        """How the protocol trains a teacher from scratch. It keeps its own classifier.
+        """The recipe of a teacher trained from scratch, with its own classifier.
 
         How often it is tested does not change it, unless its best epoch is the one that is kept. ``view`` overrides how it
         sees the images.
@@ -91,16 +91,16 @@ class Protocol(Recipe):
         return self._teacher_recipe(network, dataset, {}, view)
 
     def fine_tune_recipe(self, network: str, dataset: str, view: Changes | None = None) -> Recipe:
-        """How the protocol trains a teacher on from weights that know something already."""
+        """The recipe of a teacher that is fine-tuned from pre-trained weights."""
         return self._teacher_recipe(network, dataset, self.fine_tune, view)
 
     def pretraining_spec(self, network: str, dataset: str) -> Pretraining:
-        """How the protocol trains a network without labels."""
+        """The recipe of self-supervised pre-training."""
         changes = {"node_embedding": None, "evaluate_every": 1, **self.pretraining, "crop_padding": 0}
         return Pretraining(recipe=self._recipe(network, dataset, changes), **self.simclr.model_dump())
 
     def head_spec(self, dataset: str, *, simultaneous: bool, view: Changes | None = None) -> HeadSpec | None:
-        """The new layers on a foundation backbone, or None where the protocol has none."""
+        """The new layers on a frozen backbone; None if the protocol defines none."""
         if self.node_embedding is None:
             return None
         changes = {
@@ -112,7 +112,7 @@ class Protocol(Recipe):
         return HeadSpec(width=self.node_embedding, recipe=self._recipe("", dataset, changes))
 
     def part_recipe(self, term: str, student: str, dataset: str, view: Preprocessing | None = None) -> Recipe:
-        """How the protocol trains what a term needs of a finished teacher, on images as the teacher sees them."""
+        """The recipe of a term's adapter on a finished teacher, with the teacher's preprocessing."""
         changes = dict(self.parts.get(term, {}))
         rates = changes.pop("lr_for", {})
         rate = next(({"lr": lr} for pattern, lr in rates.items() if fnmatchcase(student, pattern)), {})
@@ -138,7 +138,7 @@ class Protocol(Recipe):
 
     @cached_property
     def _recipes(self) -> dict[tuple[str, str, str], Recipe]:
-        """What has been asked for: a grid asks for the same again and again."""
+        """Cache: a grid requests the same recipes many times."""
         return {}
 
 
@@ -244,7 +244,7 @@ def _sections(raw: dict[str, Any]) -> dict[YamlPath, dict[str, Any]]:
 
 
 def late_milestones(said: dict[str, Any], whole: dict[str, Any], document: Document, path: YamlPath) -> list[Problem]:
-    """Milestones that are ``said`` and lie beyond the last epoch, which a section has from the ``whole`` where not said."""
+    """Report milestones in ``said`` beyond the last epoch, which a section may inherit from the ``whole``."""
     found = []
     for where, section in {(): said, **_sections(said)}.items():
         milestones = section.get("milestones")
@@ -261,11 +261,11 @@ def late_milestones(said: dict[str, Any], whole: dict[str, Any], document: Docum
 
 
 _ABOVE = {"fine_tune": "teacher", "head_simultaneous": "head"}
-"""What a section overrides that is not the recipe itself."""
+"""The sections that inherit from another section instead of from the recipe."""
 
 
 def _wrong_rates(raw: dict[str, Any], document: Document, path: YamlPath) -> list[Problem]:
-    """What is wrong with the rates of parts by student."""
+    """Report wrong learning rates of adapters by student."""
     found = []
     each = raw.get("parts")
     for name, values in each.items() if isinstance(each, dict) else ():
@@ -384,11 +384,11 @@ def derived_protocol(changes: dict[str, Any], document: Document, path: YamlPath
 
 
 _NOT_NAMED = ("title", "trials", "methods")
-"""What can be changed while the protocol stays what it is: a method with other terms is another method."""
+"""Changes that do not rename the protocol: a method with other terms is another method."""
 
 
 def _differences(original: dict[str, Any], changes: dict[str, Any]) -> list[str]:
-    """What was changed, as ``epochs 20``, ``teacher.lr 0.1``."""
+    """The changes, such as ``epochs 20``, ``teacher.lr 0.1``."""
     found = []
     for key, value in changes.items():
         before = original.get(key)

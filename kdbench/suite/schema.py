@@ -68,7 +68,7 @@ def known_part(name: str) -> str:
 
 
 def not_empty(value: Any) -> Any:
-    """Refuse a key whose value was left out, where None would mean the default."""
+    """Refuse a key without a value, for which None would mean the default."""
     if value is None:
         raise PydanticCustomError("empty", "is empty")
     return value
@@ -128,7 +128,7 @@ def _location(detail: ErrorDetails, document: Document, path: YamlPath) -> YamlP
 
 
 _PAIR: dict[str | int, int] = {"teacher": 0, "student": 1}
-"""Where a pair that is written as a list has its members."""
+"""The positions of the members of a pair that is written as a list."""
 
 
 def _message(detail: ErrorDetails, keys: Keys) -> str:
@@ -208,7 +208,7 @@ class MethodEntry(Schema):
 
 
 class TeacherEntry(Schema):
-    """What a teacher's name stands for: a network, and where its weights come from before the protocol trains it.
+    """A suite's own teacher: a network and the source of its initial weights.
 
     ``weights`` is a file, `sha256:…` of one that was imported, `openai` or `torchvision`, or `random` for none. Weights that
     would be used as they are, classifier and all, are trained on by the protocol's ``fine_tune`` where that is asked for.
@@ -281,7 +281,7 @@ Tables = Annotated[tuple[Annotated[StrictStr, AfterValidator(_known_table)], ...
 
 
 class MeasureEntry(Schema):
-    """What is measured on the finished networks of a grid.
+    """The measurements on the finished networks of a grid.
 
     ``probe`` names the data sets on which linear classifiers are trained, as ``probe_protocol`` says; ``similarity`` those on
     whose test images students are compared with their teachers.
@@ -293,7 +293,7 @@ class MeasureEntry(Schema):
 
 
 class Shared(Schema):
-    """What may stand at the top of a suite, for all its grids, or in one grid."""
+    """The keys that a suite may set for all its grids, or a grid for itself."""
 
     protocol: Any = None
     dataset: Datasets = ()

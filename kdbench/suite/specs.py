@@ -88,7 +88,7 @@ class _Stage(Variant):
 
     @property
     def source_run(self) -> RunSpec | None:
-        """The run whose student it is, and whose record it shares; None where it has a teacher's record."""
+        """The run whose student and record it is; None if it has a teacher's record."""
         return None
 
     @property
@@ -135,7 +135,7 @@ class SelfSupervised(_Stage):
 
     @property
     def recipe(self) -> Recipe:
-        """How it is trained."""
+        """The training recipe."""
         return self.pretraining.recipe
 
 
@@ -181,7 +181,7 @@ class NewLayers(_Stage):
 
     @property
     def recipe(self) -> Recipe:
-        """How it is trained."""
+        """The training recipe."""
         return self.head.recipe
 
 
@@ -199,12 +199,12 @@ class StudentOf(_Stage):
 
     @property
     def dataset(self) -> DatasetSpec:
-        """What it was trained on."""
+        """The training data."""
         return self.run.dataset
 
     @property
     def recipe(self) -> Recipe:
-        """How it is trained."""
+        """The training recipe."""
         return self.run.recipe
 
     @property
@@ -222,11 +222,11 @@ class StudentOf(_Stage):
 
 
 Teacher = Imported | SelfSupervised | Supervised | FineTuned | NewLayers | StudentOf
-"""What can teach: a network that is finished."""
+"""A finished network that can teach."""
 
 
 class Adapter(_Stage):
-    """What a term trains on a finished teacher, its ``parent``, before any student.
+    """The adapter that a term trains on a finished teacher, its ``parent``, before any student.
 
     ``hyperparameters`` are those of the term that the adapter depends on, where they differ from the term's defaults;
     ``source_sha256`` is the hash of the term's code.
@@ -328,7 +328,7 @@ class RunSpec(Variant):
 
     @property
     def dependencies(self) -> tuple[Stage, ...]:
-        """What must be finished before it can start: its teacher, and the adapters of its terms."""
+        """The stages that must be finished before it can start: its teacher, and the adapters of its terms."""
         return (*([self.teacher] if self.teacher else ()), *self.adapters)
 
     @property
@@ -372,12 +372,12 @@ class RunSpec(Variant):
 
 
 def preprocessing_of(stage: Stage) -> Preprocessing:
-    """How a finished network sees the images in tests, as far as its own training says."""
+    """The test preprocessing of a finished network, as its own training defines it."""
     return stage.weights.preprocessing if isinstance(stage, Imported) else stage.recipe.preprocessing
 
 
 def _tested(data: DatasetSpec, view: Preprocessing) -> tuple[object, ...]:
-    """What test images there are, and how they are seen."""
+    """The test images and their preprocessing, as one comparable value."""
     facts = dataset(data.name)
     images = data.name, data.class_count, data.test_per_class, data.val_split, data.size, data.stand_in
     return *images, view.size or data.image_size, view.mean or facts.mean, view.std or facts.std

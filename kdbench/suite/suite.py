@@ -39,7 +39,7 @@ class Run:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What tells two runs of a suite apart: the spec, and the place in a table."""
+        """The identity of a run within a suite: its spec and its place in the tables."""
         return (self.id, self.protocol.name, self.method, self.teacher, self.strategy)
 
     @property
@@ -51,7 +51,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a suite has measured on a run's student, or on its teacher."""
+    """A measurement on a run's student, or on its teacher."""
 
     run: Run
     of: Literal["student", "teacher"]
@@ -102,7 +102,7 @@ class GridPoint:
 
 
 def measurements_of(run: Run, kind: TeacherConfig | None, entry: MeasureEntry) -> Iterator[Measurement]:
-    """What a grid has measured on one of its runs; ``kind`` is what the run's teacher is by name.
+    """The measurements of a grid on one of its runs; ``kind`` is the run's teacher.
 
     A student that reads no teacher, or another, is compared with its pair's all the same, where that one is finished.
     """

@@ -1,4 +1,4 @@
-"""What a teacher's name stands for, and what it takes to have that teacher on a data set."""
+"""Teachers by name, resolved to the stages that make them on a data set."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class ResolvedTeacher:
-    """The teacher that must be there before a run, the layers that learn beside it, and the view that the teacher gets."""
+    """A run's finished teacher, its new layers that learn during the run, and the teacher's own view."""
 
     spec: Teacher
     head: HeadSpec | None
@@ -95,7 +95,7 @@ class ResolvedTeacher:
 
 
 def default_teacher(name: str) -> TeacherConfig:
-    """A teacher that is named by its network alone: published weights where there are any, else trained from scratch."""
+    """The teacher of a bare network name: its published weights, else trained from scratch."""
     return TeacherConfig(name, "published" if network(name).public else "random")
 
 
@@ -201,7 +201,7 @@ def adapters_for(
     terms: tuple[WeightedTerm, ...],
     settings: Protocol,
 ) -> tuple[Adapter, ...]:
-    """What terms train on a finished teacher: like it, on all training images and their clean labels."""
+    """The adapters of terms on a finished teacher, trained on all training images and clean labels."""
     return tuple(
         Adapter(
             parent=teacher,
@@ -240,7 +240,7 @@ def _weights(teacher: TeacherConfig, data: DatasetSpec) -> Weights | None:
 
 
 def _shown(teacher: TeacherConfig, data: DatasetSpec) -> Changes | None:
-    """How weights from elsewhere must be shown the images, where the data set's own way will not do."""
+    """The preprocessing that imported weights need, if it differs from the data set's own."""
     public = teacher.facts.public
     own = {key: value for key in ("mean", "std") if (value := getattr(teacher, key))}
     if public is None or (teacher.facts.classifier and teacher.source != "published"):

@@ -102,7 +102,7 @@ class SuiteValidator:
         return fallback_protocol(""), False, False
 
     def terms(self, value: Any, path: YamlPath) -> Terms:
-        """A weighted sum of terms, empty where it is wrong."""
+        """Parse a weighted sum of terms; empty if it is wrong."""
         return parse_terms(value, lambda inner, message: self.report((*path, *inner), message))
 
     def name_teachers(self, given: dict[str, Any]) -> None:
@@ -159,7 +159,7 @@ class SuiteValidator:
 
 
 class Top:
-    """What stands at the top of a suite, ``data``, for the grids that do not say it themselves."""
+    """The defaults at the top of a suite, ``data``, for its grids."""
 
     def __init__(self, data: dict[str, Any], head: SuiteHead, wrong: InvalidKeys, validator: SuiteValidator) -> None:
         self.data = data

@@ -24,7 +24,7 @@ UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff
 
 
 def read_scalar(node: yaml.ScalarNode) -> tuple[Any, str]:
-    """The value that was probably meant, and what is wrong with its spelling ("" where nothing is)."""
+    """The probable value, and what is wrong with its spelling ("" if nothing)."""
     text: str = node.value
     if UNPRINTABLE.search(text):
         return None, f"{_short(repr(text))} holds a character that cannot be printed: leave it out."
@@ -109,11 +109,11 @@ class Document:
 
     @property
     def folder(self) -> Path:
-        """From where on the files are looked for that it names: its own folder, or the working folder."""
+        """The base of relative paths in it: its own folder, or the working folder."""
         return Path() if self.piped else Path(self.file).parent
 
     def place(self, path: YamlPath) -> YamlPath:
-        """The part of ``path`` that stands in the file: ``student`` for ``student[0]`` where no list was written."""
+        """The part of ``path`` that exists in the file: ``student`` for ``student[0]`` if no list was written."""
         found: YamlPath = ()
         for part in path:
             if (*found, part) in self.lines:
@@ -165,7 +165,7 @@ def read_yaml(file: Path) -> Document:
 
 
 def _content(file: Path) -> bytes:
-    """What is in a file or on standard input, up to a little more than may be."""
+    """Read a file or standard input, up to one byte beyond the limit."""
     if str(file) != STDIN:
         with file.open("rb") as stream:
             return _up_to_limit(stream)

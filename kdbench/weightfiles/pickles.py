@@ -34,7 +34,7 @@ class NumpyType(Inert):
 
     @property
     def kind(self) -> str:
-        """Torch's name of the type; "" where it has none, or the bytes are in another order."""
+        """Torch's name of the type; "" if it has none, or the bytes are big-endian."""
         name = str(self.arguments[0]) if self.arguments else ""
         order = self.state[1] if isinstance(self.state, tuple) and len(self.state) > 1 else "<"
         return "" if order == ">" else _NUMPY.get(name, "")
@@ -44,7 +44,7 @@ class NumpyArray(Inert):
     """An array whose values come with its state: version, shape, type, order, bytes."""
 
     def tensor(self) -> Stored | None:
-        """It as a tensor; None where its values are no numbers."""
+        """The array as a tensor; None if its values are not numbers."""
         match self.state:
             case (_, tuple() as shape, NumpyType() as kind, by_columns, bytes() as values) if kind.kind:
                 return _array(values, kind, shape, by_columns)
@@ -56,7 +56,7 @@ def _array(values: bytes, kind: NumpyType, shape: tuple[int, ...], by_columns: o
 
 
 OPERATIONS = 2**19
-"""What a small file may need to list its tensors and its history, many times over."""
+"""Pickle operations that a small file may use: far more than its tensors and history need."""
 
 
 class _Counted(dict[int, Callable[..., None]]):
@@ -101,7 +101,7 @@ class Unpickler(pickle._Unpickler):  # the one in C takes memory for what a file
         self.dispatch.left = OPERATIONS + whole // 64
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a name stands for. Raises Refused."""
+        """Resolve a global name. Raises Refused."""
         if self._nested and (module, name) == ("torch.storage", "_load_from_bytes"):
             return self._load_nested
         known = _known(module.replace("numpy._core", "numpy.core"), name)
@@ -123,7 +123,7 @@ class Unpickler(pickle._Unpickler):  # the one in C takes memory for what a file
         return self._storage(kind, str(key), count)
 
     def copies(self, length: int) -> None:
-        """Take note of so many bytes that are copied. Raises Excessive where a file would be copied again and again."""
+        """Count copied bytes. Raises Excessive for a pickle that copies the same content repeatedly."""
         self._copies -= length
         if self._copies < 0:
             raise Excessive("it copies the same again and again")
@@ -147,7 +147,7 @@ def _refuse(_: Any) -> None:
 
 @lru_cache(maxsize=1000)
 def _known(module: str, name: str) -> Any:
-    """What a name stands for; None for one that is refused."""
+    """Resolve a global name; None for one that is refused."""
     if (module, name) in _NAMES:
         return _NAMES[module, name]
     if module == "torch" and (match := re.fullmatch(r"(\w+)Storage", name)):

@@ -26,7 +26,7 @@ SPARE = 2**28
 
 @contextmanager
 def opened(path: Path) -> Iterator[object]:
-    """What a file holds, not yet its tensors' values. These can be read until the end of the context.
+    """Open a checkpoint. Tensor values are read on demand, until the end of the context.
 
     Raises BadInput where that is no checkpoint, or more than tensors and plain data.
     """
@@ -173,13 +173,13 @@ def _at(file: BinaryIO, place: int, length: int) -> bytes:
 
 State = dict[str, Stored]
 WRAPPERS = ("module", "_orig_mod")
-"""What torch puts into the names of a network's tensors where it is run in parallel, or compiled."""
+"""Name parts that torch inserts for parallel or compiled networks."""
 DEPTH = 30
-"""How far tensors are looked for, mapping in mapping."""
+"""The maximum nesting depth of state dicts in a checkpoint."""
 
 
 def states(content: object) -> dict[str, State]:
-    """The mappings of names to tensors, by the place where they stand, such as ``state.model``; "" for a bare one.
+    """The state dicts in a checkpoint by their path, such as ``state.model``; "" for the top level.
 
     Raises BadInput where there are none.
     """

@@ -53,7 +53,7 @@ class Stored:
 
     @property
     def count(self) -> int:
-        """How many values it has."""
+        """The number of values."""
         total = 1
         for side in self.shape:
             total *= side
@@ -61,7 +61,7 @@ class Stored:
 
 
 def stored(storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> Stored:
-    """A view of a storage. Raises ValueError where it reaches beyond it."""
+    """A view of a storage. Raises ValueError if it exceeds the storage."""
     if len(shape) != len(stride) or not all(map(_sensible, (shape, stride, (offset,)))):
         raise ValueError("no tensor has this shape")
     last = offset + sum((side - 1) * step for side, step in zip(shape, stride, strict=True))
@@ -71,7 +71,7 @@ def stored(storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[
 
 
 def contiguous(storage: Storage, shape: tuple[int, ...], *, columns: bool = False) -> Stored:
-    """A tensor that is its whole storage, row by row, or column by column. Raises ValueError where it is larger."""
+    """A contiguous tensor over a whole storage, row- or column-major. Raises ValueError if it is larger."""
     if not _sensible(shape):
         raise ValueError("no tensor has this shape")
     stride, step = [], 1
@@ -98,7 +98,7 @@ _COMPRESSED: dict[bytes, Callable[[BinaryIO], gzip.GzipFile | bz2.BZ2File]] = {
     b"BZh": bz2.BZ2File,
 }
 _OTHERS = (b"\xfd7zXZ", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd", b"Rar!")
-"""How files begin that xz, 7-Zip, zstd and RAR have made. Their names are not looked for."""
+"""Magic bytes of xz, 7-Zip, zstd and RAR files, whose contents are not listed."""
 
 
 def is_data(name: str) -> bool:

@@ -163,3 +163,14 @@ def test_nothing_is_kept_where_nothing_can_be_written(call, tmp_path, monkeypatc
     (tmp_path / "results" / "suites").write_text("no folder")
     assert "43.21" in call("run", "my suite.yaml").stdout
     assert load_suite(tmp_path / "my suite.yaml").text == SUITE
+
+
+@pytest.mark.parametrize("words", [["plan", "smoke"], ["report", "smoke"], ["report"], ["verify"]])
+def test_results_of_the_first_version_are_mentioned_and_stay(tmp_path, words):
+    record = tmp_path / "runs" / ("0" * 12)
+    record.mkdir(parents=True)
+    for name in ("result.json", "about.json"):
+        (record / name).write_text("{}")
+    done = CliRunner().invoke(app, [*words, "--results", str(tmp_path)])
+    assert f"{tmp_path}: 1 record was written by kdbench 0.1 and is not used" in done.output
+    assert sorted(path.name for path in record.iterdir()) == ["about.json", "result.json"]
