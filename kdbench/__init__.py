@@ -1,3 +1,91 @@
-"""A benchmark suite for knowledge distillation in image classification."""
+"""A benchmark suite for knowledge distillation in image classification.
+
+>>> import kdbench
+>>> kdbench.run("demo")
+>>> df = kdbench.results("results", "demo")
+
+load_suite, plan, run           a suite, what is left to train, its training
+results, tables, report         values and tables as DataFrames, a report as text
+build_model, load_student       a network with fresh weights, a trained student
+Term, TermContext               a loss term and what it is built for; kdbench.methods.build_term builds one
+Outputs, Batch                  what a term gets from the networks and the stream
+
+Errors are subclasses of kdbench.errors.KdbenchError; bad input is kdbench.errors.BadInput. The names are imported when they
+are first used.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from kdbench.api import load_student, load_suite, plan, report, results, run, tables
+    from kdbench.data.batch import Batch
+    from kdbench.methods.term import Term, TermContext
+    from kdbench.models.factory import build as build_model
+    from kdbench.models.outputs import Outputs
 
 __version__ = "0.2.0"
+
+__all__ = [
+    "Batch",
+    "Outputs",
+    "Term",
+    "TermContext",
+    "build_model",
+    "load_student",
+    "load_suite",
+    "plan",
+    "report",
+    "results",
+    "run",
+    "tables",
+]
+
+_HOMES = {
+    "Batch": "kdbench.data.batch:Batch",
+    "Outputs": "kdbench.models.outputs:Outputs",
+    "Term": "kdbench.methods.term:Term",
+    "TermContext": "kdbench.methods.term:TermContext",
+    "build_model": "kdbench.models.factory:build",
+    **{name: f"kdbench.api:{name}" for name in ("load_student", "load_suite", "results", "run", "tables")},
+}
+_CALLABLE = ("plan", "report")
+
+
+class _CallablePackage(ModuleType):
+    """The packages ``kdbench.plan`` and ``kdbench.report``: a call is that of the function of this name in kdbench.api."""
+
+    def __call__(self, *args: object, **options: object) -> object:
+        function = getattr(import_module("kdbench.api"), self.__name__.rpartition(".")[2])
+        return function(*args, **options)
+
+
+class _Package(ModuleType):
+    """This package: its two submodules that share their name with a public function are made callable when imported."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in _CALLABLE and isinstance(value, ModuleType):
+            value.__class__ = _CallablePackage
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> object:
+    if name in _CALLABLE:
+        return import_module(f"kdbench.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kdbench' has no attribute '{name}'")
+    module, _, attribute = _HOMES[name].partition(":")
+    value = globals()[name] = getattr(import_module(module), attribute)
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -6,6 +6,7 @@ KdbenchError            exit code 1: something failed while running
 ├── BadRecord           a file of the results directory does not hold what it should
 │   ├── LockedRecord    the system does not let it be read: permissions, a faulty disk
 │   └── LostTeacher     a teacher's weights are damaged; they are set aside and trained again
+├── CannotSave          the results directory cannot be written; resumable
 └── Interrupted         exit code 130: stopped on request; resumable
 """
 
@@ -37,6 +38,10 @@ class LockedRecord(BadRecord):
 
 class LostTeacher(BadRecord):
     """A teacher whose weights are damaged. They were quarantined; it must be retrained."""
+
+
+class CannotSave(KdbenchError):
+    """Results cannot be written, for want of space or permission. The work can be resumed."""
 
 
 class Interrupted(KdbenchError):

@@ -10,7 +10,6 @@ from kdbench.catalogue.text import CONTROL, one_line, printable
 from kdbench.cli import app as commands
 from kdbench.cli.progress import RunProgress
 from kdbench.errors import KdbenchError
-from kdbench.plan.plan import Plan
 
 
 HOSTILE = "\x1b]0;owned\x07\x1b[8mhidden\x9b31m \u202ereversed\u2066 \udc80 end"
@@ -23,7 +22,7 @@ def test_escapes():
     assert not CONTROL.search(printable(HOSTILE))
 
 
-@pytest.mark.parametrize("place", ["failure", "spec", "about", "metrics"])
+@pytest.mark.parametrize("place", ["failure", "spec", "metadata", "metrics"])
 def test_commands_escape_what_records_say(tmp_path, place):
     folder = tmp_path / "runs" / "aaaaaaaaaaaa"
     folder.mkdir(parents=True)
@@ -48,7 +47,7 @@ def test_errors_and_progress_escape_what_they_say(monkeypatch, capsys):
     monkeypatch.setattr(commands, "app", fail)
     with pytest.raises(SystemExit):
         __main__.main()
-    RunProgress([], Plan((), (), 0, 0)).say(HOSTILE)
+    RunProgress([]).say(HOSTILE)
     lines = capsys.readouterr().err
     assert lines.count("\\x1b[8mhidden") == 2
     assert not CONTROL.search(lines.replace("\n", ""))

@@ -32,7 +32,8 @@ class Dataset:
 
     ``files`` are paths below ``folder`` with their MD5 sums, None where the authors' own sum is that of the archive alone.
     ``archives`` are what those files come from; none where the data set cannot be downloaded, and ``by_hand`` then says how
-    to get it. ``streamed`` says that its images stay files and are decoded in every epoch.
+    to get it. ``streamed`` says that its images stay files and are decoded in every epoch. ``class_names`` are in the order
+    of the labels; without them the names are those of the class folders, sorted.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Dataset:
     archives: tuple[Archive, ...] = ()
     by_hand: str = ""
     streamed: bool = False
+    class_names: tuple[str, ...] = ()
 
     def npz(self, root: Path) -> Path:
         """The one NumPy file that can take the place of all others."""
@@ -98,7 +100,7 @@ def _spellings() -> dict[str, Dataset]:
 
 def _dataset(name: str, entry: dict[str, object]) -> Dataset:
     archives = tuple(Archive(**archive) for archive in entry.pop("archives", ()))  # type: ignore[attr-defined]
-    for key in ("mean", "std", "aliases"):
+    for key in ("mean", "std", "aliases", "class_names"):
         if key in entry:
             entry[key] = tuple(entry[key])  # type: ignore[arg-type]
     return Dataset(name=name, archives=archives, **entry)  # type: ignore[arg-type]

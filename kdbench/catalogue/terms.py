@@ -255,9 +255,9 @@ def _classes_of(path: Path) -> Iterator[ast.ClassDef]:
 
 
 def _imported(module: str, path: Path) -> dict[str, str]:
-    """Name → dotted path of everything that a module imports."""
+    """Name → dotted path of everything that a module imports, for type checkers included."""
     names = {}
-    for node in parse(path).body:
+    for node in _statements(parse(path).body):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 top = alias.name.partition(".")[0]
@@ -266,6 +266,12 @@ def _imported(module: str, path: Path) -> dict[str, str]:
             source = absolute(node, module, path)
             names.update({alias.asname or alias.name: f"{source}.{alias.name}" for alias in node.names})
     return names
+
+
+def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements of a module, and those below ``if TYPE_CHECKING``: kdbench itself imports its public names lazily."""
+    for node in body:
+        yield from node.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" else [node]
 
 
 def _hyperparameters(classes: list[_Class]) -> dict[str, Hyperparameter]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdbench.catalogue.text import one_line, printable
+from kdbench.cli.completion import complete_suites
 from kdbench.cli.options import Data, Json, Results, Suites
 from kdbench.errors import BadInput, BadSuite, Problem
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def validate(suites: Suites, json_output: Json = False) -> None:
-    """Check suite files: every problem at once, with file, line and the nearest right name."""
+    """Check suite files and report every problem at once, with file, line and the nearest right name."""
     from kdbench.suite.load import load_suites
 
     try:
@@ -57,11 +58,14 @@ def _check_weights(suites: Iterable[Suite]) -> None:
 
 
 def verify(
-    suites: Annotated[list[str] | None, typer.Argument(metavar="[SUITE…]", help="Default: all that is there.")] = None,
+    suites: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SUITE…]", autocompletion=complete_suites, help="Default: every record."),
+    ] = None,
     results: Results = Path("results"),
     json_output: Json = False,
 ) -> None:
-    """Compare every file of every finished record with what was stored. Exit code 1 where one is damaged."""
+    """Compare the files of finished records with their checksums. Exit code 1 if one is damaged."""
     from kdbench.store.store import Store
     from kdbench.store.verify import verify as compare
 
@@ -106,7 +110,7 @@ MODULES = {"open_clip_torch": "open_clip", "scikit-learn": "sklearn"}
 
 
 def doctor(results: Results = Path("results"), data: Data = Path("data")) -> None:
-    """Check versions, devices, data and permissions: what works here, and what to do about the rest."""
+    """Check versions, devices, data and permissions. Says what works, and how to repair the rest."""
     from kdbench import __version__
     from kdbench.catalogue.datasets import datasets
     from kdbench.catalogue.text import command

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdbench.catalogue.text import command
-from kdbench.cli.options import Data, Json, Output, Results, print_text
+from kdbench.cli.completion import complete_datasets
+from kdbench.cli.options import HELP_OPTIONS, Data, Json, Output, Results, print_text
 from kdbench.errors import BadInput, KdbenchError
 
 
@@ -21,9 +22,17 @@ if TYPE_CHECKING:
     from kdbench.suite.specs import DatasetSpec, RunSpec, Scenario
 
 
-data = typer.Typer(help="What is there of the data sets; fetch and prepare them.", no_args_is_help=True)
+data = typer.Typer(
+    help="The data sets: status, download, prepare, samples.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings=HELP_OPTIONS,
+)
 
-Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]…", help="Data sets: kdbench list datasets.")]
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[NAME]…", autocompletion=complete_datasets, help="Data sets: kdbench list datasets."),
+]
 
 
 @data.command("status")
@@ -115,8 +124,14 @@ def _origin(facts: Dataset) -> str:
 Request = tuple["DatasetSpec", "Scenario", int]
 
 
+@data.command("samples")
 def samples(
-    name: Annotated[str | None, typer.Argument(metavar="[DATASET]", help="A data set: kdbench list datasets.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DATASET]", autocompletion=complete_datasets, help="A data set: kdbench list datasets."
+        ),
+    ] = None,
     classes: Annotated[int | None, typer.Option(help="Only so many classes.")] = None,
     train_per_class: Annotated[int | None, typer.Option(help="Only so many training images of each class.")] = None,
     test_per_class: Annotated[

@@ -41,7 +41,7 @@ def list_things(
     results: Results = Path("results"),
     json_output: Json = False,
 ) -> None:
-    """List methods, models, data sets, protocols, suites, printed tables, teachers or runs."""
+    """List methods, models, datasets, protocols, suites, tables, teachers or runs."""
     lines = _LISTS[kind](results)
     if json_output:
         typer.echo(json.dumps(lines, indent=1))

@@ -18,6 +18,7 @@ import typer
 from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.networks import network
 from kdbench.catalogue.text import listed, nearest, normalise, printable, shorten
+from kdbench.cli.completion import ONLY_KEYS, complete_only, complete_suites
 from kdbench.errors import BadInput, KdbenchError
 
 
@@ -51,8 +52,15 @@ def results_folder(text: str) -> Path:
     return found
 
 
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+
 Suites = Annotated[
-    list[str], typer.Argument(metavar="SUITE…", help="Suite files, `-` for standard input, or names of bundled suites.")
+    list[str],
+    typer.Argument(
+        metavar="SUITE…",
+        autocompletion=complete_suites,
+        help="Suite files, `-` for standard input, or names of bundled suites.",
+    ),
 ]
 Results = Annotated[
     Path,
@@ -77,6 +85,7 @@ Only = Annotated[
     typer.Option(
         "--only",
         metavar="KEY=VALUE",
+        autocompletion=complete_only,
         help="Only runs with this method, student, teacher, dataset, strategy or trial; several values with commas.",
     ),
 ]
@@ -89,8 +98,6 @@ Tiny = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-
-_KEYS = ("method", "student", "teacher", "dataset", "strategy", "trial")
 
 
 def load(
@@ -131,10 +138,12 @@ def select(suites: Sequence[Suite], only: Sequence[str] | None) -> list[Suite]:
     for condition in only or ():
         typed, _, values = condition.partition("=")
         key = typed.strip().lower()
-        if key not in _KEYS or not values.strip(" ,"):
-            near = nearest(key, _KEYS)
+        if key not in ONLY_KEYS or not values.strip(" ,"):
+            near = nearest(key, ONLY_KEYS)
             hint = f" Did you mean '{near}'?" if near and near != key else ""
-            raise BadInput(f"--only {shorten(condition, 200)}: write KEY=VALUE with a KEY of {', '.join(_KEYS)}.{hint}")
+            raise BadInput(
+                f"--only {shorten(condition, 200)}: write KEY=VALUE with a KEY of {', '.join(ONLY_KEYS)}.{hint}"
+            )
         there = sorted({_value(run, key) for suite in suites for run in suite.runs} - {""})
         try:
             wanted = set().union(*_named(values, key, there))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdbench.catalogue.text import printable
-from kdbench.cli.options import Json, Only, Results, Suites, Tiny, Trials, load
+from kdbench.cli.options import Data, Json, Only, Results, Suites, Tiny, Trials, load
 
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ Speed = Annotated[
 def plan(
     suites: Suites,
     results: Results = Path("results"),
+    data: Data = Path("data"),
     slots: Slots = 1,
     on: On = "",
     speed: Speed = None,
@@ -40,7 +41,7 @@ def plan(
 ) -> None:
     """Show what would run: teachers, cohorts, runs, hours. Nothing is trained."""
     loaded = load(suites, [results], trials, only, tiny=tiny)
-    facts = summarise(loaded, results, slots, on, speed)
+    facts = summarise(loaded, results, slots, on, speed, data=data)
     if json_output:
         typer.echo(json.dumps(facts, indent=1))
     else:
@@ -48,12 +49,13 @@ def plan(
 
 
 def summarise(
-    suites: Sequence[Suite], results: Path, slots: int, on: str = "", speed: float | None = None
+    suites: Sequence[Suite], results: Path, slots: int, on: str = "", speed: float | None = None, *, data: Path
 ) -> dict[str, Any]:
     """A plan as JSON-ready facts. Hours come from speeds measured in the results folder where there are any."""
     from kdbench.errors import BadInput
     from kdbench.plan.cost import ASSUMED_SPEED, measured_speed
     from kdbench.plan.plan import changed_plugins, make_plan
+    from kdbench.plan.requirements import missing_files
     from kdbench.store.store import Store
     from kdbench.suite.methods import plugin_folders
     from kdbench.suite.specs import stage_label
@@ -63,7 +65,9 @@ def summarise(
     store = Store(results)
     specs = [spec for suite in suites for spec in suite.specs.values()]
     plugin_folders(specs)
-    plan = make_plan(specs, store, slots, measurements=[each.spec for suite in suites for each in suite.measurements])
+    plan = make_plan(specs, store, measurements=[each.spec for suite in suites for each in suite.measurements]).on(
+        slots
+    )
     measured = measured_speed(store)
     kind = on or next(iter(measured), "cpu")
     rate = speed * 1e9 if speed else (measured.get(kind) or ASSUMED_SPEED[kind])
@@ -78,6 +82,7 @@ def summarise(
             {"runs": len(c.runs), "teacher": c.teacher.network if c.teacher else "", "dataset": c.runs[0].dataset.name}
             for c in plan.cohorts
         ],
+        "missing": missing_files(plan, data),
         "damaged": _damaged(store, plan),
         "measurements": [f"{_NAMES[spec.kind]} on {spec.dataset.name}" for spec in plan.measurements],
         "measurements_done": plan.measurements_done,
@@ -119,6 +124,7 @@ def describe(facts: dict[str, Any]) -> str:
         teacher = f" with teacher {cohort['teacher']}" if cohort["teacher"] else " without teacher"
         lines.append(f"  {count} × cohort of {cohort['runs']} on {cohort['dataset']}{teacher}")
     lines += [f"  again: {reason}" for reason in facts["damaged"]]
+    lines += [f"Missing: {message}" for message in facts["missing"]]
     if facts["measurements"]:
         counts = ", ".join(_counted(facts["measurements"]))
         lines.append(f"Measurements: {counts}; {facts['measurements_done']} at hand.")

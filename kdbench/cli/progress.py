@@ -95,31 +95,36 @@ class Tally:
 class RunProgress:
     """Listens to a pool. Use it as a context manager; ``listen`` takes the pool's events."""
 
-    def __init__(self, suites: Sequence[Suite], plan: Plan) -> None:
-        labels = {run.id: run.label for suite in suites for run in suite.runs}
+    def __init__(self, suites: Sequence[Suite]) -> None:
+        self.labels = {run.id: run.label for suite in suites for run in suite.runs}
+        self.live: Any = None
+        self._planned(Plan((), (), 0, 0))
+
+    def _planned(self, plan: Plan) -> None:
         self.members: dict[str, Member] = {}
         for teacher in plan.teachers:
             self.members[teacher.id] = Member(teacher_label(teacher), teacher_cost(teacher))
         for cohort in plan.cohorts:
             for run in cohort.runs:
-                self.members[run.id] = Member(labels.get(run.id, auxiliary_label(run)), student_cost(run))
+                self.members[run.id] = Member(self.labels.get(run.id, auxiliary_label(run)), student_cost(run))
         for spec in plan.measurements:
             self.members[spec.id] = Member(spec.label, measurement_cost(spec))
         self.counted = {run.id for cohort in plan.cohorts for run in cohort.runs}
         self.tally = Tally(sum(member.cost for member in self.members.values()), plan.runs)
         self.slots: dict[str, Work] = {}
         self.resumed: set[str] = set()
-        self.live: Any = None
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty():
+        return self
+
+    def _show(self) -> None:
+        if sys.stderr.isatty() and not self.live:
             from rich.console import Console
             from rich.live import Live
 
             self.live = Live(console=Console(stderr=True), get_renderable=self._render, refresh_per_second=4)
             with heard_or_not():
                 self.live.start()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -140,6 +145,9 @@ class RunProgress:
     def listen(self, slot: str, event: dict[str, Any]) -> None:
         """Take note of one event."""
         match event["event"]:
+            case "planned":
+                self._planned(event["plan"])
+                self._show()
             case "started":
                 self._started(slot, event["teacher"], event["runs"], event["measurement"], quiet=event["waited"])
             case "epoch" | "under way":

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdbench.catalogue.text import command, shell_line
+from kdbench.cli.completion import complete_methods, complete_suites, complete_tables
 from kdbench.cli.options import Only, Output, Tiny, Trials, print_text, results_folder, say, select, tell_outdated
 from kdbench.cli.options import load as load_named
 from kdbench.errors import BadInput, BadSuite
@@ -35,6 +36,10 @@ def _in_utf8(format: Format) -> Format:
 FormatOption = Annotated[
     Format, typer.Option("--format", "-f", callback=_in_utf8, help="How tables are written; to files in UTF-8.")
 ]
+ReportedSuites = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SUITE…]", autocompletion=complete_suites, help="Default: every suite with results."),
+]
 ViewOption = Annotated[View, typer.Option("--view", help="What the cells show.")]
 Folders = Annotated[
     list[Path] | None,
@@ -52,14 +57,13 @@ MixVersions = Annotated[
 
 
 def report(
-    suites: Annotated[
-        list[str] | None, typer.Argument(metavar="[SUITE…]", help="Default: every suite with results.")
-    ] = None,
+    suites: ReportedSuites = None,
     results: Folders = None,
     format: FormatOption = Format.terminal,
     view: ViewOption = View.both,
     table: Annotated[
-        list[str] | None, typer.Option("--table", help="Only this printed table; may be repeated.")
+        list[str] | None,
+        typer.Option("--table", autocompletion=complete_tables, help="Only this printed table; may be repeated."),
     ] = None,
     published: Annotated[bool, typer.Option("--published", help="The papers' tables as they are printed.")] = False,
     tolerance: Annotated[
@@ -70,7 +74,12 @@ def report(
         bool, typer.Option("--statistics", help="Paired tests, ranks and what the trials can detect.")
     ] = False,
     baseline: Annotated[
-        str | None, typer.Option("--baseline", help="The method that statistics compare with. Default: kd, or else ce.")
+        str | None,
+        typer.Option(
+            "--baseline",
+            autocompletion=complete_methods,
+            help="The method that statistics compare with. Default: kd, or else ce.",
+        ),
     ] = None,
     bold: Annotated[
         Bold,
@@ -307,9 +316,7 @@ def _repeated(name: str, values: Sequence[object]) -> list[str]:
 def compare(
     first: Annotated[Path, typer.Argument(metavar="A", parser=results_folder, help="A results folder.")],
     second: Annotated[Path, typer.Argument(metavar="B", parser=results_folder, help="Another.")],
-    suites: Annotated[
-        list[str] | None, typer.Argument(metavar="[SUITE…]", help="Default: every suite with results.")
-    ] = None,
+    suites: ReportedSuites = None,
     format: FormatOption = Format.terminal,
     mix_versions: MixVersions = False,
     output: Output = None,

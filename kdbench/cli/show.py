@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from kdbench.catalogue.text import one_line, printable
+from kdbench.cli.completion import complete_names
 from kdbench.cli.listing import method_page
 from kdbench.cli.options import Results
 
@@ -17,11 +18,15 @@ from kdbench.cli.options import Results
 def show(
     name: Annotated[
         str,
-        typer.Argument(metavar="NAME|ID", help="A method, model, data set, protocol, suite, printed table, or run id."),
+        typer.Argument(
+            metavar="NAME|ID",
+            autocompletion=complete_names,
+            help="A method, model, data set, protocol, suite, printed table, or run id.",
+        ),
     ],
     results: Results = Path("results"),
 ) -> None:
-    """Show one thing in full: a method's equation and weights, a network, a protocol, a suite, a run and its curve."""
+    """Show one thing in full: a method, a network, a suite, a run and its curve."""
     from kdbench.catalogue.datasets import datasets
     from kdbench.catalogue.networks import networks
     from kdbench.catalogue.tables import TABLES

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdbench.catalogue.text import printable
+from kdbench.cli.completion import complete_datasets, complete_networks
 from kdbench.cli.listing import Kind, list_things
-from kdbench.cli.options import Data, Json, Only, Results, Suites, load
-from kdbench.cli.run import Devices, Download, Jobs, Place, work_on
+from kdbench.cli.options import HELP_OPTIONS, Data, Json, Only, Results, Suites, load
+from kdbench.cli.run import Devices, Download, Jobs, progress
+from kdbench.execution.runner import RunOptions, train_teachers
 
 
 if TYPE_CHECKING:
@@ -25,8 +27,14 @@ if TYPE_CHECKING:
 
 def import_file(
     file: Annotated[Path, typer.Argument(help="A checkpoint (.safetensors, .pth, .pt), or what export has made.")],
-    network: Annotated[str | None, typer.Option("--network", help="The network whose weights it holds.")] = None,
-    dataset: Annotated[str | None, typer.Option("--dataset", help="The data set that its classes belong to.")] = None,
+    network: Annotated[
+        str | None,
+        typer.Option("--network", autocompletion=complete_networks, help="The network whose weights it holds."),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", autocompletion=complete_datasets, help="The data set that its classes belong to."),
+    ] = None,
     key: Annotated[
         str | None, typer.Option("--key", help="Where the network lies in a file that holds several, such as student.")
     ] = None,
@@ -75,9 +83,11 @@ def import_file(
     record = store.teacher(spec.id)
     folders = [folder for name in ("runs", "teachers", "locks", "") if not (folder := results / name).exists()]
     store.check_writable()  # said before a large file is looked into
-    place = Place(results, data, devices, weights={str(kind.sha256): file})
+    options = RunOptions(results, data, devices, weights={str(kind.sha256): file})
     try:
-        if failed := work_on([], [spec], place, store, wanted=[spec]):
+        with progress() as on_event:
+            failed = train_teachers([spec], options, on_event)
+        if failed:
             raise BadInput(failed[spec.id])
     except KdbenchError:
         _leave_as_it_was(record, folders)
@@ -176,7 +186,8 @@ def _take_in(folder: Path, store: Store) -> None:
 app = typer.Typer(
     help="The teachers in a results folder: list, train, import, verify, export.",
     no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,
+    context_settings=HELP_OPTIONS,
 )
 
 
@@ -199,16 +210,15 @@ def train(
     """Train the teachers of suites, and nothing else. Whoever asks at the same time waits for the same teacher."""
     from kdbench.errors import KdbenchError
     from kdbench.plan.plan import auxiliaries_of
-    from kdbench.store.store import Store
     from kdbench.suite.specs import stage_label
 
     loaded = load(suites, [results], only=only)
-    store = Store(results)
     specs = [each for suite in loaded for spec in suite.specs.values() for each in (*auxiliaries_of(spec), spec)]
     teachers = {stage.id: stage for spec in specs for stage in spec.stages}
     given = {sha256: file for suite in loaded for sha256, file in suite.weight_files.items()}
-    place = Place(results, data, devices, jobs_per_device, download, weights=given)
-    failed = work_on([], teachers.values(), place, store, wanted=teachers.values())
+    options = RunOptions(results, data, devices, jobs_per_device, download, weights=given)
+    with progress() as on_event:
+        failed = train_teachers([*teachers.values()], options, on_event)
     if failed:
         lines = [f"  {stage_label(teachers[id])} ({id}): {reason}" for id, reason in failed.items()]
         raise KdbenchError("\n".join([f"{len(failed)} failed:", *lines]))

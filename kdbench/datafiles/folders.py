@@ -69,6 +69,14 @@ def list_folders(facts: Dataset, root: Path) -> tuple[Listing, Listing]:
     return _list(facts, train, classes, facts.train), _list(facts, test, classes, facts.test)
 
 
+def class_names(known: Dataset, root: Path) -> tuple[str, ...]:
+    """The class names in the order of the labels. () where they are the names of folders, and these are absent."""
+    train = root / known.folder / "train"
+    if known.class_names or not train.is_dir():
+        return known.class_names
+    return tuple(_classes(known, root, train))
+
+
 def first_few(names: Sequence[str]) -> str:
     """The first five of many things that are wrong, and how many more there are."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")

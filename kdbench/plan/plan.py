@@ -6,7 +6,7 @@ import heapq
 from bisect import insort_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -69,6 +69,11 @@ class Plan:
         beside = sum(map(teacher_cost, self.teachers)) + sum(map(measurement_cost, self.measurements))
         return beside + sum(cohort_cost([run]) for run in runs)
 
+    def on(self, slots: int) -> Plan:
+        """The same for so many slots: cohorts are halved while that shortens the makespan."""
+        parts = by_depth(self.cohorts)
+        return replace(self, cohorts=tuple(cohort for part in parts for cohort in split(part, slots)))
+
     def makespan(self, slots: int) -> float:
         """Multiply-accumulates until the last slot is idle, if each job goes to the slot that is free first."""
         end = _end(list(map(teacher_cost, self.teachers)), slots)
@@ -103,7 +108,6 @@ def schedule(costs: Sequence[float], loads: Sequence[float]) -> list[float]:
 def make_plan(
     specs: Iterable[RunSpec],
     store: Store,
-    slots: int = 1,
     *,
     retry_diverged: bool = False,
     teachers: Iterable[Stage] = (),
@@ -137,7 +141,7 @@ def make_plan(
     needed = {stage.id: stage for teacher in wanted for stage in trained_stages(teacher)}
     missing = [teacher for id, teacher in needed.items() if not store.teacher(id).done()]
     grouped = by_depth(group(todo.values()))
-    cohorts = [cohort for part in grouped for cohort in split(cap_size(part, largest or len(todo)), slots)]
+    cohorts = [cohort for part in grouped for cohort in split(cap_size(part, largest or len(todo)), 1)]
     ready = len(needed) - len(missing)
     return Plan(tuple(missing), tuple(cohorts), done, ready, tuple(unmeasured), len(asked) - len(unmeasured))
 

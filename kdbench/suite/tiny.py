@@ -48,6 +48,9 @@ PER_CLASS, DIVIDED_PER_CLASS = 1, 2
 SIDE = 48
 """In pixels: larger images are made so small, unless the network takes one size alone, as CLIP's encoders do."""
 
+COHORT = 6
+"""Runs of a cohort, unless its teacher is the costlier part: a student of SemCKD takes up to 0.4 gigabytes."""
+
 RATE = 5.0e-7
 """At a recipe's own rate deep networks diverge on so small batches of so like images. One rate for all recipes leaves fewer
 teachers and parts of them that differ."""
@@ -62,6 +65,7 @@ def tiny_suite(suite: Suite) -> Suite:
         measurements=tuple(map(shrink.measurement, suite.measurements)),
         weight_files={},
         tiny=True,
+        max_cohort_size=COHORT,
     )
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from kdbench.cli.app import app
-from kdbench.execution import child, devices, pool
+from kdbench.execution import devices, runner
 from kdbench.execution.pool import PoolResult
 from kdbench.models import build
 from kdbench.store.record import Accuracy, Result
@@ -55,9 +55,9 @@ def call(tmp_path, monkeypatch):
         assert done.exit_code == code, done.output
         return done
 
-    monkeypatch.setattr(pool, "Pool", Pretender)
+    monkeypatch.setattr(runner, "Pool", Pretender)
     monkeypatch.setattr(Store, "check_teacher", lambda self, teacher: None)
-    monkeypatch.setattr(child, "misfits", lambda teachers, files: [])
+    monkeypatch.setattr(runner, "misfits", lambda teachers, files: [])
     monkeypatch.setattr(devices, "probe", lambda: {"gpus": [], "threads": 1})
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my suite.yaml").write_text(SUITE)

@@ -38,9 +38,15 @@ def epoch(id, number, top1=None):
     }
 
 
+def progress_of(plan):
+    progress = RunProgress([])
+    progress.listen("", {"event": "planned", "plan": plan})
+    return progress
+
+
 @pytest.fixture
 def progress(tmp_path):
-    return RunProgress([], make_plan(RUNS, Store(tmp_path)))
+    return progress_of(make_plan(RUNS, Store(tmp_path)))
 
 
 def drive(progress):
@@ -172,7 +178,7 @@ def test_a_teacher_that_was_not_planned_is_shown_all_the_same(progress, capsys):
 
 def test_an_initial_stage_is_part_of_the_way(tmp_path):
     run = RUNS[0].model_copy(update={"terms": (WeightedTerm(name="ab"), WeightedTerm(name="ce"))})
-    progress = RunProgress([], make_plan([run], Store(tmp_path)))
+    progress = progress_of(make_plan([run], Store(tmp_path)))
     member = progress.members[run.id]
     assert member.place == "waiting"
     for number, place, share in (
@@ -188,7 +194,7 @@ def test_an_initial_stage_is_part_of_the_way(tmp_path):
 
 def test_a_run_that_no_plan_foresaw_has_a_place(tmp_path):
     """An auxiliary whose record was lost while others worked."""
-    progress = RunProgress([], make_plan([], Store(tmp_path)))
+    progress = progress_of(make_plan([], Store(tmp_path)))
     progress.listen(
         "cpu", {"event": "started", "teacher": None, "runs": RUNS[:1], "measurement": None, "waited": False}
     )

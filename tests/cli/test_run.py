@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from kdbench.cli.app import app
 from kdbench.errors import BadInput, BadSuite, Interrupted, KdbenchError
-from kdbench.execution import devices, pool
+from kdbench.execution import devices, runner
 from kdbench.execution.pool import PoolResult
 from kdbench.store.record import Accuracy, Failure, Result
 from kdbench.store.store import Store
@@ -72,7 +72,7 @@ def place(tmp_path, monkeypatch):
         def kill(self):
             place.result.fatal = "killed"
 
-    monkeypatch.setattr(pool, "Pool", Pretender)
+    monkeypatch.setattr(runner, "Pool", Pretender)
     monkeypatch.setattr(devices, "probe", lambda: {"gpus": [], "threads": 2})
     return place
 
@@ -131,7 +131,7 @@ def test_an_interrupt_says_how_to_go_on(place, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["kdbench", "run", "my suite.yaml", "--devices", "cpu"])
     place.result.interrupted = True
     with pytest.raises(
-        Interrupted, match=r"go on with the same command:\n  kdbench run 'my suite.yaml' --devices cpu"
+        Interrupted, match=r"resume with the same command:\n  kdbench run 'my suite.yaml' --devices cpu"
     ) as e:
         place.run()
     assert e.value.exit_code == 130
@@ -180,7 +180,7 @@ def test_the_first_signal_stops_and_the_second_kills(place, number):
 def test_no_room_is_one_message(place):
     place.result.fatal = "No space left on device: results"
     with pytest.raises(
-        KdbenchError, match=r"No space left on device: results\n.*go on with the same command"
+        KdbenchError, match=r"No space left on device: results\n.*resume with the same command"
     ) as caught:
         place.run()
     assert caught.value.exit_code == 1

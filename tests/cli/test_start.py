@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from kdbench.cli.app import COMMANDS as COMMANDS_OF_APP
 from kdbench.suite.load import bundled_suites
 
 
@@ -51,3 +52,52 @@ def test_help_of_every_command_and_no_command(kdbench):
     assert "kdbench 0." in kdbench("--version").stdout
     assert kdbench("nonsense").returncode == 2
     assert "Usage" in kdbench().stdout + kdbench().stderr
+
+
+def test_the_help_lists_each_command_as_its_own_help_begins(kdbench):
+    overview = " ".join(kdbench("--help").stdout.split())
+    for name, (_, summary) in COMMANDS_OF_APP.items():
+        assert summary in overview
+        assert summary.removesuffix(".") in " ".join(kdbench(name, "--help").stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["reprot"], "No such command 'reprot'. Did you mean 'report'?"),
+        (["data", "statsu"], "No such command 'statsu'. Did you mean 'status'?"),
+        (["list", "modells"], "'runs'. Did you mean 'models'?"),
+        (["report", "--format", "htlm"], "'html'. Did you mean 'html'?"),
+    ],
+)
+def test_a_mistyped_word_gets_the_nearest_right_one(kdbench, arguments, hint):
+    done = kdbench(*arguments)
+    assert done.returncode == 2
+    assert hint in " ".join(done.stderr.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("te", ["teachers"]),
+        ("run dem", ["demo"]),
+        ("report --format ht", ["html"]),
+        ("report --table ega-1", ["ega-1"]),
+        ("run demo --only meth", ["method="]),
+        ("run demo --only method=rk", ["method=rkd"]),
+        ("run demo --only trial=", []),
+        ("teachers import f.pth --network resnet8x4-d", ["resnet8x4-double"]),
+        ("data status cifar100", ["cifar100"]),
+        ("show semckd_se", ["semckd_semantics"]),
+        ("report demo --baseline rk", ["rkd"]),
+    ],
+)
+def test_a_shell_completes(kdbench, monkeypatch, typed, completed):
+    monkeypatch.setenv("_KDBENCH_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", f"kdbench {typed}")
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split())))
+    assert kdbench().stdout.split() == completed
+
+
+def test_a_shell_completes_suite_files(kdbench, tmp_path, monkeypatch, suite_file):
+    test_a_shell_completes(kdbench, monkeypatch, "validate ow", [suite_file.name])

@@ -47,7 +47,7 @@ def test_signals_save_and_stop_and_the_same_command_goes_on(place, undisturbed, 
         session.process.send_signal(number)
         assert session.end() == 130
         assert "Saving and stopping; Ctrl-C again stops at once." in session.said
-        assert f"go on with the same command:\n  kdbench run {here.root}/tiny.yaml --devices cpu" in session.said
+        assert f"resume with the same command:\n  kdbench run {here.root}/tiny.yaml --devices cpu" in session.said
         assert "Traceback" not in session.said
         gone(workers)
         assert list(here.results.glob("*/*/state.pt"))
@@ -127,7 +127,7 @@ grid: {teacher: resnet8, student: resnet8, method: [ce, kd]}
     code, said = here.run(preexec_fn=limit)
     assert code == 1
     assert f"File too large: {here.results}" in said
-    assert "go on with the same command" in said
+    assert "resume with the same command" in said
     assert "Traceback" not in said
     assert "FAILED" not in said
     assert not list(here.results.glob("*/*/.*"))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from kdbench.data.batch import Batch
-from kdbench.methods import TermContext, build_term
+from kdbench import Batch, TermContext
+from kdbench.methods import build_term
 from kdbench.methods.cc import cc_loss
 from kdbench.methods.ccl import symmetric_kl
 from kdbench.methods.ce import cross_entropy

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench.models import build, load_checkpoint
+from kdbench import build_model
+from kdbench.models import load_checkpoint
 from kdbench.models.outputs import count_parameters
 
 
@@ -22,7 +23,7 @@ def golden(request):
 
 @pytest.fixture(scope="module")
 def net(golden):
-    return build(golden["name"]).eval()
+    return build_model(golden["name"]).eval()
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def _sskd_name(key):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gives_the_reference_logits_after_import_from_a_file(golden, state, layout, tmp_path):
     torch.save(LAYOUTS[layout](state), tmp_path / "weights.pth")
-    net = build(golden["name"]).eval()
+    net = build_model(golden["name"]).eval()
     load_checkpoint(net, tmp_path / "weights.pth")
     images = np.random.RandomState(golden["seed"]).randn(2, 3, 32, 32).astype(np.float32)
     with torch.no_grad():

@@ -172,7 +172,7 @@ def test_a_backbone_comes_before_its_head():
 
 
 def test_the_makespan_counts_teachers_first():
-    plan = make_plan([run(), run(trial=1)], Store(Path("/nowhere")), slots=2)
+    plan = make_plan([run(), run(trial=1)], Store(Path("/nowhere"))).on(2)
     one, two = plan.makespan(1), plan.makespan(2)
     assert one == pytest.approx(plan.cost)
     assert two == pytest.approx(plan.cost - plan.cohorts[0].cost)
@@ -204,7 +204,7 @@ def test_three_thousand_runs_are_planned_within_a_second(slots):
     specs = [run(s, m, t, teacher=teach) for s in students for m in methods for teach in teachers for t in range(5)]
     assert len(specs) == 3000
     start = time.process_time()
-    plan = make_plan(specs, Store(Path("/nowhere")), slots)
+    plan = make_plan(specs, Store(Path("/nowhere"))).on(slots)
     plan.makespan(slots)
     assert time.process_time() - start < 1.0
     assert plan.runs == 3000
@@ -255,7 +255,7 @@ def from_auxiliary(trial=0):
 
 def test_what_teaches_is_trained_first():
     specs = [from_auxiliary(0), from_auxiliary(1), run(method="ce"), run(method="at")]
-    plan = make_plan(specs, Store(Path("/nowhere")), slots=2)
+    plan = make_plan(specs, Store(Path("/nowhere"))).on(2)
     assert plan.teachers == (teacher(),)
     assert plan.runs == len(specs) + 2
     seen = set()
@@ -268,7 +268,7 @@ def test_what_teaches_is_trained_first():
 
 
 def test_the_makespan_counts_what_teaches_before_what_it_teaches():
-    plan = make_plan([from_auxiliary()], Store(Path("/nowhere")), slots=2)
+    plan = make_plan([from_auxiliary()], Store(Path("/nowhere"))).on(2)
     assert plan.makespan(2) == pytest.approx(plan.cost)
 
 

@@ -3,8 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from kdbench.cli.run import check_files
 from kdbench.plan.plan import make_plan
+from kdbench.plan.requirements import missing_files
 from kdbench.store.store import Store
 from kdbench.suite.load import bundled_suites, load_suites
 from kdbench.suite.measurements import measurement_from
@@ -68,7 +68,8 @@ def test_no_file_is_needed(loaded, tmp_path):
     suites = [tiny for _, tiny in loaded]
     specs = [spec for suite in suites for spec in suite.specs.values()]
     measured = [each.spec for suite in suites for each in suite.measurements]
-    check_files(make_plan(specs, Store(tmp_path / "results"), measurements=measured), tmp_path / "data")
+    plan = make_plan(specs, Store(tmp_path / "results"), measurements=measured)
+    assert not missing_files(plan, tmp_path / "data")
     assert not any(suite.weight_files for suite in suites)
 
 

@@ -1,0 +1,202 @@
+"""The public functions of ``import kdbench``. Heavy imports happen when a function is called."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from kdbench.catalogue.text import listed, nearest
+from kdbench.errors import BadInput
+from kdbench.suite.suite import Suite
+
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from kdbench.plan.plan import Plan
+    from kdbench.report.report import Report
+    from kdbench.store.store import Store
+    from kdbench.suite.suite import Run
+    from kdbench.training.student import Student
+
+
+AnyChoice = TypeVar("AnyChoice", bound=StrEnum)
+AnyPath = str | Path
+AnySuites = str | Path | Suite | Sequence[str | Path | Suite]
+"""One suite or several: a bundled suite's name, the path of a suite file, or a loaded suite."""
+
+
+def load_suite(suite: AnyPath, *, trials: int | None = None, tiny: bool = False) -> Suite:
+    """Load and validate a suite.
+
+    suite:  a bundled suite's name, or the path of a suite file
+    trials: the trials of each run, instead of the suite's number
+    tiny:   the tiny counterpart: the whole grid on a few digits, with one trial of one epoch
+
+    Raises BadSuite (a BadInput) with every problem of the file, each with its line and key.
+    """
+    (loaded,) = _load([suite], trials=trials, tiny=tiny)
+    return loaded
+
+
+def plan(suites: AnySuites, results: AnyPath = "results", *, slots: int = 1) -> Plan:
+    """Plan what is left to train in a results folder. Nothing is trained or written, and torch is not imported.
+
+    slots: jobs that run at the same time
+
+    ``Plan.teachers`` and ``Plan.cohorts`` are in the order of training; ``Plan.cost`` and ``Plan.makespan(slots)`` are
+    multiply-accumulates. Raises BadInput for a suite that cannot be used, KdbenchError for a folder that cannot be read.
+    """
+    from kdbench.plan.plan import make_plan
+
+    loaded, store = _load(suites, results), _store(results)
+    specs = [spec for suite in loaded for spec in suite.specs.values()]
+    measurements = [each.spec for suite in loaded for each in suite.measurements]
+    return make_plan(specs, store, slots, measurements=measurements)
+
+
+def run(
+    suites: AnySuites,
+    results: AnyPath = "results",
+    *,
+    data: AnyPath = "data",
+    devices: str = "auto",
+    jobs_per_device: int | None = None,
+    download: bool = False,
+    checkpoint_seconds: float = 30.0,
+    retry_diverged: bool = False,
+    progress: Callable[[str, dict[str, Any]], None] | None = None,
+) -> dict[str, str]:
+    """Train what is missing of suites, in worker processes. Returns the reason of each failure by the id of its record.
+
+    results:            the results folder, made if absent; runs that it holds are not trained again
+    data:               the folder of the data sets
+    devices:            "auto", "cpu", or GPU numbers such as "0,1"
+    jobs_per_device:    workers that share a device; default: 1 on a GPU, the number of cores on a CPU
+    download:           fetch missing data sets and published weights
+    checkpoint_seconds: save a checkpoint when the last one is this old
+    retry_diverged:     train runs again whose loss diverged
+    progress:           called in this process with the slot ("cpu:0", or "" for none) and an event, a dict whose "event" is
+                        "planned", "started", "epoch" (with "id", "epoch", "loss" and "top1" in %), "finished", "failed" (with
+                        "reason"), "message" (with "text"), …
+
+    Kill the process at any time; the same call resumes. Raises BadInput before anything starts, Interrupted after Ctrl-C,
+    and KdbenchError where the results cannot be saved.
+    """
+    from kdbench.execution.runner import RunOptions, run_suites
+
+    options = RunOptions(
+        Path(results), Path(data), devices, jobs_per_device, download, checkpoint_seconds, retry_diverged
+    )
+    return run_suites(_load(suites, results), options, progress or (lambda slot, event: None))
+
+
+def results(folder: AnyPath, suites: AnySuites) -> pd.DataFrame:
+    """Every value of suites in a results folder, one row per run (or teacher, or measurement) and metric.
+
+    Columns: suite, paper, protocol, method, teacher, student, dataset, strategy, setting, metric, trial, value (float, NaN if
+    there is none; accuracies in %), run_id, status ("done", "failed", "started" or "missing"), reason, version, score (the
+    "last" or the "best" epoch), trained_on, terms (JSON).
+
+    Raises BadInput for a folder or suite that does not exist, BadRecord for a damaged record.
+    """
+    from kdbench.report.observations import observations
+
+    return observations(_load(suites, folder), [_existing(folder)])
+
+
+def tables(folder: AnyPath, suites: AnySuites) -> dict[str, pd.DataFrame]:
+    """The tables of suites as DataFrames, by title; those of the papers by their id, such as "ega-1".
+
+    One row per cell: method, teacher and student (a paper's table: cell), mean and sd in % over n of the planned trials,
+    note, published, published_sd, difference (mean - published) and verdict. Raises what ``results`` raises.
+    """
+    return _report(folder, suites).frames()
+
+
+def report(
+    folder: AnyPath,
+    suites: AnySuites,
+    format: str = "markdown",
+    *,
+    view: str = "both",
+    statistics: bool = False,
+    baseline: str | None = None,
+) -> str:
+    """The tables of suites as text.
+
+    format:     "terminal", "markdown", "latex", "csv", "json" or "html"
+    view:       what the cells show: "measured", "published", "both", "difference" or "verdict"
+    statistics: add paired tests of all methods with the baseline, Holm-corrected, and the methods' ranks
+    baseline:   the method to compare with; default: kd, else ce
+
+    Raises BadInput for another format, view or baseline, and what ``results`` raises.
+    """
+    from kdbench.report.options import Format, ReportOptions, View
+    from kdbench.report.writers import write_report
+
+    chosen = _choice("format", format, Format)
+    options = ReportOptions(view=_choice("view", view, View), statistics=statistics, baseline=baseline)
+    return write_report(_report(folder, suites), chosen, options)
+
+
+def load_student(run: str | Run, results: AnyPath = "results", data: AnyPath = "data", device: str = "cpu") -> Student:
+    """Load the trained student of a finished run.
+
+    run:  a run's id (column ``run_id`` of ``results``) or a run of a suite
+    data: the folder of the data sets, for class names that are the names of its folders
+
+    The module is in eval mode. It takes images [B, 3, H, W] (uint8, or float from 0 to 1), resizes and normalises them as in
+    its test, and returns Outputs; ``class_names``, ``size``, ``mean`` and ``std`` say how.
+
+    Raises BadInput for an unknown or unfinished run, BadRecord where the weights are damaged or were not kept.
+    """
+    from kdbench.training.student import load
+
+    return load(run if isinstance(run, str) else run.id, _existing(results), Path(data), device)
+
+
+def _load(suites: AnySuites, results: AnyPath = "", *, trials: int | None = None, tiny: bool = False) -> list[Suite]:
+    """The suites; weights and modules that are gone count as what they were when the results were made."""
+    from kdbench.store.suites import ArchivedFiles
+    from kdbench.suite.load import load_suites
+
+    given = [suites] if isinstance(suites, str | Path | Suite) else list(suites)
+    store = _store(results or "results")
+    archived = ArchivedFiles([store])
+    loaded: list[Suite] = []
+    for suite in given:
+        loaded += (
+            [suite] if isinstance(suite, Suite) else load_suites([str(suite)], trials, tiny=tiny, known=archived.tell)
+        )
+    for message in filter(None, [*archived.messages, store.outdated()]):
+        warnings.warn(message, stacklevel=3)
+    return loaded
+
+
+def _choice(key: str, value: str, choices: type[AnyChoice]) -> AnyChoice:
+    if value in list(choices):
+        return choices(value)
+    near = nearest(value, list(choices))
+    raise BadInput(f"{key} '{value}': " + (f"did you mean '{near}'?" if near else f"choose {listed(list(choices))}"))
+
+
+def _store(folder: AnyPath) -> Store:
+    from kdbench.store.store import Store
+
+    return Store(Path(folder))
+
+
+def _existing(folder: AnyPath) -> Store:
+    if not Path(folder).is_dir():
+        raise BadInput(f"{folder}: no such results folder")
+    return _store(folder)
+
+
+def _report(folder: AnyPath, suites: AnySuites) -> Report:
+    from kdbench.report.report import measured_report
+
+    return measured_report(_load(suites, folder), [_existing(folder)])
