@@ -1,6 +1,7 @@
 # Every target sets up .venv first, if it is missing or older than pyproject.toml or constraints.txt.
 #   make demo    train the demonstration grid and print its table
-#   make test    run the tests
+#   make test    run the tests but the slow ones; ARGS="tests/models" some of them
+#   make test-all  run all tests
 #   make fuzz    try suites, records, weights and archives that hypothesis makes up, for long; ARGS="-k suites" some of them
 #   make docs    build the documentation into .venv/site, strictly: broken links and undocumented keys are errors
 #   make tiny    try every bundled suite's grid with tiny runs; SUITES="ega_weights demo" tries these alone
@@ -13,16 +14,21 @@ export MALLOC_TRIM_THRESHOLD_ := 1073741824
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
 export GOMP_SPINCOUNT := 10000
 
-.PHONY: demo test fuzz lint docs smoke tiny bench clean
+.PHONY: demo test test-all fuzz lint docs smoke tiny bench clean
 
 demo: $(READY)
 	$(KDBENCH) run demo
 
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal
+
 test: $(READY)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadscope
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(READY)
+	$(PYTEST) $(ARGS)
 
 fuzz: $(READY)
-	KDBENCH_FUZZ=fuzz OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto tests/fuzz $(ARGS)
+	KDBENCH_FUZZ=fuzz $(PYTEST) tests/fuzz $(ARGS)
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

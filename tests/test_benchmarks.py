@@ -35,3 +35,21 @@ def test_the_kill_campaign_sees_what_differs_is_missing_or_left_over():
         "more: runs/b.damaged-1/spec.json",
         *faults[2:],
     ]
+
+
+def test_the_structure_of_a_checkout(tmp_path, capsys):
+    describe = runpy.run_path(str(BENCHMARKS / "structure.py"))["describe"]
+    package = tmp_path / "package"
+    (package / "deep").mkdir(parents=True)
+    for name, text in {"a": "import package.deep.b\n", "deep/b": "from package import c\n", "c": "\nimport package.a\n",
+                       "d": "def f():\n    import package.a\n\n"}.items():  # fmt: skip
+        (package / f"{name}.py").write_text(text)
+    describe(tmp_path, "package")
+    assert capsys.readouterr().out.splitlines() == [
+        "package: 4 modules, 7 lines, 1 import circles",
+        "  circle: package.a ↔ package.c ↔ package.deep.b",
+        "  largest file: package/d.py (3 lines)",
+        "  largest folder: package (3 modules)",
+        "  package                    3 modules      6 lines",
+        "  package/deep               1 modules      1 lines",
+    ]

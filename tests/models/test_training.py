@@ -21,17 +21,23 @@ LIGHT = {
 }
 """One cheap network of each builder but resnet50's."""
 SIZES, CLASSES = (32, 64, 96), (10, 100, 200)
-CASES = [(name, size, classes) for name in LIGHT.values() for size in SIZES for classes in CLASSES]
-CASES += [
-    (name, size, CLASSES[(row + column) % 3])
-    for row, name in enumerate(
-        net.name for net in networks().values() if net.classifier and net.name not in LIGHT.values()
-    )
-    for column, size in enumerate(SIZES)
-]
 
 
-@pytest.mark.parametrize(("name", "size", "classes"), CASES)
+def cases():
+    """Light networks at every size with every number of classes, the others at every size with one of them."""
+    for name in LIGHT.values():
+        for size in SIZES:
+            for classes in CLASSES:
+                quick = SIZES.index(size) == CLASSES.index(classes)
+                yield pytest.param(name, size, classes, marks=() if quick else pytest.mark.slow)
+    heavy = [net.name for net in networks().values() if net.classifier and net.name not in LIGHT.values()]
+    for row, name in enumerate(heavy):
+        for column, size in enumerate(SIZES):
+            marks = pytest.mark.slow if size > min(SIZES) else ()
+            yield pytest.param(name, size, CLASSES[(row + column) % 3], marks=marks)
+
+
+@pytest.mark.parametrize(("name", "size", "classes"), cases())
 def test_one_step_keeps_the_batch_and_reaches_every_parameter(name, size, classes):
     net = build(name, classes)
     outputs = net(torch.randn(2, 3, size, size))

@@ -1,5 +1,6 @@
 """A worker's surroundings in this process, tiny specs, and a way to compare what runs leave on disk."""
 
+import shutil
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,14 +10,16 @@ import torch
 
 from kdbench.data.stream import DataSource
 from kdbench.store.store import Store
+from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import DatasetSpec, HeadSpec, NewLayers, Recipe, RunSpec, Supervised, WeightedTerm
 from kdbench.training import jobs
 from kdbench.training.jobs import JobContext
+from kdbench.training.measuring import take_measurement
 from kdbench.training.weights import WeightFiles
 
 
 CPU = torch.device("cpu")
-TINY = DatasetSpec(name="digits", train_per_class=4, test_per_class=3)
+TINY = DatasetSpec(name="digits", train_per_class=4, test_per_class=3, size=16)
 RECIPE = Recipe(epochs=3, batch=16, lr=0.02, momentum=0.9, weight_decay=5e-4, milestones=(2,), crop_padding=2)
 KEPT = ("spec.json", "metrics.jsonl", "result.json", "weights.safetensors")
 
@@ -81,23 +84,47 @@ class Bench:
     def texts(self, event="message"):
         return [entry.get("text", entry.get("reason")) for entry in self.events if entry["event"] == event]
 
+    def teacher(self, spec):
+        return jobs.train_teacher(spec, self.shop)
+
+    def cohort(self, *runs, **job):
+        return jobs.train_cohort(runs, self.context(**job))
+
+    def measure(self, spec):
+        return take_measurement(spec, self.shop)
+
     def teachers(self, *runs):
         for run in runs:
             for spec in run.stages:
-                jobs.train_teacher(spec, self.shop)
+                self.teacher(spec)
 
     def train(self, *runs, **job):
         self.teachers(*runs)
-        return jobs.train_cohort(runs, self.context(**job))
+        return self.cohort(*runs, **job)
+
+    def record(self, spec):
+        """The record of a run, a teacher's last stage or a measurement."""
+        match spec:
+            case RunSpec():
+                return self.store.run(spec.id)
+            case ProbeSpec() | SimilaritySpec():
+                return self.store.measurement(spec.id)
+            case _:
+                return self.store.teacher(spec.id)
 
     def files(self, *specs):
-        """What must be the same byte for byte, of runs or teachers."""
-        records = [self.store.run(s.id) if isinstance(s, RunSpec) else self.store.teacher(s.id) for s in specs]
-        return {(record.id, name): (record.folder / name).read_bytes() for record in records for name in KEPT}
+        """What must be the same byte for byte."""
+        folders = [self.record(spec).folder for spec in specs]
+        return {(folder.name, name): (folder / name).read_bytes() for folder in folders for name in KEPT}
 
     def again(self, **changes):
         """The same results folder after a restart."""
         return replace(self, events=[], calls=0, **changes)
+
+    def copy(self, name):
+        """Another folder with all that is in this one."""
+        self.root.mkdir(exist_ok=True)
+        return self.again(root=Path(shutil.copytree(self.root, self.root.with_name(name))))
 
 
 @pytest.fixture

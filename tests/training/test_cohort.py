@@ -26,33 +26,6 @@ METHODS = [
 ]
 
 
-@pytest.mark.parametrize("strategy", ["pretrained", "sequential", "simultaneous"])
-def test_nine_together_are_nine_alone(bench, make_run, strategy):
-    runs = [
-        make_run(terms, strategy, {"epochs": 2}) for terms in (METHODS if strategy == "pretrained" else METHODS[::4])
-    ]
-    together = bench("together")
-    together.train(*runs)
-    alone = bench("alone")
-    for run in reversed(runs):
-        alone.train(run)
-    assert together.files(*runs) == alone.files(*runs)
-    assert len({together.store.run(run.id).result().weights_sha256 for run in runs}) == len(runs)
-
-
-def test_other_students_other_lengths_and_other_rates_in_one_cohort(bench, make_run):
-    runs = [
-        make_run({"ce": 1, "kd": 1}),
-        make_run({"ce": 1, "kd": 1}, student="wrn-16-1", recipe={"epochs": 1}),
-        make_run({"ce": 1}, student="vgg8", recipe={"lr": 0.005, "evaluate_every": 2, "epochs": 4}),
-    ]
-    together, alone = bench("together"), bench("alone")
-    together.train(*runs)
-    for run in runs:
-        alone.train(run)
-    assert together.files(*runs) == alone.files(*runs)
-
-
 def test_scenarios_reach_the_student_and_leave_the_teacher_alone(bench, make_run):
     shop = bench()
     runs = [make_run({"ce": 1, "kd": 1}, scenario=s) for s in (Scenario(), Scenario(fraction=0.5, label_noise=0.5))]

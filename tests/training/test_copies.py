@@ -6,7 +6,6 @@ import torch
 from kdbench.data.augment import interleave_views
 from kdbench.plan.cost import student_cost, teacher_pass_cost
 from kdbench.plan.plan import Cohort
-from kdbench.suite.specs import Preprocessing
 from kdbench.training import jobs
 from kdbench.training.build import load_teacher, student_trainer
 
@@ -96,34 +95,6 @@ def test_batch_norm_mixes_all_views(ready):
     trainer.step(batch, guide.forward(batch), guide.forward_views(batch)["rotations"])
     assert torch.allclose(norm.running_mean, expected, atol=1e-5)
     assert norm.num_batches_tracked == 1
-
-
-@pytest.mark.parametrize(
-    ("strategy", "view", "kinds"),
-    [
-        ("pretrained", None, ["rotations", "four", "jigsaw"]),
-        ("simultaneous", Preprocessing(crop_padding=2, size=36), ["four"]),
-    ],
-)
-def test_together_and_alone(bench, make_run, seeing, strategy, view, kinds):
-    lookers = [seeing(strategy, kind, recipe={"epochs": 2}, teacher_view=view) for kind in kinds]
-    runs = [make_run({"ce": 1, "kd": 1}, strategy, {"epochs": 2}, teacher_view=view), *lookers, make_run({"ce": 1})]
-    together, alone = bench("together"), bench("alone")
-    together.train(*runs)
-    for run in reversed(runs):
-        alone.train(run)
-    assert together.files(*runs) == alone.files(*runs)
-    assert len({together.store.run(run.id).result().weights_sha256 for run in runs}) == len(runs)
-
-
-def test_it_resumes_where_it_was(bench, seeing):
-    run = seeing(kind="four")
-    whole, cut = bench("whole"), bench("cut")
-    whole.train(run)
-    cut.teachers(run)
-    assert jobs.train_cohort([run], cut.again(stop_after=1).shop).stopped
-    cut.again().train(run)
-    assert whole.files(run) == cut.files(run)
 
 
 def test_the_teacher_runs_once_on_the_copies_for_all_who_look(bench, make_run, seeing, monkeypatch):

@@ -11,7 +11,6 @@ from kdbench.methods import Term, TermContext, build_term
 from kdbench.models import build
 from kdbench.models.outputs import measure_shapes
 from kdbench.store.store import Store
-from kdbench.training import jobs
 from kdbench.training.trainer import Trainer
 
 
@@ -79,42 +78,11 @@ def steps(shop, run):
     return load_file(shop.store.run(run.id).weights_file)["bn1.num_batches_tracked"].item()
 
 
-def test_neighbours_take_the_step_and_nobody_is_disturbed(bench, make_run):
-    runs = [make_run(terms, recipe={"epochs": 2}) for terms in ({"ce": 1, "kd": 1}, SEMCKD, {"ce": 1, "at": 100})]
-    shop, alone = bench(), bench("alone")
-    shop.train(*runs)
-    assert [steps(shop, run) for run in runs] == [6, 4, 6]
-    for run in runs:
-        alone.train(run)
-    assert shop.files(*runs) == alone.files(*runs)
-
-
-@pytest.mark.parametrize("strategy", ["sequential", "simultaneous"])
-def test_a_teacher_that_learns_takes_every_batch(bench, make_run, strategy):
-    runs = [make_run(terms, strategy, {"epochs": 2}) for terms in (SEMCKD, {"ce": 1, "kd": 1})]
-    shop, alone = bench(), bench("alone")
-    shop.train(*runs)
-    alone.train(runs[1])
-    assert shop.files(runs[1]) == alone.files(runs[1])
-    metrics = shop.store.run(runs[0].id).metrics()
-    assert [sorted(row["terms"]) for row in metrics] == [["ce", "kd", "semckd"]] * 2
-
-
 def test_a_training_set_of_full_batches_is_used_whole(bench, make_run):
     run = make_run(SEMCKD, recipe={"batch": 20})
     shop = bench()
     shop.train(run)
     assert steps(shop, run) == 6
-
-
-def test_a_run_of_full_batches_resumes_where_it_was(bench, make_run):
-    run = make_run(SEMCKD, recipe={"epochs": 2})
-    whole, cut = bench("whole"), bench("cut")
-    whole.train(run)
-    cut.teachers(run)
-    assert jobs.train_cohort([run], cut.again(stop_after=1).shop).stopped
-    cut.again().train(run)
-    assert whole.files(run) == cut.files(run)
 
 
 def test_a_training_set_smaller_than_a_batch_fails_with_a_reason_and_alone(bench, make_run):

@@ -1,4 +1,4 @@
-"""Terms that train the student before the main training: what learns then, when it ends, and that it can be resumed."""
+"""Terms that train the student before the main training: what learns then, and when it ends."""
 
 import pytest
 import torch
@@ -6,7 +6,6 @@ import torch
 from kdbench.data.batch import Batch
 from kdbench.models import build
 from kdbench.plan.cost import student_cost, teacher_pass_cost
-from kdbench.training import jobs
 from kdbench.training.build import student_trainer
 
 
@@ -101,50 +100,15 @@ def test_the_initial_loss_falls(bench, make_run):
     assert shop.store.run(run.id).metadata()["macs"] == student_cost(run) + teacher_pass_cost(run)
 
 
-def company(make_run, strategy="pretrained"):
-    return [
-        make_run(terms, strategy, {"epochs": 2})
-        for terms in ({"ce": 1, "kd": 1}, {"ce": 1, "ab": AB}, {"ce": 1, "fsp": FSP})
-    ]
-
-
-@pytest.mark.parametrize("strategy", ["pretrained", "simultaneous"])
-def test_together_as_alone(bench, make_run, strategy):
-    """The others wait; under `simultaneous` the teacher's new layers wait, too."""
-    runs = company(make_run, strategy)
-    together, alone = bench("together"), bench("alone")
-    together.train(*runs)
-    for run in runs:
-        alone.train(run)
-    assert together.files(*runs) == alone.files(*runs)
-
-
-@pytest.mark.parametrize(
-    ("strategy", "epochs"), [("pretrained", 1), ("pretrained", 2), ("pretrained", 3), ("simultaneous", 2)]
-)
-def test_stopped_on_either_side_of_the_border(bench, make_run, strategy, epochs):
-    run = company(make_run, strategy)[1]
-    whole, halting = bench("whole"), bench("halting")
-    whole.train(run)
-    halting.teachers(run)
-    assert jobs.train_cohort([run], halting.again(stop_after=epochs).shop).stopped
-    last = halting.again()
-    jobs.train_cohort([run], last.shop)
-    assert last.texts("resumed") == [f"goes on after epoch {epochs - 2}"]
+def test_a_resumed_run_says_in_which_epoch_of_its_initial_stage_it_is(bench, make_run):
+    run, shop = make_run({"ce": 1, "ab": AB}, recipe={"epochs": 2}), bench()
+    shop.teachers(run)
+    assert shop.again(stop_after=1).cohort(run).stopped
+    last = shop.again()
+    last.cohort(run)
+    assert last.texts("resumed") == ["goes on after epoch -1"]
     assert last.events[0]["initial_epochs"] == 2
-    assert last.count("epoch") == 4 - epochs
-    assert halting.files(run) == whole.files(run)
-
-
-def test_stopped_in_company(bench, make_run):
-    runs = company(make_run, "simultaneous")
-    whole, halting = bench("whole"), bench("halting")
-    whole.train(*runs)
-    halting.teachers(*runs)
-    for _ in range(20):
-        if not jobs.train_cohort(runs, halting.again(stop_after=1).shop).stopped:
-            break
-    assert halting.files(*runs) == whole.files(*runs)
+    assert last.count("epoch") == 3
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(trainer):

@@ -17,15 +17,9 @@ from kdbench.training.teacher import OnlineTeacher
 
 
 CPU = torch.device("cpu")
-NINE = [
+READERS = [
     {"ce": 1, "kd": 1},
-    {"ce": 0.1, "kd": 0.9},
-    {"ce": 1, "fitnet": {"weight": 1, "layer": 2}},
     {"ce": 1, "at": 100},
-    {"ce": 1, "sp": 300},
-    {"ce": 1, "vid": 1},
-    {"ce": 1, "rkd": 1},
-    {"ce": 1, "pkt": 300},
     {"ce": 1, "ega": 1},
 ]
 
@@ -44,14 +38,14 @@ def tests_of_teachers(monkeypatch):
     return calls
 
 
-def test_nine_students_leave_the_layers_that_one_leaves(bench, make_run, tests_of_teachers):
-    runs = [make_run(terms, "simultaneous", {"epochs": 1}) for terms in NINE]
+def test_three_students_leave_the_layers_that_one_leaves(bench, make_run, tests_of_teachers):
+    runs = [make_run(terms, "simultaneous", {"epochs": 1}) for terms in READERS]
     plain = make_run({"ce": 1}, "simultaneous", {"epochs": 1})
     together, alone = bench("together"), bench("alone")
     together.train(*runs, plain)
     assert tests_of_teachers == [1]
-    alone.train(runs[3])
-    expected = head(alone, runs[3]).read_bytes()
+    alone.train(runs[1])
+    expected = head(alone, runs[1]).read_bytes()
     assert {head(together, run).read_bytes() for run in runs} == {expected}
     assert len({together.store.run(run.id).result().teacher for run in runs}) == 1
     assert not head(together, plain).exists()

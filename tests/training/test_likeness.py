@@ -60,18 +60,6 @@ def test_watching_changes_nothing_and_company_does_not_either(bench, make_run, m
         assert NEW.isdisjoint(unseen.store.run(run.id).result().model_dump(exclude_none=True))
 
 
-def test_stopped_and_gone_on_the_records_are_the_same(bench, make_run):
-    runs = [make_run({"ce": 1, name: READ_MAPS[name]}, "simultaneous") for name in ("vid", "semckd")]
-    whole, halting = bench("whole"), bench("halting")
-    whole.train(*runs)
-    halting.teachers(*runs)
-    for epochs in (1, 1):
-        jobs.train_cohort(runs, halting.again(stop_after=epochs * len(runs)).shop)
-    jobs.train_cohort(runs, halting.shop)
-    assert halting.files(*runs) == whole.files(*runs)
-    assert all(len(row["attention"]) == 3 for row in rows(halting, runs[1]))
-
-
 @pytest.mark.parametrize("name", ["fitnet", "mgd", "semckd"])
 def test_watching_changes_no_statistics_and_draws_nothing(bench, make_run, teacher, name):
     run, shop = make_run({"ce": 1, name: READ_MAPS[name]}), bench()

@@ -1,10 +1,9 @@
-"""Further branches of a student: alone as in company, after a stop, in half precision, with every kind of student."""
+"""Further branches of a student: in half precision, with every kind of student, and not stored."""
 
 import pytest
 import torch
 
 from kdbench.data.batch import Batch
-from kdbench.training import jobs
 from kdbench.training.build import student_trainer
 
 
@@ -15,28 +14,6 @@ LABELS = torch.arange(40) % 10
 
 def without_teacher(make_run, **fields):
     return make_run(ONE, **fields).model_copy(update={"teacher": None})
-
-
-def test_together_as_alone(bench, make_run):
-    """Whether a teacher is in the process, for the others, makes no difference."""
-    runs = [without_teacher(make_run, recipe=SHORT)] + [
-        make_run(terms, recipe=SHORT) for terms in ({"ce": 1}, {"kd": 1})
-    ]
-    together, alone = bench("together"), bench("alone")
-    together.train(*runs)
-    for run in runs:
-        alone.train(run)
-    assert together.files(*runs) == alone.files(*runs)
-
-
-@pytest.mark.parametrize("epochs", [1, 2])
-def test_stopped_after_any_epoch(bench, make_run, epochs):
-    run = without_teacher(make_run)
-    whole, halting = bench("whole"), bench("halting")
-    whole.train(run)
-    assert jobs.train_cohort([run], halting.again(stop_after=epochs).shop).stopped
-    jobs.train_cohort([run], halting.shop)
-    assert halting.files(run) == whole.files(run)
 
 
 def test_what_is_kept_is_the_student(bench, make_run):

@@ -124,31 +124,10 @@ def test_a_damaged_part_is_made_again_alone(bench, make_parted, damage):
     assert shop.files(*run.stages) == before
 
 
-def test_a_part_resumes_where_it_was(bench, make_parted):
-    run = make_parted()
-    whole, cut = bench("whole"), bench("cut")
-    whole.train(run)
-    cut.teachers(run.model_copy(update={"adapters": ()}))
-    assert jobs.train_teacher(run.adapters[0], cut.again(stop_after=1).shop).stopped
-    later = cut.again()
-    later.train(run)
-    assert "goes on after epoch 1" in later.texts("resumed")
-    assert cut.files(*run.stages, run) == whole.files(*run.stages, run)
-
-
 def test_a_part_that_diverges_is_a_failure(bench, make_parted):
     run, shop = make_parted(name="part_terms:Exploding"), bench()
     shop.teachers(run)
     assert shop.store.teacher(run.adapters[0].id).failure().kind == "diverged"
-
-
-def test_alone_and_in_company_it_is_the_same(bench, make_parted, make_run):
-    runs = [make_parted(strategy="pretrained"), make_parted(2, strategy="pretrained"), make_run({"ce": 1, "kd": 1})]
-    together, alone = bench("together"), bench("alone")
-    together.train(*runs)
-    for run in reversed(runs):
-        alone.train(run)
-    assert together.files(*runs) == alone.files(*runs)
 
 
 def test_only_what_the_part_depends_on_tells_parts_apart(make_parted):

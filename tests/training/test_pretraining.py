@@ -137,16 +137,6 @@ def test_new_layers_are_stored_without_the_backbone(bench, simclr, teacher, reci
     assert sizes[1] < sizes[0] / 10
 
 
-def test_stopped_and_resumed_is_uninterrupted(bench, simclr):
-    whole, parts = bench("whole"), bench("parts", stop_after=1)
-    jobs.train_teacher(simclr, whole.shop)
-    assert jobs.train_teacher(simclr, parts.shop).stopped
-    rest = parts.again(stop_after=None)
-    jobs.train_teacher(simclr, rest.shop)
-    assert rest.count("resumed") == 1
-    assert rest.files(simclr) == whole.files(simclr)
-
-
 @pytest.mark.parametrize("stage", [0, 1])
 def test_a_damaged_stage_is_set_aside_alone(bench, make_run, simclr, teacher, recipe, stage):
     spec, _ = strategies(simclr, teacher, recipe)["sequential"]

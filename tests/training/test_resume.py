@@ -12,23 +12,17 @@ def mixed(make_run, strategy):
     return [make_run(t, strategy) for t in ({"ce": 1}, {"ce": 1, "kd": 1}, {"ce": 1, "vid": 1})]
 
 
-@pytest.mark.parametrize("strategy", ["pretrained", "sequential", "simultaneous"])
-@pytest.mark.parametrize("epochs", [1, 2])
-def test_stopped_after_any_epoch(bench, make_run, strategy, epochs):
-    runs = mixed(make_run, strategy)
-    whole, halting = bench("whole"), bench("halting")
-    whole.train(*runs)
-    halting.teachers(*runs)
-    first = halting.again(stop_after=epochs * len(runs))
-    assert jobs.train_cohort(runs, first.shop).stopped
-    assert all(first.store.run(run.id).started() and not first.store.run(run.id).done() for run in runs)
-    second = halting.again()
-    jobs.train_cohort(runs, second.shop)
-    assert second.texts("resumed") == [f"goes on after epoch {epochs}"] * 3
-    assert second.count("epoch") == (3 - epochs) * 3
-    assert halting.files(*runs) == whole.files(*runs)
-    assert not any(halting.store.run(run.id).started() for run in runs)
-    assert {halting.store.run(run.id).metadata()["sessions"] for run in runs} == {2}
+def test_a_stop_leaves_checkpoints_and_the_next_session_says_where_it_goes_on(bench, make_run):
+    runs, shop = mixed(make_run, "simultaneous"), bench()
+    shop.teachers(*runs)
+    assert shop.again(stop_after=2 * len(runs)).cohort(*runs).stopped
+    assert all(shop.record(run).started() and not shop.record(run).done() for run in runs)
+    second = shop.again()
+    second.cohort(*runs)
+    assert second.texts("resumed") == ["goes on after epoch 2"] * 3
+    assert second.count("epoch") == 3
+    assert not any(shop.record(run).started() for run in runs)
+    assert {shop.record(run).metadata()["sessions"] for run in runs} == {2}
 
 
 def test_new_layers_keep_step_when_the_run_that_lags_fails(bench, make_run):
@@ -105,20 +99,6 @@ def test_other_company_after_a_stop(bench, make_run):
     jobs.train_cohort(runs[1:], apart.again(stop_after=4).shop)
     jobs.train_cohort(runs, apart.shop)
     assert apart.files(*runs) == whole.files(*runs)
-
-
-@pytest.mark.parametrize("head", [False, True])
-@pytest.mark.parametrize("epochs", [1, 2])
-def test_a_teacher_that_keeps_its_best_epoch(bench, make_run, epochs, head):
-    run = make_run({"ce": 1, "kd": 1}, "sequential" if head else "pretrained")
-    spec = run.teacher.model_copy(update={"checkpoint": "best", "recipe": run.recipe.model_copy(update={"lr": 0.3})})
-    whole, halting = bench("whole"), bench("halting")
-    for each in (whole, halting):
-        jobs.train_teacher(spec.parent, each.shop) if head else None
-    jobs.train_teacher(spec, whole.shop)
-    jobs.train_teacher(spec, halting.again(stop_after=epochs).shop)
-    jobs.train_teacher(spec, halting.shop)
-    assert halting.files(spec) == whole.files(spec)
 
 
 @pytest.mark.parametrize("seed", range(4))

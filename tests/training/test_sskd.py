@@ -30,17 +30,6 @@ def make(make_run, recipe):
     return build
 
 
-def test_together_and_alone(bench, make):
-    runs = [make("sskd", epochs=1), make("ft", epochs=1)]
-    together, alone = bench("together"), bench("alone")
-    together.train(*runs)
-    for run in reversed(runs):
-        alone.train(run)
-    parts = [run.adapters[0] for run in runs]
-    assert together.files(*runs, *parts) == alone.files(*runs, *parts)
-    assert all(together.store.run(run.id).done() for run in runs)
-
-
 @pytest.mark.parametrize(
     "options",
     [{"pretext": "exemplar", "transforms": "four"}, {"pretext": "rotation"}, {"transforms": "four"}],

@@ -1,52 +1,10 @@
 """Stopped after any step, what trains ends bit for bit where the uninterrupted training ends."""
 
-from functools import partial
 from itertools import pairwise
 
 import pytest
 
-from kdbench.suite.specs import Preprocessing, Pretraining, SelfSupervised
 from kdbench.training import checkpoint, jobs, loop
-
-
-TERMS = {
-    "buffers and draws": {"ce": 1, "crd": {"weight": 0.8, "negatives": 8}, "kd": 1},
-    "what an epoch adds up": {"ce": 1, "semckd": 1},
-    "what an epoch begins with": {"ce": 1, "mgd": {"weight": 0.001, "update_interval": 1}},
-    "an initial stage": {"ce": 1, "ab": {"weight": 1, "initial_epochs": 1}},
-}
-
-
-def in_pieces(work, folder, calls):
-    """Do a job in visits, each of which is told to stop when it asks for the so manieth time."""
-    visits = 0
-    while work(folder.again(stop_at_call=calls).shop).stopped:
-        visits += 1
-        assert visits < 40
-    return visits
-
-
-@pytest.mark.parametrize("kind", TERMS)
-@pytest.mark.parametrize(("strategy", "calls"), [("pretrained", 3), ("simultaneous", 2)])
-def test_a_run(bench, make_run, kind, strategy, calls):
-    run = make_run(TERMS[kind], strategy)
-    whole, pieces = bench("whole"), bench("pieces")
-    whole.train(run)
-    pieces.teachers(run)
-    assert in_pieces(partial(jobs.train_cohort, [run]), pieces, calls) >= 3
-    assert pieces.files(run) == whole.files(run)
-
-
-@pytest.mark.parametrize("calls", [1, 2, 5])
-def test_a_cohort_with_a_teacher_that_learns_and_sees_images_of_its_own(bench, make_run, calls):
-    view = Preprocessing(crop_padding=1, flip=True, size=16)
-    runs = [make_run(t, "simultaneous") for t in ({"ce": 1, "kd": 1}, {"ce": 1, "semckd": 1})]
-    runs = [run.model_copy(update={"view": view}) for run in runs] + [make_run({"ce": 1}, "simultaneous")]
-    whole, pieces = bench("whole"), bench("pieces")
-    whole.train(*runs)
-    pieces.teachers(*runs)
-    in_pieces(partial(jobs.train_cohort, runs), pieces, calls)
-    assert pieces.files(*runs) == whole.files(*runs)
 
 
 def test_others_join_in_the_middle_of_an_epoch(bench, make_run):
@@ -119,18 +77,6 @@ def test_time_is_shared_by_those_it_was_spent_on(bench, make_run, monkeypatch):
     monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
     shop.train(*runs)
     assert shop.store.run(runs[0].id).metadata()["seconds"] == 3 * 3
-
-
-def test_a_teacher_and_its_pretraining_and_new_layers(bench, recipe, make_run):
-    head = make_run({"ce": 1, "kd": 1}, "sequential").teacher
-    simclr = SelfSupervised(network="resnet8", dataset=head.dataset, pretraining=Pretraining(recipe=recipe))
-    for spec in (simclr, head.parent, head):
-        whole, pieces = bench("whole"), bench("pieces")
-        for before in (whole, pieces):
-            jobs.train_teacher(spec.parent, before.shop) if spec.parent else None
-        jobs.train_teacher(spec, whole.shop)
-        assert in_pieces(partial(jobs.train_teacher, spec), pieces, 2) >= 3
-        assert pieces.files(spec) == whole.files(spec)
 
 
 def test_checkpoints_take_no_more_than_a_twentieth_of_the_time(bench, make_run, monkeypatch):

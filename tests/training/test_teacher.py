@@ -150,14 +150,6 @@ def test_a_finished_teacher_shows_what_its_file_computes(bench, make_run, strate
     assert not any(t.requires_grad for t in (shown.logits, shown.embedding, *shown.features, *shown.preactivations))
 
 
-def test_new_layers_end_the_same_with_one_student_and_with_three(bench, make_run, watched):
-    runs = [make_run(t, "simultaneous") for t in ({"ce": 1, "kd": 1}, {"ce": 1, "vid": 5}, {"ce": 1, "rkd": 1})]
-    three, one = bench("three"), bench("one")
-    three.train(*runs)
-    one.train(runs[1])
-    assert same(weights(watched[0].network), weights(watched[1].network))
-
-
 def test_new_layers_learn_from_cross_entropy_alone_and_show_what_they_were_before_each_step(bench, make_run):
     shop, run = bench(), make_run({"ce": 1, "kd": 1}, "simultaneous")
     shop.teachers(run)
