@@ -9,11 +9,13 @@ from kdbench.plan.cost import (
     cohort_cost,
     image_counts,
     measured_speed,
+    measurement_cost,
     student_cost,
     teacher_cost,
     teacher_pass_cost,
 )
 from kdbench.store.store import Store
+from kdbench.suite.load import load_suite
 from kdbench.suite.specs import DatasetSpec, HeadSpec, NewLayers, Recipe, RunSpec, Scenario, Supervised, WeightedTerm
 
 
@@ -81,3 +83,59 @@ def test_the_speed_is_measured_from_finished_runs_and_junk_is_left_out(tmp_path)
         (folder / "metadata.json").write_text(text)
     assert measured_speed(Store(tmp_path)) == {"cpu": pytest.approx(3e9)}
     assert measured_speed(Store(tmp_path / "none")) == {}
+
+
+SUITE = """
+protocol:
+  {base: smoke, epochs: 10, evaluate_every: 4, node_embedding: 8, teacher: {epochs: 5}, head: {epochs: 3}}
+dataset: {name: digits, train_per_class: 20, test_per_class: 10, size: 16}
+trials: 1
+teachers: {encoder: {network: resnet8, pretraining: simclr}}
+grid:
+  - {teacher: resnet8x4, student: resnet8, method: sskd, strategy: sequential}
+  - {teacher: encoder, student: resnet8, method: kd, strategy: simultaneous}
+"""
+MEASURED = """
+protocol: {base: smoke, teacher: {epochs: 1}}
+dataset: {name: digits, train_per_class: 20, test_per_class: 10}
+trials: 1
+grid:
+  - {teacher: resnet8x4, student: resnet8, method: kd, measure: {probe: digits, similarity: digits, probe_protocol: HOW}}
+"""
+R8, R8X4 = network("resnet8").macs, network("resnet8x4").macs
+
+
+@pytest.fixture
+def suite(tmp_path):
+    """suite(text): a suite of this text."""
+
+    def load(text):
+        (tmp_path / "suite.yaml").write_text(text)
+        return load_suite(tmp_path / "suite.yaml")
+
+    return load
+
+
+def test_every_stage_of_a_teacher_by_hand(suite):
+    """200 images train and 100 test, at a quarter of the pixels for which the catalogue states a network's cost."""
+    sskd, kd = (run.spec for run in suite(SUITE).runs)
+    costs = [teacher_cost(stage) for stage in (*sskd.stages, *kd.stages)]
+    assert costs == [
+        (3 * 5 * 200 + 5 * 100) * R8X4 / 4,  # supervised, tested after each epoch
+        (3 * 200 + 100) * R8X4 / 4,  # new layers: three epochs of one pass of the backbone, tested once
+        10 * 200 * (1 + 3) * R8X4 / 4,  # the adapter learns on images and three transformed views, and is not tested
+        (2 * 3 * 10 * 200 + 10 * (200 + 100)) * R8 / 4,  # SimCLR: two views; tests embed the training images, too
+    ]
+    assert student_cost(sskd) == (3 * 10 * 200 * (1 + 3) + 3 * 100) * R8 / 4
+
+
+@pytest.mark.parametrize(
+    ("how", "passes"),
+    [("{base: linear, epochs: 7}", 1), ("{base: linear, epochs: 7, batch_norm: batch, flip: true}", 7)],
+)
+def test_a_measurement_costs_its_forward_passes(suite, how, passes):
+    spec = {(m.of, m.spec.kind): m.spec for m in suite(MEASURED.replace("HOW", how)).measurements}
+    train, test = 1000, 797
+    assert measurement_cost(spec["student", "probe"]) == passes * (train + test) * R8
+    assert measurement_cost(spec["teacher", "probe"]) == passes * (train + test) * R8X4
+    assert measurement_cost(spec["student", "similarity"]) == test * (R8 + R8X4)
