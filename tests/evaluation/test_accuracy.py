@@ -1,10 +1,12 @@
 """Accuracy against counting by hand."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from kdbench.evaluation import measure
+from kdbench.evaluation import measure, measure_neighbours
 from kdbench.models.outputs import Outputs
 
 
@@ -51,3 +53,23 @@ def test_test_time_leaves_batch_norm_as_it_was():
     before = {key: value.clone() for key, value in network.state_dict().items()}
     measure([network], [(torch.randn(4, 3, 32, 32), torch.zeros(4, dtype=torch.long))])
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("known", [12, 60])
+def test_the_twenty_nearest_training_images_vote_with_weights(known):
+    """By hand: exp(cosine / 0.07) each, and all of the training images where they are fewer."""
+    draw = torch.Generator().manual_seed(0)
+    train = torch.randn(known, 5, generator=draw), torch.randint(0, 7, (known,), generator=draw)
+    test = torch.randn(300, 5, generator=draw), torch.randint(0, 7, (300,), generator=draw)
+    batches = [(test[0][:200], test[1][:200]), (test[0][200:], test[1][200:])]
+    (scores,) = measure_neighbours([Fixed()], [train], batches, 7)
+    first = fifth = 0
+    for image, label in zip(*test, strict=True):
+        cosine = nn.functional.cosine_similarity(image[None], train[0])
+        votes = [0.0] * 7
+        for index in cosine.argsort(descending=True)[:20].tolist():
+            votes[train[1][index]] += math.exp(cosine[index] / 0.07)
+        order = sorted(range(7), key=lambda k: -votes[k])
+        first += order[0] == int(label)
+        fifth += label in order[:5]
+    assert (scores.top1, scores.top5) == pytest.approx((100 * first / 300, 100 * fifth / 300))

@@ -1,4 +1,4 @@
-"""SimCLR teachers: the loss, the test by neighbours, and their use under every strategy."""
+"""SimCLR teachers: the loss, and their use under every strategy."""
 
 import math
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kdbench.evaluation import NEIGHBOURS, TEMPERATURE, measure_neighbours
 from kdbench.methods.term import TermContext
 from kdbench.models import Outputs, Shapes
 from kdbench.suite.specs import FineTuned, HeadSpec, NewLayers, Pretraining, SelfSupervised, lineage
@@ -45,30 +44,6 @@ def test_the_projection_trains_and_half_precision_agrees():
     assert all(parameter.grad.abs().sum() > 0 for parameter in (embedding, *term.parameters()))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert term(outputs, outputs, None).item() == pytest.approx(loss.item(), abs=0.02)
-
-
-class Identity(torch.nn.Module):
-    def forward(self, images):
-        return Outputs(images, images, [], [])
-
-
-def test_neighbours_vote_with_weights():
-    draw = torch.Generator().manual_seed(0)
-    train = torch.randn(60, 5, generator=draw), torch.randint(0, 7, (60,), generator=draw)
-    test = torch.randn(30, 5, generator=draw), torch.randint(0, 7, (30,), generator=draw)
-    (scores,) = measure_neighbours(
-        [Identity()], [train], [(test[0][:20], test[1][:20]), (test[0][20:], test[1][20:])], 7
-    )
-    first = fifth = 0
-    for image, label in zip(*test, strict=True):
-        cosine = F.cosine_similarity(image[None], train[0])
-        votes = [0.0] * 7
-        for index in cosine.argsort(descending=True)[:NEIGHBOURS]:
-            votes[train[1][index]] += math.exp(cosine[index] / TEMPERATURE)
-        order = sorted(range(7), key=lambda k: -votes[k])
-        first += order[0] == int(label)
-        fifth += label in order[:5]
-    assert (scores.top1, scores.top5) == pytest.approx((100 * first / 30, 100 * fifth / 30))
 
 
 @pytest.fixture
