@@ -45,6 +45,7 @@ def teachers(suite, tmp_path):
     return [Store(tmp_path / "results").teacher(stage.id) for stage in lineage(run.spec.teacher)]
 
 
+@pytest.mark.slow
 def test_many_processes_train_one_teacher_once(kdbench, kdbench_process, suite, teachers):
     with ThreadPoolExecutor(3) as pool:
         calls = [pool.submit(kdbench_process, "teachers", "train", suite, "--jobs-per-device", 1) for _ in range(3)]

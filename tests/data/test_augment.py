@@ -1,12 +1,26 @@
 """Transformed copies: what each kind does to an image, what is drawn, and that the images beside them stay as they were."""
 
+import colorsys
+import math
 from itertools import permutations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageEnhance
 
-from kdbench.data.augment import TRANSFORMS, VIEWS_PER_IMAGE, interleave_views, randint_below, rotate90
+from kdbench.data import augment
+from kdbench.data.augment import (
+    TRANSFORMS,
+    VIEWS_PER_IMAGE,
+    adjust_hue,
+    color_jitter,
+    interleave_views,
+    log_uniform,
+    randint_below,
+    rotate90,
+)
 from kdbench.data.image_sets import ImageSet
 from kdbench.data.preprocess import Normalisation
 from kdbench.data.stream import Stream
@@ -77,12 +91,12 @@ def test_the_pool_of_four(pixels):
 def test_a_part_is_a_part_and_colours_keep_the_place_of_edges():
     ramp = torch.arange(8.0).mul(20).expand(3, 8, 8).repeat(3000, 1, 1, 1)
     copies, labels, _ = made("four", ramp)
-    parts, color_jitter = copies[labels == 3], copies[labels == 4]
+    parts, recoloured = copies[labels == 3], copies[labels == 4]
     spans = (parts.amax((1, 2, 3)) - parts.amin((1, 2, 3))) / 140
     assert spans.min() < 0.4
     assert spans.max() <= 1.01
-    assert (color_jitter.diff(dim=-1) >= -1e-3).all()
-    assert color_jitter.mean((1, 2, 3)).std() > 1
+    assert (recoloured.diff(dim=-1) >= -1e-3).all()
+    assert recoloured.mean((1, 2, 3)).std() > 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -153,3 +167,44 @@ def test_an_image_that_is_not_turned_stays(pixels):
 def test_a_short_last_batch_has_its_copies(images, recipe, digits):
     stream = Stream(ImageSet(images.images[:18], images.labels[:18], 10), recipe, digits, ("seed",), CPU)
     assert [len(b.views["jigsaw"].labels) for b in stream.epoch(1, transforms=["jigsaw"])] == [48, 6]
+
+
+@pytest.mark.parametrize("factor", [0.4, 1.0, 1.5])
+@pytest.mark.parametrize(
+    ("number", "enhancer"), list(enumerate((ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)))
+)
+def test_brightness_contrast_and_saturation_are_pillows(pixels, number, enhancer, factor):
+    """To within the rounding of 8 bits."""
+    factors = [torch.ones(len(pixels), 1, 1, 1) for _ in range(3)]
+    factors[number] *= factor
+    changed = color_jitter(pixels.float() / 255, *factors, torch.zeros(len(pixels), 1, 1, 1))
+    for image, mine in zip(pixels, changed, strict=True):
+        picture = enhancer(Image.fromarray(image.permute(1, 2, 0).numpy())).enhance(factor)
+        theirs = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        assert (255 * mine - theirs).abs().max() < 2
+
+
+def test_a_hue_is_turned_about_the_grey_axis():
+    image = 0.3 + 0.1 * torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    third = adjust_hue(image, torch.tensor([math.pi / 3, 2 * math.pi]))
+    for before, after, angle in zip(image, third, (math.pi / 3, 0.0), strict=True):
+        for old, new in zip(before.flatten(1).T.tolist(), after.flatten(1).T.tolist(), strict=True):
+            luma, i, q = colorsys.rgb_to_yiq(*old)
+            turned = (i * math.cos(angle) - q * math.sin(angle), i * math.sin(angle) + q * math.cos(angle))
+            assert colorsys.rgb_to_yiq(*new) == pytest.approx((luma, *turned), abs=0.01)
+
+
+def test_log_uniform_numbers_and_their_inverses_are_alike():
+    numbers = log_uniform(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]), 16.0)
+    assert numbers.tolist() == pytest.approx([1 / 16, 1 / 4, 1, 4, 16])
+
+
+def test_the_colours_of_the_pool_of_four_have_sskds_ranges(pixels, monkeypatch):
+    given = []
+    monkeypatch.setattr(augment, "color_jitter", lambda images, *factors: given.append(factors) or images)
+    made("four", pixels.repeat(1000, 1, 1, 1))
+    ((*factors, hue),) = given
+    for values, low, high in (*((factor, 0.6, 1.4) for factor in factors), (hue, -0.1, 0.1)):
+        margin = 0.02 * (high - low)
+        assert low <= values.min() < low + margin
+        assert high - margin < values.max() <= high

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kdbench.data import augment
 from kdbench.data.augment import TwoViews
 from kdbench.data.image_sets import ImageSet
 from kdbench.suite.specs import Pretraining, Recipe
@@ -99,3 +100,22 @@ def test_flips_only_where_the_recipe_flips(views):
         )
         mirrored = (spans[spans != 0] < 0).float().mean().item()
         assert abs(mirrored - expected) < 0.1
+
+
+def test_colours_are_changed_at_a_share_of_the_authors_strength(views, monkeypatch):
+    """Factors 1 ± 0.8 and a fifth of a turn either way at full strength, half of it at 0.5; a fifth of the views stays."""
+    given = []
+    monkeypatch.setattr(augment, "color_jitter", lambda images, *factors: given.append(factors) or images)
+    for _ in views(train=smooth(1000), colour=0.5).epoch(1):
+        pass
+    *factors, hue = (torch.cat(each).flatten() for each in zip(*given, strict=True))
+    for values, middle, most in (*((factor, 1.0, 0.4) for factor in factors), (hue, 0.0, 0.1)):
+        assert (values == middle).float().mean().item() == pytest.approx(0.2, abs=0.03)
+        for extreme, end in ((values.min(), middle - most), (values.max(), middle + most)):
+            assert extreme.item() == pytest.approx(end, abs=0.03 * most)
+
+
+def test_a_fifth_of_the_views_is_grey(views):
+    shown = torch.cat([batch.images for batch in views(train=smooth(500), colour=0.0).epoch(1)])
+    grey = (shown[:, 0] - shown[:, 1]).abs().amax((1, 2)) < 1e-3
+    assert grey.float().mean().item() == pytest.approx(0.2, abs=0.04)

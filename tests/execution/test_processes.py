@@ -94,6 +94,7 @@ def test_two_at_once_do_everything_once(place, undisturbed):
     assert "FAILED" not in said
 
 
+@pytest.mark.slow
 def test_a_crash_loop_ends_with_the_failure_of_its_run(place):
     here = place(
         suite="""

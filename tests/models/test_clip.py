@@ -37,7 +37,12 @@ class Theirs:
     embedding: torch.Tensor
 
 
-@pytest.fixture(scope="module", params=MODELS)
+QUICK = ("clip-vit-b32", "clip-rn50")
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODELS]
+)
 def theirs(request):
     import_torchvision()
     import open_clip

@@ -37,7 +37,7 @@ def cases():
             yield pytest.param(name, size, CLASSES[(row + column) % 3], marks=marks)
 
 
-@pytest.mark.parametrize(("name", "size", "classes"), cases())
+@pytest.mark.parametrize(("name", "size", "classes"), list(cases()))
 def test_one_step_keeps_the_batch_and_reaches_every_parameter(name, size, classes):
     net = build(name, classes)
     outputs = net(torch.randn(2, 3, size, size))
