@@ -93,6 +93,14 @@ def test_where_it_cannot_the_owner_is_told_what_to_do(path, monkeypatch, refused
     assert f"'chmod a+r,g+w {path.parent}/*'" in str(caught.value)
 
 
+def test_of_ones_own_file_no_owner_is_to_be_asked(path, monkeypatch):
+    path.touch()
+    answers(monkeypatch, errno.EBADF)
+    with pytest.raises(KdbenchError) as caught:
+        Lock(path).acquire(timeout=0)
+    assert str(caught.value) == f"{path}: cannot be locked: {os.strerror(errno.EBADF)}"
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_without_locks_a_file_that_is_there_stands_in(path, monkeypatch, number):
     answers(monkeypatch, number)

@@ -52,6 +52,16 @@ def test_the_life_of_a_record(record):
     assert (record.version(), record.compute()) == ("1", ("cpu", 8.0, 2.0))
 
 
+def test_the_score_rule_chooses_between_the_last_and_the_best_epoch():
+    best = Accuracy(epoch=1, top1=60.0, top5=90.0)
+    result = RESULT.model_copy(update={"best": best})
+    assert (result.accuracy("last"), result.accuracy("best")) == (ACCURACY, best)
+    assert Result(id=ID, kind="teacher", weights_sha256="00").accuracy("best") is None
+    for missing in ("last", "best"):
+        with pytest.raises(ValueError, match="holds its last and its best accuracy"):
+            Result.model_validate(RESULT.model_dump() | {missing: None})
+
+
 def test_equal_results_are_equal_bytes(record):
     record.finish(RESULT, {})
     first = (record.folder / "result.json").read_bytes()
