@@ -187,7 +187,10 @@ def command_section(command: Any, path: str) -> Iterator[str]:
     if path != "kdbench":
         yield f"\n## {path} {{ #{path.removeprefix('kdbench ').replace(' ', '-')} }}\n\n{command.help or ''}\n\n"
         records = [each.get_help_record(context) for each in command.get_params(context) if each.name != "help"]
-        yield markdown_table(["", ""], [[f"`{names}`", text] for names, text in filter(None, records)]) + "\n"
+        yield (
+            markdown_table(["argument or option", ""], [[f"`{names}`", text] for names, text in filter(None, records)])
+            + "\n"
+        )
     for name in command.list_commands(context) if hasattr(command, "list_commands") else ():
         yield from command_section(command.get_command(context, name), f"{path} {name}")
 
