@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from kdbench.errors import BadInput
 from kdbench.weightfiles.pickles import Excessive, Inert, NumpyArray, Refused, Unpickler
-from kdbench.weightfiles.tensors import SIZES, Storage, Stored, contiguous, files_inside, is_data, printable
+from kdbench.weightfiles.tensors import SIZES, Storage, Stored, contiguous, files_inside, is_data, safe_name
 
 
 SPARE = 2**28
@@ -42,7 +42,7 @@ def opened(path: Path) -> Iterator[object]:
             content = _content(file, path)
         except Refused as error:
             raise BadInput(
-                f"{path}: holds more than weights ({printable(error.name)}), and loading that could run code, so it is "
+                f"{path}: holds more than weights ({safe_name(error.name)}), and loading that could run code, so it is "
                 "refused. Where you trust the file, load it yourself and save the network's state_dict() as .safetensors."
             ) from None
         except BadInput:
@@ -104,7 +104,7 @@ def _safetensors(file: BinaryIO, size: int) -> object:
     for name, entry in header.items():
         kind, (start, end) = _SAFETENSORS[entry["dtype"]], entry["data_offsets"]
         if not 0 <= start <= end <= size - 8 - length:
-            raise Excessive(f"{printable(name)} claims {end - start:,} bytes")
+            raise Excessive(f"{safe_name(name)} claims {end - start:,} bytes")
         read = partial(_at, file, 8 + length + start, end - start)
         found[name] = contiguous(Storage(kind, end - start, read), tuple(entry["shape"]))
         if found[name].count * SIZES[kind] != end - start:
@@ -199,7 +199,7 @@ def states(content: object) -> dict[str, State]:
         if not isinstance(inside, Mapping):
             continue
         if tensors:
-            found[place] = {printable(key): tensor for key, tensor in tensors.items()}
+            found[place] = {safe_name(key): tensor for key, tensor in tensors.items()}
         holders = (Mapping, list, tuple) if isinstance(value, Inert) else (Mapping, list, tuple, Inert)
         waiting += [(_joined(place, key), inner) for key, inner in inside.items() if isinstance(inner, holders)]
     if not found:
@@ -209,7 +209,7 @@ def states(content: object) -> dict[str, State]:
 
 def _kind(content: object) -> str:
     if isinstance(content, Mapping):
-        return f"the keys {some([printable(str(key)) for key in content if isinstance(key, str | int)])}"
+        return f"the keys {some([safe_name(str(key)) for key in content if isinstance(key, str | int)])}"
     return "one tensor" if as_tensor(content) else f"a {type(content).__name__}"
 
 
@@ -297,5 +297,5 @@ def _attributes(root: Inert) -> Iterator[tuple[str, Stored]]:
 
 
 def _joined(place: str, key: object) -> str:
-    name = printable(str(key)) if isinstance(key, str | int) else "?"
+    name = safe_name(str(key)) if isinstance(key, str | int) else "?"
     return f"{place}.{name}" if place else name

@@ -85,7 +85,7 @@ def _sensible(numbers: tuple[int, ...]) -> bool:
     return len(numbers) <= 64 and all(type(number) is int and 0 <= number < 2**62 for number in numbers)
 
 
-def printable(name: str) -> str:
+def safe_name(name: str) -> str:
     """A name from a file as it can be shown: at most 200 letters, no control characters."""
     return "".join(letter if letter.isprintable() else "?" for letter in name[:200])
 
@@ -126,7 +126,7 @@ def _names(path: Path) -> tuple[list[str], bool]:
             if file.read(2) != b"PK":
                 return _in_tar(*_unpacked(file))
             with zipfile.ZipFile(file) as archive:
-                names = [printable(name) for name in archive.namelist() if not name.endswith("/")]
+                names = [safe_name(name) for name in archive.namelist() if not name.endswith("/")]
             return [] if any(is_data(name) for name in names) else names, True
     except Exception:  # what is no archive makes the readers raise almost anything
         return [], False
@@ -151,7 +151,7 @@ def _in_tar(file: BinaryIO, whole: bool) -> tuple[list[str], bool]:
         try:
             for member in tar:
                 if member.isfile():
-                    names.append(printable(member.name))
+                    names.append(safe_name(member.name))
         except tarfile.TarError:
             whole = False
     return names, whole
