@@ -27,7 +27,7 @@ def read_scalar(node: yaml.ScalarNode) -> tuple[Any, str]:
     """The probable value, and what is wrong with its spelling ("" if nothing)."""
     text: str = node.value
     if UNPRINTABLE.search(text):
-        return None, f"{_short(repr(text))} holds a character that cannot be printed: leave it out."
+        return None, f"{shorten(repr(text))} holds a character that cannot be printed: leave it out."
     kind = node.tag.removeprefix("tag:yaml.org,2002:")
     if node.style in ("'", '"', "|", ">"):
         return text, ""
@@ -35,10 +35,10 @@ def read_scalar(node: yaml.ScalarNode) -> tuple[Any, str]:
     try:
         value = _value(kind, text)
     except (ValueError, OverflowError):
-        return text, trap or f"'{_short(text)}' cannot be read as {kind}: put it in quotes."
+        return text, trap or f"'{shorten(text)}' cannot be read as {kind}: put it in quotes."
     usable = abs(value) < _LARGEST if isinstance(value, int) else not isinstance(value, float) or math.isfinite(value)
     if not usable:
-        return None, trap or f"'{_short(text)}' is not a number that can be used: write a finite, smaller one."
+        return None, trap or f"'{shorten(text)}' is not a number that can be used: write a finite, smaller one."
     return value, trap
 
 
@@ -65,16 +65,12 @@ def _trap(kind: str, text: str) -> str:
         meaning = "true" if text.lower() in ("yes", "on") else "false"
         return f"'{text}' is {meaning} in YAML 1.1: write {meaning} if that is meant, else '{text}' in quotes."
     if kind == "int" and _OCTAL.fullmatch(text):
-        return f"'{_short(text)}' is an octal number in YAML 1.1: write it without the leading zero."
+        return f"'{shorten(text)}' is an octal number in YAML 1.1: write it without the leading zero."
     if kind in ("int", "float") and ":" in text:
         return f"'{text}' is a base-60 number in YAML 1.1: put it in quotes, or write the number out."
     if kind not in ("str", "int", "float", "bool", "null"):
-        return f"'{_short(text)}' is read as a {kind} in YAML 1.1: put it in quotes."
+        return f"'{shorten(text)}' is read as a {kind} in YAML 1.1: put it in quotes."
     return ""
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 40 else f"{text[:37]}…"
 
 
 YamlPath = tuple[str | int, ...]
