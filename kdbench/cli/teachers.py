@@ -230,30 +230,20 @@ app.command("import")(import_file)
 
 @app.command()
 def verify(results: Results = Path("results"), json_output: Json = False) -> None:
-    """Check the weights of all finished teachers against what was stored. Exit code 1 where one is damaged.
+    """Compare the files of finished teachers with their checksums. Exit code 1 if one is damaged.
 
-    New layers that learned beside a run's student are checked with that run.
+    New layers that were trained together with a run's student are checked with that run.
     """
-    from pydantic import ValidationError
-
-    from kdbench.errors import KdbenchError, LockedRecord
     from kdbench.store.store import Store
     from kdbench.store.verify import label_of
-    from kdbench.suite.specs import stage_from
+    from kdbench.store.verify import verify as compare
 
-    store, found, replaced = Store(results), [], False
-    for record in store.records("teachers"):
-        problem = ""
-        if record.ended():
-            try:
-                record.check_weights()
-                store.check_origin(stage_from(record.spec()))
-            except (KdbenchError, ValidationError) as error:
-                problem = str(error)
-                replaced |= not isinstance(error, LockedRecord)
-            found.append({"id": record.id, "teacher": label_of(record, "teachers"), "damaged": problem})
-    found += list(_learned_beside(store))
-    damaged = [entry for entry in found if entry["damaged"]]
+    store = Store(results)
+    labels = {record.id: label_of(record, "teachers") for record in store.records("teachers") if record.ended()}
+    runs = dict.fromkeys(_with_new_layers(store), "a run, with the new layers that learned beside it")
+    checked = compare(store, {"teachers": labels, "runs": runs, "measurements": ()})
+    damaged = {each.id: f"{each.problem}. {each.next_step}" for each in reversed(checked.damaged)}
+    found = [{"id": id, "teacher": label, "damaged": damaged.get(id, "")} for id, label in (labels | runs).items()]
     if json_output:
         typer.echo(json.dumps(found, indent=1))
     else:
@@ -262,8 +252,6 @@ def verify(results: Results = Path("results"), json_output: Json = False) -> Non
             if entry["damaged"]:
                 typer.echo(printable(f"     {entry['damaged']}"))
         typer.echo(f"{len(found)} finished teachers, {len(damaged)} damaged.")
-        if replaced:
-            typer.echo("The next kdbench run that uses a damaged one sets it aside and makes it again.")
     if damaged:
         raise typer.Exit(1)
 
@@ -312,20 +300,12 @@ def export(
         typer.echo(printable(f"{folder / record.id}: {stage_label(teacher)}"))
 
 
-def _learned_beside(store: Store) -> Iterator[dict[str, str]]:
-    """The finished runs whose teacher's new layers learned beside the student, each with what is wrong with it."""
+def _with_new_layers(store: Store) -> Iterator[str]:
+    """The ids of finished runs that trained their teacher's new layers together with the student."""
     from kdbench.errors import BadRecord
 
     for record in store.records("runs"):
-        problem = ""
-        try:
+        with contextlib.suppress(BadRecord):  # not finished: the next kdbench run sets it aside
             result = record.result()
-        except BadRecord:
-            continue  # not finished: the next kdbench run sets it aside
-        if result is None or result.teacher_head_sha256 is None or not record.keeps_weights():
-            continue
-        try:
-            record.check_weights()
-        except BadRecord as error:
-            problem = f"{error}. Remove {record.folder}, and the next kdbench run trains it again."
-        yield {"id": record.id, "teacher": "a run, with the new layers that learned beside it", "damaged": problem}
+            if result and result.teacher_head_sha256 and record.keeps_weights():
+                yield record.id

@@ -106,6 +106,7 @@ def test_layers_that_learned_beside_a_run_are_verified_with_it(kdbench, suite, t
     records = [Store(tmp_path / "results").run(f"{name}{run.id[1:]}") for name in "ab"]
     record = Store(tmp_path / "results").run(run.id)
     record.begin(run.spec.canonical())
+    record.write_metrics([{"epoch": 2, "loss": 1.0, "terms": {}}])
     record.weights_file.write_bytes(b"the student's")
     record.teacher_head_file.write_bytes(b"the new layers'")
     accuracy = Accuracy(epoch=2, top1=50.0, top5=90.0)
@@ -128,7 +129,7 @@ def test_layers_that_learned_beside_a_run_are_verified_with_it(kdbench, suite, t
     assert bad.returncode == 1
     assert f"BAD  {record.id}" in bad.stdout
     assert f"{record.teacher_head_file.name}: is not the file that was stored" in bad.stdout
-    assert f"Remove results/runs/{record.id}, and the next kdbench run trains it again." in bad.stdout
+    assert f"Remove results/runs/{record.id}, and the next kdbench run of its suite makes it again." in bad.stdout
     assert "sets it aside" not in bad.stdout
 
 
