@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -180,8 +181,14 @@ def _named(values: str, key: str, there: Sequence[str]) -> Iterator[set[str]]:
         else:
             count = 1
             if name:
-                raise KeyError(name)
+                raise KeyError(_first_name(",".join(parts)))
         del parts[:count]
+
+
+def _first_name(text: str) -> str:
+    """The text up to a comma that is not in brackets: ``kd[temperature=2,weight=3]``."""
+    whole = re.match(r"(?:\[[^\]]*\]|[^,])*", text)
+    return whole[0].strip() if whole else ""
 
 
 def _unknown(value: str, there: Sequence[str]) -> str:

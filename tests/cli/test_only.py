@@ -63,6 +63,12 @@ def test_conditions_are_joined(suites):
         ("=ce", "write KEY=VALUE"),
         ("methods=ce", "Did you mean 'method'?"),
         ("method=kd, T=3", "no run has the method 'T=3'"),
+        (
+            "method=kd[temperature=2,weight=4]",
+            "'kd[temperature=2,weight=4]'. Did you mean 'kd[temperature=2,weight=3]'?",
+        ),
+        ("method=dk[x=1,y=2],kd", "no run has the method 'dk[x=1,y=2]'."),
+        ("method=[dk,kd", "no run has the method '[dk'."),
         ("method=cee", "no run has the method 'cee'. Did you mean 'ce'?"),
         ("teacher=vgg8", "no run has the teacher 'vgg8'. There are 'T, 1'."),
         ("trial=00", "no run has the trial '00'."),
