@@ -55,7 +55,7 @@ def plan(suites: AnySuites, results: AnyPath = "results", *, slots: int = 1) -> 
     loaded, store = _load(suites, results), _store(results)
     specs = [spec for suite in loaded for spec in suite.specs.values()]
     measurements = [each.spec for suite in loaded for each in suite.measurements]
-    return make_plan(specs, store, slots, measurements=measurements)
+    return make_plan(specs, store, measurements=measurements).on(slots)
 
 
 def run(
