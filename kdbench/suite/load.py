@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kdbench.catalogue.plugins import locating_modules
 from kdbench.catalogue.text import shorten, unknown
 from kdbench.errors import BadSuite, Problem
@@ -19,7 +17,7 @@ from kdbench.suite.schema import SuiteHead
 from kdbench.suite.suite import Measurement, Run, Suite
 from kdbench.suite.tiny import tiny_suite
 from kdbench.suite.validator import SuiteValidator, Top
-from kdbench.suite.yaml_reader import STDIN, Document, YamlPath, parse_yaml, read_yaml
+from kdbench.suite.yaml_reader import STDIN, Document, YamlPath, parse_yaml, read_yaml, write_yaml
 
 
 def bundled_suites() -> dict[str, Path]:
@@ -129,7 +127,7 @@ def _change(document: Document, settings: Sequence[str]) -> None:
                 inner = owner[key] if isinstance(owner.get(key), dict) else {}
                 owner[key], owner = inner, inner
             owner[keys[-1]] = deepcopy(value)
-    document.text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+    document.text = write_yaml(data)
 
 
 def _setting(text: str) -> tuple[str, tuple[str, ...], Any]:

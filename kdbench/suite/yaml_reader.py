@@ -259,3 +259,20 @@ def _trapped(path: YamlPath, message: str, document: Document, value: Any = None
     document.problems.append(document.problem(path, message))
     document.trapped.add(path)
     return value
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that YAML 1.1 takes for text, and ``read_scalar`` for a number."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if _EXPONENT.fullmatch(text) else None)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def write_yaml(data: Any) -> str:
+    """Plain values as YAML that ``parse_yaml`` reads as the same values."""
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return text

@@ -3,7 +3,7 @@
 import pytest
 
 from kdbench.errors import BadSuite
-from kdbench.suite.yaml_reader import parse_yaml, read_yaml
+from kdbench.suite.yaml_reader import parse_yaml, read_yaml, write_yaml
 
 
 def problems(text):
@@ -160,3 +160,30 @@ def test_places_that_are_not_in_the_file():
     assert document.place(("b", 0, "c", "d")) == ("b", 0, "c")
     assert document.line(("b", 0, "e")) == 3
     assert str(document.problem(("b", 0, "c"), "is wrong")) == "x.yaml:3  b[0].c: is wrong"
+
+
+def test_what_is_written_is_read_as_the_same_values():
+    values = [
+        "1e-3",
+        "yes",
+        "1:30",
+        "010",
+        "null",
+        "<<",
+        "=",
+        "2001-01-01",
+        " a ",
+        "a\nb\n",
+        "x: y",
+        "#",
+        "ä",
+        "-",
+        "w " * 99,
+    ]
+    data = {
+        "numbers": [1, 1e-05, 2.5e30, True, None],
+        **{f"key {n}": value for n, value in enumerate(values)},
+        "1e-3": {},
+    }
+    document = parse_yaml(write_yaml(data), "x.yaml")
+    assert (document.data, document.problems) == (data, [])
