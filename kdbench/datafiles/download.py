@@ -142,9 +142,7 @@ def _receive(answer: HTTPResponse, file: BinaryIO, start: int, name: str, report
         done += len(block)
         reporter.progress(name, done, total)
     if total is not None and done < total:
-        raise _Unavailable(
-            f"the connection broke after {done:,} of {total:,} bytes; run the same command to resume"
-        )
+        raise _Unavailable(f"the connection broke after {done:,} of {total:,} bytes; run the same command to resume")
 
 
 def _next_block(answer: HTTPResponse) -> bytes:
