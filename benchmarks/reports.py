@@ -54,7 +54,9 @@ def make_run(record, run, source, share):
         middle = 70 + random.Random(run.method + run.spec.student).uniform(-3, 4)
         extra = {"teacher": accuracy(source)} if run.strategy == "simultaneous" else {}
         extra |= {"sm_score": source.random(), "layer_cka": source.random()} if "semckd" in run.method else {}
-        record.write_metrics([{"epoch": e, "loss": 2 / e, "terms": {}, "top1": e * source.random()} for e in range(1, 9)])
+        record.write_metrics(
+            [{"epoch": e, "loss": 2 / e, "terms": {}, "top1": e * source.random()} for e in range(1, 9)]
+        )
         finish(
             record, "run", last=accuracy(source, middle), best=accuracy(source, middle + 1), weights_sha256="", **extra
         )
