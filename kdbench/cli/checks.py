@@ -17,7 +17,7 @@ import typer
 
 from kdbench.catalogue.text import one_line, printable
 from kdbench.cli.completion import complete_suites
-from kdbench.cli.options import Data, Json, Results, Suites
+from kdbench.cli.options import Data, Json, Results, Set, Suites
 from kdbench.errors import BadInput, BadSuite, Problem
 
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from kdbench.suite.suite import Suite
 
 
-def validate(suites: Suites, json_output: Json = False) -> None:
+def validate(suites: Suites, settings: Set = None, json_output: Json = False) -> None:
     """Check suite files and report every problem at once, with file, line and the nearest right name."""
     from kdbench.suite.load import load_suites
 
     try:
-        loaded = load_suites(suites)
+        loaded = load_suites(suites, settings=settings or ())
         _check_weights(loaded)
     except BadSuite as error:
         if not json_output:

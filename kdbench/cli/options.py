@@ -97,6 +97,14 @@ Tiny = Annotated[
         "ones. Nothing is downloaded; the numbers mean nothing.",
     ),
 ]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change the protocols of the suites, such as protocol.epochs=5; the value is read as YAML. May be repeated.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
@@ -107,6 +115,7 @@ def load(
     only: Sequence[str] | None = None,
     *,
     tiny: bool = False,
+    settings: Sequence[str] | None = None,
 ) -> list[Suite]:
     """The chosen part of suites. Weights and modules that are gone count as what they were when the results were made."""
     from kdbench.store.store import Store
@@ -115,7 +124,7 @@ def load(
 
     stores = [Store(folder) for folder in results]
     known = ArchivedFiles(stores)
-    loaded = load_suites(references, trials, tiny=tiny, known=known.tell)
+    loaded = load_suites(references, trials, tiny=tiny, known=known.tell, settings=settings or ())
     tell_outdated(stores)
     for message in known.messages:
         say(message)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdbench.catalogue.text import printable
-from kdbench.cli.options import Data, Json, Only, Results, Suites, Tiny, Trials, load
+from kdbench.cli.options import Data, Json, Only, Results, Set, Suites, Tiny, Trials, load
 
 
 if TYPE_CHECKING:
@@ -36,11 +36,12 @@ def plan(
     speed: Speed = None,
     trials: Trials = None,
     only: Only = None,
+    settings: Set = None,
     tiny: Tiny = False,
     json_output: Json = False,
 ) -> None:
     """Show what would run: teachers, cohorts, runs, hours. Nothing is trained."""
-    loaded = load(suites, [results], trials, only, tiny=tiny)
+    loaded = load(suites, [results], trials, only, tiny=tiny, settings=settings)
     facts = summarise(loaded, results, slots, on, speed, data=data)
     if json_output:
         typer.echo(json.dumps(facts, indent=1))

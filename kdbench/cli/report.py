@@ -15,7 +15,7 @@ import typer
 
 from kdbench.catalogue.text import command, shell_line
 from kdbench.cli.completion import complete_methods, complete_suites, complete_tables
-from kdbench.cli.options import Only, Output, Tiny, Trials, print_text, results_folder, say, select, tell_outdated
+from kdbench.cli.options import Only, Output, Set, Tiny, Trials, print_text, results_folder, say, select, tell_outdated
 from kdbench.cli.options import load as load_named
 from kdbench.errors import BadInput, BadSuite
 from kdbench.report.options import TOLERANCE, Bold, Format, ReportOptions, View
@@ -90,6 +90,7 @@ def report(
     output: Output = None,
     trials: Trials = None,
     only: Only = None,
+    settings: Set = None,
     tiny: Tiny = False,
 ) -> None:
     """Print the tables of suites, as far as they have been measured; those of the papers in their layout."""
@@ -103,7 +104,7 @@ def report(
     if (statistics or baseline) and format is Format.csv:
         raise BadInput("--statistics has no CSV: its numbers are in --format json")
     if published:
-        _refuse_beside_published(suites, results, trials, only, statistics, baseline, tiny)
+        _refuse_beside_published(suites, results, trials, only, settings, statistics, baseline, tiny)
         view = _published_view(view, changed=bold is not Bold.best or mix_versions or tolerance != TOLERANCE)
     else:
         _refuse_ignored(format, view, bold, tolerance)
@@ -115,14 +116,14 @@ def report(
     else:
         if tiny and view not in (View.both, View.measured):
             raise BadInput(f"--view {view}: the numbers of --tiny are compared with none. Leave one of the two out")
-        loaded, stores = load(suites, results, trials, only, tiny=tiny)
+        loaded, stores = load(suites, results, trials, only, tiny=tiny, settings=settings)
         _tell_conflicts(loaded, stores)
         content = measured_report(loaded, stores, names, mix_versions=mix_versions)
     options = ReportOptions(view, tolerance, bold, statistics, baseline, standalone=standalone)
     if format is Format.html:
         changed = page_options(names, view, bold, baseline, tolerance, published=published, mix_versions=mix_versions)
         named = suites or _references(loaded)
-        commands = command_lines(named, results or (), trials, only or (), changed, tiny=tiny)
+        commands = command_lines(named, results or (), trials, only or (), changed, settings=settings or (), tiny=tiny)
         options = replace(options, commands=commands)
     print_text(write_report(content, format, for_terminal(options, output)), output)
 
@@ -143,6 +144,7 @@ def load(
     only: list[str] | None,
     *,
     tiny: bool = False,
+    settings: Sequence[str] | None = None,
 ) -> tuple[list[Suite], list[Store]]:
     """The suites that are named, or all that have results, and the results folders."""
     from kdbench.store.store import Store
@@ -153,7 +155,9 @@ def load(
             raise BadInput(f"{folder}: no such results folder")
     stores = [Store(folder) for folder in folders]
     if suites:
-        loaded = load_named(suites, folders, trials, only, tiny=tiny)
+        loaded = load_named(suites, folders, trials, only, tiny=tiny, settings=settings)
+    elif settings:
+        raise BadInput(f"--set {settings[0]}: name the suites whose protocols are changed")
     else:
         tell_outdated(stores)
         loaded = select(_with_results(stores, trials, tiny), only)
@@ -181,7 +185,7 @@ def for_terminal(options: ReportOptions, output: Path | None) -> ReportOptions:
 def _refuse_beside_published(*given: object) -> None:
     if any(given):
         raise BadInput(
-            "--published prints the papers' numbers alone: leave out suites, --results, --trials, --only, --tiny and "
+            "--published prints the papers' numbers alone: leave out suites, --results, --trials, --only, --set, --tiny and "
             "--statistics, or take --view published for the tables of a suite"
         )
 
@@ -290,13 +294,14 @@ def command_lines(
     only: Sequence[str] = (),
     options: Sequence[str] = (),
     *,
+    settings: Sequence[str] = (),
     tiny: bool = False,
     data: Path | None = None,
 ) -> str:
     """What to type: train what is missing (in one results folder), then write the report again."""
     counted = ["--trials", str(trials)] if trials else []
     names = [f"./{name}" if name.startswith("-") else name for name in suites]
-    chosen = [*names, *["--tiny"] * tiny, *counted, *_repeated("--only", only)]
+    chosen = [*names, *["--tiny"] * tiny, *counted, *_repeated("--only", only), *_repeated("--set", settings)]
     folders = _repeated("--results", results)
     train = [
         "kdbench",

@@ -30,6 +30,7 @@ class _About(BaseModel):
     file: str
     run: str
     weights: dict[str, str]
+    settings: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,14 @@ def keep_suites(suites: Iterable[Suite], store: Store) -> None:
     """Archive suites that are not bundled. Raises OSError on failure."""
     bundled = set(map(str, bundled_suites().values()))
     for suite in suites:
-        if suite.file in bundled:
+        if suite.file in bundled and not suite.settings:
             continue
         folder = store.root / "suites" / hashed(suite.text)
         before = _about(folder)
         weights = {os.path.abspath(path): sha256 for sha256, path in suite.weight_files.items()}
         file = os.path.abspath(suite.file) if os.path.isfile(suite.file) else os.path.join(os.getcwd(), "")
-        about = _About(file=file, run=timestamp(), weights={**(before.weights if before else {}), **weights})
+        weights = {**(before.weights if before else {}), **weights}
+        about = _About(file=file, run=timestamp(), weights=weights, settings=list(suite.settings))
         for source in sources_of((suite.whole or suite).specs.values()):
             write_modules(source.local_files, folder)
         write_text(KeptSuite(folder, about).file, suite.text)
@@ -75,8 +77,11 @@ def keep_suites(suites: Iterable[Suite], store: Store) -> None:
 
 
 def kept_suites(stores: Sequence[Store]) -> list[KeptSuite]:
-    """The suites that were run last from each file, and all from pipes; those that were run first before the others."""
-    latest = {(each.folder.parent, each.folder if each.piped else each.about.file): each for each in _all_kept(stores)}
+    """The suites that were run last from each file with the same settings, and all from pipes; the first run first."""
+    latest = {
+        (each.folder.parent, each.folder if each.piped else each.about.file, *each.about.settings): each
+        for each in _all_kept(stores)
+    }
     return list({each.folder.name: each for each in latest.values()}.values())
 
 

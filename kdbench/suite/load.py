@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from kdbench.catalogue.plugins import locating_modules
 from kdbench.catalogue.text import shorten, unknown
@@ -15,7 +19,7 @@ from kdbench.suite.schema import SuiteHead
 from kdbench.suite.suite import Measurement, Run, Suite
 from kdbench.suite.tiny import tiny_suite
 from kdbench.suite.validator import SuiteValidator, Top
-from kdbench.suite.yaml_reader import STDIN, Document, YamlPath, read_yaml
+from kdbench.suite.yaml_reader import STDIN, Document, YamlPath, parse_yaml, read_yaml
 
 
 def bundled_suites() -> dict[str, Path]:
@@ -45,11 +49,17 @@ Known = Callable[[Document], None]
 
 
 def load_suites(
-    references: Sequence[str], trials: int | None = None, *, tiny: bool = False, known: Known | None = None
+    references: Sequence[str],
+    trials: int | None = None,
+    *,
+    tiny: bool = False,
+    known: Known | None = None,
+    settings: Sequence[str] = (),
 ) -> list[Suite]:
     """Load several suites, each once, or the ``tiny`` counterpart of each.
 
-    ``trials`` overrides what they say; tiny ones have one. Raises BadSuite with the problems of all, or where they have more
+    ``trials`` overrides what they say; tiny ones have one. ``settings`` such as ``protocol.epochs=5`` change the protocols of
+    all. Raises BadSuite with the problems of all, or where they have more
     runs together than a command may have.
     """
     trials = trials or (1 if tiny else None)
@@ -61,7 +71,7 @@ def load_suites(
             path = find_suite(reference)
             if path.resolve() in suites:
                 continue
-            suite = suites[path.resolve()] = load_suite(path, trials, known)
+            suite = suites[path.resolve()] = load_suite(path, trials, known, settings)
         except BadSuite as error:
             problems += error.problems
             continue
@@ -79,9 +89,13 @@ def load_suites(
     return [tiny_suite(suite) if tiny else suite for suite in suites.values()]
 
 
-def load_suite(file: Path, trials: int | None = None, known: Known | None = None) -> Suite:
+def load_suite(
+    file: Path, trials: int | None = None, known: Known | None = None, settings: Sequence[str] = ()
+) -> Suite:
     """Load one suite file. Raises BadSuite with everything that is wrong with it."""
     document = read_yaml(file)
+    if settings:
+        _change(document, settings)
     if known:
         known(document)
     return read_suite(document, trials)
@@ -92,6 +106,46 @@ def read_suite(document: Document, trials: int | None = None) -> Suite:
     folder = document.folder.resolve()
     with locating_modules(lambda top: document.elsewhere(top) or folder):
         return _read_suite(document, trials)
+
+
+def _change(document: Document, settings: Sequence[str]) -> None:
+    """Change a suite's protocols as if ``protocol.KEY=VALUE`` stood in the file; its text becomes what it says then."""
+    data = document.data if isinstance(document.data, dict) else {}
+    owners: list[tuple[YamlPath, dict[str, Any]]] = [((), data)]
+    match data.get("grid"):
+        case dict() as grid:
+            owners.append((("grid",), grid))
+        case list() as grids:
+            owners += [(("grid", index), grid) for index, grid in enumerate(grids) if isinstance(grid, dict)]
+    for setting in settings:
+        option, keys, value = _setting(setting)
+        for path, owner in owners:
+            if "protocol" not in owner:
+                continue
+            if not isinstance(owner["protocol"], dict):
+                owner["protocol"] = {"base": owner["protocol"]}
+            document.settings[*path, *keys] = option
+            for key in keys[:-1]:
+                inner = owner[key] if isinstance(owner.get(key), dict) else {}
+                owner[key], owner = inner, inner
+            owner[keys[-1]] = deepcopy(value)
+    document.text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _setting(text: str) -> tuple[str, tuple[str, ...], Any]:
+    """The option as messages name it, the keys, and the value, read as YAML. Raises BadSuite for what is neither."""
+    option = f"--set {shorten(text, 200)}"
+    name, equals, value = text.partition("=")
+    keys = tuple(part.strip() for part in name.split("."))
+    if not equals or len(keys) < 2 or keys[0] != "protocol" or not all(keys):
+        raise BadSuite([Problem(option, 0, "", "write protocol.KEY=VALUE, such as protocol.epochs=5")])
+    try:
+        document = parse_yaml(value, option)
+    except BadSuite as error:
+        raise BadSuite([replace(each, line=0) for each in error.problems]) from None
+    if document.problems:
+        raise BadSuite([replace(each, line=0) for each in document.problems])
+    return option, keys, document.data
 
 
 def _read_suite(document: Document, trials: int | None) -> Suite:
@@ -125,7 +179,15 @@ def _read_suite(document: Document, trials: int | None) -> Suite:
     distinct = tuple({run.key: run for run in runs}.values())
     tables = tuple(dict.fromkeys(head.tables))
     return Suite(
-        name, document.file, head.description, distinct, files, tables, tuple(measurements), text=document.text
+        name,
+        document.file,
+        head.description,
+        distinct,
+        files,
+        tables,
+        tuple(measurements),
+        text=document.text,
+        settings=tuple(dict.fromkeys(document.settings.values())),
     )
 
 

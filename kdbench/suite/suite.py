@@ -65,7 +65,8 @@ class Suite:
 
     Its runs in the order of the file, what is measured on their networks, the files of weights that it names, by SHA-256,
     the printed ``tables`` that it fills, and its ``text``. ``tiny`` says that its runs are tiny ones in the place of the
-    suite's own, ``max_cohort_size`` limits what is in memory together, ``whole`` is the suite of which a part was chosen.
+    suite's own, ``max_cohort_size`` limits what is in memory together, ``whole`` is the suite of which a part was chosen,
+    ``settings`` are the options that changed the text.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Suite:
     max_cohort_size: int | None = None
     whole: Suite | None = None
     text: str = ""
+    settings: tuple[str, ...] = ()
 
     @property
     def specs(self) -> dict[str, RunSpec]:

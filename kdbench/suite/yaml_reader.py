@@ -94,6 +94,7 @@ class Document:
     ``trapped`` holds the places of values that YAML 1.1 reads as something else than what was meant. ``known`` gives the
     SHA-256 of a file of weights that is named in it and is not there, if that is known; ``elsewhere`` the folder of a
     top-level module that has moved from beside it.
+    ``settings`` names the options ``--set`` that changed values, by the place of the value.
     ``piped`` says that the text comes from no file on a disk, so that the name and the folder of ``file`` mean nothing.
     """
 
@@ -102,6 +103,7 @@ class Document:
     lines: dict[YamlPath, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     trapped: set[YamlPath] = field(default_factory=set)
+    settings: dict[YamlPath, str] = field(default_factory=dict)
     piped: bool = False
     text: str = ""
     known: Callable[[str], str | None] = lambda _: None
@@ -127,7 +129,10 @@ class Document:
         return self.lines.get(self.place(path), 1)
 
     def problem(self, path: YamlPath, message: str) -> Problem:
-        """A problem at ``path``, with its line filled in."""
+        """A problem at ``path``, with its line filled in, or with the option that set the value."""
+        for place, option in self.settings.items():
+            if path[: len(place)] == place:
+                return Problem(option, 0, show_path(path[len(place) :]), message)
         return Problem(self.file, self.line(path), show_path(self.place(path)), message)
 
     def all_problems(self, found: Iterable[Problem]) -> list[Problem]:

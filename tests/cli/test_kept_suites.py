@@ -174,3 +174,26 @@ def test_results_of_the_first_version_are_mentioned_and_stay(tmp_path, words):
     done = CliRunner().invoke(app, [*words, "--results", str(tmp_path)])
     assert f"{tmp_path}: 1 record was written by kdbench 0.1 and is not used" in done.output
     assert sorted(path.name for path in record.iterdir()) == ["about.json", "result.json"]
+
+
+def test_changed_protocols_are_other_runs_that_are_found_again(call, tmp_path):
+    """--set changes ids and captions as a line in the file would, and what is kept of the suite says it."""
+    changed = ["--set", "protocol.epochs=5", "--set", "protocol.teacher.lr=0.02"]
+    call("run", "my suite.yaml", "--trials", 1)
+    assert json.loads(call("plan", "my suite.yaml", "--trials", 1, "--json", *changed).stdout)["runs"] == 2
+    done = call("run", "my suite.yaml", "--trials", 1, *changed, "-f", "html").stdout
+    assert "protocol smoke* (epochs 5, teacher.lr 0.02)" in done
+    assert (
+        "kdbench run &#39;my suite.yaml&#39; --trials 1 --set protocol.epochs=5 --set protocol.teacher.lr=0.02" in done
+    )
+    assert "43.21" in call("report", "my suite.yaml", *changed).stdout
+    call("run", "smoke", "--only", "method=kd", "--only", "strategy=pretrained", "--set", "protocol.epochs=3", "--tiny")
+    text = SUITE.replace("protocol: smoke", "protocol: {base: smoke, epochs: 5, teacher: {lr: 0.02}}")
+    (tmp_path / "other.yaml").write_text(text)
+    assert json.loads(call("plan", "other.yaml", "--trials", 1, "--json").stdout)["runs"] == 0
+    (tmp_path / "my suite.yaml").unlink()
+    (tmp_path / "other.yaml").unlink()
+    captions = " ".join(call("report").stdout.split())
+    assert "protocol smoke* (epochs 5, teacher.lr 0.02)" in captions
+    assert "protocol smoke;" in captions
+    assert "tiny smoke* (epochs 3)" in " ".join(call("report", "--tiny").stdout.split())
