@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from typer.testing import CliRunner
 
 import kdbench
+from kdbench import api
 from kdbench.cli.app import app
 from kdbench.suite.components import Recipe, Scenario, SimCLR
 from kdbench.suite.measurements import ProbeProtocol
@@ -199,7 +200,8 @@ def python_api() -> str:
     """The public names, from their docstrings."""
     names = [name for name in getattr(kdbench, "__all__", ()) if not name.startswith("_")]
     head = (DOCS / "reference" / "api_intro.txt").read_text(encoding="utf-8")
-    return head + "".join(f"\n::: kdbench.{name}\n" for name in names)
+    homes = ("kdbench.api" if name in vars(api) else "kdbench" for name in names)  # kdbench.plan is a package, too
+    return head + "".join(f"\n::: {home}.{name}\n" for home, name in zip(homes, names, strict=True))
 
 
 def markdown_table(header: list[str], rows: list[list[Any]]) -> str:

@@ -1,4 +1,4 @@
-"""Train two students on handwritten digits, read their accuracies, plot them, and classify an image with the better one.
+"""Train two students on handwritten digits, read their accuracies, plot them, and classify images with the better one.
 
 Run it as a script (`python examples/digits.py`, under a minute on a CPU) or cell by cell in an editor. It needs the extra
 `plots`. An argument names the folder of its results and its picture; default: `digits-example`.
@@ -68,6 +68,7 @@ students = top1[top1["method"] != "teacher"]
 best = students.loc[students["value"].idxmax()]
 student = kdbench.load_student(best["run_id"], folder)
 digits = load_digits()
-image = torch.from_numpy(digits.images[-1] / 16).float().expand(1, 3, 8, 8)
-logits = student(image).logits
-print(f"{best['method']} says {student.class_names[int(logits.argmax())]}, the label is {digits.target[-1]}")
+images = torch.from_numpy(digits.images[:10] / 16).float().unsqueeze(1).expand(-1, 3, -1, -1)
+classes = student(images).logits.argmax(1)
+print(best["method"], "says", *(student.class_names[index] for index in classes))
+print("the labels are", *digits.target[:10])

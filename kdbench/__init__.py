@@ -19,9 +19,9 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 
+TYPE_CHECKING = False  # type checkers take it for True; the import of typing would cost more than all of this module
 if TYPE_CHECKING:
     from kdbench.api import load_student, load_suite, plan, report, results, run, tables
     from kdbench.data.batch import Batch

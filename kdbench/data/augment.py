@@ -1,4 +1,4 @@
-"""Augmentation on the device: crops, colours, rotations, and the transformed copies some terms need."""
+"""Augmentation on the device: crops, colours, rotations, and the transformed views that some terms need."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def adjust_hue(images: Tensor, angle: Tensor) -> Tensor:
 
 
 def log_uniform(uniform: Tensor, most: float) -> Tensor:
-    """Numbers from 1/most to most whose logarithm is uniform, of uniform ones from 0 to 1."""
+    """Map uniform numbers from 0 to 1 to numbers from 1/most to most with a uniform logarithm."""
     return torch.exp(math.log(most) * (2 * uniform - 1))
 
 
@@ -85,10 +85,10 @@ class Transform(ABC):
     """
 
     classes: int
-    """How many different transforms there are, the image itself included."""
+    """The number of transforms, the identity included."""
 
     numbers: int
-    """How many numbers are drawn for a copy."""
+    """The number of random numbers per view."""
 
     def draw(self, images: int, draw: torch.Generator) -> Tensor:
         """The draws for as many images."""
@@ -96,7 +96,7 @@ class Transform(ABC):
 
     @abstractmethod
     def labels(self, draws: Tensor) -> Tensor:
-        """Which transform each copy gets: [VIEWS_PER_IMAGE · N] int64, from 0 to ``classes`` - 1."""
+        """The transform of each view: [VIEWS_PER_IMAGE · N] int64, from 0 to ``classes`` - 1."""
 
     @abstractmethod
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class Transform(ABC):
 
 
 class Rotations(Transform):
-    """The image's copies in order: turned counter-clockwise by 90, 180 and 270 degrees. Nothing is drawn."""
+    """The image rotated counter-clockwise by 90, 180 and 270 degrees, in this order. Nothing is random."""
 
     classes = 4
     numbers = 0
@@ -192,7 +192,7 @@ TRANSFORMS: dict[str, Transform] = {"rotations": Rotations(), "four": MixedTrans
 
 
 class ViewGenerator:
-    """Makes one kind of copies for an epoch of ``count`` images, alike for the student's and the teacher's views."""
+    """Generates one kind of views for an epoch of ``count`` images, with the same transforms for student and teacher."""
 
     def __init__(self, name: str, count: int, seed: tuple[object, ...]) -> None:
         self.transform = TRANSFORMS[name]
@@ -210,7 +210,7 @@ class ViewGenerator:
 
 
 def view_rows(start: int, count: int) -> slice:
-    """Where the copies of ``count`` images are among an epoch's, from image number ``start`` on."""
+    """The rows of the views of ``count`` images, from image number ``start`` of the epoch on."""
     return slice(VIEWS_PER_IMAGE * start, VIEWS_PER_IMAGE * (start + count))
 
 
@@ -224,12 +224,12 @@ def rotate90(images: Tensor, quarters: Tensor) -> Tensor:
 
 
 def randint_below(uniform: Tensor, count: int) -> Tensor:
-    """Whole numbers from 0 to count - 1, of uniform ones from 0 to 1."""
+    """Map uniform numbers from 0 to 1 to integers from 0 to count - 1."""
     return (uniform * count).long().clamp(max=count - 1)
 
 
 def interleave_views(images: Tensor, copies: Tensor) -> Tensor:
-    """[B, …] and [VIEWS_PER_IMAGE · B, …] as [(1 + VIEWS_PER_IMAGE) · B, …]: each image, followed by its copies."""
+    """[B, …] and [VIEWS_PER_IMAGE · B, …] as [(1 + VIEWS_PER_IMAGE) · B, …]: each image, followed by its views."""
     rows = torch.cat([images.unsqueeze(1), copies.reshape(len(images), -1, *copies.shape[1:])], dim=1)
     return rows.flatten(0, 1)
 
@@ -259,7 +259,7 @@ class TwoViews:
     def epoch(
         self, epoch: int, *, with_teacher: bool = False, transforms: Sequence[str] = (), first: int = 0
     ) -> Iterator[Batch]:
-        """The batches of an epoch, counted from 1. No teacher looks on, and there are no further copies."""
+        """The batches of an epoch, counted from 1. There is no teacher, and there are no transformed views."""
         draw = generator("two views", *self.seed, epoch)
         order = torch.randperm(len(self), generator=draw).to(self.device)
         batch = self.how.recipe.batch

@@ -25,11 +25,11 @@ def generator(*parts: Any) -> torch.Generator:
 
 @dataclass(frozen=True)
 class AugmentedViews:
-    """Transformed copies of a batch's images, VIEWS_PER_IMAGE of each in a row.
+    """Transformed views of a batch's images, VIEWS_PER_IMAGE of each image in a row.
 
     images: [VIEWS_PER_IMAGE · B, 3, H, W] float, normalised
-    labels: [VIEWS_PER_IMAGE · B] int64, which of the possible transforms made each; 0 is the image itself
-    teacher_images: the same transforms of the teacher's own view; None where it sees the students' images
+    labels: [VIEWS_PER_IMAGE · B] int64, the index of the transform that made each; 0 is the identity
+    teacher_images: the same transforms of the teacher's own images; None if it sees the students'
     """
 
     images: Tensor
@@ -44,9 +44,9 @@ class Batch:
     images:  [B, 3, H, W] float, normalised
     labels:  [B] int64, the labels that the student learns from (noisy under label noise)
     indices: [B] int64, positions in the training set as the scenario leaves it, 0 … train_size - 1
-    clean_labels: [B] int64, the labels before label noise; None where there is none
-    teacher_images: [B, 3, H', W'], the teacher's own view of the images; None where it sees the students'
-    views: transformed views of the images, by kind of transform (kdbench.data.augment); what no term needs is left out
+    clean_labels: [B] int64, the labels before label noise; None without noise
+    teacher_images: [B, 3, H', W'], the images in the teacher's own preprocessing; None if it sees the students'
+    views: transformed views of the images, by kind of transform (kdbench.data.augment); only the kinds that a term needs
     """
 
     images: Tensor
@@ -61,7 +61,7 @@ class Batch:
 
 
 class Batches(Protocol):
-    """A source of batches that can replay any epoch: what the training loop needs of a stream."""
+    """A source of batches that can replay any epoch."""
 
     def __len__(self) -> int:
         """Images per epoch."""
@@ -71,5 +71,5 @@ class Batches(Protocol):
     ) -> Iterator[Batch]:
         """The batches of an epoch, counted from 1, from batch number ``first`` on, counted from 0.
 
-        ``taught`` says whether a teacher looks on, ``transforms`` which copies of the images are made.
+        ``with_teacher`` includes the teacher's own images; ``transforms`` names the kinds of views to generate.
         """

@@ -1,6 +1,6 @@
-"""Batches of images that stay files: worker processes decode and cut them while the networks train.
+"""Batches of images that stay files: worker processes decode and crop them while the networks train.
 
-Every image's cut depends on (seed, epoch, image) alone, and the batches come in the order in which they were asked for. So
+Every image's crop depends on (seed, epoch, image) alone, and the batches come in the order in which they were asked for. So
 an epoch is the same whatever the number of workers.
 """
 
@@ -27,8 +27,8 @@ from kdbench.suite.specs import DatasetSpec, Preprocessing, Recipe
 
 
 BatchRequest = tuple[int | None, bool, bool, list[int]]
-"""What a worker is asked for: the epoch (None: the centres of the images), whether a teacher looks on, whether there are
-copies to be transformed, the images."""
+"""A request to a worker: the epoch (None: center crops), whether to include the teacher's images, whether to include crops
+for transformed views, the indices of the images."""
 
 
 def loader_workers() -> int:
@@ -38,9 +38,9 @@ def loader_workers() -> int:
 
 
 class CropDataset(Dataset[Any]):
-    """What runs in the workers: from an order to the views, one stack of pixels [B, 3, H, W] uint8 for each of ``views``.
+    """The dataset that the workers run: a request gives one stack of pixels [B, 3, H, W] uint8 for each of ``views``.
 
-    Where copies are asked for, stacks of [VIEWS_PER_IMAGE · B, 3, H, W] follow, one for each view.
+    With transformed views, stacks of [VIEWS_PER_IMAGE · B, 3, H, W] follow, one for each view.
     """
 
     def __init__(self, files: ImageFiles, views: Sequence[Preprocessing], seed: tuple[object, ...]) -> None:
@@ -76,7 +76,7 @@ class CropDataset(Dataset[Any]):
 
 
 class Loader:
-    """Asks the workers for batches and hands them over on the device, in order. The workers live as long as it does."""
+    """Requests batches from the workers and yields them on the device, in order. The workers live as long as it does."""
 
     def __init__(self, crops: CropDataset, device: torch.device) -> None:
         self.device = device
@@ -95,7 +95,7 @@ class Loader:
         )
 
     def __call__(self, requests: list[BatchRequest]) -> Iterator[list[Tensor]]:
-        """The answers to the orders. Raises BadInput for a file that cannot be decoded."""
+        """The batches of the requests. Raises BadInput for a file that cannot be decoded."""
         self.requests.wanted = requests
         for answer in self.loader:
             if isinstance(answer, BadInput):
@@ -104,7 +104,7 @@ class Loader:
 
 
 class _Requests:
-    """A sampler: what is asked for in this pass."""
+    """A sampler that gives the requests of this pass."""
 
     def __init__(self) -> None:
         self.wanted: list[BatchRequest] = []
@@ -119,7 +119,7 @@ class _Requests:
 class FileStream:
     """The training batches of image files under a recipe, with the teacher's own ``view`` of each image where it has one.
 
-    A random part of the image, resized to the view's size or the data set's, takes the place of a padded crop. The short
+    A random part of the image, resized to the view's size or the data set's, replaces the padded crop. The short
     last batch is kept.
     """
 
@@ -146,9 +146,9 @@ class FileStream:
     def epoch(
         self, epoch: int, *, with_teacher: bool = True, transforms: Sequence[str] = (), first: int = 0
     ) -> Iterator[Batch]:
-        """The batches of an epoch, counted from 1. Without a teacher that looks on, its view is left out.
+        """The batches of an epoch, counted from 1. Without a teacher, its own images are left out.
 
-        Each of the copies that ``transforms`` names is a cut of its own, with a flip of its own.
+        Each view that ``transforms`` names has its own crop and its own flip.
         """
         order = torch.randperm(len(self), generator=generator("epoch", *self.seed, epoch))
         parts = _split(order, self.batch)[first:]
@@ -170,7 +170,7 @@ class FileStream:
 
 
 class FileTestSet:
-    """The centres of the test images as normalised batches, in order."""
+    """Center crops of the test images as normalised batches, in order."""
 
     def __init__(
         self, test: ImageFiles, view: Preprocessing, spec: DatasetSpec, device: torch.device, batch: int = 256
@@ -201,7 +201,7 @@ def _as_it_is(answer: list[Tensor] | BadInput) -> list[Tensor] | BadInput:
 
 
 def _context() -> Any:
-    """How workers start: from a server process that has imported what they need once, and that runs no threads.
+    """Start workers from a server process that has imported their modules once and runs no threads.
 
     A plain fork would copy the locks of this process's threads, held or not.
     """

@@ -100,9 +100,9 @@ Sets = tuple[ImageSet, ImageSet] | tuple[ImageFiles, ImageFiles]
 
 
 def load_images(spec: DatasetSpec, root: Path, *, download: bool = False) -> Sets:
-    """Training and test set; with ``download``, what is missing or damaged is fetched first.
+    """Training and test set; with ``download``, missing or damaged files are fetched first.
 
-    Raises BadInput where the files are missing or not what they should be, KdbenchError where a download fails.
+    Raises BadInput for missing or wrong files, KdbenchError if a download fails.
     """
     facts = dataset(spec.name)
     try:
@@ -175,7 +175,7 @@ def _draw_class(labels: Tensor, label: int, count: int | None, draw: torch.Gener
 
 
 def _digits_table() -> NDArray[np.float64]:
-    """What sklearn.datasets.load_digits reads, without its import, which takes longer than all of ``_digits``.
+    """The table that sklearn.datasets.load_digits reads, without its import, which takes longer than all of ``_digits``.
 
     Each line holds 64 pixels from 0 to 16 and the label: [1797, 65].
     """
@@ -217,7 +217,7 @@ class Samples:
 
     @property
     def changed(self) -> int:
-        """How many labels are not the true ones."""
+        """The number of labels that differ from the true ones."""
         return int((self.true != self.given).sum())
 
     @property
@@ -227,11 +227,11 @@ class Samples:
         return hashlib.sha256("".join(f"{place},{given}\n" for place, given in lines).encode()).hexdigest()
 
     def facts(self) -> dict[str, Any]:
-        """What a student's result says of them."""
+        """The entries of a student's result."""
         return {"changed_labels": self.changed, "samples_sha256": self.sha256}
 
     def csv(self, spec: DatasetSpec, scenario: Scenario, trial: int) -> Iterator[str]:
-        """The lines of a CSV file; those that begin with # say what it is."""
+        """The lines of a CSV file, with a header of comments (#)."""
         yield f"# kdbench {__version__}: the images and labels that a student learns from"
         yield f"# dataset: {json.dumps(spec.canonical())}"
         yield f"# scenario: {json.dumps(scenario.canonical())}"

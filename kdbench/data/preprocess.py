@@ -68,7 +68,7 @@ class Augmenter:
         return self.normalise(self.pixels(indices, offsets, flips))
 
     def pixels(self, indices: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
-        """The same before normalisation: values from 0 to 255."""
+        """The views before normalisation: values from 0 to 255."""
         images = resize(self.windows[indices, :, offsets[0], offsets[1]], self.view.size)
         if self.view.flip:
             images = torch.where(flips.view(-1, 1, 1, 1), images.flip(-1), images)
@@ -139,7 +139,7 @@ _FRAGMENTS: list[Any] = []
 def import_torchvision() -> ModuleType:
     """Import torchvision.
 
-    A torchvision built for CUDA cannot load its compiled operators beside a CPU build of torch, and its import then stops
+    A torchvision built for CUDA cannot load its compiled operators with a CPU build of torch, and its import then fails
     at the registration of meta kernels for operators that do not exist. Declaring the two that it registers at import
     lets everything written in Python work: data sets, transforms, network definitions. kdbench needs no compiled one.
     """

@@ -51,10 +51,10 @@ class Stream:
     def epoch(
         self, epoch: int, *, with_teacher: bool = True, transforms: Sequence[str] = (), first: int = 0
     ) -> Iterator[Batch]:
-        """The batches of an epoch, counted from 1. Without a teacher that looks on, its view is left out.
+        """The batches of an epoch, counted from 1. Without a teacher, its own images are left out.
 
-        What is drawn for the copies that ``transforms`` names is drawn apart: the images are the same with and without. A
-        copy has a crop of its own and is flipped like the image. SSKD flips, turns and then crops; offsets are uniform, so
+        The views that ``transforms`` names are sampled independently: the images are the same with and without them. A view
+        has its own crop and is flipped like the image. SSKD flips, turns and then crops; offsets are uniform, so
         that crops before the turn have the same distribution.
         """
         draw = generator("epoch", *self.seed, epoch)
@@ -123,7 +123,7 @@ class DataSource:
         self._loaded: dict[str, Sets] = {}
 
     def sets(self, spec: DatasetSpec) -> Sets:
-        """Training and test set as they are, before any scenario."""
+        """Training and test set before any scenario."""
         if spec.id not in self._loaded:
             self._loaded = {spec.id: load_images(spec, self.root, download=self.download)}
         return self._loaded[spec.id]
@@ -131,7 +131,7 @@ class DataSource:
     def stream(
         self, spec: DatasetSpec, scenario: Scenario, recipe: Recipe, trial: int, view: Preprocessing | None = None
     ) -> Stream | FileStream:
-        """The batches that a student of this trial sees, and its teacher where it has a ``view`` of its own."""
+        """The training batches of a trial; ``view`` is the teacher's own preprocessing, if any."""
         train = self._student_set(spec, scenario, trial)
         seed = (spec.canonical(), scenario.canonical(), trial)
         if isinstance(train, ImageFiles):
@@ -139,7 +139,7 @@ class DataSource:
         return Stream(train, recipe, spec, seed, self.device, view)
 
     def samples(self, spec: DatasetSpec, scenario: Scenario, trial: int) -> Samples:
-        """Which images a student of this trial learns from, and with which labels."""
+        """The images and labels that a student of this trial learns from."""
         return samples_of(self._student_set(spec, scenario, trial))
 
     def two_views(self, spec: DatasetSpec, how: Pretraining, trial: int) -> TwoViews:

@@ -18,23 +18,23 @@ from kdbench.store.lock import Lock
 
 
 class ProgressReporter(Protocol):
-    """Hears of every block that arrives, and of what else happens."""
+    """Receives the progress of downloads, and messages."""
 
     def progress(self, name: str, done: int, total: int | None) -> None:
-        """So many bytes of a file are there, of so many in all where the server has told."""
+        """Report that ``done`` bytes of a file have arrived; ``total`` is None if the server does not say."""
 
     def note(self, text: str) -> None:
-        """Something that a user should know."""
+        """Report a message for the user."""
 
 
 class NullReporter:
-    """Nobody listens."""
+    """Ignores progress and messages."""
 
     def progress(self, name: str, done: int, total: int | None) -> None:
-        """Nothing is shown."""
+        """Do nothing."""
 
     def note(self, text: str) -> None:
-        """Nothing is shown."""
+        """Do nothing."""
 
 
 @contextmanager
@@ -56,34 +56,34 @@ def md5_of(path: Path) -> str:
 
 
 def checksum_mismatches(facts: Dataset, root: Path) -> list[str]:
-    """Those of a data set's files that are there and whose sum is not the official one."""
+    """The files of a data set whose MD5 sum is not the official one."""
     sums = {file: md5 for file, md5 in facts.files.items() if md5 and (root / facts.folder / file).is_file()}
     return [file for file, md5 in sums.items() if md5_of(root / facts.folder / file) != md5]
 
 
 BLOCK = 2**20
 TIMEOUT_SECONDS = 60.0
-"""Seconds without a byte after which the connection counts as broken."""
+"""Seconds without data after which the connection counts as broken."""
 
 
 def download(archive: Archive, folder: Path, reporter: ProgressReporter) -> Path:
-    """Fetch a file into ``folder`` unless the right one is there; another one of its name is set aside.
+    """Fetch a file into ``folder`` unless it is there; a wrong file of its name is quarantined.
 
-    Raises KdbenchError, with what to do by hand, where it cannot be had or is not the official file.
+    Raises KdbenchError, with what to do by hand, if it is unavailable or not the official file.
     """
     target = folder / archive.name
     if target.is_file():
         if md5_of(target) == archive.md5:
             return target
-        reporter.note(f"{target} is not the official file. It is set aside as {quarantine(target).name}.")
+        reporter.note(f"{target} is not the official file. It is quarantined as {quarantine(target).name}.")
     fetch_file(archive.url, target, md5=archive.md5, reporter=reporter)
     return target
 
 
 def fetch_file(url: str, target: Path, *, md5: str | None = None, reporter: ProgressReporter | None = None) -> None:
-    """Fetch a file. What has arrived of it is kept as NAME.part, and goes to its place when it is whole.
+    """Fetch a file. A partial download is kept as NAME.part, resumed by the next call, and renamed when complete.
 
-    Raises KdbenchError where it cannot be had, or written, or has not the MD5 sum that it should have.
+    Raises KdbenchError if it is unavailable, cannot be written, or has another MD5 sum.
     """
     part = target.with_name(target.name + ".part")
     by_hand = f"To fetch it by other means, put {url} at {target} and give the same command again."
@@ -93,7 +93,7 @@ def fetch_file(url: str, target: Path, *, md5: str | None = None, reporter: Prog
         if md5 and (found := md5_of(part)) != md5:
             part.unlink()
             raise KdbenchError(
-                f"{url}: what arrived has the MD5 sum {found}, not {md5}, and is thrown away. Try again; "
+                f"{url}: what arrived has the MD5 sum {found}, not {md5}, and was deleted. Try again; "
                 f"if that does not help, the file has changed at its source. {by_hand}"
             )
         part.replace(target)
@@ -101,22 +101,22 @@ def fetch_file(url: str, target: Path, *, md5: str | None = None, reporter: Prog
         raise KdbenchError(f"{url}: {error}. {by_hand}") from None
     except OSError as error:
         reason = error.strerror or error
-        raise KdbenchError(f"{target} cannot be written: {reason}. The same command goes on from there.") from None
+        raise KdbenchError(f"{target} cannot be written: {reason}. Run the same command to resume.") from None
 
 
 class _Unavailable(Exception):
-    """Why the server does not give the file."""
+    """The server does not deliver the file."""
 
 
 def _fetch(url: str, part: Path, reporter: ProgressReporter) -> None:
-    """Append what is lacking to ``part``; start afresh where the server cannot go on in the middle."""
+    """Append the missing bytes to ``part``; start again if the server does not support ranges."""
     start = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "kdbench", **({"Range": f"bytes={start}-"} if start else {})}
     try:
         answer = urlopen(Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
     except HTTPError as error:
         error.close()
-        if error.code == 416 and start:  # nothing comes after what is there
+        if error.code == 416 and start:  # the file is complete
             return
         raise _Unavailable(f"the server answers {error.code} {error.reason}") from None
     except URLError as error:
@@ -142,14 +142,12 @@ def _receive(answer: HTTPResponse, file: BinaryIO, start: int, name: str, report
         done += len(block)
         reporter.progress(name, done, total)
     if total is not None and done < total:
-        raise _Unavailable(
-            f"the connection broke after {done:,} of {total:,} bytes; the same command goes on from there"
-        )
+        raise _Unavailable(f"the connection broke after {done:,} of {total:,} bytes; run the same command to resume")
 
 
 def _next_block(answer: HTTPResponse) -> bytes:
-    """The next bytes; none where the file ends."""
+    """The next bytes; none at the end of the file."""
     try:
         return answer.read(BLOCK)
     except (OSError, HTTPException) as error:
-        raise _Unavailable(f"the connection broke ({error}); the same command goes on from there") from None
+        raise _Unavailable(f"the connection broke ({error}); run the same command to resume") from None

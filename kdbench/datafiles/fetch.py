@@ -14,7 +14,7 @@ from kdbench.files import quarantine
 
 
 def find_damage(facts: Dataset, root: Path) -> str:
-    """What is wrong with files that are there: their sums, or counts where they have none. Nothing is written."""
+    """Describe damage of the files by their checksums, or counts if they have none; "" for none. Nothing is written."""
     from kdbench.datafiles.folders import list_folders
     from kdbench.datafiles.readers import read_npz
     from kdbench.datafiles.tinyimagenet import listed
@@ -34,9 +34,9 @@ def find_damage(facts: Dataset, root: Path) -> str:
 
 
 def fetch(facts: Dataset, root: Path, reporter: ProgressReporter | None = None) -> bool:
-    """Download and unpack what is missing or damaged. Returns whether there was anything to do.
+    """Download and unpack missing or damaged files. Returns whether there were any.
 
-    Raises BadInput for a data set that cannot be downloaded, KdbenchError where a download fails.
+    Raises BadInput for a data set that cannot be downloaded, KdbenchError if a download fails.
     """
     reporter = reporter or NullReporter()
     if _ready(facts, root):
@@ -46,7 +46,7 @@ def fetch(facts: Dataset, root: Path, reporter: ProgressReporter | None = None) 
     with exclusive_lock(facts, root, reporter):
         npz = facts.npz(root)
         if npz.is_file() and (reason := find_damage(facts, root)):
-            reporter.note(f"{reason}. It is set aside as {quarantine(npz).name}.")
+            reporter.note(f"{reason}. It is quarantined as {quarantine(npz).name}.")
         if _ready(facts, root):
             return True
         for archive in facts.archives:
@@ -74,7 +74,7 @@ class Status:
 
 
 def status(facts: Dataset, root: Path, *, verify: bool = False) -> Status:
-    """Look at a data set's files; with ``verify``, compare their sums and count what has none."""
+    """The state of a data set's files; ``verify`` compares checksums, or counts files that have none."""
     size = _size(facts, root)
     lacking = [str(path.relative_to(root)) for path in facts.lacking(root)]
     if lacking:
@@ -91,7 +91,7 @@ def _get(facts: Dataset, root: Path) -> str:
         return facts.by_hand
     parts = [folder / f"{a.name}.part" for a in facts.archives for folder in (root, root / facts.folder)]
     begun = sum(part.stat().st_size for part in parts if part.is_file())
-    return command("data", "download", facts.name, data=root) + (f" (goes on at {begun:,} bytes)" if begun else "")
+    return command("data", "download", facts.name, data=root) + (f" (resumes at {begun:,} bytes)" if begun else "")
 
 
 def _better(facts: Dataset, root: Path) -> str:

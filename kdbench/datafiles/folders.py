@@ -22,7 +22,7 @@ LARGEST = 89_000_000
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file's name is a picture's: those that begin with a dot are what other programs leave behind."""
+    """Whether a file is a picture, by its name; files that begin with a dot are other programs' metadata."""
     return name.lower().endswith(ENDINGS) and not name.startswith(".")
 
 

@@ -1,4 +1,4 @@
-"""TinyImageNet's folders, decoded once into one NumPy file beside them."""
+"""TinyImageNet's folders, decoded once into one NumPy file."""
 
 from __future__ import annotations
 

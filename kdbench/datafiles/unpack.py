@@ -1,4 +1,4 @@
-"""Archives, unpacked beside their place and then moved there: whole or not at all, and never outside."""
+"""Unpack archives in a staging folder, then move the files into place: all or nothing, and never outside the data folder."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from kdbench.files import quarantine
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file's name says that other files are in it."""
+    """Whether a file is an archive, by its name."""
     return path.name.endswith((".tar.gz", ".tgz", ".tar", ".zip"))
 
 
 def unpack(archive: Path, facts: Dataset, root: Path) -> None:
-    """Put a data set's folder, as its archive holds it, below ``root``.
+    """Unpack a data set's folder below ``root``.
 
     Of an archive whose files have sums of their own, only these are taken. Raises KdbenchError for a damaged archive, for one
     without the files, and for one with a name that leads out of the folder.

@@ -1,4 +1,4 @@
-"""The contract of a loss term, and of the part that some train on a finished teacher first."""
+"""The base class of loss terms, and of the modules that some terms train on a finished teacher first."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from kdbench.models.outputs import LayerPair, Outputs, Shapes
 
 
 class Part(nn.Module):
-    """A module that is trained once on the frozen teacher's outputs, kept beside the teacher, and then frozen, too.
+    """A module that is trained once on the frozen teacher's outputs, stored with the teacher, and then frozen.
 
-    How long and at which rate is the protocol's matter (`parts` in its file).
+    The protocol sets epochs and learning rate (`parts` in its file).
     """
 
     transforms: str = ""
-    """Which kind of transformed copies of the images it learns from, beside the images; "": none."""
+    """The kind of transformed views that it learns from, in addition to the images; "": none."""
 
     def loss(self, teacher: Outputs, batch: Batch) -> Tensor:
-        """What the part learns from a batch: a scalar. The teacher's outputs carry no gradient."""
+        """Return the part's loss on a batch, a scalar. The teacher's outputs carry no gradient."""
         raise NotImplementedError
 
 
@@ -54,20 +54,20 @@ class TermContext:
 class Term(nn.Module):
     """One loss. Its parameters, if any, train with the student's optimiser; its buffers are saved with the run.
 
-    Training may stop after any step and go on in another process: what changes on the way is a parameter or a buffer.
+    Training may stop after any step and resume in another process, so all state that changes is a parameter or a buffer.
     Hyper-parameters are the keyword-only arguments of ``__init__``, annotated, with defaults: a suite file may set
     exactly these, within the range that the annotation names (``PositiveNumber``, ``Share``, …, kdbench.methods). The class
     constants below are read from the source without importing it, so they are literals.
 
-    What a term is shown belongs to others, too: other runs, and the run's other terms. One that writes into it fails, and
-    so does one that leaves torch's settings (default dtype, threads, gradient mode …) other than it found them.
+    Other runs, and the run's other terms, share a term's inputs. A term that writes into them fails, and so does one that
+    changes torch's global settings (default dtype, threads, gradient mode …) and does not restore them.
     """
 
     paper: ClassVar[str] = ""
     """Citation, as printed by `kdbench show`."""
 
     reads: ClassVar[str] = ""
-    """What the term looks at: labels, logits, embedding, feature maps …"""
+    """The term's inputs: labels, logits, embedding, feature maps …"""
 
     needs_teacher: ClassVar[bool] = True
 
@@ -75,18 +75,18 @@ class Term(nn.Module):
     """Conditions on the pair of networks, checked before anything runs (kdbench/suite/compatibility.py)."""
 
     full_batches: ClassVar[int] = 0
-    """The least images of a batch, which must then have the nominal size; 0: any batch will do.
+    """The smallest batch size for a term that needs batches of the nominal size; 0: any batch.
 
-    A run with a term that needs full batches leaves its epoch's short last batch out.
+    A run with such a term skips the short last batch of an epoch.
     """
 
     part: ClassVar[tuple[str, ...] | None] = None
-    """Where a term first trains a part on the finished teacher: the hyper-parameters on which that part depends."""
+    """For a term that first trains a part on the finished teacher: the hyperparameters on which the part depends."""
 
     views: ClassVar[int] = 0
-    """How many transformed copies of each image the term sees beside the image itself.
+    """The number of transformed views of each image that the term sees in addition to the image.
 
-    Its outputs then have (1 + views) · B rows: those for each image, followed by those for its copies.
+    Its outputs then have (1 + views) · B rows: each image's, followed by those of its views.
     """
 
     initial: ClassVar[bool] = False
@@ -96,13 +96,13 @@ class Term(nn.Module):
     """
 
     auxiliary: ClassVar[str] = ""
-    """The protocol's method by which a wider student is trained first, which then takes the teacher's place."""
+    """The protocol's method that trains a wider student first, which then replaces the teacher."""
 
     version: ClassVar[int] = 1
-    """Raised when a change of the code changes results, so that old and new numbers never mix."""
+    """Increased when a change of the code changes results, so that old and new numbers never mix."""
 
     transforms: str = ""
-    """Which kind of copies a term sees (kdbench.data.augment.TRANSFORMS); "": none. Its ``__init__`` sets it."""
+    """The kind of views that a term sees (kdbench.data.augment.TRANSFORMS); "": none. ``__init__`` sets it."""
 
     def __init__(self, context: TermContext) -> None:
         super().__init__()
@@ -114,43 +114,43 @@ class Term(nn.Module):
         self.context = context
         self.initial_epochs = 0
         self.epoch = 0
-        """The epoch that is being trained, from 1; up to 0 in an initial stage. The training loop sets it."""
+        """The current epoch, from 1; 0 or less in an initial stage. The training loop sets it."""
 
     def set_initial_epochs(self, epochs: int) -> None:
-        """Note how long the initial stage is. Raises BadInput for less than one epoch."""
+        """Set the length of the initial stage. Raises BadInput for less than one epoch."""
         if epochs < 1:
             raise BadInput(f"{type(self).__name__}: initial_epochs must be 1 or more, not {epochs}")
         self.initial_epochs = epochs
 
     def begin_epoch(self, epoch: int, student: Backbone, teacher: Backbone, stream: Batches) -> None:
-        """Do what must be done before an epoch of the main training. Both networks are in eval mode, the teacher is a copy.
+        """Called before each epoch of the main training. Both networks are in eval mode; the teacher is a copy.
 
-        Batches of the stream may be asked for, of this epoch or any other. Nothing is to be done for most terms.
+        The stream gives the batches of this epoch or any other. Most terms do nothing here.
         """
 
     def initial_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        """Return what the initial stage minimises, a scalar; the term's weight does not count there."""
+        """Return the loss of the initial stage, a scalar, which the term's weight does not scale."""
         raise NotImplementedError
 
     def layer_pairs(self, student: Outputs, teacher: Outputs) -> list[LayerPair]:
-        """Return the pairs of maps in which the student follows the teacher, so that it can be told how alike they became.
+        """Return the pairs of maps in which the student follows the teacher; their similarity is measured after training.
 
-        Asked for test images in eval mode, without gradient; as many as a batch has where the term needs full ones. None for
-        terms that read no maps.
+        Called on test images in eval mode, without gradient, in full batches where the term needs them. Empty for terms that
+        read no maps.
         """
         return []
 
     def epoch_metrics(self) -> dict[str, Any]:
-        """Return what the term has to add to an epoch's line in metrics.jsonl, at the end of that epoch."""
+        """Return the term's own entries of the epoch's line in metrics.jsonl. Called at the end of each epoch."""
         return {}
 
     @classmethod
     def build_part(cls, context: TermContext, options: Mapping[str, Any]) -> Part:
-        """The untrained part, for the teacher in ``context``; options are the hyper-parameters that ``part`` names."""
+        """Build the untrained part for the teacher in ``context``; options are the hyperparameters that ``part`` names."""
         raise NotImplementedError
 
     def trained_part(self, kind: type[AnyPart]) -> AnyPart:
-        """The part that was trained on the teacher. Raises BadInput where the context has none."""
+        """Return the part that was trained on the teacher. Raises BadInput if the context has none."""
         part = self.context.part
         if not isinstance(part, kind):
             raise BadInput(

@@ -1,4 +1,4 @@
-"""What the networks of this package have in common."""
+"""The base class of the networks, and helpers that several of them share."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def feature_modules(self) -> list[nn.Module]:
-        """The modules that make the exposed maps: all but the classifier and what lies between it and the last map."""
+        """The modules that compute the exposed maps: all but the classifier and those between it and the last map."""
         rest = (self.classifier_name, *self.tail_modules)
         return [module for name, module in self.named_children() if name not in rest]
 

@@ -1,4 +1,4 @@
-"""Loading of weights that others have trained into the networks."""
+"""Load weights that others have trained into the networks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def load_checkpoint(
 ) -> None:
     """Fill the network with the weights of a .safetensors file, a torch file or a TorchScript archive.
 
-    The weights may lie anywhere in the file, under a prefix that their names share; what else the file holds does not matter.
+    The weights may lie anywhere in the file, under a prefix that their names share; other content is ignored.
     Names may be the network's key_aliases, and batch counters may be absent. Of a whole CLIP, an encoder takes the vision
     tower. Values become the network's own type. Raises BadInput, leaving the network as it was, where the file holds no
     weights that fit it exactly, or several and ``key`` does not say which.
@@ -59,7 +59,7 @@ def published_accuracy(path: str | PathLike[str]) -> float | None:
 
 
 def _fitting(net: nn.Module, there: Mapping[str, State], *, classifier: bool = True) -> dict[str, Found]:
-    """What in a file is this network, whatever the class count, by its place: that of the mapping and the names' prefix.
+    """The weights in a file that fit this network, with any class count, by their place: mapping and name prefix.
 
     Wrappers may stand before some of the names only, as where a part of the network was run in parallel.
     """
@@ -71,7 +71,7 @@ def _as_named(net: nn.Module, there: Mapping[str, State], *, classifier: bool) -
     own = net.state_dict()
     root = "visual." if isinstance(net, ClipEncoder) else ""
     anchor = next(iter(own)).removeprefix(root)
-    most = len(own) + 16  # what an author has left beside the network: a projection head
+    most = len(own) + 16  # room for an author's additional modules: a projection head
     fitting: dict[str, Found] = {}
     for place, state in there.items():
         names = sorted(state)
@@ -88,7 +88,7 @@ def _as_named(net: nn.Module, there: Mapping[str, State], *, classifier: bool) -
 
 
 def _prefixes(names: Iterable[str], anchor: str) -> Iterator[str]:
-    """What stands before a name, however wrapped, in those of a file."""
+    """The prefixes of a name, however wrapped, among the names in a file."""
     for name in names:
         if f".{without_wrappers(name)}".endswith(f".{anchor}"):
             parts = name.split(".")

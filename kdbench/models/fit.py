@@ -1,4 +1,4 @@
-"""Whether files of weights hold what teachers need, asked in a process of its own."""
+"""Check in a separate process that files of weights fit the networks of teachers."""
 
 from __future__ import annotations
 

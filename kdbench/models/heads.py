@@ -20,15 +20,15 @@ class LinearProbe(Backbone):
         self.fc = nn.Linear(width, classes)
 
     def forward(self, images: Tensor) -> Outputs:
-        """Return the classifier's logits and what it is given as embedding; there are no maps."""
+        """Return the logits, and the classifier's input as the embedding; there are no maps."""
         embedding = self.backbone(images).embedding if self.backbone else images
         return Outputs(self.fc(embedding), embedding, [], [])
 
 
 class Branch(nn.Module):
-    """What a network has behind its second-to-last exposed map, classifier included; its other modules are dropped.
+    """The part of a network after its second-to-last exposed map, classifier included; its other modules are dropped.
 
-    It takes the network over and gives the logits [B, K] for such maps [B, C, H, W], which it leaves as they are.
+    It takes ownership of the network, and maps such feature maps [B, C, H, W], unchanged, to logits [B, K].
     """
 
     def __init__(self, network: Backbone) -> None:
@@ -43,7 +43,7 @@ class Branch(nn.Module):
 
 
 def _drop_all_but(kept: tuple[str, ...], module: nn.Module, prefix: str) -> None:
-    """Put an empty module in the place of each that is neither named nor contains, or lies in, a named one."""
+    """Replace each module by the identity unless it is, contains or lies in a named one."""
     for name, child in list(module.named_children()):
         path = prefix + name
         if path in kept:
@@ -57,7 +57,7 @@ def _drop_all_but(kept: tuple[str, ...], module: nn.Module, prefix: str) -> None
 class NodeEmbedding(Backbone):
     """Backbone → Linear(D, width) → Linear(width, classes), nothing between, for teachers and students alike.
 
-    It takes the backbone over: the backbone's own classifier is removed. ``embedding`` in the outputs is the node
+    It takes ownership of the backbone and removes its classifier. ``embedding`` in the outputs is the node
     embedding [B, width]; feature maps and pre-activations are the backbone's.
     """
 

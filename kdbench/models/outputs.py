@@ -1,4 +1,4 @@
-"""What every network returns, the shapes of it, and parameter and operation counts."""
+"""The outputs of every network, their shapes, and parameter and operation counts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Outputs(NamedTuple):
-    """All that a distillation method may read from a network.
+    """Everything that a distillation method may read from a network.
 
     logits:         [B, K]
     embedding:      [B, D], the input of the classifier
@@ -31,13 +31,13 @@ class Outputs(NamedTuple):
 
 
 class LayerPair(NamedTuple):
-    """A map of the student and the map of the teacher that a loss term has it learn from.
+    """A feature map of the student and the teacher's map that a loss term pairs it with.
 
     student:    [B, …], as the network gives it
     teacher:    [B, …], likewise
-    weight:     [B], how much each image's pair counts; None for 1
-    compared:   what the term makes of both to compare them (a projection, a pooled map), each [B, …]; None where that
-                is the maps themselves
+    weight:     [B], the weight of each image's pair; None for 1
+    compared:   both maps as the term compares them (projected, pooled), each [B, …]; None if it compares the maps
+                themselves
     """
 
     student: Tensor
@@ -60,7 +60,7 @@ class Shapes:
 
     @classmethod
     def of(cls, outputs: Outputs) -> Shapes:
-        """Read the sizes off the outputs of one forward pass."""
+        """Read the sizes from the outputs of one forward pass."""
         maps = tuple((f.shape[1], f.shape[2], f.shape[3]) for f in outputs.features)
         return cls(outputs.logits.shape[1], outputs.embedding.shape[1], maps)
 
@@ -73,7 +73,7 @@ def measure_shapes(net: nn.Module, size: int) -> Shapes:
 def probe(net: nn.Module, size: int) -> Outputs:
     """The network's outputs for one black image [1, 3, size, size], in eval mode and without gradients.
 
-    The modes of its modules and its buffers are afterwards what they were before.
+    The modes and buffers of its modules are restored.
     """
     weight = next(net.parameters())
     modes = {module: module.training for module in net.modules()}

@@ -140,7 +140,7 @@ def relative_improvement(target: float, other: float, plain: float) -> float | N
     return 100 * (target - other) / gain if gain > 0 else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ranking:
     """Mean rank of each method over the pairs where all of them are measured; 1 is best.
 
@@ -151,11 +151,11 @@ class Ranking:
 
     ranks: dict[str, float]
     pairs: int
-    trials: tuple[int, int] = (0, 0)
+    trials: tuple[int, int]
     chi_square: float | None = None
     p: float | None = None
     critical_difference: float | None = None
-    left_out: tuple[int, int] = (0, 0)
+    left_out: tuple[int, int]
     why: str = ""
 
 
@@ -171,7 +171,7 @@ def rank_methods(samples: Samples) -> Ranking:
     table = means.rank(axis=1, ascending=False)
     counts = [len(samples.common(methods, pair)) for pair in pairs] or [0]
     ranks = {method: math.fsum(table[method]) / len(pairs) for method in methods}
-    ranking = Ranking(ranks, len(pairs), (min(counts), max(counts)), left_out=left_out)
+    ranking = Ranking(ranks=ranks, pairs=len(pairs), trials=(min(counts), max(counts)), left_out=left_out)
     if len(pairs) < 2:
         return replace(ranking, why="too few pairs")
     if len(methods) < 3:

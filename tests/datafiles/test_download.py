@@ -52,7 +52,7 @@ def test_another_file_of_its_name_is_set_aside(archive, tmp_path, heard):
 def test_a_broken_connection_leaves_what_came_and_the_next_try_goes_on_from_there(archive, server, tmp_path, heard):
     server.manners["/a/set.tar.gz"] = "breaks"
     with pytest.raises(
-        KdbenchError, match=r"the connection broke after [\d,]+ of 2,304,000 bytes; the same command goes on"
+        KdbenchError, match=r"the connection broke after [\d,]+ of 2,304,000 bytes; run the same command to resume"
     ):
         download(archive, tmp_path, heard)
     half = (tmp_path / "set.tar.gz.part").stat().st_size
@@ -79,10 +79,10 @@ def test_a_part_that_is_whole_only_needs_its_name(archive, tmp_path, heard):
 
 
 @pytest.mark.parametrize("part", [b"", b"another beginning", CONTENT + b"too long"])
-def test_another_content_is_thrown_away(archive, server, part, tmp_path, heard):
+def test_wrong_content_is_deleted(archive, server, part, tmp_path, heard):
     server.files["/a/set.tar.gz"] = CONTENT[:-1] + b"x" if not part else CONTENT
     (tmp_path / "set.tar.gz.part").write_bytes(part)
-    with pytest.raises(KdbenchError, match=rf"MD5 sum \w+, not {archive.md5}, and is thrown away. Try again") as caught:
+    with pytest.raises(KdbenchError, match=rf"MD5 sum \w+, not {archive.md5}, and was deleted. Try again") as caught:
         download(archive, tmp_path, heard)
     assert f"put {archive.url} at {tmp_path / 'set.tar.gz'}" in str(caught.value)
     assert not files(tmp_path)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from kdbench.datafiles.download import exclusive_lock
-from kdbench.datafiles.fetch import fetch
+from kdbench.datafiles.fetch import fetch, status
 from kdbench.datafiles.read import read_splits
 from kdbench.errors import BadInput, KdbenchError
 
@@ -226,3 +226,25 @@ def test_packed_files_are_ready(official, tmp_path):
     arrays = {f"{part}_{what}": each[n] for part, each in halves.items() for n, what in enumerate(("images", "labels"))}
     np.savez(facts.npz(tmp_path), **arrays)
     assert not fetch(facts, tmp_path)
+
+
+def test_the_state_of_a_data_set_and_its_size(official, tmp_path):
+    facts, files, _ = official.cifar100()
+    folder = tmp_path / facts.folder
+    folder.mkdir()
+    assert (status(facts, tmp_path).state, status(facts, tmp_path).bytes) == ("missing", 0)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    ready = status(facts, tmp_path, verify=True)
+    assert (ready.state, ready.bytes, ready.missing) == ("ready", sum(map(len, files.values())), [])
+    first = next(iter(files))
+    (folder / first).write_bytes(b"x")
+    assert (status(facts, tmp_path).state, status(facts, tmp_path, verify=True).state) == ("ready", "damaged")
+    (folder / first).unlink()
+    left = status(facts, tmp_path)
+    assert (left.state, left.missing) == ("missing", [f"{facts.folder}/{first}"])
+    assert left.bytes == sum(len(content) for name, content in files.items() if name != first)
+    (folder / first).mkdir()
+    assert status(facts, tmp_path).bytes == 0, "whole folders are not measured"
+    facts.npz(tmp_path).write_bytes(b"12345")
+    assert status(facts, tmp_path).bytes == 5

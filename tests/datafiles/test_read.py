@@ -91,7 +91,7 @@ def test_status_of_what_is_not_there_and_of_a_begun_download(tmp_path):
         assert facts.missing(tmp_path) == bool(facts.files)
     (tmp_path / "stl10_binary.tar.gz.part").write_bytes(b"12345")
     assert (
-        status(dataset("stl10"), tmp_path).todo == f"kdbench data download stl10 --data {tmp_path} (goes on at 5 bytes)"
+        status(dataset("stl10"), tmp_path).todo == f"kdbench data download stl10 --data {tmp_path} (resumes at 5 bytes)"
     )
     assert "image-net.org" in status(dataset("imagenet"), tmp_path).todo
 

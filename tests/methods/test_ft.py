@@ -32,7 +32,7 @@ def ft(context, with_part):
     return make
 
 
-@pytest.mark.parametrize(("share", "factor"), [(0.5, 16), (0.3, 9), (1.0, 32)])
+@pytest.mark.parametrize(("share", "factor"), [(0.5, 16), (0.3, 9), (1.0, 32), (0.04, 1)])
 def test_the_layers(context, ft, share, factor):
     part = build_part("ft", context, share=share)
     assert layers(part, nn.Conv2d) == [(32, 32), (32, factor), (factor, factor)]

@@ -76,7 +76,10 @@ def test_the_speed_is_measured_from_finished_runs_and_junk_is_left_out(tmp_path)
     junk = ["[]", "{", '{"device": 3}', '{"device": {"kind": "tpu"}, "macs": 1, "seconds": 1}', "[" * 100_000,
             '{"device": {"kind": "cpu"}, "macs": "x", "seconds": 1}',
             '{"device": {"kind": "cpu"}, "macs": 1, "seconds": 0}']  # fmt: skip
-    good = [json.dumps({"device": {"kind": "cpu"}, "macs": macs, "seconds": 2.0}) for macs in (4e9, 8e9)]
+    good = [
+        json.dumps({"device": {"kind": "cpu"}, "macs": macs, "seconds": seconds})
+        for macs, seconds in ((4e9, 0.5), (8e9, 3.5))
+    ]
     for index, text in enumerate([*junk, *good]):
         folder = tmp_path / "runs" / f"{index:012d}"
         folder.mkdir(parents=True)

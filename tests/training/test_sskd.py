@@ -65,7 +65,7 @@ def test_the_head_learns_on_copies_in_the_frozen_teachers_eval_mode(bench, make,
     from kdbench.methods.pretext import SelfSupervised
 
     run, shop, seen = make("sskd"), bench(), []
-    shop.teachers(run.model_copy(update={"parts": ()}))
+    shop.teachers(run.model_copy(update={"adapters": ()}))
     teacher = load_teacher(run.teacher, shop.store, CPU).eval()
     loss = SelfSupervised.loss
 

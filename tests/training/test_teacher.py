@@ -11,7 +11,7 @@ from kdbench.errors import BadRecord, LostTeacher
 from kdbench.plan.plan import Cohort
 from kdbench.suite.specs import Scenario
 from kdbench.training import jobs
-from kdbench.training.build import DamagedTeacher, load_teacher, with_head
+from kdbench.training.build import DamagedTeacher, load_teacher, online_layers, with_head
 from kdbench.training.teacher import FrozenTeacher, OnlineTeacher
 
 
@@ -155,9 +155,8 @@ def test_new_layers_learn_from_cross_entropy_alone_and_show_what_they_were_befor
     shop.teachers(run)
     teacher = jobs.open_teacher(Cohort((run,)), shop.shop)
     assert isinstance(teacher, OnlineTeacher)
-    copy = with_head(
-        load_teacher(run.teacher, shop.store, CPU), run.teacher.model_copy(update={"head": run.head})
-    ).eval()
+    layers = online_layers(run, run.teacher, run.head)
+    copy = with_head(load_teacher(run.teacher, shop.store, CPU), layers).eval()
     plain = torch.optim.SGD([*copy.node.parameters(), *copy.fc.parameters()], lr=0.05, momentum=0.9, weight_decay=5e-4)
     stream = shop.data.stream(run.dataset, run.scenario, run.recipe, 0)
     teacher.begin_epoch(1, stream)

@@ -1,0 +1,86 @@
+"""Archived suites: which is the latest, and where the modules and weights are that are gone from their folder."""
+
+import pytest
+
+from kdbench.files import write_json
+from kdbench.store.store import Store
+from kdbench.store.suites import ArchivedFiles, kept_suites
+from kdbench.suite.components import hashed
+from kdbench.suite.yaml_reader import Document
+
+
+TEXT = "protocol: smoke\n"
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "results")
+
+
+@pytest.fixture
+def document(tmp_path):
+    """document(text): a suite file in a folder of its own."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    return lambda text=TEXT: Document(str(folder / "suite.yaml"), {}, text=text)
+
+
+@pytest.fixture
+def archive(store):
+    """archive(document, run, weights={…}, modules=(…)): as if the suite had been run at this time; its folder."""
+
+    def keep(document, run, weights=None, modules=()):
+        folder = store.root / "suites" / hashed(document.text)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "suite.yaml").write_text(document.text)
+        for module in modules:
+            (folder / f"{module}.py").write_text("")
+        write_json(folder / "about.json", {"file": document.file, "run": run, "weights": weights or {}})
+        return folder
+
+    return keep
+
+
+def test_the_suite_that_was_run_last_from_a_file_is_kept(store, document, archive):
+    archive(document("a: 1\n"), "2026-01-02")
+    archive(document("a: 2\n"), "2026-01-03")
+    archive(document("a: 3\n"), "2026-01-01")
+    assert [each.file.read_text() for each in kept_suites([store])] == ["a: 2\n"]
+
+
+def test_modules_come_from_the_archive_where_none_is_left(store, document, archive):
+    suite = document()
+    folder = archive(suite, "2026-01-02", modules=("mine", "helper"))
+    files = ArchivedFiles([store])
+    files.tell(suite)
+    assert suite.elsewhere("mine") == suite.elsewhere("helper") == folder.resolve()
+    assert suite.elsewhere("other") is None
+    (message,) = files.messages
+    assert "their code is taken from the run of 2026-01-02" in message
+
+    (suite.folder / "helper.py").write_text("")
+    files = ArchivedFiles([store])
+    files.tell(suite)
+    assert suite.elsewhere("mine") is None, "modules of two versions do not mix"
+    edited = document("another text\n")
+    files.tell(edited)
+    assert edited.elsewhere("mine") is None
+
+
+def test_weights_are_known_by_their_place_and_by_that_of_a_suite_with_this_text(store, document, archive, tmp_path):
+    suite = document()
+    there = str(suite.folder.resolve() / "teacher.pth")
+    archive(suite, "2026-01-02", weights={there: "5" * 64})
+    moved = Document(str(tmp_path / "elsewhere" / "suite.yaml"), {}, text=TEXT)
+    edited = document("another text\n")
+    files = ArchivedFiles([store])
+    for each in (suite, moved, edited):
+        files.tell(each)
+        assert each.known("teacher.pth") == "5" * 64
+        assert each.known("student.pth") is None
+    stranger = Document(str(tmp_path / "elsewhere" / "suite.yaml"), {}, text="another text\n")
+    files.tell(stranger)
+    assert stranger.known("teacher.pth") is None
+    assert files.messages
+    (suite.folder / "teacher.pth").write_bytes(b"x")
+    assert suite.known("teacher.pth") is None, "what is there needs no archive"
