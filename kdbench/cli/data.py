@@ -12,6 +12,7 @@ import typer
 from kdbench.catalogue.text import command
 from kdbench.cli.completion import complete_datasets
 from kdbench.cli.options import HELP_OPTIONS, Data, Json, Output, Results, print_text
+from kdbench.cli.tables import table
 from kdbench.errors import BadInput, KdbenchError
 
 
@@ -49,8 +50,6 @@ def status(
     if json_output:
         typer.echo(json.dumps([asdict(each) for each in found], indent=1))
     else:
-        from tabulate import tabulate
-
         lines = [
             {
                 "dataset": each.name,
@@ -61,11 +60,7 @@ def status(
             }
             for each in found
         ]
-        typer.echo(
-            tabulate(
-                lines, headers="keys", tablefmt="simple", disable_numparse=True, maxcolwidths=[None] * 3 + [40, 60]
-            )
-        )
+        typer.echo(table(lines))
     if any(each.state == "damaged" for each in found):
         raise typer.Exit(1)
 

@@ -12,6 +12,7 @@ import typer
 
 from kdbench.catalogue.text import one_line, printable
 from kdbench.cli.options import Json, Results
+from kdbench.cli.tables import table
 
 
 if TYPE_CHECKING:
@@ -49,12 +50,19 @@ def list_things(
     if not lines:
         typer.echo(printable(f"no {kind.value} in {results}"))
         return
-    from tabulate import tabulate
-
-    shown, widths = brief(lines) if kind is Kind.methods else (lines, None)
+    shown = table_rows(lines) if kind is Kind.methods else lines
     if kind in (Kind.teachers, Kind.runs):
         shown = [{key: one_line(str(value)) for key, value in line.items()} for line in lines]
-    typer.echo(tabulate(shown, headers="keys", tablefmt="simple", disable_numparse=True, maxcolwidths=widths))
+    typer.echo(table(shown, _OPTIONAL.get(kind, ())))
+
+
+_OPTIONAL = {
+    Kind.methods: ("first", "paper"),
+    Kind.models: ("feature maps", "embedding"),
+    Kind.protocols: ("trials", "batch"),
+    Kind.runs: ("dataset", "trial"),
+}
+"""Columns that a narrow terminal leaves out."""
 
 
 def _models(_: Path) -> Lines:
@@ -226,8 +234,8 @@ def method_lines() -> list[dict[str, Any]]:
     return lines
 
 
-def brief(lines: list[dict[str, Any]]) -> tuple[list[dict[str, str]], list[int | None]]:
-    """The same for a table on 120 columns, and how wide each column may be (None: as wide as it is).
+def table_rows(lines: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """The same for a table.
 
     "first" is what is trained before the main training, "trains" how many parameters are trained beside the student's.
     """
@@ -245,7 +253,7 @@ def brief(lines: list[dict[str, Any]]) -> tuple[list[dict[str, str]], list[int |
                 **{p: f"{line['weights'][p]:g}" if p in line["weights"] else "" for p in PAPERS},
             }
         )
-    return rows, [None, 18, 22, 11, None, None, *(None for _ in PAPERS)]
+    return rows
 
 
 def _count(number: int) -> str:
