@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -187,9 +188,10 @@ def _named(values: str, key: str, there: Sequence[str]) -> Iterator[set[str]]:
                 yield found
                 break
         else:
-            count = 1
-            if name:
+            whole = re.match(r"[^,\[]*(\[[^\]]*\])?[^,]*", ",".join(parts).strip())
+            if whole and (name := whole[0].strip()):
                 raise KeyError(name)
+            count = 1
         del parts[:count]
 
 
