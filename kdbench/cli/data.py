@@ -69,14 +69,14 @@ def status(
 def download(names: Names = None, root: Data = Path("data")) -> None:
     """Fetch data sets from their authors' servers. Safe to interrupt: the same command goes on with a half-fetched file."""
     from kdbench.catalogue.datasets import datasets
-    from kdbench.cli.progress import transfers
+    from kdbench.cli.progress import download_progress
     from kdbench.datafiles.fetch import fetch
 
     if not names:
         known = ", ".join(each.name for each in datasets().values() if each.archives)
         raise BadInput(f"kdbench data download NAME…: name the data sets to fetch, of {known}")
     chosen = _chosen(names)
-    with transfers() as listener:
+    with download_progress() as listener:
         for facts in chosen:
             new = fetch(facts, root, listener)
             listener.note(f"{facts.name}: " + (_origin(facts) if not new else f"ready in {root}"))
@@ -85,11 +85,11 @@ def download(names: Names = None, root: Data = Path("data")) -> None:
 @data.command("prepare")
 def prepare(names: Names = None, root: Data = Path("data")) -> None:
     """Decode what is kept decoded (TinyImageNet) and check files and counts; without names, of all that is there."""
-    from kdbench.cli.progress import transfers
+    from kdbench.cli.progress import download_progress
     from kdbench.datafiles.read import prepare as make_ready
 
     problems: list[KdbenchError] = []
-    with transfers() as listener:
+    with download_progress() as listener:
         for facts in _chosen(names):
             if not names and facts.missing(root):
                 continue

@@ -188,16 +188,11 @@ def _named(values: str, key: str, there: Sequence[str]) -> Iterator[set[str]]:
                 yield found
                 break
         else:
+            whole = re.match(r"[^,\[]*(\[[^\]]*\])?[^,]*", ",".join(parts).strip())
+            if whole and (name := whole[0].strip()):
+                raise KeyError(name)
             count = 1
-            if name:
-                raise KeyError(_first_name(",".join(parts)))
         del parts[:count]
-
-
-def _first_name(text: str) -> str:
-    """The text up to a comma that is not in brackets: ``kd[temperature=2,weight=3]``."""
-    whole = re.match(r"(?:\[[^\]]*\]|[^,])*", text)
-    return whole[0].strip() if whole else ""
 
 
 def _unknown(value: str, there: Sequence[str]) -> str:

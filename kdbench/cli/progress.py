@@ -30,7 +30,7 @@ PLAIN_SECONDS = 10.0
 
 
 @dataclass
-class Member:
+class NetworkProgress:
     """One network in training."""
 
     label: str
@@ -60,7 +60,7 @@ class Member:
 
 
 @dataclass
-class Work:
+class SlotStatus:
     """What a slot is at."""
 
     title: str
@@ -70,7 +70,7 @@ class Work:
 
 
 @dataclass
-class Tally:
+class Totals:
     """What has been done of a plan, in multiply-accumulates and in runs; ``earlier``: what a session before had done."""
 
     total: float
@@ -101,17 +101,19 @@ class RunProgress:
         self._planned(Plan((), (), 0, 0))
 
     def _planned(self, plan: Plan) -> None:
-        self.members: dict[str, Member] = {}
+        self.networks: dict[str, NetworkProgress] = {}
         for teacher in plan.teachers:
-            self.members[teacher.id] = Member(teacher_label(teacher), teacher_cost(teacher))
+            self.networks[teacher.id] = NetworkProgress(teacher_label(teacher), teacher_cost(teacher))
         for cohort in plan.cohorts:
             for run in cohort.runs:
-                self.members[run.id] = Member(self.labels.get(run.id, auxiliary_label(run)), student_cost(run))
+                self.networks[run.id] = NetworkProgress(
+                    self.labels.get(run.id, auxiliary_label(run)), student_cost(run)
+                )
         for spec in plan.measurements:
-            self.members[spec.id] = Member(spec.label, measurement_cost(spec))
+            self.networks[spec.id] = NetworkProgress(spec.label, measurement_cost(spec))
         self.counted = {run.id for cohort in plan.cohorts for run in cohort.runs}
-        self.tally = Tally(sum(member.cost for member in self.members.values()), plan.runs)
-        self.slots: dict[str, Work] = {}
+        self.totals = Totals(sum(member.cost for member in self.networks.values()), plan.runs)
+        self.slots: dict[str, SlotStatus] = {}
         self.resumed: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -157,7 +159,7 @@ class RunProgress:
             case "finished":
                 self._finished(event)
             case "failed":
-                self.tally.failed += 1
+                self.totals.failed += 1
                 self.say(f"FAILED {self._label(event['id'])}: {event['reason']}")
             case "message":
                 self.say(event["text"])
@@ -174,28 +176,28 @@ class RunProgress:
         quiet: bool,
     ) -> None:
         if measurement:
-            self.slots[slot] = Work(measurement.label, [measurement.id])
+            self.slots[slot] = SlotStatus(measurement.label, [measurement.id])
         elif teacher:
-            self.members.setdefault(teacher.id, Member(teacher_label(teacher), teacher_cost(teacher)))
-            self.slots[slot] = Work(teacher_label(teacher), [teacher.id])
+            self.networks.setdefault(teacher.id, NetworkProgress(teacher_label(teacher), teacher_cost(teacher)))
+            self.slots[slot] = SlotStatus(teacher_label(teacher), [teacher.id])
         else:
             for run in runs:
-                self.members.setdefault(run.id, Member(auxiliary_label(run), student_cost(run)))
+                self.networks.setdefault(run.id, NetworkProgress(auxiliary_label(run), student_cost(run)))
             name = next((run.teacher.network for run in runs if run.teacher), "")
             title = f"{len(runs)} student{'s' if len(runs) > 1 else ''}" + (
                 f" of {name}" if name else " without teacher"
             )
-            self.slots[slot] = Work(f"{title}, trial {runs[0].trial}", [run.id for run in runs])
+            self.slots[slot] = SlotStatus(f"{title}, trial {runs[0].trial}", [run.id for run in runs])
         if not self.live and not quiet:
             self.say(f"[{slot}] {self.slots[slot].title}: starts")
 
     def _trained(self, slot: str, event: dict[str, Any]) -> None:
-        member = self.members[event["id"]]
-        self.tally.done[event["id"]] = member.reach(event)
+        member = self.networks[event["id"]]
+        self.totals.done[event["id"]] = member.reach(event)
         if event["id"] in self.resumed:
             self.resumed.remove(event["id"])
             if member.share:  # nearly all of it was there before: only the loop knows what share that is
-                self.tally.earlier[event["id"]] = self.tally.done[event["id"]]
+                self.totals.earlier[event["id"]] = self.totals.done[event["id"]]
         member.loss = event.get("loss", member.loss)
         member.top1 = member.top1 if event.get("top1") is None else event["top1"]
         work = self.slots.get(slot)
@@ -211,26 +213,26 @@ class RunProgress:
             self.say(f"[{slot}] {work.title}: {where}; {self._summary()}")
 
     def _resumed(self, event: dict[str, Any]) -> None:
-        member = self.members[event["id"]]
+        member = self.networks[event["id"]]
         self.resumed.add(event["id"])
         if earlier := member.reach(event):
-            self.tally.earlier[event["id"]] = earlier
+            self.totals.earlier[event["id"]] = earlier
         self.say(f"{member.label}: {event['text']}")
 
     def _finished(self, event: dict[str, Any]) -> None:
-        member = self.members[event["id"]]
-        self.tally.done[event["id"]] = member.cost
-        self.tally.finished += event["id"] in self.counted
+        member = self.networks[event["id"]]
+        self.totals.done[event["id"]] = member.cost
+        self.totals.finished += event["id"] in self.counted
         if not self.live:
             self.say(f"finished {member.label}" + (f": top-1 {event['top1']:.2f}" if event["top1"] is not None else ""))
 
     def _label(self, id: str) -> str:
-        return self.members[id].label if id in self.members else id
+        return self.networks[id].label if id in self.networks else id
 
     def _summary(self) -> str:
-        runs = [f"{self.tally.finished} of {self.tally.runs} runs"] if self.tally.runs else []
-        failed = [f"{self.tally.failed} failed"] if self.tally.failed else []
-        return ", ".join([*runs, *failed, self.tally.left()])
+        runs = [f"{self.totals.finished} of {self.totals.runs} runs"] if self.totals.runs else []
+        failed = [f"{self.totals.failed} failed"] if self.totals.failed else []
+        return ", ".join([*runs, *failed, self.totals.left()])
 
     def _render(self) -> Any:
         from rich.table import Table
@@ -241,7 +243,7 @@ class RunProgress:
             title = Text(one_line(f"[{slot}] {work.title}"), style="bold")
             table.add_row(title, "", "", "", Text(f"{work.speed:,.0f} images/s"))
             for id in work.ids[:20]:
-                member = self.members[id]
+                member = self.networks[id]
                 table.add_row(
                     Text("  " + one_line(member.label)),
                     Text(member.place, style="cyan"),
@@ -270,10 +272,10 @@ STEP = 10
 
 
 @contextmanager
-def transfers() -> Iterator[ProgressReporter]:
+def download_progress() -> Iterator[ProgressReporter]:
     """A listener for as long as files are fetched."""
     if not sys.stderr.isatty():
-        yield Lines()
+        yield PlainProgress()
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -281,10 +283,10 @@ def transfers() -> Iterator[ProgressReporter]:
     name = TextColumn("{task.description}")
     columns = (name, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        yield Bars(progress)
+        yield BarProgress(progress)
 
 
-class Lines:
+class PlainProgress:
     """A line for every tenth of a file, or every 100 MB where its size is unknown."""
 
     def __init__(self) -> None:
@@ -303,7 +305,7 @@ class Lines:
         say(text)
 
 
-class Bars:
+class BarProgress:
     """A bar for every file."""
 
     def __init__(self, bars: Progress) -> None:

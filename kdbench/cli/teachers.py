@@ -59,7 +59,7 @@ def import_file(
     from kdbench.suite.teachers import teacher_config
 
     if file.is_dir():
-        _take_in(file, Store(results))
+        import_folder(file, Store(results))
         return
     if network is None:
         raise BadInput("--network is missing: name the network whose weights the file holds (kdbench list models)")
@@ -141,7 +141,7 @@ def _channels(option: str, text: str | None) -> tuple[float, float, float] | Non
     return values
 
 
-def _take_in(folder: Path, store: Store) -> None:
+def import_folder(folder: Path, store: Store) -> None:
     """Copy an exported teacher's records, stage by stage, after checking them. Raises BadInput where they are not whole."""
     from filelock import Timeout
     from pydantic import ValidationError

@@ -10,7 +10,7 @@ import pytest
 
 from kdbench.__main__ import main
 from kdbench.catalogue import datasets as catalogue
-from kdbench.cli.progress import Bars, Lines
+from kdbench.cli.progress import BarProgress, PlainProgress
 
 
 OFFICIAL = runpy.run_path(str(Path(__file__).parents[1] / "datafiles" / "official.py"))
@@ -139,7 +139,7 @@ except SystemExit:
 
 
 def test_plain_lines_come_at_every_tenth(capsys):
-    lines = Lines()
+    lines = PlainProgress()
     for done in range(0, 1001, 7):
         lines.progress("a.zip", done, 1000)
     assert [line.split(" %")[0] for line in capsys.readouterr().err.splitlines()] == [
@@ -158,7 +158,7 @@ def test_bars_on_a_terminal():
 
     text = io.StringIO()
     with Progress(console=Console(file=text, force_terminal=True, width=100)) as progress:
-        bars = Bars(progress)
+        bars = BarProgress(progress)
         for done in (0, 500, 1000):
             bars.progress("a.zip", done, 1000)
         bars.note("unpacking [a.zip]")

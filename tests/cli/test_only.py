@@ -71,6 +71,8 @@ def test_conditions_are_joined(suites):
         ("method=[dk,kd", "no run has the method '[dk'."),
         ("method=cee", "no run has the method 'cee'. Did you mean 'ce'?"),
         ("teacher=vgg8", "no run has the teacher 'vgg8'. There are 'T, 1'."),
+        ("method=sp[temperature=2,weight=3]", "no run has the method 'sp[temperature=2,weight=3]'."),
+        ("method=ce,rkd[a=1,b=2],kd", "'rkd[a=1,b=2]'."),
         ("trial=00", "no run has the trial '00'."),
         ("method=" + "x," * 5000, "no run has the method 'x'."),
         ("method=" + "x" * 5000, "no run has the method 'xxx"),

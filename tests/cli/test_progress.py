@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from kdbench.cli.progress import RunProgress, Tally
+from kdbench.cli.progress import RunProgress, Totals
 from kdbench.plan.plan import make_plan
 from kdbench.store.store import Store
 from kdbench.suite.specs import DatasetSpec, Recipe, RunSpec, Supervised, WeightedTerm
@@ -107,15 +107,15 @@ def test_work_goes_on_where_nobody_can_be_told(progress, monkeypatch, tmp_path, 
         with progress:
             drive(progress)
         assert os.readlink(f"/proc/self/fd/{Closed.file.fileno()}") == os.devnull
-    assert progress.tally.finished == 1
+    assert progress.totals.finished == 1
 
 
 def test_a_long_epoch_is_told_of_on_its_way(progress, capsys):
     way = {"event": "under way", "id": TEACHER.id, "epochs": 4, "initial_epochs": 0, "images_per_second": 50.0}
     progress.listen("cpu", {"event": "started", "teacher": TEACHER, "runs": (), "measurement": None, "waited": False})
     progress.listen("cpu", way | {"epoch": 0, "share": 0.25})
-    member = progress.members[TEACHER.id]
-    assert progress.tally.done[TEACHER.id] == pytest.approx(member.cost * 0.25 / 4)
+    member = progress.networks[TEACHER.id]
+    assert progress.totals.done[TEACHER.id] == pytest.approx(member.cost * 0.25 / 4)
     assert "teacher resnet20 on digits: epoch 0.25/4, 50 images/s" in capsys.readouterr().err
     progress.listen("cpu", epoch(TEACHER.id, 1, 50.0))
     assert member.place == "1/4"
@@ -132,9 +132,9 @@ def test_what_was_done_of_an_epoch_before_does_not_count_as_done_now(progress):
     progress.listen("cpu", {"event": "resumed", **where, "text": "goes on after epoch 1 and 90 batches"})
     for share in (0.5, 0.75):
         progress.listen("cpu", {"event": "under way", **where, "share": share, "images_per_second": 1.0})
-    cost = progress.members[TEACHER.id].cost
-    assert progress.tally.earlier[TEACHER.id] == pytest.approx(cost * 1.5 / 4)
-    assert progress.tally.done[TEACHER.id] == pytest.approx(cost * 1.75 / 4)
+    cost = progress.networks[TEACHER.id].cost
+    assert progress.totals.earlier[TEACHER.id] == pytest.approx(cost * 1.5 / 4)
+    assert progress.totals.done[TEACHER.id] == pytest.approx(cost * 1.75 / 4)
 
 
 def test_a_terminal_gets_one_display(progress, monkeypatch):
@@ -154,19 +154,19 @@ def test_a_terminal_gets_one_display(progress, monkeypatch):
 
 def test_the_display_of_a_large_cohort_is_cut(progress):
     many = [run.model_copy(update={"trial": n}) for n in range(15) for run in RUNS]
-    progress.members |= {run.id: progress.members[RUNS[0].id] for run in many}
+    progress.networks |= {run.id: progress.networks[RUNS[0].id] for run in many}
     progress.listen("gpu:0", {"event": "started", "teacher": None, "runs": many, "measurement": None, "waited": False})
     assert progress._render().row_count == 1 + 20 + 1 + 1
 
 
 def test_time_left_counts_what_this_session_has_done():
-    tally = Tally(total=100.0, runs=2)
-    tally.started -= 60
-    assert tally.left() == "time left unknown"
-    tally.done["a"] = tally.earlier["a"] = 50.0
-    assert tally.left() == "time left unknown"
-    tally.done["a"] = 75.0
-    assert tally.left() == "about 60 s left"
+    totals = Totals(total=100.0, runs=2)
+    totals.started -= 60
+    assert totals.left() == "time left unknown"
+    totals.done["a"] = totals.earlier["a"] = 50.0
+    assert totals.left() == "time left unknown"
+    totals.done["a"] = 75.0
+    assert totals.left() == "about 60 s left"
 
 
 def test_a_teacher_that_was_not_planned_is_shown_all_the_same(progress, capsys):
@@ -179,7 +179,7 @@ def test_a_teacher_that_was_not_planned_is_shown_all_the_same(progress, capsys):
 def test_an_initial_stage_is_part_of_the_way(tmp_path):
     run = RUNS[0].model_copy(update={"terms": (WeightedTerm(name="ab"), WeightedTerm(name="ce"))})
     progress = progress_of(make_plan([run], Store(tmp_path)))
-    member = progress.members[run.id]
+    member = progress.networks[run.id]
     assert member.place == "waiting"
     for number, place, share in (
         (-29, "1/30 (initial)", 1),
@@ -189,7 +189,7 @@ def test_an_initial_stage_is_part_of_the_way(tmp_path):
     ):
         progress.listen("cpu", epoch(run.id, number) | {"initial_epochs": 30})
         assert member.place == place
-        assert progress.tally.done[run.id] == pytest.approx(member.cost * share / 34)
+        assert progress.totals.done[run.id] == pytest.approx(member.cost * share / 34)
 
 
 def test_a_run_that_no_plan_foresaw_has_a_place(tmp_path):
@@ -199,4 +199,4 @@ def test_a_run_that_no_plan_foresaw_has_a_place(tmp_path):
         "cpu", {"event": "started", "teacher": None, "runs": RUNS[:1], "measurement": None, "waited": False}
     )
     progress.listen("cpu", epoch(RUNS[0].id, 2))
-    assert progress.members[RUNS[0].id].label == "auxiliary resnet8 #0"
+    assert progress.networks[RUNS[0].id].label == "auxiliary resnet8 #0"
