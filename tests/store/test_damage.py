@@ -222,7 +222,7 @@ def lock(monkeypatch):
 
 def test_a_locked_record_has_a_line_and_the_others_follow(store, records, lock):
     lock(records["run"][0].folder)
-    listed = CliRunner().invoke(app, ["list", "runs", "--results", str(store.root)])
+    listed = CliRunner().invoke(app, ["list", "runs", "--results", str(store.root)], env={"COLUMNS": "200"})
     assert listed.exit_code == 0
     assert listed.output.count("Permission denied") == 1
     assert listed.output.count("50.00 / 50.00") == 1
