@@ -13,8 +13,16 @@ from pathlib import Path
 
 
 def imported_names(tree: ast.Module) -> Iterator[str]:
-    """Every module, or member of a module, that a module imports, at its top or inside functions."""
+    """Every module, or member of a module, that a module imports, at its top or inside functions, but not for types alone."""
+    for_types = {
+        child
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        for child in ast.walk(node)
+    }
     for node in ast.walk(tree):
+        if node in for_types:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:

@@ -7,6 +7,7 @@ the pydantic schema, with a sentence for each from keys.yaml: a key without a se
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ from kdbench.suite.schema import (
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 
 DOCS = Path(__file__).parent
@@ -82,8 +84,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def pages() -> Iterator[tuple[str, str]]:
     """Path and Markdown of each generated page."""
     yield "changelog.md", (DOCS.parent / "CHANGELOG.md").read_text(encoding="utf-8")
+    yield "guides/notebook.md", notebook()
     yield "reference/cli.md", command_line()
-    yield "reference/api.md", python_api()
     for page in SCHEMAS:
         yield f"reference/{page}.md", keys(page)
     for kind in CATALOGUE:
@@ -175,6 +177,20 @@ def default_of(schema: dict[str, Any]) -> str:
     return "" if value in (None, "", []) or "{" in json.dumps(value) else f"`{json.dumps(value)}`"
 
 
+def notebook() -> str:
+    """The example in examples/ as a page: its cells of Markdown and of code."""
+    _, *cells = re.split(
+        r"^# %%(.*)\n", (DOCS.parent / "examples" / "digits.py").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    parts = []
+    for kind, cell in zip(cells[::2], cells[1::2], strict=True):
+        prose = re.sub(r"^# ?", "", cell.strip(), flags=re.MULTILINE)
+        parts.append(prose if "markdown" in kind else f"```python\n{cell.strip()}\n```")
+    suite = (DOCS.parent / "examples" / "digits.yaml").read_text(encoding="utf-8").strip()
+    parts.insert(1, f"```yaml\n{suite}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
 def command_line() -> str:
     """Every command with its arguments and options."""
     root = typer.main.get_command(app)
@@ -196,12 +212,19 @@ def command_section(command: Any, path: str) -> Iterator[str]:
         yield from command_section(command.get_command(context, name), f"{path} {name}")
 
 
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Add the public names to the page of the Python API."""
+    return markdown + python_api() if page.file.src_uri == "reference/api.md" else markdown
+
+
 def python_api() -> str:
-    """The public names, from their docstrings."""
-    names = [name for name in getattr(kdbench, "__all__", ()) if not name.startswith("_")]
-    head = (DOCS / "reference" / "api_intro.txt").read_text(encoding="utf-8")
-    homes = ("kdbench.api" if name in vars(api) else "kdbench" for name in names)  # kdbench.plan is a package, too
-    return head + "".join(f"\n::: {home}.{name}\n" for home, name in zip(homes, names, strict=True))
+    """The public names, functions first, for mkdocstrings to explain by their docstrings."""
+    text = ""
+    for name in sorted(kdbench.__all__, key=lambda name: name not in vars(api)):
+        value = vars(api).get(name) or getattr(kdbench, name)
+        options = f"    options:\n      heading: kdbench.{name}\n      toc_label: {name}\n"
+        text += f"\n::: {value.__module__}.{value.__qualname__}\n{options}"
+    return text
 
 
 def markdown_table(header: list[str], rows: list[list[Any]]) -> str:

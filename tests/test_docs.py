@@ -10,6 +10,7 @@ import torch
 import typer
 import yaml
 
+import kdbench
 from kdbench.catalogue.terms import term
 from kdbench.cli.app import app
 from kdbench.data.batch import Batch
@@ -103,6 +104,12 @@ def test_catalogue_pages_show_each_entry(generate, kind):
     links = re.findall(r"^\| \[.*?\]\(#(.*?)\)", page, re.MULTILINE)
     assert links
     assert links == re.findall(r"^## .*? \{ #(.*) \}", page, re.MULTILINE)
+
+
+def test_public_names_exist():
+    named = {name for page in PAGES for name in re.findall(r"\bkdbench\.(\w+)\(", page.read_text("utf-8"))}
+    assert named >= {"run", "results", "load_student"}
+    assert named <= set(kdbench.__all__)
 
 
 def test_files_that_are_named_exist():

@@ -16,7 +16,18 @@ from kdbench.plan.cost import (
 )
 from kdbench.store.store import Store
 from kdbench.suite.load import load_suite
-from kdbench.suite.specs import DatasetSpec, HeadSpec, NewLayers, Recipe, RunSpec, Scenario, Supervised, WeightedTerm
+from kdbench.suite.specs import (
+    DatasetSpec,
+    HeadSpec,
+    Imported,
+    NewLayers,
+    Recipe,
+    RunSpec,
+    Scenario,
+    Supervised,
+    WeightedTerm,
+    Weights,
+)
 
 
 RECIPE = Recipe(epochs=10, batch=64, lr=0.1, evaluate_every=4)
@@ -142,3 +153,8 @@ def test_a_measurement_costs_its_forward_passes(suite, how, passes):
     assert measurement_cost(spec["student", "probe"]) == passes * (train + test) * R8
     assert measurement_cost(spec["teacher", "probe"]) == passes * (train + test) * R8X4
     assert measurement_cost(spec["student", "similarity"]) == test * (R8 + R8X4)
+
+
+def test_weights_that_are_used_as_they_are_cost_nothing():
+    weights = Weights(source="file", sha256="0" * 64)
+    assert teacher_cost(Imported(network="resnet8", weights=weights, dataset=CIFAR)) == 0

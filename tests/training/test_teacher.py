@@ -94,7 +94,7 @@ def test_a_teacher_that_is_lost_and_rebuilt_by_others_is_left_alone(bench, teach
     jobs.train_teacher(teacher, shop.shop)
     assert "another process has made it again" in str(jobs.lost_teacher(DamagedTeacher("odd", teacher), shop.shop))
     with shop.store.teacher(teacher.id).lock():
-        assert "another process is at it" in str(jobs.lost_teacher(DamagedTeacher("odd", teacher), shop.shop))
+        assert "another process trains it" in str(jobs.lost_teacher(DamagedTeacher("odd", teacher), shop.shop))
     assert shop.store.teacher(teacher.id).done()
 
 
