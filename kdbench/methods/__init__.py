@@ -70,7 +70,7 @@ def _load(info: TermInfo) -> type[Term]:
         kind = getattr(import_plugin(info.source, module) if info.source else import_module(module), class_name)
     except BadInput:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadInput(f"cannot import the term '{info.target}': {type(error).__name__}: {error}") from error
     if not (isinstance(kind, type) and issubclass(kind, Term)):
         raise BadInput(f"'{info.target}' is no loss term: it must be a subclass of kdbench.methods.Term")

@@ -197,7 +197,7 @@ def _build_student(
         return restore_or_build(build, ctx, ctx.store.hashes(spec.dependencies))
     except DamagedTeacher as error:
         raise lost_teacher(error, ctx) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if out_of_memory(error) or device_lost(error):
             raise
         fail(record, failure_of(error, 0), ctx)

@@ -78,6 +78,9 @@ def plugin(tmp_path, monkeypatch):
     (deep / "failing.py").write_text(
         "from kdbench.methods import Term\nraise RuntimeError('too late')\n\nclass Late(Term):\n    'Fails at import.'\n"
     )
+    (deep / "exiting.py").write_text(
+        "import sys\nfrom kdbench.methods import Term\nsys.exit(3)\n\nclass Gone(Term):\n    'Exits at import.'\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     clear()
     yield deep / "losses.py"
@@ -199,6 +202,7 @@ def test_terms_that_an_installed_package_announces(plugin, context, monkeypatch)
         ("mylosses.deep.losses:Computed", "losses.py:.* Computed: version must be a literal"),
         ("mylosses.deep.broken:A", "broken.py:1  invalid syntax"),
         ("mylosses.deep.failing:Late", "cannot import the term .*RuntimeError: too late"),
+        ("mylosses.deep.exiting:Gone", "cannot import the term .*SystemExit: 3"),
     ],
 )
 def test_broken_terms(plugin, context, name, message):
