@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from kdbench.catalogue.text import command
-from kdbench.errors import BadInput, BadSuite, CannotSave, Interrupted, Problem
+from kdbench.errors import BadInput, BadSuite, CannotSave, Interrupted, KdbenchError, Problem
 from kdbench.execution.child import misfits
 from kdbench.execution.devices import make_slots
 from kdbench.execution.pool import Pool
@@ -126,7 +126,7 @@ def _run_once(
         largest=min((suite.max_cohort_size for suite in suites if suite.max_cohort_size), default=None),
     )
     if not plan.runs and not plan.teachers and not plan.measurements:
-        with suppress(OSError):  # results that can only be read are shown all the same
+        with suppress(OSError, KdbenchError):  # results that can only be read are shown all the same
             keep_suites(suites, store)
         return {}
     needed = [need for spec in plan.measurements for need in spec.dependencies]

@@ -10,6 +10,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from filelock import Timeout
 from kdbench.catalogue.plugins import Source, SourceFile
 from kdbench.errors import BadInput, BadRecord, KdbenchError, LockedRecord
 from kdbench.files import quarantine, write_bytes
-from kdbench.store.lock import lacks_locks
+from kdbench.store.lock import Lock, lacks_locks
 from kdbench.store.reading import LARGEST_METRICS
 from kdbench.store.record import Record, Result
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
@@ -195,7 +196,9 @@ class Store:
     def keep_source(self, source: Source | None) -> None:
         """Archive the source of a plug-in with the results."""
         if source:
-            write_modules(source.files.values(), self.source_folder(source.sha256))
+            folder = self.source_folder(source.sha256)
+            with exclusive(folder):
+                write_modules(source.files.values(), folder)
 
     def check_writable(self) -> list[str]:
         """Raise BadInput unless results can be written; returns what a user should know of the file system."""
@@ -221,6 +224,17 @@ class Store:
 
 def _is_outdated(entry: os.DirEntry[str]) -> bool:
     return os.path.lexists(f"{entry.path}/{OUTDATED_FILE}")
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Lock a folder of archived files, and remove temporary files that killed processes have left in it."""
+    locks = folder.parent.parent / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with Lock(locks / f"{folder.parent.name}-{folder.name}.lock").acquire():
+        for leftover in folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+        yield
 
 
 def write_modules(files: Iterable[SourceFile], folder: Path) -> None:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from kdbench.catalogue.plugins import in_folder
 from kdbench.files import write_json, write_text
 from kdbench.store.record import timestamp
-from kdbench.store.store import Store, write_modules
+from kdbench.store.store import Store, exclusive, write_modules
 from kdbench.suite.components import hashed
 from kdbench.suite.load import bundled_suites
 from kdbench.suite.methods import sources_of
@@ -59,7 +59,7 @@ class KeptSuite:
 
 
 def keep_suites(suites: Iterable[Suite], store: Store) -> None:
-    """Archive suites that are not bundled. Raises OSError on failure."""
+    """Archive suites that are not bundled. Raises OSError, or KdbenchError where a lock cannot be used."""
     bundled = set(map(str, bundled_suites().values()))
     for suite in suites:
         if suite.file in bundled and not suite.settings:
@@ -70,10 +70,11 @@ def keep_suites(suites: Iterable[Suite], store: Store) -> None:
         file = os.path.abspath(suite.file) if os.path.isfile(suite.file) else os.path.join(os.getcwd(), "")
         weights = {**(before.weights if before else {}), **weights}
         about = _About(file=file, run=timestamp(), weights=weights, settings=list(suite.settings))
-        for source in sources_of((suite.whole or suite).specs.values()):
-            write_modules(source.local_files, folder)
-        write_text(KeptSuite(folder, about).file, suite.text)
-        write_json(folder / "about.json", about.model_dump())
+        with exclusive(folder):
+            for source in sources_of((suite.whole or suite).specs.values()):
+                write_modules(source.local_files, folder)
+            write_text(KeptSuite(folder, about).file, suite.text)
+            write_json(folder / "about.json", about.model_dump())
 
 
 def kept_suites(stores: Sequence[Store]) -> list[KeptSuite]:

@@ -4,8 +4,9 @@ import pytest
 
 from kdbench.files import write_json
 from kdbench.store.store import Store
-from kdbench.store.suites import ArchivedFiles, kept_suites
+from kdbench.store.suites import ArchivedFiles, keep_suites, kept_suites
 from kdbench.suite.components import hashed
+from kdbench.suite.load import load_suite
 from kdbench.suite.yaml_reader import Document
 
 
@@ -84,3 +85,13 @@ def test_weights_are_known_by_their_place_and_by_that_of_a_suite_with_this_text(
     assert files.messages
     (suite.folder / "teacher.pth").write_bytes(b"x")
     assert suite.known("teacher.pth") is None, "what is there needs no archive"
+
+
+def test_what_a_killed_process_left_in_the_archive_is_removed(store, tmp_path):
+    (tmp_path / "suite.yaml").write_text("protocol: smoke\ndataset: digits\ngrid: {student: resnet8, method: ce}\n")
+    suite = load_suite(tmp_path / "suite.yaml")
+    folder = store.root / "suites" / hashed(suite.text)
+    folder.mkdir(parents=True)
+    (folder / ".suite.yaml.0123456789ab.tmp").write_text("half of")
+    keep_suites([suite], store)
+    assert sorted(path.name for path in folder.iterdir()) == ["about.json", "suite.yaml"]
