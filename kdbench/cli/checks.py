@@ -106,7 +106,7 @@ def _ids(names: list[str]) -> dict[str, set[str]]:
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pandas", "pydantic", "safetensors", "scikit-learn")
 
 MODULES = {"open_clip_torch": "open_clip", "scikit-learn": "sklearn"}
-"""What packages are called in Python, where that is not their name."""
+"""Import names of packages that differ from their distribution names."""
 
 
 def doctor(results: Results = Path("results"), data: Data = Path("data")) -> None:
@@ -130,7 +130,7 @@ def doctor(results: Results = Path("results"), data: Data = Path("data")) -> Non
         elif package in broken:
             reason, here = broken[package]
             problems += not here
-            use = "kdbench gets round that, other programs cannot" if here else "what needs it fails"
+            use = "kdbench works around it, other programs fail" if here else "what needs it fails"
             _line(False, f"{package} {version} cannot be imported ({reason}): {use}", optional=here)
         else:
             _line(True, f"{package} {version}")
@@ -182,7 +182,7 @@ print(json.dumps({module: [why, reason(module) is None] for module, why in found
 
 
 def _not_importable() -> dict[str, tuple[str, bool]]:
-    """The packages that are installed but cannot be imported: why, and whether kdbench gets round that."""
+    """Installed packages that fail to import: the reason, and whether kdbench works around it."""
     from kdbench.execution.child import interpreter
 
     modules = {MODULES.get(package, package): package for package in PACKAGES if _version(package)}

@@ -43,7 +43,7 @@ def status(
     verify: Annotated[bool, typer.Option("--verify", help="Compare the files' sums and count images.")] = False,
     json_output: Json = False,
 ) -> None:
-    """Say which data sets are ready, what is missing of the others, and what to do. Exit code 1 if --verify finds damage."""
+    """Show which data sets are ready, and what the others lack. Exit code 1 if --verify finds damage."""
     from kdbench.datafiles.fetch import status as look
 
     found = [look(facts, root, verify=verify) for facts in _chosen(names)]
@@ -67,7 +67,7 @@ def status(
 
 @data.command("download")
 def download(names: Names = None, root: Data = Path("data")) -> None:
-    """Fetch data sets from their authors' servers. Safe to interrupt: the same command goes on with a half-fetched file."""
+    """Fetch data sets from their authors' servers. Safe to interrupt: the same command resumes a partial file."""
     from kdbench.catalogue.datasets import datasets
     from kdbench.cli.progress import download_progress
     from kdbench.datafiles.fetch import fetch
@@ -84,7 +84,7 @@ def download(names: Names = None, root: Data = Path("data")) -> None:
 
 @data.command("prepare")
 def prepare(names: Names = None, root: Data = Path("data")) -> None:
-    """Decode what is kept decoded (TinyImageNet) and check files and counts; without names, of all that is there."""
+    """Decode TinyImageNet, and check the files and counts of data sets; without names, of all that are present."""
     from kdbench.cli.progress import download_progress
     from kdbench.datafiles.read import prepare as make_ready
 
@@ -143,7 +143,7 @@ def samples(
     results: Results = Path("results"),
     data: Data = Path("data"),
 ) -> None:
-    """List the training images of a scenario as CSV: place in the official training set, true label, label given."""
+    """List the training images of a scenario as CSV: index in the official training set, true label, training label."""
     from kdbench.execution.child import list_samples
 
     part: dict[str, Any] = {"classes": classes, "train_per_class": train_per_class, "test_per_class": test_per_class}
@@ -205,7 +205,7 @@ def _option(key: str) -> str:
 
 
 def _run(results: Path, id: str) -> tuple[RunSpec, str | None]:
-    """The spec of a run, and the hash of its samples where its result has one. Raises BadInput where there is none."""
+    """The spec of a run and the hash of its samples, if recorded. Raises BadInput for an unknown or damaged run."""
     from pydantic import ValidationError
 
     from kdbench.errors import BadRecord

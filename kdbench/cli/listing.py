@@ -25,7 +25,7 @@ Lines = list[dict[str, Any]]
 
 
 class Kind(StrEnum):
-    """What can be listed."""
+    """Kinds of things that can be listed."""
 
     methods = "methods"
     models = "models"
@@ -208,7 +208,7 @@ PAPERS = ("crd", "sskd", "semckd", "ega")
 
 
 def method_lines() -> list[dict[str, Any]]:
-    """All that is known of each method, for programs: its measured cost and its part in the papers' protocols."""
+    """Each method with its measured cost and its weights in the papers' protocols, for programs."""
     from kdbench.catalogue.terms import costs, term, term_names
     from kdbench.suite.methods import formula
 
@@ -309,7 +309,7 @@ def _methods_with(name: str) -> dict[str, dict[str, Terms]]:
 
 
 def _representative(name: str, methods: dict[str, Terms]) -> tuple[str, Terms]:
-    """The method that stands for a term: that of its name, or the first that contains it."""
+    """The method that represents a term: the one of the same name, else the first that contains it."""
     from kdbench.catalogue.text import normalise
 
     return next((each for each in methods.items() if normalise(each[0]) == name), next(iter(methods.items())))

@@ -1,4 +1,4 @@
-"""Options that commands share, and where their output goes."""
+"""Options that commands share, and their output."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def load(
     tiny: bool = False,
     settings: Sequence[str] | None = None,
 ) -> list[Suite]:
-    """The chosen part of suites. Weights and modules that are gone count as what they were when the results were made."""
+    """Load the selected part of suites. Weights and modules that are gone are taken from what was kept with the results."""
     from kdbench.store.store import Store
     from kdbench.store.suites import ArchivedFiles
     from kdbench.suite.load import load_suites
@@ -133,7 +133,7 @@ def load(
 
 
 def tell_outdated(stores: Iterable[Store]) -> None:
-    """Tell of results that an earlier version of kdbench wrote."""
+    """Warn about results of an earlier version of kdbench."""
     for store in stores:
         if message := store.outdated():
             say(message)
@@ -225,7 +225,7 @@ def _value(run: Run, key: str) -> str:
 
 
 class _Output(io.FileIO):
-    """Standard output, of which an error of writing says that it is that. What comes after the error goes nowhere."""
+    """Standard output whose write errors name it. After an error, further output is discarded."""
 
     def write(self, data: ReadableBuffer, /) -> int:
         try:
@@ -261,7 +261,7 @@ def open_streams() -> None:
 
 @contextmanager
 def heard_or_not() -> Iterator[None]:
-    """Go on where what is said cannot be written; from then on nothing is."""
+    """Ignore that standard error cannot be written; discard all further messages."""
     try:
         yield
     except OSError:
@@ -275,7 +275,7 @@ def say(text: object) -> None:
 
 
 def _silence(number: int) -> None:
-    """Let what is written to a stream go nowhere."""
+    """Discard what is written to a stream."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, number)
     os.close(nowhere)
@@ -336,7 +336,7 @@ def _write(output: Path, text: str) -> None:
 
 
 def _status(path: Path) -> os.stat_result | None:
-    """What a path leads to; None for nothing yet."""
+    """The status of a path; None if it does not exist."""
     try:
         return path.stat()
     except FileNotFoundError:

@@ -61,7 +61,7 @@ class NetworkProgress:
 
 @dataclass
 class SlotStatus:
-    """What a slot is at."""
+    """The job that a slot runs."""
 
     title: str
     ids: list[str]
@@ -71,7 +71,7 @@ class SlotStatus:
 
 @dataclass
 class Totals:
-    """What has been done of a plan, in multiply-accumulates and in runs; ``earlier``: what a session before had done."""
+    """Progress of a plan, in multiply-accumulates and in runs; ``earlier`` is what a previous session had trained."""
 
     total: float
     runs: int
@@ -145,7 +145,7 @@ class RunProgress:
             say(text)
 
     def listen(self, slot: str, event: dict[str, Any]) -> None:
-        """Take note of one event."""
+        """Record and show one event."""
         match event["event"]:
             case "planned":
                 self._planned(event["plan"])

@@ -166,7 +166,7 @@ def load(
 
 
 def tell_changed(suites: Sequence[Suite], stores: Sequence[Store]) -> None:
-    """Tell of results that are not those of the suites because they were made with other code of a plug-in."""
+    """Warn about results that do not count because the code of a plug-in has changed."""
     from kdbench.plan.plan import changed_plugins
 
     specs = [spec for suite in suites for spec in suite.specs.values()]
@@ -213,7 +213,7 @@ def _refuse_ignored(format: Format, view: View, bold: Bold, tolerance: float) ->
 
 
 def _tell_conflicts(suites: Sequence[Suite], stores: Sequence[Store]) -> None:
-    """Tell what results folders disagree about."""
+    """Warn about contradictions between results folders."""
     from kdbench.report.comparison import conflicts
 
     for message in conflicts(suites, stores):
@@ -237,7 +237,7 @@ def _with_results(stores: Sequence[Store], trials: int | None, tiny: bool) -> li
 
 
 def _kept(stores: Sequence[Store], trials: int | None, tiny: bool) -> Iterator[Suite]:
-    """The suites that were run, as they were then. What can no longer be read is told and left out."""
+    """The archived suites, as they were when they were run. Unreadable ones are skipped with a message."""
     from kdbench.store.suites import ArchivedFiles, kept_suites
     from kdbench.suite.load import bundled_suites, load_suite
     from kdbench.suite.tiny import tiny_suite
@@ -258,7 +258,7 @@ def _kept(stores: Sequence[Store], trials: int | None, tiny: bool) -> Iterator[S
 
 
 def _references(suites: Sequence[Suite]) -> list[str]:
-    """What finds the suites again: their names if they come with kdbench, else their files."""
+    """References that load the suites again: names of bundled ones, else files."""
     from kdbench.suite.load import bundled_suites
 
     bundled = {str(path) for path in bundled_suites().values()}
@@ -298,7 +298,7 @@ def command_lines(
     tiny: bool = False,
     data: Path | None = None,
 ) -> str:
-    """What to type: train what is missing (in one results folder), then write the report again."""
+    """The commands that train what is missing (in one results folder) and write the report again."""
     counted = ["--trials", str(trials)] if trials else []
     names = [f"./{name}" if name.startswith("-") else name for name in suites]
     chosen = [*names, *["--tiny"] * tiny, *counted, *_repeated("--only", only), *_repeated("--set", settings)]

@@ -150,7 +150,7 @@ def _record(results: Path, kind: str, id: str) -> str | None:
 
 
 _EPOCHS, _COLUMNS = 10_000, 50
-"""What is shown of a curve: far more than is trained, and little enough for whatever the file holds."""
+"""Limits of the curve that is shown, against files that hold far more."""
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def import_file(
-    file: Annotated[Path, typer.Argument(help="A checkpoint (.safetensors, .pth, .pt), or what export has made.")],
+    file: Annotated[Path, typer.Argument(help="A checkpoint (.safetensors, .pth, .pt), or an exported folder.")],
     network: Annotated[
         str | None,
         typer.Option("--network", autocompletion=complete_networks, help="The network whose weights it holds."),
@@ -46,10 +46,10 @@ def import_file(
     data: Data = Path("data"),
     devices: Devices = "auto",
 ) -> None:
-    """Take a checkpoint as a teacher, measure its accuracy here, and say how a suite names it.
+    """Import a checkpoint as a teacher, measure its accuracy, and print how a suite names it.
 
     RepDistiller's, SemCKD's, SSKD's, mdistiller's, torchvision's, open_clip's and OpenAI's layouts are read. Nothing in the
-    file is ever executed. A folder that `kdbench teachers export` has made is taken in as it is.
+    file is ever executed. A folder written by `kdbench teachers export` is imported as it is.
     """
     from kdbench.catalogue.datasets import dataset as find_dataset
     from kdbench.catalogue.networks import network as find_network
@@ -106,7 +106,7 @@ def import_file(
 
 
 def _leave_as_it_was(record: Record, folders: Iterable[Path]) -> None:
-    """Remove what a failed import has left: its own record, and those folders that it made and nobody has filled since."""
+    """Remove the record of a failed import, and the folders that it made, if they are still empty."""
     from filelock import Timeout
 
     from kdbench.errors import KdbenchError
@@ -142,7 +142,7 @@ def _channels(option: str, text: str | None) -> tuple[float, float, float] | Non
 
 
 def import_folder(folder: Path, store: Store) -> None:
-    """Copy an exported teacher's records, stage by stage, after checking them. Raises BadInput where they are not whole."""
+    """Copy the records of an exported teacher after checking them. Raises BadInput for incomplete ones."""
     from filelock import Timeout
     from pydantic import ValidationError
 
@@ -207,7 +207,7 @@ def train(
     only: Only = None,
     download: Download = False,
 ) -> None:
-    """Train the teachers of suites, and nothing else. Whoever asks at the same time waits for the same teacher."""
+    """Train the teachers of suites, and nothing else. Concurrent commands wait for the same teacher."""
     from kdbench.errors import KdbenchError
     from kdbench.plan.plan import auxiliaries_of
     from kdbench.suite.specs import stage_label

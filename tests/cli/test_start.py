@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from kdbench.cli.app import COMMANDS as COMMANDS_OF_APP
+from kdbench.cli.app import COMMANDS as SUMMARIES
 from kdbench.suite.load import bundled_suites
 
 
@@ -32,8 +32,8 @@ def test_nothing_heavy_is_imported(command, unwanted, tmp_path):
     assert not imported & unwanted
 
 
-@pytest.mark.parametrize("command", COMMANDS[:2], ids=" ".join)
-def test_the_answer_comes_at_once(command, tmp_path):
+@pytest.mark.parametrize(("command", "limit"), [(["--help"], 0.35), (["plan", DEMO], 0.6)])
+def test_the_answer_comes_at_once(command, limit, tmp_path):
     """In time of the processor, since the machine may be busy; compiled modules are kept, as where kdbench is installed."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
     seconds = []
@@ -43,7 +43,7 @@ def test_the_answer_comes_at_once(command, tmp_path):
             [sys.executable, "-m", "kdbench", *command], env=environment, capture_output=True, cwd=tmp_path, check=True
         )
         seconds.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
-    assert min(seconds) < 0.9
+    assert min(seconds) < limit
 
 
 def test_help_of_every_command_and_no_command(kdbench):
@@ -56,7 +56,7 @@ def test_help_of_every_command_and_no_command(kdbench):
 
 def test_the_help_lists_each_command_as_its_own_help_begins(kdbench):
     overview = " ".join(kdbench("--help").stdout.split())
-    for name, (_, summary) in COMMANDS_OF_APP.items():
+    for name, (_, summary) in SUMMARIES.items():
         assert summary in overview
         assert summary.removesuffix(".") in " ".join(kdbench(name, "--help").stdout.split())
 
