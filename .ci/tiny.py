@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kdbench.report.report import Report, measured_report
+from kdbench.reporting.report import Report, measured_report
 from kdbench.store.store import Store
 from kdbench.suite.load import load_suites
 

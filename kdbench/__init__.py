@@ -16,9 +16,7 @@ are first used.
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 
 
 TYPE_CHECKING = False  # type checkers take it for True; the import of typing would cost more than all of this module
@@ -52,34 +50,14 @@ _HOMES = {
     "Term": "kdbench.methods.term:Term",
     "TermContext": "kdbench.methods.term:TermContext",
     "build_model": "kdbench.models.factory:build",
-    **{name: f"kdbench.api:{name}" for name in ("load_student", "load_suite", "results", "run", "tables")},
+    **{
+        name: f"kdbench.api:{name}"
+        for name in ("load_student", "load_suite", "plan", "report", "results", "run", "tables")
+    },
 }
-_CALLABLE = ("plan", "report")
-
-
-class _CallablePackage(ModuleType):
-    """The packages ``kdbench.plan`` and ``kdbench.report``: a call is that of the function of this name in kdbench.api."""
-
-    def __call__(self, *args: object, **options: object) -> object:
-        function = getattr(import_module("kdbench.api"), self.__name__.rpartition(".")[2])
-        return function(*args, **options)
-
-
-class _Package(ModuleType):
-    """This package: its two submodules that share their name with a public function are made callable when imported."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name in _CALLABLE and isinstance(value, ModuleType):
-            value.__class__ = _CallablePackage
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> object:
-    if name in _CALLABLE:
-        return import_module(f"kdbench.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'kdbench' has no attribute '{name}'")
     module, _, attribute = _HOMES[name].partition(":")

@@ -16,8 +16,8 @@ from kdbench.suite.suite import Suite
 if TYPE_CHECKING:
     import pandas as pd
 
-    from kdbench.plan.plan import Plan
-    from kdbench.report.report import Report
+    from kdbench.planning.plan import Plan
+    from kdbench.reporting.report import Report
     from kdbench.store.store import Store
     from kdbench.suite.suite import Run
     from kdbench.training.student import Student
@@ -50,7 +50,7 @@ def plan(suites: AnySuites, results: AnyPath = "results", *, slots: int = 1) -> 
     ``Plan.teachers`` and ``Plan.cohorts`` are in the order of training; ``Plan.cost`` and ``Plan.makespan(slots)`` are
     multiply-accumulates. Raises BadInput for a suite that cannot be used, KdbenchError for a folder that cannot be read.
     """
-    from kdbench.plan.plan import make_plan
+    from kdbench.planning.plan import make_plan
 
     loaded, store = _load(suites, results), _store(results)
     specs = [spec for suite in loaded for spec in suite.specs.values()]
@@ -103,7 +103,7 @@ def results(folder: AnyPath, suites: AnySuites) -> pd.DataFrame:
 
     Raises BadInput for a folder or suite that does not exist, BadRecord for a damaged record.
     """
-    from kdbench.report.observations import observations
+    from kdbench.reporting.observations import observations
 
     return observations(_load(suites, folder), [_existing(folder)])
 
@@ -135,8 +135,8 @@ def report(
 
     Raises BadInput for another format, view or baseline, and what ``results`` raises.
     """
-    from kdbench.report.options import Format, ReportOptions, View
-    from kdbench.report.writers import write_report
+    from kdbench.reporting.options import Format, ReportOptions, View
+    from kdbench.reporting.writers import write_report
 
     chosen = _choice("format", format, Format)
     options = ReportOptions(view=_choice("view", view, View), statistics=statistics, baseline=baseline)
@@ -197,6 +197,6 @@ def _existing(folder: AnyPath) -> Store:
 
 
 def _report(folder: AnyPath, suites: AnySuites) -> Report:
-    from kdbench.report.report import measured_report
+    from kdbench.reporting.report import measured_report
 
     return measured_report(_load(suites, folder), [_existing(folder)])

@@ -88,12 +88,6 @@ def test_every_name_is_documented_and_typed(name):
         assert all(parameter.annotation is not parameter.empty for parameter in signature.parameters.values())
 
 
-@pytest.mark.parametrize("name", ["plan", "report"])
-def test_a_package_that_shares_its_name_with_a_function_is_both(name):
-    shown = f"[callable(kdbench.{name}), kdbench.{name}.__name__]"
-    assert python(f"import json, kdbench.{name}.{name}; print(json.dumps({shown}))") == [True, f"kdbench.{name}"]
-
-
 def test_results_have_a_row_for_each_value(trained, suite):
     folder, _ = trained
     df = kdbench.results(folder, suite)

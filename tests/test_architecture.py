@@ -19,7 +19,18 @@ MODULES = {
 FREE = {"methods", "models"}
 """One file per method and per family of networks, however many there are."""
 HEAVY = {"torch", "torchvision", "open_clip", "safetensors", "sklearn"}
-TORCH_FREE = {"catalogue", "suite", "plan", "store", "report", "cli", "execution", "datafiles", "weightfiles", "files"}
+TORCH_FREE = {
+    "catalogue",
+    "suite",
+    "planning",
+    "store",
+    "reporting",
+    "cli",
+    "execution",
+    "datafiles",
+    "weightfiles",
+    "files",
+}
 MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
@@ -27,8 +38,8 @@ MAY_IMPORT = {
     "weightfiles": {"errors"},
     "suite": {"errors", "files", "catalogue", "weightfiles"},
     "store": {"errors", "files", "catalogue", "suite"},
-    "plan": {"errors", "files", "catalogue", "suite", "store"},
-    "report": {"errors", "files", "catalogue", "suite", "store"},
+    "planning": {"errors", "files", "catalogue", "suite", "store"},
+    "reporting": {"errors", "files", "catalogue", "suite", "store"},
     "models": {"errors", "files", "catalogue", "suite", "data", "weightfiles"},
     "datafiles": {"errors", "files", "catalogue", "store"},
     "data": {"errors", "files", "catalogue", "suite", "datafiles"},
@@ -40,16 +51,16 @@ MAY_IMPORT = {
         "catalogue",
         "suite",
         "store",
-        "plan",
+        "planning",
         "models",
         "data",
         "methods",
         "evaluation",
         "datafiles",
     },
-    "execution": {"errors", "files", "catalogue", "suite", "store", "plan"},
-    "cli": {"errors", "files", "catalogue", "suite", "store", "plan", "report", "execution", "datafiles"},
-    "api": {"errors", "catalogue", "suite", "store", "plan", "report", "execution", "training"},
+    "execution": {"errors", "files", "catalogue", "suite", "store", "planning"},
+    "cli": {"errors", "files", "catalogue", "suite", "store", "planning", "reporting", "execution", "datafiles"},
+    "api": {"errors", "catalogue", "suite", "store", "planning", "reporting", "execution", "training"},
     "__main__": {"errors", "files", "catalogue", "cli"},
 }
 

@@ -88,7 +88,7 @@ def verify(
 
 def _ids(names: list[str]) -> dict[str, set[str]]:
     """The ids of all that suites need, by kind of record."""
-    from kdbench.plan.plan import all_stages, auxiliaries_of
+    from kdbench.planning.plan import all_stages, auxiliaries_of
     from kdbench.suite.load import load_suites
 
     suites = load_suites(names)

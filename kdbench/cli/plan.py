@@ -15,7 +15,7 @@ from kdbench.cli.options import Data, Json, Only, Results, Set, Suites, Tiny, Tr
 
 
 if TYPE_CHECKING:
-    from kdbench.plan.plan import Plan
+    from kdbench.planning.plan import Plan
     from kdbench.store.store import Store
     from kdbench.suite.suite import Suite
 
@@ -54,9 +54,9 @@ def summarise(
 ) -> dict[str, Any]:
     """A plan as JSON-ready facts. Hours come from speeds measured in the results folder where there are any."""
     from kdbench.errors import BadInput
-    from kdbench.plan.cost import ASSUMED_SPEED, measured_speed
-    from kdbench.plan.plan import changed_plugins, make_plan
-    from kdbench.plan.requirements import missing_files
+    from kdbench.planning.cost import ASSUMED_SPEED, measured_speed
+    from kdbench.planning.plan import changed_plugins, make_plan
+    from kdbench.planning.requirements import missing_files
     from kdbench.store.store import Store
     from kdbench.suite.methods import plugin_folders
     from kdbench.suite.specs import stage_label

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 from kdbench.catalogue.text import one_line, printable
 from kdbench.cli.options import heard_or_not, say
 from kdbench.cli.plan import duration
-from kdbench.plan.cost import measurement_cost, student_cost, teacher_cost
-from kdbench.plan.plan import Plan
+from kdbench.planning.cost import measurement_cost, student_cost, teacher_cost
+from kdbench.planning.plan import Plan
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import RunSpec, Stage, stage_label
 from kdbench.suite.suite import Suite

@@ -18,7 +18,7 @@ from kdbench.cli.completion import complete_methods, complete_suites, complete_t
 from kdbench.cli.options import Only, Output, Set, Tiny, Trials, print_text, results_folder, say, select, tell_outdated
 from kdbench.cli.options import load as load_named
 from kdbench.errors import BadInput, BadSuite
-from kdbench.report.options import TOLERANCE, Bold, Format, ReportOptions, View
+from kdbench.reporting.options import TOLERANCE, Bold, Format, ReportOptions, View
 
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ def report(
 ) -> None:
     """Print the tables of suites, as far as they have been measured; those of the papers in their layout."""
     from kdbench.catalogue.tables import table_name
-    from kdbench.report.report import measured_report, published_report
-    from kdbench.report.writers import write_report
+    from kdbench.reporting.report import measured_report, published_report
+    from kdbench.reporting.writers import write_report
 
     gc.disable()  # nothing of a report goes in circles: looking for garbage among 10,000 records costs a tenth of the time
     if standalone and format is not Format.latex:
@@ -130,8 +130,8 @@ def report(
 
 def render(suites: Sequence[Suite], stores: Sequence[Store], format: Format, commands: str) -> str:
     """The tables of suites as text for standard output; a page shows the ``commands`` that lead to it."""
-    from kdbench.report.report import measured_report
-    from kdbench.report.writers import write_report
+    from kdbench.reporting.report import measured_report
+    from kdbench.reporting.writers import write_report
 
     options = for_terminal(ReportOptions(commands=commands), None)
     return write_report(measured_report(suites, stores), format, options)
@@ -167,7 +167,7 @@ def load(
 
 def tell_changed(suites: Sequence[Suite], stores: Sequence[Store]) -> None:
     """Warn about results that do not count because the code of a plug-in has changed."""
-    from kdbench.plan.plan import changed_plugins
+    from kdbench.planning.plan import changed_plugins
 
     specs = [spec for suite in suites for spec in suite.specs.values()]
     for store in stores:
@@ -214,7 +214,7 @@ def _refuse_ignored(format: Format, view: View, bold: Bold, tolerance: float) ->
 
 def _tell_conflicts(suites: Sequence[Suite], stores: Sequence[Store]) -> None:
     """Warn about contradictions between results folders."""
-    from kdbench.report.comparison import conflicts
+    from kdbench.reporting.comparison import conflicts
 
     for message in conflicts(suites, stores):
         say(message)
@@ -329,8 +329,8 @@ def compare(
     only: Only = None,
 ) -> None:
     """Compare two results folders cell by cell: means, their difference, and what is in one of them only."""
-    from kdbench.report import comparison, csv_json
-    from kdbench.report.writers import write_tables
+    from kdbench.reporting import comparison, csv_json
+    from kdbench.reporting.writers import write_tables
 
     if format is Format.html:
         raise BadInput("--format html: there is no page of a comparison. Take another format, or kdbench report")

@@ -101,9 +101,9 @@ def _suite(name: str) -> str:
 
 def _table(name: str) -> str:
     from kdbench.catalogue.tables import layouts
-    from kdbench.report.options import Format, ReportOptions, View
-    from kdbench.report.report import published_report
-    from kdbench.report.writers import write_report
+    from kdbench.reporting.options import Format, ReportOptions, View
+    from kdbench.reporting.report import published_report
+    from kdbench.reporting.writers import write_report
 
     layout = layouts().tables[name]
     rules = {"best": layout.highlight.best, "second best": layout.highlight.second}
@@ -120,7 +120,7 @@ def _record(results: Path, kind: str, id: str) -> str | None:
     from tabulate import tabulate
 
     from kdbench.errors import BadInput, BadRecord
-    from kdbench.plan.plan import hashes_of_plugins
+    from kdbench.planning.plan import hashes_of_plugins
     from kdbench.store.store import Store
 
     matches = [record for record in Store(results).records(kind) if len(id) >= 4 and record.id.startswith(id)]

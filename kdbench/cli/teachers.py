@@ -209,7 +209,7 @@ def train(
 ) -> None:
     """Train the teachers of suites, and nothing else. Concurrent commands wait for the same teacher."""
     from kdbench.errors import KdbenchError
-    from kdbench.plan.plan import auxiliaries_of
+    from kdbench.planning.plan import auxiliaries_of
     from kdbench.suite.specs import stage_label
 
     loaded = load(suites, [results], only=only)

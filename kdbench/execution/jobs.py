@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from kdbench.plan.plan import Plan
+from kdbench.planning.plan import Plan
 from kdbench.store.store import Store
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import RunSpec, Stage, lineage

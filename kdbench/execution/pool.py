@@ -18,7 +18,7 @@ from kdbench.execution.child import exit_reason
 from kdbench.execution.devices import Slot
 from kdbench.execution.jobs import Backlog, Job, jobs_of
 from kdbench.execution.worker_handle import Watch, WorkerHandle, WorkerOptions
-from kdbench.plan.plan import Plan
+from kdbench.planning.plan import Plan
 from kdbench.store.record import Failure, Record
 from kdbench.store.store import Store
 

@@ -14,8 +14,8 @@ from kdbench.errors import BadRecord, LostTeacher, message_of
 from kdbench.evaluation import measure, measure_neighbours
 from kdbench.files import quarantine
 from kdbench.models.outputs import Shapes, measure_shapes
-from kdbench.plan.cost import student_cost, teacher_cost, teacher_pass_cost
-from kdbench.plan.plan import Cohort
+from kdbench.planning.cost import student_cost, teacher_cost, teacher_pass_cost
+from kdbench.planning.plan import Cohort
 from kdbench.store.record import Failure, Record, Result
 from kdbench.suite.specs import Adapter, Imported, RunSpec, Scenario, SelfSupervised, Stage, StudentOf
 from kdbench.training.build import (

@@ -20,7 +20,7 @@ from kdbench.methods.term import TermContext
 from kdbench.models.backbone import Backbone
 from kdbench.models.heads import LinearProbe
 from kdbench.models.outputs import Shapes
-from kdbench.plan.cost import measurement_cost
+from kdbench.planning.cost import measurement_cost
 from kdbench.store.record import Record, Result, timestamp
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import Scenario, StudentOf

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from kdbench.cli.progress import RunProgress, Totals
-from kdbench.plan.plan import make_plan
+from kdbench.planning.plan import make_plan
 from kdbench.store.store import Store
 from kdbench.suite.specs import DatasetSpec, Recipe, RunSpec, Supervised, WeightedTerm
 

@@ -18,7 +18,7 @@ from kdbench.execution.devices import Slot
 from kdbench.execution.jobs import Backlog, jobs_of
 from kdbench.execution.pool import Pool
 from kdbench.execution.worker_handle import WorkerHandle, WorkerOptions
-from kdbench.plan.plan import Cohort, Plan, make_plan
+from kdbench.planning.plan import Cohort, Plan, make_plan
 from kdbench.store.record import Accuracy, Record, Result
 from kdbench.store.store import Store
 from kdbench.suite.specs import (

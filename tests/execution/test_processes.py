@@ -58,7 +58,7 @@ def test_signals_save_and_stop_and_the_same_command_goes_on(place, undisturbed, 
 
     code, imports = here.run(python=("-X", "importtime"))
     assert code == 0
-    assert "kdbench.plan.plan" in imports
+    assert "kdbench.planning.plan" in imports
     assert "torch" not in imports, "nothing is left to do, so torch is not needed"
     assert here.files() == undisturbed
 

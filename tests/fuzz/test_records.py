@@ -16,7 +16,7 @@ from kdbench.catalogue.text import CONTROL
 from kdbench.cli.app import app
 from kdbench.errors import KdbenchError
 from kdbench.files import file_hash
-from kdbench.plan.plan import make_plan
+from kdbench.planning.plan import make_plan
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.suite.load import load_suite

@@ -18,7 +18,7 @@ from kdbench.catalogue.networks import networks
 from kdbench.catalogue.terms import term_names
 from kdbench.cli.app import app
 from kdbench.errors import BadInput, BadSuite
-from kdbench.plan.plan import auxiliaries_of
+from kdbench.planning.plan import auxiliaries_of
 from kdbench.suite.load import bundled_suites, load_suite
 from kdbench.suite.measurements import probe_protocols
 from kdbench.suite.protocol import Protocol, bundled_protocol, protocol_names

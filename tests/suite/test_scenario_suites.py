@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from kdbench.plan.plan import make_plan
+from kdbench.planning.plan import make_plan
 from kdbench.store.store import Store
 from kdbench.suite.load import bundled_suites, load_suite
 from kdbench.suite.specs import Scenario

@@ -3,8 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from kdbench.plan.plan import make_plan
-from kdbench.plan.requirements import missing_files
+from kdbench.planning.plan import make_plan
+from kdbench.planning.requirements import missing_files
 from kdbench.store.store import Store
 from kdbench.suite.load import bundled_suites, load_suites
 from kdbench.suite.measurements import measurement_from

@@ -5,7 +5,7 @@ import torch
 
 from kdbench.data.batch import Batch
 from kdbench.models import build
-from kdbench.plan.cost import student_cost, teacher_pass_cost
+from kdbench.planning.cost import student_cost, teacher_pass_cost
 from kdbench.training.build import student_trainer
 
 

@@ -10,7 +10,7 @@ from kdbench.data.stream import DataSource, embed
 from kdbench.errors import LostTeacher
 from kdbench.evaluation import class_correlation, kl_divergence, linear_cka
 from kdbench.files import file_hash
-from kdbench.plan.plan import make_plan
+from kdbench.planning.plan import make_plan
 from kdbench.suite.measurements import ProbeProtocol, probe, similarity, view_of
 from kdbench.suite.specs import DatasetSpec, StudentOf
 from kdbench.training import measuring

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kdbench.catalogue.terms import term_names
-from kdbench.plan.plan import make_plan
+from kdbench.planning.plan import make_plan
 from kdbench.suite.load import load_suite
 from kdbench.suite.measurements import ProbeProtocol, probe
 from kdbench.suite.protocol import bundled_protocol

@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdbench.plan.cost import student_cost
-from kdbench.plan.plan import Cohort, make_plan
+from kdbench.planning.cost import student_cost
+from kdbench.planning.plan import Cohort, make_plan
 from kdbench.suite.specs import Adapter, Scenario, StudentOf
 from kdbench.training import jobs
 from kdbench.training.build import load_teacher, student_trainer

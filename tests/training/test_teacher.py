@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from kdbench.errors import BadRecord, LostTeacher
-from kdbench.plan.plan import Cohort
+from kdbench.planning.plan import Cohort
 from kdbench.suite.specs import Scenario
 from kdbench.training import jobs
 from kdbench.training.build import DamagedTeacher, load_teacher, online_layers, with_head

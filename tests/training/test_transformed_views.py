@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from kdbench.data.augment import interleave_views
-from kdbench.plan.cost import student_cost, teacher_pass_cost
-from kdbench.plan.plan import Cohort
+from kdbench.planning.cost import student_cost, teacher_pass_cost
+from kdbench.planning.plan import Cohort
 from kdbench.training import jobs
 from kdbench.training.build import load_teacher, student_trainer
 

@@ -1,0 +1,396 @@
+"""The results of suites as tidy DataFrames: ``collect`` returns one row per run, ``observations`` one per value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from kdbench.catalogue.text import one_line
+from kdbench.errors import BadRecord
+from kdbench.reporting.keys import (
+    KEY,
+    canonical,
+    dataset_label,
+    paper_of,
+    scenario_label,
+    scenario_setting,
+    split_method,
+    teacher_paper_of,
+    terms_text,
+    tiny_paper,
+)
+from kdbench.store.record import Record, Result
+from kdbench.store.store import Store
+from kdbench.suite.measurements import ProbeSpec, probe, probe_protocols
+from kdbench.suite.specs import DatasetSpec, RunSpec, Stage, StudentOf, Teacher, stage_label
+from kdbench.suite.suite import Measurement, Run, Suite
+
+
+Status = Literal["done", "failed", "started", "missing"]
+
+RUN = [
+    "suite", "protocol", "paper", "score", "dataset", "scenario", "strategy", "teacher", "student", "method", "trial",
+    "run_id", "teacher_id", "status", "reason", "top1", "top1_last", "top1_best", "best_epoch", "top5", "top5_last",
+    "version", "teacher_checkpoint", "teacher_top1", "teacher_paper", "setting", "sm_score", "layer_cka", "teacher_sha256",
+    "teachers", "terms",
+]  # fmt: skip
+"""The columns of a run."""
+
+_FLOATS = ["top1", "top1_last", "top1_best", "top5", "top5_last", "teacher_top1", "sm_score", "layer_cka"]
+_NUMBERS = {"trial": "int64", "best_epoch": "Int64", **dict.fromkeys(_FLOATS, "float64")}
+
+OBSERVATION = [
+    "suite", "paper", "protocol", *KEY[1:], "trial", "value", "run_id", "status", "reason", "version", "score",
+    "trained_on", "terms",
+]  # fmt: skip
+"""The columns of an observation."""
+
+
+def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> pd.DataFrame:
+    """One row per run of all suites, in the suites' order, with the columns RUN.
+
+    The first store that has a result of a run provides it. Accuracies are in percent; ``top1`` and ``top5`` follow the
+    protocol's score rule. ``status`` is `done`, `failed`, `started` or `missing`, and ``reason`` says why a run is not done.
+    ``paper`` is set where the run is trained as that paper trains it: its protocol, its weights for the method. A method
+    `NAME[key=value]` is one of a sweep, and the paper's but for the weights and hyperparameters that it varies; ``setting``
+    holds these and the scenario in reference.csv's spelling. ``teacher_paper`` is set where the teacher is trained as that
+    paper trains it. A tiny run replaces the suite's own; its paper is `tiny` and the paper's name. ``teacher_top1`` is the
+    teacher's accuracy as it taught, where its own record does not hold it. With several stores ``teacher_sha256`` is the
+    hash of the teacher's weights in the run's store, and ``teachers`` says how the stores' teachers differ. ``terms`` are
+    the run's terms with their weights and all hyperparameters, as JSON.
+    """
+    shared: dict[tuple[object, ...], dict[str, Any]] = {}
+    weights = TeacherWeights(stores)
+    rows = []
+    for run in (run for suite in suites for run in suite.runs):
+        spec = (run.original or run).spec
+        parts = (run.protocol, spec.terms, spec.dataset, spec.scenario)  # the same objects in all trials of a cell
+        cell = (run.suite, run.method, run.teacher, run.strategy, spec.student, *map(id, parts))
+        if cell not in shared:
+            shared[cell] = _shared(run)
+        rows.append(_row(run, shared[cell], stores, weights))
+    return run_frame(rows)
+
+
+def run_frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Rows with the columns RUN as a DataFrame."""
+    return pd.DataFrame(rows, columns=RUN).astype({column: _NUMBERS.get(column, "object") for column in RUN})
+
+
+def _shared(run: Run) -> dict[str, Any]:
+    """The columns that all trials of a cell have in common."""
+    spec, protocol = (run.original or run).spec, run.protocol
+    varied = split_method(run.method)[1]
+    return {
+        "suite": run.suite,
+        "protocol": protocol.name,
+        "paper": "" if spec.dataset.val_split else paper_of(run),
+        "score": protocol.score,
+        "dataset": dataset_label(spec.dataset),
+        "scenario": scenario_label(spec.scenario),
+        "strategy": run.strategy,
+        "teacher": run.teacher,
+        "student": spec.student,
+        "method": run.method,
+        "teacher_checkpoint": protocol.teacher_checkpoint,
+        "teacher_paper": teacher_paper_of(run),
+        "setting": ",".join(part for part in (scenario_setting(spec.scenario, protocol.paper), varied) if part),
+        "terms": terms_text(run.spec.terms),
+    }
+
+
+def _row(run: Run, shared: dict[str, Any], stores: Sequence[Store], weights: TeacherWeights) -> dict[str, Any]:
+    spec = (run.original or run).spec
+    status, reason, result, version, store = look_up(stores, lambda store: store.run(run.id), "not run")
+    differing = weights.differences(run.spec, shared["teacher_checkpoint"])
+    row = {
+        **shared,
+        "trial": spec.trial,
+        "run_id": run.id,
+        "teacher_id": _recorded_teacher(run.spec),
+        "status": status,
+        "reason": reason,
+        "version": version,
+        "teacher_sha256": weights.of(spec, store) if store else "",
+        "teachers": f"{run.teacher} ({differing})" if differing else "",
+    }
+    if result is None:
+        return row
+    accuracy, last, best = result.accuracy(shared["score"]), result.last, result.best
+    return row | {
+        "top1": accuracy.top1 if accuracy else None,
+        "top1_last": last.top1 if last else None,
+        "top1_best": best.top1 if best else None,
+        "best_epoch": best.epoch if best else None,
+        "top5": accuracy.top5 if accuracy else None,
+        "top5_last": last.top5 if last else None,
+        "teacher_top1": result.teacher.top1 if result.teacher else None,
+        "sm_score": result.sm_score,
+        "layer_cka": result.layer_cka,
+    }
+
+
+def _recorded_teacher(spec: RunSpec) -> str:
+    """The id of the finished teacher whose own record holds its accuracy as it taught, or ""."""
+    teacher = spec.teacher
+    alone = teacher and not (spec.head or teacher.source_run or spec.teacher_seen_elsewhere)
+    return teacher.id if teacher and alone else ""
+
+
+class TeacherWeights:
+    """The teachers' results in each of several stores. Nothing is read with only one store."""
+
+    def __init__(self, stores: Sequence[Store]) -> None:
+        self._stores = stores if len(stores) > 1 else ()
+        self._found: dict[str, list[tuple[Store, Result]]] = {}
+
+    def of(self, spec: RunSpec, store: Store) -> str:
+        """SHA-256 of the teacher of a store's run; "" where it is not known."""
+        teacher = _named_teacher(spec) if self._stores else None
+        found = self._results(teacher) if teacher else []
+        return next((result.weights_sha256 for there, result in found if there is store), "")
+
+    def differences(self, spec: RunSpec, score: str) -> str:
+        """``75.20 in a, 76.10 in b`` where the stores' weights of a run's teacher differ, else ""."""
+        teacher = _named_teacher(spec) if self._stores else None
+        return disagreement(self._results(teacher), score) if teacher else ""
+
+    def conflicts(self, specs: Iterable[RunSpec]) -> list[str]:
+        """One message for each stage of a teacher whose weights or accuracies differ between stores."""
+        stages = {stage.id: stage for spec in specs for stage in spec.stages} if self._stores else {}
+        found = {stage: disagreement(self._results(stage), stage.checkpoint) for stage in stages.values()}
+        return [
+            f"teacher {stage_label(stage)} ({stage.id}): {text}; the first is shown, "
+            "and trials under different ones are not paired"
+            for stage, text in found.items()
+            if text
+        ]
+
+    def _results(self, teacher: Stage) -> list[tuple[Store, Result]]:
+        if teacher.id not in self._found:
+            found = [(store, valid_result(store.record_of(teacher))) for store in self._stores]
+            self._found[teacher.id] = [(store, result) for store, result in found if result]
+        return self._found[teacher.id]
+
+
+def disagreement(found: Sequence[tuple[Store, Result]], score: str) -> str:
+    """The differing results of one teacher, each with the first store that has it; "" where all are equal."""
+    first: dict[tuple[object, ...], tuple[Store, Result]] = {}
+    for store, result in found:
+        first.setdefault((result.weights_sha256, result.last, result.best), (store, result))
+    if len(first) < 2:
+        return ""
+    accuracies = [result.accuracy(score) for _, result in first.values()]
+    texts = [f"{each.top1:.2f}" if each else "no accuracy" for each in accuracies]
+    if len(set(texts)) == 1:
+        texts = [f"{text} (weights {key[0]:.8})" for text, key in zip(texts, first, strict=True)]
+    return ", ".join(f"{text} in {store.root}" for text, (store, _) in zip(texts, first.values(), strict=True))
+
+
+def valid_result(record: Record) -> Result | None:
+    """The result, or None where there is none or it is damaged."""
+    try:
+        return record.result()
+    except BadRecord:
+        return None
+
+
+def _named_teacher(spec: RunSpec) -> Teacher | None:
+    """The teacher that the suite names: an auxiliary teacher is a student of it."""
+    teacher = spec.teacher
+    while isinstance(teacher, StudentOf) and teacher.run.teacher:
+        teacher = teacher.run.teacher
+    return teacher
+
+
+class State(NamedTuple):
+    """The state of a run or teacher, in the first store that has its result, or else the last where it was begun."""
+
+    status: Status
+    reason: str
+    result: Result | None = None
+    version: str = ""
+    store: Store | None = None
+
+
+def look_up(stores: Sequence[Store], record_in: Callable[[Store], Record], missing: str) -> State:
+    """The state of the record that ``record_in`` gives for each store; ``missing`` is the reason where none was begun."""
+    state = State("missing", missing)
+    for store in stores:
+        record = record_in(store)
+        try:
+            result = record.result()
+        except BadRecord as error:
+            state = State("failed", f"damaged record: {one_line(str(error))}")
+            continue
+        if result is not None:
+            return State("done", "", result, record.version(), store)
+        failure = record.failure()
+        if failure is not None:
+            state = State("failed", one_line(failure.reason))
+        elif record.started():
+            state = State("started", f"in training, {len(record.metrics())} epochs so far")
+    return state
+
+
+def observations(suites: Sequence[Suite], stores: Sequence[Store], runs: pd.DataFrame | None = None) -> pd.DataFrame:
+    """All values of suites, one row per suite, network and metric, with the columns OBSERVATION.
+
+    ``paper`` to ``metric`` say what the value is about, in the terms of reference.csv. ``paper`` is empty where the network
+    is not trained as a paper trains it. The metric is `top1` (by the protocol's score rule), `top1_error`, `top5_error`,
+    each in percent, or another that reference.csv names; ``setting`` tells the run from the default one. A teacher is the
+    method `teacher` without a student. ``value`` is NaN unless ``status`` is `done`; then ``reason`` says why. ``score`` is
+    `last` or `best` epoch, or the mean of the `last ten`. ``trained_on`` is the data set on which a network was trained
+    that was measured on another one. ``runs`` are the suites' from ``collect``, where they are at hand.
+    """
+    runs = collect(suites, stores) if runs is None else runs
+    parts = [
+        run_observations(runs),
+        teacher_observations(runs, stores),
+        measurement_observations(suites, stores),
+        layer_similarity_observations(runs),
+    ]
+    return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+
+
+def run_observations(runs: pd.DataFrame) -> pd.DataFrame:
+    """The accuracies and errors of the students of runs."""
+    return _long(runs, _accuracies(runs["top1"], runs["top5"]))
+
+
+def layer_similarity_observations(runs: pd.DataFrame) -> pd.DataFrame:
+    """SM-score and CKA of the layers that methods associate, which the runs of such methods record."""
+    found = _long(runs, {"sm_score": runs["sm_score"], "layer_cka": runs["layer_cka"]}, score="last ten")
+    recording = found["paper"].isin(["semckd", tiny_paper("semckd")])  # its tables show them
+    return found[found["value"].notna() | (recording & (found["status"] != "done"))]
+
+
+def teacher_observations(runs: pd.DataFrame, stores: Sequence[Store]) -> pd.DataFrame:
+    """The accuracies and errors of the teachers of runs, once for each suite."""
+    by = ["protocol", "teacher", "teacher_id"]
+    taught = runs[runs["teacher_id"] != ""]
+    suites = taught.groupby(by, sort=False)["suite"].unique()
+    teachers = taught.drop_duplicates(by, keep="last").set_index(by).loc[suites.index].reset_index()
+    states = [
+        _teacher_state(*found, stores)
+        for found in zip(teachers["teacher_id"], teachers["teacher_checkpoint"], strict=True)
+    ]
+    columns = ["status", "reason", "version", "top1", "top5"]
+    teachers[columns] = pd.DataFrame(states, columns=columns, index=teachers.index)
+    teachers = teachers.assign(
+        suite=list(suites), paper=teachers["teacher_paper"], score=teachers["teacher_checkpoint"],
+        method="teacher", student="", setting="", trial=0, run_id=teachers["teacher_id"], terms="",
+    ).explode("suite", ignore_index=True)  # fmt: skip
+    accuracies = teachers[["top1", "top5"]].astype(float)
+    return _long(teachers, _accuracies(accuracies["top1"], accuracies["top5"]))
+
+
+def _teacher_state(id: str, checkpoint: str, stores: Sequence[Store]) -> tuple[Any, ...]:
+    """Status, reason, version and test accuracies of a teacher with the weights of its last or best epoch."""
+    status, reason, result, version, _ = look_up(stores, lambda store: store.teacher(id), "not trained")
+    accuracy = result.accuracy(checkpoint) if result else None
+    if accuracy:
+        return status, reason, version, accuracy.top1, accuracy.top5
+    return "missing" if status == "done" else status, f"teacher {reason or 'without classifier'}", version, None, None
+
+
+def _accuracies(top1: pd.Series, top5: pd.Series) -> dict[str, pd.Series]:
+    return {"top1": top1, "top1_error": 100 - top1, "top5_error": 100 - top5}
+
+
+def _long(runs: pd.DataFrame, metrics: dict[str, pd.Series], **changes: Any) -> pd.DataFrame:
+    """One observation per row and metric."""
+    found = runs.loc[runs.index.repeat(len(metrics))].reset_index(drop=True)
+    return found.assign(
+        method=[split_method(method)[0] for method in found["method"]],
+        metric=list(metrics) * len(runs),
+        value=np.column_stack(list(metrics.values())).ravel(),
+        trained_on="",
+        **changes,
+    )[OBSERVATION]
+
+
+def measurement_observations(suites: Iterable[Suite], stores: Sequence[Store]) -> pd.DataFrame:
+    """The values of all measurements that suites ask for."""
+    rows = [row for suite in suites for each in suite.measurements for row in _measurement(each, stores)]
+    return pd.DataFrame(rows, columns=OBSERVATION).astype({"value": float})
+
+
+def _measurement(each: Measurement, stores: Sequence[Store]) -> Iterator[dict[str, Any]]:
+    run, protocol, own = each.run, each.run.protocol, each.original or each
+    result, status, reason, version = _measurement_state(each, stores)
+    trained = (own.run.original or own.run).spec
+    method, varied = split_method(run.method)
+    if each.of == "teacher":
+        method, student, trial, paper, parts, terms = "teacher", "", 0, teacher_paper_of(run), [], ""
+    else:
+        student, trial, paper, terms = run.spec.student, run.spec.trial, paper_of(run), terms_text(run.spec.terms)
+        parts = [scenario_setting(trained.scenario, protocol.paper), varied]
+    undefined = (result.undefined if result else None) or {}
+    values: dict[str, float | None]
+    if isinstance(each.spec, ProbeSpec):
+        accuracy = result.accuracy(protocol.score) if result else None
+        values = {"top1": accuracy.top1 if accuracy else None}
+        parts = [*parts, f"transfer={own.spec.dataset.name}", _probe_setting(own)]
+    else:
+        recorded = (result.values if result else None) or {}
+        values = {metric: recorded.get(_RECORDED.get(metric, metric)) for metric in _SIMILARITIES}
+    for metric, value in values.items():
+        lacking = "" if value is not None else undefined.get(_RECORDED.get(metric, metric), "not a finite number")
+        yield {
+            "suite": run.suite,
+            "paper": paper if trained.dataset == _PAPERS_DATA else "",
+            "protocol": run.protocol.name,
+            "method": method,
+            "teacher": run.teacher,
+            "student": student,
+            "dataset": dataset_label(own.spec.dataset.model_copy(update={"size": None})),
+            "strategy": run.strategy,
+            "setting": ",".join(part for part in parts if part),
+            "metric": metric,
+            "trial": trial,
+            "value": value,
+            "run_id": each.spec.id,
+            "status": status,
+            "reason": reason or lacking,
+            "version": version,
+            "score": protocol.score if metric == "top1" else "",
+            "trained_on": dataset_label(trained.dataset),
+            "terms": terms,
+        }
+
+
+_SIMILARITIES = ("kl", "kl_t1", "cka", "class_correlation_difference")
+_RECORDED = {"kl": "kl_t4"}
+"""Metrics that records call otherwise."""
+_PAPERS_DATA = DatasetSpec(name="cifar100")
+"""The data set on which all networks that the papers measure were trained."""
+
+
+def _probe_setting(each: Measurement) -> str:
+    """``probe=NAME`` unless the probe was trained by the protocol `linear`."""
+    if not isinstance(each.spec, ProbeSpec):
+        return ""
+    for name, recipe in probe_protocols().items():
+        if probe(each.spec.source, each.spec.dataset, recipe) == each.spec:
+            return "" if name == "linear" else f"probe={name}"
+    return f"probe=own recipe {each.spec.recipe.id[:4]}"
+
+
+def _measurement_state(each: Measurement, stores: Sequence[Store]) -> tuple[Result | None, Status, str, str]:
+    for store in stores:
+        if result := store.measured(each.spec):
+            return result, "done", "", store.measurement(each.spec.id).version()
+    for store in stores:
+        if failure := store.measurement(each.spec.id).failure():
+            return None, "failed", one_line(failure.reason), ""
+    return None, "missing", "not measured", ""
+
+
+def comparable(observations: pd.DataFrame) -> pd.DataFrame:
+    """The observations that can stand next to published ones, by canonical KEY, those of one run once."""
+    known = observations[observations["paper"] != ""]
+    return canonical(known).drop_duplicates([*KEY, "run_id"])
