@@ -209,7 +209,7 @@ def command_section(command: Any, path: str) -> Iterator[str]:
             + "\n"
         )
     for name in command.list_commands(context) if hasattr(command, "list_commands") else ():
-        yield from command_section(command.get_command(context, name), f"{path} {name}")
+        yield from command_section(command.resolve_command(context, [name])[1], f"{path} {name}")
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:

@@ -24,7 +24,10 @@ def test_the_suite_is_valid_and_names_its_own_loss(kdbench, tmp_path):
 
 def test_it_runs_and_its_test_passes(kdbench, kdbench_process, tmp_path):
     kdbench("init", "mine")
-    done = kdbench_process("run", "mine/mine.yaml", "--trials", 1, "--devices", "cpu", CUDA_VISIBLE_DEVICES="")
+    short = ["epochs=1", "milestones=[]", "teacher.epochs=1", "teacher.milestones=[]"]
+    settings = [text for setting in short for text in ("--set", f"protocol.{setting}")]
+    options = ["--trials", 1, "--devices", "cpu", "--jobs-per-device", 1, *settings]
+    done = kdbench_process("run", "mine/mine.yaml", *options, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr
     assert "mine" in done.stdout
     tested = subprocess.run(
