@@ -243,7 +243,7 @@ def test_wide_and_long_tables_fit_their_pages(tmp_path, half_done):
 
 def test_latex_has_every_character_of_the_projects_own_texts():
     package = files("kdbench")
-    texts = [file.read_text(encoding="utf-8") for folder in ("report", "suite", "catalogue")
+    texts = [file.read_text(encoding="utf-8") for folder in ("reporting", "suite", "catalogue")
              for file in Path(str(package / folder)).rglob("*") if file.suffix in (".yaml", ".csv", ".py")
              and file.name != "writers.py"]  # fmt: skip
     assert {"χ", "α", "²", "−"} <= set("".join(texts))
