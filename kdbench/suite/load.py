@@ -13,6 +13,7 @@ from kdbench.catalogue.plugins import locating_modules
 from kdbench.catalogue.text import shorten, unknown
 from kdbench.errors import BadSuite, Problem
 from kdbench.suite.grid import MOST_RUNS, Grid
+from kdbench.suite.protocol import Protocol
 from kdbench.suite.schema import SuiteHead
 from kdbench.suite.suite import Measurement, Run, Suite
 from kdbench.suite.tiny import tiny_suite
@@ -123,9 +124,12 @@ def _change(document: Document, settings: Sequence[str]) -> None:
             if not isinstance(owner["protocol"], dict):
                 owner["protocol"] = {"base": owner["protocol"]}
             document.settings[*path, *keys] = option
-            for key in keys[:-1]:
-                inner = owner[key] if isinstance(owner.get(key), dict) else {}
-                owner[key], owner = inner, inner
+            for depth, key in enumerate(keys[:-1], 1):
+                inner = owner.setdefault(key, {})
+                if not isinstance(inner, dict):
+                    name = ".".join(keys[:depth])
+                    raise BadSuite([Problem(option, 0, "", f"{name} is {inner!r} and has no keys: write {name}=VALUE")])
+                owner = inner
             owner[keys[-1]] = deepcopy(value)
     document.text = write_yaml(data)
 
@@ -136,7 +140,10 @@ def _setting(text: str) -> tuple[str, tuple[str, ...], Any]:
     name, equals, value = text.partition("=")
     keys = tuple(part.strip() for part in name.split("."))
     if not equals or len(keys) < 2 or keys[0] != "protocol" or not all(keys):
-        raise BadSuite([Problem(option, 0, "", "write protocol.KEY=VALUE, such as protocol.epochs=5")])
+        key = name if keys[0] in Protocol.model_fields else name.removeprefix(f"{keys[0]}.")
+        known = key.partition(".")[0] in Protocol.model_fields
+        hint = f". Did you mean 'protocol.{key}={value}'?" if equals and known else ""
+        raise BadSuite([Problem(option, 0, "", f"write protocol.KEY=VALUE, such as protocol.epochs=5{hint}")])
     try:
         document = parse_yaml(value, option)
     except BadSuite as error:

@@ -55,6 +55,9 @@ def test_the_last_of_two_counts(load):
         ("protocol.=5", "write protocol.KEY=VALUE"),
         ("dataset=cifar10", "write protocol.KEY=VALUE"),
         ("protocol.epochs", "write protocol.KEY=VALUE"),
+        ("epochs=5", "write protocol.KEY=VALUE, such as protocol.epochs=5. Did you mean 'protocol.epochs=5'?"),
+        ("protocl.epochs=5", "write protocol.KEY=VALUE, such as protocol.epochs=5. Did you mean 'protocol.epochs=5'?"),
+        ("protocol.base.x=1", "protocol.base is 'smoke' and has no keys: write protocol.base=VALUE"),
     ],
 )
 def test_a_message_names_the_option_once(load, setting, message):
