@@ -41,9 +41,8 @@ LOSS = '''\
 
 from torch import Tensor, nn
 
-from kdbench.data.batch import Batch
-from kdbench.methods import PositiveNumber, Term, TermContext
-from kdbench.models import Outputs
+from kdbench import Batch, Outputs, Term, TermContext
+from kdbench.methods import PositiveNumber
 
 
 class EmbeddingDistance(Term):
@@ -70,9 +69,8 @@ TEST = '''\
 import torch
 from losses import EmbeddingDistance
 
-from kdbench.data.batch import Batch
-from kdbench.methods import TermContext
-from kdbench.models import Outputs, Shapes
+from kdbench import Batch, Outputs, TermContext
+from kdbench.models import Shapes
 
 
 STUDENT, TEACHER = (Shapes(logits=10, embedding=width, features=()) for width in (6, 8))
