@@ -191,3 +191,9 @@ def test_an_own_term_needs_the_public_names_alone(tmp_path, monkeypatch):
     shifted = outputs._replace(logits=outputs.logits + 3)
     batch = kdbench.Batch(images, torch.zeros(2).long(), torch.arange(2))
     assert term(shifted, outputs, batch).item() == pytest.approx(9.0)
+
+
+def test_losses_written_for_0_1_find_their_context():
+    from kdbench.methods import Setting
+
+    assert Setting is kdbench.TermContext

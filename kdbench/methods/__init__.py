@@ -33,6 +33,9 @@ __all__ = [
     "build_term",
 ]
 
+Setting = TermContext
+"""The name in kdbench 0.1, for losses that were written for it."""
+
 
 def build_term(name: str, context: TermContext, source_sha256: str | None = None, /, **hyper: Any) -> Term:
     """Build a loss term.
