@@ -75,6 +75,8 @@ class Spec(BaseModel):
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Copy with some fields changed and a new id."""
+        if unknown := (update or {}).keys() - type(self).model_fields.keys():
+            raise ValueError(f"{type(self).__name__} has no field {', '.join(sorted(unknown))}")
         copied = super().model_copy(update=update, deep=deep)
         for worked_out in copied.__dict__.keys() - type(self).model_fields.keys():
             del copied.__dict__[worked_out]

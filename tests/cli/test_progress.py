@@ -170,7 +170,7 @@ def test_time_left_counts_what_this_session_has_done():
 
 
 def test_a_teacher_that_was_not_planned_is_shown_all_the_same(progress, capsys):
-    other = TEACHER.model_copy(update={"seed": 3})
+    other = TEACHER.model_copy(update={"checkpoint": "best"})
     progress.listen("cpu", {"event": "started", "teacher": other, "runs": (), "measurement": None, "waited": False})
     progress.listen("cpu", epoch(other.id, 1))
     assert "teacher resnet20 on digits: epoch 1/4" in capsys.readouterr().err

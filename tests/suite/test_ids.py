@@ -41,6 +41,8 @@ def test_a_changed_copy_has_an_id_of_its_own():
     copy = SPEC.model_copy(update={"trial": 1})
     assert copy.id == changed(SPEC, trial=1).id != before
     assert SPEC.model_copy() == SPEC
+    with pytest.raises(ValueError, match="RunSpec has no field parts"):
+        SPEC.model_copy(update={"parts": ()})
     assert SPEC.model_copy().id == before
 
 

@@ -70,9 +70,10 @@ def test_it_teaches_from_the_record_alone(bench, teacher, checkpoint, make_run):
 
 def test_new_layers_on_an_imported_backbone(bench, teacher, checkpoint, make_run, recipe):
     path, *_ = checkpoint
-    spec = imported(teacher, path, head=HeadSpec(width=16, recipe=recipe))
+    backbone = imported(teacher, path)
+    spec = NewLayers(parent=backbone, dataset=backbone.dataset, head=HeadSpec(width=16, recipe=recipe))
     run = make_run({"ce": 1, "kd": 1}, teacher=spec, recipe={"node_embedding": 16})
-    shop = bench(files_given={spec.weights.sha256: path})
+    shop = bench(files_given={backbone.weights.sha256: path})
     shop.train(run)
     assert shop.store.run(run.id).done()
 
