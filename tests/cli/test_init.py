@@ -22,6 +22,7 @@ def test_the_suite_is_valid_and_names_its_own_loss(kdbench, tmp_path):
     assert run[2] in suite.text
 
 
+@pytest.mark.slow
 def test_it_runs_and_its_test_passes(kdbench, kdbench_process, tmp_path):
     kdbench("init", "mine")
     short = ["epochs=1", "milestones=[]", "teacher.epochs=1", "teacher.milestones=[]"]

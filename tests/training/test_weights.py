@@ -153,7 +153,8 @@ def clip_file(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("sequential", marks=pytest.mark.slow), "simultaneous"])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["sequential", "simultaneous"])
 def test_a_clip_encoder_teaches_at_its_own_size(bench, make_run, recipe, clip_file, strategy):
     few = DatasetSpec(name="digits", train_per_class=1, test_per_class=1)
     weights = Weights(source="file", sha256=file_hash(clip_file), classifier=False)
