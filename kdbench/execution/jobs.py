@@ -90,7 +90,7 @@ class Job:
 def jobs_of(plan: Plan) -> list[Job]:
     """A plan's teachers, then its cohorts, then its measurements.
 
-    Weights trained on synthetic images are of no use: they are discarded unless the plan itself needs them.
+    Weights trained on images that stand in for others are of no use: they are discarded unless the plan itself needs them.
     """
     jobs = [
         *(Job(teacher=teacher) for teacher in plan.teachers),
