@@ -178,10 +178,11 @@ def compare(found: dict[str, bytes], expected: dict[str, bytes], damaged: list[s
 
 
 def contents(results: Path) -> dict[str, bytes]:
-    """All files below a results folder but locks, by name; metadata.json without its content."""
+    """All files below a results folder but locks, by name; metadata.json and about.json without their content."""
     files = (path for path in results.rglob("*") if path.is_file() and path.parent.name != "locks")
     return {
-        str(path.relative_to(results)): b"" if path.name == "metadata.json" else path.read_bytes() for path in files
+        str(path.relative_to(results)): b"" if path.name in ("about.json", "metadata.json") else path.read_bytes()
+        for path in files
     }
 
 
