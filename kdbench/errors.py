@@ -5,7 +5,7 @@ KdbenchError            exit code 1: something failed while running
 │   └── BadSuite        every problem of a suite file, each with its place
 ├── BadRecord           a file of the results directory does not hold what it should
 │   ├── LockedRecord    the system does not let it be read: permissions, a faulty disk
-│   └── LostTeacher     a teacher's weights are damaged; they are set aside and trained again
+│   └── LostTeacher     a teacher's weights are damaged; they are quarantined and trained again
 ├── CannotSave          the results directory cannot be written; resumable
 └── Interrupted         exit code 130: stopped on request; resumable
 """

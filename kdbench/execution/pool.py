@@ -199,7 +199,7 @@ class Pool:
             self._say(f"{reason}; starting it again from the last checkpoint")
             self.backlog.ended(job, [job], first=True)
         elif len(job.runs) > 1:
-            self._say(f"{reason}, {job.crashes} times: going on with half of the students at a time")
+            self._say(f"{reason}, {job.crashes} times: continuing with half of the students at a time")
             self.backlog.ended(job, job.split(crashes=MAX_CRASHES - 1), first=True)
         else:
             self._fail(job.ids, job, reason)

@@ -116,7 +116,7 @@ def make_plan(
 ) -> Plan:
     """Plan the runs that have no result yet, and the ``teachers`` that are wanted whether or not such a run needs them.
 
-    A teacher that was begun, or set aside as damaged, is made also where its runs are done: their table shows it.
+    A teacher that was begun, or quarantined as damaged, is made also where its runs are done: their table shows it.
     Runs whose students teach others, or are measured, are added where they are needed. What diverged, run or teacher, stays
     so unless ``retry_diverged``; what would be measured on it is left out. Cohorts are ``limited`` to the ``largest``.
     """

@@ -284,7 +284,7 @@ class Record:
             self.result()
         except BadRecord as error:
             messages.append(
-                f"{error}; set aside as {quarantine(self.folder / 'result.json').name}, it is trained again"
+                f"{error}; quarantined as {quarantine(self.folder / 'result.json').name}, it is trained again"
             )
         (self.folder / "failure.json").unlink(missing_ok=True)
         if self.spec() != spec:

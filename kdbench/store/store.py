@@ -100,7 +100,7 @@ class Store:
     def unfinished(self, teacher: Stage) -> bool:
         """Whether a teacher was started or quarantined, and is neither finished nor diverged.
 
-        One that was never here, or was removed with the copies set aside, is not.
+        One that was never here, or was removed with the copies quarantined, is not.
         """
         record = self.teacher(teacher.id)
         if record.done() or ((failure := record.failure()) and failure.kind == "diverged"):
@@ -129,7 +129,7 @@ class Store:
     def quarantine_damaged_teachers(self, teachers: Iterable[Stage]) -> dict[str, str]:
         """Check finished teachers; quarantine damaged ones, unless another process uses them.
 
-        Returns a message for each damaged one, by the id of its record. Raises KdbenchError where one cannot be set aside.
+        Returns a message for each damaged one, by the id of its record. Raises KdbenchError where one cannot be quarantined.
         """
         messages: dict[str, str] = {}
         for teacher in teachers:
@@ -146,7 +146,7 @@ class Store:
     def quarantine_damaged(self, records: Iterable[Record]) -> list[str]:
         """Check finished runs and measurements as far as that is quick: not the content of their weights.
 
-        Those that are not what was stored are set aside, unless in use elsewhere: one message for each. What a killed
+        Those that are not what was stored are quarantined, unless in use elsewhere: one message for each. What a killed
         process left beside a result is removed. Raises KdbenchError where that cannot be done.
         """
         messages = []
@@ -174,10 +174,10 @@ class Store:
                 except LockedRecord as error:
                     raise KdbenchError(f"{error}. Make it readable, or choose another folder with --results.") from None
                 except BadRecord:
-                    return f"{reason}; the {kind} is set aside ({quarantine(record.folder).name}) and made again"
+                    return f"{reason}; the {kind} is quarantined ({quarantine(record.folder).name}) and redone"
         except OSError as error:
             raise KdbenchError(
-                f"{reason}; it cannot be set aside: {error.strerror or error}. Repair that, or choose another folder with "
+                f"{reason}; it cannot be quarantined: {error.strerror or error}. Repair that, or choose another folder with "
                 "--results."
             ) from None
         return ""

@@ -59,7 +59,9 @@ def verify(store: Store, wanted: Mapping[str, Collection[str]] | None = None) ->
             found.notes += _leftovers(record)
         for folder in store.quarantined(kind):
             if wanted is None or folder.name.partition(".")[0] in wanted[kind]:
-                found.notes.append(f"{folder}: was set aside as damaged. Remove it when it is of no interest any more")
+                found.notes.append(
+                    f"{folder}: was quarantined as damaged. Remove it when it is of no interest any more"
+                )
     if outdated := store.outdated():
         found.notes.append(outdated)
     if uncovered:
@@ -169,6 +171,6 @@ def _leftovers(record: Record) -> Iterator[str]:
         elif name.endswith(".tmp"):
             yield f"{path}: was left by a process that was killed"
         elif ".damaged-" in name:
-            yield f"{path}: was set aside as damaged. Remove it when it is of no interest any more"
+            yield f"{path}: was quarantined as damaged. Remove it when it is of no interest any more"
         elif name not in _KNOWN:
             yield f"{path}: is no file of kdbench's"

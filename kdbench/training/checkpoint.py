@@ -53,7 +53,7 @@ def save_checkpoint(trainer: Trainer, teacher_state: dict[str, Any]) -> None:
 def load_checkpoint(trainer: Trainer) -> tuple[dict[str, Any], str]:
     """Bring a trainer to its last checkpoint; returns the teacher's state then, and a message for the user.
 
-    Raises DamagedCheckpoint where the file is not what was stored; it is set aside, and the trainer must be built anew.
+    Raises DamagedCheckpoint where the file is not what was stored; it is quarantined, and the trainer must be built anew.
     """
     path = trainer.record.state_file
     if not path.exists():
@@ -77,17 +77,17 @@ def load_checkpoint(trainer: Trainer) -> tuple[dict[str, Any], str]:
         if out_of_memory(error):
             raise
         reason = str(error).partition("\n")[0] or type(error).__name__
-        message = f"{path}: cannot be used ({reason}); set aside as {quarantine(path).name}, training starts again"
+        message = f"{path}: cannot be used ({reason}); quarantined as {quarantine(path).name}, training restarts"
         raise DamagedCheckpoint(message) from None
     done = trainer.progress
-    return teacher, f"goes on after epoch {done.epoch}" + (f" and {done.batches} batches" if done.batches else "")
+    return teacher, f"resumes after epoch {done.epoch}" + (f" and {done.batches} batches" if done.batches else "")
 
 
 _DIGEST = hashlib.sha256().digest_size
 
 
 class DamagedCheckpoint(Exception):
-    """A resume state that could not be read; it has been set aside and the trainer must be built anew."""
+    """A resume state that could not be read; it has been quarantined and the trainer must be built anew."""
 
 
 def finish(

@@ -163,28 +163,28 @@ def _train_together(specs: Sequence[RunSpec], ctx: JobContext) -> bool:
     stream = ctx.data.stream(first.dataset, first.scenario, first.recipe, first.trial, cohort.teacher_view)
     test = ctx.data.test(first.dataset, first.recipe)
     teacher = open_teacher(cohort, ctx)
-    shown = (
+    teacher_shapes = (
         measure_shapes(teacher.network, seen_size(first.dataset, cohort.teacher_view or first.recipe))
         if teacher
         else None
     )
-    entries = {spec.id: _build_student(spec, teacher, shown, stream.labels, ctx) for spec in specs}
-    trained = {id: entry for id, entry in entries.items() if entry is not None}
-    taught = [(trainer, state) for trainer, state in trained.values() if trainer.reads_teacher]
-    if teacher and taught:
-        _, earliest = min(taught, key=lambda entry: entry[0].progress.behind)
+    entries = {spec.id: _build_student(spec, teacher, teacher_shapes, stream.labels, ctx) for spec in specs}
+    built = {id: entry for id, entry in entries.items() if entry is not None}
+    readers = [(trainer, state) for trainer, state in built.values() if trainer.reads_teacher]
+    if teacher and readers:
+        _, earliest = min(readers, key=lambda entry: entry[0].progress.behind)
         teacher.restore(earliest)
-    macs = {s.id: student_cost(s) + teacher_pass_cost(s) / max(1, len(taught)) for s in specs if s.id in trained}
+    macs = {s.id: student_cost(s) + teacher_pass_cost(s) / max(1, len(readers)) for s in specs if s.id in built}
     finalize = partial(teacher.finalize, test=test) if teacher else None
     samples = ctx.data.samples(first.dataset, first.scenario, first.trial) if first.scenario != Scenario() else None
-    facts = samples.facts() if samples else {}
-    conclude = RunFinisher(ctx, "run", len(stream), len(test), macs, samples=facts, finalize=finalize)
-    trainers = [trainer for trainer, _ in trained.values()]
+    sample_fields = samples.facts() if samples else {}
+    conclude = RunFinisher(ctx, "run", len(stream), len(test), macs, samples=sample_fields, finalize=finalize)
+    trainers = [trainer for trainer, _ in built.values()]
     return train(trainers, teacher, stream, partial(measure, test=test), ctx.callbacks(conclude))
 
 
 def _build_student(
-    spec: RunSpec, teacher: FrozenTeacher | None, shown: Shapes | None, labels: Tensor, ctx: JobContext
+    spec: RunSpec, teacher: FrozenTeacher | None, teacher_shapes: Shapes | None, labels: Tensor, ctx: JobContext
 ) -> tuple[Trainer, dict[str, Any]] | None:
     """A run's trainer and the teacher's state at its last checkpoint; None, with a stored failure, if it cannot be built."""
     record = ctx.store.run(spec.id)
@@ -193,7 +193,7 @@ def _build_student(
     try:
         parts = [load_part(part, ctx.store, network, ctx.device) for part in spec.adapters] if network else []
         settings.put_back()
-        build = partial(student_trainer, spec, ctx.store, network, labels.clone(), ctx.device, parts, shown)
+        build = partial(student_trainer, spec, ctx.store, network, labels.clone(), ctx.device, parts, teacher_shapes)
         return restore_or_build(build, ctx, ctx.store.hashes(spec.dependencies))
     except DamagedTeacher as error:
         raise lost_teacher(error, ctx) from None
@@ -234,7 +234,7 @@ def lost_teacher(error: DamagedTeacher, ctx: JobContext) -> LostTeacher:
             load_stage(error.spec, ctx.store, ctx.device)
         except BadRecord:
             name = quarantine(record.folder).name if record.folder.is_dir() else "already"
-            return LostTeacher(f"{error}; the teacher is set aside ({name}) and made again")
+            return LostTeacher(f"{error}; the teacher is quarantined ({name}) and redone")
     return LostTeacher(f"{error}; another process has made it again")
 
 

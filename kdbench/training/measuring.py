@@ -46,7 +46,7 @@ def take_measurement(spec: ProbeSpec | SimilaritySpec, ctx: JobContext) -> JobRe
         if ctx.store.measured(spec) is None and record.done():
             name = quarantine(record.folder / "result.json").name
             ctx.emit(
-                "message", text=f"{spec.label}: was measured on other weights; set aside as {name}, measured again"
+                "message", text=f"{spec.label}: was measured on other weights; quarantined as {name}, measured again"
             )
         if already_finished(record, ctx):
             return JobResult()

@@ -60,7 +60,7 @@ LIKENESS_EPOCHS = 10
 
 @dataclass
 class Progress:
-    """What a trainer has behind it: whole epochs, and of the one that goes on batches and images. Part of its checkpoint."""
+    """A trainer's position: whole epochs, and batches and images of the current one. Part of its checkpoint."""
 
     epoch: int = 0
     batches: int = 0
@@ -136,7 +136,7 @@ class Trainer:
 
     @property
     def transforms(self) -> str:
-        """Which kind of copies the epoch that comes, or is going on, looks at; "": none, as in an initial stage."""
+        """The kind of transformed views that the current or next epoch uses; "": none, as in an initial stage."""
         return "" if self.progress.epoch < 0 else self.main_transforms
 
     def seek(self, progress: Progress) -> None:

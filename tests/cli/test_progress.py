@@ -57,7 +57,7 @@ def drive(progress):
     progress.listen("cpu", {"event": "done", "busy": []})
     progress.listen("cpu", {"event": "started", "teacher": None, "runs": RUNS, "measurement": None, "waited": False})
     where = {"epoch": 2, "epochs": 4, "initial_epochs": 0}
-    progress.listen("cpu", {"event": "resumed", "id": RUNS[0].id, **where, "text": "goes on after epoch 2"})
+    progress.listen("cpu", {"event": "resumed", "id": RUNS[0].id, **where, "text": "resumes after epoch 2"})
     progress.listen("cpu", epoch(RUNS[0].id, 3))
     progress.listen("", {"event": "failed", "id": RUNS[1].id, "reason": "loss is not finite"})
     progress.listen("cpu", {"event": "finished", "id": RUNS[0].id, "top1": 91.5})
@@ -77,7 +77,7 @@ def test_plain_lines(progress, capsys):
     )
     assert "finished teacher resnet20 on digits: top-1 99.00" in lines
     assert "[cpu] 2 students of resnet20, trial 0: starts" in lines
-    assert "auxiliary resnet8 #0: goes on after epoch 2" in lines
+    assert "auxiliary resnet8 #0: resumes after epoch 2" in lines
     assert "FAILED auxiliary resnet8 #0: loss is not finite" in lines
     assert "finished auxiliary resnet8 #0: top-1 91.50" in lines
     assert lines[-1] == "[not markup]"
@@ -129,7 +129,7 @@ def test_a_long_epoch_is_told_of_on_its_way(progress, capsys):
 
 def test_what_was_done_of_an_epoch_before_does_not_count_as_done_now(progress):
     where = {"id": TEACHER.id, "epochs": 4, "initial_epochs": 0, "epoch": 1}
-    progress.listen("cpu", {"event": "resumed", **where, "text": "goes on after epoch 1 and 90 batches"})
+    progress.listen("cpu", {"event": "resumed", **where, "text": "resumes after epoch 1 and 90 batches"})
     for share in (0.5, 0.75):
         progress.listen("cpu", {"event": "under way", **where, "share": share, "images_per_second": 1.0})
     cost = progress.networks[TEACHER.id].cost

@@ -81,7 +81,7 @@ def test_a_flipped_bit_is_found_said_and_repaired(kdbench, suite, teachers):
 
     again = kdbench("run", suite, "--jobs-per-device", 1)
     assert again.returncode == 0
-    assert f"set aside ({teachers[0].id}.damaged-1) and made again" in again.stderr
+    assert f"quarantined ({teachers[0].id}.damaged-1) and redone" in again.stderr
     assert [file_hash(record.weights_file) for record in teachers] == before
     assert kdbench("teachers", "verify").returncode == 0
 

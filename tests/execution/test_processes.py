@@ -52,7 +52,7 @@ def test_signals_save_and_stop_and_the_same_command_goes_on(place, undisturbed, 
         gone(workers)
         assert list(here.results.glob("*/*/state.pt"))
     session = here.start()
-    session.wait_for("goes on after epoch")
+    session.wait_for("resumes after epoch")
     assert session.end() == 0
     assert here.files() == undisturbed
 
@@ -90,7 +90,7 @@ def test_two_at_once_do_everything_once(place, undisturbed):
     records = (path for kind in ("runs", "teachers") for path in here.results.glob(f"{kind}/*/metadata.json"))
     assert [json.loads(path.read_text())["sessions"] for path in records] == [1] * 5
     said = "".join(session.said for session in sessions)
-    assert "goes on after" not in said
+    assert "resumes after" not in said
     assert "FAILED" not in said
 
 

@@ -308,14 +308,21 @@ def test_more_runs_stay_together_where_their_teacher_costs_more_than_they_do():
 
 @pytest.mark.parametrize(
     ("left", "due"),
-    [("nothing", 0), ("set aside", 1), ("set aside and begun", 1), ("begun", 1), ("made again", 0), ("diverged", 0)],
+    [
+        ("nothing", 0),
+        ("quarantined", 1),
+        ("quarantined and begun", 1),
+        ("begun", 1),
+        ("made again", 0),
+        ("diverged", 0),
+    ],
 )
 def test_a_teacher_that_was_set_aside_is_due_until_it_is_there_again(tmp_path, left, due):
     """Also where its runs are done: the process may have been killed before it was made again."""
     store, spec = Store(tmp_path), run()
     finish(store.run(spec.id), "run")
     record = store.teacher(spec.teacher.id)
-    if "set aside" in left or left == "made again":
+    if "quarantined" in left or left == "made again":
         record.folder.with_name(f"{record.id}.damaged-2").mkdir(parents=True)
     if "begun" in left or left == "diverged":
         record.begin(spec.teacher.canonical())

@@ -1,4 +1,4 @@
-"""What is not what was stored: noticed, told, set aside; and what killed processes leave is removed."""
+"""What is not what was stored: noticed, told, quarantined; and what killed processes leave is removed."""
 
 import errno
 import os
@@ -175,7 +175,7 @@ def test_damaged_runs_and_measurements_are_set_aside(store, records, kind, name,
     record = records[kind][0]
     damage(record.folder / name)
     (message,) = store.quarantine_damaged(everything)
-    assert f"the {kind} is set aside ({record.id}.damaged-1) and made again" in message
+    assert f"the {kind} is quarantined ({record.id}.damaged-1) and redone" in message
     assert not record.folder.exists()
     assert store.quarantine_damaged(everything) == []
 

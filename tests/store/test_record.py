@@ -87,7 +87,7 @@ def test_damaged_results(record, content):
         record.result()
     assert not record.done()
     (message,) = record.begin({})
-    assert "set aside as result.json.damaged-1" in message
+    assert "quarantined as result.json.damaged-1" in message
     assert record.result() is None
     assert (record.folder / "result.json.damaged-1").exists()
 
@@ -96,7 +96,7 @@ def test_a_folder_in_the_place_of_a_result(record):
     (record.folder / "result.json").mkdir(parents=True)
     with pytest.raises(BadRecord, match="is a folder"):
         record.result()
-    assert "set aside" in record.begin({})[0]
+    assert "quarantined" in record.begin({})[0]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "5", b"\xff", '{"kind": "x"}', "[" * 100_000])

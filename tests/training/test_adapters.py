@@ -114,7 +114,7 @@ def test_a_damaged_part_is_made_again_alone(bench, make_parted, damage):
         record.weights_file.unlink()
     else:
         (record.folder / "result.json").write_text("{}")
-    with pytest.raises(LostTeacher, match=r"set aside \(.*damaged-1\) and made again"):
+    with pytest.raises(LostTeacher, match=r"quarantined \(.*damaged-1\) and redone"):
         jobs.train_cohort([run], shop.shop)
     assert not record.folder.exists()
     assert shop.store.run(run.id).failure() is None

@@ -59,7 +59,7 @@ def test_a_damaged_one_is_set_aside(bench, make_pair):
     record = shop.store.run(between.id)
     before = record.weights_file.read_bytes()
     record.weights_file.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
-    with pytest.raises(LostTeacher, match=r"the teacher is set aside \(.*\.damaged-1\) and made again"):
+    with pytest.raises(LostTeacher, match=r"the teacher is quarantined \(.*\.damaged-1\) and redone"):
         jobs.train_cohort([run], shop.shop)
     assert not record.done()
     shop.train(between)

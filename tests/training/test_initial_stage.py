@@ -106,7 +106,7 @@ def test_a_resumed_run_says_in_which_epoch_of_its_initial_stage_it_is(bench, mak
     assert shop.again(stop_after=1).cohort(run).stopped
     last = shop.again()
     last.cohort(run)
-    assert last.texts("resumed") == ["goes on after epoch -1"]
+    assert last.texts("resumed") == ["resumes after epoch -1"]
     assert last.events[0]["initial_epochs"] == 2
     assert last.count("epoch") == 3
 

@@ -174,7 +174,7 @@ def test_a_damaged_network_is_told_and_not_measured(done):
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
-    with pytest.raises(LostTeacher, match="set aside"):
+    with pytest.raises(LostTeacher, match="quarantined"):
         take_measurement(spec, shop.shop)
     assert not shop.store.measurement(spec.id).done()
 

@@ -122,7 +122,7 @@ def test_a_damaged_stage_is_set_aside_alone(bench, make_run, simclr, teacher, re
     content = bytearray(damaged.weights_file.read_bytes())
     content[-1] ^= 1
     damaged.weights_file.write_bytes(content)
-    with pytest.raises(jobs.LostTeacher, match=rf"set aside \({damaged.id}.damaged-1\)"):
+    with pytest.raises(jobs.LostTeacher, match=rf"quarantined \({damaged.id}.damaged-1\)"):
         jobs.train_cohort([run], shop.shop)
     assert not damaged.folder.exists()
     assert other.done()

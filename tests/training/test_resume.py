@@ -19,7 +19,7 @@ def test_a_stop_leaves_checkpoints_and_the_next_session_says_where_it_goes_on(be
     assert all(shop.record(run).started() and not shop.record(run).done() for run in runs)
     second = shop.again()
     second.cohort(*runs)
-    assert second.texts("resumed") == ["goes on after epoch 2"] * 3
+    assert second.texts("resumed") == ["resumes after epoch 2"] * 3
     assert second.count("epoch") == 3
     assert not any(shop.record(run).started() for run in runs)
     assert {shop.record(run).metadata()["sessions"] for run in runs} == {2}
@@ -118,7 +118,7 @@ def test_a_damaged_state_is_set_aside_and_the_run_starts_again(bench, make_run, 
     path.write_bytes(content)
     last = hurt.again()
     jobs.train_cohort(runs, last.shop)
-    assert any("set aside as state.pt.damaged-1" in text for text in last.texts("resumed"))
+    assert any("quarantined as state.pt.damaged-1" in text for text in last.texts("resumed"))
     assert (path.parent / "state.pt.damaged-1").exists()
     assert hurt.files(*runs) == whole.files(*runs)
 
@@ -132,7 +132,7 @@ def test_a_state_of_another_version_is_set_aside_and_its_message_says_why(bench,
     monkeypatch.undo()
     last = shop.again()
     jobs.train_cohort([run], last.shop)
-    assert "cannot be used (another version of kdbench stored it); set aside" in last.texts("resumed")[0]
+    assert "cannot be used (another version of kdbench stored it); quarantined" in last.texts("resumed")[0]
     assert shop.files(run) == whole.files(run)
 
 
@@ -170,4 +170,4 @@ def test_a_damaged_result_is_set_aside_and_the_run_repeated(bench, make_run):
     (shop.store.run(run.id).folder / "result.json").write_text("{}")
     shop.train(run)
     assert shop.files(run) == before
-    assert any("set aside as result.json.damaged-1" in text for text in shop.texts())
+    assert any("quarantined as result.json.damaged-1" in text for text in shop.texts())

@@ -18,7 +18,7 @@ def test_others_join_in_the_middle_of_an_epoch(bench, make_run):
     jobs.train_cohort(runs[::2], apart.again(stop_at_call=1).shop)
     last = apart.again()
     jobs.train_cohort(runs, last.shop)
-    assert sorted(last.texts("resumed")) == ["goes on after epoch 0 and 2 batches"] * 2
+    assert sorted(last.texts("resumed")) == ["resumes after epoch 0 and 2 batches"] * 2
     assert apart.files(*runs) == whole.files(*runs)
 
 
@@ -32,7 +32,7 @@ def test_new_layers_make_up_for_batches_when_the_run_that_lags_fails_an_epoch_be
     last = shop.again()
     jobs.train_cohort([bad, good], last.shop)
     assert shop.store.run(bad.id).failure().epoch == 1
-    assert last.texts("resumed") == ["goes on after epoch 1 and 2 batches"]
+    assert last.texts("resumed") == ["resumes after epoch 1 and 2 batches"]
     assert shop.files(good) == alone.files(good)
 
 

@@ -70,7 +70,7 @@ def test_a_damaged_teacher_is_set_aside_and_rebuilt_bit_for_bit(bench, make_run,
         record.weights_file.unlink()
     else:
         (record.folder / "result.json").write_text("{}" if damage == "result" else '{"id": 3}')
-    with pytest.raises(LostTeacher, match=r"set aside \(.*damaged-1\) and made again"):
+    with pytest.raises(LostTeacher, match=r"quarantined \(.*damaged-1\) and redone"):
         jobs.train_cohort([run], shop.shop)
     assert not shop.store.run(run.id).done()
     assert not record.folder.exists()
@@ -83,7 +83,7 @@ def test_a_damaged_backbone_is_found_before_its_new_layers_are_trained(bench, ma
     run, shop = make_run({"ce": 1, "kd": 1}, "sequential"), bench()
     jobs.train_teacher(run.teacher.parent, shop.shop)
     shop.store.teacher(run.teacher.parent.id).weights_file.write_bytes(b"nonsense")
-    with pytest.raises(LostTeacher, match="set aside"):
+    with pytest.raises(LostTeacher, match="quarantined"):
         jobs.train_teacher(run.teacher, shop.shop)
     shop.train(run)
     assert shop.store.run(run.id).done()
