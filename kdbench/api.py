@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kdbench.reporting.report import Report
     from kdbench.store.store import Store
     from kdbench.suite.suite import Run
-    from kdbench.training.student import Student
+    from kdbench.training.build import Student
 
 
 AnyChoice = TypeVar("AnyChoice", bound=StrEnum)
@@ -154,7 +154,7 @@ def load_student(run: str | Run, results: AnyPath = "results", data: AnyPath = "
 
     Raises BadInput for an unknown or unfinished run, BadRecord where the weights are damaged or were not kept.
     """
-    from kdbench.training.student import load
+    from kdbench.training.build import load
 
     return load(run if isinstance(run, str) else run.id, _existing(results), Path(data), device)
 

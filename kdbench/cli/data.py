@@ -86,7 +86,7 @@ def download(names: Names = None, root: Data = Path("data")) -> None:
 def prepare(names: Names = None, root: Data = Path("data")) -> None:
     """Decode TinyImageNet, and check the files and counts of data sets; without names, of all that are present."""
     from kdbench.cli.progress import download_progress
-    from kdbench.datafiles.read import prepare as make_ready
+    from kdbench.datafiles.readers import prepare as make_ready
 
     problems: list[KdbenchError] = []
     with download_progress() as listener:

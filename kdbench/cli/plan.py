@@ -55,8 +55,7 @@ def summarise(
     """A plan as JSON-ready facts. Hours come from speeds measured in the results folder where there are any."""
     from kdbench.errors import BadInput
     from kdbench.planning.cost import ASSUMED_SPEED, measured_speed
-    from kdbench.planning.plan import changed_plugins, make_plan
-    from kdbench.planning.requirements import missing_files
+    from kdbench.planning.plan import changed_plugins, make_plan, missing_files
     from kdbench.store.store import Store
     from kdbench.suite.methods import plugin_folders
     from kdbench.suite.specs import stage_label

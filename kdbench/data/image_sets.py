@@ -24,7 +24,7 @@ from kdbench.data.batch import generator
 from kdbench.data.preprocess import resize
 from kdbench.datafiles.fetch import fetch
 from kdbench.datafiles.folders import Listing, list_folders, read_picture
-from kdbench.datafiles.read import read_splits
+from kdbench.datafiles.readers import read_splits
 from kdbench.errors import BadInput
 from kdbench.suite.specs import DatasetSpec, Scenario
 

@@ -6,6 +6,8 @@ multiply-add: no loader, no workers, no state.
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from kdbench.data.batch import Batch, generator
 from kdbench.data.file_stream import FileStream, FileTestSet
 from kdbench.data.image_sets import ImageFiles, ImageSet, Samples, Sets, apply_scenario, load_images, samples_of
 from kdbench.data.preprocess import Augmenter, Normalisation, resize
-from kdbench.errors import BadInput
+from kdbench.errors import BadInput, KdbenchError
 from kdbench.suite.specs import DatasetSpec, Preprocessing, Pretraining, Recipe, Scenario
 
 
@@ -201,3 +203,20 @@ def embed(network: nn.Module, images: Iterable[tuple[Tensor, Tensor]]) -> tuple[
     network.eval()
     found = [(network(batch).embedding.float(), labels) for batch, labels in images]
     return torch.cat([each for each, _ in found]), torch.cat([each for _, each in found])
+
+
+def print_samples() -> None:
+    """Print, as CSV, the images and labels that a student would be trained on: a short-lived process of its own.
+
+    Standard input is JSON: ``dataset``, ``scenario`` and ``trial`` as in a run's spec, and the folder ``data``. An error
+    goes to standard error, and its exit code is the process's.
+    """
+    request = json.load(sys.stdin)
+    spec, scenario = DatasetSpec(**request["dataset"]), Scenario(**request["scenario"])
+    source = DataSource(Path(request["data"]), torch.device("cpu"))
+    try:
+        samples = source.samples(spec, scenario, request["trial"])
+    except KdbenchError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    sys.stdout.writelines(f"{line}\n" for line in samples.csv(spec, scenario, request["trial"]))

@@ -7,8 +7,15 @@ from pathlib import Path
 
 from kdbench.catalogue.datasets import Dataset
 from kdbench.catalogue.text import command
-from kdbench.datafiles.download import NullReporter, ProgressReporter, checksum_mismatches, download, exclusive_lock
-from kdbench.datafiles.unpack import is_archive, unpack
+from kdbench.datafiles.download import (
+    NullReporter,
+    ProgressReporter,
+    checksum_mismatches,
+    download,
+    exclusive_lock,
+    is_archive,
+    unpack,
+)
 from kdbench.errors import BadInput
 from kdbench.files import quarantine
 
@@ -16,8 +23,7 @@ from kdbench.files import quarantine
 def find_damage(facts: Dataset, root: Path) -> str:
     """Describe damage of the files by their checksums, or counts if they have none; "" for none. Nothing is written."""
     from kdbench.datafiles.folders import list_folders
-    from kdbench.datafiles.readers import read_npz
-    from kdbench.datafiles.tinyimagenet import listed
+    from kdbench.datafiles.readers import listed, read_npz
 
     try:
         if facts.streamed:

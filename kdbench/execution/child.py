@@ -70,7 +70,7 @@ def list_samples(spec: DatasetSpec, scenario: Scenario, trial: int, data: Path) 
         "trial": trial,
         "data": str(data),
     }
-    command = interpreter("from kdbench.data.list_samples import main\nmain()")
+    command = interpreter("from kdbench.data.stream import print_samples\nprint_samples()")
     done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
     if done.returncode == BadInput.exit_code:
         raise BadInput(done.stderr.strip())
@@ -96,7 +96,7 @@ def misfits(teachers: Iterable[Stage], files: Mapping[str, Path]) -> list[str]:
     }
     if not asked:
         return []
-    command = interpreter("from kdbench.models.fit import main\nmain()")
+    command = interpreter("from kdbench.models.checkpoints import report_misfits\nreport_misfits()")
     done = subprocess.run(command, input=json.dumps([*asked.values()]), capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [exit_reason(done.returncode)])[-1]

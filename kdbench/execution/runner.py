@@ -17,8 +17,7 @@ from kdbench.execution.child import misfits
 from kdbench.execution.devices import make_slots
 from kdbench.execution.pool import Pool
 from kdbench.execution.worker_handle import WorkerOptions
-from kdbench.planning.plan import Plan, all_stages, auxiliaries_of, make_plan
-from kdbench.planning.requirements import missing_files
+from kdbench.planning.plan import Plan, all_stages, auxiliaries_of, make_plan, missing_files
 from kdbench.store.store import Store
 from kdbench.store.suites import keep_suites
 from kdbench.suite.methods import plugin_folders

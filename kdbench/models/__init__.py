@@ -1,7 +1,7 @@
 """The networks. ``build`` makes one by name; its forward gives ``Outputs``."""
 
+from kdbench.models.backbone import build
 from kdbench.models.checkpoints import load_checkpoint
-from kdbench.models.factory import build
 from kdbench.models.outputs import Outputs, Shapes
 
 

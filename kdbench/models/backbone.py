@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar
+from importlib import import_module
+from typing import ClassVar, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdbench.catalogue.networks import network
 from kdbench.errors import BadInput
 from kdbench.models.outputs import Outputs
 
@@ -83,3 +85,14 @@ def initialise_convolutions(net: nn.Module) -> None:
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def build(name: str, classes: int = 100) -> Backbone:
+    """Build a network by name or alias, with fresh weights.
+
+    Images [B, 3, H, W] of any size give Outputs with logits [B, classes]. An encoder has no use for ``classes`` and takes
+    images of its own size alone. Raises BadInput for an unknown name.
+    """
+    known = network(name)
+    builder = import_module(f"kdbench.models.{known.builder}")
+    return cast(Backbone, builder.build(classes=classes, **known.arguments))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +17,8 @@ from torch import Tensor, nn
 from kdbench.catalogue.networks import NetworkInfo, networks
 from kdbench.catalogue.text import nearest
 from kdbench.errors import BadInput
-from kdbench.models.backbone import Backbone
+from kdbench.models.backbone import Backbone, build
 from kdbench.models.clip import ClipEncoder
-from kdbench.models.factory import build
 from kdbench.weightfiles.read import State, accuracy, is_averaged, is_named, opened, some, states, without_wrappers
 from kdbench.weightfiles.tensors import Stored
 
@@ -247,3 +249,18 @@ def _meta_network(name: str) -> Backbone:
     """The network with the names and shapes of its tensors alone."""
     with torch.device("meta"):
         return build(name)
+
+
+def report_misfits() -> None:
+    """Read a JSON list of {file, network, classes, classifier, key}; write one of messages, "" where all is well."""
+    print(json.dumps([_problem(asked) for asked in json.load(sys.stdin)]))
+
+
+def _problem(asked: dict[str, Any]) -> str:
+    """Why a file cannot fill the network, or ""."""
+    network = build(asked["network"], asked["classes"])
+    try:
+        load_checkpoint(network, asked["file"], classifier=asked["classifier"], key=asked["key"])
+    except BadInput as error:
+        return str(error)
+    return ""

@@ -8,13 +8,26 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+from kdbench.catalogue.datasets import dataset
+from kdbench.catalogue.networks import network
 from kdbench.planning.cost import cohort_cost, measurement_cost, student_cost, teacher_cost
 from kdbench.store.record import Record
 from kdbench.store.store import Store
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
-from kdbench.suite.specs import HeadSpec, Preprocessing, RunSpec, Stage, StudentOf, Teacher, digest, trained_stages
+from kdbench.suite.specs import (
+    HeadSpec,
+    Imported,
+    Preprocessing,
+    RunSpec,
+    Stage,
+    StudentOf,
+    Teacher,
+    digest,
+    trained_stages,
+)
 
 
 @dataclass(frozen=True)
@@ -310,3 +323,19 @@ def hashes_of_plugins(value: Any) -> dict[str, str]:
         return {}
     own = {str(value.get("name", value.get("term"))): str(value["source_sha256"])} if "source_sha256" in value else {}
     return {**own, **{name: each for inner in value.values() for name, each in hashes_of_plugins(inner).items()}}
+
+
+def missing_files(plan: Plan, data: Path) -> list[str]:
+    """One message for each data set and file of weights that ``data`` lacks: what is missing and how to get it."""
+    used = [run.dataset for cohort in plan.cohorts for run in cohort.runs]
+    used += [teacher.dataset for teacher in plan.teachers if teacher.dataset]
+    used += [spec.dataset for spec in plan.measurements]
+    names = sorted({spec.name for spec in used if not spec.stand_in})
+    messages = [dataset(name).how_to_get(data) for name in names if dataset(name).missing(data)]
+    folder = data / "weights"
+    for teacher in plan.teachers:
+        public = network(teacher.network).public
+        starts_from_it = isinstance(teacher, Imported) and public and teacher.weights.source == public.source
+        if public and starts_from_it and not (folder / public.file).is_file():
+            messages.append(public.how_to_get(folder))
+    return messages

@@ -32,8 +32,7 @@ from kdbench.training.checkpoint import DamagedCheckpoint, load_checkpoint
 from kdbench.training.context import JobContext, JobResult, RunFinisher, fail, locked
 from kdbench.training.environment import Settings, describe, device_lost, out_of_memory
 from kdbench.training.loop import Evaluate, failure_of, train
-from kdbench.training.parts import load_part, load_stage, part_trainer
-from kdbench.training.teacher import FrozenTeacher, OnlineTeacher
+from kdbench.training.teacher import FrozenTeacher, OnlineTeacher, load_part, load_stage, part_trainer
 from kdbench.training.trainer import Trainer
 from kdbench.training.weights import store_weights
 

@@ -14,7 +14,7 @@ import pytest
 
 from kdbench.datafiles.download import exclusive_lock
 from kdbench.datafiles.fetch import fetch, status
-from kdbench.datafiles.read import read_splits
+from kdbench.datafiles.readers import read_splits
 from kdbench.errors import BadInput, KdbenchError
 
 

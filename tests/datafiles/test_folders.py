@@ -8,7 +8,7 @@ import pytest
 from kdbench.catalogue.datasets import dataset
 from kdbench.datafiles.fetch import status
 from kdbench.datafiles.folders import list_folders
-from kdbench.datafiles.read import prepare
+from kdbench.datafiles.readers import prepare
 from kdbench.errors import BadInput
 
 

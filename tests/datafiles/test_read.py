@@ -5,7 +5,7 @@ import pytest
 
 from kdbench.catalogue.datasets import dataset, datasets
 from kdbench.datafiles.fetch import status
-from kdbench.datafiles.read import read_splits
+from kdbench.datafiles.readers import read_splits
 from kdbench.errors import BadInput
 
 

@@ -5,9 +5,9 @@ import errno
 import numpy as np
 import pytest
 
-from kdbench.datafiles import tinyimagenet as module
+from kdbench.datafiles import readers as module
 from kdbench.datafiles.fetch import find_damage, status
-from kdbench.datafiles.read import prepare, read_splits
+from kdbench.datafiles.readers import prepare, read_splits
 from kdbench.errors import BadInput, KdbenchError
 
 

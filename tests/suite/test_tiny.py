@@ -3,8 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from kdbench.planning.plan import make_plan
-from kdbench.planning.requirements import missing_files
+from kdbench.planning.plan import make_plan, missing_files
 from kdbench.store.store import Store
 from kdbench.suite.load import bundled_suites, load_suites
 from kdbench.suite.measurements import measurement_from

@@ -10,7 +10,7 @@ from kdbench.models import Shapes
 from kdbench.suite.specs import Adapter, stage_label
 from kdbench.training import jobs
 from kdbench.training.build import load_teacher, student_trainer
-from kdbench.training.parts import load_part
+from kdbench.training.teacher import load_part
 
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from kdbench.planning.plan import Cohort, make_plan
 from kdbench.suite.specs import Adapter, Scenario, StudentOf
 from kdbench.training import jobs
 from kdbench.training.build import load_teacher, student_trainer
-from kdbench.training.parts import load_part
+from kdbench.training.teacher import load_part
 
 
 CPU = torch.device("cpu")
