@@ -16,7 +16,7 @@ from kdbench.catalogue.terms import term
 from kdbench.catalogue.text import listed, unknown
 from kdbench.suite.compatibility import incompatibilities, training_images
 from kdbench.suite.methods import Terms, auxiliary_method, formula, reads_teacher
-from kdbench.suite.schema import SELECTOR_KEYS, DatasetEntry, GridEntry, MethodEntry, Selector, as_list
+from kdbench.suite.schema import SELECTOR_KEYS, DatasetEntry, GridEntry, MethodEntry, Selector
 from kdbench.suite.specs import RunSpec
 from kdbench.suite.suite import GridPoint, Measurement, Run, make_spec, measurements_of, repeated
 from kdbench.suite.teachers import TeacherConfig, default_teacher
@@ -256,7 +256,8 @@ class Grid:
 
     def _check_methods_of_invalid(self, key: str) -> None:
         """Report the unknown methods of selectors that are left out for another mistake."""
-        selectors = as_list(self.raw.get(key))
+        value = self.raw.get(key)
+        selectors = value if isinstance(value, list) else [value]
         for index in self.invalid_keys.get(key, ()):
             selector = selectors[index]
             methods = selector.get("method") if isinstance(selector, dict) else None

@@ -142,7 +142,8 @@ def _message(detail: ErrorDetails, keys: Keys) -> str:
         case "missing":
             return f"'{detail['loc'][-1]}' is missing"
         case "extra_forbidden":
-            allowed = keys.get("" if len(detail["loc"]) == 1 else str(detail["loc"][0]), ())
+            owner = next((key for key in reversed(detail["loc"][:-1]) if key in keys), "")
+            allowed = keys.get(str(owner), ())
             near = nearest(str(detail["loc"][-1]), allowed)
             known = f" Known keys: {', '.join(sorted(allowed))}." if allowed else ""
             return "unknown key." + (f" Did you mean '{near}'?" if near else known)
@@ -325,11 +326,14 @@ class SuiteHead(Shared):
     grid: Any = None
 
 
+_DATASET_KEYS = DatasetEntry.model_fields.keys() - {"stand_in"}
 _NESTED: Keys = {
-    "dataset": DatasetEntry.model_fields,
+    "dataset": _DATASET_KEYS,
     "scenario": Scenario.model_fields,
     "method": MethodEntry.model_fields,
     "measure": MeasureEntry.model_fields,
+    "probe": _DATASET_KEYS,
+    "similarity": _DATASET_KEYS,
     "pairs": Pair.model_fields,
     "include": SELECTOR_KEYS,
     "exclude": SELECTOR_KEYS,
