@@ -22,6 +22,7 @@ from kdbench.reporting.options import TOLERANCE, Bold, Format, ReportOptions, Vi
 
 
 if TYPE_CHECKING:
+    from kdbench.reporting.report import Report
     from kdbench.store.store import Store
     from kdbench.suite.suite import Suite
 
@@ -95,7 +96,7 @@ def report(
 ) -> None:
     """Print the tables of suites, as far as they have been measured; those of the papers in their layout."""
     from kdbench.catalogue.tables import table_name
-    from kdbench.reporting.report import measured_report, published_report
+    from kdbench.reporting.report import published_report
     from kdbench.reporting.writers import write_report
 
     gc.disable()  # nothing of a report goes in circles: looking for garbage among 10,000 records costs a tenth of the time
@@ -117,8 +118,7 @@ def report(
         if tiny and view not in (View.both, View.measured):
             raise BadInput(f"--view {view}: the numbers of --tiny are compared with none. Leave one of the two out")
         loaded, stores = load(suites, results, trials, only, tiny=tiny, settings=settings)
-        _tell_conflicts(loaded, stores)
-        content = measured_report(loaded, stores, names, mix_versions=mix_versions)
+        content = _report(loaded, stores, names, mix_versions=mix_versions)
     options = ReportOptions(view, tolerance, bold, statistics, baseline, standalone=standalone)
     if format is Format.html:
         changed = page_options(names, view, bold, baseline, tolerance, published=published, mix_versions=mix_versions)
@@ -130,11 +130,10 @@ def report(
 
 def render(suites: Sequence[Suite], stores: Sequence[Store], format: Format, commands: str) -> str:
     """The tables of suites as text for standard output; a page shows the ``commands`` that lead to it."""
-    from kdbench.reporting.report import measured_report
     from kdbench.reporting.writers import write_report
 
     options = for_terminal(ReportOptions(commands=commands), None)
-    return write_report(measured_report(suites, stores), format, options)
+    return write_report(_report(suites, stores), format, options)
 
 
 def load(
@@ -212,12 +211,17 @@ def _refuse_ignored(format: Format, view: View, bold: Bold, tolerance: float) ->
         )
 
 
-def _tell_conflicts(suites: Sequence[Suite], stores: Sequence[Store]) -> None:
-    """Warn about contradictions between results folders."""
-    from kdbench.reporting.comparison import conflicts
+def _report(
+    suites: Sequence[Suite], stores: Sequence[Store], tables: Sequence[str] = (), *, mix_versions: bool = False
+) -> Report:
+    """The report of suites, with warnings of what contradicts itself."""
+    from kdbench.reporting.comparison import changed_teachers, conflicts
+    from kdbench.reporting.report import measured_report
 
-    for message in conflicts(suites, stores):
+    report = measured_report(suites, stores, tables, mix_versions=mix_versions)
+    for message in (*conflicts(suites, stores), *changed_teachers(report.runs)):
         say(message)
+    return report
 
 
 def _with_results(stores: Sequence[Store], trials: int | None, tiny: bool) -> list[Suite]:

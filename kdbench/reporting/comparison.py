@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -11,7 +12,7 @@ import pandas as pd
 
 from kdbench.reporting.captions import check_versions, empty_cells, score_rules, trials_text, versions_text
 from kdbench.reporting.cells import SUMMARY, measured_text, summarise
-from kdbench.reporting.keys import CELL, GROUP, Group, grouped, measured_on, pair_text, records
+from kdbench.reporting.keys import CELL, GROUP, Group, grouped, measured_on, pair_text, records, tuples
 from kdbench.reporting.observations import TeacherWeights, collect, valid_result
 from kdbench.reporting.rendered import RenderedTable, Section, TableCell
 from kdbench.store.record import Result
@@ -135,6 +136,16 @@ def _caption(
 
 def _name(cell: dict[str, Any], between: str = " on ") -> str:
     return f"{cell['method']}{between}{pair_text((cell['teacher'], cell['student']))}"
+
+
+def changed_teachers(runs: pd.DataFrame) -> list[str]:
+    """One message for each suite's teacher that has other weights now than those that taught its finished runs."""
+    counts = Counter(tuples(runs.loc[runs["teacher_changed"].astype(bool), ["suite", "teacher"]]))
+    return [
+        f"{count} run{'s' if count > 1 else ''} of {suite} learned from other weights of {teacher} than are stored now, "
+        "which the line (teacher) describes: kdbench verify names them"
+        for (suite, teacher), count in counts.items()
+    ]
 
 
 def conflicts(suites: Sequence[Suite], stores: Sequence[Store]) -> list[str]:

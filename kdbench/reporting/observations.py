@@ -25,7 +25,7 @@ from kdbench.reporting.keys import (
 from kdbench.store.record import Record, Result
 from kdbench.store.store import Store
 from kdbench.suite.measurements import ProbeSpec, probe, probe_protocols
-from kdbench.suite.specs import DatasetSpec, RunSpec, Stage, StudentOf, Teacher, stage_label
+from kdbench.suite.specs import DatasetSpec, RunSpec, Stage, StudentOf, stage_label
 from kdbench.suite.suite import Measurement, Run, Suite
 
 
@@ -35,7 +35,7 @@ RUN = [
     "suite", "protocol", "paper", "score", "dataset", "scenario", "strategy", "teacher", "student", "method", "trial",
     "run_id", "teacher_id", "status", "reason", "top1", "top1_last", "top1_best", "best_epoch", "top5", "top5_last",
     "version", "teacher_checkpoint", "teacher_top1", "teacher_paper", "setting", "sm_score", "layer_cka", "teacher_sha256",
-    "teachers", "terms",
+    "teacher_changed", "teachers", "terms",
 ]  # fmt: skip
 """The columns of a run."""
 
@@ -58,9 +58,9 @@ def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> pd.DataFrame:
     `NAME[key=value]` is one of a sweep, and the paper's but for the weights and hyperparameters that it varies; ``setting``
     holds these and the scenario in reference.csv's spelling. ``teacher_paper`` is set where the teacher is trained as that
     paper trains it. A tiny run replaces the suite's own; its paper is `tiny` and the paper's name. ``teacher_top1`` is the
-    teacher's accuracy as it taught, where its own record does not hold it. With several stores ``teacher_sha256`` is the
-    hash of the teacher's weights in the run's store, and ``teachers`` says how the stores' teachers differ. ``terms`` are
-    the run's terms with their weights and all hyperparameters, as JSON.
+    teacher's accuracy as it taught, where its own record does not hold it, ``teacher_sha256`` the hash of the weights that
+    taught, and ``teacher_changed`` says whether the store holds others now. ``teachers`` says how several stores' teachers
+    differ. ``terms`` are the run's terms with their weights and all hyperparameters, as JSON.
     """
     shared: dict[tuple[object, ...], dict[str, Any]] = {}
     weights = TeacherWeights(stores)
@@ -114,13 +114,16 @@ def _row(run: Run, shared: dict[str, Any], stores: Sequence[Store], weights: Tea
         "status": status,
         "reason": reason,
         "version": version,
-        "teacher_sha256": weights.of(spec, store) if store else "",
+        "teacher_sha256": "",
+        "teacher_changed": False,
         "teachers": f"{run.teacher} ({differing})" if differing else "",
     }
-    if result is None:
+    if result is None or store is None:
         return row
     accuracy, last, best = result.accuracy(shared["score"]), result.last, result.best
     return row | {
+        "teacher_sha256": weights.that_taught(spec, result, store),
+        "teacher_changed": weights.changed(spec, result, store),
         "top1": accuracy.top1 if accuracy else None,
         "top1_last": last.top1 if last else None,
         "top1_best": best.top1 if best else None,
@@ -141,26 +144,37 @@ def _recorded_teacher(spec: RunSpec) -> str:
 
 
 class TeacherWeights:
-    """The teachers' results in each of several stores. Nothing is read with only one store."""
+    """The weights of teachers: those that taught runs, and those that each of several stores holds."""
 
     def __init__(self, stores: Sequence[Store]) -> None:
-        self._stores = stores if len(stores) > 1 else ()
+        self._stores = stores
         self._found: dict[str, list[tuple[Store, Result]]] = {}
 
-    def of(self, spec: RunSpec, store: Store) -> str:
-        """SHA-256 of the teacher of a store's run; "" where it is not known."""
-        teacher = _named_teacher(spec) if self._stores else None
-        found = self._results(teacher) if teacher else []
-        return next((result.weights_sha256 for there, result in found if there is store), "")
+    def that_taught(self, spec: RunSpec, result: Result, store: Store) -> str:
+        """SHA-256 of the weights of the teacher that the suite names for a run; "" where it is not known."""
+        if isinstance(spec.teacher, StudentOf) and spec.teacher.run.teacher:
+            auxiliary = valid_result(store.run(spec.teacher.run.id))
+            return self.that_taught(spec.teacher.run, auxiliary, store) if auxiliary else ""
+        return (result.parent_sha256 or "").partition("+")[0]
+
+    def changed(self, spec: RunSpec, result: Result, store: Store) -> bool:
+        """Whether a run's store holds other weights of its teacher than those that taught it."""
+        there = self._results(spec.teacher) if spec.teacher and result.parent_sha256 else []
+        now = [found.weights_sha256 for holder, found in there if holder is store]
+        return bool(now) and (result.parent_sha256 or "").partition("+")[0] not in now
 
     def differences(self, spec: RunSpec, score: str) -> str:
         """``75.20 in a, 76.10 in b`` where the stores' weights of a run's teacher differ, else ""."""
-        teacher = _named_teacher(spec) if self._stores else None
+        teacher = spec.teacher if len(self._stores) > 1 else None
+        while (
+            isinstance(teacher, StudentOf) and teacher.run.teacher
+        ):  # an auxiliary teacher is a student of the suite's
+            teacher = teacher.run.teacher
         return disagreement(self._results(teacher), score) if teacher else ""
 
     def conflicts(self, specs: Iterable[RunSpec]) -> list[str]:
         """One message for each stage of a teacher whose weights or accuracies differ between stores."""
-        stages = {stage.id: stage for spec in specs for stage in spec.stages} if self._stores else {}
+        stages = {stage.id: stage for spec in specs for stage in spec.stages}
         found = {stage: disagreement(self._results(stage), stage.checkpoint) for stage in stages.values()}
         return [
             f"teacher {stage_label(stage)} ({stage.id}): {text}; the first is shown, "
@@ -196,14 +210,6 @@ def valid_result(record: Record) -> Result | None:
         return record.result()
     except BadRecord:
         return None
-
-
-def _named_teacher(spec: RunSpec) -> Teacher | None:
-    """The teacher that the suite names: an auxiliary teacher is a student of it."""
-    teacher = spec.teacher
-    while isinstance(teacher, StudentOf) and teacher.run.teacher:
-        teacher = teacher.run.teacher
-    return teacher
 
 
 class State(NamedTuple):
@@ -274,10 +280,8 @@ def teacher_observations(runs: pd.DataFrame, stores: Sequence[Store]) -> pd.Data
     taught = runs[runs["teacher_id"] != ""]
     suites = taught.groupby(by, sort=False)["suite"].unique()
     teachers = taught.drop_duplicates(by, keep="last").set_index(by).loc[suites.index].reset_index()
-    states = [
-        _teacher_state(*found, stores)
-        for found in zip(teachers["teacher_id"], teachers["teacher_checkpoint"], strict=True)
-    ]
+    ids = zip(teachers["teacher_id"], teachers["teacher_checkpoint"], strict=True)
+    states = [_teacher_state(id, checkpoint, stores) for id, checkpoint in ids]
     columns = ["status", "reason", "version", "top1", "top5"]
     teachers[columns] = pd.DataFrame(states, columns=columns, index=teachers.index)
     teachers = teachers.assign(
@@ -303,9 +307,9 @@ def _accuracies(top1: pd.Series, top5: pd.Series) -> dict[str, pd.Series]:
 
 def _long(runs: pd.DataFrame, metrics: dict[str, pd.Series], **changes: Any) -> pd.DataFrame:
     """One observation per row and metric."""
-    found = runs.loc[runs.index.repeat(len(metrics))].reset_index(drop=True)
-    return found.assign(
-        method=[split_method(method)[0] for method in found["method"]],
+    repeated = runs.loc[runs.index.repeat(len(metrics))].reset_index(drop=True)
+    return repeated.assign(
+        method=[split_method(method)[0] for method in repeated["method"]],
         metric=list(metrics) * len(runs),
         value=np.column_stack(list(metrics.values())).ravel(),
         trained_on="",
@@ -337,7 +341,7 @@ def _measurement(each: Measurement, stores: Sequence[Store]) -> Iterator[dict[st
         parts = [*parts, f"transfer={own.spec.dataset.name}", _probe_setting(own)]
     else:
         recorded = (result.values if result else None) or {}
-        values = {metric: recorded.get(_RECORDED.get(metric, metric)) for metric in _SIMILARITIES}
+        values = {metric: recorded.get(name) for metric, name in _RECORDED.items()}
     for metric, value in values.items():
         lacking = "" if value is not None else undefined.get(_RECORDED.get(metric, metric), "not a finite number")
         yield {
@@ -363,9 +367,8 @@ def _measurement(each: Measurement, stores: Sequence[Store]) -> Iterator[dict[st
         }
 
 
-_SIMILARITIES = ("kl", "kl_t1", "cka", "class_correlation_difference")
-_RECORDED = {"kl": "kl_t4"}
-"""Metrics that records call otherwise."""
+_RECORDED = {"kl": "kl_t4", **{name: name for name in ("kl_t1", "cka", "class_correlation_difference")}}
+"""The names of the metrics of similarity in records."""
 _PAPERS_DATA = DatasetSpec(name="cifar100")
 """The data set on which all networks that the papers measure were trained."""
 

@@ -56,8 +56,8 @@ class Result(BaseModel):
     ``measure`` is how the accuracy came about: by the network's classifier, or, where it has none, by a vote of the nearest
     training images (kdbench.evaluation). It is None for an encoder that was trained elsewhere. ``published_top1`` is
     what an imported file says of itself, ``parent_sha256`` the hash of the weights on which a teacher's stage was made, or
-    those of the networks that were measured. ``values`` are what was measured on them, by name; ``undefined`` says why others
-    are not there.
+    those, joined by "+", of the teacher and adapters that taught a run, or of the networks that were measured. ``values``
+    are what was measured on them, by name; ``undefined`` says why others are not there.
 
     ``metrics_sha256`` is the hash of metrics.jsonl; older records lack it.
 

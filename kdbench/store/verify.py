@@ -118,10 +118,12 @@ def _origin_problems(store: Store, record: Record, kind: str, result: Result) ->
             teacher = stage_from(record.spec())
             if _readable(store, (teacher.parent,) if teacher.parent else ()):
                 store.check_origin(teacher)
-        elif kind == "measurements":
-            needs = measurement_from(record.spec()).dependencies
-            if _readable(store, needs) and store.hashes(needs) not in (None, result.parent_sha256):
-                yield BadRecord(f"{record.folder}: was measured on other weights than are there now")
+            return
+        spec = measurement_from(record.spec()) if kind == "measurements" else RunSpec.model_validate(record.spec())
+        now = store.hashes(spec.dependencies) if _readable(store, spec.dependencies) else None
+        if now and now != result.parent_sha256:
+            how = "was measured on" if kind == "measurements" else "was taught by"
+            yield BadRecord(f"{record.folder}: {how} other weights than are there now")
     except KdbenchError as error:
         yield error
     except ValidationError:

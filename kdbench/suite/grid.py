@@ -158,14 +158,10 @@ class Grid:
         return found
 
     def _specs(self, point: GridPoint, trials: int) -> list[RunSpec]:
-        kind, terms = self._teacher(point), self.terms[point.method]
+        kind, terms = self._named(point.teacher), self.terms[point.method]
         if auxiliary_method(terms):  # whose trial is the run's
             return [make_spec(point, kind, terms, self.protocol, trial) for trial in range(trials)]
         return repeated(make_spec(point, kind, terms, self.protocol), trials)
-
-    def _teacher(self, point: GridPoint) -> TeacherConfig | None:
-        """The teacher of a grid point; None for none."""
-        return self._named(point.teacher)
 
     def _named(self, teacher: str) -> TeacherConfig | None:
         return self.validator.teachers.get(teacher) or (default_teacher(teacher) if teacher else None)
@@ -306,7 +302,7 @@ class Grid:
         if not reads_teacher(terms):
             return []
         named = f"method '{point.method}' "
-        teacher = self._teacher(point)
+        teacher = self._named(point.teacher)
         if teacher is None:
             known = not self.invalid_keys.keys() & {"teacher", "pairs"}
             return [(place, f"{named}({formula(terms)}) needs a teacher, and the grid names none", "")] if known else []

@@ -39,7 +39,7 @@ def save_checkpoint(trainer: Trainer, teacher_state: dict[str, Any]) -> None:
         "sums": trainer.sums,
         "best_weights": trainer.best_weights,
         "teacher": teacher_state,
-        "made_on": trainer.made_on,
+        "parent_sha256": trainer.parent_sha256,
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -65,7 +65,7 @@ def load_checkpoint(trainer: Trainer) -> tuple[dict[str, Any], str]:
         state = torch.load(io.BytesIO(content[_DIGEST:]), map_location=trainer.device, weights_only=True)
         if state.get("format") != FORMAT:
             raise ValueError("another version of kdbench stored it")
-        if state["made_on"] != trainer.made_on:
+        if state["parent_sha256"] != trainer.parent_sha256:
             raise ValueError("it was learned on other weights than are there now")
         trainer.load_weights(state["network"])
         trainer.terms.load_state_dict(state["terms"])

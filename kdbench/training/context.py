@@ -88,9 +88,9 @@ def fail(record: Record, failure: Failure, ctx: JobContext) -> None:
 class RunFinisher:
     """Stores the result or the failure of each trainer that has ended.
 
-    ``macs`` holds the multiply-accumulates of each, by id; ``parent_sha256`` is the hash of the weights that training started
-    from; ``samples`` are the fields of the result that describe images and labels under a scenario; ``finalize`` stores the
-    teacher that learned with the student, and returns the fields of the result that describe it.
+    ``macs`` holds the multiply-accumulates of each, by id; ``samples`` are the fields of the result that describe images
+    and labels under a scenario; ``finalize`` stores the teacher that learned with the student, and returns the fields of the
+    result that describe it.
     """
 
     ctx: JobContext
@@ -99,7 +99,6 @@ class RunFinisher:
     test_images: int
     macs: dict[str, float]
     measure: Literal["classifier", "neighbours"] = "classifier"
-    parent_sha256: str | None = None
     samples: dict[str, Any] = field(default_factory=dict)
     finalize: Callable[[Record], dict[str, Any]] | None = None
 
@@ -113,7 +112,7 @@ class RunFinisher:
             "train_images": self.train_images,
             "test_images": self.test_images,
             "measure": self.measure,
-            "parent_sha256": self.parent_sha256,
+            "parent_sha256": trainer.parent_sha256,
             **self.samples,
         }
         if self.finalize and trainer.reads_teacher:

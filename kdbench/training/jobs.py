@@ -82,7 +82,7 @@ def _train_stage(spec: Stage, record: Record, ctx: JobContext) -> bool:
         raise lost_teacher(error, ctx) from None
     kind: Literal["classifier", "neighbours"] = "classifier" if spec.has_classifier else "neighbours"
     macs = {spec.id: teacher_cost(spec)}
-    conclude = RunFinisher(ctx, "teacher", len(stream), len(test), macs, kind, parent_sha256(spec, ctx))
+    conclude = RunFinisher(ctx, "teacher", len(stream), len(test), macs, kind)
     return train([trainer], None, stream, evaluate, ctx.callbacks(conclude))
 
 
@@ -97,7 +97,7 @@ def _train_part(spec: Adapter, record: Record, ctx: JobContext) -> bool:
     except DamagedTeacher as error:
         raise lost_teacher(error, ctx) from None
     macs = {spec.id: teacher_cost(spec)}
-    conclude = RunFinisher(ctx, "teacher", len(stream), 0, macs, parent_sha256=parent_sha256(spec, ctx))
+    conclude = RunFinisher(ctx, "teacher", len(stream), 0, macs)
     return train([trainer], None, stream, None, ctx.callbacks(conclude))
 
 
@@ -193,7 +193,7 @@ def _build_student(
         parts = [load_part(part, ctx.store, network, ctx.device) for part in spec.adapters] if network else []
         settings.put_back()
         build = partial(student_trainer, spec, ctx.store, network, labels.clone(), ctx.device, parts, teacher_shapes)
-        return restore_or_build(build, ctx, ctx.store.hashes(spec.dependencies))
+        return restore_or_build(build, ctx, ctx.store.hashes(spec.dependencies) or None)
     except DamagedTeacher as error:
         raise lost_teacher(error, ctx) from None
     except (Exception, SystemExit) as error:
@@ -238,21 +238,21 @@ def lost_teacher(error: DamagedTeacher, ctx: JobContext) -> LostTeacher:
 
 
 def restore_or_build(
-    build: Callable[[], Trainer], ctx: JobContext, made_on: str | None
+    build: Callable[[], Trainer], ctx: JobContext, parent_sha256: str | None
 ) -> tuple[Trainer, dict[str, Any]]:
     """A trainer at its last checkpoint, or at its beginning; and the teacher's state at that moment.
 
-    ``made_on``: the hashes of the weights it depends on. Checkpoints trained on other weights are discarded.
+    ``parent_sha256``: the hashes of the weights it depends on. Checkpoints trained on other weights are discarded.
     """
     settings = Settings()
     try:
         trainer = build()
-        trainer.made_on = made_on
+        trainer.parent_sha256 = parent_sha256
         try:
             state, message = load_checkpoint(trainer)
         except DamagedCheckpoint as error:
             trainer, state, message = build(), {}, str(error)
-            trainer.made_on = made_on
+            trainer.parent_sha256 = parent_sha256
     finally:
         if changed := settings.put_back():
             ctx.emit(

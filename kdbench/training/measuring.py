@@ -80,7 +80,7 @@ def _train_probe(spec: ProbeSpec, record: Record, ctx: JobContext) -> bool:
     hashes = ctx.store.hashes(spec.dependencies)
     trainer, _ = restore_or_build(lambda: _probe_trainer(spec, record, backbone(), trial, ctx), ctx, hashes)
     macs = {spec.id: measurement_cost(spec)}
-    conclude = RunFinisher(ctx, "measurement", len(stream), tested, macs, parent_sha256=hashes)
+    conclude = RunFinisher(ctx, "measurement", len(stream), tested, macs)
     return train([trainer], None, stream, partial(measure, test=test), ctx.callbacks(conclude))
 
 

@@ -116,7 +116,7 @@ class Trainer:
         self.seek(Progress(epoch=-self.initial_epochs))
         self.best_weights: dict[str, Tensor] | None = None
         self.failure: Failure | None = None
-        self.made_on: str | None = None
+        self.parent_sha256: str | None = None
         self.saved_at = time.monotonic()
         self.save_seconds = 0.0
         self.sums: dict[str, Tensor] = {}

@@ -54,10 +54,10 @@ def place(tmp_path_factory):
         record.begin(spec.canonical())
         record.weights_file.write_bytes(WEIGHTS)
         sha256 = file_hash(record.weights_file)
-        before = store.teacher(spec.parent.id).result().weights_sha256 if kind == "teacher" and spec.parent else None
+        below = spec.dependencies if kind != "teacher" else [spec.parent] if spec.parent else []
         result = Result(
             id=record.id, kind=kind, last=accuracy, best=accuracy, weights_sha256=sha256,
-            parent_sha256=f"{sha256}+{sha256}" if kind == "measurement" else before,
+            parent_sha256="+".join([sha256] * len(below)) or None,
             values={"kl_t4": 0.5, "cka": 0.9} if kind == "measurement" else None,
             metrics_sha256=record.write_metrics([{"epoch": n, "loss": 2.0, "terms": {"ce": 1.0}} for n in (1, 2)]),
         )  # fmt: skip

@@ -26,10 +26,11 @@ def row():
 def finish():
     """Store a result."""
 
-    def store_result(record, last=50.0, best=60.0, kind="run", **about):
+    def store_result(record, last=50.0, best=60.0, kind="run", weights="", parent=None, **about):
         result = Result(
             id=record.id, kind=kind, last=Accuracy(epoch=4, top1=last, top5=90.0),
-            best=Accuracy(epoch=2, top1=best, top5=91.0), train_images=1, test_images=1, weights_sha256="",
+            best=Accuracy(epoch=2, top1=best, top5=91.0), train_images=1, test_images=1,
+            weights_sha256=weights, parent_sha256=parent,
         )  # fmt: skip
         record.finish(result, about)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from kdbench.errors import KdbenchError
-from kdbench.reporting.comparison import compare, conflicts
+from kdbench.reporting.comparison import changed_teachers, compare, conflicts
 from kdbench.reporting.csv_json import comparison_csv, comparison_json
 from kdbench.reporting.observations import collect
 from kdbench.reporting.options import ReportOptions, View
@@ -160,9 +160,10 @@ def test_teachers_that_differ_are_told_and_part_their_trials(suite, stores, fini
     first, second = stores
     teacher = next(run.spec.teacher for run in suite.runs if run.spec.teacher)
     for store, last, weights in ((first, 90.0, "a" * 64), (second, 80.0, "b" * 64)):
-        finish(store.teacher(teacher.id), last=last, kind="teacher")
-        result = store.teacher(teacher.id).result().model_copy(update={"weights_sha256": weights})
-        store.teacher(teacher.id).finish(result, {})
+        finish(store.teacher(teacher.id), last=last, kind="teacher", weights=weights)
+        for record in (store.run(run.id) for run in suite.runs if run.spec.teacher):
+            if result := record.result():
+                record.finish(result.model_copy(update={"parent_sha256": weights}), {})
     text = f"90.00 in {first.root}, 80.00 in {second.root}"
     found = conflicts([suite], stores)
     assert found[0].startswith(f"teacher {stage_label(teacher)} ({teacher.id}): {text}; the first is shown")
@@ -175,6 +176,23 @@ def test_teachers_that_differ_are_told_and_part_their_trials(suite, stores, fini
     (table,) = measured_report([suite], stores).tables(ReportOptions(View.measured))
     assert table.notes[0].startswith(f"Teachers differ between results folders: resnet8x4 ({text}); ")
     assert not any("differ" in note for note in measured_report([suite], stores[:1]).tables()[0].notes)
+
+
+def test_a_teacher_that_was_made_again_is_told_and_parts_the_trials(suite, tmp_path, finish):
+    store = Store(tmp_path / "store")
+    teacher = next(run.spec.teacher for run in suite.runs if run.spec.teacher)
+    finish(store.teacher(teacher.id), kind="teacher", weights="b" * 64)
+    for run in suite.runs:
+        taught = {"ce": None, "kd": "a" * 64, "at": "b" * 64, "sp": "b" * 64}[run.method]
+        finish(store.run(run.id), parent=taught)
+    runs = collect([suite], [store])
+    assert changed_teachers(runs) == [
+        "2 runs of suite learned from other weights of resnet8x4 than are stored now, which the line (teacher) describes: "
+        "kdbench verify names them"
+    ]
+    (samples,) = [table.samples for table in grid_tables(runs)]
+    assert samples.differences("kd", "at", samples.pairs[0]) == []
+    assert samples.differences("sp", "at", samples.pairs[0]) == [0.0, 0.0]
 
 
 def test_equal_teachers_pair_their_trials(suite, stores, finish):

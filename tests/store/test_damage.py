@@ -64,7 +64,9 @@ def records(suite, finish):
     below = finish(teacher, "teacher")
     sha256 = file_hash(below.weights_file)
     return {
-        "run": [finish(run.spec, "run") for run in suite.runs],
+        "run": [
+            finish(run.spec, "run", parent_sha256="+".join([sha256] * len(run.spec.dependencies))) for run in suite.runs
+        ],
         "teacher": [below, finish(part, "teacher", parent_sha256=sha256)],
         "measurement": [
             finish(each.spec, "measurement", parent_sha256=f"{sha256}+{sha256}") for each in suite.measurements
@@ -130,9 +132,11 @@ def test_what_was_made_on_other_weights_is_told(store, suite, records, finish):
     finish(suite.measurements[0].spec, "measurement", parent_sha256="0")
     part = next(stage for run in suite.runs for stage in run.spec.stages if stage.kind == "adapter")
     finish(part, "teacher", parent_sha256="0")
+    finish(suite.runs[0].spec, "run", parent_sha256="0")
     assert sorted(each.problem.partition(": ")[2] for each in verify(store).damaged) == [
         "was made on other weights of resnet8 on digits than are there now",
         "was measured on other weights than are there now",
+        "was taught by other weights than are there now",
     ]
 
 

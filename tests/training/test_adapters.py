@@ -38,7 +38,8 @@ def test_a_part_is_trained_once_and_kept_beside_its_teacher(bench, make_parted, 
     shop, spec = bench(), runs[0].adapters[0]
     shop.train(*runs[:1])
     shop.train(*runs[1:])
-    assert all(shop.store.run(run.id).done() for run in runs)
+    taught_by = "+".join(shop.store.teacher(id).result().weights_sha256 for id in (runs[0].teacher.id, spec.id))
+    assert [shop.store.run(run.id).result().parent_sha256 for run in runs] == [taught_by] * 2
     assert sum(e["event"] == "epoch" and e["id"] == spec.id for e in shop.events) == 3
     record = shop.store.teacher(spec.id)
     assert stage_label(spec).endswith(" + the adapter of part_terms:Coded")

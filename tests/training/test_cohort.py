@@ -33,6 +33,7 @@ def test_scenarios_reach_the_student_and_leave_the_teacher_alone(bench, make_run
         shop.train(run)
     plain, changed = (shop.store.run(run.id).result() for run in runs)
     assert (plain.train_images, changed.train_images) == (40, 20)
+    assert plain.parent_sha256 == shop.store.teacher(runs[0].teacher.id).result().weights_sha256
     assert shop.count("finished") == 2 + 2
     assert shop.store.teacher(runs[0].teacher.id).result().train_images == 40
 
