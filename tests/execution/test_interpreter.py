@@ -1,15 +1,19 @@
-"""The import path of new processes."""
+"""The import path of new processes, and what one of them says of files of weights."""
 
 import ast
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import kdbench
 from kdbench.__main__ import _leave_working_folder
 from kdbench.errors import BadInput
 from kdbench.execution.child import interpreter
+from kdbench.execution.runner import RunOptions, run_suites
+from kdbench.models import build
+from kdbench.suite.load import load_suite
 
 
 HOME = str(Path(kdbench.__file__).parents[1])
@@ -56,3 +60,14 @@ def test_the_command_leaves_the_working_folder_unless_it_is_named(monkeypatch, t
     assert sys.path.count(here) == 1 + kept
     assert [entry for entry in sys.path if entry != here] == ["/other", *behind[:2]]
     assert sys.path[-3:] == behind
+
+
+def test_nothing_runs_where_a_file_of_weights_is_not_its_networks(tmp_path):
+    torch.save(build("resnet14", 10).state_dict(), tmp_path / "net.pth")
+    (tmp_path / "own.yaml").write_text(
+        "protocol: smoke\ndataset: digits\nteachers: {mine: {network: resnet8, weights: net.pth}}\n"
+        "grid: {teacher: mine, student: resnet8, method: kd}\n"
+    )
+    with pytest.raises(BadInput, match=r"(?s)These are the weights of resnet14.*Nothing was run\."):
+        run_suites([load_suite(tmp_path / "own.yaml")], RunOptions(tmp_path / "results"))
+    assert not (tmp_path / "results").exists()

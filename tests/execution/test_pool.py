@@ -119,7 +119,7 @@ class Pretender:
             return
         for event in answer.pop("events", []):
             self.tell(event)
-        if answer.get("exit"):
+        if "exit" in answer:
             self.tell({"event": "exit", "code": answer["exit"]})
             return
         skipped = {*answer.get("busy", []), *answer.get("failed", [])}
@@ -267,6 +267,12 @@ def test_a_crash_loop_halves_the_cohort_until_the_culprit_is_alone(stage):
     assert stage.store.run(runs[3].id).failure().kind == "error"
     assert all(stage.store.run(run.id).done() for run in runs if run is not runs[3])
     assert sum(runs[3].id in entry for entry in stage.sent) <= 3 + 3
+
+
+def test_a_worker_that_leaves_in_peace_unasked_has_its_job_started_again(stage):
+    stage.answers[student().id] = [{"exit": 0}]
+    assert not stage.run(student()).failed
+    assert stage.sent == [[student().id]] * 2
 
 
 def test_crashes_with_progress_between_them_are_no_loop(stage):

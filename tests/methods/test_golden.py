@@ -182,6 +182,26 @@ def test_the_function_equals_the_published_code(name):
         torch.testing.assert_close(given[key].grad, gradient, rtol=1e-3, atol=1e-3 * gradient.abs().max().item())
 
 
+@pytest.mark.parametrize("name", ["ce", "nce", "ccl", "ega", "irg"])
+def test_the_term_puts_its_functions_together_as_published(name, outputs_from):
+    golden = np.load(GOLDEN / f"{name}.npz")
+    x = {key.removeprefix("in."): torch.from_numpy(golden[key]) for key in golden.files if key.startswith("in.")}
+    sides = []
+    for who in ("student", "teacher"):
+        embedding = x.get(f"{who}_nodes", x.get(f"{who}_embedding"))
+        stages = [x[key] for key in sorted(x) if key.startswith(f"{who}_features.")]
+        sides.append(
+            outputs_from(logits=x.get(f"{who}_logits", x.get("student_logits")), embedding=embedding, stages=stages)
+        )
+    size = len(sides[0].logits)
+    batch = Batch(torch.zeros(size, 3, 8, 8), x.get("labels", torch.zeros(size, dtype=torch.long)), torch.arange(size))
+    context = TermContext(*map(Shapes.of, sides), classes=10, train_size=50, batch_size=size)
+    weights = {key: float(x[f"{key}_weight"]) for key in ("node", "edge") if f"{key}_weight" in x}
+    options = {"transformations": True} if name == "irg" else weights
+    loss = build_term(name, context, **options)(*sides, batch)
+    assert loss.item() == pytest.approx(golden["out.loss"].item(), rel=1e-4)
+
+
 def test_the_banks_and_constants_of_crd_equal_the_published_code():
     golden = np.load(GOLDEN / "crd.npz")
     x = {key: torch.from_numpy(golden[key]) for key in golden.files}

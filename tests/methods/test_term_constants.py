@@ -78,6 +78,9 @@ def plugin(tmp_path, monkeypatch):
     (deep / "failing.py").write_text(
         "from kdbench.methods import Term\nraise RuntimeError('too late')\n\nclass Late(Term):\n    'Fails at import.'\n"
     )
+    (deep / "hidden.py").write_text(
+        "def base():\n    return dict\n\nclass Hidden(base()):\n    'Whose base no source names.'\n"
+    )
     (deep / "exiting.py").write_text(
         "import sys\nfrom kdbench.methods import Term\nsys.exit(3)\n\nclass Gone(Term):\n    'Exits at import.'\n"
     )
@@ -202,6 +205,7 @@ def test_terms_that_an_installed_package_announces(plugin, context, monkeypatch)
         ("mylosses.deep.losses:Computed", "losses.py:.* Computed: version must be a literal"),
         ("mylosses.deep.broken:A", "broken.py:1  invalid syntax"),
         ("mylosses.deep.failing:Late", "cannot import the term .*RuntimeError: too late"),
+        ("mylosses.deep.hidden:Hidden", "is no loss term: it must be a subclass of kdbench.methods.Term"),
         ("mylosses.deep.exiting:Gone", "cannot import the term .*SystemExit: 3"),
     ],
 )

@@ -86,6 +86,7 @@ def test_no_teacher_no_pass():
 def test_the_speed_is_measured_from_finished_runs_and_junk_is_left_out(tmp_path):
     junk = ["[]", "{", '{"device": 3}', '{"device": {"kind": "tpu"}, "macs": 1, "seconds": 1}', "[" * 100_000,
             '{"device": {"kind": "cpu"}, "macs": "x", "seconds": 1}',
+            '{"device": {"kind": "cpu"}, "macs": 0, "seconds": 9}',
             '{"device": {"kind": "cpu"}, "macs": 1, "seconds": 0}']  # fmt: skip
     good = [
         json.dumps({"device": {"kind": "cpu"}, "macs": macs, "seconds": seconds})

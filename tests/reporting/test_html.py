@@ -95,6 +95,9 @@ def test_what_stands_behind_a_number(trained):
     assert (kd["macs"], kd["seconds"], kd["devices"]) == (5e12, 60.0, ["gpu"])
     assert kd["top1"]["epochs"] == [1, 2, 3, 4]
     assert kd["top1"]["high"][0] - kd["top1"]["low"][0] == 1.0
+    shown = re.findall(r'data-cell="(\d+)" data-value="([\d.]+)"', make_page(suite, store))
+    assert len(shown) == len({number for number, _ in shown}) == 6
+    assert all(table["cells"][int(number)]["mean"] == float(value) for number, value in shown)
     last = table["cells"][-1]
     assert (last["planned"], [trial[2] is None for trial in last["trials"]]) == (2, [False, True])
     assert last["top1"]["low"] == []

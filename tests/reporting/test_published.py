@@ -5,6 +5,7 @@ import pytest
 from kdbench.reporting.keys import reference
 from kdbench.reporting.observations import collect, run_frame
 from kdbench.reporting.tables import grid_cells
+from kdbench.suite.tiny import tiny_suite
 
 
 def published(runs):
@@ -89,3 +90,9 @@ def test_from_a_suite(load, changes, text):
         "student": "resnet8x4",
     } | changes
     assert published(collect([load(SUITE.format(**values))], [])) == text
+
+
+def test_tiny_runs_are_no_papers(load):
+    suite = load(SUITE.format(protocol="semckd", dataset="cifar100", method="kd", scenario="{}", student="vgg8"))
+    row = collect([tiny_suite(suite)], []).iloc[0]
+    assert (row["paper"], row["teacher_paper"]) == ("tiny semckd", "tiny semckd")

@@ -140,6 +140,13 @@ def test_what_was_made_on_other_weights_is_told(store, suite, records, finish):
     ]
 
 
+def test_a_measurement_of_other_weights_does_not_count(store, suite, records, finish):
+    spec = suite.measurements[0].spec
+    assert store.measured(spec).id == spec.id
+    finish(spec, "measurement", parent_sha256="0")
+    assert store.measured(spec) is None
+
+
 def test_leftovers_are_mentioned(store, records):
     (run, *_), (teacher, part) = records["run"], records["teacher"]
     for name in ("state.pt", ".weights.safetensors.ab.tmp", "result.json.damaged-1", "notes.txt"):
@@ -148,7 +155,15 @@ def test_leftovers_are_mentioned(store, records):
     (part.folder / "result.json").unlink()
     found = verify(store)
     assert not found.damaged
-    assert len(found.notes) == 6
+    endings = {note.rpartition("/")[2].partition(": ")[0]: note.partition(": ")[2] for note in found.notes}
+    assert {name: endings[name].partition(".")[0].partition(",")[0] for name in endings} == {
+        "state.pt": "is of no use beside a result; the next kdbench run removes it",
+        ".weights.safetensors.ab.tmp": "was left by a process that was killed",
+        "result.json.damaged-1": "was quarantined as damaged",
+        "notes.txt": "is no file of kdbench's",
+        f"{teacher.id}.damaged-1": "was quarantined as damaged",
+        "weights.safetensors": "there is no result beside it; the next kdbench run that needs it makes both",
+    }
 
 
 def test_the_command(tmp_path, store, records, suite):
