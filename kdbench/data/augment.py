@@ -1,291 +1,82 @@
-"""Augmentation on the device: crops, colours, rotations, and the transformed views that some terms need."""
+"""The random crop and flip of a student's training images."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from itertools import permutations
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdbench.data.batch import AugmentedViews, Batch, generator
-from kdbench.data.image_sets import ImageSet
-from kdbench.data.preprocess import Normalisation
-from kdbench.errors import BadInput
-from kdbench.suite.specs import DatasetSpec, Pretraining
+from kdbench.data.preprocess import Normalisation, resize
+from kdbench.suite.specs import DatasetSpec, Preprocessing
 
 
-def crop(
-    images: Tensor,
-    area: Tensor,
-    ratio: Tensor,
-    right: Tensor,
-    down: Tensor,
-    flip: Tensor | None = None,
-    size: int | None = None,
-) -> Tensor:
-    """A part of each image [N, 3, H, W], resized bilinearly to ``size`` (None: the image's), flipped where ``flip`` [N].
+class Augmenter:
+    """Augmented views of a set of images [N, 3, H, W] uint8. A crop is an index into all of an image's windows."""
 
-    ``area`` [N] is its share of the image, ``ratio`` [N] width over height, ``right`` and ``down`` [N] from 0 to 1 its
-    place. A side that would be longer than the image's is cut to that.
-    """
-    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
-    left, top = (1 - width) * (2 * right - 1), (1 - height) * (2 * down - 1)
-    if flip is not None:
-        width = torch.where(flip, -width, width)
-    zero = torch.zeros_like(width)
-    theta = torch.stack([width, zero, left, zero, height, top], dim=1).view(len(images), 2, 3)
-    side = size or images.shape[-1]
-    grid = F.affine_grid(theta, [len(images), 3, side, side], align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-
-
-def color_jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
-    """Images [N, 3, H, W] with other colours: factors [N, 1, 1, 1], applied in this order, and hue in full turns."""
-    images = (images * brightness).clamp(0, 1)
-    mean = to_grayscale(images).mean((2, 3), keepdim=True)
-    images = (mean + (images - mean) * contrast).clamp(0, 1)
-    luma = to_grayscale(images)
-    images = (luma + (images - luma) * saturation).clamp(0, 1)
-    return adjust_hue(images, 2 * math.pi * hue.flatten())
-
-
-def to_grayscale(images: Tensor) -> Tensor:
-    """The luma [N, 1, H, W] of ITU-R BT.601."""
-    red, green, blue = images.unbind(1)
-    return (0.299 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
-
-
-def adjust_hue(images: Tensor, angle: Tensor) -> Tensor:
-    """Rotate the two colour axes of YIQ space by an angle [N] in radians."""
-    forward = images.new_tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
-    cosine, sine = angle.cos(), angle.sin()
-    zero, one = torch.zeros_like(cosine), torch.ones_like(cosine)
-    rotation = torch.stack([one, zero, zero, zero, cosine, -sine, zero, sine, cosine], dim=1).view(-1, 3, 3)
-    matrix = torch.linalg.inv(forward) @ rotation @ forward
-    return torch.einsum("nij,njhw->nihw", matrix, images).clamp(0, 1)
-
-
-def log_uniform(uniform: Tensor, most: float) -> Tensor:
-    """Map uniform numbers from 0 to 1 to numbers from 1/most to most with a uniform logarithm."""
-    return torch.exp(math.log(most) * (2 * uniform - 1))
-
-
-VIEWS_PER_IMAGE = 3
-"""AugmentedViews of each image. SSKD's code makes three."""
-
-
-class Transform(ABC):
-    """A family of image transformations. Its random numbers are drawn for a whole epoch in advance.
-
-    ``draws`` are uniform numbers [VIEWS_PER_IMAGE · N, numbers] on the CPU, image after image.
-    """
-
-    classes: int
-    """The number of transforms, the identity included."""
-
-    numbers: int
-    """The number of random numbers per view."""
-
-    def draw(self, images: int, draw: torch.Generator) -> Tensor:
-        """The draws for as many images."""
-        return torch.rand(VIEWS_PER_IMAGE * images, self.numbers, generator=draw)
-
-    @abstractmethod
-    def labels(self, draws: Tensor) -> Tensor:
-        """The transform of each view: [VIEWS_PER_IMAGE · N] int64, from 0 to ``classes`` - 1."""
-
-    @abstractmethod
-    def apply(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Transform square images [VIEWS_PER_IMAGE · N, 3, H, W] of values from 0 to 255, each by its row of ``draws``."""
-
-
-class Rotations(Transform):
-    """The image rotated counter-clockwise by 90, 180 and 270 degrees, in this order. Nothing is random."""
-
-    classes = 4
-    numbers = 0
-
-    def labels(self, draws: Tensor) -> Tensor:
-        """The quarter turns."""
-        return torch.arange(len(draws)) % VIEWS_PER_IMAGE + 1
-
-    def apply(self, images: Tensor, draws: Tensor) -> Tensor:
-        """The turned images."""
-        return rotate90(images, self.labels(draws))
-
-
-class MixedTransforms(Transform):
-    """The pool of four of SSKD's paper: each copy is grey, or turned, or a part of the image, or has other colours.
-
-    A turn is by 90, 180 or 270 degrees; the part has 8 to 100 % of the area at a ratio from 3:4 to 4:3; brightness, contrast
-    and saturation are multiplied by 0.6 to 1.4, and hue moves by up to a tenth of a turn. The paper does not say how often
-    each comes; here all four are equally likely, and each copy draws anew. It prints the first weight of grey as 0.229;
-    here it is the usual 0.299.
-    """
-
-    classes = 5
-    numbers = 5
-
-    def labels(self, draws: Tensor) -> Tensor:
-        """1: grey, 2: turned, 3: a part, 4: other colours."""
-        return randint_below(draws[:, 0], 4) + 1
-
-    def apply(self, images: Tensor, draws: Tensor) -> Tensor:
-        """The transformed images, as float."""
-        kinds = self.labels(draws)
-        values = images.float() / 255
-        ways = (self._grey, self._turned, self._part, self._recoloured)
-        for kind, way in enumerate(ways, start=1):
-            rows = (kinds == kind).nonzero().flatten()
-            if len(rows):
-                where = rows.to(images.device)
-                values = values.index_copy(0, where, way(values[where], draws[rows]))
-        return values * 255
-
-    @staticmethod
-    def _grey(images: Tensor, draws: Tensor) -> Tensor:
-        return to_grayscale(images).expand_as(images)
-
-    @staticmethod
-    def _turned(images: Tensor, draws: Tensor) -> Tensor:
-        return rotate90(images, randint_below(draws[:, 1], 3) + 1)
-
-    @staticmethod
-    def _part(images: Tensor, draws: Tensor) -> Tensor:
-        area, ratio, right, down = draws[:, 1:].to(images.device).unbind(1)
-        return crop(images, 0.08 + 0.92 * area, log_uniform(ratio, 4 / 3), right, down)
-
-    @staticmethod
-    def _recoloured(images: Tensor, draws: Tensor) -> Tensor:
-        uniform = draws[:, 1:].to(images.device).T.view(4, -1, 1, 1, 1)
-        brightness, contrast, saturation = 0.6 + 0.8 * uniform[:3]
-        return color_jitter(images, brightness, contrast, saturation, 0.1 * (2 * uniform[3] - 1))
-
-
-class Jigsaw(Transform):
-    """The image's quarters in another order: each copy draws one of the 24 permutations, 0 being the image itself."""
-
-    classes = 24
-    numbers = 1
-
-    def labels(self, draws: Tensor) -> Tensor:
-        """The permutations, in lexicographic order."""
-        return randint_below(draws[:, 0], self.classes)
-
-    def apply(self, images: Tensor, draws: Tensor) -> Tensor:
-        """The images with their quarters moved. Raises BadInput for an odd number of pixels, which has no halves."""
-        count, channels, side, _ = images.shape
-        if side % 2:
-            raise BadInput(f"a jigsaw needs images whose sides have halves, not {side} pixels")
-        half = side // 2
-        orders = torch.tensor(list(permutations(range(4))))[self.labels(draws)].to(images.device)
-        quarters = images.reshape(count, channels, 2, half, 2, half).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-        moved = quarters[torch.arange(count, device=images.device).unsqueeze(1), orders]
-        return moved.view(count, 2, 2, channels, half, half).permute(0, 3, 1, 4, 2, 5).reshape(images.shape)
-
-
-TRANSFORMS: dict[str, Transform] = {"rotations": Rotations(), "four": MixedTransforms(), "jigsaw": Jigsaw()}
-
-
-class ViewGenerator:
-    """Generates one kind of views for an epoch of ``count`` images, with the same transforms for student and teacher."""
-
-    def __init__(self, name: str, count: int, seed: tuple[object, ...]) -> None:
-        self.transform = TRANSFORMS[name]
-        self.draws = self.transform.draw(count, generator("copies", name, *seed))
-
-    def __call__(self, pixels: Sequence[Tensor], normalise: Sequence[Normalisation], start: int) -> AugmentedViews:
-        """The views of one batch, which begins at image number ``start`` of the epoch.
-
-        pixels: [VIEWS_PER_IMAGE · B, 3, H, W] each, the crops of the student, and of the teacher if it has its own
-        """
-        draws = self.draws[view_rows(start, len(pixels[0]) // VIEWS_PER_IMAGE)]
-        seen = [each(self.transform.apply(crops, draws)) for crops, each in zip(pixels, normalise, strict=True)]
-        labels = self.transform.labels(draws).to(pixels[0].device)
-        return AugmentedViews(seen[0], labels, seen[1] if len(seen) > 1 else None)
-
-
-def view_rows(start: int, count: int) -> slice:
-    """The rows of the views of ``count`` images, from image number ``start`` of the epoch on."""
-    return slice(VIEWS_PER_IMAGE * start, VIEWS_PER_IMAGE * (start + count))
-
-
-def rotate90(images: Tensor, quarters: Tensor) -> Tensor:
-    """Square images [N, 3, H, W], each turned counter-clockwise by ``quarters`` [N], on the CPU, quarter turns."""
-    result = images.clone()
-    for quarter in (1, 2, 3):
-        where = (quarters == quarter).nonzero().flatten().to(images.device)
-        result = result.index_copy(0, where, torch.rot90(images[where], quarter, (2, 3)))
-    return result
-
-
-def randint_below(uniform: Tensor, count: int) -> Tensor:
-    """Map uniform numbers from 0 to 1 to integers from 0 to count - 1."""
-    return (uniform * count).long().clamp(max=count - 1)
-
-
-def interleave_views(images: Tensor, copies: Tensor) -> Tensor:
-    """[B, …] and [VIEWS_PER_IMAGE · B, …] as [(1 + VIEWS_PER_IMAGE) · B, …]: each image, followed by its views."""
-    rows = torch.cat([images.unsqueeze(1), copies.reshape(len(images), -1, *copies.shape[1:])], dim=1)
-    return rows.flatten(0, 1)
-
-
-class TwoViews:
-    """The batches of a pre-training: images [2B, 3, H, W], all first views, then all second views in the same order.
-
-    Each view is a random crop of at least ``smallest_crop`` of the area at a ratio between 3:4 and 4:3, resized to the
-    recipe's size or the image's own, flipped if the recipe flips; in four of five its colours are changed, and one in five
-    is grey. As on CIFAR in the paper there is no blur. Departures: colours change in a fixed order, and hue by a rotation
-    in YIQ space.
-    """
-
-    def __init__(
-        self, train: ImageSet, how: Pretraining, spec: DatasetSpec, seed: tuple[object, ...], device: torch.device
-    ) -> None:
-        self.how = how
-        self.seed = seed
+    def __init__(self, images: Tensor, view: Preprocessing, spec: DatasetSpec, device: torch.device) -> None:
+        self.view = view
         self.device = device
-        self.images, self.labels = train.images.to(device), train.labels.to(device)
-        self.normalise = Normalisation(how.recipe, spec, device)
+        self.normalise = Normalisation(view, spec, device)
+        side, pad = images.shape[-1], view.crop_padding
+        padded = F.pad(images.to(device), (pad, pad, pad, pad))
+        self.windows = padded.unfold(2, side, 1).unfold(3, side, 1)
 
-    def __len__(self) -> int:
-        """Images per epoch, each seen twice."""
-        return self.labels.shape[0]
+    def draw(self, count: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Crop offsets [2, count] and flips [count] for as many images."""
+        offsets = torch.randint(0, 2 * self.view.crop_padding + 1, (2, count), generator=draw)
+        flips = torch.rand(count, generator=draw) < (0.5 if self.view.flip else 0.0)
+        return offsets.to(self.device), flips.to(self.device)
 
-    def epoch(
-        self, epoch: int, *, with_teacher: bool = False, transforms: Sequence[str] = (), first: int = 0
-    ) -> Iterator[Batch]:
-        """The batches of an epoch, counted from 1. There is no teacher, and there are no transformed views."""
-        draw = generator("two views", *self.seed, epoch)
-        order = torch.randperm(len(self), generator=draw).to(self.device)
-        batch = self.how.recipe.batch
-        for number, part in enumerate(torch.split(order, batch)):
-            indices = part.repeat(2)
-            where = torch.rand(5, len(indices), generator=draw)
-            colours = torch.rand(6, len(indices), 1, 1, 1, generator=draw)
-            if number < first:
-                continue
-            crops = self._crop(self.images[indices].float() / 255, where.to(self.device))
-            views = self._recolour(crops, colours.to(self.device))
-            yield Batch(self.normalise(views.mul_(255)), self.labels[indices], indices)
+    def __call__(self, indices: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
+        """The normalised views [B, 3, H, W] of the images at ``indices`` [B]."""
+        return self.normalise(self.pixels(indices, offsets, flips))
 
-    def _crop(self, images: Tensor, uniform: Tensor) -> Tensor:
-        area = self.how.smallest_crop + (1 - self.how.smallest_crop) * uniform[0]
-        flip = uniform[4] < 0.5 if self.how.recipe.flip else None
-        ratio = log_uniform(uniform[1], 4 / 3)
-        return crop(images, area, ratio, uniform[2], uniform[3], flip, self.how.recipe.size)
+    def pixels(self, indices: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
+        """The views before normalisation: values from 0 to 255."""
+        images = resize(self.windows[indices, :, offsets[0], offsets[1]], self.view.size)
+        if self.view.flip:
+            images = torch.where(flips.view(-1, 1, 1, 1), images.flip(-1), images)
+        return images
 
-    def _recolour(self, images: Tensor, uniform: Tensor) -> Tensor:
-        """Brightness, contrast, saturation and hue of images [N, 3, H, W] of values 0–1."""
-        changed = uniform[4] < 0.8
-        strength = 0.8 * self.how.colour
-        brightness, contrast, saturation = (
-            torch.where(changed, 1 + strength * (2 * uniform[n] - 1), 1.0) for n in range(3)
-        )
-        turn = torch.where(changed, 0.2 * self.how.colour * (2 * uniform[3] - 1), 0.0)
-        images = color_jitter(images, brightness, contrast, saturation, turn)
-        return torch.where(uniform[5] < 0.2, to_grayscale(images), images)
+
+AREA, RATIO, ATTEMPTS = (0.08, 1.0), (3 / 4, 4 / 3), 10
+"""Of the random part: its share of the image, width over height, and how many draws before the centre is taken."""
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom."""
+Ends = tuple[float, float]
+
+
+def random_resized_crop(
+    image: Image.Image,
+    size: int,
+    draw: torch.Generator,
+    *,
+    flip: bool,
+    areas: Ends = AREA,
+    ratios: Ends = RATIO,
+) -> Image.Image:
+    """A random part of the image, resized bilinearly to ``size`` × ``size``, and flipped in half of the cases if ``flip``.
+
+    The crop of Szegedy et al. (CVPR 2015), by default with torchvision's constants.
+    """
+    part = image.crop(random_box(image.width, image.height, draw, areas, ratios))
+    crop = part.resize((size, size), Image.Resampling.BILINEAR)
+    turned = torch.rand((), generator=draw).item() < 0.5
+    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip and turned else crop
+
+
+def random_box(width: int, height: int, draw: torch.Generator, areas: Ends = AREA, ratios: Ends = RATIO) -> Box:
+    """The part's place; the largest centre of an allowed ratio where no draw fits into the image."""
+    for area, ratio, right, down in torch.rand(ATTEMPTS, 4, generator=draw, dtype=torch.float64).tolist():
+        target = width * height * (areas[0] + (areas[1] - areas[0]) * area)
+        shape = math.exp(math.log(ratios[0]) + (math.log(ratios[1]) - math.log(ratios[0])) * ratio)
+        w, h = round(math.sqrt(target * shape)), round(math.sqrt(target / shape))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(right * (width - w + 1)), int(down * (height - h + 1))
+            return left, top, left + w, top + h
+    w, h = max(1, min(width, round(height * ratios[1]))), max(1, min(height, round(width / ratios[0])))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h

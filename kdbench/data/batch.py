@@ -46,7 +46,7 @@ class Batch:
     indices: [B] int64, positions in the training set as the scenario leaves it, 0 … train_size - 1
     clean_labels: [B] int64, the labels before label noise; None without noise
     teacher_images: [B, 3, H', W'], the images in the teacher's own preprocessing; None if it sees the students'
-    views: transformed views of the images, by kind of transform (kdbench.data.augment); only the kinds that a term needs
+    views: transformed views of the images, by kind of transform (kdbench.data.views); only the kinds that a term needs
     """
 
     images: Tensor

@@ -18,10 +18,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from kdbench.data.augment import VIEWS_PER_IMAGE, ViewGenerator
+from kdbench.data.augment import AREA, RATIO, random_resized_crop
 from kdbench.data.batch import Batch, generator
 from kdbench.data.image_sets import ImageFiles
-from kdbench.data.preprocess import AREA, RATIO, Normalisation, center_crop, pixels, random_resized_crop
+from kdbench.data.preprocess import Normalisation, center_crop, pixels
+from kdbench.data.views import VIEWS_PER_IMAGE, ViewGenerator
 from kdbench.errors import BadInput
 from kdbench.suite.specs import DatasetSpec, Preprocessing, Recipe
 

@@ -1,8 +1,7 @@
-"""Preprocessing: crop, bicubic resize, flip, normalisation; uint8 pixels on the device."""
+"""Preprocessing of uint8 pixels: resize, centre crop, normalisation."""
 
 from __future__ import annotations
 
-import math
 from types import ModuleType
 from typing import Any
 
@@ -46,76 +45,8 @@ def _interpolated(images: Tensor, shape: tuple[int, int]) -> Tensor:
     return F.interpolate(images, shape, mode="bicubic", antialias=True).round_().clamp_(0, 255)
 
 
-class Augmenter:
-    """Augmented views of a set of images [N, 3, H, W] uint8. A crop is an index into all of an image's windows."""
-
-    def __init__(self, images: Tensor, view: Preprocessing, spec: DatasetSpec, device: torch.device) -> None:
-        self.view = view
-        self.device = device
-        self.normalise = Normalisation(view, spec, device)
-        side, pad = images.shape[-1], view.crop_padding
-        padded = F.pad(images.to(device), (pad, pad, pad, pad))
-        self.windows = padded.unfold(2, side, 1).unfold(3, side, 1)
-
-    def draw(self, count: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Crop offsets [2, count] and flips [count] for as many images."""
-        offsets = torch.randint(0, 2 * self.view.crop_padding + 1, (2, count), generator=draw)
-        flips = torch.rand(count, generator=draw) < (0.5 if self.view.flip else 0.0)
-        return offsets.to(self.device), flips.to(self.device)
-
-    def __call__(self, indices: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
-        """The normalised views [B, 3, H, W] of the images at ``indices`` [B]."""
-        return self.normalise(self.pixels(indices, offsets, flips))
-
-    def pixels(self, indices: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
-        """The views before normalisation: values from 0 to 255."""
-        images = resize(self.windows[indices, :, offsets[0], offsets[1]], self.view.size)
-        if self.view.flip:
-            images = torch.where(flips.view(-1, 1, 1, 1), images.flip(-1), images)
-        return images
-
-
-AREA, RATIO, ATTEMPTS = (0.08, 1.0), (3 / 4, 4 / 3), 10
-"""Of the random part: its share of the image, width over height, and how many draws before the centre is taken."""
 MARGIN = 8 / 7
 """Tests: the image's shorter side before the centre is cut, in sides of the cut. 256 to 224."""
-
-Box = tuple[int, int, int, int]
-"""Left, top, right, bottom."""
-Ends = tuple[float, float]
-
-
-def random_resized_crop(
-    image: Image.Image,
-    size: int,
-    draw: torch.Generator,
-    *,
-    flip: bool,
-    areas: Ends = AREA,
-    ratios: Ends = RATIO,
-) -> Image.Image:
-    """A random part of the image, resized bilinearly to ``size`` × ``size``, and flipped in half of the cases if ``flip``.
-
-    The crop of Szegedy et al. (CVPR 2015), by default with torchvision's constants.
-    """
-    part = image.crop(random_box(image.width, image.height, draw, areas, ratios))
-    crop = part.resize((size, size), Image.Resampling.BILINEAR)
-    turned = torch.rand((), generator=draw).item() < 0.5
-    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip and turned else crop
-
-
-def random_box(width: int, height: int, draw: torch.Generator, areas: Ends = AREA, ratios: Ends = RATIO) -> Box:
-    """The part's place; the largest centre of an allowed ratio where no draw fits into the image."""
-    for area, ratio, right, down in torch.rand(ATTEMPTS, 4, generator=draw, dtype=torch.float64).tolist():
-        target = width * height * (areas[0] + (areas[1] - areas[0]) * area)
-        shape = math.exp(math.log(ratios[0]) + (math.log(ratios[1]) - math.log(ratios[0])) * ratio)
-        w, h = round(math.sqrt(target * shape)), round(math.sqrt(target / shape))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = int(right * (width - w + 1)), int(down * (height - h + 1))
-            return left, top, left + w, top + h
-    w, h = max(1, min(width, round(height * ratios[1]))), max(1, min(height, round(width / ratios[0])))
-    left, top = (width - w) // 2, (height - h) // 2
-    return left, top, left + w, top + h
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:

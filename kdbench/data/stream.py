@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kdbench.data.augment import VIEWS_PER_IMAGE, TwoViews, ViewGenerator, view_rows
+from kdbench.data.augment import Augmenter
 from kdbench.data.batch import Batch, generator
 from kdbench.data.file_stream import FileStream, FileTestSet
 from kdbench.data.image_sets import ImageFiles, ImageSet, Samples, Sets, apply_scenario, load_images, samples_of
-from kdbench.data.preprocess import Augmenter, Normalisation, resize
+from kdbench.data.preprocess import Normalisation, resize
+from kdbench.data.views import VIEWS_PER_IMAGE, TwoViews, ViewGenerator, view_rows
 from kdbench.errors import BadInput, KdbenchError
 from kdbench.suite.specs import DatasetSpec, Preprocessing, Pretraining, Recipe, Scenario
 

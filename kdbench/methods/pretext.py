@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.data.augment import TRANSFORMS, VIEWS_PER_IMAGE, interleave_views
 from kdbench.data.batch import Batch
+from kdbench.data.views import TRANSFORMS, VIEWS_PER_IMAGE, interleave_views
 from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32, unit_rows
 from kdbench.methods.term import Part

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.catalogue.hyperparameters import NonNegative, PositiveNumber, Share
-from kdbench.data.augment import VIEWS_PER_IMAGE
 from kdbench.data.batch import Batch
+from kdbench.data.views import VIEWS_PER_IMAGE
 from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32
 from kdbench.methods.pretext import SelfSupervised, head, pretext, scores, views_in
@@ -36,7 +36,7 @@ class SSKD(Term):
     Trained:    the student's h, of the same form on its own embedding.
     Weights:    SSKD 0.1·ce + 0.9·kd + 2.7·L_T + 10·L_ss, ce and kd on the images themselves.
     Views:      `rotations` is the released code: the image, and it turned by 90, 180 and 270 degrees, with one flip and
-                four crops. `four` is the pool of the paper (kdbench/data/augment.py); ours: three copies there, too.
+                four crops. `four` is the pool of the paper (kdbench/data/views.py); ours: three copies there, too.
     Tasks:      Table 2's other tasks were not released. Ours: everything stays but S and the answers. `exemplar` asks which
                 training image a copy is of (W = all of them), `jigsaw` in which of 24 orders the quarters are (the copies
                 are jigsaws then, for L_T, too), `rotation` for the quarter turns of all four views.

@@ -102,7 +102,7 @@ class Term(nn.Module):
     """Increased when a change of the code changes results, so that old and new numbers never mix."""
 
     transforms: str = ""
-    """The kind of views that a term sees (kdbench.data.augment.TRANSFORMS); "": none. ``__init__`` sets it."""
+    """The kind of views that a term sees (kdbench.data.views.TRANSFORMS); "": none. ``__init__`` sets it."""
 
     def __init__(self, context: TermContext) -> None:
         super().__init__()

@@ -10,8 +10,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from kdbench.data.augment import interleave_views
 from kdbench.data.batch import AugmentedViews, Batch, Batches
+from kdbench.data.views import interleave_views
 from kdbench.errors import BadInput
 from kdbench.methods.term import Term
 from kdbench.models.outputs import Outputs

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from kdbench.data.preprocess import center_crop, import_torchvision, pixels, random_box, random_resized_crop
+from kdbench.data.augment import random_box, random_resized_crop
+from kdbench.data.preprocess import center_crop, import_torchvision, pixels
 
 
 def image(width, height, seed=0):

@@ -13,10 +13,11 @@ import torch
 
 from kdbench.catalogue import datasets as catalogue
 from kdbench.data import file_stream as module
+from kdbench.data.augment import random_resized_crop
 from kdbench.data.batch import generator
 from kdbench.data.file_stream import FileStream, FileTestSet, loader_workers
 from kdbench.data.image_sets import apply_scenario, load_images
-from kdbench.data.preprocess import Normalisation, center_crop, pixels, random_resized_crop
+from kdbench.data.preprocess import Normalisation, center_crop, pixels
 from kdbench.data.stream import DataSource
 from kdbench.errors import BadInput
 from kdbench.suite.specs import DatasetSpec, Preprocessing, Pretraining, Scenario

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from kdbench.data.preprocess import Augmenter, Normalisation, resize
+from kdbench.data.augment import Augmenter
+from kdbench.data.preprocess import Normalisation, resize
 from kdbench.data.stream import Stream, TestSet
 from kdbench.suite.specs import Preprocessing
 

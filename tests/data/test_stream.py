@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from kdbench.catalogue.datasets import dataset
-from kdbench.data.augment import TwoViews
 from kdbench.data.stream import DataSource, FeatureStream, Normalisation, Stream, TestSet
+from kdbench.data.views import TwoViews
 from kdbench.suite.protocol import bundled_protocol, protocol_names
 from kdbench.suite.specs import DatasetSpec, Preprocessing, Pretraining, Scenario
 

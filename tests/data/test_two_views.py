@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from kdbench.data import augment
-from kdbench.data.augment import TwoViews
+from kdbench.data import views as views_module
 from kdbench.data.image_sets import ImageSet
+from kdbench.data.views import TwoViews
 from kdbench.suite.specs import Pretraining, Recipe
 
 
@@ -105,7 +105,7 @@ def test_flips_only_where_the_recipe_flips(views):
 def test_colours_are_changed_at_a_share_of_the_authors_strength(views, monkeypatch):
     """Factors 1 ± 0.8 and a fifth of a turn either way at full strength, half of it at 0.5; a fifth of the views stays."""
     given = []
-    monkeypatch.setattr(augment, "color_jitter", lambda images, *factors: given.append(factors) or images)
+    monkeypatch.setattr(views_module, "color_jitter", lambda images, *factors: given.append(factors) or images)
     for _ in views(train=smooth(1000), colour=0.5).epoch(1):
         pass
     *factors, hue = (torch.cat(each).flatten() for each in zip(*given, strict=True))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kdbench.data.augment import interleave_views
+from kdbench.data.views import interleave_views
 from kdbench.planning.cost import student_cost, teacher_pass_cost
 from kdbench.planning.plan import Cohort
 from kdbench.training import jobs

@@ -10,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageEnhance
 
-from kdbench.data import augment
-from kdbench.data.augment import (
+from kdbench.data import views
+from kdbench.data.image_sets import ImageSet
+from kdbench.data.preprocess import Normalisation
+from kdbench.data.stream import Stream
+from kdbench.data.views import (
     TRANSFORMS,
     VIEWS_PER_IMAGE,
     adjust_hue,
@@ -21,9 +24,6 @@ from kdbench.data.augment import (
     randint_below,
     rotate90,
 )
-from kdbench.data.image_sets import ImageSet
-from kdbench.data.preprocess import Normalisation
-from kdbench.data.stream import Stream
 from kdbench.errors import BadInput
 from kdbench.suite.specs import Preprocessing
 
@@ -201,7 +201,7 @@ def test_log_uniform_numbers_and_their_inverses_are_alike():
 
 def test_the_colours_of_the_pool_of_four_have_sskds_ranges(pixels, monkeypatch):
     given = []
-    monkeypatch.setattr(augment, "color_jitter", lambda images, *factors: given.append(factors) or images)
+    monkeypatch.setattr(views, "color_jitter", lambda images, *factors: given.append(factors) or images)
     made("four", pixels.repeat(1000, 1, 1, 1))
     ((*factors, hue),) = given
     for values, low, high in (*((factor, 0.6, 1.4) for factor in factors), (hue, -0.1, 0.1)):
