@@ -75,7 +75,7 @@ def run(
     results:            the results folder, made if absent; runs that it holds are not trained again
     data:               the folder of the data sets
     devices:            "auto", "cpu", or GPU numbers such as "0,1"
-    jobs_per_device:    workers that share a device; default: 1 on a GPU, the number of cores on a CPU
+    jobs_per_device:    workers that share a device; default: 1 on a GPU, one per core, at most 4, on a CPU
     download:           fetch missing data sets and published weights
     checkpoint_seconds: save a checkpoint when the last one is this old
     retry_diverged:     train runs again whose loss diverged
@@ -160,7 +160,7 @@ def load_student(run: str | Run, results: AnyPath = "results", data: AnyPath = "
 
 
 def _load(suites: AnySuites, results: AnyPath = "", *, trials: int | None = None, tiny: bool = False) -> list[Suite]:
-    """The suites; weights and modules that are gone count as what they were when the results were made."""
+    """The suites; missing weight files and modules are taken from the copies archived with the results."""
     from kdbench.store.suites import ArchivedFiles
     from kdbench.suite.load import load_suites
 

@@ -18,7 +18,7 @@ from kdbench.cli.options import HELP_OPTIONS
 COMMANDS = {
     "run": ("run:run", "Train what is missing of the suites, then print their tables."),
     "plan": ("plan:plan", "Show what would run: teachers, cohorts, runs, hours."),
-    "report": ("report:report", "Print the tables of suites, as far as they have been measured."),
+    "report": ("report:report", "Print the suites' tables with the results so far."),
     "compare": ("report:compare", "Compare two results folders cell by cell."),
     "init": ("init:init", "Write a suite to start from, and a loss of your own with its test."),
     "validate": ("checks:validate", "Check suite files and report every problem at once."),

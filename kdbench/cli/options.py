@@ -240,7 +240,7 @@ class _Output(io.FileIO):
 def open_streams() -> None:
     """Prepare the standard streams. Letters that their encoding lacks become ``?``.
 
-    The number of a closed one is taken, lest a file that is opened later gets it, and what is meant for the stream.
+    A closed one is reopened on the null device, so that no later file gets its number and its output.
     """
     for number, wrong_way in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_RDONLY)):
         try:
@@ -299,7 +299,7 @@ Output = Annotated[
 
 
 def print_text(text: str, output: Path | None, done: str = "") -> None:
-    """Write a text and tell what was ``done``, or to standard output. Raises BadInput where that cannot be.
+    """Write a text and tell what was ``done``, or to standard output. Raises BadInput if it cannot be written.
 
     A file is written whole or not at all, and keeps its mode; a link keeps pointing to it. Devices and pipes are written to.
     """

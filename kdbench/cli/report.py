@@ -64,12 +64,19 @@ def report(
     view: ViewOption = View.both,
     table: Annotated[
         list[str] | None,
-        typer.Option("--table", autocompletion=complete_tables, help="Only this printed table; may be repeated."),
+        typer.Option("--table", autocompletion=complete_tables, help="Only this published table; may be repeated."),
     ] = None,
-    published: Annotated[bool, typer.Option("--published", help="The papers' tables as they are printed.")] = False,
+    published: Annotated[
+        bool, typer.Option("--published", help="The papers' tables with the published numbers.")
+    ] = False,
     tolerance: Annotated[
         float,
-        typer.Option("--tolerance", min=0.0, max=100.0, help="Points that agree with a number without deviation."),
+        typer.Option(
+            "--tolerance",
+            min=0.0,
+            max=100.0,
+            help="Tolerance in percentage points where no standard deviation is published.",
+        ),
     ] = TOLERANCE,
     statistics: Annotated[
         bool, typer.Option("--statistics", help="Paired tests, ranks and what the trials can detect.")
@@ -84,7 +91,9 @@ def report(
     ] = None,
     bold: Annotated[
         Bold,
-        typer.Option("--bold", help="Bold in tables that are not a paper's: the best, or all not separable from it."),
+        typer.Option(
+            "--bold", help="Bold in grid tables: the best method, or all not significantly different from it."
+        ),
     ] = Bold.best,
     standalone: Annotated[bool, typer.Option("--standalone", help="LaTeX: a whole document.")] = False,
     mix_versions: MixVersions = False,
@@ -94,12 +103,12 @@ def report(
     settings: Set = None,
     tiny: Tiny = False,
 ) -> None:
-    """Print the tables of suites, as far as they have been measured; those of the papers in their layout."""
+    """Print the suites' tables with the results so far; published tables keep the paper's layout."""
     from kdbench.catalogue.tables import table_name
     from kdbench.reporting.report import published_report
     from kdbench.reporting.writers import write_report
 
-    gc.disable()  # nothing of a report goes in circles: looking for garbage among 10,000 records costs a tenth of the time
+    gc.disable()  # a report makes no reference cycles: collecting would take a tenth of the time for 10,000 records
     if standalone and format is not Format.latex:
         raise BadInput(f"--standalone is for --format latex, not {format}")
     if (statistics or baseline) and format is Format.csv:
@@ -279,7 +288,7 @@ def page_options(
     published: bool,
     mix_versions: bool = False,
 ) -> list[str]:
-    """The options of a report that are not as usual."""
+    """The options of a report that differ from their defaults."""
     options = ["--published"] * published + _repeated("--table", tables)
     if view is not View.both and not published:
         options += ["--view", view]

@@ -26,7 +26,10 @@ Devices = Annotated[str, typer.Option("--devices", help="auto, cpu, or GPU numbe
 Jobs = Annotated[
     int | None,
     typer.Option(
-        "--jobs-per-device", min=1, max=1024, help="Workers that share a device. Default: 1 on a GPU, cores on a CPU."
+        "--jobs-per-device",
+        min=1,
+        max=1024,
+        help="Workers that share a device. Default: 1 on a GPU, one per core (at most 4) on a CPU.",
     ),
 ]
 Download = Annotated[bool, typer.Option("--download", help="Fetch data sets and published weights that are missing.")]

@@ -1,4 +1,4 @@
-"""The random crop and flip of a student's training images."""
+"""Random crop and flip of training images, in the student's preprocessing or the teacher's own."""
 
 from __future__ import annotations
 

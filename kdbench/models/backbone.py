@@ -19,7 +19,7 @@ class Backbone(nn.Module):
 
     classifier_name: the attribute that holds the classifier; None for encoders that have none
     stages:          where the modules are that make f1 … fL
-    tail:            the attributes between the last exposed map and the classifier
+    tail_modules:    the attributes between the last exposed map and the classifier
     key_aliases:     names that other authors' checkpoints give to tensors of the same network → its own names
     width:           D, the width of the embedding
     """

@@ -55,7 +55,7 @@ def difference(cells: pd.DataFrame) -> pd.Series:
 
 
 def verdict(cells: pd.DataFrame, tolerance: float = TOLERANCE) -> list[str]:
-    """Within two published deviations, or ``tolerance`` points where none is published; "" where that says nothing.
+    """`agrees` within two published deviations, or ``tolerance`` points if none is published; "" if nothing is compared.
 
     A verdict needs ``enough`` trials. Only numbers that are a ``percent`` are judged by the tolerance.
     """

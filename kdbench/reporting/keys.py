@@ -105,14 +105,14 @@ def tiny_paper(paper: str) -> str:
 
 
 def teacher_paper_of(run: Run) -> str:
-    """The paper that trains the run's teacher so, or ""."""
+    """The paper whose protocol trains the run's teacher unchanged, or ""."""
     if run.original:
         return tiny_paper(teacher_paper_of(run.original))
     return (run.protocol.paper or "") if run.protocol.name == run.protocol.base else ""
 
 
 def paper_of(run: Run) -> str:
-    """The paper that trains the method so, or ""; one of a sweep has its method's terms with other values."""
+    """The paper whose protocol trains the method unchanged, or ""; a sweep's method has its terms with other values."""
     if run.original:
         return tiny_paper(paper_of(run.original))
     protocol, terms = run.protocol, run.spec.terms
@@ -181,7 +181,7 @@ def scenario_label(scenario: Scenario) -> str:
     """The changes to the training set in words; empty for none."""
     parts = []
     if scenario.fraction < 1:
-        parts.append(f"{100 * scenario.fraction:g}% of the labels")
+        parts.append(f"{100 * scenario.fraction:g}% of the images")
     if scenario.label_noise > 0:
         parts.append(f"{100 * scenario.label_noise:g}% {_NOISE_LABELS[scenario.noise]}")
     return ", ".join(parts)

@@ -34,7 +34,7 @@ class Format(StrEnum):
 
 
 class Bold(StrEnum):
-    """The bold cells of a grid table: the best, or every method that is not separable from it."""
+    """The bold cells of a grid table: the best, or every method not significantly different from it."""
 
     best = "best"
     separable = "separable"

@@ -284,7 +284,7 @@ class Samples:
         return differences
 
     def shared_means(self, pair: Pair) -> dict[str, float]:
-        """The ``shared_means`` of a pair's methods, of those that have one: the best is chosen by them."""
+        """The mean of each method over the trials shared by all methods with at least two; the others are left out."""
         place = self.pairs.index(pair)
         means = shared_means(self.values[place], _one_teacher(self.weights[place]))
         return {method: mean for method, mean in zip(self.methods, means, strict=True) if mean is not None}

@@ -201,7 +201,7 @@ def mark_separable(rendered: RenderedTable, table: GridTable, samples: Samples) 
     first = len(lines) - len(table.methods)  # below the teachers' line, whatever the methods are called
     parts = ((*lines[:first], *map(marked, table.methods, lines[first:])),)
     rule = (
-        " Bold: the best over the trials that all methods with two or more share, and what a paired t-test over trials does "
-        "not tell from it (α = 0.05, Holm over the column); a single trial is not tested, and not bold."
+        " Bold: the best method, and every method not significantly different from it (paired t-test, α = 0.05, Holm per "
+        "column), over the trials shared by all methods with at least two. A single trial is never bold."
     )
     return replace(rendered, sections=(replace(section, parts=parts),), caption=rendered.caption + rule)

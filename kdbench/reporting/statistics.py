@@ -39,9 +39,9 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Improvement:
-    """The average relative improvement in % over ``n`` pairs; ``undefined`` pairs had nothing to relate it to.
+    """The average relative improvement in % over ``n`` pairs.
 
-    ``least`` is the smallest gain (percentage points) that it is related to: the ratio of a tiny one says little.
+    ``undefined`` counts the pairs where the reference does not beat ce; ``least`` is the smallest denominator, in points.
     """
 
     percent: float | None
@@ -83,7 +83,7 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class Statistics:
-    """All of one table. ``baseline`` is None where the table has not the wanted one: then nothing is compared."""
+    """All of one table. ``baseline`` is None if the requested one is not in this table: then nothing is compared."""
 
     group: Group
     baseline: str | None

@@ -21,8 +21,8 @@ from kdbench.suite.teachers import TeacherConfig, adapters_for, resolve_teacher
 class Run:
     """A run as a suite names it: the place in its tables, and the spec that says what is trained.
 
-    Several runs may share one spec: the plain student stands in every teacher's column but is trained once. A tiny run
-    ``original`` the suite's own, whose place in the tables it takes.
+    Several runs may share one spec: the plain student stands in every teacher's column but is trained once. ``original`` is
+    set for a tiny run: the suite's own run, whose place in the tables it takes.
     """
 
     suite: str

@@ -96,7 +96,7 @@ def test_the_runs_of_one_suite_stay_in_the_generic_table_of_another(few, load, s
     titles = [table.title for table in measured_report([few, other], [store]).tables()]
     assert [title for title in titles if title.startswith("other: ")] == [
         "other: cifar100, pretrained teacher",
-        "other: cifar100, 25% of the labels, pretrained teacher",
+        "other: cifar100, 25% of the images, pretrained teacher",
         "other: cifar100, 30% label noise (over all classes), pretrained teacher",
         "other: cifar100, pretrained teacher",
     ]

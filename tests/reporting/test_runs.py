@@ -103,9 +103,9 @@ def test_labels():
     assert dataset_label(part) == "cifar100 (20 classes, 100 + 50 images each)"
     assert scenario_label(Scenario()) == ""
     assert scenario_label(Scenario(fraction=0.25, label_noise=0.1)) == (
-        "25% of the labels, 10% label noise (over the other classes)"
+        "25% of the images, 10% label noise (over the other classes)"
     )
     assert scenario_label(Scenario(label_noise=0.1, noise="all")) == "10% label noise (over all classes)"
     assert scenario_label(Scenario(label_noise=0.1, noise="classes")) == "10% of the classes renamed"
     assert scenario_label(Scenario(fraction=0.254)) != scenario_label(Scenario(fraction=0.25))
-    assert scenario_label(Scenario(fraction=0.07)) == "7% of the labels"
+    assert scenario_label(Scenario(fraction=0.07)) == "7% of the images"
