@@ -14,7 +14,10 @@ from kdbench.suite.specs import DatasetSpec, Preprocessing
 
 
 class Augmenter:
-    """Augmented views of a set of images [N, 3, H, W] uint8. A crop is an index into all of an image's windows."""
+    """Randomly cropped and flipped versions of a set of square images [N, 3, S, S] uint8.
+
+    ``windows`` [N, 3, 2P + 1, 2P + 1, S, S] are all crops of the images padded by P pixels, so that a crop is an index.
+    """
 
     def __init__(self, images: Tensor, view: Preprocessing, spec: DatasetSpec, device: torch.device) -> None:
         self.view = view
@@ -24,10 +27,10 @@ class Augmenter:
         padded = F.pad(images.to(device), (pad, pad, pad, pad))
         self.windows = padded.unfold(2, side, 1).unfold(3, side, 1)
 
-    def draw(self, count: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Crop offsets [2, count] and flips [count] for as many images."""
-        offsets = torch.randint(0, 2 * self.view.crop_padding + 1, (2, count), generator=draw)
-        flips = torch.rand(count, generator=draw) < (0.5 if self.view.flip else 0.0)
+    def draw(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Offsets (row, column) of crops [2, count] int64, and flips [count] bool, for as many images."""
+        offsets = torch.randint(0, 2 * self.view.crop_padding + 1, (2, count), generator=rng)
+        flips = torch.rand(count, generator=rng) < (0.5 if self.view.flip else 0.0)
         return offsets.to(self.device), flips.to(self.device)
 
     def __call__(self, indices: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
@@ -35,7 +38,7 @@ class Augmenter:
         return self.normalise(self.pixels(indices, offsets, flips))
 
     def pixels(self, indices: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
-        """The views before normalisation: values from 0 to 255."""
+        """The cropped and flipped images [B, 3, S, S] before normalisation: values from 0 to 255."""
         images = resize(self.windows[indices, :, offsets[0], offsets[1]], self.view.size)
         if self.view.flip:
             images = torch.where(flips.view(-1, 1, 1, 1), images.flip(-1), images)
@@ -52,7 +55,7 @@ Ends = tuple[float, float]
 def random_resized_crop(
     image: Image.Image,
     size: int,
-    draw: torch.Generator,
+    rng: torch.Generator,
     *,
     flip: bool,
     areas: Ends = AREA,
@@ -62,15 +65,15 @@ def random_resized_crop(
 
     The crop of Szegedy et al. (CVPR 2015), by default with torchvision's constants.
     """
-    part = image.crop(random_box(image.width, image.height, draw, areas, ratios))
+    part = image.crop(random_box(image.width, image.height, rng, areas, ratios))
     crop = part.resize((size, size), Image.Resampling.BILINEAR)
-    turned = torch.rand((), generator=draw).item() < 0.5
+    turned = torch.rand((), generator=rng).item() < 0.5
     return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip and turned else crop
 
 
-def random_box(width: int, height: int, draw: torch.Generator, areas: Ends = AREA, ratios: Ends = RATIO) -> Box:
+def random_box(width: int, height: int, rng: torch.Generator, areas: Ends = AREA, ratios: Ends = RATIO) -> Box:
     """The part's place; the largest centre of an allowed ratio where no draw fits into the image."""
-    for area, ratio, right, down in torch.rand(ATTEMPTS, 4, generator=draw, dtype=torch.float64).tolist():
+    for area, ratio, right, down in torch.rand(ATTEMPTS, 4, generator=rng, dtype=torch.float64).tolist():
         target = width * height * (areas[0] + (areas[1] - areas[0]) * area)
         shape = math.exp(math.log(ratios[0]) + (math.log(ratios[1]) - math.log(ratios[0])) * ratio)
         w, h = round(math.sqrt(target * shape)), round(math.sqrt(target / shape))

@@ -23,6 +23,10 @@ def generator(*parts: Any) -> torch.Generator:
     return torch.Generator().manual_seed(seed_of(*parts))
 
 
+VIEWS_PER_IMAGE = 3
+"""The number of transformed views of each image, as in SSKD's code."""
+
+
 @dataclass(frozen=True)
 class AugmentedViews:
     """Transformed views of a batch's images, VIEWS_PER_IMAGE of each image in a row.

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kdbench.data.augment import AREA, RATIO, random_resized_crop
-from kdbench.data.batch import Batch, generator
+from kdbench.data.batch import VIEWS_PER_IMAGE, Batch, generator
 from kdbench.data.image_sets import ImageFiles
 from kdbench.data.preprocess import Normalisation, center_crop, pixels
-from kdbench.data.views import VIEWS_PER_IMAGE, ViewGenerator
+from kdbench.data.views import ViewGenerator
 from kdbench.errors import BadInput
 from kdbench.suite.specs import DatasetSpec, Preprocessing, Recipe
 
@@ -48,10 +48,10 @@ class CropDataset(Dataset[Any]):
         self.files, self.views, self.seed = files, views, seed
 
     def __getitem__(self, request: BatchRequest) -> list[Tensor] | BadInput:
-        epoch, with_teacher, copied, indices = request
+        epoch, with_teacher, with_views, indices = request
         views = self.views if with_teacher else self.views[:1]
         try:
-            seen = [self._cut(index, epoch, views, copied) for index in indices]
+            seen = [self._cut(index, epoch, views, with_views) for index in indices]
         except BadInput as error:  # travels as a value: what is raised in a worker arrives as a traceback
             return error
         # stacked with the channels last, as the images are decoded and as convolutions want them
@@ -60,20 +60,22 @@ class CropDataset(Dataset[Any]):
             for group in zip(*seen, strict=True)
         ]
 
-    def _cut(self, index: int, epoch: int | None, views: Sequence[Preprocessing], copied: bool) -> list[list[Tensor]]:
+    def _cut(
+        self, index: int, epoch: int | None, views: Sequence[Preprocessing], with_views: bool
+    ) -> list[list[Tensor]]:
         image = self.files.read(index)
         if epoch is None:
             return [[pixels(center_crop(image, view.size or self.files.size))] for view in views]
         place = (*self.seed, epoch, index)
         cuts = [[self._drawn(image, view, "cut", number, *place)] for number, view in enumerate(views)]
-        for number, view in enumerate(views if copied else []):
+        for number, view in enumerate(views if with_views else []):
             cuts.append([self._drawn(image, view, "copy", number, *place, copy) for copy in range(VIEWS_PER_IMAGE)])
         return cuts
 
     def _drawn(self, image: Image.Image, view: Preprocessing, *seed: object) -> Tensor:
-        size, draw = view.size or self.files.size, generator(*seed)
+        size, rng = view.size or self.files.size, generator(*seed)
         areas, ratios = view.crop_area or AREA, view.crop_ratio or RATIO
-        return pixels(random_resized_crop(image, size, draw, flip=view.flip, areas=areas, ratios=ratios))
+        return pixels(random_resized_crop(image, size, rng, flip=view.flip, areas=areas, ratios=ratios))
 
 
 class Loader:
@@ -152,7 +154,7 @@ class FileStream:
         Each view that ``transforms`` names has its own crop and its own flip.
         """
         order = torch.randperm(len(self), generator=generator("epoch", *self.seed, epoch))
-        parts = _split(order, self.batch)[first:]
+        parts = torch.split(order, self.batch)[first:]
         batches = self.load([(epoch, with_teacher, bool(transforms), part.tolist()) for part in parts])
         generators = {name: ViewGenerator(name, len(self), (*self.seed, epoch)) for name in transforms}
         normalise = self.normalise if with_teacher else self.normalise[:1]
@@ -179,7 +181,7 @@ class FileTestSet:
         self.labels = test.labels.to(device)
         self.normalise = Normalisation(view, spec, device)
         self.requests: list[BatchRequest] = [
-            (None, False, False, part.tolist()) for part in _split(torch.arange(len(test)), batch)
+            (None, False, False, part.tolist()) for part in torch.split(torch.arange(len(test)), batch)
         ]
         self.load = Loader(CropDataset(test, [view.preprocessing], ()), device)
         self.batch = batch
@@ -189,12 +191,8 @@ class FileTestSet:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Pairs of images [B, 3, H, W] and labels [B]."""
-        for (stack,), labels in zip(self.load(self.requests), _split(self.labels, self.batch), strict=True):
+        for (stack,), labels in zip(self.load(self.requests), torch.split(self.labels, self.batch), strict=True):
             yield self.normalise(stack), labels
-
-
-def _split(values: Tensor, size: int) -> list[Tensor]:
-    return [values[start : start + size] for start in range(0, len(values), size)]
 
 
 def _as_it_is(answer: list[Tensor] | BadInput) -> list[Tensor] | BadInput:

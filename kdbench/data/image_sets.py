@@ -53,10 +53,7 @@ class ImageFiles:
 
     def select(self, indices: Tensor) -> ImageFiles:
         """The files at ``indices``, in that order."""
-        clean_labels = None if self.clean_labels is None else self.clean_labels[indices]
-        origin = indices if self.indices is None else self.indices[indices]
-        names, labels = self.names[indices.numpy()], self.labels[indices]
-        return replace(self, names=names, labels=labels, clean_labels=clean_labels, indices=origin)
+        return replace(self, names=self.names[indices.numpy()], **_labels_at(self, indices))
 
     def read(self, index: int) -> Image.Image:
         """One image in RGB. Raises BadInput for a file that is none."""
@@ -89,9 +86,17 @@ class ImageSet:
 
     def select(self, indices: Tensor) -> ImageSet:
         """The images at ``indices``, in that order."""
-        clean_labels = None if self.clean_labels is None else self.clean_labels[indices]
-        origin = indices if self.indices is None else self.indices[indices]
-        return ImageSet(self.images[indices], self.labels[indices], self.classes, clean_labels, origin)
+        return replace(self, images=self.images[indices], **_labels_at(self, indices))
+
+
+def _labels_at(whole: ImageSet | ImageFiles, indices: Tensor) -> dict[str, Any]:
+    """The fields of a selection that sets in memory and on disk have in common."""
+    clean = whole.clean_labels
+    return {
+        "labels": whole.labels[indices],
+        "clean_labels": None if clean is None else clean[indices],
+        "indices": indices if whole.indices is None else whole.indices[indices],
+    }
 
 
 AnySet = TypeVar("AnySet", ImageSet, ImageFiles)
@@ -144,10 +149,10 @@ def _in_size(images: ImageSet, size: int | None) -> ImageSet:
 
 def _held_out(train: AnySet, spec: DatasetSpec) -> tuple[AnySet, AnySet]:
     """The training set without a share of each class, and that share. The draw depends on the data set alone."""
-    draw = generator("validation", spec.name)
+    rng = generator("validation", spec.name)
     rest, held_out = [], []
     for label in range(train.classes):
-        order = _draw_class(train.labels, label, None, draw)
+        order = _draw_class(train.labels, label, None, rng)
         count, _ = spec.split(len(order), 0)
         if not 0 < count < len(order):
             raise BadInput(
@@ -163,14 +168,14 @@ def _part(whole: AnySet, spec: DatasetSpec, split: str, per_class: int | None) -
     if spec.classes is None and per_class is None:
         return whole
     classes = spec.classes or whole.classes
-    draw = generator("subset", spec.name, split)
-    kept = [_draw_class(whole.labels, label, per_class, draw) for label in range(classes)]
+    rng = generator("subset", spec.name, split)
+    kept = [_draw_class(whole.labels, label, per_class, rng) for label in range(classes)]
     return replace(whole.select(torch.cat(kept).sort().values), classes=classes)
 
 
-def _draw_class(labels: Tensor, label: int, count: int | None, draw: torch.Generator) -> Tensor:
+def _draw_class(labels: Tensor, label: int, count: int | None, rng: torch.Generator) -> Tensor:
     members = (labels == label).nonzero().flatten()
-    order = torch.randperm(len(members), generator=draw)
+    order = torch.randperm(len(members), generator=rng)
     return members[order[:count]]
 
 
@@ -188,15 +193,13 @@ def _digits_table() -> NDArray[np.float64]:
 @cache
 def _digits() -> tuple[ImageSet, ImageSet]:
     """scikit-learn's digits as 32x32 RGB; of each class 100 images to train, the rest to test."""
-    from PIL import Image
-
     table = _digits_table()
     grey = np.round(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     large = [np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)) for image in grey]
     images = torch.from_numpy(np.stack(large)).unsqueeze(1).repeat(1, 3, 1, 1)
     whole = ImageSet(images, torch.from_numpy(table[:, -1]).long(), 10)
-    draw = generator("digits", "split")
-    train = torch.cat([_draw_class(whole.labels, label, 100, draw) for label in range(10)]).sort().values
+    rng = generator("digits", "split")
+    train = torch.cat([_draw_class(whole.labels, label, 100, rng) for label in range(10)]).sort().values
     rest = torch.ones(len(whole), dtype=torch.bool)
     rest[train] = False
     return whole.select(train), whole.select(rest.nonzero().flatten())
@@ -226,8 +229,8 @@ class Samples:
         lines = zip(self.indices.tolist(), self.given.tolist(), strict=True)
         return hashlib.sha256("".join(f"{place},{given}\n" for place, given in lines).encode()).hexdigest()
 
-    def facts(self) -> dict[str, Any]:
-        """The entries of a student's result."""
+    def result_fields(self) -> dict[str, Any]:
+        """The fields of a student's result that describe its images and labels."""
         return {"changed_labels": self.changed, "samples_sha256": self.sha256}
 
     def csv(self, spec: DatasetSpec, scenario: Scenario, trial: int) -> Iterator[str]:
@@ -256,24 +259,24 @@ def apply_scenario(train: AnySet, scenario: Scenario, spec: DatasetSpec, trial: 
     labels that a smaller share changes among those that a larger does; `other` and `all` draw for the same images.
     """
     if scenario.fraction < 1.0:
-        draw = generator("fraction", spec.canonical(), trial)
-        train = train.select(_few_shot(train.labels, train.classes, scenario.fraction, draw))
+        rng = generator("fraction", spec.canonical(), trial)
+        train = train.select(_few_shot(train.labels, train.classes, scenario.fraction, rng))
     if scenario.label_noise > 0.0:
-        draw = generator("label noise", spec.canonical(), trial)
-        noisy = _NOISE[scenario.noise](train.labels, train.classes, scenario.label_noise, draw)
+        rng = generator("label noise", spec.canonical(), trial)
+        noisy = _NOISE[scenario.noise](train.labels, train.classes, scenario.label_noise, rng)
         train = replace(train, labels=noisy, clean_labels=train.labels)
     return train
 
 
-def _few_shot(labels: Tensor, classes: int, fraction: float, draw: torch.Generator) -> Tensor:
+def _few_shot(labels: Tensor, classes: int, fraction: float, rng: torch.Generator) -> Tensor:
     kept = []
-    for members, order in _shuffled_classes(labels, classes, draw):
+    for members, order in _shuffled_classes(labels, classes, rng):
         count = max(1, round(fraction * len(members)))
         kept.append(members[order[:count]])
     return torch.cat(kept).sort().values
 
 
-def _redrawn(labels: Tensor, classes: int, share: float, draw: torch.Generator, smallest_shift: int = 0) -> Tensor:
+def _redrawn(labels: Tensor, classes: int, share: float, rng: torch.Generator, smallest_shift: int = 0) -> Tensor:
     """Labels moved on by a random number of classes, for a share of each class.
 
     Where that is no whole number of images, the classes that lack most of one give it (of equals, those that are drawn for
@@ -281,11 +284,11 @@ def _redrawn(labels: Tensor, classes: int, share: float, draw: torch.Generator, 
     """
     noisy = labels.clone()
     drawn = []
-    for members, order in _shuffled_classes(labels, classes, draw):
-        drawn.append((members, order, torch.randint(smallest_shift, classes, (len(members),), generator=draw)))
+    for members, order in _shuffled_classes(labels, classes, rng):
+        drawn.append((members, order, torch.randint(smallest_shift, classes, (len(members),), generator=rng)))
     sizes = [share * len(members) + 1e-9 for members, _, _ in drawn]  # 0.3 * 10 is not quite 3
     left = round(share * len(labels)) - sum(map(int, sizes))
-    lots = torch.randperm(len(drawn), generator=draw).tolist()
+    lots = torch.randperm(len(drawn), generator=rng).tolist()
     by_rest = sorted(range(len(drawn)), key=lambda index: (-round(sizes[index] % 1, 6), lots[index]))
     more = set(by_rest[:left])
     for index, (members, order, shifts) in enumerate(drawn):
@@ -295,10 +298,10 @@ def _redrawn(labels: Tensor, classes: int, share: float, draw: torch.Generator, 
     return noisy
 
 
-def _renamed_classes(labels: Tensor, classes: int, share: float, draw: torch.Generator) -> Tensor:
+def _renamed_classes(labels: Tensor, classes: int, share: float, rng: torch.Generator) -> Tensor:
     """All labels of a share of the classes moved on together; two classes may end as one."""
-    shifts = torch.randint(1, classes, (classes,), generator=draw)
-    renamed = torch.randperm(classes, generator=draw)[: round(share * classes)]
+    shifts = torch.randint(1, classes, (classes,), generator=rng)
+    renamed = torch.randperm(classes, generator=rng)[: round(share * classes)]
     names = torch.arange(classes)
     names[renamed] = (renamed + shifts[renamed]) % classes
     return names[labels]
@@ -311,6 +314,6 @@ _NOISE: dict[str, Callable[[Tensor, int, float, torch.Generator], Tensor]] = {
 }
 
 
-def _shuffled_classes(labels: Tensor, classes: int, draw: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+def _shuffled_classes(labels: Tensor, classes: int, rng: torch.Generator) -> list[tuple[Tensor, Tensor]]:
     members = [(labels == label).nonzero().flatten() for label in range(classes)]
-    return [(each, torch.randperm(len(each), generator=draw)) for each in members if len(each)]
+    return [(each, torch.randperm(len(each), generator=rng)) for each in members if len(each)]

@@ -46,7 +46,7 @@ def _interpolated(images: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 MARGIN = 8 / 7
-"""Tests: the image's shorter side before the centre is cut, in sides of the cut. 256 to 224."""
+"""At test time the shorter side is resized to 8/7 of the crop's size: 256 pixels for 224."""
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:

@@ -10,16 +10,17 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kdbench.data.augment import Augmenter
-from kdbench.data.batch import Batch, generator
+from kdbench.data.batch import VIEWS_PER_IMAGE, Batch, generator
 from kdbench.data.file_stream import FileStream, FileTestSet
 from kdbench.data.image_sets import ImageFiles, ImageSet, Samples, Sets, apply_scenario, load_images, samples_of
 from kdbench.data.preprocess import Normalisation, resize
-from kdbench.data.views import VIEWS_PER_IMAGE, TwoViews, ViewGenerator, view_rows
+from kdbench.data.views import TwoViews, ViewGenerator, view_rows
 from kdbench.errors import BadInput, KdbenchError
 from kdbench.suite.specs import DatasetSpec, Preprocessing, Pretraining, Recipe, Scenario
 
@@ -56,17 +57,17 @@ class Stream:
     ) -> Iterator[Batch]:
         """The batches of an epoch, counted from 1. Without a teacher, its own images are left out.
 
-        The views that ``transforms`` names are sampled independently: the images are the same with and without them. A view
-        has its own crop and is flipped like the image. SSKD flips, turns and then crops; offsets are uniform, so
-        that crops before the turn have the same distribution.
+        The transformed views that ``transforms`` names use random numbers of their own, so the images are the same with and
+        without them. Each view has its own crop and the image's flip. SSKD's code flips, turns and then crops; offsets are
+        uniform, so a crop before the turn has the same distribution.
         """
-        draw = generator("epoch", *self.seed, epoch)
+        rng = generator("epoch", *self.seed, epoch)
         count = len(self)
-        order = torch.randperm(count, generator=draw).to(self.device)
-        augmenters, views = [self.student], [self.student.draw(count, draw)]
+        order = torch.randperm(count, generator=rng).to(self.device)
+        augmenters, crops_and_flips = [self.student], [self.student.draw(count, rng)]
         if self.teacher and with_teacher:
             augmenters.append(self.teacher)
-            views.append(self.teacher.draw(count, generator("teacher's view", *self.seed, epoch)))
+            crops_and_flips.append(self.teacher.draw(count, generator("teacher's view", *self.seed, epoch)))
         generators = {name: ViewGenerator(name, count, (*self.seed, epoch)) for name in transforms}
         crops = [
             augmenter.draw(VIEWS_PER_IMAGE * count, generator("copies", role, *self.seed, epoch))[0]
@@ -77,12 +78,12 @@ class Stream:
             indices = order[part]
             seen = [
                 augmenter(indices, offsets[:, part], flips[part])
-                for augmenter, (offsets, flips) in zip(augmenters, views, strict=True)
+                for augmenter, (offsets, flips) in zip(augmenters, crops_and_flips, strict=True)
             ]
             repeated, rows = indices.repeat_interleave(VIEWS_PER_IMAGE), view_rows(start, len(indices))
             pixels = [
                 augmenter.pixels(repeated, offsets[:, rows], flips[part].repeat_interleave(VIEWS_PER_IMAGE))
-                for augmenter, offsets, (_, flips) in zip(augmenters, crops, views, strict=False)
+                for augmenter, offsets, (_, flips) in zip(augmenters, crops, crops_and_flips, strict=False)
             ]
             normalise = [augmenter.normalise for augmenter in augmenters]
             yield Batch(
@@ -163,10 +164,9 @@ class DataSource:
         return self._as_tested(self.sets(spec)[0], view, spec)
 
     def _student_set(self, spec: DatasetSpec, scenario: Scenario, trial: int) -> ImageSet | ImageFiles:
-        whole = self.sets(spec)[0]
-        if isinstance(whole, ImageFiles):
-            return apply_scenario(whole, scenario, spec, trial)
-        return apply_scenario(whole, scenario, spec, trial)
+        whole: Any = self.sets(spec)[0]
+        student_set: ImageSet | ImageFiles = apply_scenario(whole, scenario, spec, trial)
+        return student_set
 
     def _as_tested(
         self, images: ImageSet | ImageFiles, view: Preprocessing, spec: DatasetSpec

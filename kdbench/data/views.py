@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdbench.data.batch import AugmentedViews, Batch, generator
+from kdbench.data.batch import VIEWS_PER_IMAGE, AugmentedViews, Batch, generator
 from kdbench.data.image_sets import ImageSet
 from kdbench.data.preprocess import Normalisation
 from kdbench.errors import BadInput
@@ -74,10 +74,6 @@ def log_uniform(uniform: Tensor, most: float) -> Tensor:
     return torch.exp(math.log(most) * (2 * uniform - 1))
 
 
-VIEWS_PER_IMAGE = 3
-"""AugmentedViews of each image. SSKD's code makes three."""
-
-
 class Transform(ABC):
     """A family of image transformations. Its random numbers are drawn for a whole epoch in advance.
 
@@ -90,9 +86,9 @@ class Transform(ABC):
     numbers: int
     """The number of random numbers per view."""
 
-    def draw(self, images: int, draw: torch.Generator) -> Tensor:
+    def draw(self, images: int, rng: torch.Generator) -> Tensor:
         """The draws for as many images."""
-        return torch.rand(VIEWS_PER_IMAGE * images, self.numbers, generator=draw)
+        return torch.rand(VIEWS_PER_IMAGE * images, self.numbers, generator=rng)
 
     @abstractmethod
     def labels(self, draws: Tensor) -> Tensor:
@@ -228,9 +224,9 @@ def randint_below(uniform: Tensor, count: int) -> Tensor:
     return (uniform * count).long().clamp(max=count - 1)
 
 
-def interleave_views(images: Tensor, copies: Tensor) -> Tensor:
+def interleave_views(images: Tensor, views: Tensor) -> Tensor:
     """[B, …] and [VIEWS_PER_IMAGE · B, …] as [(1 + VIEWS_PER_IMAGE) · B, …]: each image, followed by its views."""
-    rows = torch.cat([images.unsqueeze(1), copies.reshape(len(images), -1, *copies.shape[1:])], dim=1)
+    rows = torch.cat([images.unsqueeze(1), views.reshape(len(images), -1, *views.shape[1:])], dim=1)
     return rows.flatten(0, 1)
 
 
@@ -260,13 +256,13 @@ class TwoViews:
         self, epoch: int, *, with_teacher: bool = False, transforms: Sequence[str] = (), first: int = 0
     ) -> Iterator[Batch]:
         """The batches of an epoch, counted from 1. There is no teacher, and there are no transformed views."""
-        draw = generator("two views", *self.seed, epoch)
-        order = torch.randperm(len(self), generator=draw).to(self.device)
+        rng = generator("two views", *self.seed, epoch)
+        order = torch.randperm(len(self), generator=rng).to(self.device)
         batch = self.how.recipe.batch
         for number, part in enumerate(torch.split(order, batch)):
             indices = part.repeat(2)
-            where = torch.rand(5, len(indices), generator=draw)
-            colours = torch.rand(6, len(indices), 1, 1, 1, generator=draw)
+            where = torch.rand(5, len(indices), generator=rng)
+            colours = torch.rand(6, len(indices), 1, 1, 1, generator=rng)
             if number < first:
                 continue
             crops = self._crop(self.images[indices].float() / 255, where.to(self.device))

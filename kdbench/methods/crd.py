@@ -113,13 +113,13 @@ def exponentials(embedding: Tensor, bank: Tensor, columns: Tensor, temperature: 
 
 @torch.no_grad()
 def first_z(scores: Tensor, mask: Tensor, images: int) -> Tensor:
-    """The number of images times the mean of the used scores [B, 1 + W]."""
+    """The number of images times the mean of the scores [B, 1 + W] in ``mask``."""
     return images * (scores * mask).sum() / mask.sum()
 
 
 @in_float32
 def contrast_loss(probabilities: Tensor, mask: Tensor, noise: float) -> Tensor:
-    """Loss of one side: probabilities [B, 1 + W], the positive first; those not ``used`` [B, 1 + W] count for nothing."""
+    """Loss of one side: probabilities [B, 1 + W], the positive first; those outside ``mask`` [B, 1 + W] are ignored."""
     positive, others = probabilities[:, 0], probabilities[:, 1:]
     found = (positive / (positive + noise + EPSILON)).log()
     rejected = (((others + EPSILON) / noise).log1p() * mask[:, 1:]).sum(1)

@@ -98,10 +98,7 @@ class Projections(nn.Module):
 
     def forward(self, sources: Maps, targets: Maps) -> Tensor:
         """Return the errors. The larger map of a pair is average-pooled first."""
-        errors = []
-        for project, (source, target) in zip(self.pairs, product(sources, targets), strict=True):
-            smaller, aim = pool_to_smaller(source, target)
-            errors.append(squared_error(project(smaller), aim))
+        errors = [squared_error(projected, target) for projected, target in self.compared(sources, targets)]
         return torch.stack(errors, dim=1).reshape(-1, len(sources), len(targets))
 
     def compared(self, sources: Maps, targets: Maps) -> list[tuple[Tensor, Tensor]]:

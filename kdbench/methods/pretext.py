@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.data.batch import Batch
-from kdbench.data.views import TRANSFORMS, VIEWS_PER_IMAGE, interleave_views
+from kdbench.data.batch import VIEWS_PER_IMAGE, Batch
+from kdbench.data.views import TRANSFORMS, interleave_views
 from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32, unit_rows
 from kdbench.methods.term import Part
@@ -138,13 +138,9 @@ def head(embedding: int, width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(embedding, embedding), nn.ReLU(), nn.Linear(embedding, width))
 
 
+@in_float32
 def scores(head: nn.Module, task: Pretext, embedding: Tensor) -> Tensor:
     """A task's scores of embeddings, in float32 throughout, so that the order of scores does not depend on precision."""
-    return _scores(embedding, head, task)
-
-
-@in_float32
-def _scores(embedding: Tensor, head: nn.Module, task: Pretext) -> Tensor:
     return task.scores(head(embedding))
 
 

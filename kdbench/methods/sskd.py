@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.catalogue.hyperparameters import NonNegative, PositiveNumber, Share
-from kdbench.data.batch import Batch
-from kdbench.data.views import VIEWS_PER_IMAGE
+from kdbench.data.batch import VIEWS_PER_IMAGE, Batch
 from kdbench.errors import BadInput
 from kdbench.methods.functional import in_float32
 from kdbench.methods.pretext import SelfSupervised, head, pretext, scores, views_in

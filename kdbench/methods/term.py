@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from kdbench.data.batch import Batch, Batches
+from kdbench.data.batch import VIEWS_PER_IMAGE, Batch, Batches
 from kdbench.errors import BadInput
 from kdbench.models.backbone import Backbone
 from kdbench.models.outputs import LayerPair, Outputs, Shapes
@@ -84,7 +84,7 @@ class Term(nn.Module):
     """For a term that first trains a part on the finished teacher: the hyperparameters on which the part depends."""
 
     views: ClassVar[int] = 0
-    """The number of transformed views of each image that the term sees in addition to the image.
+    """The number of transformed views of each image that the term sees in addition to the image: 0 or 3.
 
     Its outputs then have (1 + views) · B rows: each image's, followed by those of its views.
     """
@@ -106,6 +106,8 @@ class Term(nn.Module):
 
     def __init__(self, context: TermContext) -> None:
         super().__init__()
+        if self.views not in (0, VIEWS_PER_IMAGE):
+            raise BadInput(f"{type(self).__name__}: views must be 0 or {VIEWS_PER_IMAGE}, not {self.views}")
         if self.full_batches and context.train_size < context.batch_size:
             raise BadInput(
                 f"{type(self).__name__} learns from full batches only, and {context.train_size} training images do not "

@@ -176,7 +176,7 @@ def _train_together(specs: Sequence[RunSpec], ctx: JobContext) -> bool:
     macs = {s.id: student_cost(s) + teacher_pass_cost(s) / max(1, len(readers)) for s in specs if s.id in built}
     finalize = partial(teacher.finalize, test=test) if teacher else None
     samples = ctx.data.samples(first.dataset, first.scenario, first.trial) if first.scenario != Scenario() else None
-    sample_fields = samples.facts() if samples else {}
+    sample_fields = samples.result_fields() if samples else {}
     conclude = RunFinisher(ctx, "run", len(stream), len(test), macs, samples=sample_fields, finalize=finalize)
     trainers = [trainer for trainer, _ in built.values()]
     return train(trainers, teacher, stream, partial(measure, test=test), ctx.callbacks(conclude))

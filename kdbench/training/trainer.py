@@ -14,8 +14,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from kdbench.data.batch import Batch, Batches, seed_of
-from kdbench.data.views import VIEWS_PER_IMAGE, interleave_views
+from kdbench.data.batch import VIEWS_PER_IMAGE, Batch, Batches, seed_of
+from kdbench.data.views import interleave_views
 from kdbench.errors import BadInput
 from kdbench.evaluation import Scores
 from kdbench.methods.term import Term

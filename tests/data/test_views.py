@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from PIL import Image, ImageEnhance
 
 from kdbench.data import views
+from kdbench.data.batch import VIEWS_PER_IMAGE
 from kdbench.data.image_sets import ImageSet
 from kdbench.data.preprocess import Normalisation
 from kdbench.data.stream import Stream
 from kdbench.data.views import (
     TRANSFORMS,
-    VIEWS_PER_IMAGE,
     adjust_hue,
     color_jitter,
     interleave_views,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.catalogue.terms import term
-from kdbench.data.batch import AugmentedViews, Batch
-from kdbench.data.views import TRANSFORMS, VIEWS_PER_IMAGE
+from kdbench.data.batch import VIEWS_PER_IMAGE, AugmentedViews, Batch
+from kdbench.data.views import TRANSFORMS
 from kdbench.methods import TermContext, build_part
 from kdbench.models.outputs import Outputs, Shapes
 

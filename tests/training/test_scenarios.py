@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kdbench.data.batch import VIEWS_PER_IMAGE
 from kdbench.data.image_sets import ImageSet
-from kdbench.data.views import VIEWS_PER_IMAGE
 from kdbench.evaluation import measure
 from kdbench.suite.specs import Adapter, DatasetSpec, Scenario
 from kdbench.training import jobs
