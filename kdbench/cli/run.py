@@ -65,7 +65,15 @@ def run(
         return
     store = Store(results)
     tell_changed(loaded, [store])
-    options = RunOptions(results, data, devices, jobs_per_device, download, checkpoint_seconds, retry_diverged)
+    options = RunOptions(
+        results=results,
+        data=data,
+        download=download,
+        checkpoint_seconds=checkpoint_seconds,
+        devices=devices,
+        jobs_per_device=jobs_per_device,
+        retry_diverged=retry_diverged,
+    )
     with progress(loaded) as on_event:
         failed = run_suites(loaded, options, on_event)
     folders = [results] if results != Path("results") else []

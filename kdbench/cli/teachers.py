@@ -83,7 +83,7 @@ def import_file(
     record = store.teacher(spec.id)
     folders = [folder for name in ("runs", "teachers", "locks", "") if not (folder := results / name).exists()]
     store.check_writable()  # said before a large file is looked into
-    options = RunOptions(results, data, devices, weights={str(kind.sha256): file})
+    options = RunOptions(results, data, devices=devices, weights={str(kind.sha256): file})
     try:
         with progress() as on_event:
             failed = train_teachers([spec], options, on_event)
@@ -216,7 +216,7 @@ def train(
     specs = [each for suite in loaded for spec in suite.specs.values() for each in (*auxiliaries_of(spec), spec)]
     teachers = {stage.id: stage for spec in specs for stage in spec.stages}
     given = {sha256: file for suite in loaded for sha256, file in suite.weight_files.items()}
-    options = RunOptions(results, data, devices, jobs_per_device, download, weights=given)
+    options = RunOptions(results, data, download, weights=given, devices=devices, jobs_per_device=jobs_per_device)
     with progress() as on_event:
         failed = train_teachers([*teachers.values()], options, on_event)
     if failed:
@@ -239,7 +239,9 @@ def verify(results: Results = Path("results"), json_output: Json = False) -> Non
     from kdbench.store.verify import verify as compare
 
     store = Store(results)
-    labels = {record.id: label_of(record, "teachers") for record in store.records("teachers") if record.ended()}
+    labels = {
+        record.id: label_of(record, "teachers") for record in store.records("teachers") if record.has_result_file()
+    }
     runs = dict.fromkeys(_with_new_layers(store), "a run, with the new layers that learned beside it")
     checked = compare(store, {"teachers": labels, "runs": runs, "measurements": ()})
     damaged = {each.id: f"{each.problem}. {each.next_step}" for each in reversed(checked.damaged)}
@@ -277,7 +279,7 @@ def export(
     if folder.exists():
         raise BadInput(f"{folder}: is there already. Name a folder that does not exist yet.")
     try:
-        matches[0].check_weights()
+        matches[0].check()
         teachers = trained_stages(stage_from(matches[0].spec()))
         for teacher in teachers:
             store.check_teacher(teacher)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -82,17 +83,22 @@ class Plan:
         beside = sum(map(teacher_cost, self.teachers)) + sum(map(measurement_cost, self.measurements))
         return beside + sum(cohort_cost([run]) for run in runs)
 
-    def on(self, slots: int) -> Plan:
+    def split_for(self, slots: int) -> Plan:
         """The same for so many slots: cohorts are halved while that shortens the makespan."""
         parts = by_depth(self.cohorts)
         return replace(self, cohorts=tuple(cohort for part in parts for cohort in split(part, slots)))
 
     def makespan(self, slots: int) -> float:
         """Multiply-accumulates until the last slot is idle, if each job goes to the slot that is free first."""
-        end = _end(list(map(teacher_cost, self.teachers)), slots)
-        for cohorts in by_depth(self.cohorts):
-            end = _end([cohort.cost for cohort in cohorts], slots, end)
-        return _end(list(map(measurement_cost, self.measurements)), slots, end)
+        steps = [
+            [teacher_cost(teacher) for teacher in self.teachers],
+            *([cohort.cost for cohort in cohorts] for cohorts in by_depth(self.cohorts)),
+            [measurement_cost(spec) for spec in self.measurements],
+        ]
+        end = 0.0
+        for costs in steps:
+            end = highest_load(costs, slots, end)
+        return end
 
 
 def auxiliaries_of(spec: RunSpec) -> list[RunSpec]:
@@ -109,13 +115,14 @@ def by_depth(cohorts: Iterable[Cohort]) -> list[list[Cohort]]:
     return [groups[depth] for depth in sorted(groups)]
 
 
-def schedule(costs: Sequence[float], loads: Sequence[float]) -> list[float]:
-    """Give the costliest jobs first to the slot that is free first; returns the loads of the slots."""
-    heap = list(loads)
-    heapq.heapify(heap)
+def highest_load(costs: Sequence[float], slots: int, start: float = 0.0) -> float:
+    """The load of the busiest slot, where the costliest job left always goes to the slot with the lowest load."""
+    if len(costs) <= slots:
+        return start + max(costs, default=0.0)
+    loads = [start] * max(1, slots)
     for cost in sorted(costs, reverse=True):
-        heapq.heappush(heap, heapq.heappop(heap) + cost)
-    return heap
+        heapq.heapreplace(loads, loads[0] + cost)
+    return max(loads)
 
 
 def make_plan(
@@ -131,7 +138,8 @@ def make_plan(
 
     A teacher that was begun, or quarantined as damaged, is made also where its runs are done: their table shows it.
     Runs whose students teach others, or are measured, are added where they are needed. What diverged, run or teacher, stays
-    so unless ``retry_diverged``; what would be measured on it is left out. Cohorts are ``limited`` to the ``largest``.
+    so unless ``retry_diverged``; what would be measured on it is left out. No cohort has more than ``largest`` runs
+    (``cap_size``).
     """
     asked = {spec.id: spec for spec in measurements}
     unmeasured = [spec for spec in asked.values() if store.measured(spec) is None]
@@ -232,13 +240,13 @@ def cap_size(cohorts: Iterable[Cohort], largest: int) -> list[Cohort]:
 
 
 def split(cohorts: list[Cohort], slots: int) -> list[Cohort]:
-    """Halve the costliest cohorts as far as that brings the end nearer. The costliest come first.
+    """Halve the costliest cohorts as far as that lowers the highest load of a slot. The costliest come first.
 
     One halving may bring nothing while several do (four equal cohorts on six slots), so all are tried; the fewest that
     come within 2 % of the best are taken, for each costs another teacher pass.
     """
-    best = sorted(cohorts, key=_cost, reverse=True)
-    current, nearest = best.copy(), _end([cohort.cost for cohort in best], slots)
+    best = sorted(cohorts, key=attrgetter("cost"), reverse=True)
+    current, lowest = best.copy(), highest_load([cohort.cost for cohort in best], slots)
     total = sum(cohort.cost for cohort in best)
     for _ in range(2 * slots if slots > 1 else 0):
         if not current or len(current[0].runs) == 1:
@@ -247,11 +255,12 @@ def split(cohorts: list[Cohort], slots: int) -> list[Cohort]:
         for half in reversed(_halves(current.pop(0))):
             insort_left(current, half, key=lambda cohort: -cohort.cost)
             total += half.cost
-        if total / slots >= 0.98 * nearest:
+        worthwhile = 0.98 * lowest
+        if total / slots >= worthwhile:
             break
-        end = current[0].cost if len(current) <= slots else _end([cohort.cost for cohort in current], slots)
-        if end < 0.98 * nearest:
-            best, nearest = current.copy(), end
+        load = highest_load([cohort.cost for cohort in current], slots)
+        if load < worthwhile:
+            best, lowest = current.copy(), load
     return best
 
 
@@ -264,15 +273,6 @@ def _halves(cohort: Cohort) -> tuple[Cohort, Cohort]:
         load[side] += student_cost(run)
         (left, right)[side].append(run)
     return Cohort(tuple(left)), Cohort(tuple(right))
-
-
-def _cost(cohort: Cohort) -> float:
-    return cohort.cost
-
-
-def _end(costs: Sequence[float], slots: int, start: float = 0.0) -> float:
-    """When the last slot is idle. No more slots are looked at than there are jobs."""
-    return max(schedule(costs, [start] * max(1, min(slots, len(costs)))))
 
 
 def _stream(spec: RunSpec) -> str:

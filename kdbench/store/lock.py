@@ -167,11 +167,15 @@ def lacks_locks(folder: Path) -> bool:
 
 
 def process_state(pid: int) -> str:
-    """The state that blocks a process of this machine; ``gone`` if it does not exist, "" if nothing blocks it."""
+    """The state that blocks a process of this machine; ``gone`` if it does not exist, "" if nothing known blocks it."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return "gone"
+    except OSError:
+        pass  # somebody else's
     try:
         letter = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return "gone" if Path("/proc/self/stat").exists() else ""
     except (OSError, IndexError):
         return ""
     return {"T": "stopped", "t": "stopped by a debugger", "D": "held up by the system", "Z": "gone"}.get(letter, "")

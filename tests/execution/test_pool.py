@@ -78,7 +78,7 @@ class Stage:
     def run(self, *runs, slots=1, plan=None):
         named = [Slot(f"cpu:{n}", "cpu", {}) for n in range(slots)]
         self.pool = Pool(named, WorkerOptions(self.root, self.root), lambda slot, event: self.heard.append(event))
-        return self.pool.run(plan or make_plan(runs, self.store).on(slots))
+        return self.pool.run(plan or make_plan(runs, self.store).split_for(slots))
 
     def said(self, kind="message"):
         return [event.get("text", event.get("reason")) for event in self.heard if event["event"] == kind]
