@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -20,9 +20,9 @@ class Job:
     """A teacher to train, the runs of a cohort, or a measurement on finished networks.
 
     ``waited``: another process was at it before, ``waits_since`` then, and ``holders`` names whom the user has been told to
-    wait for, by id; ``crashes``: how often a worker has died over it without getting further
-    than ever before; ``furthest``: how far each of its networks has come, in epochs and batches of the next that are behind
-    it; ``discard_weights``: the ids of those whose weights nothing will read.
+    wait for, by id; ``crashes``: how often a worker has died over it without getting further than ever before; ``furthest``:
+    how many epochs, and batches of the next, each of its networks has behind it; ``discard_weights``: the ids of those whose
+    weights nothing will read.
     """
 
     teacher: Stage | None = None
@@ -45,30 +45,21 @@ class Job:
     @cached_property
     def dependencies(self) -> dict[str, Stage]:
         """All stages of teachers, and parts of them, that must be there before it can start, by the id of their record."""
-        needs: Iterable[Stage]
         if self.teacher:
-            needs = [self.teacher.parent] if self.teacher.parent else []
+            stages = lineage(self.teacher)[:-1]
         else:
-            needs = (
-                self.measurement.dependencies
-                if self.measurement
-                else [need for run in self.runs for need in run.dependencies]
-            )
-        stages = [stage for need in needs for stage in lineage(need)]
+            users = [self.measurement] if self.measurement else self.runs
+            stages = [stage for user in users for need in user.dependencies for stage in lineage(need)]
         return {stage.source_run.id if stage.source_run else stage.id: stage for stage in stages}
-
-    def start_event(self) -> dict[str, Any]:
-        """What a listener hears when it starts."""
-        return {"teacher": self.teacher, "runs": self.runs, "measurement": self.measurement, "waited": self.waited}
 
     def message(self) -> dict[str, Any]:
         """What a worker is sent."""
-        about = {"waited": self.waited, "discard_weights": sorted(self.discard_weights.intersection(self.ids))}
-        if self.teacher:
-            return {"teacher": self.teacher.model_dump(mode="json"), **about}
-        if self.measurement:
-            return {"measurement": self.measurement.model_dump(mode="json"), **about}
-        return {"runs": [run.model_dump(mode="json") for run in self.runs], **about}
+        specs: dict[str, Any]
+        if single := self.teacher or self.measurement:
+            specs = {"teacher" if self.teacher else "measurement": single.model_dump(mode="json")}
+        else:
+            specs = {"runs": [run.model_dump(mode="json") for run in self.runs]}
+        return {**specs, "waited": self.waited, "discard_weights": sorted(self.discard_weights.intersection(self.ids))}
 
     def subset(self, ids: Container[str], **changes: Any) -> Job:
         """The same job with these of its runs alone; a teacher or a measurement stays what it is."""
@@ -77,8 +68,7 @@ class Job:
     def split(self, crashes: int) -> list[Job]:
         """Both halves of a cohort."""
         middle = len(self.runs) // 2
-        parts = self.runs[:middle], self.runs[middle:]
-        return [replace(self, runs=part, crashes=crashes) for part in parts]
+        return [replace(self, runs=half, crashes=crashes) for half in (self.runs[:middle], self.runs[middle:])]
 
     def record_progress(self, id: str, epoch: int, batches: int = 0) -> None:
         """A worker that gets further than any before, or leaves a checkpoint that is further, is not in a crash loop."""

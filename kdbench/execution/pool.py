@@ -114,7 +114,8 @@ class Pool:
                 self.watchdog.add(slot.name)
             self.running[slot.name] = job
             self.watchdog.restart(slot.name)
-            self.listen(slot.name, {"event": "started", **job.start_event()})
+            parts = {"teacher": job.teacher, "runs": job.runs, "measurement": job.measurement}
+            self.listen(slot.name, {"event": "started", **parts, "waited": job.waited})
             self.workers[slot.name].send(job.message())
 
     def _check_workers(self) -> None:

@@ -73,15 +73,16 @@ class Plan:
     @property
     def cost(self) -> float:
         """Multiply-accumulates of all that is left."""
-        beside = sum(map(teacher_cost, self.teachers)) + sum(map(measurement_cost, self.measurements))
-        return beside + sum(cohort.cost for cohort in self.cohorts)
+        return self._other_cost + sum(cohort.cost for cohort in self.cohorts)
 
     @property
     def cost_alone(self) -> float:
         """The same if every run were trained by itself, with its own teacher passes."""
-        runs = [run for cohort in self.cohorts for run in cohort.runs]
-        beside = sum(map(teacher_cost, self.teachers)) + sum(map(measurement_cost, self.measurements))
-        return beside + sum(cohort_cost([run]) for run in runs)
+        return self._other_cost + sum(cohort_cost([run]) for cohort in self.cohorts for run in cohort.runs)
+
+    @property
+    def _other_cost(self) -> float:
+        return sum(map(teacher_cost, self.teachers)) + sum(map(measurement_cost, self.measurements))
 
     def split_for(self, slots: int) -> Plan:
         """The same for so many slots: cohorts are halved while that shortens the makespan."""
@@ -141,22 +142,24 @@ def make_plan(
     so unless ``retry_diverged``; what would be measured on it is left out. No cohort has more than ``largest`` runs
     (``cap_size``).
     """
-    asked = {spec.id: spec for spec in measurements}
-    unmeasured = [spec for spec in asked.values() if store.measured(spec) is None]
+    distinct = {spec.id: spec for spec in measurements}
+    unmeasured = [spec for spec in distinct.values() if store.measured(spec) is None]
     specs = list(specs)
-    stages = all_stages(specs, asked.values())
+    stages = all_stages(specs, distinct.values())
     specs += [need.source_run for spec in unmeasured for need in spec.dependencies if need.source_run]
     todo: dict[str, RunSpec] = {}
     done = 0
     diverged: dict[str, bool] = {}
     for spec in {spec.id: spec for spec in specs}.values():
         record = store.run(spec.id)
-        settled = record.done() or (not retry_diverged and _blocked_by_divergence(spec, store, diverged))
+        settled = record.done() or (not retry_diverged and _blocked_by_divergence(spec, record, store, diverged))
         done += settled
         if not settled:
             todo |= {each.id: each for each in (*_unfinished(auxiliaries_of(spec), store), spec)}
     if not retry_diverged:
-        unmeasured = [spec for spec in unmeasured if not _measurement_blocked(spec, store, diverged)]
+        unmeasured = [
+            spec for spec in unmeasured if not _blocked_by_divergence(spec, store.measurement(spec.id), store, diverged)
+        ]
     wanted = [*(need for spec in (*todo.values(), *unmeasured) for need in spec.dependencies), *teachers]
     wanted += [stage for stage in stages if store.unfinished(stage)]
     needed = {stage.id: stage for teacher in wanted for stage in trained_stages(teacher)}
@@ -164,7 +167,7 @@ def make_plan(
     grouped = by_depth(group(todo.values()))
     cohorts = [cohort for part in grouped for cohort in split(cap_size(part, largest or len(todo)), 1)]
     ready = len(needed) - len(missing)
-    return Plan(tuple(missing), tuple(cohorts), done, ready, tuple(unmeasured), len(asked) - len(unmeasured))
+    return Plan(tuple(missing), tuple(cohorts), done, ready, tuple(unmeasured), len(distinct) - len(unmeasured))
 
 
 def all_stages(specs: Iterable[RunSpec], measurements: Iterable[ProbeSpec | SimilaritySpec]) -> Iterable[Stage]:
@@ -180,50 +183,33 @@ def _unfinished(chain: list[RunSpec], store: Store) -> list[RunSpec]:
     return chain[finished[-1] + 1 :] if finished else chain
 
 
-def _blocked_by_divergence(spec: RunSpec, store: Store, diverged: dict[str, bool]) -> bool:
-    """Whether the run or what it needs diverged. ``diverged`` remembers the teachers that have been looked up."""
-    teachers = [stage for need in spec.dependencies for stage in trained_stages(need)]
-    if any(_blocked_by_divergence(each, store, diverged) for each in _unfinished(auxiliaries_of(spec), store)):
+def _blocked_by_divergence(
+    spec: RunSpec | ProbeSpec | SimilaritySpec, record: Record, store: Store, diverged: dict[str, bool]
+) -> bool:
+    """Whether a run, a measurement or something that it needs diverged. ``diverged`` remembers the teachers looked up."""
+    runs = [(need.source_run, store.run(need.source_run.id)) for need in spec.dependencies if need.source_run]
+    if any(_blocked_by_divergence(run, below, store, diverged) for run, below in runs if not below.done()):
         return True
-    for teacher in teachers:
-        if teacher.id not in diverged:
-            diverged[teacher.id] = _diverged(store.teacher(teacher.id))
-    return any(diverged[teacher.id] for teacher in teachers) or _diverged(store.run(spec.id))
-
-
-def _measurement_blocked(spec: ProbeSpec | SimilaritySpec, store: Store, diverged: dict[str, bool]) -> bool:
-    """Whether one of the networks to be measured diverged, or the measurement itself."""
-    if _diverged(store.measurement(spec.id)):
-        return True
-    runs = [need.source_run for need in spec.dependencies if need.source_run]
     stages = [stage for need in spec.dependencies for stage in trained_stages(need)]
-    return any(_blocked_by_divergence(run, store, diverged) for run in runs if not store.run(run.id).done()) or any(
-        _diverged(store.teacher(stage.id)) for stage in stages
-    )
-
-
-def _diverged(record: Record) -> bool:
-    failure = record.failure()
-    return failure is not None and failure.kind == "diverged" and not record.done()
+    for stage in stages:
+        if stage.id not in diverged:
+            diverged[stage.id] = store.teacher(stage.id).diverged()
+    return any(diverged[stage.id] for stage in stages) or record.diverged()
 
 
 def group(specs: Iterable[RunSpec]) -> list[Cohort]:
     """Put runs of one stream and one teacher together; runs without a teacher join the first cohort of their stream."""
-    with_teacher: dict[str, list[RunSpec]] = {}
-    without: list[RunSpec] = []
-    for spec in specs:
+    cohorts: dict[str, list[RunSpec]] = {}
+    first_of_stream: dict[str, list[RunSpec]] = {}
+    for spec in sorted(specs, key=lambda spec: spec.teacher is None):
+        stream = _stream_key(spec)
         if spec.teacher is None:
-            without.append(spec)
+            runs = first_of_stream.get(stream) or cohorts.setdefault(stream, [])
         else:
-            with_teacher.setdefault(spec.cohort_key, []).append(spec)
-    hosts: dict[str, list[RunSpec]] = {}
-    for runs in with_teacher.values():
-        hosts.setdefault(_stream(runs[0]), runs)
-    alone: dict[str, list[RunSpec]] = {}
-    for spec in without:
-        target = hosts.get(_stream(spec))
-        (alone.setdefault(_stream(spec), []) if target is None else target).append(spec)
-    return [Cohort(tuple(runs)) for runs in (*with_teacher.values(), *alone.values())]
+            runs = cohorts.setdefault(spec.cohort_key, [])
+        runs.append(spec)
+        first_of_stream.setdefault(stream, runs)
+    return [Cohort(tuple(runs)) for runs in cohorts.values()]
 
 
 def cap_size(cohorts: Iterable[Cohort], largest: int) -> list[Cohort]:
@@ -275,7 +261,7 @@ def _halves(cohort: Cohort) -> tuple[Cohort, Cohort]:
     return Cohort(tuple(left)), Cohort(tuple(right))
 
 
-def _stream(spec: RunSpec) -> str:
+def _stream_key(spec: RunSpec) -> str:
     return f"{spec.stream_id}-{spec.recipe.precision}"
 
 

@@ -223,6 +223,11 @@ class Record:
         except (OSError, BadRecord, ValueError):
             return None
 
+    def diverged(self) -> bool:
+        """Whether it has no valid result because its loss diverged."""
+        failure = self.failure()
+        return failure is not None and failure.kind == "diverged" and not self.done()
+
     def keeps_weights(self) -> bool:
         """Whether the weights were kept: those of tiny runs only if something depends on them."""
         return not NO_WEIGHTS.items() <= self.metadata().items()

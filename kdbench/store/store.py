@@ -74,10 +74,9 @@ class Store:
         count = sum(_is_outdated(entry) for kind in KINDS for entry in self._entries(kind))
         if not count:
             return ""
-        records = (
-            "records were written by kdbench 0.1 and are" if count > 1 else "record was written by kdbench 0.1 and is"
-        )
-        return f"{self.root}: {count} {records} not used. Report them with that version, or run their suites again"
+        records, are = ("records were", "are") if count > 1 else ("record was", "is")
+        advice = "Report them with that version, or run their suites again"
+        return f"{self.root}: {count} {records} written by kdbench 0.1 and {are} not used. {advice}"
 
     def records(self, kind: str) -> Iterator[Record]:
         """All records of a kind (``runs``, ``teachers`` …), by id; neither quarantined ones nor those of kdbench 0.1."""
@@ -103,7 +102,7 @@ class Store:
         One that was never here, or was removed with the copies quarantined, is not.
         """
         record = self.teacher(teacher.id)
-        if record.done() or ((failure := record.failure()) and failure.kind == "diverged"):
+        if record.done() or record.diverged():
             return False
         return record.folder.is_dir() or any(record.folder.parent.glob(f"{record.id}.damaged-*"))
 
@@ -245,7 +244,7 @@ def log_name(slot: str, parent: int | str | None = None) -> str:
 
 def check_copyable(record: Record) -> None:
     """Raise BadRecord unless a finished record's files are plain ones, of a size that they can have, and whole."""
-    for path in _files(record.folder):
+    for path in _stored_files(record):
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode):
             raise BadRecord(f"{path}: is a link or a device, not a plain file")
@@ -260,7 +259,7 @@ def copy_record(record: Record, target: Path) -> None:
     temporary = target.parent / f".{record.id}.{secrets.token_hex(6)}.tmp" / record.id
     try:
         temporary.mkdir(parents=True)
-        for path in _files(record.folder):
+        for path in _stored_files(record):
             shutil.copyfile(path, temporary / path.name, follow_symlinks=False)
         check_copyable(Record(temporary))
         temporary.rename(target)
@@ -268,5 +267,5 @@ def copy_record(record: Record, target: Path) -> None:
         shutil.rmtree(temporary.parent, ignore_errors=True)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for name in FILES if os.path.lexists(path := folder / name))
+def _stored_files(record: Record) -> Iterator[Path]:
+    return (path for name in FILES if os.path.lexists(path := record.folder / name))
