@@ -266,32 +266,21 @@ def _stream_key(spec: RunSpec) -> str:
 
 
 def changed_plugins(specs: Iterable[RunSpec], store: Store) -> list[str]:
-    """One line for each plug-in with other code of which runs are finished. Only where some are to do are records read."""
+    """One line for each plug-in of which runs with other code are finished. Only where some are to do are records read."""
     planned = {
         digest(_bare(spec.canonical())): spec for spec in specs if spec.plugins and not store.run(spec.id).done()
     }
     changed: Counter[str] = Counter()
-    unknown: Counter[str] = Counter()
     for record in store.records("runs") if planned else ():
         stored = record.spec()
         spec = planned.get(digest(_bare(stored)))
-        if spec is None or not record.done():
-            continue
-        before = hashes_of_plugins(stored)
-        for name, sha256 in spec.plugins.items():
-            if name not in before:
-                unknown[name] += 1
-            elif before[name] != sha256:
-                changed[name] += 1
-    lines = [f"{name} has changed since {_runs(n)}: not reused." for name, n in changed.items()]
-    return lines + [
-        f"{name} may have changed since {_runs(n)}, for which its code was not recorded: not reused."
-        for name, n in unknown.items()
+        if spec and record.done():
+            before = hashes_of_plugins(stored)
+            changed.update(name for name, sha256 in spec.plugins.items() if before.get(name) != sha256)
+    return [
+        f"{name} has changed since {count} finished run{'s' if count > 1 else ''}: not reused."
+        for name, count in changed.items()
     ]
-
-
-def _runs(count: int) -> str:
-    return f"{count} finished run{'s' if count > 1 else ''}"
 
 
 def _bare(value: Any) -> Any:
