@@ -84,16 +84,11 @@ def run(
     Kill the process at any time; the same call resumes. Raises BadInput before anything starts, Interrupted after Ctrl-C,
     and KdbenchError where the results cannot be saved.
     """
-    from kdbench.execution.runner import RunOptions, run_suites
+    from kdbench.execution.runner import run_suites
+    from kdbench.execution.worker_handle import RunOptions
 
     options = RunOptions(
-        results=Path(results),
-        data=Path(data),
-        download=download,
-        checkpoint_seconds=checkpoint_seconds,
-        devices=devices,
-        jobs_per_device=jobs_per_device,
-        retry_diverged=retry_diverged,
+        Path(results), Path(data), devices, jobs_per_device, download, checkpoint_seconds, retry_diverged
     )
     return run_suites(_load(suites, results), options, progress or (lambda slot, event: None))
 

@@ -16,7 +16,8 @@ from kdbench.cli.plan import describe, summarise
 from kdbench.cli.progress import RunProgress
 from kdbench.cli.report import FormatOption, command_lines, render, tell_changed
 from kdbench.errors import CannotSave, Interrupted, KdbenchError
-from kdbench.execution.runner import OnEvent, RunOptions, run_suites
+from kdbench.execution.runner import OnEvent, run_suites
+from kdbench.execution.worker_handle import RunOptions
 from kdbench.reporting.options import Format
 from kdbench.store.store import Store
 from kdbench.suite.suite import Suite
@@ -65,15 +66,7 @@ def run(
         return
     store = Store(results)
     tell_changed(loaded, [store])
-    options = RunOptions(
-        results=results,
-        data=data,
-        download=download,
-        checkpoint_seconds=checkpoint_seconds,
-        devices=devices,
-        jobs_per_device=jobs_per_device,
-        retry_diverged=retry_diverged,
-    )
+    options = RunOptions(results, data, devices, jobs_per_device, download, checkpoint_seconds, retry_diverged)
     with progress(loaded) as on_event:
         failed = run_suites(loaded, options, on_event)
     folders = [results] if results != Path("results") else []

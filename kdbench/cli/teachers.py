@@ -17,7 +17,8 @@ from kdbench.cli.completion import complete_datasets, complete_networks
 from kdbench.cli.listing import Kind, list_things
 from kdbench.cli.options import HELP_OPTIONS, Data, Json, Only, Results, Suites, load
 from kdbench.cli.run import Devices, Download, Jobs, progress
-from kdbench.execution.runner import RunOptions, train_teachers
+from kdbench.execution.runner import train_teachers
+from kdbench.execution.worker_handle import RunOptions
 
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def import_file(
     record = store.teacher(spec.id)
     folders = [folder for name in ("runs", "teachers", "locks", "") if not (folder := results / name).exists()]
     store.check_writable()  # said before a large file is looked into
-    options = RunOptions(results, data, devices=devices, weights={str(kind.sha256): file})
+    options = RunOptions(results, data, devices, weights={str(kind.sha256): file})
     try:
         with progress() as on_event:
             failed = train_teachers([spec], options, on_event)
@@ -216,7 +217,7 @@ def train(
     specs = [each for suite in loaded for spec in suite.specs.values() for each in (*auxiliaries_of(spec), spec)]
     teachers = {stage.id: stage for spec in specs for stage in spec.stages}
     given = {sha256: file for suite in loaded for sha256, file in suite.weight_files.items()}
-    options = RunOptions(results, data, download, weights=given, devices=devices, jobs_per_device=jobs_per_device)
+    options = RunOptions(results, data, devices, jobs_per_device, download, weights=given)
     with progress() as on_event:
         failed = train_teachers([*teachers.values()], options, on_event)
     if failed:

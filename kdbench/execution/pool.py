@@ -17,7 +17,7 @@ from kdbench.errors import KdbenchError
 from kdbench.execution.child import exit_reason
 from kdbench.execution.devices import Slot
 from kdbench.execution.jobs import Backlog, Job, jobs_of
-from kdbench.execution.worker_handle import Watchdog, WorkerHandle, WorkerOptions
+from kdbench.execution.worker_handle import RunOptions, Watchdog, WorkerHandle
 from kdbench.planning.plan import Plan
 from kdbench.store.record import Failure, Record
 from kdbench.store.store import Store
@@ -45,7 +45,7 @@ class Pool:
     def __init__(
         self,
         slots: Sequence[Slot],
-        options: WorkerOptions,
+        options: RunOptions,
         listen: Callable[[str, dict[str, Any]], None],
     ) -> None:
         self.slots = slots
@@ -93,7 +93,8 @@ class Pool:
     def _stop_workers(self) -> None:
         if not self.told_to_stop:
             self.told_to_stop = True
-            self._say("Saving and stopping; Ctrl-C again stops at once." if self.result.interrupted else "")
+            if self.result.interrupted:
+                self._say("Saving and stopping; Ctrl-C again stops at once.")
             for worker in self.workers.values():
                 worker.send({"stop": True})
             self.watchdog.stop(self.running)
@@ -222,5 +223,4 @@ class Pool:
         return self.store.teacher(id) if job.teacher else self.store.run(id)
 
     def _say(self, text: str) -> None:
-        if text:
-            self.listen("", {"event": "message", "text": text})
+        self.listen("", {"event": "message", "text": text})

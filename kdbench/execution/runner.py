@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -15,25 +15,13 @@ from kdbench.errors import BadInput, BadSuite, CannotSave, Interrupted, KdbenchE
 from kdbench.execution.child import misfits
 from kdbench.execution.devices import make_slots
 from kdbench.execution.pool import Pool
-from kdbench.execution.worker_handle import WorkerOptions
+from kdbench.execution.worker_handle import RunOptions
 from kdbench.planning.plan import Plan, all_stages, auxiliaries_of, make_plan, missing_files
 from kdbench.store.store import Store
 from kdbench.store.suites import keep_suites
 from kdbench.suite.methods import plugin_folders
 from kdbench.suite.specs import Imported, Stage, lineage
 from kdbench.suite.suite import Suite, measurement_specs, run_specs
-
-
-@dataclass(frozen=True)
-class RunOptions(WorkerOptions):
-    """What workers share, and on what to train.
-
-    ``devices`` is ``auto``, ``cpu``, or GPU numbers such as ``0,1``; ``weights`` are in addition to those that suites name.
-    """
-
-    devices: str = "auto"
-    jobs_per_device: int | None = None
-    retry_diverged: bool = False
 
 
 OnEvent = Callable[[str, dict[str, Any]], None]
@@ -113,8 +101,7 @@ def _run_until_consistent(
             with suppress(OSError, KdbenchError):  # results that can only be read are shown all the same
                 keep_suites(suites, store)
             return {}
-        worker_options = _prepare(plan, suites, store, options, on_event)
-        failed = _execute(plan, worker_options, on_event)
+        failed = _execute(plan, _prepare(plan, suites, store, options, on_event), on_event)
         if failed or not (damaged or any(store.measured(spec) is None for spec in measurements)):
             break
     return failed
@@ -128,6 +115,7 @@ def _prepare(plan: Plan, suites: Sequence[Suite], store: Store, options: RunOpti
     weights = dict(options.weights)
     for suite in suites:
         weights |= suite.weight_files
+    weights = {sha256: file.resolve() for sha256, file in weights.items()}
     options = replace(options, weights=weights, beside=modules)
     _check_files(plan, options)
     _tell(on_event, store.check_writable())

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -136,30 +136,23 @@ LONGEST_TMPDIR = 70
 
 
 @dataclass(frozen=True)
-class WorkerOptions:
-    """The options that all workers of a pool share: where results and data are, and how to train.
+class RunOptions:
+    """Where results and data are, and on what and how to train.
 
-    ``checkpoint_seconds`` is the age at which a resume point is replaced; ``weights`` holds the user's files of weights by
-    SHA-256; ``beside``: the folders of plug-ins' modules that are not on the import path.
+    ``devices`` is ``auto``, ``cpu``, or GPU numbers such as ``0,1``; ``checkpoint_seconds`` is the age at which a resume
+    point is replaced; ``weights`` holds files of weights by SHA-256, in addition to those that suites name. ``beside``, the
+    folders of plug-ins' modules that are not on the import path, is found out when a run starts.
     """
 
     results: Path = Path("results")
     data: Path = Path("data")
+    devices: str = "auto"
+    jobs_per_device: int | None = None
     download: bool = False
     checkpoint_seconds: float = 30.0
+    retry_diverged: bool = False
     weights: Mapping[str, Path] = field(default_factory=dict)
     beside: Mapping[str, Path] = field(default_factory=dict)
-
-    def message(self) -> dict[str, Any]:
-        """The options as JSON values."""
-        return {
-            "results": str(self.results),
-            "data": str(self.data),
-            "download": self.download,
-            "checkpoint_seconds": self.checkpoint_seconds,
-            "weights": {sha256: str(file.resolve()) for sha256, file in self.weights.items()},
-            "beside": {module: str(folder) for module, folder in self.beside.items()},
-        }
 
 
 class WorkerHandle:
@@ -169,7 +162,7 @@ class WorkerHandle:
     error goes to a log file, which is removed in the end if it is empty.
     """
 
-    def __init__(self, slot: Slot, options: WorkerOptions, inbox: queue.Queue[tuple[str, dict[str, Any]]]) -> None:
+    def __init__(self, slot: Slot, options: RunOptions, inbox: queue.Queue[tuple[str, dict[str, Any]]]) -> None:
         self.slot = slot
         self.log = options.results / "logs" / log_name(slot.name)
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -193,11 +186,12 @@ class WorkerHandle:
         ]
         for thread in self.threads:
             thread.start()
-        self.send({**options.message(), "device": "cuda" if slot.kind == "gpu" else "cpu", "threads": slot.threads})
+        device = "cuda" if slot.kind == "gpu" else "cpu"
+        self.send({**asdict(options), "device": device, "threads": slot.threads})
 
     def send(self, message: dict[str, Any]) -> None:
         """Send a job or a request. One that is gone is noticed through its "exit" event, one that hangs by its silence."""
-        self.outbox.put(json.dumps(message) + "\n")
+        self.outbox.put(json.dumps(message, default=str) + "\n")
 
     def close(self) -> bool:
         """End the process at once, if it has not ended. What it trained since its last checkpoint is lost.

@@ -90,6 +90,18 @@ def parse(text: bytes) -> Any:
     return from_json(text, allow_inf_nan=False)
 
 
+def stored_mapping(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file that was stored. Raises BadRecord, also where it is missing."""
+    try:
+        return mapping(read(str(path)))
+    except FileNotFoundError:
+        raise BadRecord(f"{path}: is missing") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except ValueError as error:
+        raise BadRecord(f"{path}: is not what was stored ({error})") from None
+
+
 def read_mapping(path: str) -> dict[str, Any]:
     """Read a JSON object from a file; {} if there is none."""
     try:

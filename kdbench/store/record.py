@@ -23,12 +23,12 @@ from kdbench.store.reading import (
     MOST_LINES,
     check_size,
     differences,
-    mapping,
     parse,
     read,
     read_epoch,
     read_mapping,
     some_lines,
+    stored_mapping,
     unreadable,
 )
 from kdbench.suite.specs import digest
@@ -183,25 +183,21 @@ class Record:
         result = self.result()
         if result is None:
             raise BadRecord(f"{self.folder}: there is no finished network")
-        for problem in chain(self.problems(result), () if quick else self.weight_problems(result)):
+        for problem in chain(self.small_file_problems(result), () if quick else self.weight_problems(result)):
             raise problem
         for path in (self.weights_file, self.teacher_head_file) if quick else ():
             if os.path.lexists(path):
                 check_size(path)
         return result
 
-    def problems(self, result: Result) -> Iterator[BadRecord]:
+    def small_file_problems(self, result: Result) -> Iterator[BadRecord]:
         """Check the small files of a finished record; yields what is wrong."""
         spec = self.folder / "spec.json"
         try:
-            if digest(mapping(read(str(spec)))) != self.id:
+            if digest(stored_mapping(spec)) != self.id:
                 yield BadRecord(f"{spec}: is not what was stored")
-        except FileNotFoundError:
-            yield BadRecord(f"{spec}: is missing")
-        except OSError as error:
-            yield unreadable(spec, error)
-        except (BadRecord, ValueError):
-            yield BadRecord(f"{spec}: is not what was stored")
+        except BadRecord as error:
+            yield error
         if result.metrics_sha256 is not None:
             yield from differences(self.folder / "metrics.jsonl", result.metrics_sha256)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 
 from kdbench.errors import BadRecord, KdbenchError, UnreadableRecord
-from kdbench.store.reading import mapping, read, unreadable
+from kdbench.store.reading import stored_mapping
 from kdbench.store.record import FILES, OTHER_FILES, Record, Result
 from kdbench.store.store import KINDS, Store
 from kdbench.suite.measurements import measurement_from
@@ -84,7 +84,7 @@ def label_of(record: Record, kind: str) -> str:
 
 def _problems(store: Store, record: Record, kind: str, result: Result) -> Iterator[KdbenchError]:
     """Check the files of a record besides its result."""
-    small = [*record.problems(result)]
+    small = [*record.small_file_problems(result)]
     yield from small
     if record.keeps_weights():
         yield from record.weight_problems(result)
@@ -92,13 +92,8 @@ def _problems(store: Store, record: Record, kind: str, result: Result) -> Iterat
         yield from _origin_problems(store, record, kind, result)
     metadata = record.folder / "metadata.json"
     try:
-        mapping(read(str(metadata)))
-    except FileNotFoundError:
-        pass  # a note: _leftovers
-    except OSError as error:
-        yield unreadable(metadata, error)
-    except ValueError as error:
-        yield BadRecord(f"{metadata}: is not what was stored ({error})")
+        if os.path.lexists(metadata):  # if not, _leftovers says so
+            stored_mapping(metadata)
     except BadRecord as error:
         yield error
 
