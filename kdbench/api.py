@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kdbench.catalogue.text import listed, nearest
 from kdbench.errors import BadInput
-from kdbench.suite.suite import Suite
+from kdbench.suite.suite import Suite, measurement_specs, run_specs
 
 
 if TYPE_CHECKING:
@@ -53,9 +53,7 @@ def plan(suites: AnySuites, results: AnyPath = "results", *, slots: int = 1) -> 
     from kdbench.planning.plan import make_plan
 
     loaded, store = _load(suites, results), _store(results)
-    specs = [spec for suite in loaded for spec in suite.specs.values()]
-    measurements = [each.spec for suite in loaded for each in suite.measurements]
-    return make_plan(specs, store, measurements=measurements).on(slots)
+    return make_plan(run_specs(loaded), store, measurements=measurement_specs(loaded)).split_for(slots)
 
 
 def run(
@@ -86,7 +84,8 @@ def run(
     Kill the process at any time; the same call resumes. Raises BadInput before anything starts, Interrupted after Ctrl-C,
     and KdbenchError where the results cannot be saved.
     """
-    from kdbench.execution.runner import RunOptions, run_suites
+    from kdbench.execution.runner import run_suites
+    from kdbench.execution.worker_handle import RunOptions
 
     options = RunOptions(
         Path(results), Path(data), devices, jobs_per_device, download, checkpoint_seconds, retry_diverged

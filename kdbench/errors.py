@@ -1,13 +1,13 @@
 """The exceptions of kdbench, as one tree.
 
-KdbenchError            exit code 1: something failed while running
-├── BadInput            exit code 2: nothing was run
-│   └── BadSuite        every problem of a suite file, each with its place
-├── BadRecord           a file of the results directory does not hold what it should
-│   ├── LockedRecord    the system does not let it be read: permissions, a faulty disk
-│   └── LostTeacher     a teacher's weights are damaged; they are quarantined and trained again
-├── CannotSave          the results directory cannot be written; resumable
-└── Interrupted         exit code 130: stopped on request; resumable
+KdbenchError                exit code 1: something failed while running
+├── BadInput                exit code 2: nothing was run
+│   └── BadSuite            every problem of a suite file, each with its place
+├── BadRecord               a file of the results directory does not hold what it should
+│   ├── UnreadableRecord    the system does not let it be read: permissions, a faulty disk
+│   └── LostTeacher         a teacher's weights are damaged; they are quarantined and trained again
+├── CannotSave              the results directory cannot be written; resumable
+└── Interrupted             exit code 130: stopped on request; resumable
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class BadRecord(KdbenchError):
     """A file of the results directory that does not hold what it should."""
 
 
-class LockedRecord(BadRecord):
+class UnreadableRecord(BadRecord):
     """A file of the results directory that the system does not let be read. What it holds may be whole."""
 
 

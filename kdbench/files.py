@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Call ``write`` on a temporary file in the folder of ``path``, flush it to disk and rename it to ``path``.
 
     Whoever reads ``path`` sees the old content or the new one. Raises OSError (disk full, no permission) with the old
@@ -39,7 +39,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically."""
-    write_atomically(path, lambda file: _write(file, content))
+    write_atomically(path, lambda file: file.write(content))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -55,10 +55,6 @@ def quarantine(path: Path) -> Path:
             path.rename(target)
             return target
     raise OSError(f"{path}: too many damaged copies")
-
-
-def _write(file: BinaryIO, content: bytes) -> None:
-    file.write(content)
 
 
 def _sync_folder(folder: Path) -> None:

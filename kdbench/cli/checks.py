@@ -90,10 +90,10 @@ def _ids(names: list[str]) -> dict[str, set[str]]:
     """The ids of all that suites need, by kind of record."""
     from kdbench.planning.plan import all_stages, auxiliaries_of
     from kdbench.suite.load import load_suites
+    from kdbench.suite.suite import measurement_specs, run_specs
 
     suites = load_suites(names)
-    specs = [spec for suite in suites for spec in suite.specs.values()]
-    measured = [each.spec for suite in suites for each in suite.measurements]
+    specs, measured = run_specs(suites), measurement_specs(suites)
     runs = [each for spec in specs for each in (*auxiliaries_of(spec), spec)]
     runs += [need.source_run for spec in measured for need in spec.dependencies if need.source_run]
     return {
@@ -115,7 +115,7 @@ def doctor(results: Results = Path("results"), data: Data = Path("data")) -> Non
     from kdbench.catalogue.datasets import datasets
     from kdbench.catalogue.text import command
     from kdbench.errors import KdbenchError
-    from kdbench.execution.devices import probe
+    from kdbench.execution.devices import query_devices
     from kdbench.execution.worker_handle import temporary_folder
     from kdbench.store.store import Store
 
@@ -135,7 +135,7 @@ def doctor(results: Results = Path("results"), data: Data = Path("data")) -> Non
         else:
             _line(True, f"{package} {version}")
     try:
-        facts = probe()
+        facts = query_devices()
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         gpus = ", ".join(facts["gpus"]) or "none visible" + (
             f" (CUDA_VISIBLE_DEVICES='{visible}')" if visible is not None else ""

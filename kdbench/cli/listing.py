@@ -171,7 +171,7 @@ def _teacher(record: Record) -> dict[str, Any]:
 def _outcome(record: Record) -> dict[str, Any]:
     from kdbench.errors import BadRecord
 
-    status, accuracy = "in training" if record.started() else "not finished", ""
+    status, accuracy = "in training" if record.has_checkpoint() else "not finished", ""
     try:
         if result := record.result():
             status, accuracy = "done", _accuracies(result)

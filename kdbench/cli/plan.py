@@ -59,15 +59,14 @@ def summarise(
     from kdbench.store.store import Store
     from kdbench.suite.methods import plugin_folders
     from kdbench.suite.specs import stage_label
+    from kdbench.suite.suite import measurement_specs, run_specs
 
     if on not in ("", "cpu", "gpu"):
         raise BadInput(f"--on {on}: write cpu or gpu")
     store = Store(results)
-    specs = [spec for suite in suites for spec in suite.specs.values()]
+    specs = run_specs(suites)
     plugin_folders(specs)
-    plan = make_plan(specs, store, measurements=[each.spec for suite in suites for each in suite.measurements]).on(
-        slots
-    )
+    plan = make_plan(specs, store, measurements=measurement_specs(suites)).split_for(slots)
     measured = measured_speed(store)
     kind = on or next(iter(measured), "cpu")
     rate = speed * 1e9 if speed else (measured.get(kind) or ASSUMED_SPEED[kind])
@@ -103,7 +102,7 @@ def _damaged(store: Store, plan: Plan) -> list[str]:
     reasons = []
     for record in (store.run(run.id) for cohort in plan.cohorts for run in cohort.runs):
         try:
-            if record.ended():
+            if record.has_result_file():
                 record.result()
         except BadRecord as error:
             reasons.append(str(error))

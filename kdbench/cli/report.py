@@ -176,10 +176,10 @@ def load(
 def tell_changed(suites: Sequence[Suite], stores: Sequence[Store]) -> None:
     """Warn about results that do not count because the code of a plug-in has changed."""
     from kdbench.planning.plan import changed_plugins
+    from kdbench.suite.suite import run_specs
 
-    specs = [spec for suite in suites for spec in suite.specs.values()]
     for store in stores:
-        for line in changed_plugins(specs, store):
+        for line in changed_plugins(run_specs(suites), store):
             typer.echo(f"{store.root}: {line}" if len(stores) > 1 else line, err=True)
 
 

@@ -16,7 +16,8 @@ from kdbench.cli.plan import describe, summarise
 from kdbench.cli.progress import RunProgress
 from kdbench.cli.report import FormatOption, command_lines, render, tell_changed
 from kdbench.errors import CannotSave, Interrupted, KdbenchError
-from kdbench.execution.runner import OnEvent, RunOptions, run_suites
+from kdbench.execution.runner import OnEvent, run_suites
+from kdbench.execution.worker_handle import RunOptions
 from kdbench.reporting.options import Format
 from kdbench.store.store import Store
 from kdbench.suite.suite import Suite

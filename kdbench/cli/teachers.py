@@ -17,7 +17,8 @@ from kdbench.cli.completion import complete_datasets, complete_networks
 from kdbench.cli.listing import Kind, list_things
 from kdbench.cli.options import HELP_OPTIONS, Data, Json, Only, Results, Suites, load
 from kdbench.cli.run import Devices, Download, Jobs, progress
-from kdbench.execution.runner import RunOptions, train_teachers
+from kdbench.execution.runner import train_teachers
+from kdbench.execution.worker_handle import RunOptions
 
 
 if TYPE_CHECKING:
@@ -239,7 +240,9 @@ def verify(results: Results = Path("results"), json_output: Json = False) -> Non
     from kdbench.store.verify import verify as compare
 
     store = Store(results)
-    labels = {record.id: label_of(record, "teachers") for record in store.records("teachers") if record.ended()}
+    labels = {
+        record.id: label_of(record, "teachers") for record in store.records("teachers") if record.has_result_file()
+    }
     runs = dict.fromkeys(_with_new_layers(store), "a run, with the new layers that learned beside it")
     checked = compare(store, {"teachers": labels, "runs": runs, "measurements": ()})
     damaged = {each.id: f"{each.problem}. {each.next_step}" for each in reversed(checked.damaged)}
@@ -277,7 +280,7 @@ def export(
     if folder.exists():
         raise BadInput(f"{folder}: is there already. Name a folder that does not exist yet.")
     try:
-        matches[0].check_weights()
+        matches[0].check()
         teachers = trained_stages(stage_from(matches[0].spec()))
         for teacher in teachers:
             store.check_teacher(teacher)

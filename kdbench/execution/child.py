@@ -7,9 +7,10 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import Any
 
 import kdbench
 from kdbench.catalogue.datasets import dataset
@@ -46,43 +47,49 @@ def exit_reason(code: int) -> str:
     return f"killed by {name}" + (": out of memory, or a batch system's limit?" if -code == signal.SIGKILL else "")
 
 
-def answer(command: Sequence[str], seconds: float) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of a process. Raises TimeoutError where it takes longer."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def ask(code: str, request: Any = None, seconds: float | None = None) -> subprocess.CompletedProcess[str]:
+    """Run ``code`` in a new process, with ``request`` as JSON on its standard input.
+
+    Raises TimeoutError where it takes longer than ``seconds``.
+    """
+    process = subprocess.Popen(
+        interpreter(code), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
-        out, errors = process.communicate(timeout=seconds)
+        output, errors = process.communicate(json.dumps(request), timeout=seconds)
     except subprocess.TimeoutExpired:
         process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=1)  # a process that a driver or a file system holds up does not even die
         raise TimeoutError from None
-    return process.returncode, out, errors
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
-def list_samples(spec: DatasetSpec, scenario: Scenario, trial: int, data: Path) -> str:
-    """The list as CSV. Raises BadInput where the data set is not in ``data`` or is not what it should be."""
-    facts = dataset(spec.name)
-    if facts.missing(data):
-        raise BadInput(facts.how_to_get(data))
-    request = {
-        "dataset": spec.canonical(),
-        "scenario": scenario.canonical(),
-        "trial": trial,
-        "data": str(data),
-    }
-    command = interpreter("from kdbench.data.stream import print_samples\nprint_samples()")
-    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
+def _answer(code: str, request: Any, failure: str) -> str:
+    """What a process answers. Raises BadInput with its words where it says that of the request, else KdbenchError."""
+    done = ask(code, request)
     if done.returncode == BadInput.exit_code:
         raise BadInput(done.stderr.strip())
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [exit_reason(done.returncode)])[-1]
-        raise KdbenchError(f"the list cannot be drawn: {reason}")
+        raise KdbenchError(f"{failure}: {reason}")
     return done.stdout
+
+
+def list_samples(spec: DatasetSpec, scenario: Scenario, trial: int, data: Path) -> str:
+    """The list as CSV. Raises BadInput where the data set is not in ``data`` or is not what it should be."""
+    entry = dataset(spec.name)
+    if entry.missing(data):
+        raise BadInput(entry.how_to_get(data))
+    request = {"dataset": spec.canonical(), "scenario": scenario.canonical(), "trial": trial, "data": str(data)}
+    return _answer(
+        "from kdbench.data.stream import print_samples\nprint_samples()", request, "the list cannot be drawn"
+    )
 
 
 def misfits(teachers: Iterable[Stage], files: Mapping[str, Path]) -> list[str]:
     """One message for each teacher whose first stage cannot be made of its file; ``files``: by SHA-256."""
-    asked = {
+    imported = {
         stage.id: {
             "file": str(files[stage.weights.sha256].resolve()),
             "network": stage.network,
@@ -94,12 +101,9 @@ def misfits(teachers: Iterable[Stage], files: Mapping[str, Path]) -> list[str]:
         for stage in trained_stages(teacher)
         if isinstance(stage, Imported) and stage.weights.sha256 and stage.weights.sha256 in files
     }
-    if not asked:
+    if not imported:
         return []
-    command = interpreter("from kdbench.models.checkpoints import report_misfits\nreport_misfits()")
-    done = subprocess.run(command, input=json.dumps([*asked.values()]), capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [exit_reason(done.returncode)])[-1]
-        raise KdbenchError(f"the files of weights cannot be looked at: {reason}")
-    found: list[str] = json.loads(done.stdout.splitlines()[-1])
-    return [message for message in dict.fromkeys(found) if message]
+    code = "from kdbench.models.checkpoints import report_misfits\nreport_misfits()"
+    output = _answer(code, [*imported.values()], "the files of weights cannot be looked at")
+    messages: list[str] = json.loads(output.splitlines()[-1])
+    return [message for message in dict.fromkeys(messages) if message]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdbench.errors import BadInput, KdbenchError
-from kdbench.execution.child import answer, exit_reason, interpreter
+from kdbench.execution.child import ask, exit_reason
 
 
-_PROBE = """
+_QUERY = """
 import json, torch
 print(json.dumps({
     "torch": torch.__version__,
@@ -24,7 +24,7 @@ print(json.dumps({
 
 MAX_CPU_SLOTS = 4
 
-PROBE_SECONDS = 300.0
+QUERY_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -37,21 +37,22 @@ class Slot:
     threads: int = 0
 
 
-def probe() -> dict[str, Any]:
+def query_devices() -> dict[str, Any]:
     """What torch sees on this machine: its version, CUDA's, the visible GPUs' names, the CPU threads."""
     try:
-        code, out, errors = answer(interpreter(_PROBE), PROBE_SECONDS)
+        done = ask(_QUERY, seconds=QUERY_SECONDS)
     except TimeoutError:
         raise KdbenchError(
-            f"torch has not said within {PROBE_SECONDS:.0f} s which devices there are: the GPU's driver hangs (does "
+            f"torch has not said within {QUERY_SECONDS:.0f} s which devices there are: the GPU's driver hangs (does "
             "nvidia-smi?), or the file system of the installation. With an empty CUDA_VISIBLE_DEVICES no GPU is asked for."
         ) from None
-    if code < 0:
-        raise KdbenchError(f"the process that asks torch for the devices was {exit_reason(code)}")
-    if code:
-        raise KdbenchError(f"torch cannot be imported here ({exit_reason(code)}):\n{errors.strip()[-2000:]}")
-    facts: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return facts
+    reason = exit_reason(done.returncode)
+    if done.returncode < 0:
+        raise KdbenchError(f"the process that asks torch for the devices was {reason}")
+    if done.returncode:
+        raise KdbenchError(f"torch cannot be imported here ({reason}):\n{done.stderr.strip()[-2000:]}")
+    machine: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return machine
 
 
 def make_slots(wanted: str, jobs_per_device: int | None = None) -> list[Slot]:
@@ -63,11 +64,11 @@ def make_slots(wanted: str, jobs_per_device: int | None = None) -> list[Slot]:
     """
     if jobs_per_device is not None and jobs_per_device < 1:
         raise BadInput("--jobs-per-device must be 1 or more")
-    facts = probe()
-    count = len(facts["gpus"])
+    machine = query_devices()
+    count = len(machine["gpus"])
     if wanted == "cpu" or (wanted == "auto" and count == 0):
-        jobs = jobs_per_device or min(facts["threads"], MAX_CPU_SLOTS)
-        threads = max(1, facts["threads"] // jobs)
+        jobs = jobs_per_device or min(machine["threads"], MAX_CPU_SLOTS)
+        threads = max(1, machine["threads"] // jobs)
         return [Slot(f"cpu:{n}" if jobs > 1 else "cpu", "cpu", {}, threads) for n in range(jobs)]
     jobs = jobs_per_device or 1
     numbers = list(range(count)) if wanted == "auto" else _numbers(wanted, count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -20,9 +20,9 @@ class Job:
     """A teacher to train, the runs of a cohort, or a measurement on finished networks.
 
     ``waited``: another process was at it before, ``waits_since`` then, and ``holders`` names whom the user has been told to
-    wait for, by id; ``crashes``: how often a worker has died over it without getting further
-    than ever before; ``furthest``: how far each of its networks has come, in epochs and batches of the next that are behind
-    it; ``discard_weights``: the ids of those whose weights nothing will read.
+    wait for, by id; ``crashes``: how often a worker has died over it without getting further than ever before; ``furthest``:
+    how many epochs, and batches of the next, each of its networks has behind it; ``discard_weights``: the ids of those whose
+    weights nothing will read.
     """
 
     teacher: Stage | None = None
@@ -45,30 +45,21 @@ class Job:
     @cached_property
     def dependencies(self) -> dict[str, Stage]:
         """All stages of teachers, and parts of them, that must be there before it can start, by the id of their record."""
-        needs: Iterable[Stage]
         if self.teacher:
-            needs = [self.teacher.parent] if self.teacher.parent else []
+            stages = lineage(self.teacher)[:-1]
         else:
-            needs = (
-                self.measurement.dependencies
-                if self.measurement
-                else [need for run in self.runs for need in run.dependencies]
-            )
-        stages = [stage for need in needs for stage in lineage(need)]
+            users = [self.measurement] if self.measurement else self.runs
+            stages = [stage for user in users for need in user.dependencies for stage in lineage(need)]
         return {stage.source_run.id if stage.source_run else stage.id: stage for stage in stages}
-
-    def start_event(self) -> dict[str, Any]:
-        """What a listener hears when it starts."""
-        return {"teacher": self.teacher, "runs": self.runs, "measurement": self.measurement, "waited": self.waited}
 
     def message(self) -> dict[str, Any]:
         """What a worker is sent."""
-        about = {"waited": self.waited, "discard_weights": sorted(self.discard_weights.intersection(self.ids))}
-        if self.teacher:
-            return {"teacher": self.teacher.model_dump(mode="json"), **about}
-        if self.measurement:
-            return {"measurement": self.measurement.model_dump(mode="json"), **about}
-        return {"runs": [run.model_dump(mode="json") for run in self.runs], **about}
+        specs: dict[str, Any]
+        if single := self.teacher or self.measurement:
+            specs = {"teacher" if self.teacher else "measurement": single.model_dump(mode="json")}
+        else:
+            specs = {"runs": [run.model_dump(mode="json") for run in self.runs]}
+        return {**specs, "waited": self.waited, "discard_weights": sorted(self.discard_weights.intersection(self.ids))}
 
     def subset(self, ids: Container[str], **changes: Any) -> Job:
         """The same job with these of its runs alone; a teacher or a measurement stays what it is."""
@@ -77,8 +68,7 @@ class Job:
     def split(self, crashes: int) -> list[Job]:
         """Both halves of a cohort."""
         middle = len(self.runs) // 2
-        parts = self.runs[:middle], self.runs[middle:]
-        return [replace(self, runs=part, crashes=crashes) for part in parts]
+        return [replace(self, runs=half, crashes=crashes) for half in (self.runs[:middle], self.runs[middle:])]
 
     def record_progress(self, id: str, epoch: int, batches: int = 0) -> None:
         """A worker that gets further than any before, or leaves a checkpoint that is further, is not in a crash loop."""
@@ -109,54 +99,56 @@ def job_for(teacher: Stage) -> Job:
 
 
 class Backlog:
-    """The jobs that have not started, by their place: the lower comes first.
+    """The jobs that have not started: in line by their place, waiting for one thing that they lack, or for a time to come.
 
     ``failed`` holds the reasons of what will not come; ``give_up(job, ids, lost)`` is told which ids of a job need it.
     """
 
     def __init__(self, store: Store, failed: dict[str, str], give_up: Callable[[Job, list[str], str], None]) -> None:
         self.store, self.failed, self.give_up = store, failed, give_up
-        self.jobs: dict[int, Job] = {}
-        self.ready: list[int] = []
-        self.later: list[tuple[float, int]] = []
-        self.waiting: dict[str, set[int]] = {}
+        self.line: list[tuple[int, Job]] = []
+        self.later: list[tuple[float, int, Job]] = []
+        self.waiting: dict[str, list[tuple[int, Job]]] = {}
         self.coming: set[str] = set()
-        self.done: dict[str, bool] = {}
-        self.ends = [0, 0]
+        self.front = self.back = 0
 
     def __bool__(self) -> bool:
-        return bool(self.jobs)
+        return bool(self.line or self.later or self.waiting)
 
     def add(self, jobs: Sequence[Job], *, first: bool = False) -> None:
         """Put jobs behind all others, or before them."""
-        self.ends = [self.ends[0] - len(jobs), self.ends[1]] if first else [self.ends[0], self.ends[1] + len(jobs)]
-        start = self.ends[0] if first else self.ends[1] - len(jobs)
-        placed = dict(enumerate(jobs, start))
-        self.jobs |= placed
-        self.coming.update(id for job in jobs for id in job.ids)
-        for place in placed:
-            self._enter(place)
+        if first:
+            self.front -= len(jobs)
+        else:
+            self.back += len(jobs)
+        for place, job in enumerate(jobs, self.front if first else self.back - len(jobs)):
+            self.coming.update(job.ids)
+            heapq.heappush(self.later, (job.not_before, place, job))
 
     def take(self) -> Job | None:
-        """The first job that can start now. What it needs may have vanished since it was seen, so that is looked up again."""
-        while self.later and self.later[0][0] <= time.monotonic():
-            heapq.heappush(self.ready, heapq.heappop(self.later)[1])
-        while self.ready:
-            place = heapq.heappop(self.ready)
-            if place not in self.jobs:
-                continue
-            job = self.jobs[place]
-            self._look_again(job)
-            if not self._lacking(job):
-                return self.jobs.pop(place)
-            self._enter(place)
-        return None
+        """The first job that can start now.
+
+        A job that lacks something waits for it, once, until it settles; what nobody is at is put first. What needs something
+        that has failed is given up.
+        """
+        while True:
+            while self.later and self.later[0][0] <= time.monotonic():
+                heapq.heappush(self.line, heapq.heappop(self.later)[1:])
+            if not self.line:
+                return None
+            place, job = heapq.heappop(self.line)
+            lost = next((id for id in job.dependencies if id in self.failed), None)
+            if lost:
+                self._drop(job, lost)
+            elif lacking := self._lacking(job):
+                self.waiting.setdefault(lacking[0], []).append((place, job))
+                self.add([job_for(job.dependencies[id]) for id in lacking if id not in self.coming], first=True)
+            else:
+                return job
 
     def ended(self, job: Job, again: Sequence[Job] = (), *, first: bool = False) -> None:
         """A job has come back, and ``again`` is left of it. What waits for the rest goes on, or is given up."""
         self.coming.difference_update(job.ids)
-        for each in again:
-            self._look_again(each)
         self.add(again, first=first)
         for id in job.ids:
             if id not in self.coming:
@@ -164,43 +156,15 @@ class Backlog:
 
     def settle(self, id: str) -> None:
         """A record is finished, has failed, or is left by the job that was at it: look after what waits for it."""
-        self.done.pop(id, None)
-        for place in sorted(self.waiting.pop(id, ())):
-            if place in self.jobs:
-                self._enter(place)
+        for entry in self.waiting.pop(id, ()):
+            heapq.heappush(self.line, entry)
 
-    def _enter(self, place: int) -> None:
-        """Let a job be ready, or wait for what it lacks; have that made if nobody is at it."""
-        job = self.jobs[place]
-        lost = next((id for id in job.dependencies if id in self.failed), None)
-        lacking = self._lacking(job)
-        if lost:
-            self._drop(place, lost)
-        elif lacking:
-            for id in lacking:
-                self.waiting.setdefault(id, set()).add(place)
-            self.add([job_for(job.dependencies[id]) for id in sorted(lacking) if id not in self.coming], first=True)
-        elif job.not_before > time.monotonic():
-            heapq.heappush(self.later, (job.not_before, place))
-        else:
-            heapq.heappush(self.ready, place)
-
-    def _drop(self, place: int, lost: str) -> None:
-        """Give up what needs something that could not be made, and what needs that in turn."""
-        job = self.jobs.pop(place)
-        rest = [run.id for run in job.runs if lost not in job.subset([run.id]).dependencies]
-        ids = [id for id in job.ids if id not in rest]
-        self.give_up(job, ids, lost)
-        self.ended(job, [job.subset(rest)] if rest else [])
+    def _drop(self, job: Job, lost: str) -> None:
+        """Give up what needs something that could not be made; what needs that in turn follows."""
+        spared = [run.id for run in job.runs if lost not in job.subset([run.id]).dependencies]
+        self.give_up(job, [id for id in job.ids if id not in spared], lost)
+        self.ended(job, [job.subset(spared)] if spared else [])
 
     def _lacking(self, job: Job) -> list[str]:
-        return [id for id, need in job.dependencies.items() if not self._there(id, need)]
-
-    def _there(self, id: str, need: Stage) -> bool:
-        if id not in self.done:
-            self.done[id] = self.store.record_of(need).done()
-        return self.done[id]
-
-    def _look_again(self, job: Job) -> None:
-        for id in job.dependencies:
-            self.done.pop(id, None)
+        """What it needs and is not there, which may have been there before: records are read anew."""
+        return sorted(id for id, need in job.dependencies.items() if not self.store.record_of(need).done())

@@ -17,7 +17,7 @@ from kdbench.errors import KdbenchError
 from kdbench.execution.child import exit_reason
 from kdbench.execution.devices import Slot
 from kdbench.execution.jobs import Backlog, Job, jobs_of
-from kdbench.execution.worker_handle import Watch, WorkerHandle, WorkerOptions
+from kdbench.execution.worker_handle import RunOptions, Watchdog, WorkerHandle
 from kdbench.planning.plan import Plan
 from kdbench.store.record import Failure, Record
 from kdbench.store.store import Store
@@ -25,7 +25,7 @@ from kdbench.store.store import Store
 
 RETRY_SECONDS = 1.0
 PATIENCE_SECONDS = 5.0
-"""How long another process may be at something before that is told."""
+"""After a wait of so long, the user hears which process holds what is waited for."""
 
 MAX_CRASHES = 3
 
@@ -45,7 +45,7 @@ class Pool:
     def __init__(
         self,
         slots: Sequence[Slot],
-        options: WorkerOptions,
+        options: RunOptions,
         listen: Callable[[str, dict[str, Any]], None],
     ) -> None:
         self.slots = slots
@@ -55,10 +55,10 @@ class Pool:
         self.inbox: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
         self.workers: dict[str, WorkerHandle] = {}
         self.running: dict[str, Job] = {}
-        self.watch = Watch()
+        self.watchdog = Watchdog()
         self.result = PoolResult()
         self.backlog = Backlog(self.store, self.result.failed, self._give_up)
-        self.told = False
+        self.told_to_stop = False
         self.killed = False
 
     def stop(self) -> None:
@@ -75,12 +75,12 @@ class Pool:
         try:
             while not self.killed and (self.running or (self.backlog and not self._stopping)):
                 if self._stopping:
-                    self._tell_workers()
+                    self._stop_workers()
                 else:
                     self._start_jobs()
                 with contextlib.suppress(queue.Empty):
                     self._handle(*self.inbox.get(timeout=0.2))
-                self._look_at_workers()
+                self._check_workers()
         finally:
             for worker in self.workers.values():
                 worker.close()
@@ -90,13 +90,14 @@ class Pool:
     def _stopping(self) -> bool:
         return self.result.interrupted or bool(self.result.fatal)
 
-    def _tell_workers(self) -> None:
-        if not self.told:
-            self.told = True
-            self._say("Saving and stopping; Ctrl-C again stops at once." if self.result.interrupted else "")
+    def _stop_workers(self) -> None:
+        if not self.told_to_stop:
+            self.told_to_stop = True
+            if self.result.interrupted:
+                self._say("Saving and stopping; Ctrl-C again stops at once.")
             for worker in self.workers.values():
                 worker.send({"stop": True})
-            self.watch.stop(self.running)
+            self.watchdog.stop(self.running)
 
     def _start_jobs(self) -> None:
         for slot in self.slots:
@@ -111,24 +112,25 @@ class Pool:
                 except OSError as error:
                     reason = f"{error.strerror or error}: {error.filename or self.options.results}"
                     raise KdbenchError(f"no worker process can be started: {reason}") from None
-                self.watch.start(slot.name)
+                self.watchdog.add(slot.name)
             self.running[slot.name] = job
-            self.watch.moved(slot.name)
-            self.listen(slot.name, {"event": "started", **job.start_event()})
+            self.watchdog.restart(slot.name)
+            parts = {"teacher": job.teacher, "runs": job.runs, "measurement": job.measurement}
+            self.listen(slot.name, {"event": "started", **parts, "waited": job.waited})
             self.workers[slot.name].send(job.message())
 
-    def _look_at_workers(self) -> None:
-        """Tell of workers that hang, and end those that say nothing any more."""
+    def _check_workers(self) -> None:
+        """Warn of workers that hang, and kill those that are silent for too long."""
         if not self.inbox.empty():
             return
-        for finding in self.watch.look({slot: self.workers[slot].pid for slot in self.running}):
-            if finding.fatal:
-                ended = self.workers[finding.slot].close()
+        for alarm in self.watchdog.check({slot: self.workers[slot].pid for slot in self.running}):
+            if alarm.fatal:
+                ended = self.workers[alarm.slot].close()
                 still = "" if ended else ", but the system does not let it end"
-                self._lose(finding.slot, f"{finding.text} and was killed{still}")
-                self.listen(finding.slot, {"event": "exit"})
+                self._lose(alarm.slot, f"{alarm.text} and was killed{still}")
+                self.listen(alarm.slot, {"event": "exit"})
             else:
-                self._say(finding.text)
+                self._say(alarm.text)
 
     def _give_up(self, job: Job, ids: Sequence[str], lost: str) -> None:
         """Fail what needs something that could not be made."""
@@ -136,7 +138,7 @@ class Pool:
         self._fail(ids, job, f"its {what} failed: {self.result.failed[lost]}")
 
     def _handle(self, slot: str, event: dict[str, Any]) -> None:
-        self.watch.heard(slot, event["event"])
+        self.watchdog.receive(slot, event["event"])
         match event["event"]:
             case "alive":
                 return
@@ -221,5 +223,4 @@ class Pool:
         return self.store.teacher(id) if job.teacher else self.store.run(id)
 
     def _say(self, text: str) -> None:
-        if text:
-            self.listen("", {"event": "message", "text": text})
+        self.listen("", {"event": "message", "text": text})

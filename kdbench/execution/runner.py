@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -16,38 +15,26 @@ from kdbench.errors import BadInput, BadSuite, CannotSave, Interrupted, KdbenchE
 from kdbench.execution.child import misfits
 from kdbench.execution.devices import make_slots
 from kdbench.execution.pool import Pool
-from kdbench.execution.worker_handle import WorkerOptions
+from kdbench.execution.worker_handle import RunOptions
 from kdbench.planning.plan import Plan, all_stages, auxiliaries_of, make_plan, missing_files
 from kdbench.store.store import Store
 from kdbench.store.suites import keep_suites
 from kdbench.suite.methods import plugin_folders
 from kdbench.suite.specs import Imported, Stage, lineage
-from kdbench.suite.suite import Suite
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Where results and data are, and on what to train.
-
-    ``devices`` is ``auto``, ``cpu``, or GPU numbers such as ``0,1``; ``checkpoint_seconds`` is the age at which a resume
-    point is replaced; ``weights`` holds files of weights by SHA-256, in addition to those that suites name.
-    """
-
-    results: Path = Path("results")
-    data: Path = Path("data")
-    devices: str = "auto"
-    jobs_per_device: int | None = None
-    download: bool = False
-    checkpoint_seconds: float = 30.0
-    retry_diverged: bool = False
-    weights: Mapping[str, Path] = field(default_factory=dict)
+from kdbench.suite.suite import Suite, measurement_specs, run_specs
 
 
 OnEvent = Callable[[str, dict[str, Any]], None]
-"""Is called with the name of a device slot ("" for none) and an event.
+"""Is called with the name of a device slot ("" for none) and an event, whose name is ``event["event"]``.
 
-``event["event"]`` is ``planned`` (``plan``), ``message`` (``text``), ``started`` (``teacher``, ``runs``, ``measurement``),
-``epoch``, ``resumed``, ``finished``, ``failed`` (``id``, ``reason``), ``done`` or ``exit``.
+From this process: ``planned`` (``plan``); ``started``, a job on a slot (``teacher``, ``runs``, ``measurement``, ``waited``:
+another process was at it before); ``message`` (``text``); ``failed`` (``id``, ``reason``).
+
+From workers, besides the last two: ``ready``, its libraries are imported; ``under way`` (``id``, ``epoch``, ``epochs``,
+``initial_epochs``, ``share`` of the epoch, ``images_per_second``) within an epoch; ``epoch`` (``id``, ``epoch``, ``loss``,
+``top1`` in %, …) after one; ``resumed`` (``id``, ``epoch``, ``batches`` of the next, ``text``) from a checkpoint;
+``finished`` (``id``, ``top1``); ``done``, the job has ended (``busy``: ids that other processes are at; or ``error``,
+``detail``, ``fatal``; or ``lost_teacher``); ``exit``, the process has ended (``code``). Only the pool hears ``alive``.
 """
 
 
@@ -61,13 +48,16 @@ def run_suites(
     """
     options = options or RunOptions()
     store = Store(options.results)
-    specs = [spec for suite in suites for spec in suite.specs.values()]
-    measurements = [each.spec for suite in suites for each in suite.measurements]
-    unfinished = [spec for spec in specs if not store.run(spec.id).done()]
-    runs = {each.id: each for spec in unfinished for each in (*auxiliaries_of(spec), spec)}
-    students = {run.teacher.id: run.teacher for run in runs.values() if run.teacher and run.teacher.source_run}
-    stages = all_stages(specs, measurements)
-    failed = _run_until_consistent(suites, (), [*stages, *students.values()], options, on_event)
+    specs, measurements = run_specs(suites), measurement_specs(suites)
+    students = {
+        run.teacher.id: run.teacher
+        for spec in specs
+        if auxiliaries_of(spec) and not store.run(spec.id).done()
+        for run in (*auxiliaries_of(spec), spec)
+        if run.teacher and run.teacher.source_run
+    }
+    used = [*all_stages(specs, measurements), *students.values()]
+    failed = _run_until_consistent(suites, (), used, options, on_event)
     records = {spec.id: store.run(spec.id) for spec in specs}
     records |= {spec.id: store.measurement(spec.id) for spec in measurements}
     for id, record in records.items():
@@ -84,68 +74,61 @@ def train_teachers(
 
 
 def _run_until_consistent(
-    suites: Sequence[Suite],
-    wanted: Sequence[Stage],
-    used: Sequence[Stage],
-    options: RunOptions,
-    on_event: OnEvent,
+    suites: Sequence[Suite], wanted: Sequence[Stage], used: Sequence[Stage], options: RunOptions, on_event: OnEvent
 ) -> dict[str, str]:
     """Quarantine damaged records and train what is missing, until nothing rests on a teacher that was replaced.
 
     A retrained teacher may differ, so whatever was made or measured with the damaged one is made again.
     """
     store = Store(options.results)
-    measurements = [each.spec for suite in suites for each in suite.measurements]
-    records = [store.run(id) for suite in suites for id in suite.specs]
-    records += [store.measurement(spec.id) for spec in measurements]
+    specs, measurements = run_specs(suites), measurement_specs(suites)
     store.remove_empty_logs()
-    for text in store.quarantine_damaged(records):
-        on_event("", {"event": "message", "text": text})
+    records = [*(store.run(spec.id) for spec in specs), *(store.measurement(spec.id) for spec in measurements)]
+    _tell(on_event, store.quarantine_damaged(records))
     failed: dict[str, str] = {}
     for _ in range(2 + max((len(lineage(teacher)) for teacher in used), default=0)):
         damaged = store.quarantine_damaged_teachers(used)
-        for text in damaged.values():
-            on_event("", {"event": "message", "text": text})
-        failed = _run_once(suites, wanted, store, options, on_event)
+        _tell(on_event, damaged)
+        plan = make_plan(
+            specs,
+            store,
+            retry_diverged=options.retry_diverged,
+            teachers=wanted,
+            measurements=measurements,
+            largest=min((suite.max_cohort_size for suite in suites if suite.max_cohort_size), default=None),
+        )
+        if not plan.runs and not plan.teachers and not plan.measurements:
+            with suppress(OSError, KdbenchError):  # results that can only be read are shown all the same
+                keep_suites(suites, store)
+            return {}
+        failed = _execute(plan, _prepare(plan, suites, store, options, on_event), on_event)
         if failed or not (damaged or any(store.measured(spec) is None for spec in measurements)):
             break
     return failed
 
 
-def _run_once(
-    suites: Sequence[Suite], wanted: Sequence[Stage], store: Store, options: RunOptions, on_event: OnEvent
-) -> dict[str, str]:
-    specs = [spec for suite in suites for spec in suite.specs.values()]
-    plan = make_plan(
-        specs,
-        store,
-        retry_diverged=options.retry_diverged,
-        teachers=wanted,
-        measurements=[each.spec for suite in suites for each in suite.measurements],
-        largest=min((suite.max_cohort_size for suite in suites if suite.max_cohort_size), default=None),
-    )
-    if not plan.runs and not plan.teachers and not plan.measurements:
-        with suppress(OSError, KdbenchError):  # results that can only be read are shown all the same
-            keep_suites(suites, store)
-        return {}
-    needed = [need for spec in plan.measurements for need in spec.dependencies]
+def _prepare(plan: Plan, suites: Sequence[Suite], store: Store, options: RunOptions, on_event: OnEvent) -> RunOptions:
+    """Check that a plan can be carried out, and archive its suites. Returns the options with all files and modules."""
     runs = [run for cohort in plan.cohorts for run in cohort.runs]
-    modules = plugin_folders([*specs, *runs, *plan.teachers, *needed])
+    measured = [stage for spec in plan.measurements for stage in spec.dependencies]
+    modules = plugin_folders([*run_specs(suites), *runs, *plan.teachers, *measured])
     weights = dict(options.weights)
     for suite in suites:
         weights |= suite.weight_files
-    _check_files(plan, weights, options)
-    for text in store.check_writable():
-        on_event("", {"event": "message", "text": text})
+    weights = {sha256: file.resolve() for sha256, file in weights.items()}
+    options = replace(options, weights=weights, beside=modules)
+    _check_files(plan, options)
+    _tell(on_event, store.check_writable())
     keep_suites(suites, store)
+    return options
+
+
+def _execute(plan: Plan, options: RunOptions, on_event: OnEvent) -> dict[str, str]:
+    """Train a plan on the devices. Returns the reasons of what failed; raises Interrupted or CannotSave."""
     slots = make_slots(options.devices, options.jobs_per_device)
-    plan = plan.on(len(slots))
+    plan = plan.split_for(len(slots))
     on_event("", {"event": "planned", "plan": plan})
-    pool = Pool(
-        slots,
-        WorkerOptions(options.results, options.data, options.download, options.checkpoint_seconds, weights, modules),
-        on_event,
-    )
+    pool = Pool(slots, options, on_event)
     with _stopping_on_signals(pool):
         outcome = pool.run(plan)
     if outcome.interrupted:
@@ -155,17 +138,22 @@ def _run_once(
     return outcome.failed
 
 
-def _check_files(plan: Plan, weights: Mapping[str, Path], options: RunOptions) -> None:
+def _tell(on_event: OnEvent, texts: Iterable[str]) -> None:
+    for text in texts:
+        on_event("", {"event": "message", "text": text})
+
+
+def _check_files(plan: Plan, options: RunOptions) -> None:
     """Raise BadInput where a file is missing that a plan needs, or weights are not those of their network."""
     imported = {t.weights.sha256 for t in plan.teachers if isinstance(t, Imported) and t.weights.sha256}
-    if unknown := sorted(imported - weights.keys()):
+    if unknown := sorted(imported - options.weights.keys()):
         raise BadInput(
             f"weights sha256:{unknown[0]}: no teacher here was made from them. Import their file first: "
             f"{command('teachers', 'import', 'FILE', results=options.results)} --network … --dataset …"
         )
     if not options.download and (missing := missing_files(plan, options.data)):
         raise BadSuite([Problem("--data", 0, "", message) for message in missing])
-    if wrong := misfits(plan.teachers, weights):
+    if wrong := misfits(plan.teachers, options.weights):
         raise BadInput("\n".join([*wrong, "Nothing was run."]))
 
 

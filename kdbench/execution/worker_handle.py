@@ -1,4 +1,4 @@
-"""A worker process as its parent sees it, and the watch over its silence.
+"""A worker process as its parent sees it, and the watchdog that warns of workers that hang and has them killed.
 
 A worker's second thread reports every few seconds that the process is alive. A silent worker is stopped or waits for the
 system, and is killed after a while; one that reports without progress may be in a long step and only causes a warning.
@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,92 +26,95 @@ from kdbench.store.lock import process_state
 from kdbench.store.store import log_name
 
 
-QUIET_SECONDS = 60.0
-"""Of silence, before it is told."""
+SILENT_SECONDS = 60.0
+"""A worker that has been silent for so long causes a warning."""
 
 HUNG_SECONDS = 600.0
-"""Of silence, before the worker is killed; and without progress, before that is told."""
+"""A worker that has been silent for so long is killed; one without progress causes a warning."""
 
 STOP_SECONDS = 10.0
-"""Of silence after a request to stop, before the worker is killed."""
+"""A worker that was asked to stop and has been silent for so long is killed."""
 
 STEP_SECONDS = 30.0
-"""Without an end of the step after a request to stop, before that is told; it is killed after HUNG_SECONDS."""
+"""A worker that was asked to stop and is still at its step after so long causes a warning; it is killed at HUNG_SECONDS."""
 
 
 @dataclass
-class Pause:
-    """Seconds since a worker said anything, and since its job came further, and what has been told of them."""
+class WorkerState:
+    """Seconds since a worker sent anything and since its job progressed, and whether the user has been warned of either.
 
-    quiet: float = 0.0
+    ``ready``: it has imported its libraries, during which it is silent.
+    """
+
+    silent: float = 0.0
     idle: float = 0.0
-    told_quiet: bool = False
-    told_idle: bool = False
+    warned_silent: bool = False
+    warned_idle: bool = False
     ready: bool = False
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What is the matter with the worker of a slot; ``fatal``: it is to be killed."""
+class Alarm:
+    """What is wrong with the worker of a slot; ``fatal``: it is to be killed."""
 
     slot: str
     text: str
     fatal: bool = False
 
 
-class Watch:
-    """Measures pauses. The time in which this process was stopped itself, or was slow to look, does not count."""
+class Watchdog:
+    """Measures how long workers are silent. Time in which this process itself was stopped or slow does not count."""
 
     def __init__(self) -> None:
-        self.pauses: dict[str, Pause] = {}
+        self.states: dict[str, WorkerState] = {}
         self.stopping = False
-        self.looked = time.monotonic()
+        self.checked_at = time.monotonic()
 
-    def start(self, slot: str) -> None:
-        """A new worker: as long as it imports its libraries it is silent."""
-        self.pauses[slot] = Pause()
+    def add(self, slot: str) -> None:
+        """A new worker."""
+        self.states[slot] = WorkerState()
 
-    def moved(self, slot: str) -> None:
-        """Something has begun, or come further."""
-        self.pauses[slot] = Pause(ready=self.pauses[slot].ready)
+    def restart(self, slot: str) -> None:
+        """Count from now on: the worker was given something to do."""
+        self.states[slot] = WorkerState(ready=self.states[slot].ready)
 
-    def heard(self, slot: str, event: str) -> None:
+    def receive(self, slot: str, event: str) -> None:
         """Take note of an event of a worker."""
-        pause = self.pauses[slot]
-        pause.ready, pause.quiet, pause.told_quiet = True, 0.0, False
+        state = self.states[slot]
+        state.ready, state.silent, state.warned_silent = True, 0.0, False
         if event != "alive":
-            pause.idle, pause.told_idle = 0.0, False
+            state.idle, state.warned_idle = 0.0, False
 
     def stop(self, slots: Iterable[str]) -> None:
         """The workers have been asked to save and stop."""
         self.stopping = True
         for slot in slots:
-            self.moved(slot)
+            self.restart(slot)
 
-    def look(self, workers: Mapping[str, int]) -> list[Finding]:
-        """What is to be told of the workers with a job, given by slot and process id."""
+    def check(self, workers: Mapping[str, int]) -> list[Alarm]:
+        """What the user should know of the workers with a job, given by slot and process id."""
         now = time.monotonic()
-        passed, self.looked = min(now - self.looked, 1.0), now
-        found = [self._look(slot, pid, passed) for slot, pid in workers.items()]
-        return [finding for finding in found if finding]
+        passed, self.checked_at = min(now - self.checked_at, 1.0), now
+        alarms = [self._check(slot, pid, passed) for slot, pid in workers.items()]
+        return [alarm for alarm in alarms if alarm]
 
-    def _look(self, slot: str, pid: int, passed: float) -> Finding | None:
-        pause = self.pauses[slot]
-        pause.quiet += passed
-        pause.idle += passed
-        silent = f"worker {slot} (PID {pid}) has said nothing for {pause.quiet:.0f} s"
-        idle = f"worker {slot} (PID {pid}) is alive, but its job has not come further for {pause.idle:.0f} s"
-        if pause.quiet >= (STOP_SECONDS if self.stopping else HUNG_SECONDS) and (pause.ready or self.stopping):
-            return Finding(slot, silent, fatal=True)
-        if self.stopping and pause.idle >= HUNG_SECONDS:
-            return Finding(slot, idle, fatal=True)
-        if pause.quiet >= QUIET_SECONDS and not pause.told_quiet:
-            pause.told_quiet = True
-            return Finding(slot, f"{silent}{_cause(pid, pause.ready)}")
-        if pause.idle >= (STEP_SECONDS if self.stopping else HUNG_SECONDS) and not pause.told_idle:
-            pause.told_idle = True
+    def _check(self, slot: str, pid: int, passed: float) -> Alarm | None:
+        state = self.states[slot]
+        state.silent += passed
+        state.idle += passed
+        silent = f"worker {slot} (PID {pid}) has said nothing for {state.silent:.0f} s"
+        idle = f"worker {slot} (PID {pid}) is alive, but its job has not come further for {state.idle:.0f} s"
+        if state.silent >= (STOP_SECONDS if self.stopping else HUNG_SECONDS) and (state.ready or self.stopping):
+            return Alarm(slot, silent, fatal=True)
+        if self.stopping and state.idle >= HUNG_SECONDS:
+            return Alarm(slot, idle, fatal=True)
+        if state.silent >= SILENT_SECONDS and not state.warned_silent:
+            state.warned_silent = True
+            return Alarm(slot, f"{silent}{_cause(pid, state.ready)}")
+        if state.idle >= (STEP_SECONDS if self.stopping else HUNG_SECONDS) and not state.warned_idle:
+            state.warned_idle = True
             advice = "Ctrl-C again stops at once" if self.stopping else f"if it hangs, 'kill -9 {pid}' starts it again"
-            return Finding(slot, f"{idle}: a long step, or a device or file system that hangs; {advice}")
+            return Alarm(slot, f"{idle}: a long step, or a device or file system that hangs; {advice}")
         return None
 
 
@@ -133,30 +136,23 @@ LONGEST_TMPDIR = 70
 
 
 @dataclass(frozen=True)
-class WorkerOptions:
-    """The options that all workers of a pool share.
+class RunOptions:
+    """Where results and data are, and on what and how to train.
 
-    ``weights``: the user's files of weights by SHA-256; ``beside``: the folders of plug-ins' modules that are not on the
-    import path.
+    ``devices`` is ``auto``, ``cpu``, or GPU numbers such as ``0,1``; ``checkpoint_seconds`` is the age at which a resume
+    point is replaced; ``weights`` holds files of weights by SHA-256, in addition to those that suites name. ``beside``, the
+    folders of plug-ins' modules that are not on the import path, is found out when a run starts.
     """
 
-    results: Path
-    data: Path
+    results: Path = Path("results")
+    data: Path = Path("data")
+    devices: str = "auto"
+    jobs_per_device: int | None = None
     download: bool = False
     checkpoint_seconds: float = 30.0
+    retry_diverged: bool = False
     weights: Mapping[str, Path] = field(default_factory=dict)
     beside: Mapping[str, Path] = field(default_factory=dict)
-
-    def message(self) -> dict[str, Any]:
-        """The options as JSON values."""
-        return {
-            "results": str(self.results),
-            "data": str(self.data),
-            "download": self.download,
-            "checkpoint_seconds": self.checkpoint_seconds,
-            "weights": {sha256: str(file.resolve()) for sha256, file in self.weights.items()},
-            "beside": {module: str(folder) for module, folder in self.beside.items()},
-        }
 
 
 class WorkerHandle:
@@ -166,7 +162,7 @@ class WorkerHandle:
     error goes to a log file, which is removed in the end if it is empty.
     """
 
-    def __init__(self, slot: Slot, options: WorkerOptions, inbox: queue.Queue[tuple[str, dict[str, Any]]]) -> None:
+    def __init__(self, slot: Slot, options: RunOptions, inbox: queue.Queue[tuple[str, dict[str, Any]]]) -> None:
         self.slot = slot
         self.log = options.results / "logs" / log_name(slot.name)
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -190,11 +186,12 @@ class WorkerHandle:
         ]
         for thread in self.threads:
             thread.start()
-        self.send({**options.message(), "device": "cuda" if slot.kind == "gpu" else "cpu", "threads": slot.threads})
+        device = "cuda" if slot.kind == "gpu" else "cpu"
+        self.send({**asdict(options), "device": device, "threads": slot.threads})
 
     def send(self, message: dict[str, Any]) -> None:
         """Send a job or a request. One that is gone is noticed through its "exit" event, one that hangs by its silence."""
-        self.outbox.put(json.dumps(message) + "\n")
+        self.outbox.put(json.dumps(message, default=str) + "\n")
 
     def close(self) -> bool:
         """End the process at once, if it has not ended. What it trained since its last checkpoint is lost.

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.networks import network
 from kdbench.catalogue.terms import term
+from kdbench.store.record import compute_of
 from kdbench.store.store import Store
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import Adapter, DatasetSpec, Imported, NewLayers, Preprocessing, RunSpec, SelfSupervised, Stage
@@ -108,7 +109,7 @@ def measured_speed(store: Store) -> dict[str, float]:
     work: dict[str, float] = {}
     seconds: dict[str, float] = {}
     for record in store.records("runs"):
-        device, macs, spent = record.compute()
+        device, macs, spent = compute_of(record.metadata())
         if device in ASSUMED_SPEED and macs > 0 and spent > 0:
             work[device] = work.get(device, 0.0) + macs
             seconds[device] = seconds.get(device, 0.0) + spent

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -72,27 +73,33 @@ class Plan:
     @property
     def cost(self) -> float:
         """Multiply-accumulates of all that is left."""
-        beside = sum(map(teacher_cost, self.teachers)) + sum(map(measurement_cost, self.measurements))
-        return beside + sum(cohort.cost for cohort in self.cohorts)
+        return self._other_cost + sum(cohort.cost for cohort in self.cohorts)
 
     @property
     def cost_alone(self) -> float:
         """The same if every run were trained by itself, with its own teacher passes."""
-        runs = [run for cohort in self.cohorts for run in cohort.runs]
-        beside = sum(map(teacher_cost, self.teachers)) + sum(map(measurement_cost, self.measurements))
-        return beside + sum(cohort_cost([run]) for run in runs)
+        return self._other_cost + sum(cohort_cost([run]) for cohort in self.cohorts for run in cohort.runs)
 
-    def on(self, slots: int) -> Plan:
+    @property
+    def _other_cost(self) -> float:
+        return sum(map(teacher_cost, self.teachers)) + sum(map(measurement_cost, self.measurements))
+
+    def split_for(self, slots: int) -> Plan:
         """The same for so many slots: cohorts are halved while that shortens the makespan."""
         parts = by_depth(self.cohorts)
         return replace(self, cohorts=tuple(cohort for part in parts for cohort in split(part, slots)))
 
     def makespan(self, slots: int) -> float:
         """Multiply-accumulates until the last slot is idle, if each job goes to the slot that is free first."""
-        end = _end(list(map(teacher_cost, self.teachers)), slots)
-        for cohorts in by_depth(self.cohorts):
-            end = _end([cohort.cost for cohort in cohorts], slots, end)
-        return _end(list(map(measurement_cost, self.measurements)), slots, end)
+        steps = [
+            [teacher_cost(teacher) for teacher in self.teachers],
+            *([cohort.cost for cohort in cohorts] for cohorts in by_depth(self.cohorts)),
+            [measurement_cost(spec) for spec in self.measurements],
+        ]
+        end = 0.0
+        for costs in steps:
+            end = highest_load(costs, slots, end)
+        return end
 
 
 def auxiliaries_of(spec: RunSpec) -> list[RunSpec]:
@@ -109,13 +116,14 @@ def by_depth(cohorts: Iterable[Cohort]) -> list[list[Cohort]]:
     return [groups[depth] for depth in sorted(groups)]
 
 
-def schedule(costs: Sequence[float], loads: Sequence[float]) -> list[float]:
-    """Give the costliest jobs first to the slot that is free first; returns the loads of the slots."""
-    heap = list(loads)
-    heapq.heapify(heap)
+def highest_load(costs: Sequence[float], slots: int, start: float = 0.0) -> float:
+    """The load of the busiest slot, where the costliest job left always goes to the slot with the lowest load."""
+    if len(costs) <= slots:
+        return start + max(costs, default=0.0)
+    loads = [start] * max(1, slots)
     for cost in sorted(costs, reverse=True):
-        heapq.heappush(heap, heapq.heappop(heap) + cost)
-    return heap
+        heapq.heapreplace(loads, loads[0] + cost)
+    return max(loads)
 
 
 def make_plan(
@@ -131,24 +139,27 @@ def make_plan(
 
     A teacher that was begun, or quarantined as damaged, is made also where its runs are done: their table shows it.
     Runs whose students teach others, or are measured, are added where they are needed. What diverged, run or teacher, stays
-    so unless ``retry_diverged``; what would be measured on it is left out. Cohorts are ``limited`` to the ``largest``.
+    so unless ``retry_diverged``; what would be measured on it is left out. No cohort has more than ``largest`` runs
+    (``cap_size``).
     """
-    asked = {spec.id: spec for spec in measurements}
-    unmeasured = [spec for spec in asked.values() if store.measured(spec) is None]
+    distinct = {spec.id: spec for spec in measurements}
+    unmeasured = [spec for spec in distinct.values() if store.measured(spec) is None]
     specs = list(specs)
-    stages = all_stages(specs, asked.values())
+    stages = all_stages(specs, distinct.values())
     specs += [need.source_run for spec in unmeasured for need in spec.dependencies if need.source_run]
     todo: dict[str, RunSpec] = {}
     done = 0
     diverged: dict[str, bool] = {}
     for spec in {spec.id: spec for spec in specs}.values():
         record = store.run(spec.id)
-        settled = record.done() or (not retry_diverged and _blocked_by_divergence(spec, store, diverged))
+        settled = record.done() or (not retry_diverged and _blocked_by_divergence(spec, record, store, diverged))
         done += settled
         if not settled:
             todo |= {each.id: each for each in (*_unfinished(auxiliaries_of(spec), store), spec)}
     if not retry_diverged:
-        unmeasured = [spec for spec in unmeasured if not _measurement_blocked(spec, store, diverged)]
+        unmeasured = [
+            spec for spec in unmeasured if not _blocked_by_divergence(spec, store.measurement(spec.id), store, diverged)
+        ]
     wanted = [*(need for spec in (*todo.values(), *unmeasured) for need in spec.dependencies), *teachers]
     wanted += [stage for stage in stages if store.unfinished(stage)]
     needed = {stage.id: stage for teacher in wanted for stage in trained_stages(teacher)}
@@ -156,7 +167,7 @@ def make_plan(
     grouped = by_depth(group(todo.values()))
     cohorts = [cohort for part in grouped for cohort in split(cap_size(part, largest or len(todo)), 1)]
     ready = len(needed) - len(missing)
-    return Plan(tuple(missing), tuple(cohorts), done, ready, tuple(unmeasured), len(asked) - len(unmeasured))
+    return Plan(tuple(missing), tuple(cohorts), done, ready, tuple(unmeasured), len(distinct) - len(unmeasured))
 
 
 def all_stages(specs: Iterable[RunSpec], measurements: Iterable[ProbeSpec | SimilaritySpec]) -> Iterable[Stage]:
@@ -172,50 +183,33 @@ def _unfinished(chain: list[RunSpec], store: Store) -> list[RunSpec]:
     return chain[finished[-1] + 1 :] if finished else chain
 
 
-def _blocked_by_divergence(spec: RunSpec, store: Store, diverged: dict[str, bool]) -> bool:
-    """Whether the run or what it needs diverged. ``diverged`` remembers the teachers that have been looked up."""
-    teachers = [stage for need in spec.dependencies for stage in trained_stages(need)]
-    if any(_blocked_by_divergence(each, store, diverged) for each in _unfinished(auxiliaries_of(spec), store)):
+def _blocked_by_divergence(
+    spec: RunSpec | ProbeSpec | SimilaritySpec, record: Record, store: Store, diverged: dict[str, bool]
+) -> bool:
+    """Whether a run, a measurement or something that it needs diverged. ``diverged`` remembers the teachers looked up."""
+    runs = [(need.source_run, store.run(need.source_run.id)) for need in spec.dependencies if need.source_run]
+    if any(_blocked_by_divergence(run, below, store, diverged) for run, below in runs if not below.done()):
         return True
-    for teacher in teachers:
-        if teacher.id not in diverged:
-            diverged[teacher.id] = _diverged(store.teacher(teacher.id))
-    return any(diverged[teacher.id] for teacher in teachers) or _diverged(store.run(spec.id))
-
-
-def _measurement_blocked(spec: ProbeSpec | SimilaritySpec, store: Store, diverged: dict[str, bool]) -> bool:
-    """Whether one of the networks to be measured diverged, or the measurement itself."""
-    if _diverged(store.measurement(spec.id)):
-        return True
-    runs = [need.source_run for need in spec.dependencies if need.source_run]
     stages = [stage for need in spec.dependencies for stage in trained_stages(need)]
-    return any(_blocked_by_divergence(run, store, diverged) for run in runs if not store.run(run.id).done()) or any(
-        _diverged(store.teacher(stage.id)) for stage in stages
-    )
-
-
-def _diverged(record: Record) -> bool:
-    failure = record.failure()
-    return failure is not None and failure.kind == "diverged" and not record.done()
+    for stage in stages:
+        if stage.id not in diverged:
+            diverged[stage.id] = store.teacher(stage.id).diverged()
+    return any(diverged[stage.id] for stage in stages) or record.diverged()
 
 
 def group(specs: Iterable[RunSpec]) -> list[Cohort]:
     """Put runs of one stream and one teacher together; runs without a teacher join the first cohort of their stream."""
-    with_teacher: dict[str, list[RunSpec]] = {}
-    without: list[RunSpec] = []
-    for spec in specs:
+    cohorts: dict[str, list[RunSpec]] = {}
+    first_of_stream: dict[str, list[RunSpec]] = {}
+    for spec in sorted(specs, key=lambda spec: spec.teacher is None):
+        stream = _stream_key(spec)
         if spec.teacher is None:
-            without.append(spec)
+            runs = first_of_stream.get(stream) or cohorts.setdefault(stream, [])
         else:
-            with_teacher.setdefault(spec.cohort_key, []).append(spec)
-    hosts: dict[str, list[RunSpec]] = {}
-    for runs in with_teacher.values():
-        hosts.setdefault(_stream(runs[0]), runs)
-    alone: dict[str, list[RunSpec]] = {}
-    for spec in without:
-        target = hosts.get(_stream(spec))
-        (alone.setdefault(_stream(spec), []) if target is None else target).append(spec)
-    return [Cohort(tuple(runs)) for runs in (*with_teacher.values(), *alone.values())]
+            runs = cohorts.setdefault(spec.cohort_key, [])
+        runs.append(spec)
+        first_of_stream.setdefault(stream, runs)
+    return [Cohort(tuple(runs)) for runs in cohorts.values()]
 
 
 def cap_size(cohorts: Iterable[Cohort], largest: int) -> list[Cohort]:
@@ -232,13 +226,13 @@ def cap_size(cohorts: Iterable[Cohort], largest: int) -> list[Cohort]:
 
 
 def split(cohorts: list[Cohort], slots: int) -> list[Cohort]:
-    """Halve the costliest cohorts as far as that brings the end nearer. The costliest come first.
+    """Halve the costliest cohorts as far as that lowers the highest load of a slot. The costliest come first.
 
     One halving may bring nothing while several do (four equal cohorts on six slots), so all are tried; the fewest that
     come within 2 % of the best are taken, for each costs another teacher pass.
     """
-    best = sorted(cohorts, key=_cost, reverse=True)
-    current, nearest = best.copy(), _end([cohort.cost for cohort in best], slots)
+    best = sorted(cohorts, key=attrgetter("cost"), reverse=True)
+    current, lowest = best.copy(), highest_load([cohort.cost for cohort in best], slots)
     total = sum(cohort.cost for cohort in best)
     for _ in range(2 * slots if slots > 1 else 0):
         if not current or len(current[0].runs) == 1:
@@ -247,11 +241,12 @@ def split(cohorts: list[Cohort], slots: int) -> list[Cohort]:
         for half in reversed(_halves(current.pop(0))):
             insort_left(current, half, key=lambda cohort: -cohort.cost)
             total += half.cost
-        if total / slots >= 0.98 * nearest:
+        worthwhile = 0.98 * lowest
+        if total / slots >= worthwhile:
             break
-        end = current[0].cost if len(current) <= slots else _end([cohort.cost for cohort in current], slots)
-        if end < 0.98 * nearest:
-            best, nearest = current.copy(), end
+        load = highest_load([cohort.cost for cohort in current], slots)
+        if load < worthwhile:
+            best, lowest = current.copy(), load
     return best
 
 
@@ -266,46 +261,26 @@ def _halves(cohort: Cohort) -> tuple[Cohort, Cohort]:
     return Cohort(tuple(left)), Cohort(tuple(right))
 
 
-def _cost(cohort: Cohort) -> float:
-    return cohort.cost
-
-
-def _end(costs: Sequence[float], slots: int, start: float = 0.0) -> float:
-    """When the last slot is idle. No more slots are looked at than there are jobs."""
-    return max(schedule(costs, [start] * max(1, min(slots, len(costs)))))
-
-
-def _stream(spec: RunSpec) -> str:
+def _stream_key(spec: RunSpec) -> str:
     return f"{spec.stream_id}-{spec.recipe.precision}"
 
 
 def changed_plugins(specs: Iterable[RunSpec], store: Store) -> list[str]:
-    """One line for each plug-in with other code of which runs are finished. Only where some are to do are records read."""
+    """One line for each plug-in of which runs with other code are finished. Only where some are to do are records read."""
     planned = {
         digest(_bare(spec.canonical())): spec for spec in specs if spec.plugins and not store.run(spec.id).done()
     }
     changed: Counter[str] = Counter()
-    unknown: Counter[str] = Counter()
     for record in store.records("runs") if planned else ():
         stored = record.spec()
         spec = planned.get(digest(_bare(stored)))
-        if spec is None or not record.done():
-            continue
-        before = hashes_of_plugins(stored)
-        for name, sha256 in spec.plugins.items():
-            if name not in before:
-                unknown[name] += 1
-            elif before[name] != sha256:
-                changed[name] += 1
-    lines = [f"{name} has changed since {_runs(n)}: not reused." for name, n in changed.items()]
-    return lines + [
-        f"{name} may have changed since {_runs(n)}, for which its code was not recorded: not reused."
-        for name, n in unknown.items()
+        if spec and record.done():
+            before = hashes_of_plugins(stored)
+            changed.update(name for name, sha256 in spec.plugins.items() if before.get(name) != sha256)
+    return [
+        f"{name} has changed since {count} finished run{'s' if count > 1 else ''}: not reused."
+        for name, count in changed.items()
     ]
-
-
-def _runs(count: int) -> str:
-    return f"{count} finished run{'s' if count > 1 else ''}"
 
 
 def _bare(value: Any) -> Any:

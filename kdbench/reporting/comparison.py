@@ -17,7 +17,7 @@ from kdbench.reporting.observations import TeacherWeights, collect, valid_result
 from kdbench.reporting.rendered import RenderedTable, Section, TableCell
 from kdbench.store.record import Result
 from kdbench.store.store import Store
-from kdbench.suite.suite import Suite
+from kdbench.suite.suite import Suite, measurement_specs, run_specs
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,8 +152,11 @@ def conflicts(suites: Sequence[Suite], stores: Sequence[Store]) -> list[str]:
     """One message for each teacher, run and measurement of which stores hold different ones; at most ten, and a count."""
     if len(stores) < 2:
         return []
-    specs = [spec for suite in suites for spec in suite.specs.values()]
-    found = [*TeacherWeights(stores).conflicts(specs), *_runs(suites, stores), *_measurements(suites, stores)]
+    found = [
+        *TeacherWeights(stores).conflicts(run_specs(suites)),
+        *_runs(suites, stores),
+        *_measurements(suites, stores),
+    ]
     more = len(found) - _SHOWN
     return [*found[:_SHOWN], f"and {more} more on which the results folders disagree"] if more > 0 else found
 
@@ -172,7 +175,7 @@ def _runs(suites: Sequence[Suite], stores: Sequence[Store]) -> Iterator[str]:
 
 
 def _measurements(suites: Sequence[Suite], stores: Sequence[Store]) -> Iterator[str]:
-    for spec in {each.spec.id: each.spec for suite in suites for each in suite.measurements}.values():
+    for spec in {spec.id: spec for spec in measurement_specs(suites)}.values():
         found: dict[str, str] = {}
         for store in stores:
             if result := store.measured(spec):

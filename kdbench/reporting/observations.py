@@ -237,7 +237,7 @@ def look_up(stores: Sequence[Store], record_in: Callable[[Store], Record], missi
         failure = record.failure()
         if failure is not None:
             state = State("failed", one_line(failure.reason))
-        elif record.started():
+        elif record.has_checkpoint():
             state = State("started", f"in training, {len(record.metrics())} epochs so far")
     return state
 

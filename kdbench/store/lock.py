@@ -9,7 +9,6 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from filelock import SoftFileLock, Timeout
@@ -86,9 +85,7 @@ class Lock:
     def __enter__(self) -> Self:
         return self if self._descriptor is not None or self._stand_in else self.acquire()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
 
     @property
@@ -99,9 +96,12 @@ class Lock:
         import fcntl
 
         try:
-            descriptor = self._open()
-        except PermissionError as error:
-            raise KdbenchError(self._refusal(error)) from None
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError:
+            try:
+                descriptor = os.open(self.path, os.O_RDONLY)
+            except PermissionError as error:
+                raise KdbenchError(self._refusal(error)) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -115,12 +115,6 @@ class Lock:
         self._descriptor = descriptor
         return True
 
-    def _open(self) -> int:
-        try:
-            return os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-        except PermissionError:
-            return os.open(self.path, os.O_RDONLY)
-
     def _take_stand_in(self) -> bool:
         lock = SoftFileLock(self._presence)
         try:
@@ -132,11 +126,9 @@ class Lock:
 
     @staticmethod
     def _sign(descriptor: int, text: str) -> None:
-        try:
+        with contextlib.suppress(OSError):  # somebody else's file, or no room: the lock holds without a name
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, text.encode(), 0)
-        except OSError:
-            return  # somebody else's file, or no room: the lock holds without a name
 
     def _refusal(self, error: OSError) -> str:
         reason = error.strerror or str(error)
@@ -167,11 +159,13 @@ def lacks_locks(folder: Path) -> bool:
 
 
 def process_state(pid: int) -> str:
-    """The state that blocks a process of this machine; ``gone`` if it does not exist, "" if nothing blocks it."""
+    """The state that blocks a process of this machine; ``gone`` if it does not exist, "" if nothing known blocks it."""
     try:
+        with contextlib.suppress(PermissionError):  # somebody else's
+            os.kill(pid, 0)
         letter = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return "gone" if Path("/proc/self/stat").exists() else ""
+    except (ProcessLookupError, OverflowError):
+        return "gone"
     except (OSError, IndexError):
         return ""
     return {"T": "stopped", "t": "stopped by a debugger", "D": "held up by the system", "Z": "gone"}.get(letter, "")

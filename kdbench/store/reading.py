@@ -10,13 +10,12 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from kdbench.errors import BadRecord, LockedRecord
+from kdbench.errors import BadRecord, UnreadableRecord
 from kdbench.files import file_hash
 
 
 LARGEST, LARGEST_METRICS, MOST_LINES = 4 * 2**20, 32 * 2**20, 10**6
 """Bytes of a file, and lines of metrics, that are read: far more than kdbench writes, and little enough for memory."""
-
 
 _LARGE = 2**30
 """Bytes that are more than the metrics of any training, and take a second to hash."""
@@ -29,22 +28,22 @@ def read(path: str, largest: int = LARGEST) -> bytes:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)  # a pipe would let one wait for ever
     try:
-        found = os.fstat(descriptor)
-        _refuse_special(path, found)
-        if found.st_size > largest:
+        status = os.fstat(descriptor)
+        _refuse_special(path, status)
+        if status.st_size > largest:
             raise BadRecord(f"{path}: is far larger than what was stored")
         content = b""
-        while more := os.read(descriptor, max(65536, found.st_size)):
+        while more := os.read(descriptor, max(65536, status.st_size)):
             content += more
         return content
     finally:
         os.close(descriptor)
 
 
-def _refuse_special(path: Path | str, found: os.stat_result) -> None:
+def _refuse_special(path: Path | str, status: os.stat_result) -> None:
     """Raise BadRecord for a folder, pipe or device."""
-    if not stat.S_ISREG(found.st_mode):
-        raise BadRecord(f"{path}: is " + ("a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"))
+    if not stat.S_ISREG(status.st_mode):
+        raise BadRecord(f"{path}: is " + ("a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"))
 
 
 def check_size(path: Path) -> None:
@@ -56,7 +55,7 @@ def check_size(path: Path) -> None:
             header = mapping(file.read(min(length, LARGEST)))
         ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
     except OSError as error:
-        raise locked(path, error) from None
+        raise unreadable(path, error) from None
     except (ValueError, TypeError, LookupError):
         raise BadRecord(f"{path}: is not the file that was stored (its header cannot be read)") from None
     if path.stat().st_size != 8 + length + max(ends, default=0):
@@ -76,19 +75,31 @@ def differences(path: Path, sha256: str) -> Iterator[BadRecord]:
     except FileNotFoundError:
         yield BadRecord(f"{path}: is missing")
     except OSError as error:
-        yield locked(path, error)
+        yield unreadable(path, error)
     except BadRecord as error:
         yield error
 
 
-def locked(path: Path, error: OSError) -> LockedRecord:
+def unreadable(path: Path, error: OSError) -> UnreadableRecord:
     """The error for a file that the system does not let kdbench read."""
-    return LockedRecord(f"{path}: cannot be read: {error.strerror or error}")
+    return UnreadableRecord(f"{path}: cannot be read: {error.strerror or error}")
 
 
 def parse(text: bytes) -> Any:
     """Parse JSON. Raises ValueError, also for NaN and Infinity; numbers may still be infinite (1e400)."""
     return from_json(text, allow_inf_nan=False)
+
+
+def stored_mapping(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file that was stored. Raises BadRecord, also where it is missing."""
+    try:
+        return mapping(read(str(path)))
+    except FileNotFoundError:
+        raise BadRecord(f"{path}: is missing") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except ValueError as error:
+        raise BadRecord(f"{path}: is not what was stored ({error})") from None
 
 
 def read_mapping(path: str) -> dict[str, Any]:
@@ -105,20 +116,13 @@ def mapping(text: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def some_lines(content: bytes, every: int) -> list[bytes]:
-    """The first line, those whose epoch ``every`` divides, and the last. Epochs follow each other from line to line.
-
-    Most of a file is never made into lines: a report reads thousands of them.
-    """
-    import numpy
-
-    ends = numpy.flatnonzero(numpy.frombuffer(content, numpy.uint8) == ord("\n")).tolist()
-    if not content.endswith(b"\n"):
-        ends.append(len(content))
-    first = (read_epoch(content[: ends[0]]) or {}).get("epoch")
+def some_lines(lines: list[bytes], every: int) -> list[bytes]:
+    """The first line, those whose epoch ``every`` divides, and the last. Epochs follow each other from line to line."""
+    if len(lines) < 2:
+        return lines
+    first = (read_epoch(lines[0]) or {}).get("epoch")
     start = -first % every if isinstance(first, int) else 0
-    chosen = [0, *range(start or every, len(ends) - 1, every), len(ends) - 1][: len(ends)]
-    return [content[ends[line - 1] + 1 if line else 0 : ends[line]] for line in chosen]
+    return [lines[0], *lines[start or every : -1 : every], lines[-1]]
 
 
 def read_epoch(line: bytes) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from filelock import Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -23,13 +23,13 @@ from kdbench.store.reading import (
     MOST_LINES,
     check_size,
     differences,
-    locked,
-    mapping,
     parse,
     read,
     read_epoch,
     read_mapping,
     some_lines,
+    stored_mapping,
+    unreadable,
 )
 from kdbench.suite.specs import digest
 
@@ -59,7 +59,7 @@ class Result(BaseModel):
     those, joined by "+", of the teacher and adapters that taught a run, or of the networks that were measured. ``values``
     are what was measured on them, by name; ``undefined`` says why others are not there.
 
-    ``metrics_sha256`` is the hash of metrics.jsonl; older records lack it.
+    ``metrics_sha256`` is the hash of metrics.jsonl.
 
     ``sm_score`` and ``layer_cka`` say how alike the maps are that the run's terms associate (kdbench.evaluation),
     on average over those of the last ten epochs that were tested. ``teacher`` is the accuracy of the teacher as it taught,
@@ -114,7 +114,18 @@ class Failure(BaseModel):
     detail: str = ""
 
 
-__all__ = ["NO_WEIGHTS", "Accuracy", "Failure", "Kind", "Record", "Result", "timestamp"]
+class Compute(NamedTuple):
+    """The kind of the device that trained a network, and the training's multiply-accumulates and seconds."""
+
+    device: str
+    macs: float
+    seconds: float
+
+
+FILES = ("spec.json", "metrics.jsonl", "weights.safetensors", "metadata.json", "result.json")
+"""What every finished record consists of."""
+
+OTHER_FILES = ("teacher_head.safetensors", "failure.json", "state.pt")
 
 NO_WEIGHTS = {"weights": "not kept"}
 """The entry of metadata.json for a network whose weights were not kept."""
@@ -150,7 +161,7 @@ class Record:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise locked(self.folder / "result.json", error) from None
+            raise unreadable(self.folder / "result.json", error) from None
         try:
             content = parse(text)
             checksum = content.pop("checksum", None) if isinstance(content, dict) else None
@@ -164,36 +175,34 @@ class Record:
             raise BadRecord(f"{self.folder / 'result.json'}: belongs to {result.id}")
         return result
 
-    def check(self, *, weights: bool = False) -> Result:
-        """The result, if it is there, for this spec, and the metrics are those that were stored with it.
+    def check(self, *, quick: bool = False) -> Result:
+        """The result of a finished record whose files are what was stored. Raises BadRecord.
 
-        ``weights``: and the weights are the bytes that were stored, too. Raises BadRecord where that is not so. Metrics whose
-        hash was not stored yet are taken as they are.
+        ``quick``: of weights, only the length is checked, and they may be missing.
         """
         result = self.result()
         if result is None:
             raise BadRecord(f"{self.folder}: there is no finished network")
-        for problem in chain(self.problems(result), self.weight_problems(result) if weights else ()):
+        for problem in chain(self.small_file_problems(result), () if quick else self.weight_problems(result)):
             raise problem
+        for path in (self.weights_file, self.teacher_head_file) if quick else ():
+            if os.path.lexists(path):
+                check_size(path)
         return result
 
-    def problems(self, result: Result) -> Iterator[BadRecord]:
+    def small_file_problems(self, result: Result) -> Iterator[BadRecord]:
         """Check the small files of a finished record; yields what is wrong."""
         spec = self.folder / "spec.json"
         try:
-            if digest(mapping(read(str(spec)))) != self.id:
+            if digest(stored_mapping(spec)) != self.id:
                 yield BadRecord(f"{spec}: is not what was stored")
-        except FileNotFoundError:
-            yield BadRecord(f"{spec}: is missing")
-        except OSError as error:
-            yield locked(spec, error)
-        except (BadRecord, ValueError):
-            yield BadRecord(f"{spec}: is not what was stored")
+        except BadRecord as error:
+            yield error
         if result.metrics_sha256 is not None:
             yield from differences(self.folder / "metrics.jsonl", result.metrics_sha256)
 
     def weight_problems(self, result: Result) -> Iterator[BadRecord]:
-        """Check the weights of a finished record; yields what is wrong."""
+        """Check the content of a finished record's weights; yields what is wrong."""
         for path, sha256 in (
             (self.weights_file, result.weights_sha256),
             (self.teacher_head_file, result.teacher_head_sha256),
@@ -203,22 +212,17 @@ class Record:
             elif sha256 is not None:
                 yield from differences(path, sha256)
 
-    def check_weights(self) -> None:
-        """Raise BadRecord unless all that was stored is there as it was."""
-        self.check(weights=True)
-
-    def check_sizes(self) -> None:
-        """Raise BadRecord for a weights file whose length differs from its header. A missing file is ignored."""
-        for path in (self.weights_file, self.teacher_head_file):
-            if os.path.lexists(path):
-                check_size(path)
-
     def failure(self) -> Failure | None:
         """The failure; None if there is none, or it is invalid."""
         try:
             return Failure.model_validate(parse(read(f"{self._path}/failure.json")))
         except (OSError, BadRecord, ValueError):
             return None
+
+    def diverged(self) -> bool:
+        """Whether it has no valid result because its loss diverged."""
+        failure = self.failure()
+        return failure is not None and failure.kind == "diverged" and not self.done()
 
     def keeps_weights(self) -> bool:
         """Whether the weights were kept: those of tiny runs only if something depends on them."""
@@ -231,11 +235,11 @@ class Record:
         except BadRecord:
             return False
 
-    def ended(self) -> bool:
+    def has_result_file(self) -> bool:
         """Whether a result file exists, valid or not."""
         return os.path.lexists(f"{self._path}/result.json")
 
-    def started(self) -> bool:
+    def has_checkpoint(self) -> bool:
         """Whether there is a checkpoint to resume from."""
         return os.path.exists(self.state_file)
 
@@ -247,7 +251,7 @@ class Record:
             return []
         if content.count(b"\n") > MOST_LINES:
             return []
-        lines = content.splitlines() if every == 1 else some_lines(content, every)
+        lines = content.splitlines() if every == 1 else some_lines(content.splitlines(), every)
         try:
             rows = parse(b"[%s]" % b",".join(lines))  # all at once: much faster than line by line
         except ValueError:
@@ -263,10 +267,6 @@ class Record:
         versions = self.metadata().get("versions")
         version = versions.get("kdbench") if isinstance(versions, dict) else None
         return version if isinstance(version, str) else ""
-
-    def compute(self) -> tuple[str, float, float]:
-        """Device kind, multiply-accumulates and seconds of the training; ("", 0, 0) if unknown."""
-        return compute_of(self.metadata())
 
     def spec(self) -> dict[str, Any]:
         """The stored spec; {} if there is none."""
@@ -332,14 +332,14 @@ class Record:
             return False  # whoever wants it will say why it cannot be locked
 
 
-def compute_of(metadata: dict[str, Any]) -> tuple[str, float, float]:
-    """``Record.compute`` from metadata that is already read."""
+def compute_of(metadata: dict[str, Any]) -> Compute:
+    """What a training cost, from its record's metadata; ("", 0, 0) if unknown."""
     device, macs, seconds = metadata.get("device"), metadata.get("macs"), metadata.get("seconds")
     kind = device.get("kind") if isinstance(device, dict) else None
     if not (isinstance(kind, str) and isinstance(macs, int | float) and isinstance(seconds, int | float)):
-        return "", 0.0, 0.0
+        return Compute("", 0.0, 0.0)
     possible = 0 <= macs < 1e30 and (seconds == 0 or 1e-6 < seconds < 1e12)
-    return (kind, float(macs), float(seconds)) if possible else ("", 0.0, 0.0)
+    return Compute(kind, float(macs), float(seconds)) if possible else Compute("", 0.0, 0.0)
 
 
 def timestamp() -> str:

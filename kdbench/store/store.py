@@ -17,11 +17,11 @@ from pathlib import Path
 from filelock import Timeout
 
 from kdbench.catalogue.plugins import Source, SourceFile
-from kdbench.errors import BadInput, BadRecord, KdbenchError, LockedRecord
+from kdbench.errors import BadInput, BadRecord, KdbenchError, UnreadableRecord
 from kdbench.files import quarantine, write_bytes
-from kdbench.store.lock import Lock, lacks_locks
+from kdbench.store.lock import Lock, lacks_locks, process_state
 from kdbench.store.reading import LARGEST_METRICS
-from kdbench.store.record import Record, Result
+from kdbench.store.record import FILES, Record, Result
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import Adapter, NewLayers, Stage, stage_label
 
@@ -74,10 +74,9 @@ class Store:
         count = sum(_is_outdated(entry) for kind in KINDS for entry in self._entries(kind))
         if not count:
             return ""
-        records = (
-            "records were written by kdbench 0.1 and are" if count > 1 else "record was written by kdbench 0.1 and is"
-        )
-        return f"{self.root}: {count} {records} not used. Report them with that version, or run their suites again"
+        records, are = ("records were", "are") if count > 1 else ("record was", "is")
+        advice = "Report them with that version, or run their suites again"
+        return f"{self.root}: {count} {records} written by kdbench 0.1 and {are} not used. {advice}"
 
     def records(self, kind: str) -> Iterator[Record]:
         """All records of a kind (``runs``, ``teachers`` …), by id; neither quarantined ones nor those of kdbench 0.1."""
@@ -103,21 +102,20 @@ class Store:
         One that was never here, or was removed with the copies quarantined, is not.
         """
         record = self.teacher(teacher.id)
-        if record.done() or ((failure := record.failure()) and failure.kind == "diverged"):
+        if record.done() or record.diverged():
             return False
         return record.folder.is_dir() or any(record.folder.parent.glob(f"{record.id}.damaged-*"))
 
     def check_teacher(self, teacher: Stage) -> None:
-        """Raise BadRecord unless the record is whole and, for new layers and parts, what they were made on is there still."""
-        record = self.record_of(teacher)
-        record.check_weights()
+        """Raise BadRecord unless all files are what was stored and the stage below has the weights that it was made on."""
+        self.record_of(teacher).check()
         self.check_origin(teacher)
 
     def check_origin(self, teacher: Stage) -> None:
         """Raise BadRecord if the parent of new layers or of an adapter has other weights now."""
-        record = self.record_of(teacher)
         if not isinstance(teacher, NewLayers | Adapter):
             return
+        record = self.record_of(teacher)
         result, below = record.result(), self.record_of(teacher.parent).result()
         if below is None:
             raise BadRecord(f"{record.folder}: what it was made on ({stage_label(teacher.parent)}) is not there")
@@ -126,22 +124,11 @@ class Store:
                 f"{record.folder}: was made on other weights of {stage_label(teacher.parent)} than are there now"
             )
 
-    def quarantine_damaged_teachers(self, teachers: Iterable[Stage]) -> dict[str, str]:
-        """Check finished teachers; quarantine damaged ones, unless another process uses them.
-
-        Returns a message for each damaged one, by the id of its record. Raises KdbenchError where one cannot be quarantined.
-        """
-        messages: dict[str, str] = {}
-        for teacher in teachers:
-            record = self.record_of(teacher)
-            try:
-                if record.ended():
-                    self.check_teacher(teacher)
-                    self._cleanup(record)
-            except BadRecord as error:
-                found = self._quarantine(record, partial(self.check_teacher, teacher), str(error), "teacher")
-                messages |= dict.fromkeys([record.id], found) if found else {}
-        return messages
+    def quarantine_damaged_teachers(self, teachers: Iterable[Stage]) -> list[str]:
+        """Check finished teachers, the content of all files; for the rest as ``quarantine_damaged``."""
+        return self._quarantine_damaged(
+            (self.record_of(teacher), "teacher", partial(self.check_teacher, teacher)) for teacher in teachers
+        )
 
     def quarantine_damaged(self, records: Iterable[Record]) -> list[str]:
         """Check finished runs and measurements as far as that is quick: not the content of their weights.
@@ -149,19 +136,24 @@ class Store:
         Those that are not what was stored are quarantined, unless in use elsewhere: one message for each. What a killed
         process left beside a result is removed. Raises KdbenchError where that cannot be done.
         """
+        return self._quarantine_damaged(
+            (record, record.folder.parent.name.removesuffix("s"), partial(record.check, quick=True))
+            for record in records
+        )
+
+    def _quarantine_damaged(self, checks: Iterable[tuple[Record, str, Callable[[], object]]]) -> list[str]:
         messages = []
-        for record in records:
+        for record, kind, check in checks:
             try:
-                if record.ended():
-                    _check_quickly(record)
+                if record.has_result_file():
+                    check()
                     self._cleanup(record)
             except BadRecord as error:
-                kind = record.folder.parent.name.removesuffix("s")
-                messages.append(self._quarantine(record, partial(_check_quickly, record), str(error), kind))
+                messages.append(self._quarantine(record, check, str(error), kind))
         return [message for message in messages if message]
 
     def _cleanup(self, record: Record) -> None:
-        if record.started():
+        if record.has_checkpoint():
             with contextlib.suppress(Timeout, OSError, KdbenchError), record.lock().acquire(timeout=0):
                 record.cleanup()
 
@@ -171,7 +163,7 @@ class Store:
             with contextlib.suppress(Timeout), record.lock().acquire(timeout=0):
                 try:
                     check()
-                except LockedRecord as error:
+                except UnreadableRecord as error:
                     raise KdbenchError(f"{error}. Make it readable, or choose another folder with --results.") from None
                 except BadRecord:
                     return f"{reason}; the {kind} is quarantined ({quarantine(record.folder).name}) and redone"
@@ -186,7 +178,7 @@ class Store:
         """Remove the empty logs of workers whose parent process on this machine was killed."""
         for log in (self.root / "logs").glob(log_name("*", "*")):
             with contextlib.suppress(OSError, ValueError, OverflowError):
-                if log.stat().st_size == 0 and not _alive(int(log.stem.rpartition("-")[2])):
+                if log.stat().st_size == 0 and process_state(int(log.stem.rpartition("-")[2])) == "gone":
                     log.unlink()
 
     def source_folder(self, sha256: str) -> Path:
@@ -245,38 +237,20 @@ def write_modules(files: Iterable[SourceFile], folder: Path) -> None:
             write_bytes(path, file.content)
 
 
-def _check_quickly(record: Record) -> None:
-    record.check()
-    record.check_sizes()
-
-
 def log_name(slot: str, parent: int | str | None = None) -> str:
     """The name of the log of a worker of this machine; ``parent``: the process that started it, or this one."""
     return f"worker-{slot.replace(':', '-')}-{platform.node()}-{parent or os.getpid()}.log"
 
 
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
-FILES = ("spec.json", "metrics.jsonl", "weights.safetensors", "metadata.json", "result.json")
-
-
 def check_copyable(record: Record) -> None:
     """Raise BadRecord unless a finished record's files are plain ones, of a size that they can have, and whole."""
-    for path in _files(record.folder):
-        found = path.lstat()
-        if not stat.S_ISREG(found.st_mode):
+    for path in _stored_files(record):
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
             raise BadRecord(f"{path}: is a link or a device, not a plain file")
-        if path != record.weights_file and found.st_size > LARGEST_METRICS:
-            raise BadRecord(f"{path}: has {found.st_size:,} bytes, more than any record")
-    record.check_weights()
+        if path != record.weights_file and status.st_size > LARGEST_METRICS:
+            raise BadRecord(f"{path}: has {status.st_size:,} bytes, more than any record")
+    record.check()
 
 
 def copy_record(record: Record, target: Path) -> None:
@@ -285,7 +259,7 @@ def copy_record(record: Record, target: Path) -> None:
     temporary = target.parent / f".{record.id}.{secrets.token_hex(6)}.tmp" / record.id
     try:
         temporary.mkdir(parents=True)
-        for path in _files(record.folder):
+        for path in _stored_files(record):
             shutil.copyfile(path, temporary / path.name, follow_symlinks=False)
         check_copyable(Record(temporary))
         temporary.rename(target)
@@ -293,5 +267,5 @@ def copy_record(record: Record, target: Path) -> None:
         shutil.rmtree(temporary.parent, ignore_errors=True)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for name in FILES if os.path.lexists(path := folder / name))
+def _stored_files(record: Record) -> Iterator[Path]:
+    return (path for name in FILES if os.path.lexists(path := record.folder / name))

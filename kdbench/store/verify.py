@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
-from kdbench.errors import BadRecord, KdbenchError, LockedRecord
-from kdbench.store.reading import locked, mapping, read
-from kdbench.store.record import Record, Result
+from kdbench.errors import BadRecord, KdbenchError, UnreadableRecord
+from kdbench.store.reading import stored_mapping
+from kdbench.store.record import FILES, OTHER_FILES, Record, Result
 from kdbench.store.store import KINDS, Store
 from kdbench.suite.measurements import measurement_from
 from kdbench.suite.methods import formula
@@ -39,12 +39,12 @@ class Verification:
 
 def verify(store: Store, wanted: Mapping[str, Collection[str]] | None = None) -> Verification:
     """Compare all records with what was stored, or the ``wanted`` ones: ids by kind. All weights are read."""
-    found, uncovered = Verification(), 0
+    report = Verification()
     for kind in KINDS:
         for record in store.records(kind):
             if wanted is not None and record.id not in wanted[kind]:
                 continue
-            found.checked += record.ended()
+            report.checked += record.has_result_file()
             label = label_of(record, kind)
             try:
                 result, problems = record.result(), list[KdbenchError]()
@@ -52,23 +52,19 @@ def verify(store: Store, wanted: Mapping[str, Collection[str]] | None = None) ->
                 result, problems = None, [error]
             if result:
                 problems += _problems(store, record, kind, result)
-                uncovered += result.metrics_sha256 is None
             for problem in problems:
                 next_step = _next_step(record, kind, problem)
-                found.damaged.append(Damage(kind[:-1], record.id, label, str(problem), next_step))
-            found.notes += _leftovers(record)
+                report.damaged.append(Damage(kind[:-1], record.id, label, str(problem), next_step))
+            report.notes += _leftovers(record)
         for folder in store.quarantined(kind):
             if wanted is None or folder.name.partition(".")[0] in wanted[kind]:
-                found.notes.append(
-                    f"{folder}: was quarantined as damaged. Remove it when it is of no interest any more"
-                )
+                report.notes.append(f"{folder}: {_QUARANTINED}")
     if outdated := store.outdated():
-        found.notes.append(outdated)
-    if uncovered:
-        found.notes.append(
-            f"metrics.jsonl of {uncovered} records is not covered: they were made before its hash was kept"
-        )
-    return found
+        report.notes.append(outdated)
+    return report
+
+
+_QUARANTINED = "was quarantined as damaged. Remove it when it is of no interest any more"
 
 
 def label_of(record: Record, kind: str) -> str:
@@ -88,35 +84,26 @@ def label_of(record: Record, kind: str) -> str:
 
 def _problems(store: Store, record: Record, kind: str, result: Result) -> Iterator[KdbenchError]:
     """Check the files of a record besides its result."""
-    small = [*record.problems(result)]
+    small = [*record.small_file_problems(result)]
     yield from small
     if record.keeps_weights():
         yield from record.weight_problems(result)
     if not small:
         yield from _origin_problems(store, record, kind, result)
-    for name in ("metadata.json",) if result.metrics_sha256 else ("metadata.json", "metrics.jsonl"):
-        path = record.folder / name
-        try:
-            content = read(str(path))
-            if name == "metadata.json":
-                mapping(content)
-            elif result.last and result.last.epoch and not record.metrics():
-                yield BadRecord(f"{path}: cannot be read, and the result is one of {result.last.epoch} epochs")
-        except OSError as error:
-            if name != "metadata.json" or not isinstance(error, FileNotFoundError):
-                yield locked(path, error)
-        except ValueError as error:
-            yield BadRecord(f"{path}: is not what was stored ({error})")
-        except BadRecord as error:
-            yield error
+    metadata = record.folder / "metadata.json"
+    try:
+        if os.path.lexists(metadata):  # if not, _leftovers says so
+            stored_mapping(metadata)
+    except BadRecord as error:
+        yield error
 
 
 def _origin_problems(store: Store, record: Record, kind: str, result: Result) -> Iterator[KdbenchError]:
-    """Check that the weights that a record was made on have not changed."""
+    """Check that the weights that a record was made on have not changed; the records of unreadable ones report that."""
     try:
         if kind == "teachers":
             teacher = stage_from(record.spec())
-            if _readable(store, (teacher.parent,) if teacher.parent else ()):
+            if not teacher.parent or _readable(store, (teacher.parent,)):
                 store.check_origin(teacher)
             return
         spec = measurement_from(record.spec()) if kind == "measurements" else RunSpec.model_validate(record.spec())
@@ -131,17 +118,15 @@ def _origin_problems(store: Store, record: Record, kind: str, result: Result) ->
 
 
 def _readable(store: Store, networks: Iterable[Stage]) -> bool:
-    """Whether the results of networks can be read; unreadable ones are reported by their own records."""
     try:
-        for network in networks:
-            store.record_of(network).result()
+        store.hashes(networks)
     except BadRecord:
         return False
     return True
 
 
 def _next_step(record: Record, kind: str, error: KdbenchError) -> str:
-    if isinstance(error, LockedRecord):
+    if isinstance(error, UnreadableRecord):
         return "Make it readable."
     if f"{record.folder / 'metadata.json'}: " in str(error):
         return "Remove this file: it describes machine and time alone, and the numbers stand."
@@ -150,29 +135,24 @@ def _next_step(record: Record, kind: str, error: KdbenchError) -> str:
     return f"Remove {record.folder}, and the next kdbench run of its suite makes it again."
 
 
-_KNOWN = {
-    "spec.json", "metrics.jsonl", "weights.safetensors", "metadata.json", "teacher_head.safetensors",
-    "result.json", "failure.json", "state.pt",
-}  # fmt: skip
-
-
 def _leftovers(record: Record) -> Iterator[str]:
     """Harmless files that do not belong in a record's folder."""
     try:
         names = sorted(entry.name for entry in os.scandir(record.folder))
     except OSError:
         return
-    if record.ended() and "metadata.json" not in names:
+    finished = record.has_result_file()
+    if finished and "metadata.json" not in names:
         yield f"{record.folder}: has no metadata.json, so machine, versions and time are not known"
     for name in names:
         path = record.folder / name
-        if name == "state.pt" and record.ended():
+        if name == "state.pt" and finished:
             yield f"{path}: is of no use beside a result; the next kdbench run removes it"
-        elif name == "weights.safetensors" and not record.ended() and not record.started():
+        elif name == "weights.safetensors" and not finished and not record.has_checkpoint():
             yield f"{path}: there is no result beside it; the next kdbench run that needs it makes both"
         elif name.endswith(".tmp"):
             yield f"{path}: was left by a process that was killed"
         elif ".damaged-" in name:
-            yield f"{path}: was quarantined as damaged. Remove it when it is of no interest any more"
-        elif name not in _KNOWN:
+            yield f"{path}: {_QUARANTINED}"
+        elif name not in (*FILES, *OTHER_FILES):
             yield f"{path}: is no file of kdbench's"

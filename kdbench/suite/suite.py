@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -90,6 +90,16 @@ class Suite:
     def renamed(self, name: str) -> Suite:
         """The same under another name."""
         return replace(self, name=name, runs=tuple(replace(run, suite=name) for run in self.runs))
+
+
+def run_specs(suites: Iterable[Suite]) -> list[RunSpec]:
+    """The distinct runs of each suite, suite by suite."""
+    return [spec for suite in suites for spec in suite.specs.values()]
+
+
+def measurement_specs(suites: Iterable[Suite]) -> list[ProbeSpec | SimilaritySpec]:
+    """What each suite measures, suite by suite."""
+    return [measurement.spec for suite in suites for measurement in suite.measurements]
 
 
 @dataclass(frozen=True)

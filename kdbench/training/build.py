@@ -317,7 +317,7 @@ def _absent(id: str, store: Store) -> str:
     record = store.run(id)
     if failure := record.failure():
         return f"run {id} in {store.root} failed: {failure.reason}"
-    if record.ended() or record.started():
+    if record.has_result_file() or record.has_checkpoint():
         return f"run {id} in {store.root} is not finished: run its suite again to resume it"
     known = [each.id for each in store.records("runs")]
     near = nearest(id, known)

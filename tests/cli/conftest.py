@@ -24,7 +24,7 @@ def kdbench(tmp_path, monkeypatch):
         with monkeypatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
             patch.chdir(tmp_path)
             patch.setattr(sys, "argv", command)
-            patch.setattr(devices, "probe", lambda: machine)
+            patch.setattr(devices, "query_devices", lambda: machine)
             patch.setenv("COLUMNS", "200")
             for name in [name for name in os.environ if name.startswith("KDBENCH")]:
                 patch.delenv(name)

@@ -73,7 +73,7 @@ def place(tmp_path, monkeypatch):
             place.result.fatal = "killed"
 
     monkeypatch.setattr(runner, "Pool", Pretender)
-    monkeypatch.setattr(devices, "probe", lambda: {"gpus": [], "threads": 2})
+    monkeypatch.setattr(devices, "query_devices", lambda: {"gpus": [], "threads": 2})
     return place
 
 
@@ -97,7 +97,7 @@ def test_tables_are_printed_at_the_end(place):
 def test_with_nothing_left_no_pool_is_made(place, monkeypatch):
     for run in place.runs().values():
         place.finish(run)
-    monkeypatch.setattr(devices, "probe", lambda: pytest.fail("no device is needed"))
+    monkeypatch.setattr(devices, "query_devices", lambda: pytest.fail("no device is needed"))
     assert place.run().exit_code == 0
     assert not place.plans
 

@@ -1,7 +1,6 @@
 """kdbench data samples: lists for others, of a scenario or of a run."""
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from kdbench.__main__ import main
 from kdbench.data.stream import DataSource
 from kdbench.errors import BadInput, KdbenchError
+from kdbench.execution import child
 from kdbench.execution.child import list_samples
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
@@ -143,7 +143,6 @@ def test_a_file_that_cannot_be_written_and_a_damaged_run(here, drawn, tmp_path):
     ],
 )
 def test_a_process_that_fails(monkeypatch, tmp_path, program, kind, message):
-    real = subprocess.run
-    monkeypatch.setattr(subprocess, "run", lambda command, **how: real([sys.executable, "-c", program], **how))
+    monkeypatch.setattr(child, "interpreter", lambda code: [sys.executable, "-c", program])
     with pytest.raises(kind, match=message):
         list_samples(SPEC.dataset, SPEC.scenario, 0, tmp_path)

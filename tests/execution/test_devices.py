@@ -4,7 +4,7 @@ import pytest
 
 from kdbench.errors import BadInput, KdbenchError
 from kdbench.execution import devices
-from kdbench.execution.devices import make_slots, probe
+from kdbench.execution.devices import make_slots, query_devices
 
 
 @pytest.fixture
@@ -12,7 +12,7 @@ def machine(monkeypatch):
     """machine(gpus, visible=None, threads=8): what torch sees."""
 
     def make(gpus, visible=None, threads=8):
-        monkeypatch.setattr(devices, "probe", lambda: {"gpus": ["GPU"] * gpus, "threads": threads})
+        monkeypatch.setattr(devices, "query_devices", lambda: {"gpus": ["GPU"] * gpus, "threads": threads})
         if visible is None:
             monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         else:
@@ -92,10 +92,10 @@ def test_what_is_not_there_is_refused(machine, gpus, wanted, jobs, message):
         make_slots(wanted, jobs)
 
 
-def test_the_probe_asks_torch_in_another_process(monkeypatch):
+def test_the_query_asks_torch_in_another_process(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    facts = probe()
+    facts = query_devices()
     assert facts["gpus"] == []
     assert facts["threads"] == 1
 
@@ -109,15 +109,15 @@ def test_the_probe_asks_torch_in_another_process(monkeypatch):
         ("import time; time.sleep(60)", 0.2, "torch has not said within 0 s which devices there are: the GPU's driver"),
     ],
 )
-def test_a_probe_that_ends_or_hangs_is_said_so(monkeypatch, code, seconds, message):
-    monkeypatch.setattr(devices, "_PROBE", f"import os; {code}")
-    monkeypatch.setattr(devices, "PROBE_SECONDS", seconds)
+def test_a_query_that_ends_or_hangs_is_said_so(monkeypatch, code, seconds, message):
+    monkeypatch.setattr(devices, "_QUERY", f"import os; {code}")
+    monkeypatch.setattr(devices, "QUERY_SECONDS", seconds)
     with pytest.raises(KdbenchError, match=message):
-        probe()
+        query_devices()
 
 
 def test_a_torch_that_cannot_be_imported_is_said_so(monkeypatch, tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('libcudart is not there')")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(KdbenchError, match=r"(?s)torch cannot be imported here.*libcudart is not there"):
-        probe()
+        query_devices()

@@ -17,7 +17,7 @@ from kdbench.execution import worker_handle as watch_module
 from kdbench.execution.devices import Slot
 from kdbench.execution.jobs import Backlog, jobs_of
 from kdbench.execution.pool import Pool
-from kdbench.execution.worker_handle import WorkerHandle, WorkerOptions
+from kdbench.execution.worker_handle import RunOptions, WorkerHandle
 from kdbench.planning.plan import Cohort, Plan, make_plan
 from kdbench.store.record import Accuracy, Record, Result
 from kdbench.store.store import Store
@@ -77,8 +77,8 @@ class Stage:
 
     def run(self, *runs, slots=1, plan=None):
         named = [Slot(f"cpu:{n}", "cpu", {}) for n in range(slots)]
-        self.pool = Pool(named, WorkerOptions(self.root, self.root), lambda slot, event: self.heard.append(event))
-        return self.pool.run(plan or make_plan(runs, self.store).on(slots))
+        self.pool = Pool(named, RunOptions(self.root, self.root), lambda slot, event: self.heard.append(event))
+        return self.pool.run(plan or make_plan(runs, self.store).split_for(slots))
 
     def said(self, kind="message"):
         return [event.get("text", event.get("reason")) for event in self.heard if event["event"] == kind]
@@ -441,7 +441,7 @@ def test_a_real_worker_answers_in_json_lines_and_ends_with_its_input(tmp_path):
     import queue
 
     inbox = queue.Queue()
-    worker = WorkerHandle(Slot("cpu", "cpu", {"OMP_NUM_THREADS": "1"}, 1), WorkerOptions(tmp_path, tmp_path), inbox)
+    worker = WorkerHandle(Slot("cpu", "cpu", {"OMP_NUM_THREADS": "1"}, 1), RunOptions(tmp_path, tmp_path), inbox)
     run = student().model_copy(update={"dataset": DatasetSpec(name="cifar100")})
     worker.send({"runs": [json.loads(run.model_dump_json())], "waited": False, "discard_weights": []})
 

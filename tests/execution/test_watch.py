@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from kdbench.execution import worker_handle as watch_module
-from kdbench.execution.worker_handle import Watch
+from kdbench.execution import worker_handle
+from kdbench.execution.worker_handle import Watchdog
 
 
 ME = os.getpid()
@@ -15,15 +15,15 @@ ME = os.getpid()
 
 @pytest.fixture
 def clock(monkeypatch):
-    """clock(watch, seconds, pid=ME): let time pass as the pool lets it, and return what is found on the way."""
+    """clock(watchdog, seconds, pid=ME): let time pass as the pool lets it, and return what is found on the way."""
     now = [0.0]
-    monkeypatch.setattr(watch_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(worker_handle.time, "monotonic", lambda: now[0])
 
-    def pass_by(watch, seconds, pid=ME):
+    def pass_by(watchdog, seconds, pid=ME):
         found = []
         for _ in range(seconds):
             now[0] += 1.0
-            found += watch.look({"cpu": pid})
+            found += watchdog.check({"cpu": pid})
         return found
 
     pass_by.now = now
@@ -31,67 +31,67 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def watch(clock):
-    watch = Watch()
-    watch.start("cpu")
-    watch.heard("cpu", "ready")
-    watch.moved("cpu")
-    return watch
+def watchdog(clock):
+    watchdog = Watchdog()
+    watchdog.add("cpu")
+    watchdog.receive("cpu", "ready")
+    watchdog.restart("cpu")
+    return watchdog
 
 
-def test_silence_is_told_and_then_ended(watch, clock):
-    (told,) = clock(watch, 599)
+def test_silence_is_told_and_then_ended(watchdog, clock):
+    (told,) = clock(watchdog, 599)
     assert (told.slot, told.fatal) == ("cpu", False)
     assert told.text.startswith(f"worker cpu (PID {ME}) has said nothing for 60 s")
     assert told.text.endswith("after 10 min it is started again")
-    (ended,) = clock(watch, 1)
+    (ended,) = clock(watchdog, 1)
     assert (ended.fatal, ended.text) == (True, f"worker cpu (PID {ME}) has said nothing for 600 s")
 
 
-def test_one_that_lives_is_never_ended_for_a_long_step(watch, clock):
+def test_one_that_lives_is_never_ended_for_a_long_step(watchdog, clock):
     found = []
     for _ in range(1000):
-        watch.heard("cpu", "alive")
-        found += clock(watch, 2)
+        watchdog.receive("cpu", "alive")
+        found += clock(watchdog, 2)
     (told,) = found
     assert not told.fatal
     assert "is alive, but its job has not come further for 600 s: a long step, or a device or file system" in told.text
-    watch.heard("cpu", "epoch")
-    assert not clock(watch, 59)
+    watchdog.receive("cpu", "epoch")
+    assert not clock(watchdog, 59)
 
 
 def test_imports_may_take_their_time(clock):
-    watch = Watch()
-    watch.start("cpu")
-    watch.moved("cpu")
-    (told,) = [each for each in clock(watch, 3000) if "said nothing" in each.text]
+    watchdog = Watchdog()
+    watchdog.add("cpu")
+    watchdog.restart("cpu")
+    (told,) = [each for each in clock(watchdog, 3000) if "said nothing" in each.text]
     assert (told.fatal, told.text) == (False, f"worker cpu (PID {ME}) has said nothing for 60 s since its start")
 
 
-def test_the_time_in_which_this_process_was_stopped_does_not_count(watch, clock):
+def test_the_time_in_which_this_process_was_stopped_does_not_count(watchdog, clock):
     clock.now[0] += 5000
-    assert not clock(watch, 50)
+    assert not clock(watchdog, 50)
 
 
 @pytest.mark.parametrize(("beats", "seconds", "words"), [(False, 10, "has said nothing"), (True, 600, "is alive, but")])
-def test_after_a_request_to_stop_patience_is_bounded(watch, clock, beats, seconds, words):
-    clock(watch, 59)
-    watch.stop(["cpu"])
+def test_after_a_request_to_stop_patience_is_bounded(watchdog, clock, beats, seconds, words):
+    clock(watchdog, 59)
+    watchdog.stop(["cpu"])
     found = []
     stopped_at = clock.now[0]
     while not any(each.fatal for each in found):
         if beats:
-            watch.heard("cpu", "alive")
-        found += clock(watch, 1)
+            watchdog.receive("cpu", "alive")
+        found += clock(watchdog, 1)
     assert clock.now[0] - stopped_at == seconds
     assert words in found[-1].text
     assert [each.text.endswith("Ctrl-C again stops at once") for each in found[:-1]] == [True] * beats
 
 
-def test_a_stopped_process_is_called_so(watch, clock):
+def test_a_stopped_process_is_called_so(watchdog, clock):
     with subprocess.Popen(["sleep", "60"]) as process:
         os.kill(process.pid, signal.SIGSTOP)
         os.waitpid(process.pid, os.WUNTRACED)
-        (told,) = clock(watch, 60, process.pid)
+        (told,) = clock(watchdog, 60, process.pid)
         process.kill()
     assert f"and is stopped ('kill -CONT {process.pid}' lets it go on)" in told.text

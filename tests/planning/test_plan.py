@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kdbench.planning.cost import student_cost
-from kdbench.planning.plan import Cohort, auxiliaries_of, cap_size, group, make_plan, schedule, split
+from kdbench.planning.plan import Cohort, auxiliaries_of, cap_size, group, highest_load, make_plan, split
 from kdbench.store.record import Accuracy, Failure, Result
 from kdbench.store.store import Store
 from kdbench.suite.load import find_suite, load_suite
@@ -75,10 +75,11 @@ def test_different_epochs_may_train_together():
     assert len(group([run(), run(recipe=RECIPE.model_copy(update={"epochs": 2, "lr": 0.2}))])) == 1
 
 
-def test_schedule():
-    assert sorted(schedule([3, 3, 2, 2, 2], [0.0, 0.0])) == [5, 7]
-    assert schedule([], [0.0, 0.0]) == [0, 0]
-    assert sorted(schedule([1], [5.0, 0.0])) == [1, 5]
+def test_the_costliest_jobs_go_first_to_the_slot_with_the_lowest_load():
+    assert highest_load([2, 3, 2, 3, 2], 2) == 7
+    assert highest_load([3, 3, 2, 2], 2, start=1.0) == 6
+    assert highest_load([3, 1], 5, start=1.0) == 4
+    assert highest_load([], 2, start=1.0) == 1
 
 
 def runs_of(cohorts):
@@ -86,7 +87,7 @@ def runs_of(cohorts):
 
 
 def ends(cohorts, slots):
-    return max(schedule([cohort.cost for cohort in cohorts], [0.0] * slots))
+    return highest_load([cohort.cost for cohort in cohorts], slots)
 
 
 def test_one_slot_needs_no_split():
@@ -172,7 +173,7 @@ def test_a_backbone_comes_before_its_head():
 
 
 def test_the_makespan_counts_teachers_first():
-    plan = make_plan([run(), run(trial=1)], Store(Path("/nowhere"))).on(2)
+    plan = make_plan([run(), run(trial=1)], Store(Path("/nowhere"))).split_for(2)
     one, two = plan.makespan(1), plan.makespan(2)
     assert one == pytest.approx(plan.cost)
     assert two == pytest.approx(plan.cost - plan.cohorts[0].cost)
@@ -204,7 +205,7 @@ def test_three_thousand_runs_are_planned_within_a_second(slots):
     specs = [run(s, m, t, teacher=teach) for s in students for m in methods for teach in teachers for t in range(5)]
     assert len(specs) == 3000
     start = time.process_time()
-    plan = make_plan(specs, Store(Path("/nowhere"))).on(slots)
+    plan = make_plan(specs, Store(Path("/nowhere"))).split_for(slots)
     plan.makespan(slots)
     assert time.process_time() - start < 1.0
     assert plan.runs == 3000
@@ -255,7 +256,7 @@ def from_auxiliary(trial=0):
 
 def test_what_teaches_is_trained_first():
     specs = [from_auxiliary(0), from_auxiliary(1), run(method="ce"), run(method="at")]
-    plan = make_plan(specs, Store(Path("/nowhere"))).on(2)
+    plan = make_plan(specs, Store(Path("/nowhere"))).split_for(2)
     assert plan.teachers == (teacher(),)
     assert plan.runs == len(specs) + 2
     seen = set()
@@ -268,7 +269,7 @@ def test_what_teaches_is_trained_first():
 
 
 def test_the_makespan_counts_what_teaches_before_what_it_teaches():
-    plan = make_plan([from_auxiliary()], Store(Path("/nowhere"))).on(2)
+    plan = make_plan([from_auxiliary()], Store(Path("/nowhere"))).split_for(2)
     assert plan.makespan(2) == pytest.approx(plan.cost)
 
 

@@ -30,7 +30,7 @@ def test_only_the_files_of_a_record_are_copied(record, tmp_path):
     names = {"spec.json", "metrics.jsonl", "weights.safetensors", "metadata.json", "result.json"}
     assert {path.name for path in target.iterdir()} == names
     assert [path.name for path in target.parent.iterdir()] == [record.id]
-    Record(target).check_weights()
+    Record(target).check()
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "metrics.jsonl", "result.json"])

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kdbench.cli.app import app
-from kdbench.errors import BadInput, BadRecord, KdbenchError, LockedRecord
+from kdbench.errors import BadInput, BadRecord, KdbenchError, UnreadableRecord
 from kdbench.files import file_hash
 from kdbench.store import reading
 from kdbench.store.reading import check_size
@@ -114,13 +114,6 @@ def test_every_file_of_every_record_is_verified(store, records, kind, name):
         assert all(each.next_step for each in found)
         path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
         path.write_bytes(content)
-
-
-def test_metrics_without_a_stored_hash_are_not_covered_unless_nothing_can_be_read(store, suite, finish):
-    record = finish(suite.runs[0].spec, "run", metrics_sha256=None)
-    assert "metrics.jsonl of 1 records is not covered" in verify(store).notes[0]
-    (record.folder / "metrics.jsonl").write_text("")
-    assert "the result is one of 2 epochs" in verify(store).damaged[0].problem
 
 
 def test_weights_that_were_not_kept_are_no_damage(store, suite, finish):
@@ -249,7 +242,7 @@ def test_a_locked_record_has_a_line_and_the_others_follow(store, records, lock):
     assert planned.output.count("Permission denied") == 1
     (found,) = verify(store).damaged
     assert found.next_step == "Make it readable."
-    with pytest.raises(LockedRecord):
+    with pytest.raises(UnreadableRecord):
         records["run"][0].result()
     with pytest.raises(KdbenchError, match=r"Permission denied\. Make it readable"):
         store.quarantine_damaged(records["run"])

@@ -9,7 +9,7 @@ import pytest
 
 from kdbench.errors import BadInput, BadRecord
 from kdbench.files import file_hash
-from kdbench.store.record import Accuracy, Failure, Result
+from kdbench.store.record import Accuracy, Failure, Result, compute_of
 from kdbench.store.store import Store
 
 
@@ -32,9 +32,9 @@ def test_reading_creates_nothing(record):
     assert record.result() is None
     assert record.failure() is None
     assert not record.done()
-    assert not record.started()
+    assert not record.has_checkpoint()
     assert (record.metrics(), record.metadata(), record.spec()) == ([], {}, {})
-    assert (record.version(), record.compute()) == ("", ("", 0.0, 0.0))
+    assert (record.version(), compute_of(record.metadata())) == ("", ("", 0.0, 0.0))
     assert not record.folder.parent.parent.exists()
 
 
@@ -42,14 +42,14 @@ def test_the_life_of_a_record(record):
     assert record.begin({"student": "vgg8"}) == []
     assert record.spec() == {"student": "vgg8"}
     write(record, "state.pt", b"x")
-    assert record.started()
+    assert record.has_checkpoint()
     record.write_metrics([{"epoch": 1}, {"epoch": 2}])
     assert record.metrics() == [{"epoch": 1}, {"epoch": 2}]
     record.finish(RESULT, {"versions": {"kdbench": "1"}, "device": {"kind": "cpu"}, "macs": 8, "seconds": 2})
     assert record.done()
     assert record.result() == RESULT
-    assert not record.started()
-    assert (record.version(), record.compute()) == ("1", ("cpu", 8.0, 2.0))
+    assert not record.has_checkpoint()
+    assert (record.version(), compute_of(record.metadata())) == ("1", ("cpu", 8.0, 2.0))
 
 
 def test_the_score_rule_chooses_between_the_last_and_the_best_epoch():
@@ -118,9 +118,9 @@ def test_failures(record):
     write(record, "state.pt", b"x")
     record.fail(Failure(kind="error", epoch=3, reason="out of memory"))
     assert record.failure().reason == "out of memory"
-    assert record.started()
+    assert record.has_checkpoint()
     record.fail(Failure(kind="diverged", epoch=3, reason="loss is nan"))
-    assert not record.started()
+    assert not record.has_checkpoint()
     record.begin({"a": 1})
     assert record.failure() is None
 

@@ -73,8 +73,8 @@ def test_a_damaged_one_is_found_before_the_work_begins(bench, make_run):
     student = StudentOf(run=run)
     shop = bench()
     shop.train(run)
-    assert shop.store.quarantine_damaged_teachers([student]) == {}
+    assert shop.store.quarantine_damaged_teachers([student]) == []
     shop.store.run(run.id).weights_file.write_bytes(b"")
-    (message,) = shop.store.quarantine_damaged_teachers([student]).values()
+    (message,) = shop.store.quarantine_damaged_teachers([student])
     assert "is not the file that was stored" in message
     assert not shop.store.run(run.id).folder.exists()

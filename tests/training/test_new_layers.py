@@ -118,7 +118,7 @@ def test_damaged_layers_are_found(bench, make_run, damage):
     run, shop = make_run({"ce": 1, "kd": 1}, "simultaneous", {"epochs": 1}), bench()
     shop.train(run)
     record = shop.store.run(run.id)
-    record.check_weights()
+    record.check()
     assert record.result().teacher_head_sha256 == file_hash(record.teacher_head_file)
     if damage == "gone":
         record.teacher_head_file.unlink()
@@ -127,7 +127,7 @@ def test_damaged_layers_are_found(bench, make_run, damage):
         content[-1] ^= 1
         record.teacher_head_file.write_bytes(content)
     with pytest.raises(BadRecord, match=r"teacher_head\.safetensors: is (missing|not the file)"):
-        record.check_weights()
+        record.check()
 
 
 def test_under_few_shot_they_see_the_subset_alone(bench, make_run, monkeypatch):

@@ -16,12 +16,12 @@ def test_a_stop_leaves_checkpoints_and_the_next_session_says_where_it_goes_on(be
     runs, shop = mixed(make_run, "simultaneous"), bench()
     shop.teachers(*runs)
     assert shop.again(stop_after=2 * len(runs)).cohort(*runs).stopped
-    assert all(shop.record(run).started() and not shop.record(run).done() for run in runs)
+    assert all(shop.record(run).has_checkpoint() and not shop.record(run).done() for run in runs)
     second = shop.again()
     second.cohort(*runs)
     assert second.texts("resumed") == ["resumes after epoch 2"] * 3
     assert second.count("epoch") == 3
-    assert not any(shop.record(run).started() for run in runs)
+    assert not any(shop.record(run).has_checkpoint() for run in runs)
     assert {shop.record(run).metadata()["sessions"] for run in runs} == {2}
 
 
@@ -149,7 +149,7 @@ def test_a_state_that_does_not_fit_in_memory_is_kept(bench, make_run, monkeypatc
     monkeypatch.setattr(torch, "load", full)
     jobs.train_cohort([run], shop.shop)
     assert shop.store.run(run.id).failure().reason == "out of memory: CUDA out of memory"
-    assert shop.store.run(run.id).started()
+    assert shop.store.run(run.id).has_checkpoint()
 
 
 def test_what_a_killed_process_was_writing_is_removed(bench, make_run):
