@@ -8,11 +8,10 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, StrictStr, TypeAdapter
-from pydantic_core import PydanticCustomError
 
 from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.text import nearest
-from kdbench.suite.components import Preprocessing, Recipe, Variant
+from kdbench.suite.components import Preprocessing, Recipe, Variant, late_milestone
 from kdbench.suite.specs import DatasetSpec, Stage, StudentOf, Teacher, preprocessing_of, stage_label
 
 
@@ -109,17 +108,13 @@ def named_probe(value: Any) -> Any:
         hint = f"Did you mean '{near}'?" if near else f"Known keys: base, {', '.join(sorted(_PROBE_KEYS))}."
         own = key in ProbeProtocol.model_fields
         why = "comes from the network that is probed" if own else "is no key of a probe protocol"
-        raise PydanticCustomError("unknown", "{message}", {"message": f"'{key}' {why}. {hint}"})
+        raise ValueError(f"'{key}' {why}. {hint}")
     if not isinstance(name, str) or name not in probe_protocols():
         known = ", ".join(probe_protocols())
-        message = f"no such way to train a probe: '{name}'. Name one of {known}, or {{base: NAME, …changes}}"
-        raise PydanticCustomError("unknown", "{message}", {"message": message})
+        raise ValueError(f"no such way to train a probe: '{name}'. Name one of {known}, or {{base: NAME, …changes}}")
     whole = {**probe_protocols()[name].model_dump(), **changes}
-    said = changes.get("milestones")
-    late = [each for each in said if isinstance(each, int)] if isinstance(said, list) else []
-    if late and isinstance(whole["epochs"], int) and max(late) > whole["epochs"]:
-        message = f"the rate would fall after epoch {max(late)}, but there are {whole['epochs']}"
-        raise PydanticCustomError("late", "{message}", {"message": message})
+    if message := late_milestone(changes.get("milestones"), whole["epochs"]):
+        raise ValueError(message)
     return whole
 
 

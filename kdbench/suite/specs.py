@@ -16,62 +16,18 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, StrictInt, TypeAdapter, model_validator
 
 from kdbench.catalogue.datasets import dataset
-from kdbench.suite.components import (
-    DatasetSpec,
-    HeadSpec,
-    Name,
-    Number,
-    PositiveInt,
-    PositiveNumber,
-    Preprocessing,
-    Pretraining,
-    Recipe,
-    Scenario,
-    Sha256,
-    Share,
-    SimCLR,
-    Spec,
-    Variant,
-    WeightedTerm,
-    Weights,
-    digest,
-)
+from kdbench.suite.components import DatasetSpec as DatasetSpec
+from kdbench.suite.components import HeadSpec as HeadSpec
+from kdbench.suite.components import Name, Sha256, Variant
+from kdbench.suite.components import Preprocessing as Preprocessing
+from kdbench.suite.components import Pretraining as Pretraining
+from kdbench.suite.components import Recipe as Recipe
+from kdbench.suite.components import Scenario as Scenario
+from kdbench.suite.components import SimCLR as SimCLR
+from kdbench.suite.components import WeightedTerm as WeightedTerm
+from kdbench.suite.components import Weights as Weights
+from kdbench.suite.components import digest as digest
 
-
-__all__ = [
-    "Adapter",
-    "Checkpoint",
-    "DatasetSpec",
-    "FineTuned",
-    "HeadSpec",
-    "Imported",
-    "Name",
-    "NewLayers",
-    "Number",
-    "PositiveInt",
-    "PositiveNumber",
-    "Preprocessing",
-    "Pretraining",
-    "Recipe",
-    "RunSpec",
-    "Scenario",
-    "SelfSupervised",
-    "Share",
-    "SimCLR",
-    "Spec",
-    "Stage",
-    "Strategy",
-    "StudentOf",
-    "Supervised",
-    "Teacher",
-    "WeightedTerm",
-    "Weights",
-    "digest",
-    "lineage",
-    "stage_from",
-    "stage_label",
-    "trained_stages",
-]
 
 Strategy = Literal["pretrained", "sequential", "simultaneous"]
 Checkpoint = Literal["last", "best"]
@@ -135,7 +91,6 @@ class SelfSupervised(_Stage):
 
     @property
     def recipe(self) -> Recipe:
-        """The training recipe."""
         return self.pretraining.recipe
 
 
@@ -161,7 +116,6 @@ class FineTuned(_Stage):
 
     @property
     def network(self) -> str:
-        """The name of the network."""
         return self.parent.network
 
 
@@ -176,12 +130,10 @@ class NewLayers(_Stage):
 
     @property
     def network(self) -> str:
-        """The name of the network."""
         return self.parent.network
 
     @property
     def recipe(self) -> Recipe:
-        """The training recipe."""
         return self.head.recipe
 
 
@@ -194,22 +146,18 @@ class StudentOf(_Stage):
 
     @property
     def network(self) -> str:
-        """The name of the network."""
         return self.run.student
 
     @property
     def dataset(self) -> DatasetSpec:
-        """The training data."""
         return self.run.dataset
 
     @property
     def recipe(self) -> Recipe:
-        """The training recipe."""
         return self.run.recipe
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The epoch whose weights are kept."""
         return self.run.checkpoint
 
     @property
@@ -244,7 +192,6 @@ class Adapter(_Stage):
 
     @property
     def network(self) -> str:
-        """The name of the teacher's network."""
         return self.parent.network
 
     @property
