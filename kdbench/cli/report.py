@@ -240,7 +240,7 @@ def _kept(stores: Sequence[Store], trials: int | None, tiny: bool) -> Iterator[S
     """The archived suites, as they were when they were run. Unreadable ones are skipped with a message."""
     from kdbench.store.suites import ArchivedFiles, kept_suites
     from kdbench.suite.load import bundled_suites, load_suite
-    from kdbench.suite.tiny import tiny_suite
+    from kdbench.suite.suite import tiny_suite
 
     known, names = ArchivedFiles(stores), set(bundled_suites())
     for kept in kept_suites(stores):

@@ -14,10 +14,8 @@ from kdbench.catalogue.text import shorten, unknown
 from kdbench.errors import BadSuite, Problem
 from kdbench.suite.grid import MOST_RUNS, Grid
 from kdbench.suite.protocol import Protocol
-from kdbench.suite.schema import SuiteHead
-from kdbench.suite.suite import Measurement, Run, Suite
-from kdbench.suite.tiny import tiny_suite
-from kdbench.suite.validator import SuiteValidator, Top
+from kdbench.suite.suite import Measurement, Run, Suite, tiny_suite
+from kdbench.suite.validator import SuiteValidator
 from kdbench.suite.yaml_reader import STDIN, Document, YamlPath, parse_yaml, read_yaml, write_yaml
 
 
@@ -154,43 +152,29 @@ def _setting(text: str) -> tuple[str, tuple[str, ...], Any]:
 
 
 def _read_suite(document: Document, trials: int | None) -> Suite:
-    data, validator = document.data, SuiteValidator(document)
-    if not isinstance(data, dict):
-        validator.report((), "a suite is a mapping with the keys 'protocol', 'dataset' and 'grid'")
-        raise BadSuite(validator.all_problems())
-    top = Top(data, *validator.validate(SuiteHead, data, ()), validator)
-    head = top.head
-    validator.name_teachers(head.teachers)
-    validator.check_datasets(head.dataset, ("dataset",))
-    validator.check_measures(head.measure, ("measure",))
-    given = data.get("methods")
-    methods = {
-        name: validator.terms(value, ("methods", name))
-        for name, value in (given.items() if isinstance(given, dict) else ())
-    }
+    validator = SuiteValidator(document)
+    head = validator.head
     name = head.name or ("suite" if document.piped else _printable(Path(document.file).stem))
     runs: list[Run] = []
     measurements: list[Measurement] = []
-    for raw, path in _grids(data, validator):
-        grid = Grid(raw, path, top, methods, validator)
-        found = grid.runs(name, trials)
-        runs += found
-        measurements += grid.measurements(found)
+    for raw, path in _grids(document.data, validator):
+        grid = Grid(raw, path, validator)
+        grid_runs = grid.runs(name, trials)
+        runs += grid_runs
+        measurements += grid.measurements(grid_runs)
     if not runs and validator.clean:
         validator.report(("grid",), "describes no run")
     if problems := validator.all_problems():
         raise BadSuite(problems)
     files = {each.sha256: each.file for each in validator.teachers.values() if each.sha256 and each.file}
-    distinct = tuple({run.key: run for run in runs}.values())
-    tables = tuple(dict.fromkeys(head.tables))
     return Suite(
         name,
         document.file,
         head.description,
-        distinct,
-        files,
-        tables,
-        tuple(measurements),
+        runs=tuple({run.key: run for run in runs}.values()),
+        weight_files=files,
+        tables=tuple(dict.fromkeys(head.tables)),
+        measurements=tuple(measurements),
         text=document.text,
         settings=tuple(dict.fromkeys(document.settings.values())),
     )

@@ -181,20 +181,18 @@ def resolve(raw: Any, fallback: dict[str, Any], document: Document, path: YamlPa
     """
     problems: list[Problem] = []
 
-    def report(inner: YamlPath, message: str) -> None:
-        problems.append(document.problem((*path, *inner), message))
+    def report_below(*place: str) -> ReportProblem:
+        return lambda inner, message: problems.append(document.problem((*path, *place, *inner), message))
 
     protocol = _check(Protocol, raw, fallback, document, path, problems)
     whole = protocol.model_dump(include=set(Recipe.model_fields))
     for where, values in _sections(raw).items():
         _check(Recipe, {**whole, **values}, whole, document, (*path, *where), problems)
-    _report_wrong_rates(raw.get("parts"), report)
+    _report_wrong_rates(raw.get("parts"), report_below("parts"))
     if not problems:
-        _report_clashes(protocol, report)
-    terms: dict[str, Terms] = {}
-    methods = raw.get("methods")
-    for name, value in methods.items() if isinstance(methods, dict) else ():
-        terms[name] = parse_terms(value, lambda inner, message, name=name: report(("methods", name, *inner), message))
+        _report_clashes(protocol, report_below())
+    methods = raw["methods"] if isinstance(raw.get("methods"), dict) else {}
+    terms = {name: parse_terms(value, report_below("methods", name)) for name, value in methods.items()}
     return protocol.model_copy(update={"terms": terms}), problems
 
 
@@ -262,11 +260,10 @@ def _report_wrong_rates(parts: Any, report: ReportProblem) -> None:
     for name, values in parts.items() if isinstance(parts, dict) else ():
         rates = values.get("lr_for", {}) if isinstance(values, dict) else {}
         if not isinstance(rates, dict):
-            message = "must be a mapping of students to rates, such as {resnet*: 0.01}"
-            report(("parts", name, "lr_for"), message)
+            report((name, "lr_for"), "must be a mapping of students to rates, such as {resnet*: 0.01}")
             continue
         for pattern, rate in rates.items():
-            where = ("parts", name, "lr_for", pattern)
+            where = (name, "lr_for", pattern)
             try:
                 _RATE.validate_python(rate)
             except ValidationError:
