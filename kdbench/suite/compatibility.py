@@ -34,7 +34,10 @@ def incompatibilities(
     """
     reasons = []
     images = {"image_size": image_size, "fraction": fraction}
-    ours, theirs = (_showing(network(name), node) for name, node in zip((student, teacher), nodes, strict=True))
+    ours, theirs = (
+        replace(network(name), embedding=node) if node else network(name)
+        for name, node in zip((student, teacher), nodes, strict=True)
+    )
     for use in terms:
         info = term(use.name)
         options = {key: hyper.default for key, hyper in info.hyperparameters.items()} | use.hyperparameters | images
@@ -43,10 +46,6 @@ def incompatibilities(
             if reason:
                 reasons.append(f"{use.name} {reason}")
     return reasons
-
-
-def _showing(net: NetworkInfo, node: int | None) -> NetworkInfo:
-    return net if node is None else replace(net, embedding=node)
 
 
 def equal_embeddings(student: NetworkInfo, teacher: NetworkInfo, options: dict[str, Any]) -> str | None:

@@ -18,16 +18,15 @@ from kdbench.suite.compatibility import incompatibilities, training_images
 from kdbench.suite.measurements import probe, similarity
 from kdbench.suite.methods import Terms, auxiliary_method, formula, reads_teacher
 from kdbench.suite.schema import SELECTOR_KEYS, DatasetEntry, GridEntry, MethodEntry, Selector, as_list
-from kdbench.suite.specs import RunSpec, StudentOf
+from kdbench.suite.specs import StudentOf
 from kdbench.suite.suite import Measurement, Run
-from kdbench.suite.teachers import GridPoint, TeacherConfig, default_teacher, make_spec, repeated, resolve_teacher
+from kdbench.suite.teachers import GridPoint, TeacherConfig, default_teacher, make_specs, resolve_teacher
 from kdbench.suite.validator import SuiteValidator
 from kdbench.suite.yaml_reader import YamlPath
 
 
 MOST_RUNS = 20_000
 """As many runs may one command have; the suites of all three papers have 3,290 together."""
-
 
 EVERYTHING = Selector.model_construct()
 
@@ -117,7 +116,7 @@ class Grid:
         return [
             Run(suite, self.protocol, point.method, point.teacher, point.strategy, spec)
             for point in chosen
-            for spec in self._specs(point, count)
+            for spec in make_specs(point, self._teacher(point.teacher), self.terms[point.method], self.protocol, count)
         ]
 
     def measurements(self, runs: Iterable[Run]) -> Iterator[Measurement]:
@@ -137,12 +136,6 @@ class Grid:
                 if resolved and (run.spec.head or not resolved.head):
                     shown = None if resolved.head else resolved.spec
                     yield Measurement(run, "student", similarity(student, shown, resolved.view, data.spec))
-
-    def _specs(self, point: GridPoint, trials: int) -> list[RunSpec]:
-        teacher, terms = self._teacher(point.teacher), self.terms[point.method]
-        if auxiliary_method(terms):  # whose trial is the run's
-            return [make_spec(point, teacher, terms, self.protocol, trial) for trial in range(trials)]
-        return repeated(make_spec(point, teacher, terms, self.protocol), trials)
 
     def _teacher(self, name: str) -> TeacherConfig | None:
         """A teacher by name; None for none."""
@@ -223,10 +216,10 @@ class Grid:
                 by_value.setdefault((key, value), set()).add(index)
         excluded: set[int] = set()
         for selector, place in zip(self.entry.exclude, self._places("exclude"), strict=True):
-            named = ((key, getattr(selector, key)) for key in SELECTOR_KEYS if getattr(selector, key))
-            matches = set.intersection(
-                *(set().union(*(by_value.get((key, v), ()) for v in values)) for key, values in named)
-            )
+            matches = set(range(len(everything)))
+            for key in SELECTOR_KEYS:
+                if values := getattr(selector, key):
+                    matches &= set().union(*(by_value.get((key, value), ()) for value in values))
             if self._names_exist(selector, place) and not matches and not self.invalid_keys:
                 self.validator.report(place, "matches no run of this grid")
             excluded |= matches

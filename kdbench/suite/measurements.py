@@ -33,7 +33,6 @@ class ProbeSpec(Variant):
 
     @property
     def dependencies(self) -> tuple[Stage, ...]:
-        """The networks that must be there before it."""
         return (self.source,)
 
     @property
@@ -43,7 +42,6 @@ class ProbeSpec(Variant):
 
     @property
     def label(self) -> str:
-        """One line for progress and messages."""
         return f"linear probe on {self.dataset.name}: {name_of(self.source)}"
 
 
@@ -63,18 +61,17 @@ class SimilaritySpec(Variant):
 
     @property
     def dependencies(self) -> tuple[Stage, ...]:
-        """The networks that must be there before it."""
         teacher = self.teacher or self.source.run.teacher
         return (self.source, *([teacher] if teacher else ()))
 
     @property
     def label(self) -> str:
-        """One line for progress and messages."""
         return f"similarity to the teacher on {self.dataset.name}: {name_of(self.source)}"
 
 
-MeasurementSpec = Annotated[ProbeSpec | SimilaritySpec, Field(discriminator="kind")]
-_ANY: TypeAdapter[ProbeSpec | SimilaritySpec] = TypeAdapter(MeasurementSpec)
+_ANY: TypeAdapter[ProbeSpec | SimilaritySpec] = TypeAdapter(
+    Annotated[ProbeSpec | SimilaritySpec, Field(discriminator="kind")]
+)
 
 
 def measurement_from(value: Any) -> ProbeSpec | SimilaritySpec:
@@ -138,24 +135,20 @@ def similarity(
         dataset=data,
         student_view=seen,
         teacher=teacher,
-        teacher_view=_whole(shown, _data_of(student)) if shown else seen,
+        teacher_view=_whole(shown, student.dataset) if shown else seen,
     )
 
 
 def view_of(network: Teacher) -> Preprocessing:
     """The test preprocessing of a finished network: size and normalisation of its own training, made explicit."""
-    return _whole(preprocessing_of(network), _data_of(network))
+    if network.dataset is None:
+        raise ValueError("the network was trained on no data set")
+    return _whole(preprocessing_of(network), network.dataset)
 
 
 def _whole(view: Preprocessing, data: DatasetSpec) -> Preprocessing:
     own = dataset(data.name)
     return Preprocessing(size=view.size or data.image_size, mean=view.mean or own.mean, std=view.std or own.std)
-
-
-def _data_of(network: Teacher) -> DatasetSpec:
-    if network.dataset is None:
-        raise ValueError("the network was trained on no data set")
-    return network.dataset
 
 
 def name_of(network: Teacher) -> str:

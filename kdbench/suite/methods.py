@@ -9,7 +9,7 @@ from typing import Any
 
 from kdbench.catalogue.hyperparameters import check_hyperparameters
 from kdbench.catalogue.plugins import Source, SourceFile
-from kdbench.catalogue.terms import TermInfo, term
+from kdbench.catalogue.terms import term
 from kdbench.errors import BadInput
 from kdbench.suite.schema import shorten
 from kdbench.suite.specs import RunSpec, Stage, WeightedTerm
@@ -69,23 +69,15 @@ def _parse_use(name: str, entry: Any, report: ReportProblem) -> WeightedTerm | N
         report((name, key), message)
     if wrong:
         return None
-    return WeightedTerm(
-        name=info.name,
-        weight=weight,
-        hyperparameters=_changed(info, options),
-        version=info.version,
-        source_sha256=info.source_sha256,
-    )
-
-
-def _changed(info: TermInfo, options: dict[str, Any]) -> dict[str, Any]:
-    """The hyper-parameters that differ from the defaults; an integer becomes a float if the default is one."""
-    changed = {}
+    changed = {}  # the hyper-parameters that differ from the defaults; an integer becomes a float if the default is one
     for key, value in options.items():
         default = info.hyperparameters[key].default
         if value != default or isinstance(value, bool) != isinstance(default, bool):
             changed[key] = float(value) if isinstance(default, float) and isinstance(value, int) else value
-    return changed
+    version, source_sha256 = info.version, info.source_sha256
+    return WeightedTerm(
+        name=info.name, weight=weight, hyperparameters=changed, version=version, source_sha256=source_sha256
+    )
 
 
 def reads_teacher(terms: Terms) -> bool:
@@ -109,10 +101,8 @@ def formula(terms: Terms) -> str:
 
 def sources_of(specs: Iterable[RunSpec | Stage]) -> Iterator[Source]:
     """The code of each plug-in, once."""
-    for name, sha256 in dict.fromkeys(item for spec in specs for item in spec.plugins.items()):
-        source = term(name, sha256).source
-        if source:
-            yield source
+    plugins = dict.fromkeys(item for spec in specs for item in spec.plugins.items())
+    return (source for name, sha256 in plugins if (source := term(name, sha256).source))
 
 
 def plugin_folders(specs: Iterable[RunSpec | Stage]) -> dict[str, Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -171,7 +171,8 @@ class Schema(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-OneOrMany = BeforeValidator(as_list)
+Item = TypeVar("Item")
+Many = Annotated[tuple[Item, ...], BeforeValidator(as_list)]
 NotEmpty = BeforeValidator(_not_empty)
 
 
@@ -224,11 +225,11 @@ class Pair(Schema):
 class Selector(Schema):
     """Some of a grid's axes, to leave runs out or to add them. An axis that is not named is free."""
 
-    teacher: Annotated[tuple[TeacherName, ...], OneOrMany] = ()
-    student: Annotated[tuple[StudentName, ...], OneOrMany] = ()
-    method: Annotated[tuple[Name, ...], OneOrMany] = ()
-    dataset: Annotated[tuple[DatasetName, ...], OneOrMany] = ()
-    strategy: Annotated[tuple[Strategy, ...], OneOrMany] = ()
+    teacher: Many[TeacherName] = ()
+    student: Many[StudentName] = ()
+    method: Many[Name] = ()
+    dataset: Many[DatasetName] = ()
+    strategy: Many[Strategy] = ()
 
     @model_validator(mode="after")
     def _selects(self) -> Selector:
@@ -252,14 +253,7 @@ def _named(value: Any) -> Any:
     return value if isinstance(value, dict) or value is None else {"name": value}
 
 
-Teachers = Annotated[tuple[TeacherName, ...], OneOrMany]
-Students = Annotated[tuple[StudentName, ...], OneOrMany]
-Datasets = Annotated[tuple[Annotated[DatasetEntry, BeforeValidator(_named)], ...], OneOrMany]
-Strategies = Annotated[tuple[Strategy, ...], OneOrMany]
-Scenarios = Annotated[tuple[Scenario, ...], OneOrMany]
-Methods = Annotated[tuple[Annotated[MethodEntry, BeforeValidator(_named)], ...], OneOrMany]
-Selectors = Annotated[tuple[Selector, ...], OneOrMany]
-Tables = Annotated[tuple[TableName, ...], OneOrMany]
+Datasets = Many[Annotated[DatasetEntry, BeforeValidator(_named)]]
 
 
 class MeasureEntry(Schema):
@@ -279,8 +273,8 @@ class Shared(Schema):
 
     protocol: Any = None
     dataset: Datasets = ()
-    strategy: Strategies = ("pretrained",)
-    scenario: Scenarios = (Scenario(),)
+    strategy: Many[Strategy] = ("pretrained",)
+    scenario: Many[Scenario] = (Scenario(),)
     trials: Annotated[PositiveInt | None, NotEmpty] = None
     measure: MeasureEntry = MeasureEntry()
 
@@ -288,12 +282,12 @@ class Shared(Schema):
 class GridEntry(Shared):
     """One grid: the product of its axes. Networks come as ``teacher`` × ``student`` or as explicit ``pairs``."""
 
-    teacher: Teachers = ()
-    student: Students = ()
+    teacher: Many[TeacherName] = ()
+    student: Many[StudentName] = ()
     pairs: tuple[Annotated[Pair, BeforeValidator(_pair)], ...] = ()
-    method: Methods = ()
-    include: Selectors = ()
-    exclude: Selectors = ()
+    method: Many[Annotated[MethodEntry, BeforeValidator(_named)]] = ()
+    include: Many[Selector] = ()
+    exclude: Many[Selector] = ()
 
 
 class SuiteHead(Shared):
@@ -303,7 +297,7 @@ class SuiteHead(Shared):
     description: StrictStr = ""
     methods: dict[str, Any] = {}
     teachers: dict[str, Any] = {}
-    tables: Tables = ()
+    tables: Many[TableName] = ()
     grid: Any = None
 
 

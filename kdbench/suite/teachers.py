@@ -281,9 +281,14 @@ def _adapters(
     )
 
 
-def repeated(spec: RunSpec, trials: int) -> list[RunSpec]:
-    """The first ``trials`` trials of a run. What their ids have in common is written out once, for all of them."""
-    common = {key: canonical_text(value) for key, value in spec.canonical().items() if key != "trial"}
+def make_specs(
+    point: GridPoint, teacher: TeacherConfig | None, terms: Terms, protocol: Protocol, trials: int
+) -> list[RunSpec]:
+    """The first ``trials`` trials of a combination. What their ids have in common is written out once, for all of them."""
+    if auxiliary_method(terms):  # whose trial is the run's
+        return [make_spec(point, teacher, terms, protocol, trial) for trial in range(trials)]
+    spec = make_spec(point, teacher, terms, protocol)
+    common = {key: canonical_text(value) for key, value in spec.canonical().items()}
     runs = []
     for trial in range(trials):
         run = spec.model_copy(update={"trial": trial})

@@ -191,11 +191,11 @@ def _is_network(name: str) -> bool:
 
 def _without(value: dict[str, Any], wrong: InvalidKeys, whole: set[str]) -> dict[str, Any]:
     """The mapping without its wrong keys, and without the wrong items of its lists."""
-    result = {}
+    rest = {}
     for key, content in value.items():
-        items = wrong.get(key, set())
-        if key not in wrong:
-            result[key] = content
-        elif key not in whole and isinstance(content, list):
-            result[key] = [item for index, item in enumerate(content) if index not in items]
-    return {key: content for key, content in result.items() if content != [] or key not in wrong}
+        if key in wrong:
+            keep = key not in whole and isinstance(content, list)
+            content = [item for index, item in enumerate(content) if index not in wrong[key]] if keep else []
+        if content != [] or key not in wrong:
+            rest[key] = content
+    return rest
