@@ -56,10 +56,8 @@ def load_suites(
     """Load several suites, each once, or the ``tiny`` counterpart of each.
 
     ``trials`` overrides what they say; tiny ones have one. ``settings`` such as ``protocol.epochs=5`` change the protocols of
-    all. Raises BadSuite with the problems of all, or where they have more
-    runs together than a command may have.
+    all. Raises BadSuite with the problems of all, or where they have more runs together than a command may have.
     """
-    trials = trials or (1 if tiny else None)
     suites: dict[Path, Suite] = {}
     names: dict[str, str] = {}
     problems: list[Problem] = []
@@ -68,7 +66,7 @@ def load_suites(
             path = find_suite(reference)
             if path.resolve() in suites:
                 continue
-            suite = suites[path.resolve()] = load_suite(path, trials, known, settings)
+            suite = suites[path.resolve()] = load_suite(path, trials, known, settings, tiny=tiny)
         except BadSuite as error:
             problems += error.problems
             continue
@@ -83,19 +81,25 @@ def load_suites(
             break
     if problems:
         raise BadSuite(problems)
-    return [tiny_suite(suite) if tiny else suite for suite in suites.values()]
+    return list(suites.values())
 
 
 def load_suite(
-    file: Path, trials: int | None = None, known: Known | None = None, settings: Sequence[str] = ()
+    file: Path,
+    trials: int | None = None,
+    known: Known | None = None,
+    settings: Sequence[str] = (),
+    *,
+    tiny: bool = False,
 ) -> Suite:
-    """Load one suite file. Raises BadSuite with everything that is wrong with it."""
+    """Load one suite file, or its ``tiny`` counterpart. Raises BadSuite with everything that is wrong with it."""
     document = read_yaml(file)
     if settings:
         _change(document, settings)
     if known:
         known(document)
-    return read_suite(document, trials)
+    suite = read_suite(document, trials or (1 if tiny else None))
+    return tiny_suite(suite) if tiny else suite
 
 
 def read_suite(document: Document, trials: int | None = None) -> Suite:

@@ -73,6 +73,11 @@ class Run:
     original: Run | None = None
 
     @property
+    def own(self) -> Run:
+        """The suite's own run: of a tiny one, that in whose place it stands."""
+        return self.original or self
+
+    @property
     def id(self) -> str:
         return self.spec.id
 
@@ -96,6 +101,11 @@ class Measurement:
     of: Literal["student", "teacher"]
     spec: ProbeSpec | SimilaritySpec
     original: Measurement | None = None
+
+    @property
+    def own(self) -> Measurement:
+        """The suite's own measurement: of a tiny one, that in whose place it stands."""
+        return self.original or self
 
 
 @dataclass(frozen=True)
