@@ -138,7 +138,9 @@ class Suite:
 
     def renamed(self, name: str) -> Suite:
         """The same under another name."""
-        return replace(self, name=name, runs=tuple(replace(run, suite=name) for run in self.runs))
+        runs = tuple(replace(run, suite=name) for run in self.runs)
+        measurements = tuple(replace(each, run=replace(each.run, suite=name)) for each in self.measurements)
+        return replace(self, name=name, runs=runs, measurements=measurements)
 
 
 def tiny_suite(suite: Suite) -> Suite:
