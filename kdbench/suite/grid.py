@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kdbench.catalogue.datasets import datasets
+from kdbench.catalogue.datasets import dataset, datasets
 from kdbench.catalogue.networks import network
 from kdbench.catalogue.terms import term
 from kdbench.catalogue.text import listed, unknown
@@ -57,8 +57,8 @@ def grid_points(grid: GridEntry, selector: Selector = EVERYTHING) -> Iterator[Gr
     methods = selector.method or [method_name(entry) for entry in grid.method]
     data = [entry.spec for entry in grid.dataset if not selector.dataset or entry.name in selector.dataset]
     combinations = product(pairs, data, selector.strategy or grid.strategy, grid.scenario, methods)
-    for (teacher, student), dataset, strategy, scenario, method in combinations:
-        yield GridPoint(teacher, student, method, dataset, strategy, scenario)
+    for (teacher, student), spec, strategy, scenario, method in combinations:
+        yield GridPoint(teacher, student, method, spec, strategy, scenario)
 
 
 def _networks(grid: GridEntry, selector: Selector) -> tuple[list[tuple[str, str]], Collection[str], Collection[str]]:
@@ -251,7 +251,7 @@ class Grid:
             "teacher": [*entry.teacher, *(pair.teacher for pair in entry.pairs)],
             "student": [*entry.student, *(pair.student for pair in entry.pairs)],
             "method": list(self.terms if free or "method" in self.invalid_keys else self.places),
-            "dataset": [dataset.name for dataset in entry.dataset],
+            "dataset": [data.name for data in entry.dataset],
             "strategy": list(entry.strategy),
         }
         for key in SELECTOR_KEYS:
@@ -293,7 +293,7 @@ class Grid:
             yield place, f"{named}cannot train ", detail
         for reason in self._unfilled(point, terms):
             yield place, f"{named}cannot train ", reason
-        if not teacher.trains_on(data.name):
+        if teacher.source == "simclr" and dataset(data.name).streamed:
             yield place, f"SimCLR needs its images in memory, and those of {data.name} stay files", ""
         if teacher.may_have_seen(data):
             message = (

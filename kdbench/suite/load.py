@@ -37,8 +37,9 @@ def find_suite(reference: str) -> Path:
         return known[reference]
     if folder or path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         message = f"{'is a folder' if folder else 'no such file'}. Bundled suites: {', '.join(known)}."
-        raise BadSuite([Problem(shorten(reference, 300), 0, "", message)])
-    raise BadSuite([Problem(shorten(reference, 300), 0, "", unknown("suite", reference, known, "suites"))])
+    else:
+        message = unknown("suite", reference, known, "suites")
+    raise BadSuite([Problem(shorten(reference, 300), 0, "", message)])
 
 
 Known = Callable[[Document], None]

@@ -75,41 +75,35 @@ class Protocol(Recipe):
     def most_padding(self, dataset: str) -> int:
         """The most by which any network's images of a data set are padded."""
         heads = (self.head_spec(dataset, simultaneous=simultaneous) for simultaneous in (False, True))
-        others = (self.teacher_recipe("", dataset), self.fine_tune_recipe("", dataset), *(h.recipe for h in heads if h))
-        return max(recipe.crop_padding for recipe in (self.recipe("", dataset), *others))
+        teachers = (self.teacher_recipe("", dataset, fine_tune=fine_tune) for fine_tune in (False, True))
+        recipes = [self.recipe("", dataset), *teachers, *(head.recipe for head in heads if head)]
+        return max(recipe.crop_padding for recipe in recipes)
 
-    def recipe(self, network: str, dataset: str) -> Recipe:
-        """The recipe of a student."""
-        return self._recipe(network, dataset, {})
-
-    def teacher_recipe(self, network: str, dataset: str, view: Changes | None = None) -> Recipe:
-        """The recipe of a teacher trained from scratch, with its own classifier.
+    def teacher_recipe(
+        self, network: str, dataset: str, view: Changes | None = None, *, fine_tune: bool = False
+    ) -> Recipe:
+        """The recipe of a teacher with its own classifier, from scratch or, to ``fine_tune``, from pre-trained weights.
 
         How often it is tested does not change it, unless its best epoch is the one that is kept. ``view`` overrides how it
         sees the images.
         """
-        return self._teacher_recipe(network, dataset, {}, view)
-
-    def fine_tune_recipe(self, network: str, dataset: str, view: Changes | None = None) -> Recipe:
-        """The recipe of a teacher that is fine-tuned from pre-trained weights."""
-        return self._teacher_recipe(network, dataset, self.fine_tune, view)
+        tested = {"evaluate_every": 1} if self.teacher_checkpoint == "last" else {}
+        tuned = self.fine_tune if fine_tune else {}
+        changes = {"node_embedding": None, **tested, **self.teacher, **tuned, **(view or {})}
+        return self.recipe(network, dataset, changes)
 
     def pretraining_spec(self, network: str, dataset: str) -> Pretraining:
         """The recipe of self-supervised pre-training."""
         changes = {"node_embedding": None, "evaluate_every": 1, **self.pretraining, "crop_padding": 0}
-        return Pretraining(recipe=self._recipe(network, dataset, changes), **self.simclr.model_dump())
+        return Pretraining(recipe=self.recipe(network, dataset, changes), **self.simclr.model_dump())
 
     def head_spec(self, dataset: str, *, simultaneous: bool, view: Changes | None = None) -> HeadSpec | None:
         """The new layers on a frozen backbone; None if the protocol defines none."""
         if self.node_embedding is None:
             return None
-        changes = {
-            **self.head,
-            **(self.head_simultaneous if simultaneous else {}),
-            "node_embedding": None,
-            **(view or {}),
-        }
-        return HeadSpec(width=self.node_embedding, recipe=self._recipe("", dataset, changes))
+        beside = self.head_simultaneous if simultaneous else {}
+        changes = {**self.head, **beside, "node_embedding": None, **(view or {})}
+        return HeadSpec(width=self.node_embedding, recipe=self.recipe("", dataset, changes))
 
     def part_recipe(self, term: str, student: str, dataset: str, view: Preprocessing | None = None) -> Recipe:
         """The recipe of a term's adapter on a finished teacher, with the teacher's preprocessing."""
@@ -117,20 +111,16 @@ class Protocol(Recipe):
         rates = changes.pop("lr_for", {})
         rate = next(({"lr": lr} for pattern, lr in rates.items() if fnmatchcase(student, pattern)), {})
         seen = view.model_dump() if view else {}
-        return self._recipe(student, dataset, {"node_embedding": None, "evaluate_every": 1, **changes, **rate, **seen})
+        return self.recipe(student, dataset, {"node_embedding": None, "evaluate_every": 1, **changes, **rate, **seen})
 
-    def _teacher_recipe(self, network: str, dataset: str, changes: Changes, view: Changes | None) -> Recipe:
-        tested = {"evaluate_every": 1} if self.teacher_checkpoint == "last" else {}
-        changes = {"node_embedding": None, **tested, **self.teacher, **changes, **(view or {})}
-        return self._recipe(network, dataset, changes)
-
-    def _recipe(self, network: str, dataset: str, changes: Changes) -> Recipe:
+    def recipe(self, network: str, dataset: str, changes: Changes | None = None) -> Recipe:
+        """The recipe of a student; of another network with the ``changes`` that make it that one's."""
         key = (network, dataset, repr(changes))
         if key not in self._recipes:
             own = self.model_dump(include=set(Recipe.model_fields))
             if network in self.lr_for:
                 own["lr"] = self.lr_for[network]
-            values = {**own, **self.datasets.get(dataset, {}), **changes}
+            values = {**own, **self.datasets.get(dataset, {}), **(changes or {})}
             if dataset in datasets() and not datasets()[dataset].streamed:
                 values |= {"crop_area": None, "crop_ratio": None}  # they say nothing of images in memory
             self._recipes[key] = Recipe(**values)
@@ -279,7 +269,7 @@ def _report_clashes(protocol: Protocol, report: ReportProblem) -> None:
         ("head", partial(protocol.head_spec, simultaneous=False)),
         ("head_simultaneous", partial(protocol.head_spec, simultaneous=True)),
         ("pretraining", partial(protocol.pretraining_spec, "")),
-        ("fine_tune", partial(protocol.fine_tune_recipe, "")),
+        ("fine_tune", partial(protocol.teacher_recipe, "", fine_tune=True)),
         *(("parts", partial(protocol.part_recipe, term, "")) for term in protocol.parts),
     ]
     for name in ("", *protocol.datasets):
@@ -330,16 +320,16 @@ def derived_protocol(changes: dict[str, Any], document: Document, path: YamlPath
     """
     changes = dict(changes)
     name, problems = changes.pop("base", None), []
-    if not isinstance(name, str):
-        message = f"'base' is missing: name the protocol that is changed, one of {', '.join(protocol_names())}"
-        problems.append(document.problem(path, message))
-        base = fallback_protocol("")
-    elif name not in protocol_names():
+    if isinstance(name, str) and name in protocol_names():
+        base = bundled_protocol(name)
+    elif isinstance(name, str):
         message = unknown("protocol", name, protocol_names(), "protocols")
         problems.append(document.problem((*path, "base"), message))
         base = fallback_protocol(name)
     else:
-        base = bundled_protocol(name)
+        message = f"'base' is missing: name the protocol that is changed, one of {', '.join(protocol_names())}"
+        problems.append(document.problem(path, message))
+        base = fallback_protocol("")
     original = base.model_dump(mode="json", exclude={"methods", *SET_BY_LOADER})
     whole = merged(original, changes)
     protocol, wrong = resolve(whole, original, document, path)
@@ -360,11 +350,12 @@ _NOT_NAMED = ("title", "trials", "methods")
 
 def _differences(original: dict[str, Any], changes: dict[str, Any]) -> list[str]:
     """The changes, such as ``epochs 20``, ``teacher.lr 0.1``."""
-    found = []
+    differences = []
     for key, value in changes.items():
         before = original.get(key)
         if isinstance(value, dict):
-            found += [f"{key}.{text}" for text in _differences(before if isinstance(before, dict) else {}, value)]
+            inner = _differences(before if isinstance(before, dict) else {}, value)
+            differences += [f"{key}.{text}" for text in inner]
         elif key not in original or before != value:
-            found.append(f"{key} {json.dumps(value, ensure_ascii=False, default=str)}")
-    return found
+            differences.append(f"{key} {json.dumps(value, ensure_ascii=False, default=str)}")
+    return differences

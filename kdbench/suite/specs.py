@@ -224,26 +224,23 @@ def trained_stages(stage: Stage) -> list[Stage]:
 
 def stage_label(stage: Stage) -> str:
     """One line for lists and messages, such as ``resnet20 (SimCLR) on digits + new layers``."""
-    text = stage.network
+    made, added = stage.network, ""
     for each in lineage(stage):
         match each:
             case Imported():
-                text += f" ({each.weights.source} weights)"
+                made += f" ({each.weights.source} weights)"
             case SelfSupervised():
-                text += " (SimCLR)"
+                made += " (SimCLR)"
             case StudentOf():
-                text += " (a run's student)"
+                made += " (a run's student)"
             case FineTuned():
-                text += ", fine-tuned"
-    text += f" on {stage.dataset.name}" if stage.dataset else ""
-    for each in lineage(stage):
-        match each:
+                made += ", fine-tuned"
             case NewLayers():
-                text += " + new layers"
+                added += " + new layers"
             case Adapter():
                 options = ", ".join(f"{key}={value}" for key, value in each.hyperparameters.items())
-                text += f" + the adapter of {each.term}" + (f" ({options})" if options else "")
-    return text
+                added += f" + the adapter of {each.term}" + (f" ({options})" if options else "")
+    return made + (f" on {stage.dataset.name}" if stage.dataset else "") + added
 
 
 class RunSpec(Variant):
@@ -301,15 +298,8 @@ class RunSpec(Variant):
     @property
     def stream_id(self) -> str:
         """Equal for runs with the same batches."""
-        recipe = self.recipe
-        values = [
-            self.dataset.canonical(),
-            self.scenario.canonical(),
-            recipe.batch,
-            recipe.preprocessing.id,
-            self.trial,
-        ]
-        return digest(values)
+        recipe, data, scenario = self.recipe, self.dataset.canonical(), self.scenario.canonical()
+        return digest([data, scenario, recipe.batch, recipe.preprocessing.id, self.trial])
 
     @property
     def cohort_key(self) -> str:
@@ -325,9 +315,9 @@ def preprocessing_of(stage: Stage) -> Preprocessing:
 
 def _tested(data: DatasetSpec, view: Preprocessing) -> tuple[object, ...]:
     """The test images and their preprocessing, as one comparable value."""
-    facts = dataset(data.name)
+    known = dataset(data.name)
     images = data.name, data.class_count, data.test_per_class, data.val_split, data.size, data.stand_in
-    return *images, view.size or data.image_size, view.mean or facts.mean, view.std or facts.std
+    return *images, view.size or data.image_size, view.mean or known.mean, view.std or known.std
 
 
 StudentOf.model_rebuild()

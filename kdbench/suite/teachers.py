@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.networks import NetworkInfo, network
 from kdbench.catalogue.terms import term
 from kdbench.catalogue.text import shorten
@@ -61,10 +60,6 @@ class TeacherConfig:
     @property
     def info(self) -> NetworkInfo:
         return network(self.network)
-
-    def trains_on(self, data: str) -> bool:
-        """Whether it can be trained on a data set: SimCLR needs the images in memory."""
-        return self.source != "simclr" or not dataset(data).streamed
 
     def may_have_seen(self, data: DatasetSpec) -> bool:
         """Whether it was trained elsewhere, perhaps on the training images that are held out here."""
@@ -198,7 +193,7 @@ def resolve_teacher(teacher: TeacherConfig, data: DatasetSpec, strategy: str, pr
         recipe = protocol.teacher_recipe(name, data.name)
         spec = Supervised(network=name, dataset=data, recipe=recipe, checkpoint=checkpoint)
     if tuned and not isinstance(spec, Supervised):
-        recipe = protocol.fine_tune_recipe(name, data.name, shown)
+        recipe = protocol.teacher_recipe(name, data.name, shown, fine_tune=True)
         spec = FineTuned(parent=spec, dataset=data, recipe=recipe, checkpoint=checkpoint)
     head = protocol.head_spec(data.name, simultaneous=strategy == "simultaneous", view=shown)
     own = protocol.teacher_view == "own" or shown is not None
