@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +134,10 @@ def make_plan(
     Runs whose students teach others, or are measured, are added where they are needed. What diverged, run or teacher, stays
     so unless ``retry_diverged``; what would be measured on it is left out. Cohorts are ``limited`` to the ``largest``.
     """
-    asked = {spec.id: spec for spec in measurements}
-    unmeasured = [spec for spec in asked.values() if store.measured(spec) is None]
+    distinct = {spec.id: spec for spec in measurements}
+    unmeasured = [spec for spec in distinct.values() if store.measured(spec) is None]
     specs = list(specs)
-    stages = all_stages(specs, asked.values())
+    stages = all_stages(specs, distinct.values())
     specs += [need.source_run for spec in unmeasured for need in spec.dependencies if need.source_run]
     todo: dict[str, RunSpec] = {}
     done = 0
@@ -156,7 +157,7 @@ def make_plan(
     grouped = by_depth(group(todo.values()))
     cohorts = [cohort for part in grouped for cohort in split(cap_size(part, largest or len(todo)), 1)]
     ready = len(needed) - len(missing)
-    return Plan(tuple(missing), tuple(cohorts), done, ready, tuple(unmeasured), len(asked) - len(unmeasured))
+    return Plan(tuple(missing), tuple(cohorts), done, ready, tuple(unmeasured), len(distinct) - len(unmeasured))
 
 
 def all_stages(specs: Iterable[RunSpec], measurements: Iterable[ProbeSpec | SimilaritySpec]) -> Iterable[Stage]:
@@ -223,12 +224,12 @@ def cap_size(cohorts: Iterable[Cohort], largest: int) -> list[Cohort]:
 
     Where the teacher's pass costs more than its students do, four times as many stay together: halves would repeat it.
     """
-    found: list[Cohort] = []
+    capped: list[Cohort] = []
     for cohort in cohorts:
         students = sum(map(student_cost, cohort.runs))
         most = 4 * largest if cohort.cost > 2 * students else largest
-        found += [cohort] if len(cohort.runs) <= most else cap_size(_halves(cohort), largest)
-    return found
+        capped += [cohort] if len(cohort.runs) <= most else cap_size(_halves(cohort), largest)
+    return capped
 
 
 def split(cohorts: list[Cohort], slots: int) -> list[Cohort]:
@@ -237,7 +238,7 @@ def split(cohorts: list[Cohort], slots: int) -> list[Cohort]:
     One halving may bring nothing while several do (four equal cohorts on six slots), so all are tried; the fewest that
     come within 2 % of the best are taken, for each costs another teacher pass.
     """
-    best = sorted(cohorts, key=_cost, reverse=True)
+    best = sorted(cohorts, key=attrgetter("cost"), reverse=True)
     current, nearest = best.copy(), _end([cohort.cost for cohort in best], slots)
     total = sum(cohort.cost for cohort in best)
     for _ in range(2 * slots if slots > 1 else 0):
@@ -264,10 +265,6 @@ def _halves(cohort: Cohort) -> tuple[Cohort, Cohort]:
         load[side] += student_cost(run)
         (left, right)[side].append(run)
     return Cohort(tuple(left)), Cohort(tuple(right))
-
-
-def _cost(cohort: Cohort) -> float:
-    return cohort.cost
 
 
 def _end(costs: Sequence[float], slots: int, start: float = 0.0) -> float:

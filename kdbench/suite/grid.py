@@ -84,9 +84,8 @@ class Grid:
         self.entry, self.invalid_keys = validator.grid(raw, path)
         for data in self.entry.dataset if self.protocol_is_valid else ():
             if (padding := self.protocol.most_padding(data.name)) >= data.image_size:
-                size = f"the images of {data.name} have pixels, {data.image_size}"
-                message = f"crop_padding is {padding}, as much as {size}, or more"
-                validator.report(self._place("protocol"), message)
+                size = f"as much as the images of {data.name} have pixels, {data.image_size}, or more"
+                validator.report(self._place("protocol"), f"crop_padding is {padding}, {size}")
         if "dataset" in raw:
             validator.check_datasets(self.entry.dataset, (*path, "dataset"))
         for index, scenario in enumerate(self.entry.scenario):
@@ -272,8 +271,8 @@ class Grid:
         reasons: dict[tuple[YamlPath, str], list[str]] = {}
         for point, place in chosen.items():
             for where, reason, detail in self._impossible(point, place):
-                found = reasons.setdefault((where, reason), [])
-                found += [detail] if detail not in found else []
+                details = reasons.setdefault((where, reason), [])
+                details += [detail] if detail not in details else []
         for (where, reason), details in reasons.items():
             more = f" (and {len(details) - 1} more like this)" if len(details) > 1 else ""
             self.validator.report(where, f"{reason}{details[0]}{more}")
@@ -304,11 +303,9 @@ class Grid:
         strategy = self._place("strategy")
         if lacking := teacher.lacks_classifier(data, point.strategy):
             yield place if strategy == self.path else strategy, f"{point.teacher} {lacking}", ""
-        unfinished = [use.name for use in terms if term(use.name).part is not None and point.strategy == "simultaneous"]
-        if unfinished:
-            message = (
-                f"{unfinished[0]} first trains a part on the finished teacher: use strategy pretrained or sequential"
-            )
+        part = next((use.name for use in terms if term(use.name).part is not None), None)
+        if part and point.strategy == "simultaneous":
+            message = f"{part} first trains a part on the finished teacher: use strategy pretrained or sequential"
             yield place, f"{named}cannot be used with strategy simultaneous: ", message
         if point.strategy != "pretrained" and self.protocol.node_embedding is None and self.base_is_valid:
             message = (

@@ -106,8 +106,31 @@ def load_suite(
 def read_suite(document: Document, trials: int | None = None) -> Suite:
     """Turn a document into a suite. Raises BadSuite with everything that is wrong with it."""
     folder = document.folder.resolve()
+    runs: list[Run] = []
+    measurements: list[Measurement] = []
     with locating_modules(lambda top: document.elsewhere(top) or folder):
-        return _read_suite(document, trials)
+        validator = SuiteValidator(document)
+        name = validator.head.name or ("suite" if document.piped else _printable(Path(document.file).stem))
+        for raw, path in _grids(document.data, validator):
+            grid = Grid(raw, path, validator)
+            grid_runs = grid.runs(name, trials)
+            runs += grid_runs
+            measurements += grid.measurements(grid_runs)
+    if not runs and validator.clean:
+        validator.report(("grid",), "describes no run")
+    if problems := validator.all_problems():
+        raise BadSuite(problems)
+    return Suite(
+        name,
+        document.file,
+        validator.head.description,
+        runs=tuple({run.key: run for run in runs}.values()),
+        weight_files={each.sha256: each.file for each in validator.teachers.values() if each.sha256 and each.file},
+        tables=tuple(dict.fromkeys(validator.head.tables)),
+        measurements=tuple(measurements),
+        text=document.text,
+        settings=tuple(dict.fromkeys(document.settings.values())),
+    )
 
 
 def _change(document: Document, settings: Sequence[str]) -> None:
@@ -154,35 +177,6 @@ def _setting(text: str) -> tuple[str, tuple[str, ...], Any]:
     if document.problems:
         raise BadSuite([replace(each, line=0) for each in document.problems])
     return option, keys, document.data
-
-
-def _read_suite(document: Document, trials: int | None) -> Suite:
-    validator = SuiteValidator(document)
-    head = validator.head
-    name = head.name or ("suite" if document.piped else _printable(Path(document.file).stem))
-    runs: list[Run] = []
-    measurements: list[Measurement] = []
-    for raw, path in _grids(document.data, validator):
-        grid = Grid(raw, path, validator)
-        grid_runs = grid.runs(name, trials)
-        runs += grid_runs
-        measurements += grid.measurements(grid_runs)
-    if not runs and validator.clean:
-        validator.report(("grid",), "describes no run")
-    if problems := validator.all_problems():
-        raise BadSuite(problems)
-    files = {each.sha256: each.file for each in validator.teachers.values() if each.sha256 and each.file}
-    return Suite(
-        name,
-        document.file,
-        head.description,
-        runs=tuple({run.key: run for run in runs}.values()),
-        weight_files=files,
-        tables=tuple(dict.fromkeys(head.tables)),
-        measurements=tuple(measurements),
-        text=document.text,
-        settings=tuple(dict.fromkeys(document.settings.values())),
-    )
 
 
 def _printable(stem: str) -> str:

@@ -31,25 +31,21 @@ def parse_terms(value: Any, report: ReportProblem) -> Terms:
         report((), "must be a sum of terms, such as {ce: 1, kd: 0.9}")
         return ()
     uses = [_parse_use(name, entry, report) for name, entry in value.items()]
-    found = [use for use in uses if use is not None]
-    for name, count in Counter(use.name for use in found).items():
+    terms = [use for use in uses if use is not None]
+    for name, count in Counter(use.name for use in terms).items():
         if count > 1:
             report((), f"the term '{name}' is given {count} times: add the weights up")
-    if len(found) < len(uses):
+    if len(terms) < len(uses):
         return ()
-    if not any(use.weight for use in found):
+    terms = [use for use in terms if use.weight]
+    if not terms:
         report((), "every weight is 0")
-    _check_initial_stages([use.name for use in found if use.weight], report)
-    return tuple(sorted((use for use in found if use.weight), key=lambda use: use.name))
-
-
-def _check_initial_stages(names: list[str], report: ReportProblem) -> None:
-    """A term that trains the student before the main training must be the only one of its kind, and not the only term."""
-    initial = [name for name in names if term(name).initial]
+    initial = [use.name for use in terms if term(use.name).initial]  # they train the student before the main training
     if len(initial) > 1:
         report((), f"{' and '.join(initial)} train the student before the main training: only one term of a method may")
-    elif initial and len(initial) == len(names):
+    elif initial and len(initial) == len(terms):
         report((), f"{initial[0]} is 0 in the main training: add what the student learns from then, such as ce: 1")
+    return tuple(sorted(terms, key=lambda use: use.name))
 
 
 def _parse_use(name: str, entry: Any, report: ReportProblem) -> WeightedTerm | None:

@@ -316,7 +316,7 @@ def fallback_protocol(name: str) -> Protocol:
 def derived_protocol(changes: dict[str, Any], document: Document, path: YamlPath) -> tuple[Protocol, list[Problem]]:
     """A bundled protocol with some values changed: ``{base: crd, epochs: 20, teacher: {epochs: 40}}``.
 
-    Returns the problems that were found, and the protocol with what is right of the changes.
+    Returns the protocol with what is right of the changes, and the problems.
     """
     changes = dict(changes)
     name, problems = changes.pop("base", None), []

@@ -112,13 +112,13 @@ class Document:
 
     def place(self, path: YamlPath) -> YamlPath:
         """The part of ``path`` that exists in the file: ``student`` for ``student[0]`` if no list was written."""
-        found: YamlPath = ()
+        place: YamlPath = ()
         for part in path:
-            if (*found, part) in self.lines:
-                found = (*found, part)
+            if (*place, part) in self.lines:
+                place = (*place, part)
             elif part != 0:
                 break
-        return found
+        return place
 
     def problem(self, path: YamlPath, message: str) -> Problem:
         """A problem at ``path``: with the line of the nearest thing that encloses it, or the option that set the value."""
