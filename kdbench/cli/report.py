@@ -253,19 +253,18 @@ def _kept(stores: Sequence[Store], trials: int | None, tiny: bool) -> Iterator[S
     """The archived suites, as they were when they were run. Unreadable ones are skipped with a message."""
     from kdbench.store.suites import ArchivedFiles, kept_suites
     from kdbench.suite.load import bundled_suites, load_suite
-    from kdbench.suite.tiny import tiny_suite
 
     known, names = ArchivedFiles(stores), set(bundled_suites())
     for kept in kept_suites(stores):
         try:
-            suite = load_suite(kept.original, 1 if tiny and not trials else trials, known.tell)
+            suite = load_suite(kept.original, trials, known.tell, tiny=tiny)
         except BadSuite as error:
             say(f"{kept.file} is left out: {error.problems[0]}")
             continue
         if suite.name in names:  # tables of different suites stay apart
             suite = suite.renamed(f"{suite.name} ({kept.folder.name})")
         names.add(suite.name)
-        yield tiny_suite(suite) if tiny else suite
+        yield suite
     for message in known.messages:
         say(message)
 

@@ -217,12 +217,12 @@ def cap_size(cohorts: Iterable[Cohort], largest: int) -> list[Cohort]:
 
     Where the teacher's pass costs more than its students do, four times as many stay together: halves would repeat it.
     """
-    found: list[Cohort] = []
+    capped: list[Cohort] = []
     for cohort in cohorts:
         students = sum(map(student_cost, cohort.runs))
         most = 4 * largest if cohort.cost > 2 * students else largest
-        found += [cohort] if len(cohort.runs) <= most else cap_size(_halves(cohort), largest)
-    return found
+        capped += [cohort] if len(cohort.runs) <= most else cap_size(_halves(cohort), largest)
+    return capped
 
 
 def split(cohorts: list[Cohort], slots: int) -> list[Cohort]:

@@ -15,8 +15,7 @@ from kdbench.errors import KdbenchError
 from kdbench.reporting.cells import difference, verdict
 from kdbench.reporting.options import View
 from kdbench.reporting.rendered import RenderedTable, Section, TableCell
-from kdbench.suite.suite import Suite
-from kdbench.suite.tiny import TINY
+from kdbench.suite.suite import TINY, Suite
 
 
 T = TypeVar("T")

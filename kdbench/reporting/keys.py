@@ -16,8 +16,7 @@ from kdbench.catalogue.tables import layouts
 from kdbench.catalogue.terms import term
 from kdbench.suite.protocol import bundled_protocol
 from kdbench.suite.specs import DatasetSpec, Scenario, WeightedTerm
-from kdbench.suite.suite import Run
-from kdbench.suite.tiny import TINY
+from kdbench.suite.suite import TINY, Run
 
 
 KEY = ["paper", "method", "teacher", "student", "dataset", "strategy", "setting", "metric"]

@@ -66,7 +66,7 @@ def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> pd.DataFrame:
     weights = TeacherWeights(stores)
     rows = []
     for run in (run for suite in suites for run in suite.runs):
-        spec = (run.original or run).spec
+        spec = run.own.spec
         parts = (run.protocol, spec.terms, spec.dataset, spec.scenario)  # the same objects in all trials of a cell
         cell = (run.suite, run.method, run.teacher, run.strategy, spec.student, *map(id, parts))
         if cell not in shared:
@@ -82,7 +82,7 @@ def run_frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 def _shared(run: Run) -> dict[str, Any]:
     """The columns that all trials of a cell have in common."""
-    spec, protocol = (run.original or run).spec, run.protocol
+    spec, protocol = run.own.spec, run.protocol
     varied = split_method(run.method)[1]
     return {
         "suite": run.suite,
@@ -103,7 +103,7 @@ def _shared(run: Run) -> dict[str, Any]:
 
 
 def _row(run: Run, shared: dict[str, Any], stores: Sequence[Store], weights: TeacherWeights) -> dict[str, Any]:
-    spec = (run.original or run).spec
+    spec = run.own.spec
     status, reason, result, version, store = look_up(stores, lambda store: store.run(run.id), "not run")
     differing = weights.differences(run.spec, shared["teacher_checkpoint"])
     row = {
@@ -324,9 +324,9 @@ def measurement_observations(suites: Iterable[Suite], stores: Sequence[Store]) -
 
 
 def _measurement(each: Measurement, stores: Sequence[Store]) -> Iterator[dict[str, Any]]:
-    run, protocol, own = each.run, each.run.protocol, each.original or each
+    run, protocol, own = each.run, each.run.protocol, each.own
     result, status, reason, version = _measurement_state(each, stores)
-    trained = (own.run.original or own.run).spec
+    trained = own.run.spec
     method, varied = split_method(run.method)
     if each.of == "teacher":
         method, student, trial, paper, parts, terms = "teacher", "", 0, teacher_paper_of(run), [], ""

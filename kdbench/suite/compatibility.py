@@ -34,7 +34,10 @@ def incompatibilities(
     """
     reasons = []
     images = {"image_size": image_size, "fraction": fraction}
-    ours, theirs = (_showing(network(name), node) for name, node in zip((student, teacher), nodes, strict=True))
+    ours, theirs = (
+        replace(network(name), embedding=node) if node else network(name)
+        for name, node in zip((student, teacher), nodes, strict=True)
+    )
     for use in terms:
         info = term(use.name)
         options = {key: hyper.default for key, hyper in info.hyperparameters.items()} | use.hyperparameters | images
@@ -43,10 +46,6 @@ def incompatibilities(
             if reason:
                 reasons.append(f"{use.name} {reason}")
     return reasons
-
-
-def _showing(net: NetworkInfo, node: int | None) -> NetworkInfo:
-    return net if node is None else replace(net, embedding=node)
 
 
 def equal_embeddings(student: NetworkInfo, teacher: NetworkInfo, options: dict[str, Any]) -> str | None:
@@ -97,7 +96,7 @@ def layer_pair_exists(student: NetworkInfo, teacher: NetworkInfo, options: dict[
     chosen = {"student_layer": student, "teacher_layer": teacher}
     given = [key for key in chosen if options[key] is not None]
     if len(given) == 1:
-        missing = next(key for key in chosen if key not in given)
+        (missing,) = chosen.keys() - given
         return f"fixes {given[0]} but no {missing}: set both or neither"
     for key in given:
         last = len(chosen[key].features) - 1
@@ -129,10 +128,10 @@ def sides_within_reach(student: NetworkInfo, teacher: NetworkInfo, options: dict
 
 def equal_channels(student: NetworkInfo, teacher: NetworkInfo, options: dict[str, Any]) -> str | None:
     """Stem and stages have the same channels in both networks."""
-    ours, theirs = ([channels for channels, _ in net.features] for net in (student, teacher))
+    ours, theirs = ("-".join(str(channels) for channels, _ in net.features) or "no maps" for net in (student, teacher))
     if ours == theirs:
         return None
-    return f"needs equal channels, but {student.name} has {_list(ours)} and {teacher.name} has {_list(theirs)}"
+    return f"needs equal channels, but {student.name} has {ours} and {teacher.name} has {theirs}"
 
 
 def matched_levels(ours: Sequence[tuple[int, int]], theirs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -145,8 +144,8 @@ def matched_levels(ours: Sequence[tuple[int, int]], theirs: Sequence[tuple[int, 
     for level, (channels, size) in enumerate(ours):
         start = pairs[-1][1] + 1 if pairs else 0
         fitting = (n for n in range(start, len(theirs)) if theirs[n][1] == size and theirs[n][0] >= channels)
-        if (found := next(fitting, None)) is not None:
-            pairs.append((level, found))
+        if (match := next(fitting, None)) is not None:
+            pairs.append((level, match))
     return pairs
 
 
@@ -213,10 +212,6 @@ def images_of_the_pretext(student: NetworkInfo, teacher: NetworkInfo, options: d
     if options["pretext"] == "exemplar" and options["fraction"] < 1:
         return "tells all training images apart, and only a fraction of them is shown: leave the fraction out"
     return None
-
-
-def _list(numbers: list[int]) -> str:
-    return "-".join(map(str, numbers)) or "no maps"
 
 
 WEIGHTS = ("node", "edge", "distance_weight", "angle_weight", "transformed_weight", "pretext_weight")

@@ -174,6 +174,14 @@ class Recipe(Preprocessing):
         return self
 
 
+def late_milestone(milestones: Any, epochs: Any) -> str:
+    """What is wrong with milestones beyond the last epoch; "" if nothing. What are no numbers is left to others to report."""
+    numbers = [each for each in milestones if isinstance(each, int)] if isinstance(milestones, list) else []
+    if numbers and isinstance(epochs, int) and max(numbers) > epochs:
+        return f"the rate would fall after epoch {max(numbers)}, but there are {epochs}"
+    return ""
+
+
 class SimCLR(Spec):
     """Contrastive learning without labels (Chen et al., ICML 2020): an image's two views against those of other images.
 

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from itertools import product
 from math import prod
 from typing import Any
 
 from pydantic import ValidationError
 
-from kdbench.catalogue.datasets import datasets
+from kdbench.catalogue.datasets import dataset, datasets
 from kdbench.catalogue.networks import network
 from kdbench.catalogue.terms import term
 from kdbench.catalogue.text import listed, unknown
 from kdbench.suite.compatibility import incompatibilities, training_images
+from kdbench.suite.measurements import probe, similarity
 from kdbench.suite.methods import Terms, auxiliary_method, formula, reads_teacher
 from kdbench.suite.schema import SELECTOR_KEYS, DatasetEntry, GridEntry, MethodEntry, Selector
-from kdbench.suite.specs import RunSpec
-from kdbench.suite.suite import GridPoint, Measurement, Run, make_spec, measurements_of, repeated
-from kdbench.suite.teachers import TeacherConfig, default_teacher
-from kdbench.suite.validator import SuiteValidator, Top
+from kdbench.suite.specs import StudentOf
+from kdbench.suite.suite import Measurement, Run
+from kdbench.suite.teachers import GridPoint, TeacherConfig, default_teacher, make_specs, resolve_teacher
+from kdbench.suite.validator import SuiteValidator
 from kdbench.suite.yaml_reader import YamlPath
 
 
 MOST_RUNS = 20_000
 """As many runs may one command have; the suites of all three papers have 3,290 together."""
+
+EVERYTHING = Selector.model_construct()
 
 
 def method_name(entry: MethodEntry) -> str:
@@ -35,15 +38,11 @@ def method_name(entry: MethodEntry) -> str:
     return "+".join(entry.terms) if isinstance(entry.terms, dict) else ""
 
 
-def axes(grid: GridEntry, selector: Selector | None = None) -> dict[str, int]:
+def axes(grid: GridEntry, selector: Selector = EVERYTHING) -> dict[str, int]:
     """The lengths of a grid's axes, by key; ``selector`` replaces the axes that it names."""
-    selector = selector or Selector.model_construct()
-    if selector.teacher or selector.student:
-        pairs = len(selector.teacher or _teachers(grid)) * len(selector.student or _students(grid))
-    else:
-        pairs = len(grid.pairs) + len(grid.teacher or ("",)) * len(grid.student)
+    pairs, teachers, students = _networks(grid, selector)
     return {
-        "pairs": pairs,
+        "pairs": len(pairs) + len(teachers) * len(students),
         "method": len(selector.method or grid.method),
         "dataset": len(grid.dataset),
         "strategy": len(selector.strategy or grid.strategy),
@@ -51,87 +50,56 @@ def axes(grid: GridEntry, selector: Selector | None = None) -> dict[str, int]:
     }
 
 
-def grid_points(grid: GridEntry, selector: Selector | None = None) -> Iterator[GridPoint]:
+def grid_points(grid: GridEntry, selector: Selector = EVERYTHING) -> Iterator[GridPoint]:
     """The product of a grid's axes; the axes that ``selector`` names are replaced by its values."""
-    selector = selector or Selector.model_construct()
+    explicit, teachers, students = _networks(grid, selector)
+    pairs = [*explicit, *product(teachers, students)]
     methods = selector.method or [method_name(entry) for entry in grid.method]
     data = [entry.spec for entry in grid.dataset if not selector.dataset or entry.name in selector.dataset]
-    combinations = product(_pairs(grid, selector), data, selector.strategy or grid.strategy, grid.scenario, methods)
-    for (teacher, student), dataset, strategy, scenario, method in combinations:
-        yield GridPoint(teacher, student, method, dataset, strategy, scenario)
+    combinations = product(pairs, data, selector.strategy or grid.strategy, grid.scenario, methods)
+    for (teacher, student), spec, strategy, scenario, method in combinations:
+        yield GridPoint(teacher, student, method, spec, strategy, scenario)
 
 
-def _pairs(grid: GridEntry, selector: Selector) -> Iterable[tuple[str, str]]:
-    if selector.teacher or selector.student:
-        return product(selector.teacher or _teachers(grid), selector.student or _students(grid))
-    return [*((pair.teacher, pair.student) for pair in grid.pairs), *product(grid.teacher or ("",), grid.student)]
-
-
-def _teachers(grid: GridEntry) -> dict[str, None]:
-    return dict.fromkeys([*(pair.teacher for pair in grid.pairs), *((grid.teacher or ("",)) if grid.student else ())])
-
-
-def _students(grid: GridEntry) -> dict[str, None]:
-    return dict.fromkeys([*(pair.student for pair in grid.pairs), *grid.student])
-
-
-class Matches:
-    """Finds the grid points that a selector matches, by their values on the axes."""
-
-    def __init__(self, among: list[GridPoint]) -> None:
-        self.count = len(among)
-        self.by_value: dict[tuple[str, str], set[int]] = {}
-        for index, point in enumerate(among):
-            for key in SELECTOR_KEYS:
-                value = point.dataset.name if key == "dataset" else getattr(point, key)
-                self.by_value.setdefault((key, value), set()).add(index)
-
-    def of(self, selector: Selector) -> set[int]:
-        """The places of the grid points that are on every axis that the selector names."""
-        found = set(range(self.count))
-        for key in SELECTOR_KEYS:
-            if values := getattr(selector, key):
-                found &= set().union(*(self.by_value.get((key, value), ()) for value in values))
-        return found
+def _networks(grid: GridEntry, selector: Selector) -> tuple[list[tuple[str, str]], Collection[str], Collection[str]]:
+    """The explicit pairs, and the teachers and students whose product follows them."""
+    pairs = [(pair.teacher, pair.student) for pair in grid.pairs]
+    teachers, students = grid.teacher or ("",), grid.student
+    if not (selector.teacher or selector.student):
+        return pairs, teachers, students
+    all_teachers = dict.fromkeys([*(teacher for teacher, _ in pairs), *(teachers if students else ())])
+    all_students = dict.fromkeys([*(student for _, student in pairs), *students])
+    return [], selector.teacher or all_teachers, selector.student or all_students
 
 
 class Grid:
-    """Reads the mapping ``raw`` at ``path``. What it does not say is taken from the suite's ``top``."""
+    """Reads the mapping ``raw`` at ``path``. What it does not say is taken from the suite's top."""
 
-    def __init__(
-        self, raw: dict[str, Any], path: YamlPath, top: Top, methods: dict[str, Terms], validator: SuiteValidator
-    ) -> None:
+    def __init__(self, raw: dict[str, Any], path: YamlPath, validator: SuiteValidator) -> None:
         self.raw = raw
         self.path = path
         self.validator = validator
-        own = validator.protocol(raw, path) if "protocol" in raw else top.protocol
+        own = validator.protocol(raw, path) if "protocol" in raw else validator.top_protocol
         self.protocol, self.base_is_valid, self.protocol_is_valid = own or validator.protocol({}, ())
-        self.entry, self.invalid_keys = top.complete(*validator.validate(GridEntry, raw, path), raw)
+        self.entry, self.invalid_keys = validator.grid(raw, path)
         for data in self.entry.dataset if self.protocol_is_valid else ():
             if (padding := self.protocol.most_padding(data.name)) >= data.image_size:
-                size = f"the images of {data.name} have pixels, {data.image_size}"
-                message = f"crop_padding is {padding}, as much as {size}, or more"
-                validator.report(self._place("protocol"), message)
+                size = f"as much as the images of {data.name} have pixels, {data.image_size}, or more"
+                validator.report(self._place("protocol"), f"crop_padding is {padding}, {size}")
         if "dataset" in raw:
             validator.check_datasets(self.entry.dataset, (*path, "dataset"))
         for index, scenario in enumerate(self.entry.scenario):
-            if scenario.noise == "classes":
-                self._check_renamed_classes(scenario.label_noise, (*self._place("scenario"), index, "label_noise"))
+            for data in self.entry.dataset if scenario.noise == "classes" else ():
+                share, count = scenario.label_noise, data.class_count
+                if not round(share * count):
+                    message = f"{share} of the {count} classes of {data.name} is not one class: take a larger share"
+                    validator.report((*self._place("scenario"), index, "label_noise"), message)
         if "measure" in raw:
             validator.check_measures(self.entry.measure, (*path, "measure"))
-        self.terms: ChainMap[str, Terms] = ChainMap({}, methods, self.protocol.terms)
+        self.terms: ChainMap[str, Terms] = ChainMap({}, validator.methods, self.protocol.terms)
         self.places: dict[str, YamlPath] = {}
         for entry, place in zip(self.entry.method, self._places("method"), strict=True):
             self._read_method(entry, place)
-
-    def _check_renamed_classes(self, share: float, place: YamlPath) -> None:
-        """Report a share of a data set's classes that rounds to none."""
-        for data in self.entry.dataset:
-            if not round(share * data.class_count):
-                message = (
-                    f"{share} of the {data.class_count} classes of {data.name} is not one class: take a larger share"
-                )
-                self.validator.report(place, message)
 
     def runs(self, suite: str, trials: int | None) -> list[Run]:
         """The grid's runs; empty if the suite has a problem. ``trials`` overrides the grid's own number."""
@@ -147,24 +115,30 @@ class Grid:
         return [
             Run(suite, self.protocol, point.method, point.teacher, point.strategy, spec)
             for point in chosen
-            for spec in self._specs(point, count)
+            for spec in make_specs(point, self._teacher(point.teacher), self.terms[point.method], self.protocol, count)
         ]
 
-    def measurements(self, runs: Sequence[Run]) -> list[Measurement]:
-        """The measurements on the networks of ``runs``."""
-        found: list[Measurement] = []
-        for run in runs:
-            found += measurements_of(run, self._named(run.teacher), self.entry.measure)
-        return found
+    def measurements(self, runs: Iterable[Run]) -> Iterator[Measurement]:
+        """The measurements on the networks of ``runs``.
 
-    def _specs(self, point: GridPoint, trials: int) -> list[RunSpec]:
-        kind, terms = self._named(point.teacher), self.terms[point.method]
-        if auxiliary_method(terms):  # whose trial is the run's
-            return [make_spec(point, kind, terms, self.protocol, trial) for trial in range(trials)]
-        return repeated(make_spec(point, kind, terms, self.protocol), trials)
+        A student that reads no teacher, or another, is compared with its pair's all the same, where that one is finished.
+        """
+        measure = self.entry.measure
+        for run in runs if measure.probe or measure.similarity else ():
+            student, teacher = StudentOf(run=run.spec), self._teacher(run.teacher)
+            resolved = teacher and resolve_teacher(teacher, run.spec.dataset, run.strategy, run.protocol)
+            for data in measure.probe:
+                yield Measurement(run, "student", probe(student, data.spec, measure.probe_protocol))
+                if resolved and not resolved.head and resolved.spec.dataset:
+                    yield Measurement(run, "teacher", probe(resolved.spec, data.spec, measure.probe_protocol))
+            for data in measure.similarity:
+                if resolved and (run.spec.head or not resolved.head):
+                    shown = None if resolved.head else resolved.spec
+                    yield Measurement(run, "student", similarity(student, shown, resolved.view, data.spec))
 
-    def _named(self, teacher: str) -> TeacherConfig | None:
-        return self.validator.teachers.get(teacher) or (default_teacher(teacher) if teacher else None)
+    def _teacher(self, name: str) -> TeacherConfig | None:
+        """A teacher by name; None for none."""
+        return self.validator.teachers.get(name) or (default_teacher(name) if name else None)
 
     def _too_many(self, trials: int, said: YamlPath) -> bool:
         """Report a grid that exceeds the limit of runs, by the lengths of its axes; ``said``: the path of the trials."""
@@ -234,12 +208,20 @@ class Grid:
         if not grid.dataset:  # the methods are to be checked against the pairs all the same
             grid = grid.model_copy(update={"dataset": (DatasetEntry(name=next(iter(datasets()))),)})
         everything = list(dict.fromkeys(grid_points(grid)))
-        matches, excluded = Matches(everything if self.entry.exclude else []), set[int]()
+        by_value: dict[tuple[str, str], set[int]] = {}
+        for index, point in enumerate(everything if self.entry.exclude else ()):
+            for key in SELECTOR_KEYS:
+                value = point.dataset.name if key == "dataset" else getattr(point, key)
+                by_value.setdefault((key, value), set()).add(index)
+        excluded: set[int] = set()
         for selector, place in zip(self.entry.exclude, self._places("exclude"), strict=True):
-            found = matches.of(selector)
-            if self._names_exist(selector, place) and not found and not self.invalid_keys:
+            matches = set(range(len(everything)))
+            for key in SELECTOR_KEYS:
+                if values := getattr(selector, key):
+                    matches &= set().union(*(by_value.get((key, value), ()) for value in values))
+            if self._names_exist(selector, place) and not matches and not self.invalid_keys:
                 self.validator.report(place, "matches no run of this grid")
-            excluded |= found
+            excluded |= matches
         self._check_methods_of_invalid("exclude")
         self._check_methods_of_invalid("include")
         chosen = {point: self.places[point.method] for index, point in enumerate(everything) if index not in excluded}
@@ -269,7 +251,7 @@ class Grid:
             "teacher": [*entry.teacher, *(pair.teacher for pair in entry.pairs)],
             "student": [*entry.student, *(pair.student for pair in entry.pairs)],
             "method": list(self.terms if free or "method" in self.invalid_keys else self.places),
-            "dataset": [dataset.name for dataset in entry.dataset],
+            "dataset": [data.name for data in entry.dataset],
             "strategy": list(entry.strategy),
         }
         for key in SELECTOR_KEYS:
@@ -290,66 +272,55 @@ class Grid:
         reasons: dict[tuple[YamlPath, str], list[str]] = {}
         for point, place in chosen.items():
             for where, reason, detail in self._impossible(point, place):
-                found = reasons.setdefault((where, reason), [])
-                found += [detail] if detail not in found else []
+                details = reasons.setdefault((where, reason), [])
+                details += [detail] if detail not in details else []
         for (where, reason), details in reasons.items():
             more = f" (and {len(details) - 1} more like this)" if len(details) > 1 else ""
             self.validator.report(where, f"{reason}{details[0]}{more}")
 
-    def _impossible(self, point: GridPoint, place: YamlPath) -> list[tuple[YamlPath, str, str]]:
+    def _impossible(self, point: GridPoint, place: YamlPath) -> Iterator[tuple[YamlPath, str, str]]:
         """Why a point cannot be trained: place, reason, and the detail that differs from pair to pair."""
-        terms = self.terms[point.method]
+        terms, teacher = self.terms[point.method], self._teacher(point.teacher)
+        named, data = f"method '{point.method}' ", point.dataset
         if not reads_teacher(terms):
-            return []
-        named = f"method '{point.method}' "
-        teacher = self._named(point.teacher)
+            return
         if teacher is None:
-            known = not self.invalid_keys.keys() & {"teacher", "pairs"}
-            return [(place, f"{named}({formula(terms)}) needs a teacher, and the grid names none", "")] if known else []
-        found = [
-            (
-                place,
-                f"{named}cannot train ",
-                f"{point.student} with {point.teacher}: {reason}. Exclude the pair or change the method.",
-            )
-            for reason in self._reasons(point, teacher.network, terms)
-        ]
-        found += [(place, f"{named}cannot train ", reason) for reason in self._unfilled(point, terms)]
-        if not teacher.trains_on(point.dataset.name):
-            found.append(
-                (place, f"SimCLR needs its images in memory, and those of {point.dataset.name} stay files", "")
-            )
-        if teacher.may_have_seen(point.dataset):
+            if not self.invalid_keys.keys() & {"teacher", "pairs"}:
+                yield place, f"{named}({formula(terms)}) needs a teacher, and the grid names none", ""
+            return
+        for reason in self._reasons(point, teacher.network, terms):
+            detail = f"{point.student} with {point.teacher}: {reason}. Exclude the pair or change the method."
+            yield place, f"{named}cannot train ", detail
+        for reason in self._unfilled(point, terms):
+            yield place, f"{named}cannot train ", reason
+        if teacher.source == "simclr" and dataset(data.name).streamed:
+            yield place, f"SimCLR needs its images in memory, and those of {data.name} stay files", ""
+        if teacher.may_have_seen(data):
             message = (
                 f"{point.teacher} was trained elsewhere, perhaps on the images that val_split holds out: use a teacher that "
                 "is trained here, or leave val_split out"
             )
-            found.append((place, message, ""))
-        if lacking := teacher.lacks_classifier(point.dataset, point.strategy):
-            where = self._place("strategy")
-            where = where if where != self.path else place
-            found.append((where, f"{point.teacher} {lacking}", ""))
-        unfinished = [use.name for use in terms if term(use.name).part is not None and point.strategy == "simultaneous"]
-        if unfinished:
-            message = (
-                f"{unfinished[0]} first trains a part on the finished teacher: use strategy pretrained or sequential"
-            )
-            found.append((place, f"{named}cannot be used with strategy simultaneous: ", message))
+            yield place, message, ""
+        strategy = self._place("strategy")
+        if lacking := teacher.lacks_classifier(data, point.strategy):
+            yield place if strategy == self.path else strategy, f"{point.teacher} {lacking}", ""
+        part = next((use.name for use in terms if term(use.name).part is not None), None)
+        if part and point.strategy == "simultaneous":
+            message = f"{part} first trains a part on the finished teacher: use strategy pretrained or sequential"
+            yield place, f"{named}cannot be used with strategy simultaneous: ", message
         if point.strategy != "pretrained" and self.protocol.node_embedding is None and self.base_is_valid:
-            where = self._place("strategy")
             message = (
                 f"strategy '{point.strategy}' trains new layers on a frozen backbone, but protocol "
                 f"'{self.protocol.name}' has none: set protocol: {{base: …, node_embedding: 256}}, or use 'ega'"
             )
-            found.append((where, message, ""))
-        return found
+            yield strategy, message, ""
 
     def _unfilled(self, point: GridPoint, terms: Terms) -> Iterator[str]:
         """Report terms that need full batches when the training images fill none."""
-        settings, data = self.protocol, point.dataset
+        data = point.dataset
         for use in terms if self.protocol_is_valid else ():
             least = int(term(use.name).full_batches)
-            images, batch = training_images(data, point.scenario), settings.recipe(point.student, data.name).batch
+            images, batch = training_images(data, point.scenario), self.protocol.recipe(point.student, data.name).batch
             if not least or least <= batch <= images:
                 continue
             what = (
@@ -359,7 +330,7 @@ class Grid:
                 yield f"{what}, and there are {images:,} training images: take more of them, or leave it out"
                 continue
             change = f"batch: {min(max(batch, least), images)}"
-            if "batch" in settings.datasets.get(data.name, {}):
+            if "batch" in self.protocol.datasets.get(data.name, {}):
                 change = f"datasets: {{{data.name}: {{{change}}}}}"
             why = f"and {images:,} training images fill none of {batch:,}" if batch > images else f"not of {batch:,}"
             yield f"{what}, {why}. Another would do: protocol: {{base: {self.protocol.base}, {change}}}"

@@ -14,10 +14,8 @@ from kdbench.catalogue.text import shorten, unknown
 from kdbench.errors import BadSuite, Problem
 from kdbench.suite.grid import MOST_RUNS, Grid
 from kdbench.suite.protocol import Protocol
-from kdbench.suite.schema import SuiteHead
-from kdbench.suite.suite import Measurement, Run, Suite
-from kdbench.suite.tiny import tiny_suite
-from kdbench.suite.validator import SuiteValidator, Top
+from kdbench.suite.suite import Measurement, Run, Suite, tiny_suite
+from kdbench.suite.validator import SuiteValidator
 from kdbench.suite.yaml_reader import STDIN, Document, YamlPath, parse_yaml, read_yaml, write_yaml
 
 
@@ -39,8 +37,9 @@ def find_suite(reference: str) -> Path:
         return known[reference]
     if folder or path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         message = f"{'is a folder' if folder else 'no such file'}. Bundled suites: {', '.join(known)}."
-        raise BadSuite([Problem(shorten(reference, 300), 0, "", message)])
-    raise BadSuite([Problem(shorten(reference, 300), 0, "", unknown("suite", reference, known, "suites"))])
+    else:
+        message = unknown("suite", reference, known, "suites")
+    raise BadSuite([Problem(shorten(reference, 300), 0, "", message)])
 
 
 Known = Callable[[Document], None]
@@ -58,10 +57,8 @@ def load_suites(
     """Load several suites, each once, or the ``tiny`` counterpart of each.
 
     ``trials`` overrides what they say; tiny ones have one. ``settings`` such as ``protocol.epochs=5`` change the protocols of
-    all. Raises BadSuite with the problems of all, or where they have more
-    runs together than a command may have.
+    all. Raises BadSuite with the problems of all, or where they have more runs together than a command may have.
     """
-    trials = trials or (1 if tiny else None)
     suites: dict[Path, Suite] = {}
     names: dict[str, str] = {}
     problems: list[Problem] = []
@@ -70,7 +67,7 @@ def load_suites(
             path = find_suite(reference)
             if path.resolve() in suites:
                 continue
-            suite = suites[path.resolve()] = load_suite(path, trials, known, settings)
+            suite = suites[path.resolve()] = load_suite(path, trials, known, settings, tiny=tiny)
         except BadSuite as error:
             problems += error.problems
             continue
@@ -85,26 +82,55 @@ def load_suites(
             break
     if problems:
         raise BadSuite(problems)
-    return [tiny_suite(suite) if tiny else suite for suite in suites.values()]
+    return list(suites.values())
 
 
 def load_suite(
-    file: Path, trials: int | None = None, known: Known | None = None, settings: Sequence[str] = ()
+    file: Path,
+    trials: int | None = None,
+    known: Known | None = None,
+    settings: Sequence[str] = (),
+    *,
+    tiny: bool = False,
 ) -> Suite:
-    """Load one suite file. Raises BadSuite with everything that is wrong with it."""
+    """Load one suite file, or its ``tiny`` counterpart. Raises BadSuite with everything that is wrong with it."""
     document = read_yaml(file)
     if settings:
         _change(document, settings)
     if known:
         known(document)
-    return read_suite(document, trials)
+    suite = read_suite(document, trials or (1 if tiny else None))
+    return tiny_suite(suite) if tiny else suite
 
 
 def read_suite(document: Document, trials: int | None = None) -> Suite:
     """Turn a document into a suite. Raises BadSuite with everything that is wrong with it."""
     folder = document.folder.resolve()
+    runs: list[Run] = []
+    measurements: list[Measurement] = []
     with locating_modules(lambda top: document.elsewhere(top) or folder):
-        return _read_suite(document, trials)
+        validator = SuiteValidator(document)
+        name = validator.head.name or ("suite" if document.piped else _printable(Path(document.file).stem))
+        for raw, path in _grids(document.data, validator):
+            grid = Grid(raw, path, validator)
+            grid_runs = grid.runs(name, trials)
+            runs += grid_runs
+            measurements += grid.measurements(grid_runs)
+    if not runs and validator.clean:
+        validator.report(("grid",), "describes no run")
+    if problems := validator.all_problems():
+        raise BadSuite(problems)
+    return Suite(
+        name,
+        document.file,
+        validator.head.description,
+        runs=tuple({run.key: run for run in runs}.values()),
+        weight_files={each.sha256: each.file for each in validator.teachers.values() if each.sha256 and each.file},
+        tables=tuple(dict.fromkeys(validator.head.tables)),
+        measurements=tuple(measurements),
+        text=document.text,
+        settings=tuple(dict.fromkeys(document.settings.values())),
+    )
 
 
 def _change(document: Document, settings: Sequence[str]) -> None:
@@ -151,49 +177,6 @@ def _setting(text: str) -> tuple[str, tuple[str, ...], Any]:
     if document.problems:
         raise BadSuite([replace(each, line=0) for each in document.problems])
     return option, keys, document.data
-
-
-def _read_suite(document: Document, trials: int | None) -> Suite:
-    data, validator = document.data, SuiteValidator(document)
-    if not isinstance(data, dict):
-        validator.report((), "a suite is a mapping with the keys 'protocol', 'dataset' and 'grid'")
-        raise BadSuite(validator.all_problems())
-    top = Top(data, *validator.validate(SuiteHead, data, ()), validator)
-    head = top.head
-    validator.name_teachers(head.teachers)
-    validator.check_datasets(head.dataset, ("dataset",))
-    validator.check_measures(head.measure, ("measure",))
-    given = data.get("methods")
-    methods = {
-        name: validator.terms(value, ("methods", name))
-        for name, value in (given.items() if isinstance(given, dict) else ())
-    }
-    name = head.name or ("suite" if document.piped else _printable(Path(document.file).stem))
-    runs: list[Run] = []
-    measurements: list[Measurement] = []
-    for raw, path in _grids(data, validator):
-        grid = Grid(raw, path, top, methods, validator)
-        found = grid.runs(name, trials)
-        runs += found
-        measurements += grid.measurements(found)
-    if not runs and validator.clean:
-        validator.report(("grid",), "describes no run")
-    if problems := validator.all_problems():
-        raise BadSuite(problems)
-    files = {each.sha256: each.file for each in validator.teachers.values() if each.sha256 and each.file}
-    distinct = tuple({run.key: run for run in runs}.values())
-    tables = tuple(dict.fromkeys(head.tables))
-    return Suite(
-        name,
-        document.file,
-        head.description,
-        distinct,
-        files,
-        tables,
-        tuple(measurements),
-        text=document.text,
-        settings=tuple(dict.fromkeys(document.settings.values())),
-    )
 
 
 def _printable(stem: str) -> str:

@@ -8,11 +8,10 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, StrictStr, TypeAdapter
-from pydantic_core import PydanticCustomError
 
 from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.text import nearest
-from kdbench.suite.components import Preprocessing, Recipe, Variant
+from kdbench.suite.components import Preprocessing, Recipe, Variant, late_milestone
 from kdbench.suite.specs import DatasetSpec, Stage, StudentOf, Teacher, preprocessing_of, stage_label
 
 
@@ -34,7 +33,6 @@ class ProbeSpec(Variant):
 
     @property
     def dependencies(self) -> tuple[Stage, ...]:
-        """The networks that must be there before it."""
         return (self.source,)
 
     @property
@@ -44,7 +42,6 @@ class ProbeSpec(Variant):
 
     @property
     def label(self) -> str:
-        """One line for progress and messages."""
         return f"linear probe on {self.dataset.name}: {name_of(self.source)}"
 
 
@@ -64,18 +61,17 @@ class SimilaritySpec(Variant):
 
     @property
     def dependencies(self) -> tuple[Stage, ...]:
-        """The networks that must be there before it."""
         teacher = self.teacher or self.source.run.teacher
         return (self.source, *([teacher] if teacher else ()))
 
     @property
     def label(self) -> str:
-        """One line for progress and messages."""
         return f"similarity to the teacher on {self.dataset.name}: {name_of(self.source)}"
 
 
-MeasurementSpec = Annotated[ProbeSpec | SimilaritySpec, Field(discriminator="kind")]
-_ANY: TypeAdapter[ProbeSpec | SimilaritySpec] = TypeAdapter(MeasurementSpec)
+_ANY: TypeAdapter[ProbeSpec | SimilaritySpec] = TypeAdapter(
+    Annotated[ProbeSpec | SimilaritySpec, Field(discriminator="kind")]
+)
 
 
 def measurement_from(value: Any) -> ProbeSpec | SimilaritySpec:
@@ -109,17 +105,13 @@ def named_probe(value: Any) -> Any:
         hint = f"Did you mean '{near}'?" if near else f"Known keys: base, {', '.join(sorted(_PROBE_KEYS))}."
         own = key in ProbeProtocol.model_fields
         why = "comes from the network that is probed" if own else "is no key of a probe protocol"
-        raise PydanticCustomError("unknown", "{message}", {"message": f"'{key}' {why}. {hint}"})
+        raise ValueError(f"'{key}' {why}. {hint}")
     if not isinstance(name, str) or name not in probe_protocols():
         known = ", ".join(probe_protocols())
-        message = f"no such way to train a probe: '{name}'. Name one of {known}, or {{base: NAME, …changes}}"
-        raise PydanticCustomError("unknown", "{message}", {"message": message})
+        raise ValueError(f"no such way to train a probe: '{name}'. Name one of {known}, or {{base: NAME, …changes}}")
     whole = {**probe_protocols()[name].model_dump(), **changes}
-    said = changes.get("milestones")
-    late = [each for each in said if isinstance(each, int)] if isinstance(said, list) else []
-    if late and isinstance(whole["epochs"], int) and max(late) > whole["epochs"]:
-        message = f"the rate would fall after epoch {max(late)}, but there are {whole['epochs']}"
-        raise PydanticCustomError("late", "{message}", {"message": message})
+    if message := late_milestone(changes.get("milestones"), whole["epochs"]):
+        raise ValueError(message)
     return whole
 
 
@@ -143,24 +135,20 @@ def similarity(
         dataset=data,
         student_view=seen,
         teacher=teacher,
-        teacher_view=_whole(shown, _data_of(student)) if shown else seen,
+        teacher_view=_whole(shown, student.dataset) if shown else seen,
     )
 
 
 def view_of(network: Teacher) -> Preprocessing:
     """The test preprocessing of a finished network: size and normalisation of its own training, made explicit."""
-    return _whole(preprocessing_of(network), _data_of(network))
+    if network.dataset is None:
+        raise ValueError("the network was trained on no data set")
+    return _whole(preprocessing_of(network), network.dataset)
 
 
 def _whole(view: Preprocessing, data: DatasetSpec) -> Preprocessing:
     own = dataset(data.name)
     return Preprocessing(size=view.size or data.image_size, mean=view.mean or own.mean, std=view.std or own.std)
-
-
-def _data_of(network: Teacher) -> DatasetSpec:
-    if network.dataset is None:
-        raise ValueError("the network was trained on no data set")
-    return network.dataset
 
 
 def name_of(network: Teacher) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdbench.catalogue.hyperparameters import check_hyperparameters
 from kdbench.catalogue.plugins import Source, SourceFile
-from kdbench.catalogue.terms import TermInfo, term
+from kdbench.catalogue.terms import term
 from kdbench.errors import BadInput
 from kdbench.suite.schema import shorten
 from kdbench.suite.specs import RunSpec, Stage, WeightedTerm
@@ -31,25 +31,21 @@ def parse_terms(value: Any, report: ReportProblem) -> Terms:
         report((), "must be a sum of terms, such as {ce: 1, kd: 0.9}")
         return ()
     uses = [_parse_use(name, entry, report) for name, entry in value.items()]
-    found = [use for use in uses if use is not None]
-    for name, count in Counter(use.name for use in found).items():
+    terms = [use for use in uses if use is not None]
+    for name, count in Counter(use.name for use in terms).items():
         if count > 1:
             report((), f"the term '{name}' is given {count} times: add the weights up")
-    if len(found) < len(uses):
+    if len(terms) < len(uses):
         return ()
-    if not any(use.weight for use in found):
+    terms = [use for use in terms if use.weight]
+    if not terms:
         report((), "every weight is 0")
-    _check_initial_stages([use.name for use in found if use.weight], report)
-    return tuple(sorted((use for use in found if use.weight), key=lambda use: use.name))
-
-
-def _check_initial_stages(names: list[str], report: ReportProblem) -> None:
-    """A term that trains the student before the main training must be the only one of its kind, and not the only term."""
-    initial = [name for name in names if term(name).initial]
+    initial = [use.name for use in terms if term(use.name).initial]  # they train the student before the main training
     if len(initial) > 1:
         report((), f"{' and '.join(initial)} train the student before the main training: only one term of a method may")
-    elif initial and len(initial) == len(names):
+    elif initial and len(initial) == len(terms):
         report((), f"{initial[0]} is 0 in the main training: add what the student learns from then, such as ce: 1")
+    return tuple(sorted(terms, key=lambda use: use.name))
 
 
 def _parse_use(name: str, entry: Any, report: ReportProblem) -> WeightedTerm | None:
@@ -69,23 +65,15 @@ def _parse_use(name: str, entry: Any, report: ReportProblem) -> WeightedTerm | N
         report((name, key), message)
     if wrong:
         return None
-    return WeightedTerm(
-        name=info.name,
-        weight=weight,
-        hyperparameters=_changed(info, options),
-        version=info.version,
-        source_sha256=info.source_sha256,
-    )
-
-
-def _changed(info: TermInfo, options: dict[str, Any]) -> dict[str, Any]:
-    """The hyper-parameters that differ from the defaults; an integer becomes a float if the default is one."""
-    changed = {}
+    changed = {}  # the hyper-parameters that differ from the defaults; an integer becomes a float if the default is one
     for key, value in options.items():
         default = info.hyperparameters[key].default
         if value != default or isinstance(value, bool) != isinstance(default, bool):
             changed[key] = float(value) if isinstance(default, float) and isinstance(value, int) else value
-    return changed
+    version, source_sha256 = info.version, info.source_sha256
+    return WeightedTerm(
+        name=info.name, weight=weight, hyperparameters=changed, version=version, source_sha256=source_sha256
+    )
 
 
 def reads_teacher(terms: Terms) -> bool:
@@ -109,10 +97,8 @@ def formula(terms: Terms) -> str:
 
 def sources_of(specs: Iterable[RunSpec | Stage]) -> Iterator[Source]:
     """The code of each plug-in, once."""
-    for name, sha256 in dict.fromkeys(item for spec in specs for item in spec.plugins.items()):
-        source = term(name, sha256).source
-        if source:
-            yield source
+    plugins = dict.fromkeys(item for spec in specs for item in spec.plugins.items())
+    return (source for name, sha256 in plugins if (source := term(name, sha256).source))
 
 
 def plugin_folders(specs: Iterable[RunSpec | Stage]) -> dict[str, Path]:

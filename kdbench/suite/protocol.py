@@ -15,10 +15,10 @@ from kdbench.catalogue.datasets import dataset, datasets
 from kdbench.catalogue.networks import networks
 from kdbench.catalogue.text import nearest, unknown
 from kdbench.errors import BadInput, BadSuite, Problem
-from kdbench.suite.components import LearningRate
-from kdbench.suite.methods import Terms, parse_terms
+from kdbench.suite.components import LearningRate, PositiveInt, late_milestone
+from kdbench.suite.methods import ReportProblem, Terms, parse_terms
 from kdbench.suite.schema import DatasetName, NetworkName, PartName, problems_of, shorten
-from kdbench.suite.specs import HeadSpec, PositiveInt, Preprocessing, Pretraining, Recipe, SimCLR
+from kdbench.suite.specs import HeadSpec, Preprocessing, Pretraining, Recipe, SimCLR
 from kdbench.suite.yaml_reader import Document, YamlPath, parse_yaml
 
 
@@ -75,41 +75,35 @@ class Protocol(Recipe):
     def most_padding(self, dataset: str) -> int:
         """The most by which any network's images of a data set are padded."""
         heads = (self.head_spec(dataset, simultaneous=simultaneous) for simultaneous in (False, True))
-        others = (self.teacher_recipe("", dataset), self.fine_tune_recipe("", dataset), *(h.recipe for h in heads if h))
-        return max(recipe.crop_padding for recipe in (self.recipe("", dataset), *others))
+        teachers = (self.teacher_recipe("", dataset, fine_tune=fine_tune) for fine_tune in (False, True))
+        recipes = [self.recipe("", dataset), *teachers, *(head.recipe for head in heads if head)]
+        return max(recipe.crop_padding for recipe in recipes)
 
-    def recipe(self, network: str, dataset: str) -> Recipe:
-        """The recipe of a student."""
-        return self._recipe(network, dataset, {})
-
-    def teacher_recipe(self, network: str, dataset: str, view: Changes | None = None) -> Recipe:
-        """The recipe of a teacher trained from scratch, with its own classifier.
+    def teacher_recipe(
+        self, network: str, dataset: str, view: Changes | None = None, *, fine_tune: bool = False
+    ) -> Recipe:
+        """The recipe of a teacher with its own classifier, from scratch or, to ``fine_tune``, from pre-trained weights.
 
         How often it is tested does not change it, unless its best epoch is the one that is kept. ``view`` overrides how it
         sees the images.
         """
-        return self._teacher_recipe(network, dataset, {}, view)
-
-    def fine_tune_recipe(self, network: str, dataset: str, view: Changes | None = None) -> Recipe:
-        """The recipe of a teacher that is fine-tuned from pre-trained weights."""
-        return self._teacher_recipe(network, dataset, self.fine_tune, view)
+        tested = {"evaluate_every": 1} if self.teacher_checkpoint == "last" else {}
+        tuned = self.fine_tune if fine_tune else {}
+        changes = {"node_embedding": None, **tested, **self.teacher, **tuned, **(view or {})}
+        return self.recipe(network, dataset, changes)
 
     def pretraining_spec(self, network: str, dataset: str) -> Pretraining:
         """The recipe of self-supervised pre-training."""
         changes = {"node_embedding": None, "evaluate_every": 1, **self.pretraining, "crop_padding": 0}
-        return Pretraining(recipe=self._recipe(network, dataset, changes), **self.simclr.model_dump())
+        return Pretraining(recipe=self.recipe(network, dataset, changes), **self.simclr.model_dump())
 
     def head_spec(self, dataset: str, *, simultaneous: bool, view: Changes | None = None) -> HeadSpec | None:
         """The new layers on a frozen backbone; None if the protocol defines none."""
         if self.node_embedding is None:
             return None
-        changes = {
-            **self.head,
-            **(self.head_simultaneous if simultaneous else {}),
-            "node_embedding": None,
-            **(view or {}),
-        }
-        return HeadSpec(width=self.node_embedding, recipe=self._recipe("", dataset, changes))
+        beside = self.head_simultaneous if simultaneous else {}
+        changes = {**self.head, **beside, "node_embedding": None, **(view or {})}
+        return HeadSpec(width=self.node_embedding, recipe=self.recipe("", dataset, changes))
 
     def part_recipe(self, term: str, student: str, dataset: str, view: Preprocessing | None = None) -> Recipe:
         """The recipe of a term's adapter on a finished teacher, with the teacher's preprocessing."""
@@ -117,20 +111,16 @@ class Protocol(Recipe):
         rates = changes.pop("lr_for", {})
         rate = next(({"lr": lr} for pattern, lr in rates.items() if fnmatchcase(student, pattern)), {})
         seen = view.model_dump() if view else {}
-        return self._recipe(student, dataset, {"node_embedding": None, "evaluate_every": 1, **changes, **rate, **seen})
+        return self.recipe(student, dataset, {"node_embedding": None, "evaluate_every": 1, **changes, **rate, **seen})
 
-    def _teacher_recipe(self, network: str, dataset: str, changes: Changes, view: Changes | None) -> Recipe:
-        tested = {"evaluate_every": 1} if self.teacher_checkpoint == "last" else {}
-        changes = {"node_embedding": None, **tested, **self.teacher, **changes, **(view or {})}
-        return self._recipe(network, dataset, changes)
-
-    def _recipe(self, network: str, dataset: str, changes: Changes) -> Recipe:
+    def recipe(self, network: str, dataset: str, changes: Changes | None = None) -> Recipe:
+        """The recipe of a student; of another network with the ``changes`` that make it that one's."""
         key = (network, dataset, repr(changes))
         if key not in self._recipes:
             own = self.model_dump(include=set(Recipe.model_fields))
             if network in self.lr_for:
                 own["lr"] = self.lr_for[network]
-            values = {**own, **self.datasets.get(dataset, {}), **changes}
+            values = {**own, **self.datasets.get(dataset, {}), **(changes or {})}
             if dataset in datasets() and not datasets()[dataset].streamed:
                 values |= {"crop_area": None, "crop_ratio": None}  # they say nothing of images in memory
             self._recipes[key] = Recipe(**values)
@@ -152,17 +142,14 @@ SECTIONS = ("teacher", "head", "head_simultaneous", "pretraining", "fine_tune")
 
 
 def merged(original: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The original's values with single ones replaced, within teacher, head and each data set, too."""
+    """The original's values with single ones replaced, within its sections, parts and data sets, too."""
     raw = {**original, **changes}
     for key in ("lr_for", "simclr", *SECTIONS):
-        raw[key] = _merge(original.get(key), raw[key])
-    old, new = original.get("parts", {}), raw["parts"]
-    if isinstance(new, dict):
-        raw["parts"] = {**old, **{name: _merge(old.get(name), values) for name, values in new.items()}}
-    if isinstance(raw["datasets"], dict):
-        old = original.get("datasets", {})
-        new = {name: _merge(old.get(_canonical(name)), values) for name, values in raw["datasets"].items()}
-        raw["datasets"] = {**old, **new}
+        raw[key] = _merge(original[key], raw[key])
+    for key, canonical in (("parts", str), ("datasets", _canonical)):
+        if isinstance(raw[key], dict):
+            old = original[key]
+            raw[key] = old | {name: _merge(old.get(canonical(name)), values) for name, values in raw[key].items()}
     return raw
 
 
@@ -177,29 +164,26 @@ def _canonical(name: str) -> str:
         return name
 
 
-def resolve(
-    raw: Any, fallback: dict[str, Any], document: Document, path: YamlPath
-) -> tuple[Protocol | None, list[Problem]]:
+def resolve(raw: Any, fallback: dict[str, Any], document: Document, path: YamlPath) -> tuple[Protocol, list[Problem]]:
     """Validate a protocol's raw values. A wrong one is replaced by that in ``fallback``.
 
-    Returns the protocol (None without a fallback) and the problems.
+    Returns the protocol and the problems. Raises BadSuite where there is no fallback for a value.
     """
-    if not isinstance(raw, dict):
-        return None, [document.problem(path, "a protocol is a mapping")]
     problems: list[Problem] = []
+
+    def report_below(*place: str) -> ReportProblem:
+        return lambda inner, message: problems.append(document.problem((*path, *place, *inner), message))
+
     protocol = _check(Protocol, raw, fallback, document, path, problems)
-    if protocol is not None:
-        whole = protocol.model_dump(include=set(Recipe.model_fields))
-        for where, values in _sections(raw).items():
-            _check(Recipe, {**whole, **values}, whole, document, (*path, *where), problems)
-        problems += _wrong_rates(raw, document, path)
-        if not problems:
-            problems += _clashes(protocol, document, path)
-    terms: dict[str, Terms] = {}
-    methods = raw.get("methods")
-    for name, value in methods.items() if isinstance(methods, dict) else ():
-        terms[name] = parse_terms(value, _reporter(problems, document, (*path, "methods", name)))
-    return protocol and protocol.model_copy(update={"terms": terms}), problems
+    whole = protocol.model_dump(include=set(Recipe.model_fields))
+    for where, values in _sections(raw).items():
+        _check(Recipe, {**whole, **values}, whole, document, (*path, *where), problems)
+    _report_wrong_rates(raw.get("parts"), report_below("parts"))
+    if not problems:
+        _report_clashes(protocol, report_below())
+    methods = raw["methods"] if isinstance(raw.get("methods"), dict) else {}
+    terms = {name: parse_terms(value, report_below("methods", name)) for name, value in methods.items()}
+    return protocol.model_copy(update={"terms": terms}), problems
 
 
 def _check(
@@ -209,7 +193,7 @@ def _check(
     document: Document,
     path: YamlPath,
     problems: list[Problem],
-) -> Schema | None:
+) -> Schema:
     """Validate values; those that are wrong are reported, and the fallback's are taken."""
     keys = {"": schema.model_fields.keys() - SET_BY_LOADER}
     for key in SET_BY_LOADER & values.keys():
@@ -227,91 +211,76 @@ def _check(
     except ValidationError as error:
         if wrong:  # what fields say together was not looked at before
             problems += [p for p in problems_of(error, document, path, keys) if not error.errors()[0]["loc"]]
-    return schema.model_validate(fallback) if fallback else None
+    if not fallback:
+        raise BadSuite(document.all_problems(problems))
+    return schema.model_validate(fallback)
 
 
 def _sections(raw: dict[str, Any]) -> dict[YamlPath, dict[str, Any]]:
     """The parts of a protocol that override single values of its recipe, by their place."""
-    parts: dict[YamlPath, Any] = {(key,): raw.get(key) for key in SECTIONS}
-    each = raw.get("datasets")
-    parts |= {("datasets", name): values for name, values in (each.items() if isinstance(each, dict) else ())}
-    whole = {where: values for where, values in parts.items() if isinstance(values, dict)}
-    each = raw.get("parts")
-    for name, values in each.items() if isinstance(each, dict) else ():
-        if isinstance(values, dict):
-            whole["parts", name] = {key: value for key, value in values.items() if key != "lr_for"}
-    return whole
+    sections: dict[YamlPath, Any] = {(key,): raw.get(key) for key in SECTIONS}
+    for key in ("datasets", "parts"):
+        if isinstance(raw.get(key), dict):
+            sections |= {(key, name): values for name, values in raw[key].items()}
+    return {
+        where: {key: value for key, value in values.items() if where[0] != "parts" or key != "lr_for"}
+        for where, values in sections.items()
+        if isinstance(values, dict)
+    }
 
 
 def late_milestones(said: dict[str, Any], whole: dict[str, Any], document: Document, path: YamlPath) -> list[Problem]:
     """Report milestones in ``said`` beyond the last epoch, which a section may inherit from the ``whole``."""
-    found = []
+    problems = []
+    sections = _sections(whole)
     for where, section in {(): said, **_sections(said)}.items():
-        milestones = section.get("milestones")
-        above: Any = whole.get(_ABOVE.get(str(where[0]), "")) if where else None
-        own: Any = whole
-        for key in where:
-            own = own[key]
-        epochs = own.get("epochs", (above or {}).get("epochs", whole["epochs"]))
-        late = [each for each in milestones if isinstance(each, int)] if isinstance(milestones, list) else []
-        if late and isinstance(epochs, int) and max(late) > epochs:
-            message = f"the rate would fall after epoch {max(late)}, but there are {epochs}"
-            found.append(document.problem((*path, *where, "milestones"), message))
-    return found
+        above: Any = whole.get(_ABOVE.get(str(where[0]), ""), {}) if where else {}
+        epochs = sections.get(where, whole).get("epochs", above.get("epochs", whole["epochs"]))
+        if message := late_milestone(section.get("milestones"), epochs):
+            problems.append(document.problem((*path, *where, "milestones"), message))
+    return problems
 
 
 _ABOVE = {"fine_tune": "teacher", "head_simultaneous": "head"}
 """The sections that inherit from another section instead of from the recipe."""
 
 
-def _wrong_rates(raw: dict[str, Any], document: Document, path: YamlPath) -> list[Problem]:
+def _report_wrong_rates(parts: Any, report: ReportProblem) -> None:
     """Report wrong learning rates of adapters by student."""
-    found = []
-    each = raw.get("parts")
-    for name, values in each.items() if isinstance(each, dict) else ():
+    for name, values in parts.items() if isinstance(parts, dict) else ():
         rates = values.get("lr_for", {}) if isinstance(values, dict) else {}
-        where = (*path, "parts", name, "lr_for")
         if not isinstance(rates, dict):
-            found.append(document.problem(where, "must be a mapping of students to rates, such as {resnet*: 0.01}"))
+            report((name, "lr_for"), "must be a mapping of students to rates, such as {resnet*: 0.01}")
             continue
         for pattern, rate in rates.items():
+            where = (name, "lr_for", pattern)
             try:
                 _RATE.validate_python(rate)
             except ValidationError:
-                message = f"must be a number above 0, up to 100, not {shorten(rate)}"
-                found.append(document.problem((*where, pattern), message))
+                report(where, f"must be a number above 0, up to 100, not {shorten(rate)}")
             if not any(fnmatchcase(network, str(pattern)) for network in networks()):
-                message = f"no network is called '{pattern}'  (kdbench list models)"
-                found.append(document.problem((*where, pattern), message))
-    return found
+                report(where, f"no network is called '{pattern}'  (kdbench list models)")
 
 
-def _clashes(settings: Protocol, document: Document, path: YamlPath) -> list[Problem]:
-    """Overrides that are right one by one but not together, such as Nesterov here and no momentum there."""
-    found = []
+def _report_clashes(protocol: Protocol, report: ReportProblem) -> None:
+    """Report overrides that are right one by one but not together, such as Nesterov here and no momentum there."""
     sections: list[tuple[str, Callable[[str], object]]] = [
-        ("teacher", lambda name: settings.teacher_recipe("", name)),
-        ("head", lambda name: settings.head_spec(name, simultaneous=False)),
-        ("head_simultaneous", lambda name: settings.head_spec(name, simultaneous=True)),
-        ("pretraining", lambda name: settings.pretraining_spec("", name)),
-        ("fine_tune", lambda name: settings.fine_tune_recipe("", name)),
-        *(("parts", partial(settings.part_recipe, term, "")) for term in settings.parts),
+        ("teacher", partial(protocol.teacher_recipe, "")),
+        ("head", partial(protocol.head_spec, simultaneous=False)),
+        ("head_simultaneous", partial(protocol.head_spec, simultaneous=True)),
+        ("pretraining", partial(protocol.pretraining_spec, "")),
+        ("fine_tune", partial(protocol.teacher_recipe, "", fine_tune=True)),
+        *(("parts", partial(protocol.part_recipe, term, "")) for term in protocol.parts),
     ]
-    for name in ("", *settings.datasets):
+    for name in ("", *protocol.datasets):
         for section, build in sections:
-            if section in ("pretraining", "fine_tune") and not getattr(settings, section):
+            if section in ("pretraining", "fine_tune") and not getattr(protocol, section):
                 continue  # what it inherits is reported where it stands
             try:
                 build(name)
             except ValidationError as error:
                 where = f" on {name}" if name else ""
-                message = error.errors()[0]["msg"].removeprefix("Value error, ")
-                found.append(document.problem((*path, section), message + where))
-    return found
-
-
-def _reporter(problems: list[Problem], document: Document, path: YamlPath) -> Callable[[YamlPath, str], None]:
-    return lambda inner, message: problems.append(document.problem((*path, *inner), message))
+                report((section,), error.errors()[0]["msg"].removeprefix("Value error, ") + where)
 
 
 @cache
@@ -322,21 +291,14 @@ def protocol_names() -> list[str]:
 
 
 @cache
-def bundled_document(name: str) -> Document:
-    """A bundled protocol as a document. Raises BadInput for an unknown name."""
+def bundled_protocol(name: str) -> Protocol:
+    """A bundled protocol, validated. Raises BadInput for an unknown name."""
     if name not in protocol_names():
         raise BadInput(unknown("protocol", name, protocol_names(), "protocols"))
     text = files("kdbench.suite").joinpath(f"protocols/{name}.yaml").read_text(encoding="utf-8")
-    return parse_yaml(text, f"protocols/{name}.yaml")
-
-
-@cache
-def bundled_protocol(name: str) -> Protocol:
-    """A bundled protocol, validated."""
-    document = bundled_document(name)
+    document = parse_yaml(text, f"protocols/{name}.yaml")
     protocol, problems = resolve(document.data, {}, document, ())
-    problems = document.all_problems(problems)
-    if problems or protocol is None:
+    if problems := document.all_problems(problems):
         raise BadSuite(problems)
     return protocol.model_copy(update={"name": name, "base": name})
 
@@ -354,33 +316,32 @@ def fallback_protocol(name: str) -> Protocol:
 def derived_protocol(changes: dict[str, Any], document: Document, path: YamlPath) -> tuple[Protocol, list[Problem]]:
     """A bundled protocol with some values changed: ``{base: crd, epochs: 20, teacher: {epochs: 40}}``.
 
-    Returns the problems that were found, and the protocol with what is right of the changes.
+    Returns the protocol with what is right of the changes, and the problems.
     """
     changes = dict(changes)
     name, problems = changes.pop("base", None), []
-    if not isinstance(name, str):
-        message = f"'base' is missing: name the protocol that is changed, one of {', '.join(protocol_names())}"
-        problems.append(document.problem(path, message))
-        base = fallback_protocol("")
-    elif name not in protocol_names():
+    if isinstance(name, str) and name in protocol_names():
+        base = bundled_protocol(name)
+    elif isinstance(name, str):
         message = unknown("protocol", name, protocol_names(), "protocols")
         problems.append(document.problem((*path, "base"), message))
         base = fallback_protocol(name)
     else:
-        base = bundled_protocol(name)
+        message = f"'base' is missing: name the protocol that is changed, one of {', '.join(protocol_names())}"
+        problems.append(document.problem(path, message))
+        base = fallback_protocol("")
     original = base.model_dump(mode="json", exclude={"methods", *SET_BY_LOADER})
     whole = merged(original, changes)
-    protocol, found = resolve(whole, original, document, path)
-    found += late_milestones(changes, whole, document, path) if not found else []
+    protocol, wrong = resolve(whole, original, document, path)
+    problems += wrong or late_milestones(changes, whole, document, path)
     shown = _differences(original, {key: value for key, value in changes.items() if key not in _NOT_NAMED})
-    protocol = protocol or base
     return protocol.model_copy(
         update={
             "name": f"{base.name}* ({', '.join(shown)})" if shown else base.name,
             "base": base.name,
             "terms": {**base.terms, **protocol.terms},
         }
-    ), problems + found
+    ), problems
 
 
 _NOT_NAMED = ("title", "trials", "methods")
@@ -389,11 +350,12 @@ _NOT_NAMED = ("title", "trials", "methods")
 
 def _differences(original: dict[str, Any], changes: dict[str, Any]) -> list[str]:
     """The changes, such as ``epochs 20``, ``teacher.lr 0.1``."""
-    found = []
+    differences = []
     for key, value in changes.items():
         before = original.get(key)
         if isinstance(value, dict):
-            found += [f"{key}.{text}" for text in _differences(before if isinstance(before, dict) else {}, value)]
+            inner = _differences(before if isinstance(before, dict) else {}, value)
+            differences += [f"{key}.{text}" for text in inner]
         elif key not in original or before != value:
-            found.append(f"{key} {json.dumps(value, ensure_ascii=False, default=str)}")
-    return found
+            differences.append(f"{key} {json.dumps(value, ensure_ascii=False, default=str)}")
+    return differences

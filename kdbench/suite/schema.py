@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -16,7 +16,7 @@ from pydantic import (
     ValidationInfo,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails
 
 from kdbench.catalogue import text
 from kdbench.catalogue.datasets import dataset
@@ -25,9 +25,9 @@ from kdbench.catalogue.tables import table_name
 from kdbench.catalogue.terms import term
 from kdbench.catalogue.text import nearest, unknown
 from kdbench.errors import BadInput, Problem
-from kdbench.suite.components import Channels, PositiveChannels
+from kdbench.suite.components import Channels, Name, PositiveChannels, PositiveInt
 from kdbench.suite.measurements import ProbeProtocol, named_probe, probe_protocols
-from kdbench.suite.specs import DatasetSpec, Name, PositiveInt, Scenario, Strategy
+from kdbench.suite.specs import DatasetSpec, Scenario, Strategy
 from kdbench.suite.yaml_reader import Document, YamlPath
 
 
@@ -38,70 +38,60 @@ Keys = Mapping[str, Iterable[str]]
 def as_list(value: Any) -> Any:
     """Let a single value stand for a list of one; an empty list is refused."""
     if isinstance(value, list) and not value:
-        raise PydanticCustomError("empty", "is an empty list: name at least one, or leave the key out")
+        raise ValueError("is an empty list: name at least one, or leave the key out")
     return value if isinstance(value, list | tuple) or value is None else [value]
 
 
-def known_network(name: str) -> str:
-    """Return the canonical name of a network; a validation error with the nearest name otherwise."""
-    return _canonical(network, name)
-
-
-def known_dataset(name: str) -> str:
-    """Return the canonical name of a data set; a validation error with the nearest name otherwise."""
-    return _canonical(dataset, name)
-
-
-def _canonical(look_up: Any, name: str) -> str:
-    try:
-        return str(look_up(name).name)
-    except BadInput as error:
-        raise PydanticCustomError("unknown", "{message}", {"message": str(error)}) from None
-
-
-def known_part(name: str) -> str:
-    """Return the name of a term that trains a part on the finished teacher."""
-    found = _canonical(term, name)
-    if term(found).part is None:
-        raise PydanticCustomError("part", "the term '{name}' trains nothing on the teacher first", {"name": found})
-    return found
-
-
-def not_empty(value: Any) -> Any:
+def _not_empty(value: Any) -> Any:
     """Refuse a key without a value, for which None would mean the default."""
     if value is None:
-        raise PydanticCustomError("empty", "is empty")
+        raise ValueError("is empty")
     return value
 
 
-def known_student(name: str) -> str:
-    """Return the canonical name of a network that can be trained as a student."""
-    found = known_network(name)
-    if not network(found).classifier:
-        raise PydanticCustomError(
-            "student", "{name} is an encoder for teachers: it has no classes to train for", {"name": found}
-        )
-    return found
+def _canonical(look_up: Callable[[str], str]) -> AfterValidator:
+    """Replace a name by the one that ``look_up`` returns; its BadInput becomes the problem."""
+
+    def validate(name: str) -> str:
+        try:
+            return look_up(name)
+        except BadInput as error:
+            raise ValueError(str(error)) from None
+
+    return AfterValidator(validate)
 
 
-def known_teacher(name: str, info: ValidationInfo) -> str:
-    """Return a teacher's name: one of the suite's own (in the validation context), or a network's canonical name."""
+def _part(name: str) -> str:
+    if term(name).part is None:
+        raise BadInput(f"the term '{term(name).name}' trains nothing on the teacher first")
+    return term(name).name
+
+
+def _student(name: str) -> str:
+    if not network(name).classifier:
+        raise BadInput(f"{network(name).name} is an encoder for teachers: it has no classes to train for")
+    return network(name).name
+
+
+def _teacher(name: str, info: ValidationInfo) -> str:
+    """One of the suite's own teachers (in the validation context), or a network's canonical name."""
     context = info.context or {}
     own = context["teachers"]
     if name in own:
         return name
     try:
-        return str(network(name).name)
+        return network(name).name
     except BadInput:
         message = unknown("teacher", name, context["among"]([*own, *networks()]), "models")
-        raise PydanticCustomError("unknown", "{message}", {"message": message}) from None
+        raise ValueError(message) from None
 
 
-NetworkName = Annotated[StrictStr, AfterValidator(known_network)]
-StudentName = Annotated[StrictStr, AfterValidator(known_student)]
-TeacherName = Annotated[StrictStr, AfterValidator(known_teacher)]
-DatasetName = Annotated[StrictStr, AfterValidator(known_dataset)]
-PartName = Annotated[StrictStr, AfterValidator(known_part)]
+NetworkName = Annotated[StrictStr, _canonical(lambda name: network(name).name)]
+StudentName = Annotated[StrictStr, _canonical(_student)]
+TeacherName = Annotated[StrictStr, AfterValidator(_teacher)]
+DatasetName = Annotated[StrictStr, _canonical(lambda name: dataset(name).name)]
+PartName = Annotated[StrictStr, _canonical(_part)]
+TableName = Annotated[StrictStr, _canonical(table_name)]
 
 
 def problems_of(error: ValidationError, document: Document, path: YamlPath, keys: Keys) -> list[Problem]:
@@ -182,8 +172,9 @@ class Schema(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-OneOrMany = BeforeValidator(as_list)
-NotEmpty = BeforeValidator(not_empty)
+Item = TypeVar("Item")
+Many = Annotated[tuple[Item, ...], BeforeValidator(as_list)]
+NotEmpty = BeforeValidator(_not_empty)
 
 
 class DatasetEntry(DatasetSpec):
@@ -196,9 +187,8 @@ class DatasetEntry(DatasetSpec):
     def spec(self) -> DatasetSpec:
         """The data set for a run's spec: all classes, and the images' own size, are the same as no choice of them."""
         whole = dataset(self.name)
-        chosen = {"classes": None if self.classes == whole.classes else self.classes}
-        chosen["size"] = None if self.size == whole.size else self.size
-        return DatasetSpec(**{**self.model_dump(), **chosen})
+        same = {key: None for key in ("classes", "size") if getattr(self, key) == getattr(whole, key)}
+        return DatasetSpec(**{**self.model_dump(), **same})
 
 
 class MethodEntry(Schema):
@@ -236,16 +226,16 @@ class Pair(Schema):
 class Selector(Schema):
     """Some of a grid's axes, to leave runs out or to add them. An axis that is not named is free."""
 
-    teacher: Annotated[tuple[TeacherName, ...], OneOrMany] = ()
-    student: Annotated[tuple[StudentName, ...], OneOrMany] = ()
-    method: Annotated[tuple[Name, ...], OneOrMany] = ()
-    dataset: Annotated[tuple[DatasetName, ...], OneOrMany] = ()
-    strategy: Annotated[tuple[Strategy, ...], OneOrMany] = ()
+    teacher: Many[TeacherName] = ()
+    student: Many[StudentName] = ()
+    method: Many[Name] = ()
+    dataset: Many[DatasetName] = ()
+    strategy: Many[Strategy] = ()
 
     @model_validator(mode="after")
     def _selects(self) -> Selector:
         if not self.model_fields_set:
-            raise PydanticCustomError("empty", "must name at least one of {keys}", {"keys": ", ".join(SELECTOR_KEYS)})
+            raise ValueError(f"must name at least one of {', '.join(SELECTOR_KEYS)}")
         return self
 
 
@@ -257,28 +247,14 @@ def _pair(value: Any) -> Any:
         return {"teacher": value[0], "student": value[1]}
     if isinstance(value, dict):
         return value
-    raise PydanticCustomError("pair", "must be [teacher, student], or {teacher: …, student: …}")
+    raise ValueError("must be [teacher, student], or {teacher: …, student: …}")
 
 
 def _named(value: Any) -> Any:
     return value if isinstance(value, dict) or value is None else {"name": value}
 
 
-def _known_table(name: str) -> str:
-    try:
-        return table_name(name)
-    except BadInput as error:
-        raise PydanticCustomError("unknown", "{message}", {"message": str(error)}) from None
-
-
-Teachers = Annotated[tuple[TeacherName, ...], OneOrMany]
-Students = Annotated[tuple[StudentName, ...], OneOrMany]
-Datasets = Annotated[tuple[Annotated[DatasetEntry, BeforeValidator(_named)], ...], OneOrMany]
-Strategies = Annotated[tuple[Strategy, ...], OneOrMany]
-Scenarios = Annotated[tuple[Scenario, ...], OneOrMany]
-Methods = Annotated[tuple[Annotated[MethodEntry, BeforeValidator(_named)], ...], OneOrMany]
-Selectors = Annotated[tuple[Selector, ...], OneOrMany]
-Tables = Annotated[tuple[Annotated[StrictStr, AfterValidator(_known_table)], ...], OneOrMany]
+Datasets = Many[Annotated[DatasetEntry, BeforeValidator(_named)]]
 
 
 class MeasureEntry(Schema):
@@ -298,8 +274,8 @@ class Shared(Schema):
 
     protocol: Any = None
     dataset: Datasets = ()
-    strategy: Strategies = ("pretrained",)
-    scenario: Scenarios = (Scenario(),)
+    strategy: Many[Strategy] = ("pretrained",)
+    scenario: Many[Scenario] = (Scenario(),)
     trials: Annotated[PositiveInt | None, NotEmpty] = None
     measure: MeasureEntry = MeasureEntry()
 
@@ -307,12 +283,12 @@ class Shared(Schema):
 class GridEntry(Shared):
     """One grid: the product of its axes. Networks come as ``teacher`` × ``student`` or as explicit ``pairs``."""
 
-    teacher: Teachers = ()
-    student: Students = ()
+    teacher: Many[TeacherName] = ()
+    student: Many[StudentName] = ()
     pairs: tuple[Annotated[Pair, BeforeValidator(_pair)], ...] = ()
-    method: Methods = ()
-    include: Selectors = ()
-    exclude: Selectors = ()
+    method: Many[Annotated[MethodEntry, BeforeValidator(_named)]] = ()
+    include: Many[Selector] = ()
+    exclude: Many[Selector] = ()
 
 
 class SuiteHead(Shared):
@@ -322,7 +298,7 @@ class SuiteHead(Shared):
     description: StrictStr = ""
     methods: dict[str, Any] = {}
     teachers: dict[str, Any] = {}
-    tables: Tables = ()
+    tables: Many[TableName] = ()
     grid: Any = None
 
 

@@ -16,62 +16,18 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, StrictInt, TypeAdapter, model_validator
 
 from kdbench.catalogue.datasets import dataset
-from kdbench.suite.components import (
-    DatasetSpec,
-    HeadSpec,
-    Name,
-    Number,
-    PositiveInt,
-    PositiveNumber,
-    Preprocessing,
-    Pretraining,
-    Recipe,
-    Scenario,
-    Sha256,
-    Share,
-    SimCLR,
-    Spec,
-    Variant,
-    WeightedTerm,
-    Weights,
-    digest,
-)
+from kdbench.suite.components import DatasetSpec as DatasetSpec
+from kdbench.suite.components import HeadSpec as HeadSpec
+from kdbench.suite.components import Name, Sha256, Variant
+from kdbench.suite.components import Preprocessing as Preprocessing
+from kdbench.suite.components import Pretraining as Pretraining
+from kdbench.suite.components import Recipe as Recipe
+from kdbench.suite.components import Scenario as Scenario
+from kdbench.suite.components import SimCLR as SimCLR
+from kdbench.suite.components import WeightedTerm as WeightedTerm
+from kdbench.suite.components import Weights as Weights
+from kdbench.suite.components import digest as digest
 
-
-__all__ = [
-    "Adapter",
-    "Checkpoint",
-    "DatasetSpec",
-    "FineTuned",
-    "HeadSpec",
-    "Imported",
-    "Name",
-    "NewLayers",
-    "Number",
-    "PositiveInt",
-    "PositiveNumber",
-    "Preprocessing",
-    "Pretraining",
-    "Recipe",
-    "RunSpec",
-    "Scenario",
-    "SelfSupervised",
-    "Share",
-    "SimCLR",
-    "Spec",
-    "Stage",
-    "Strategy",
-    "StudentOf",
-    "Supervised",
-    "Teacher",
-    "WeightedTerm",
-    "Weights",
-    "digest",
-    "lineage",
-    "stage_from",
-    "stage_label",
-    "trained_stages",
-]
 
 Strategy = Literal["pretrained", "sequential", "simultaneous"]
 Checkpoint = Literal["last", "best"]
@@ -135,7 +91,6 @@ class SelfSupervised(_Stage):
 
     @property
     def recipe(self) -> Recipe:
-        """The training recipe."""
         return self.pretraining.recipe
 
 
@@ -161,7 +116,6 @@ class FineTuned(_Stage):
 
     @property
     def network(self) -> str:
-        """The name of the network."""
         return self.parent.network
 
 
@@ -176,12 +130,10 @@ class NewLayers(_Stage):
 
     @property
     def network(self) -> str:
-        """The name of the network."""
         return self.parent.network
 
     @property
     def recipe(self) -> Recipe:
-        """The training recipe."""
         return self.head.recipe
 
 
@@ -194,22 +146,18 @@ class StudentOf(_Stage):
 
     @property
     def network(self) -> str:
-        """The name of the network."""
         return self.run.student
 
     @property
     def dataset(self) -> DatasetSpec:
-        """The training data."""
         return self.run.dataset
 
     @property
     def recipe(self) -> Recipe:
-        """The training recipe."""
         return self.run.recipe
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The epoch whose weights are kept."""
         return self.run.checkpoint
 
     @property
@@ -244,7 +192,6 @@ class Adapter(_Stage):
 
     @property
     def network(self) -> str:
-        """The name of the teacher's network."""
         return self.parent.network
 
     @property
@@ -277,26 +224,23 @@ def trained_stages(stage: Stage) -> list[Stage]:
 
 def stage_label(stage: Stage) -> str:
     """One line for lists and messages, such as ``resnet20 (SimCLR) on digits + new layers``."""
-    text = stage.network
+    made, added = stage.network, ""
     for each in lineage(stage):
         match each:
             case Imported():
-                text += f" ({each.weights.source} weights)"
+                made += f" ({each.weights.source} weights)"
             case SelfSupervised():
-                text += " (SimCLR)"
+                made += " (SimCLR)"
             case StudentOf():
-                text += " (a run's student)"
+                made += " (a run's student)"
             case FineTuned():
-                text += ", fine-tuned"
-    text += f" on {stage.dataset.name}" if stage.dataset else ""
-    for each in lineage(stage):
-        match each:
+                made += ", fine-tuned"
             case NewLayers():
-                text += " + new layers"
+                added += " + new layers"
             case Adapter():
                 options = ", ".join(f"{key}={value}" for key, value in each.hyperparameters.items())
-                text += f" + the adapter of {each.term}" + (f" ({options})" if options else "")
-    return text
+                added += f" + the adapter of {each.term}" + (f" ({options})" if options else "")
+    return made + (f" on {stage.dataset.name}" if stage.dataset else "") + added
 
 
 class RunSpec(Variant):
@@ -354,15 +298,8 @@ class RunSpec(Variant):
     @property
     def stream_id(self) -> str:
         """Equal for runs with the same batches."""
-        recipe = self.recipe
-        values = [
-            self.dataset.canonical(),
-            self.scenario.canonical(),
-            recipe.batch,
-            recipe.preprocessing.id,
-            self.trial,
-        ]
-        return digest(values)
+        recipe, data, scenario = self.recipe, self.dataset.canonical(), self.scenario.canonical()
+        return digest([data, scenario, recipe.batch, recipe.preprocessing.id, self.trial])
 
     @property
     def cohort_key(self) -> str:
@@ -378,9 +315,9 @@ def preprocessing_of(stage: Stage) -> Preprocessing:
 
 def _tested(data: DatasetSpec, view: Preprocessing) -> tuple[object, ...]:
     """The test images and their preprocessing, as one comparable value."""
-    facts = dataset(data.name)
+    known = dataset(data.name)
     images = data.name, data.class_count, data.test_per_class, data.val_split, data.size, data.stand_in
-    return *images, view.size or data.image_size, view.mean or facts.mean, view.std or facts.std
+    return *images, view.size or data.image_size, view.mean or known.mean, view.std or known.std
 
 
 StudentOf.model_rebuild()

@@ -1,20 +1,60 @@
-"""A validated suite and its runs."""
+"""A validated suite and its runs; and its tiny counterpart, with nothing to download.
+
+What is shrunk is written into the specs, so a tiny run has an id of its own. Teachers, students, methods, strategies,
+scenarios, measurements and tables stay as they are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar, cast
 
+from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.networks import network
-from kdbench.suite.components import canonical_text, hashed
-from kdbench.suite.measurements import ProbeSpec, SimilaritySpec, probe, similarity
-from kdbench.suite.methods import auxiliary_method, reads_teacher
+from kdbench.catalogue.terms import term
+from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.protocol import Protocol
-from kdbench.suite.schema import MeasureEntry
-from kdbench.suite.specs import DatasetSpec, RunSpec, Scenario, StudentOf, WeightedTerm
-from kdbench.suite.teachers import TeacherConfig, adapters_for, resolve_teacher
+from kdbench.suite.specs import (
+    DatasetSpec,
+    HeadSpec,
+    Imported,
+    NewLayers,
+    Preprocessing,
+    Pretraining,
+    Recipe,
+    RunSpec,
+    Scenario,
+    SelfSupervised,
+    Stage,
+    StudentOf,
+    WeightedTerm,
+    Weights,
+)
+
+
+AnyStage = TypeVar("AnyStage", bound=Stage)
+Part = TypeVar("Part", HeadSpec, Pretraining)
+
+TINY = "tiny "
+"""What the name of every tiny run's protocol begins with, and no other protocol's."""
+
+CLASSES = 8
+"""As many as the largest batch has images."""
+
+PER_CLASS, DIVIDED_PER_CLASS = 1, 2
+"""So many images train and test; so many train under a scenario, which needs some to leave out or to rename."""
+
+SIDE = 48
+"""In pixels: larger images are made so small, unless the network takes one size alone, as CLIP's encoders do."""
+
+COHORT = 6
+"""Runs of a cohort, unless its teacher is the costlier part: a student of SemCKD takes up to 0.4 gigabytes."""
+
+RATE = 5.0e-7
+"""At a recipe's own rate deep networks diverge on so small batches of so like images. One rate for all recipes leaves fewer
+teachers and parts of them that differ."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +72,11 @@ class Run:
     strategy: str
     spec: RunSpec
     original: Run | None = None
+
+    @property
+    def own(self) -> Run:
+        """The suite's own run: of a tiny one, that in whose place it stands."""
+        return self.original or self
 
     @property
     def id(self) -> str:
@@ -57,6 +102,11 @@ class Measurement:
     of: Literal["student", "teacher"]
     spec: ProbeSpec | SimilaritySpec
     original: Measurement | None = None
+
+    @property
+    def own(self) -> Measurement:
+        """The suite's own measurement: of a tiny one, that in whose place it stands."""
+        return self.original or self
 
 
 @dataclass(frozen=True)
@@ -89,7 +139,9 @@ class Suite:
 
     def renamed(self, name: str) -> Suite:
         """The same under another name."""
-        return replace(self, name=name, runs=tuple(replace(run, suite=name) for run in self.runs))
+        runs = tuple(replace(run, suite=name) for run in self.runs)
+        measurements = tuple(replace(each, run=replace(each.run, suite=name)) for each in self.measurements)
+        return replace(self, name=name, runs=runs, measurements=measurements)
 
 
 def run_specs(suites: Iterable[Suite]) -> list[RunSpec]:
@@ -102,82 +154,138 @@ def measurement_specs(suites: Iterable[Suite]) -> list[ProbeSpec | SimilaritySpe
     return [measurement.spec for suite in suites for measurement in suite.measurements]
 
 
-@dataclass(frozen=True)
-class GridPoint:
-    """One combination of a grid's axes, before the trials."""
-
-    teacher: str
-    student: str
-    method: str
-    dataset: DatasetSpec
-    strategy: str
-    scenario: Scenario
-
-
-def measurements_of(run: Run, kind: TeacherConfig | None, entry: MeasureEntry) -> Iterator[Measurement]:
-    """The measurements of a grid on one of its runs; ``kind`` is the run's teacher.
-
-    A student that reads no teacher, or another, is compared with its pair's all the same, where that one is finished.
-    """
-    if not (entry.probe or entry.similarity):
-        return
-    student, settings = StudentOf(run=run.spec), run.protocol
-    found = resolve_teacher(kind, run.spec.dataset, run.strategy, settings) if kind else None
-    for data in entry.probe:
-        yield Measurement(run, "student", probe(student, data.spec, entry.probe_protocol))
-        if found and not found.head and found.spec.dataset:
-            yield Measurement(run, "teacher", probe(found.spec, data.spec, entry.probe_protocol))
-    for data in entry.similarity:
-        if found and (run.spec.head or not found.head):
-            teacher = None if found.head else found.spec
-            yield Measurement(run, "student", similarity(student, teacher, found.view, data.spec))
-
-
-def make_spec(
-    point: GridPoint,
-    kind: TeacherConfig | None,
-    terms: tuple[WeightedTerm, ...],
-    protocol: Protocol,
-    trial: int = 0,
-) -> RunSpec:
-    """Resolve a combination under a protocol. A method that reads no teacher has none, so all pairs share its runs."""
-    settings, data = protocol, point.dataset
-    teacher = _auxiliary(point, kind, auxiliary_method(terms), protocol, trial) if auxiliary_method(terms) else None
-    needed = kind and not teacher and reads_teacher(terms)
-    found = resolve_teacher(kind, data, point.strategy, settings) if kind and needed else None
-    finished, view = (found.spec, found.view) if found else (teacher, None)
-    return RunSpec(
-        student=point.student,
-        teacher=finished,
-        head=found.head if found else None,
-        teacher_view=view,
-        terms=terms,
-        dataset=data,
-        scenario=point.scenario,
-        recipe=settings.recipe(point.student, data.name),
-        trial=trial,
-        adapters=adapters_for(finished, view, point.student, data, terms, settings) if finished else (),
+def tiny_suite(suite: Suite) -> Suite:
+    """The suite on a handful of images, one epoch a run. Every run and measurement knows what it stands for."""
+    shrink = _Shrinker()
+    return replace(
+        suite,
+        runs=tuple(map(shrink.run, suite.runs)),
+        measurements=tuple(map(shrink.measurement, suite.measurements)),
+        weight_files={},
+        tiny=True,
+        max_cohort_size=COHORT,
     )
 
 
-def repeated(spec: RunSpec, trials: int) -> list[RunSpec]:
-    """The first ``trials`` trials of a run. What their ids have in common is written out once, for all of them."""
-    common = {key: canonical_text(value) for key, value in spec.canonical().items() if key != "trial"}
-    runs = []
-    for trial in range(trials):
-        run = spec.model_copy(update={"trial": trial})
-        texts = {**common, "trial": str(trial)} if trial else common
-        run.__dict__["id"] = hashed("{" + ",".join(f'"{key}":{texts[key]}' for key in sorted(texts)) + "}")
-        runs.append(run)
-    return runs
+class _Shrinker:
+    """Shrinks specs and protocols, each once: what many runs share stays one object."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, Stage] = {}
+        self.specs: dict[str, RunSpec] = {}
+        self.protocols: dict[int, Protocol] = {}
+
+    def run(self, run: Run) -> Run:
+        key = id(run.protocol)
+        if key not in self.protocols:
+            self.protocols[key] = run.protocol.model_copy(update={"name": TINY + run.protocol.name})
+        return replace(run, spec=self.spec(run.spec), protocol=self.protocols[key], original=run)
+
+    def measurement(self, measurement: Measurement) -> Measurement:
+        spec = measurement.spec
+        name = spec.source.network
+        changes: dict[str, Any] = {"source": self.stage(spec.source)}
+        if isinstance(spec, ProbeSpec):
+            changes |= {"dataset": _data(spec.dataset, name), "recipe": _recipe(spec.recipe, name)}
+        else:
+            changes |= {
+                "dataset": _data(spec.dataset),
+                "student_view": _view(spec.student_view, name),
+                "teacher": spec.teacher and self.stage(spec.teacher),
+                "teacher_view": _view(spec.teacher_view, spec.dependencies[-1].network),
+            }
+        return replace(
+            measurement, run=self.run(measurement.run), spec=spec.model_copy(update=changes), original=measurement
+        )
+
+    def spec(self, spec: RunSpec) -> RunSpec:
+        if spec.id not in self.specs:
+            shown = spec.teacher.network if spec.teacher else spec.student
+            changes = {
+                "teacher": spec.teacher and self.stage(spec.teacher),
+                "head": spec.head and _trained(spec.head, shown),
+                "teacher_view": spec.teacher_view and _view(spec.teacher_view, shown),
+                "terms": tuple(map(_term, spec.terms)),
+                "dataset": _data(spec.dataset, train=PER_CLASS if spec.scenario == Scenario() else DIVIDED_PER_CLASS),
+                "recipe": _recipe(spec.recipe, spec.student),
+                "adapters": tuple(map(self.stage, spec.adapters)),
+            }
+            self.specs[spec.id] = spec.model_copy(update=changes)
+        return self.specs[spec.id]
+
+    def stage(self, stage: AnyStage) -> AnyStage:
+        """The stage, with its parents, shrunk."""
+        if stage.id not in self.stages:
+            self.stages[stage.id] = stage.model_copy(update=self._changes(stage))
+        return cast(AnyStage, self.stages[stage.id])
+
+    def _changes(self, stage: Stage) -> dict[str, Any]:
+        if isinstance(stage, StudentOf):
+            return {"run": self.spec(stage.run)}
+        changes: dict[str, Any] = {"dataset": stage.dataset and _data(stage.dataset)}
+        if stage.parent:
+            changes["parent"] = self.stage(stage.parent)
+        match stage:
+            case Imported():
+                changes["weights"] = Weights(source="random", classifier=stage.weights.classifier)
+            case SelfSupervised():
+                changes["pretraining"] = _trained(stage.pretraining, stage.network)
+            case NewLayers():
+                changes["head"] = _trained(stage.head, stage.network)
+            case _:
+                changes["recipe"] = _recipe(stage.recipe, stage.network)
+        return changes
 
 
-def _auxiliary(point: GridPoint, kind: TeacherConfig | None, method: str, protocol: Protocol, trial: int) -> StudentOf:
-    """A wider student of the teacher, trained by ``method`` under the point's own strategy, scenario and trial.
+def _data(spec: DatasetSpec, seen_by: str = "", train: int = PER_CLASS) -> DatasetSpec:
+    """A stand-in of at most eight classes; ``seen_by`` is the network for whose size it is resized, if any."""
+    classes = min(CLASSES, spec.class_count)
+    return spec.model_copy(
+        update={
+            "classes": None if classes == dataset(spec.name).classes else classes,
+            "train_per_class": train,
+            "test_per_class": PER_CLASS,
+            "size": _side(spec.image_size, seen_by) if spec.image_size > SIDE else spec.size,
+            "stand_in": True,
+        }
+    )
 
-    It keeps the epoch that the protocol's score names.
-    """
-    wider = replace(point, student=network(point.student).auxiliary)
-    run = make_spec(wider, kind, protocol.terms[method], protocol, trial)
-    kept = run.model_copy(update={"checkpoint": protocol.score})
-    return StudentOf(run=kept)
+
+def _recipe(recipe: Recipe, seen_by: str) -> Recipe:
+    return recipe.model_copy(
+        update={
+            "epochs": 1,
+            "batch": _batch(recipe.batch),
+            "lr": RATE,
+            "momentum": 0.0,
+            "nesterov": False,
+            "milestones": (),
+            "evaluate_every": 1,
+            "size": _side(recipe.size, seen_by),
+        }
+    )
+
+
+def _batch(batch: int) -> int:
+    """16, 32, 64, 128, 256 become 4, 5, 6, 7, 8: still distinct, and no more than the images of the smallest scenario."""
+    return min(CLASSES, max(2, batch.bit_length() - 1))
+
+
+def _side(side: int | None, seen_by: str) -> int | None:
+    free = not seen_by or network(seen_by).size is None
+    return min(side, SIDE) if side and free else side
+
+
+def _view(view: Preprocessing, seen_by: str) -> Preprocessing:
+    return view.model_copy(update={"size": _side(view.size, seen_by)})
+
+
+def _trained(part: Part, seen_by: str) -> Part:
+    return part.model_copy(update={"recipe": _recipe(part.recipe, seen_by)})
+
+
+def _term(use: WeightedTerm) -> WeightedTerm:
+    """The term with one initial epoch, where it has any."""
+    if not term(use.name, use.source_sha256).initial_epochs(use.hyperparameters):
+        return use
+    return use.model_copy(update={"hyperparameters": {**use.hyperparameters, "initial_epochs": 1}})

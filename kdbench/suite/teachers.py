@@ -1,21 +1,21 @@
-"""Teachers by name, resolved to the stages that make them on a data set."""
+"""Teachers by name, resolved to the stages that make them on a data set; and the specs of the runs that they teach."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.networks import NetworkInfo, network
 from kdbench.catalogue.terms import term
 from kdbench.catalogue.text import shorten
 from kdbench.errors import BadInput
 from kdbench.files import file_hash
-from kdbench.suite.components import Channels, PositiveChannels
+from kdbench.suite.components import Channels, PositiveChannels, canonical_text, hashed
+from kdbench.suite.methods import Terms, auxiliary_method, reads_teacher
 from kdbench.suite.protocol import Changes, Protocol
 from kdbench.suite.specs import (
     Adapter,
@@ -25,10 +25,12 @@ from kdbench.suite.specs import (
     Imported,
     NewLayers,
     Preprocessing,
+    RunSpec,
+    Scenario,
     SelfSupervised,
+    StudentOf,
     Supervised,
     Teacher,
-    WeightedTerm,
     Weights,
 )
 
@@ -56,23 +58,19 @@ class TeacherConfig:
     std: PositiveChannels | None = None
 
     @property
-    def facts(self) -> NetworkInfo:
+    def info(self) -> NetworkInfo:
         return network(self.network)
-
-    def trains_on(self, data: str) -> bool:
-        """Whether it can be trained on a data set: SimCLR needs the images in memory."""
-        return self.source != "simclr" or not dataset(data).streamed
 
     def may_have_seen(self, data: DatasetSpec) -> bool:
         """Whether it was trained elsewhere, perhaps on the training images that are held out here."""
-        weights = _weights(self, data)
+        weights = self.weights(data)
         return bool(data.val_split and weights and weights.classifier)
 
     def lacks_classifier(self, data: DatasetSpec, strategy: str) -> str:
         """Why the teacher cannot give class scores under a strategy: without new layers it needs a classifier; or ""."""
-        if strategy != "pretrained" or (self.facts.classifier and (self.fine_tune or self.knows(data))):
+        if strategy != "pretrained" or (self.info.classifier and (self.fine_tune or self.knows(data))):
             return ""
-        if not self.facts.classifier:
+        if not self.info.classifier:
             return "has no classifier: use strategy sequential or simultaneous"
         there = f"only one for {', '.join(map(str, sorted(self.counts)))} classes" if self.counts else "none"
         return (
@@ -83,6 +81,27 @@ class TeacherConfig:
     def knows(self, data: DatasetSpec) -> bool:
         """Whether a file may hold a classifier for a data set's classes; what is no file does."""
         return self.counts is None or data.class_count in self.counts
+
+    def weights(self, data: DatasetSpec) -> Weights | None:
+        """The weights from elsewhere that it starts from, if any; with their classifier where that fits the data set."""
+        public = self.info.public
+        if self.source == "published" and public:
+            return Weights(source=public.source, classifier=self.info.classifier and public.classes == data.class_count)
+        if self.source == "file":
+            own = self.info.classifier and self.knows(data)
+            kept: dict[str, Any] = {key: getattr(self, key) for key in ("sha256", "key", "mean", "std")}
+            return Weights(source="file", classifier=own, **kept)
+        return None
+
+    def view(self, data: DatasetSpec) -> Changes | None:
+        """The preprocessing that imported weights need, if it differs from the data set's own."""
+        public = self.info.public
+        own = {key: value for key in ("mean", "std") if (value := getattr(self, key))}
+        if public is None or (self.info.classifier and self.source != "published"):
+            return own or None
+        if self.info.classifier and public.size == data.image_size:
+            return None
+        return {"size": public.size, "mean": public.mean, "std": public.std, **own}
 
 
 @dataclass(frozen=True)
@@ -112,20 +131,20 @@ def teacher_config(
 
     ``known`` gives the SHA-256 of a file that is not there, where that is known.
     """
-    facts = network(name)
+    info = network(name)
     if weights and pretraining:
         raise BadInput("a teacher starts from 'weights' or from 'pretraining', not from both")
     if pretraining:
-        if not facts.classifier:
+        if not info.classifier:
             raise BadInput(f"{name} cannot be trained here, only used with weights from elsewhere")
         return TeacherConfig(name, "simclr")
     if not weights:
         return default_teacher(name)
-    published = facts.public.source if facts.public else ""
+    published = info.public.source if info.public else ""
     if weights == published:
         return TeacherConfig(name, "published")
     if weights == "random":
-        if not facts.classifier:
+        if not info.classifier:
             raise BadInput(f"{name} cannot be trained here: name the file of its weights, or leave 'weights' out")
         return TeacherConfig(name, "random")
     if weights in ("openai", "torchvision"):
@@ -137,55 +156,50 @@ def teacher_config(
         raise BadInput(f"'{shorten(weights)}': a SHA-256 has 64 hexadecimal digits")
     if sha256 := known(weights):
         return TeacherConfig(name, "file", sha256, key=key)
-    path = folder / os.fsdecode(
-        os.path.expanduser(weights).encode(errors="surrogateescape")
-    )  # in UTF-8, whatever the locale
+    encoded = os.path.expanduser(weights).encode(errors="surrogateescape")  # in UTF-8, whatever the locale
+    path = folder / os.fsdecode(encoded)
     if not os.path.isfile(path):
         what = "is a folder" if os.path.isdir(path) else "no such file"
         place = f"Give a path from the suite's folder on ({folder.resolve()}), or sha256:…"
         raise BadInput(f"'{shorten(weights)}': {what}. {place}")
-    from kdbench.weightfiles.read import (
-        class_counts,
-        opened,  # most suites name no file
-        states,
-    )
+    from kdbench.weightfiles.read import class_counts, opened, states  # most suites name no file
 
     try:
         with opened(path) as content:
-            counts = class_counts(states(content), facts.embedding, key)
+            counts = class_counts(states(content), info.embedding, key)
         return TeacherConfig(name, "file", file_hash(path), path, counts=counts, key=key)
     except OSError as error:
         raise BadInput(f"'{weights}' cannot be read: {error.strerror or error}") from None
 
 
-def resolve_teacher(teacher: TeacherConfig, data: DatasetSpec, strategy: str, settings: Protocol) -> ResolvedTeacher:
+def resolve_teacher(teacher: TeacherConfig, data: DatasetSpec, strategy: str, protocol: Protocol) -> ResolvedTeacher:
     """Resolve a teacher under a protocol.
 
     Weights for other classes than the data set's lose their classifier; the network is then fine-tuned, an encoder used
     unchanged. A SimCLR network is fine-tuned only under `pretrained`, which needs a classifier.
     """
-    name, checkpoint = teacher.network, settings.teacher_checkpoint
-    weights = _weights(teacher, data)
-    shown = _shown(teacher, data)
+    name, checkpoint = teacher.network, protocol.teacher_checkpoint
+    weights, shown = teacher.weights(data), teacher.view(data)
     spec: Imported | SelfSupervised | Supervised | FineTuned
-    tuned = strategy == "pretrained"
+    tuned = False
     if weights:
         spec = Imported(network=name, weights=weights, dataset=data.whole if weights.classifier else None)
-        tuned = _is_tuned(teacher, weights)
+        known = weights.classifier or teacher.source == "file"
+        tuned = teacher.info.classifier and (teacher.fine_tune or not known)
     elif teacher.source == "simclr":
-        spec = SelfSupervised(network=name, dataset=data, pretraining=settings.pretraining_spec(name, data.name))
+        spec = SelfSupervised(network=name, dataset=data, pretraining=protocol.pretraining_spec(name, data.name))
+        tuned = strategy == "pretrained"
     else:
-        recipe = settings.teacher_recipe(name, data.name)
+        recipe = protocol.teacher_recipe(name, data.name)
         spec = Supervised(network=name, dataset=data, recipe=recipe, checkpoint=checkpoint)
     if tuned and not isinstance(spec, Supervised):
-        recipe = settings.fine_tune_recipe(name, data.name, shown)
+        recipe = protocol.teacher_recipe(name, data.name, shown, fine_tune=True)
         spec = FineTuned(parent=spec, dataset=data, recipe=recipe, checkpoint=checkpoint)
-    head = settings.head_spec(data.name, simultaneous=strategy == "simultaneous", view=shown)
-    own = settings.teacher_view == "own" or shown is not None
+    head = protocol.head_spec(data.name, simultaneous=strategy == "simultaneous", view=shown)
+    own = protocol.teacher_view == "own" or shown is not None
     if strategy == "pretrained" or head is None:
-        seen = (
-            spec.recipe if isinstance(spec, Supervised | FineTuned) else settings.teacher_recipe(name, data.name, shown)
-        )
+        recipe = protocol.teacher_recipe(name, data.name, shown)
+        seen = spec.recipe if isinstance(spec, Supervised | FineTuned) else recipe
         return ResolvedTeacher(spec, None, seen.preprocessing if own else None)
     view = head.recipe.preprocessing if own else None
     if strategy == "simultaneous":
@@ -193,13 +207,58 @@ def resolve_teacher(teacher: TeacherConfig, data: DatasetSpec, strategy: str, se
     return ResolvedTeacher(NewLayers(parent=spec, dataset=data, head=head, checkpoint=checkpoint), None, view)
 
 
-def adapters_for(
+@dataclass(frozen=True)
+class GridPoint:
+    """One combination of a grid's axes, before the trials."""
+
+    teacher: str
+    student: str
+    method: str
+    dataset: DatasetSpec
+    strategy: str
+    scenario: Scenario
+
+
+def make_spec(
+    point: GridPoint, teacher: TeacherConfig | None, terms: Terms, protocol: Protocol, trial: int = 0
+) -> RunSpec:
+    """Resolve a combination under a protocol. A method that reads no teacher has none, so all pairs share its runs.
+
+    Where a term's method trains an auxiliary, that is the teacher: a wider student of the point's teacher, trained under
+    the point's own strategy, scenario and trial; it keeps the epoch that the protocol's score names.
+    """
+    data = point.dataset
+    resolved: ResolvedTeacher | None = None
+    finished: Teacher | None = None
+    if method := auxiliary_method(terms):
+        wider = replace(point, student=network(point.student).auxiliary)
+        run = make_spec(wider, teacher, protocol.terms[method], protocol, trial)
+        finished = StudentOf(run=run.model_copy(update={"checkpoint": protocol.score}))
+    elif teacher and reads_teacher(terms):
+        resolved = resolve_teacher(teacher, data, point.strategy, protocol)
+        finished = resolved.spec
+    view = resolved.view if resolved else None
+    return RunSpec(
+        student=point.student,
+        teacher=finished,
+        head=resolved.head if resolved else None,
+        teacher_view=view,
+        terms=terms,
+        dataset=data,
+        scenario=point.scenario,
+        recipe=protocol.recipe(point.student, data.name),
+        trial=trial,
+        adapters=_adapters(finished, view, point.student, data, terms, protocol) if finished else (),
+    )
+
+
+def _adapters(
     teacher: Teacher,
     view: Preprocessing | None,
     student: str,
     data: DatasetSpec,
-    terms: tuple[WeightedTerm, ...],
-    settings: Protocol,
+    terms: Terms,
+    protocol: Protocol,
 ) -> tuple[Adapter, ...]:
     """The adapters of terms on a finished teacher, trained on all training images and clean labels."""
     return tuple(
@@ -210,41 +269,25 @@ def adapters_for(
             hyperparameters={key: value for key, value in use.hyperparameters.items() if key in names},
             version=use.version,
             source_sha256=use.source_sha256,
-            recipe=settings.part_recipe(use.name, student, data.name, view),
+            recipe=protocol.part_recipe(use.name, student, data.name, view),
         )
         for use in terms
         if (names := term(use.name).part) is not None
     )
 
 
-def _is_tuned(teacher: TeacherConfig, weights: Weights) -> bool:
-    known = weights.classifier or teacher.source == "file"
-    return teacher.facts.classifier and (teacher.fine_tune or not known)
-
-
-def _weights(teacher: TeacherConfig, data: DatasetSpec) -> Weights | None:
-    public = teacher.facts.public
-    if teacher.source == "published" and public:
-        return Weights(source=public.source, classifier=teacher.facts.classifier and public.classes == data.class_count)
-    if teacher.source == "file":
-        own = teacher.facts.classifier and teacher.knows(data)
-        return Weights(
-            source="file",
-            sha256=teacher.sha256,
-            classifier=own,
-            key=teacher.key,
-            mean=teacher.mean,
-            std=teacher.std,
-        )
-    return None
-
-
-def _shown(teacher: TeacherConfig, data: DatasetSpec) -> Changes | None:
-    """The preprocessing that imported weights need, if it differs from the data set's own."""
-    public = teacher.facts.public
-    own = {key: value for key in ("mean", "std") if (value := getattr(teacher, key))}
-    if public is None or (teacher.facts.classifier and teacher.source != "published"):
-        return own or None
-    if teacher.facts.classifier and public.size == data.image_size:
-        return None
-    return {"size": public.size, "mean": public.mean, "std": public.std, **own}
+def make_specs(
+    point: GridPoint, teacher: TeacherConfig | None, terms: Terms, protocol: Protocol, trials: int
+) -> list[RunSpec]:
+    """The first ``trials`` trials of a combination. What their ids have in common is written out once, for all of them."""
+    if auxiliary_method(terms):  # whose trial is the run's
+        return [make_spec(point, teacher, terms, protocol, trial) for trial in range(trials)]
+    spec = make_spec(point, teacher, terms, protocol)
+    common = {key: canonical_text(value) for key, value in spec.canonical().items()}
+    runs = []
+    for trial in range(trials):
+        run = spec.model_copy(update={"trial": trial})
+        texts = {**common, "trial": str(trial)} if trial else common
+        run.__dict__["id"] = hashed("{" + ",".join(f'"{key}":{texts[key]}' for key in sorted(texts)) + "}")
+        runs.append(run)
+    return runs

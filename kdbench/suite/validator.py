@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.networks import network, networks
-from kdbench.errors import PRINTED, BadInput, Problem
+from kdbench.errors import PRINTED, BadInput, BadSuite, Problem
 from kdbench.suite.compatibility import subset_errors
 from kdbench.suite.methods import Terms, parse_terms
 from kdbench.suite.protocol import Protocol, bundled_protocol, derived_protocol, fallback_protocol
@@ -38,8 +38,9 @@ InvalidKeys = dict[str, set[Any]]
 class SuiteValidator:
     """Collects the problems of one document.
 
-    ``method_definitions``: the terms of each method by protocol and name; ``teachers``: the suite's own teachers; ``runs``:
-    how many runs its grids describe so far; ``searches``: how often the nearest name was looked for.
+    ``head``, ``methods`` and ``teachers``: what the top of the suite says for all grids; ``method_definitions``: the terms
+    of each method by protocol and name; ``runs``: how many runs the grids describe so far; ``searches``: how often the
+    nearest name was looked for.
     """
 
     def __init__(self, document: Document) -> None:
@@ -49,6 +50,19 @@ class SuiteValidator:
         self.runs = 0
         self.searches = 0
         self.method_definitions: dict[tuple[str, str], Terms] = {}
+        data = document.data
+        if not isinstance(data, dict):
+            self.report((), "a suite is a mapping with the keys 'protocol', 'dataset' and 'grid'")
+            raise BadSuite(self.all_problems())
+        self.data = data
+        self.head, self.invalid_keys = self.validate(SuiteHead, data, ())
+        self.top_protocol = self.protocol(data, ()) if "protocol" in data else None
+        self._name_teachers(self.head.teachers)
+        self.check_datasets(self.head.dataset, ("dataset",))
+        self.check_measures(self.head.measure, ("measure",))
+        methods = data.get("methods")
+        items = methods.items() if isinstance(methods, dict) else ()
+        self.methods = {name: self.terms(value, ("methods", name)) for name, value in items}
 
     def all_problems(self) -> list[Problem]:
         """Everything that has been found so far, each once."""
@@ -83,6 +97,15 @@ class SuiteValidator:
         whole = {str(detail["loc"][0]) for detail in details if len(detail["loc"]) == 1}
         return schema.model_validate(_without(value, wrong, whole), context=context), wrong
 
+    def grid(self, raw: dict[str, Any], path: YamlPath) -> tuple[GridEntry, InvalidKeys]:
+        """Validate a grid: with what it leaves to the suite's top, and what was left out of either."""
+        entry, wrong = self.validate(GridEntry, raw, path)
+        keys = [key for key in Shared.model_fields if key in self.data and key not in raw]
+        inherited = {key: getattr(self.head, key) for key in keys}
+        return entry.model_copy(update=inherited), wrong | {
+            key: self.invalid_keys[key] for key in keys if key in self.invalid_keys
+        }
+
     def protocol(self, owner: dict[str, Any], path: YamlPath) -> tuple[Protocol, bool, bool]:
         """The protocol of a suite or grid, as far as it is right, whether its base and new layers are, and whether all is."""
         value, here = owner.get("protocol"), (*path, "protocol")
@@ -105,7 +128,7 @@ class SuiteValidator:
         """Parse a weighted sum of terms; empty if it is wrong."""
         return parse_terms(value, lambda inner, message: self.report((*path, *inner), message))
 
-    def name_teachers(self, given: dict[str, Any]) -> None:
+    def _name_teachers(self, given: dict[str, Any]) -> None:
         """Take note of what the suite's own names of teachers stand for."""
         for name, value in given.items():
             here: YamlPath = ("teachers", name)
@@ -158,24 +181,6 @@ class SuiteValidator:
                 self.report((*path, index, "size"), f"the images of {entry.name} stay files and cannot be resized once")
 
 
-class Top:
-    """The defaults at the top of a suite, ``data``, for its grids."""
-
-    def __init__(self, data: dict[str, Any], head: SuiteHead, wrong: InvalidKeys, validator: SuiteValidator) -> None:
-        self.data = data
-        self.head = head
-        self.invalid_keys = wrong
-        self.protocol = validator.protocol(data, ()) if "protocol" in data else None
-
-    def complete(self, entry: GridEntry, wrong: InvalidKeys, said: dict[str, Any]) -> tuple[GridEntry, InvalidKeys]:
-        """A grid with what it has not ``said``, and what is wrong with either."""
-        keys = [key for key in Shared.model_fields if key in self.data and key not in said]
-        inherited = {key: getattr(self.head, key) for key in keys}
-        return entry.model_copy(update=inherited), wrong | {
-            key: self.invalid_keys[key] for key in keys if key in self.invalid_keys
-        }
-
-
 def _is_network(name: str) -> bool:
     try:
         network(name)
@@ -186,11 +191,11 @@ def _is_network(name: str) -> bool:
 
 def _without(value: dict[str, Any], wrong: InvalidKeys, whole: set[str]) -> dict[str, Any]:
     """The mapping without its wrong keys, and without the wrong items of its lists."""
-    result = {}
+    rest = {}
     for key, content in value.items():
-        items = wrong.get(key, set())
-        if key not in wrong:
-            result[key] = content
-        elif key not in whole and isinstance(content, list):
-            result[key] = [item for index, item in enumerate(content) if index not in items]
-    return {key: content for key, content in result.items() if content != [] or key not in wrong}
+        if key in wrong:
+            keep = key not in whole and isinstance(content, list)
+            content = [item for index, item in enumerate(content) if index not in wrong[key]] if keep else []
+        if content != [] or key not in wrong:
+            rest[key] = content
+    return rest

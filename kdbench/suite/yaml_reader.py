@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import yaml
 
@@ -112,24 +112,21 @@ class Document:
 
     def place(self, path: YamlPath) -> YamlPath:
         """The part of ``path`` that exists in the file: ``student`` for ``student[0]`` if no list was written."""
-        found: YamlPath = ()
+        place: YamlPath = ()
         for part in path:
-            if (*found, part) in self.lines:
-                found = (*found, part)
+            if (*place, part) in self.lines:
+                place = (*place, part)
             elif part != 0:
                 break
-        return found
-
-    def line(self, path: YamlPath) -> int:
-        """The line of ``path``, or of the nearest thing that encloses it."""
-        return self.lines.get(self.place(path), 1)
+        return place
 
     def problem(self, path: YamlPath, message: str) -> Problem:
-        """A problem at ``path``, with its line filled in, or with the option that set the value."""
-        for place, option in self.settings.items():
-            if path[: len(place)] == place:
-                return Problem(option, 0, show_path(path[len(place) :]), message)
-        return Problem(self.file, self.line(path), show_path(self.place(path)), message)
+        """A problem at ``path``: with the line of the nearest thing that encloses it, or the option that set the value."""
+        for start, option in self.settings.items():
+            if path[: len(start)] == start:
+                return Problem(option, 0, show_path(path[len(start) :]), message)
+        place = self.place(path)
+        return Problem(self.file, self.lines.get(place, 1), show_path(place), message)
 
     def all_problems(self, found: Iterable[Problem]) -> list[Problem]:
         """The text's own problems and those ``found`` in its values, without what only repeats a trap."""
@@ -169,14 +166,10 @@ def _content(file: Path) -> bytes:
     """Read a file or standard input, up to one byte beyond the limit."""
     if str(file) != STDIN:
         with file.open("rb") as stream:
-            return _up_to_limit(stream)
+            return stream.read(_MOST_BYTES + 1)
     if sys.stdin is None:
         raise OSError("it is closed")
-    return _up_to_limit(sys.stdin.buffer)
-
-
-def _up_to_limit(stream: BinaryIO) -> bytes:
-    return stream.read(_MOST_BYTES + 1)
+    return sys.stdin.buffer.read(_MOST_BYTES + 1)
 
 
 def parse_yaml(text: str, file: str) -> Document:
@@ -199,11 +192,11 @@ def _check_depth(text: str, file: str) -> None:
     """Refuse nesting that no suite needs, and more values; the composer would recurse into it until the stack is full."""
     depth = 0
     for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
+        line = event.start_mark.line + 1 if event.start_mark else 0
         if count > 2 * _MOST_VALUES:
-            raise _refused(file, event.start_mark.line + 1 if event.start_mark else 0, "holds too many values")
+            raise _refused(file, line, "holds too many values")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _MOST_LEVELS:
-            line = event.start_mark.line + 1 if event.start_mark else 0
             raise _refused(file, line, f"is nested more than {_MOST_LEVELS} levels deep")
 
 

@@ -75,3 +75,8 @@ def test_mistakes(grid, measure, message):
     text = "\n".join(map(str, caught.value.problems))
     assert message in text
     assert "measure" in text
+
+
+def test_a_renamed_suite_s_measurements_are_its_own(grid):
+    suite = grid(measure="{probe: stl10}").renamed("other")
+    assert {m.run.suite for m in suite.measurements} == {run.suite for run in suite.runs} == {suite.name} == {"other"}

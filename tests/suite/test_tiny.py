@@ -8,7 +8,7 @@ from kdbench.store.store import Store
 from kdbench.suite.load import bundled_suites, load_suites
 from kdbench.suite.measurements import measurement_from
 from kdbench.suite.specs import DatasetSpec, RunSpec
-from kdbench.suite.tiny import TINY
+from kdbench.suite.suite import TINY
 
 
 SUITES = list(bundled_suites())

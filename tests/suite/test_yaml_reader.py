@@ -158,7 +158,7 @@ def test_places_that_are_not_in_the_file():
     document = parse_yaml("a: x\nb:\n  - {c: 1}\n", "x.yaml")
     assert document.place(("a", 0, "name")) == ("a",)
     assert document.place(("b", 0, "c", "d")) == ("b", 0, "c")
-    assert document.line(("b", 0, "e")) == 3
+    assert document.problem(("b", 0, "e"), "").line == 3
     assert str(document.problem(("b", 0, "c"), "is wrong")) == "x.yaml:3  b[0].c: is wrong"
 
 
