@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 
 import pandas as pd
@@ -14,10 +14,9 @@ from kdbench.reporting.cells import SUMMARY, difference, verdict
 from kdbench.reporting.keys import CELL, KEY, NUMBERS, canonical, split_method, titles, tuples
 from kdbench.reporting.observations import OBSERVATION, collect, comparable, observations
 from kdbench.reporting.options import TOLERANCE, Bold, ReportOptions, View
-from kdbench.reporting.paired_tests import Samples
 from kdbench.reporting.paper_tables import PaperTable, paper_tables, render_paper
-from kdbench.reporting.rendered import Emphasis, RenderedTable, Row
-from kdbench.reporting.statistics import Statistics, compute_all, not_separable
+from kdbench.reporting.rendered import RenderedTable
+from kdbench.reporting.statistics import Statistics, compute_all
 from kdbench.reporting.tables import (
     GridTable,
     MeasurementTable,
@@ -61,11 +60,10 @@ class Report:
 
     def grid(self, table: GridTable, options: ReportOptions) -> RenderedTable:
         """A grid table as text."""
-        rendered = render_grid(table, options.view, options.tolerance)
-        if options.bold is Bold.separable and options.view in (View.measured, View.both):
-            (samples,) = (each.samples for each in self.all_grids if each.group == table.group)
-            return mark_separable(rendered, table, samples)
-        return rendered
+        tested = None
+        if options.bold is Bold.separable:
+            tested = next(each.samples for each in self.all_grids if each.group == table.group)
+        return render_grid(table, options.view, options.tolerance, tested)
 
     def measurement_tables(self, view: View) -> list[RenderedTable]:
         """The tables of measurements as text. They have no published numbers: other views leave them out."""
@@ -185,23 +183,3 @@ def _why_absent(suites: Sequence[Suite], values: pd.DataFrame) -> Callable[[tupl
         return "not part of this suite"
 
     return reason
-
-
-def mark_separable(rendered: RenderedTable, table: GridTable, samples: Samples) -> RenderedTable:
-    """A rendered table with the best of each column bold, and every method that a test does not tell from it."""
-    kept = [not_separable(samples, pair) for pair in table.pairs]
-
-    def marked(method: str, line: Row) -> Row:
-        emphases = [Emphasis.best if method in methods else Emphasis.none for methods in kept]
-        cells = zip(line[1:], emphases, strict=True)
-        return (line[0], *(replace(cell, emphasis=emphasis) for cell, emphasis in cells))
-
-    (section,) = rendered.sections
-    (lines,) = section.parts
-    first = len(lines) - len(table.methods)  # below the teachers' line, whatever the methods are called
-    parts = ((*lines[:first], *map(marked, table.methods, lines[first:])),)
-    rule = (
-        " Bold: the best method, and every method not significantly different from it (paired t-test, α = 0.05, Holm per "
-        "column), over the trials shared by all methods with at least two. A single trial is never bold."
-    )
-    return replace(rendered, sections=(replace(section, parts=parts),), caption=rendered.caption + rule)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from kdbench.reporting.captions import trials_text
 from kdbench.reporting.keys import pair_text, titles
 from kdbench.reporting.paired_tests import ALPHA, Difference
 from kdbench.reporting.rendered import Emphasis, RenderedTable, Row, Section, TableCell
@@ -109,7 +110,7 @@ def _ranking_caption(found: Statistics) -> str:
     ranking = found.ranking
     text = f"Mean rank: over {ranking.pairs} pairs and {len(ranking.ranks)} methods without a gap, 1 is best"
     if ranking.pairs:
-        text += f"; of each pair the {_from_to(ranking.trials)} that all these methods have"
+        text += f"; of each pair the {trials_text(ranking.trials)} that all these methods have"
     if any(ranking.left_out):
         methods, pairs = ranking.left_out
         text += f" ({methods} methods and {pairs} pairs have gaps and are left out)"
@@ -180,13 +181,6 @@ def _sensitivity_text(each: Sensitivity) -> str:
 
 def _improvement_text(each: Improvement) -> str:
     return "" if each.percent is None else f"{each.percent:.1f} % ({each.n})"
-
-
-def _from_to(counts: tuple[int, int]) -> str:
-    """``3 trials``, ``2-3 trials``."""
-    least, most = counts
-    number = f"{least}" if least == most else f"{least}-{most}"
-    return f"{number} {'trial' if most == 1 else 'trials'}"
 
 
 def _number(value: float | None) -> str:

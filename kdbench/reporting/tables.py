@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import nan
 from statistics import fmean
 from typing import NamedTuple
@@ -35,6 +36,7 @@ from kdbench.reporting.keys import (
 from kdbench.reporting.options import TOLERANCE, View
 from kdbench.reporting.paired_tests import Samples
 from kdbench.reporting.rendered import Emphasis, RenderedTable, Section, TableCell
+from kdbench.reporting.statistics import not_separable
 
 
 Teachers = Mapping[tuple[str, str, str], tuple[float, str]]
@@ -124,13 +126,17 @@ def _online_teachers(runs: pd.DataFrame) -> dict[str, float]:
     return {teacher: fmean(rows["teacher_top1"]) for (teacher,), rows in grouped(trials, ["teacher"]).items()}
 
 
-def render_grid(table: GridTable, view: View, tolerance: float = TOLERANCE) -> RenderedTable:
-    """A table as lines of text."""
+def render_grid(
+    table: GridTable, view: View, tolerance: float = TOLERANCE, tested: Samples | None = None
+) -> RenderedTable:
+    """A table as lines of text. With ``tested`` samples, every method not significantly different from the best is bold."""
     measured = view in (View.measured, View.both)
-    best = {pair: table.best(pair) for pair in table.pairs} if measured else {}
+    bold = table.best if tested is None else partial(not_separable, tested)
+    best = {pair: bold(pair) for pair in table.pairs} if measured else {}
     texts = zip(table.places, cell_texts(table.cells, view, tolerance), suffixes(table.cells, view), strict=True)
+    emphasis = {True: Emphasis.best, False: Emphasis.none}
     cells = {
-        (method, pair): TableCell(text, _best(method in best.get(pair, ())), suffix=suffix)
+        (method, pair): TableCell(text, emphasis[method in best.get(pair, ())], suffix=suffix)
         for (method, pair), text, suffix in texts
     }
     lines = [
@@ -152,7 +158,8 @@ def render_grid(table: GridTable, view: View, tolerance: float = TOLERANCE) -> R
     return RenderedTable(
         table.group.title,
         (Section((tuple(map(TableCell, ("method", *map(pair_text, table.pairs)))),), (tuple(lines),)),),
-        caption=caption(f"Top-1 {images} accuracy in %", view, origin, tolerance, compared=any(table.cells["printed"])),
+        caption=caption(f"Top-1 {images} accuracy in %", view, origin, tolerance, compared=any(table.cells["printed"]))
+        + (_TESTED if tested and measured else ""),
         notes=(
             *unjudged(table.cells, view, tolerance),
             *table.notes,
@@ -162,9 +169,10 @@ def render_grid(table: GridTable, view: View, tolerance: float = TOLERANCE) -> R
     )
 
 
-def _best(best: bool) -> Emphasis:
-    return Emphasis.best if best else Emphasis.none
-
+_TESTED = (
+    " Bold: the best method, and every method not significantly different from it (paired t-test, α = 0.05, Holm per "
+    "column), over the trials shared by all methods with at least two. A single trial is never bold."
+)
 
 METRICS = {
     "probe": "linear probe, top-1 in %",
@@ -177,8 +185,6 @@ METRICS = {
 }
 """The names of measurements in tables. Probes are the accuracies whose setting is a transfer."""
 
-_SETTING = ["protocol", "teacher", "strategy", "trained_on"]
-
 
 class Setting(NamedTuple):
     """The measurements of one table have this in common."""
@@ -187,6 +193,9 @@ class Setting(NamedTuple):
     teacher: str
     strategy: str
     trained_on: str
+
+
+_SETTING = list(Setting._fields)
 
 
 @dataclass(frozen=True, eq=False)
