@@ -5,7 +5,7 @@ import pytest
 from kdbench.reporting.keys import reference
 from kdbench.reporting.observations import collect, run_frame
 from kdbench.reporting.tables import grid_cells
-from kdbench.suite.tiny import tiny_suite
+from kdbench.suite.suite import tiny_suite
 
 
 def published(runs):
