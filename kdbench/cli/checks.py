@@ -15,10 +15,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdbench.catalogue.text import one_line, printable
+from kdbench import __version__
+from kdbench.catalogue.datasets import datasets
+from kdbench.catalogue.text import command, one_line, printable
 from kdbench.cli.completion import complete_suites
 from kdbench.cli.options import Data, Json, Results, Set, Suites
-from kdbench.errors import BadInput, BadSuite, Problem
+from kdbench.errors import BadInput, BadSuite, KdbenchError, Problem
+from kdbench.execution.child import interpreter, misfits
+from kdbench.execution.devices import query_devices
+from kdbench.execution.worker_handle import temporary_folder
+from kdbench.planning.plan import all_stages, auxiliaries_of
+from kdbench.store.store import Store
+from kdbench.store.verify import verify as compare
+from kdbench.suite.load import load_suites
+from kdbench.suite.suite import measurement_specs, run_specs
 
 
 if TYPE_CHECKING:
@@ -27,7 +37,6 @@ if TYPE_CHECKING:
 
 def validate(suites: Suites, settings: Set = None, json_output: Json = False) -> None:
     """Check suite files and report every problem at once, with file, line and the nearest right name."""
-    from kdbench.suite.load import load_suites
 
     try:
         loaded = load_suites(suites, settings=settings or ())
@@ -47,7 +56,6 @@ def validate(suites: Suites, settings: Set = None, json_output: Json = False) ->
 
 def _check_weights(suites: Iterable[Suite]) -> None:
     """Raise BadSuite where a file of weights does not hold the network that a suite takes from it."""
-    from kdbench.execution.child import misfits
 
     problems = []
     for suite in suites:
@@ -66,8 +74,6 @@ def verify(
     json_output: Json = False,
 ) -> None:
     """Compare the files of finished records with their checksums. Exit code 1 if one is damaged."""
-    from kdbench.store.store import Store
-    from kdbench.store.verify import verify as compare
 
     if not results.is_dir():
         raise BadInput(f"{results}: no such results folder")
@@ -88,9 +94,6 @@ def verify(
 
 def _ids(names: list[str]) -> dict[str, set[str]]:
     """The ids of all that suites need, by kind of record."""
-    from kdbench.planning.plan import all_stages, auxiliaries_of
-    from kdbench.suite.load import load_suites
-    from kdbench.suite.suite import measurement_specs, run_specs
 
     suites = load_suites(names)
     specs, measured = run_specs(suites), measurement_specs(suites)
@@ -111,13 +114,6 @@ MODULES = {"open_clip_torch": "open_clip", "scikit-learn": "sklearn"}
 
 def doctor(results: Results = Path("results"), data: Data = Path("data")) -> None:
     """Check versions, devices, data and permissions. Says what works, and how to repair the rest."""
-    from kdbench import __version__
-    from kdbench.catalogue.datasets import datasets
-    from kdbench.catalogue.text import command
-    from kdbench.errors import KdbenchError
-    from kdbench.execution.devices import query_devices
-    from kdbench.execution.worker_handle import temporary_folder
-    from kdbench.store.store import Store
 
     problems = 0
     _line(True, f"kdbench {__version__}, Python {platform.python_version()}, {platform.platform()}")
@@ -183,7 +179,6 @@ print(json.dumps({module: [why, reason(module) is None] for module, why in found
 
 def _not_importable() -> dict[str, tuple[str, bool]]:
     """Installed packages that fail to import: the reason, and whether kdbench works around it."""
-    from kdbench.execution.child import interpreter
 
     modules = {MODULES.get(package, package): package for package in PACKAGES if _version(package)}
     command = [*interpreter(_IMPORTS), json.dumps([*modules])]

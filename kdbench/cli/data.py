@@ -8,12 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
+from kdbench.catalogue.datasets import dataset, datasets
 from kdbench.catalogue.text import command
 from kdbench.cli.completion import complete_datasets
 from kdbench.cli.options import HELP_OPTIONS, Data, Json, Output, Results, print_text
+from kdbench.cli.progress import download_progress
 from kdbench.cli.tables import table
-from kdbench.errors import BadInput, KdbenchError
+from kdbench.errors import BadInput, BadRecord, KdbenchError
+from kdbench.execution.child import list_samples
+from kdbench.store.store import Store
+from kdbench.suite.compatibility import subset_errors
+from kdbench.suite.schema import DatasetEntry, problems_of
+from kdbench.suite.specs import RunSpec, Scenario
+from kdbench.suite.yaml_reader import Document
 
 
 if TYPE_CHECKING:
@@ -68,8 +77,6 @@ def status(
 @data.command("download")
 def download(names: Names = None, root: Data = Path("data")) -> None:
     """Fetch data sets from their authors' servers. Safe to interrupt: the same command resumes a partial file."""
-    from kdbench.catalogue.datasets import datasets
-    from kdbench.cli.progress import download_progress
     from kdbench.datafiles.fetch import fetch
 
     if not names:
@@ -85,7 +92,6 @@ def download(names: Names = None, root: Data = Path("data")) -> None:
 @data.command("prepare")
 def prepare(names: Names = None, root: Data = Path("data")) -> None:
     """Decode TinyImageNet, and check the files and counts of data sets; without names, of all that are present."""
-    from kdbench.cli.progress import download_progress
     from kdbench.datafiles.readers import prepare as make_ready
 
     problems: list[KdbenchError] = []
@@ -105,7 +111,6 @@ def prepare(names: Names = None, root: Data = Path("data")) -> None:
 
 def _chosen(names: list[str] | None) -> list[Dataset]:
     """The data sets of these names, each once; all without names. Raises BadInput for an unknown one."""
-    from kdbench.catalogue.datasets import dataset, datasets
 
     if not names:
         return list(datasets().values())
@@ -144,7 +149,6 @@ def samples(
     data: Data = Path("data"),
 ) -> None:
     """List the training images of a scenario as CSV: index in the official training set, true label, training label."""
-    from kdbench.execution.child import list_samples
 
     part: dict[str, Any] = {"classes": classes, "train_per_class": train_per_class, "test_per_class": test_per_class}
     part |= {"val_split": val_split, "size": size}
@@ -167,8 +171,6 @@ def samples(
 
 
 def _dataset(name: str, part: dict[str, Any]) -> DatasetSpec:
-    from kdbench.suite.compatibility import subset_errors
-    from kdbench.suite.schema import DatasetEntry
 
     given = {key: value for key, value in part.items() if value is not None}
     entry = _validated(DatasetEntry, {"name": name, **given})
@@ -179,7 +181,6 @@ def _dataset(name: str, part: dict[str, Any]) -> DatasetSpec:
 
 
 def _scenario(changes: dict[str, Any]) -> Scenario:
-    from kdbench.suite.specs import Scenario
 
     found: Scenario = _validated(Scenario, {key: value for key, value in changes.items() if value is not None})
     return found
@@ -187,10 +188,6 @@ def _scenario(changes: dict[str, Any]) -> Scenario:
 
 def _validated(schema: type[BaseModel], values: dict[str, Any]) -> Any:
     """A part of a suite, given by options. Raises BadInput with all that is wrong."""
-    from pydantic import ValidationError
-
-    from kdbench.suite.schema import problems_of
-    from kdbench.suite.yaml_reader import Document
 
     try:
         return schema.model_validate(values)
@@ -206,21 +203,13 @@ def _option(key: str) -> str:
 
 def _run(results: Path, id: str) -> tuple[RunSpec, str | None]:
     """The spec of a run and the hash of its samples, if recorded. Raises BadInput for an unknown or damaged run."""
-    from pydantic import ValidationError
 
-    from kdbench.errors import BadRecord
-    from kdbench.store.store import Store
-    from kdbench.suite.specs import RunSpec
-
-    matches = [record for record in Store(results).records("runs") if len(id) >= 4 and record.id.startswith(id)]
-    if len(matches) != 1:
-        found = ", ".join(record.id for record in matches[:10]) or "none"
-        raise BadInput(
-            f"'{id}' must be the beginning of one run's id in {results}, four digits or more; found: {found}"
-        )
+    record = Store(results).find("runs", id)
+    if record is None:
+        raise BadInput(f"no run's id in {results} begins with '{id}' (four digits or more)")
     try:
-        result = matches[0].result()
-        return RunSpec.model_validate(matches[0].spec()), result.samples_sha256 if result else None
+        result = record.result()
+        return RunSpec.model_validate(record.spec()), result.samples_sha256 if result else None
     except (BadRecord, ValidationError):
-        more = command("show", matches[0].id, results=results)
-        raise BadInput(f"run {matches[0].id} in {results} is damaged: {more} says more") from None
+        more = command("show", record.id, results=results)
+        raise BadInput(f"run {record.id} in {results} is damaged: {more} says more") from None

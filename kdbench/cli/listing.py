@@ -9,10 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
-from kdbench.catalogue.text import one_line, printable
+from kdbench.catalogue.datasets import datasets
+from kdbench.catalogue.networks import networks
+from kdbench.catalogue.tables import layouts
+from kdbench.catalogue.terms import costs, term, term_names
+from kdbench.catalogue.text import normalise, one_line, printable
 from kdbench.cli.options import Json, Results
 from kdbench.cli.tables import table
+from kdbench.errors import BadRecord
+from kdbench.store.store import Store
+from kdbench.suite.load import bundled_suites, load_suite
+from kdbench.suite.methods import formula
+from kdbench.suite.protocol import bundled_protocol, protocol_names
+from kdbench.suite.specs import RunSpec, stage_from, stage_label
 
 
 if TYPE_CHECKING:
@@ -66,7 +77,6 @@ _OPTIONAL = {
 
 
 def _models(_: Path) -> Lines:
-    from kdbench.catalogue.networks import networks
 
     return [
         {
@@ -82,7 +92,6 @@ def _models(_: Path) -> Lines:
 
 
 def _datasets(_: Path) -> Lines:
-    from kdbench.catalogue.datasets import datasets
 
     return [
         {"dataset": d.name, "classes": d.classes, "size": d.size, "train": d.train, "test": d.test, "": d.summary}
@@ -91,7 +100,6 @@ def _datasets(_: Path) -> Lines:
 
 
 def _protocols(_: Path) -> Lines:
-    from kdbench.suite.protocol import bundled_protocol, protocol_names
 
     protocols = {name: bundled_protocol(name) for name in protocol_names()}
     return [
@@ -110,15 +118,12 @@ def _protocols(_: Path) -> Lines:
 
 
 def _suites(_: Path) -> Lines:
-    from kdbench.suite.load import bundled_suites, load_suite
 
     loaded = {name: load_suite(path) for name, path in bundled_suites().items()}
     return [{"suite": name, "runs": len(suite.specs), "": suite.description} for name, suite in loaded.items()]
 
 
 def _tables(_: Path) -> Lines:
-    from kdbench.catalogue.tables import layouts
-    from kdbench.suite.load import bundled_suites, load_suite
 
     suites = [load_suite(path) for path in bundled_suites().values()]
     return [
@@ -133,7 +138,6 @@ def _tables(_: Path) -> Lines:
 
 
 def _records(results: Path, kind: str) -> Lines:
-    from kdbench.store.store import Store
 
     return [
         {"id": record.id, **(_teacher(record) if kind == "teachers" else _run(record)), **_outcome(record)}
@@ -142,10 +146,6 @@ def _records(results: Path, kind: str) -> Lines:
 
 
 def _run(record: Record) -> dict[str, Any]:
-    from pydantic import ValidationError
-
-    from kdbench.suite.methods import formula
-    from kdbench.suite.specs import RunSpec
 
     try:
         spec = RunSpec.model_validate(record.spec())
@@ -157,9 +157,6 @@ def _run(record: Record) -> dict[str, Any]:
 
 
 def _teacher(record: Record) -> dict[str, Any]:
-    from pydantic import ValidationError
-
-    from kdbench.suite.specs import stage_from, stage_label
 
     try:
         spec = stage_from(record.spec())
@@ -169,7 +166,6 @@ def _teacher(record: Record) -> dict[str, Any]:
 
 
 def _outcome(record: Record) -> dict[str, Any]:
-    from kdbench.errors import BadRecord
 
     status, accuracy = "in training" if record.has_checkpoint() else "not finished", ""
     try:
@@ -209,8 +205,6 @@ PAPERS = ("crd", "sskd", "semckd", "ega")
 
 def method_lines() -> list[dict[str, Any]]:
     """Each method with its measured cost and its weights in the papers' protocols, for programs."""
-    from kdbench.catalogue.terms import costs, term, term_names
-    from kdbench.suite.methods import formula
 
     lines = []
     for name in term_names():
@@ -272,8 +266,6 @@ def short_citation(paper: str) -> str:
 
 def method_page(name: str) -> str:
     """A method in full: what its source says, its hyper-parameters, what the protocols make of it, and its cost."""
-    from kdbench.catalogue.terms import costs, term
-    from kdbench.suite.methods import formula
 
     info, cost = term(name), costs().of(name)
     options = [f"  {key}: {h.annotation} = {h.default!r}" for key, h in info.hyperparameters.items()]
@@ -298,7 +290,6 @@ def method_page(name: str) -> str:
 
 def _methods_with(name: str) -> dict[str, dict[str, Terms]]:
     """The methods of each protocol that contain a term."""
-    from kdbench.suite.protocol import bundled_protocol, protocol_names
 
     every = {p: bundled_protocol(p).terms for p in protocol_names()}
     found = {
@@ -310,7 +301,6 @@ def _methods_with(name: str) -> dict[str, dict[str, Terms]]:
 
 def _representative(name: str, methods: dict[str, Terms]) -> tuple[str, Terms]:
     """The method that represents a term: the one of the same name, else the first that contains it."""
-    from kdbench.catalogue.text import normalise
 
     return next((each for each in methods.items() if normalise(each[0]) == name), next(iter(methods.items())))
 
@@ -324,13 +314,11 @@ def _stages(info: TermInfo) -> str:
 
 
 def _called(method: str, name: str) -> str:
-    from kdbench.catalogue.text import normalise
 
     return "" if normalise(method) == name else f"   (as the method '{method}')"
 
 
 def _step(method: str) -> str:
-    from kdbench.catalogue.terms import costs
 
     cost = costs().of(method)
     return f"   (step: {cost.time:.2f} × time, {cost.memory:.2f} × memory)" if cost else ""

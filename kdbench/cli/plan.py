@@ -12,6 +12,13 @@ import typer
 
 from kdbench.catalogue.text import printable
 from kdbench.cli.options import Data, Json, Only, Results, Set, Suites, Tiny, Trials, load
+from kdbench.errors import BadInput, BadRecord
+from kdbench.planning.cost import ASSUMED_SPEED, measured_speed
+from kdbench.planning.plan import changed_plugins, make_plan, missing_files
+from kdbench.store.store import Store
+from kdbench.suite.methods import plugin_folders
+from kdbench.suite.specs import stage_label
+from kdbench.suite.suite import measurement_specs, run_specs
 
 
 if TYPE_CHECKING:
@@ -53,13 +60,6 @@ def summarise(
     suites: Sequence[Suite], results: Path, slots: int, on: str = "", speed: float | None = None, *, data: Path
 ) -> dict[str, Any]:
     """A plan as JSON-ready facts. Hours come from speeds measured in the results folder where there are any."""
-    from kdbench.errors import BadInput
-    from kdbench.planning.cost import ASSUMED_SPEED, measured_speed
-    from kdbench.planning.plan import changed_plugins, make_plan, missing_files
-    from kdbench.store.store import Store
-    from kdbench.suite.methods import plugin_folders
-    from kdbench.suite.specs import stage_label
-    from kdbench.suite.suite import measurement_specs, run_specs
 
     if on not in ("", "cpu", "gpu"):
         raise BadInput(f"--on {on}: write cpu or gpu")
@@ -97,7 +97,6 @@ def summarise(
 
 def _damaged(store: Store, plan: Plan) -> list[str]:
     """Why runs are to do that have a result: what is wrong with it."""
-    from kdbench.errors import BadRecord
 
     reasons = []
     for record in (store.run(run.id) for cohort in plan.cohorts for run in cohort.runs):

@@ -13,12 +13,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdbench.catalogue.tables import table_name
 from kdbench.catalogue.text import command, shell_line
 from kdbench.cli.completion import complete_methods, complete_suites, complete_tables
 from kdbench.cli.options import Only, Output, Set, Tiny, Trials, print_text, results_folder, say, select, tell_outdated
 from kdbench.cli.options import load as load_named
 from kdbench.errors import BadInput, BadSuite
+from kdbench.planning.plan import changed_plugins
+from kdbench.reporting import comparison, csv_json
 from kdbench.reporting.options import TOLERANCE, Bold, Format, ReportOptions, View
+from kdbench.store.store import Store
+from kdbench.store.suites import ArchivedFiles, kept_suites
+from kdbench.suite.load import bundled_suites, load_suite, load_suites
+from kdbench.suite.suite import run_specs
 
 
 if TYPE_CHECKING:
@@ -104,7 +111,6 @@ def report(
     tiny: Tiny = False,
 ) -> None:
     """Print the suites' tables with the results so far; published tables keep the paper's layout."""
-    from kdbench.catalogue.tables import table_name
     from kdbench.reporting.report import published_report
     from kdbench.reporting.writers import write_report
 
@@ -155,7 +161,6 @@ def load(
     settings: Sequence[str] | None = None,
 ) -> tuple[list[Suite], list[Store]]:
     """The suites that are named, or all that have results, and the results folders."""
-    from kdbench.store.store import Store
 
     folders = results or [Path("results")]
     for folder in folders:
@@ -175,8 +180,6 @@ def load(
 
 def tell_changed(suites: Sequence[Suite], stores: Sequence[Store]) -> None:
     """Warn about results that do not count because the code of a plug-in has changed."""
-    from kdbench.planning.plan import changed_plugins
-    from kdbench.suite.suite import run_specs
 
     for store in stores:
         for line in changed_plugins(run_specs(suites), store):
@@ -235,7 +238,6 @@ def _report(
 
 def _with_results(stores: Sequence[Store], trials: int | None, tiny: bool) -> list[Suite]:
     """The suites of which something has been run: bundled ones, and those that were kept with the results."""
-    from kdbench.suite.load import bundled_suites, load_suites
 
     there = {entry.name for store in stores for entry in (store.root / "runs").glob("*")}
     known = [*load_suites(list(bundled_suites()), trials, tiny=tiny), *_kept(stores, trials, tiny)]
@@ -251,8 +253,6 @@ def _with_results(stores: Sequence[Store], trials: int | None, tiny: bool) -> li
 
 def _kept(stores: Sequence[Store], trials: int | None, tiny: bool) -> Iterator[Suite]:
     """The archived suites, as they were when they were run. Unreadable ones are skipped with a message."""
-    from kdbench.store.suites import ArchivedFiles, kept_suites
-    from kdbench.suite.load import bundled_suites, load_suite
 
     known, names = ArchivedFiles(stores), set(bundled_suites())
     for kept in kept_suites(stores):
@@ -271,7 +271,6 @@ def _kept(stores: Sequence[Store], trials: int | None, tiny: bool) -> Iterator[S
 
 def _references(suites: Sequence[Suite]) -> list[str]:
     """References that load the suites again: names of bundled ones, else files."""
-    from kdbench.suite.load import bundled_suites
 
     bundled = {str(path) for path in bundled_suites().values()}
     return [suite.name if suite.file in bundled else suite.file for suite in suites]
@@ -341,7 +340,6 @@ def compare(
     only: Only = None,
 ) -> None:
     """Compare two results folders cell by cell: means, their difference, and what is in one of them only."""
-    from kdbench.reporting import comparison, csv_json
     from kdbench.reporting.writers import write_tables
 
     if format is Format.html:

@@ -8,11 +8,22 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from tabulate import tabulate
 
-from kdbench.catalogue.text import one_line, printable
+from kdbench.catalogue.datasets import dataset, datasets
+from kdbench.catalogue.networks import network, networks
+from kdbench.catalogue.tables import TABLES, layouts
+from kdbench.catalogue.terms import term_names
+from kdbench.catalogue.text import nearest, normalise, one_line, printable
 from kdbench.cli.completion import complete_names
 from kdbench.cli.listing import method_page
 from kdbench.cli.options import Results
+from kdbench.errors import BadInput, BadRecord
+from kdbench.planning.plan import hashes_of_plugins
+from kdbench.reporting.options import Format, ReportOptions, View
+from kdbench.store.store import Store
+from kdbench.suite.load import bundled_suites
+from kdbench.suite.protocol import protocol_names
 
 
 def show(
@@ -27,14 +38,6 @@ def show(
     results: Results = Path("results"),
 ) -> None:
     """Show one thing in full: a method, a network, a suite, a run and its curve."""
-    from kdbench.catalogue.datasets import datasets
-    from kdbench.catalogue.networks import networks
-    from kdbench.catalogue.tables import TABLES
-    from kdbench.catalogue.terms import term_names
-    from kdbench.catalogue.text import nearest, normalise
-    from kdbench.errors import BadInput
-    from kdbench.suite.load import bundled_suites
-    from kdbench.suite.protocol import protocol_names
 
     spellings = {normalise(s): normalise(n.name) for n in networks().values() for s in (n.name, *n.aliases)}
     kinds: list[tuple[list[str], Callable[[str], str]]] = [
@@ -58,7 +61,6 @@ def show(
 
 
 def _model(name: str) -> str:
-    from kdbench.catalogue.networks import network
 
     net = network(name)
     side = net.size or 32
@@ -78,7 +80,6 @@ def _model(name: str) -> str:
 
 
 def _dataset(name: str) -> str:
-    from kdbench.catalogue.datasets import dataset
 
     d = dataset(name)
     lines = [f"dataset {name}", d.summary, f"{d.classes} classes, {d.train:,} training and {d.test:,} test images"]
@@ -93,15 +94,12 @@ def _protocol(name: str) -> str:
 
 
 def _suite(name: str) -> str:
-    from kdbench.suite.load import bundled_suites
 
     path = bundled_suites()[name]
     return f"# {path}\n{path.read_text(encoding='utf-8').rstrip()}"
 
 
 def _table(name: str) -> str:
-    from kdbench.catalogue.tables import layouts
-    from kdbench.reporting.options import Format, ReportOptions, View
     from kdbench.reporting.report import published_report
     from kdbench.reporting.writers import write_report
 
@@ -117,18 +115,10 @@ def _table(name: str) -> str:
 
 
 def _record(results: Path, kind: str, id: str) -> str | None:
-    from tabulate import tabulate
 
-    from kdbench.errors import BadInput, BadRecord
-    from kdbench.planning.plan import hashes_of_plugins
-    from kdbench.store.store import Store
-
-    matches = [record for record in Store(results).records(kind) if len(id) >= 4 and record.id.startswith(id)]
-    if not matches:
+    record = Store(results).find(kind, id)
+    if record is None:
         return None
-    if len(matches) > 1:
-        raise BadInput(f"'{id}' begins the ids of several {kind}: {', '.join(record.id for record in matches[:10])}")
-    record = matches[0]
     parts: dict[str, Any] = {"spec": record.spec(), "about": record.metadata()}
     if plugins := hashes_of_plugins(parts["spec"]):
         parts["code"] = {name: str(Store(results).source_folder(sha256)) for name, sha256 in plugins.items()}

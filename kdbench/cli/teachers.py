@@ -11,14 +11,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from filelock import Timeout
 
+from kdbench.catalogue.datasets import dataset as find_dataset
+from kdbench.catalogue.networks import network as find_network
 from kdbench.catalogue.text import printable
 from kdbench.cli.completion import complete_datasets, complete_networks
 from kdbench.cli.listing import Kind, list_things
 from kdbench.cli.options import HELP_OPTIONS, Data, Json, Only, Results, Suites, load
 from kdbench.cli.run import Devices, Download, Jobs, progress
+from kdbench.errors import BadInput, BadRecord, KdbenchError
 from kdbench.execution.runner import train_teachers
 from kdbench.execution.worker_handle import RunOptions
+from kdbench.planning.plan import auxiliaries_of
+from kdbench.store.copies import export_teacher, import_teacher
+from kdbench.store.record import Record
+from kdbench.store.store import Store
+from kdbench.store.verify import label_of
+from kdbench.store.verify import verify as compare
+from kdbench.suite.specs import DatasetSpec, Imported, Weights, stage_label
+from kdbench.suite.teachers import teacher_config
 
 
 if TYPE_CHECKING:
@@ -52,15 +64,10 @@ def import_file(
     RepDistiller's, SemCKD's, SSKD's, mdistiller's, torchvision's, open_clip's and OpenAI's layouts are read. Nothing in the
     file is ever executed. A folder written by `kdbench teachers export` is imported as it is.
     """
-    from kdbench.catalogue.datasets import dataset as find_dataset
-    from kdbench.catalogue.networks import network as find_network
-    from kdbench.errors import BadInput, KdbenchError
-    from kdbench.store.store import Store
-    from kdbench.suite.specs import DatasetSpec, Imported, Weights, stage_label
-    from kdbench.suite.teachers import teacher_config
 
     if file.is_dir():
-        import_folder(file, Store(results))
+        for stage in import_teacher(file, Store(results)):
+            typer.echo(f"teacher {stage.id}: {stage_label(stage)}")
         return
     if network is None:
         raise BadInput("--network is missing: name the network whose weights the file holds (kdbench list models)")
@@ -108,9 +115,6 @@ def import_file(
 
 def _leave_as_it_was(record: Record, folders: Iterable[Path]) -> None:
     """Remove the record of a failed import, and the folders that it made, if they are still empty."""
-    from filelock import Timeout
-
-    from kdbench.errors import KdbenchError
 
     with contextlib.suppress(OSError, Timeout, KdbenchError):
         if record.folder.exists():
@@ -128,7 +132,6 @@ def _text(channels: Iterable[float]) -> str:
 
 def _channels(option: str, text: str | None) -> tuple[float, float, float] | None:
     """Three numbers, one for each channel. Raises BadInput for anything else."""
-    from kdbench.errors import BadInput
 
     if text is None:
         return None
@@ -140,48 +143,6 @@ def _channels(option: str, text: str | None) -> tuple[float, float, float] | Non
     if not all(math.isfinite(value) and (option == "--mean" or value > 0) for value in values):
         raise BadInput(f"{option} {text}: give three numbers for values from 0 to 1, such as 0.485,0.456,0.406")
     return values
-
-
-def import_folder(folder: Path, store: Store) -> None:
-    """Copy the records of an exported teacher after checking them. Raises BadInput for incomplete ones."""
-    from filelock import Timeout
-    from pydantic import ValidationError
-
-    from kdbench.errors import BadInput, BadRecord
-    from kdbench.files import quarantine
-    from kdbench.store.record import Record
-    from kdbench.store.store import check_copyable, copy_record
-    from kdbench.suite.specs import stage_from, stage_label
-
-    entries = sorted(entry for entry in folder.iterdir() if not (entry.name.startswith(".") or entry.is_symlink()))
-    records = [Record(entry) for entry in entries if (entry / "spec.json").is_file()]
-    try:
-        for record in records:
-            check_copyable(record)
-        stages = {r.id: stage_from(r.spec()) for r in records}
-    except (BadRecord, ValidationError) as error:
-        raise BadInput(f"{folder}: {error}") from None
-    if not stages:
-        raise BadInput(
-            f"{folder}: holds no teacher. Give the path of a checkpoint, or of a folder that export has made."
-        )
-    store.check_writable()
-    for record in records:
-        target = store.teacher(record.id)
-        try:
-            with target.lock().acquire(timeout=0):
-                if not target.done():
-                    if (target.folder / "result.json").exists():
-                        quarantine(target.folder)
-                    shutil.rmtree(target.folder, ignore_errors=True)
-                    copy_record(record, target.folder)
-        except Timeout:
-            raise BadInput(f"teacher {record.id} is being made by another process: try again later") from None
-        except BadRecord as error:
-            raise BadInput(str(error)) from None
-        except OSError as error:
-            raise BadInput(f"{target.folder}: cannot be written: {error.strerror or error}") from None
-        typer.echo(f"teacher {record.id}: {stage_label(stages[record.id])}")
 
 
 app = typer.Typer(
@@ -209,9 +170,6 @@ def train(
     download: Download = False,
 ) -> None:
     """Train the teachers of suites, and nothing else. Concurrent commands wait for the same teacher."""
-    from kdbench.errors import KdbenchError
-    from kdbench.planning.plan import auxiliaries_of
-    from kdbench.suite.specs import stage_label
 
     loaded = load(suites, [results], only=only)
     specs = [each for suite in loaded for spec in suite.specs.values() for each in (*auxiliaries_of(spec), spec)]
@@ -235,9 +193,6 @@ def verify(results: Results = Path("results"), json_output: Json = False) -> Non
 
     New layers that were trained together with a run's student are checked with that run.
     """
-    from kdbench.store.store import Store
-    from kdbench.store.verify import label_of
-    from kdbench.store.verify import verify as compare
 
     store = Store(results)
     labels = {
@@ -266,46 +221,13 @@ def export(
     results: Results = Path("results"),
 ) -> None:
     """Copy a teacher, and the stages that it was made from, into a folder: weights as .safetensors, and their records."""
-    from kdbench.errors import BadInput, BadRecord
-    from kdbench.store.store import Store, copy_record
-    from kdbench.suite.specs import stage_from, stage_label, trained_stages
 
-    store = Store(results)
-    matches = [record for record in store.records("teachers") if len(id) >= 4 and record.id.startswith(id)]
-    if len(matches) != 1:
-        found = ", ".join(record.id for record in matches) or "none"
-        raise BadInput(
-            f"'{id}' must be the beginning of one teacher's id in {results}, four digits or more; found: {found}"
-        )
-    if folder.exists():
-        raise BadInput(f"{folder}: is there already. Name a folder that does not exist yet.")
-    try:
-        matches[0].check()
-        teachers = trained_stages(stage_from(matches[0].spec()))
-        for teacher in teachers:
-            store.check_teacher(teacher)
-    except BadRecord as error:
-        raise BadInput(f"{error}. Run what needs it again, and it is made again.") from None
-    stages = [store.record_of(teacher) for teacher in teachers]
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for record in stages:
-            copy_record(record, temporary / record.id)
-        temporary.rename(folder)
-    except BadRecord as error:
-        raise BadInput(str(error)) from None
-    except OSError as error:
-        raise BadInput(f"{folder}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    for teacher, record in zip(teachers, stages, strict=True):
-        typer.echo(printable(f"{folder / record.id}: {stage_label(teacher)}"))
+    for stage in export_teacher(Store(results), id, folder):
+        typer.echo(printable(f"{folder / stage.id}: {stage_label(stage)}"))
 
 
 def _with_new_layers(store: Store) -> Iterator[str]:
     """The ids of finished runs that trained their teacher's new layers together with the student."""
-    from kdbench.errors import BadRecord
 
     for record in store.records("runs"):
         with contextlib.suppress(BadRecord):  # not finished: the next kdbench run sets it aside

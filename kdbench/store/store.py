@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import secrets
-import shutil
-import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,8 +17,7 @@ from kdbench.catalogue.plugins import Source, SourceFile
 from kdbench.errors import BadInput, BadRecord, KdbenchError, UnreadableRecord
 from kdbench.files import quarantine, write_bytes
 from kdbench.store.lock import Lock, lacks_locks, process_state
-from kdbench.store.reading import LARGEST_METRICS
-from kdbench.store.record import FILES, Record, Result
+from kdbench.store.record import Record, Result
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import Adapter, NewLayers, Stage, stage_label
 
@@ -82,6 +78,14 @@ class Store:
         """All records of a kind (``runs``, ``teachers`` …), by id; neither quarantined ones nor those of kdbench 0.1."""
         entries = (entry for entry in self._entries(kind) if "." not in entry.name)
         yield from (Record(entry.path) for entry in entries if not _is_outdated(entry))
+
+    def find(self, kind: str, prefix: str) -> Record | None:
+        """The record whose id begins so, with four digits or more; None if there is none. Raises BadInput for several."""
+        matches = [record for record in self.records(kind) if len(prefix) >= 4 and record.id.startswith(prefix)]
+        if len(matches) > 1:
+            ids = ", ".join(record.id for record in matches[:10])
+            raise BadInput(f"'{prefix}' begins the ids of several {kind} in {self.root}: {ids}")
+        return matches[0] if matches else None
 
     def quarantined(self, kind: str) -> Iterator[Path]:
         """The quarantined folders of a kind, by name."""
@@ -240,32 +244,3 @@ def write_modules(files: Iterable[SourceFile], folder: Path) -> None:
 def log_name(slot: str, parent: int | str | None = None) -> str:
     """The name of the log of a worker of this machine; ``parent``: the process that started it, or this one."""
     return f"worker-{slot.replace(':', '-')}-{platform.node()}-{parent or os.getpid()}.log"
-
-
-def check_copyable(record: Record) -> None:
-    """Raise BadRecord unless a finished record's files are plain ones, of a size that they can have, and whole."""
-    for path in _stored_files(record):
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode):
-            raise BadRecord(f"{path}: is a link or a device, not a plain file")
-        if path != record.weights_file and status.st_size > LARGEST_METRICS:
-            raise BadRecord(f"{path}: has {status.st_size:,} bytes, more than any record")
-    record.check()
-
-
-def copy_record(record: Record, target: Path) -> None:
-    """Copy a record atomically. Raises OSError on failure, BadRecord if the copy differs."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{record.id}.{secrets.token_hex(6)}.tmp" / record.id
-    try:
-        temporary.mkdir(parents=True)
-        for path in _stored_files(record):
-            shutil.copyfile(path, temporary / path.name, follow_symlinks=False)
-        check_copyable(Record(temporary))
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary.parent, ignore_errors=True)
-
-
-def _stored_files(record: Record) -> Iterator[Path]:
-    return (path for name in FILES if os.path.lexists(path := record.folder / name))

@@ -85,7 +85,7 @@ def test_a_list_of_a_scenario_and_the_same_of_a_run(here, tmp_path):
 @pytest.fixture
 def drawn(monkeypatch):
     """Nothing is drawn; the list has one line."""
-    monkeypatch.setattr("kdbench.execution.child.list_samples", lambda *request: f"# sha256: {'1' * 64}\n7,0,0\n")
+    monkeypatch.setattr("kdbench.cli.data.list_samples", lambda *request: f"# sha256: {'1' * 64}\n7,0,0\n")
 
 
 def test_a_run_that_learned_from_another_list(here, drawn, tmp_path):
@@ -108,7 +108,7 @@ def test_a_run_that_learned_from_another_list(here, drawn, tmp_path):
         (("cifar100",), "let kdbench fetch it: kdbench data download cifar100"),
         (
             ("--run", "abcd"),
-            "'abcd' must be the beginning of one run's id in results, four digits or more; found: none",
+            "no run's id in results begins with 'abcd' (four digits or more)",
         ),
         (("digits", "--run", "abcd"), "--run ID says it all"),
         (("--fraction", 0.5, "--run", "abcd"), "--run ID says it all"),

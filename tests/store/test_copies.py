@@ -6,8 +6,8 @@ import pytest
 
 from kdbench.errors import BadRecord
 from kdbench.files import file_hash
+from kdbench.store.copies import check_copyable, copy_record
 from kdbench.store.record import Record, Result
-from kdbench.store.store import check_copyable, copy_record
 from kdbench.suite.specs import digest
 
 

@@ -1,0 +1,115 @@
+"""Finished teachers as folders that can be given away: export, and import after a check."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import Timeout
+from pydantic import ValidationError
+
+from kdbench.errors import BadInput, BadRecord
+from kdbench.files import quarantine
+from kdbench.store.reading import LARGEST_METRICS
+from kdbench.store.record import FILES, Record
+from kdbench.store.store import Store
+from kdbench.suite.specs import Stage, stage_from, trained_stages
+
+
+def export_teacher(store: Store, id: str, folder: Path) -> list[Stage]:
+    """Copy a teacher, by its id or how that begins, and the stages before it into a new folder; returns the stages.
+
+    Raises BadInput where there is no such teacher, it is damaged, or the folder exists or cannot be written.
+    """
+    record = store.find("teachers", id)
+    if record is None:
+        raise BadInput(f"no teacher's id in {store.root} begins with '{id}' (four digits or more)")
+    if folder.exists():
+        raise BadInput(f"{folder}: is there already. Name a folder that does not exist yet.")
+    try:
+        record.check()
+        stages = trained_stages(stage_from(record.spec()))
+        for stage in stages:
+            store.check_teacher(stage)
+    except BadRecord as error:
+        raise BadInput(f"{error}. Run what needs it again, and it is made again.") from None
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for stage in stages:
+            source = store.record_of(stage)
+            copy_record(source, temporary / source.id)
+        temporary.rename(folder)
+    except BadRecord as error:
+        raise BadInput(str(error)) from None
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return list(stages)
+
+
+def import_teacher(folder: Path, store: Store) -> Iterator[Stage]:
+    """Copy the stages of an exported teacher, each as it is yielded. Raises BadInput, before any, for incomplete ones."""
+    entries = sorted(entry for entry in folder.iterdir() if not (entry.name.startswith(".") or entry.is_symlink()))
+    records = [Record(entry) for entry in entries if (entry / "spec.json").is_file()]
+    try:
+        for record in records:
+            check_copyable(record)
+        stages = {record.id: stage_from(record.spec()) for record in records}
+    except (BadRecord, ValidationError) as error:
+        raise BadInput(f"{folder}: {error}") from None
+    if not stages:
+        raise BadInput(
+            f"{folder}: holds no teacher. Give the path of a checkpoint, or of a folder that export has made."
+        )
+    store.check_writable()
+    for record in records:
+        target = store.teacher(record.id)
+        try:
+            with target.lock().acquire(timeout=0):
+                if not target.done():
+                    if target.has_result_file():
+                        quarantine(target.folder)
+                    shutil.rmtree(target.folder, ignore_errors=True)
+                    copy_record(record, target.folder)
+        except Timeout:
+            raise BadInput(f"teacher {record.id} is being made by another process: try again later") from None
+        except BadRecord as error:
+            raise BadInput(str(error)) from None
+        except OSError as error:
+            raise BadInput(f"{target.folder}: cannot be written: {error.strerror or error}") from None
+        yield stages[record.id]
+
+
+def check_copyable(record: Record) -> None:
+    """Raise BadRecord unless a finished record's files are plain ones, of a size that they can have, and whole."""
+    for path in _stored_files(record):
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BadRecord(f"{path}: is a link or a device, not a plain file")
+        if path != record.weights_file and status.st_size > LARGEST_METRICS:
+            raise BadRecord(f"{path}: has {status.st_size:,} bytes, more than any record")
+    record.check()
+
+
+def copy_record(record: Record, target: Path) -> None:
+    """Copy a record atomically. Raises OSError on failure, BadRecord if the copy differs."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{record.id}.{secrets.token_hex(6)}.tmp" / record.id
+    try:
+        temporary.mkdir(parents=True)
+        for path in _stored_files(record):
+            shutil.copyfile(path, temporary / path.name, follow_symlinks=False)
+        check_copyable(Record(temporary))
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary.parent, ignore_errors=True)
+
+
+def _stored_files(record: Record) -> Iterator[Path]:
+    return (path for name in FILES if os.path.lexists(path := record.folder / name))
