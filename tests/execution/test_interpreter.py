@@ -10,10 +10,11 @@ import torch
 import kdbench
 from kdbench.__main__ import _leave_working_folder
 from kdbench.errors import BadInput
-from kdbench.execution.child import interpreter
+from kdbench.execution.child import interpreter, list_samples
 from kdbench.execution.runner import RunOptions, run_suites
 from kdbench.models import build
 from kdbench.suite.load import load_suite
+from kdbench.suite.specs import DatasetSpec, Scenario
 
 
 HOME = str(Path(kdbench.__file__).parents[1])
@@ -71,3 +72,8 @@ def test_nothing_runs_where_a_file_of_weights_is_not_its_networks(tmp_path):
     with pytest.raises(BadInput, match=r"(?s)These are the weights of resnet14.*Nothing was run\."):
         run_suites([load_suite(tmp_path / "own.yaml")], RunOptions(tmp_path / "results"))
     assert not (tmp_path / "results").exists()
+
+
+def test_samples_of_a_missing_data_set_say_how_to_get_it(tmp_path):
+    with pytest.raises(BadInput, match=r"cifar-100-python.*kdbench data download cifar100"):
+        list_samples(DatasetSpec(name="cifar100"), Scenario(), 0, tmp_path)

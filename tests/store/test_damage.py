@@ -16,6 +16,7 @@ from kdbench.store.record import NO_WEIGHTS, Accuracy, Result
 from kdbench.store.store import Store, log_name
 from kdbench.store.verify import verify
 from kdbench.suite.load import load_suite
+from kdbench.suite.specs import digest
 
 
 HEADER = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
@@ -131,6 +132,20 @@ def test_what_was_made_on_other_weights_is_told(store, suite, records, finish):
         "was measured on other weights than are there now",
         "was taught by other weights than are there now",
     ]
+
+
+def test_a_spec_that_this_version_does_not_understand_is_told(store, finish):
+    class Foreign:
+        id = digest({"kind": "of tomorrow"})
+
+        def canonical(self):
+            return {"kind": "of tomorrow"}
+
+    for kind in ("run", "teacher", "measurement"):
+        finish(Foreign(), kind)
+    assert [each.problem.rpartition("/")[2] for each in verify(store).damaged] == [
+        "spec.json: says nothing that this version of kdbench understands"
+    ] * 3
 
 
 def test_a_measurement_of_other_weights_does_not_count(store, suite, records, finish):
