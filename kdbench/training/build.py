@@ -201,8 +201,7 @@ def teacher_trainer(
     if isinstance(spec, SelfSupervised):
         network.remove_classifier()
     elif isinstance(spec, FineTuned):
-        parent = load_teacher(spec.parent, store, torch.device("cpu"))
-        load_encoder(network, parent, classifier=spec.parent.has_classifier)
+        load_encoder(network, load_teacher(spec.parent, store, torch.device("cpu")))
     network = on_device(network, device)
     shapes = measure_shapes(network, seen_size(spec.dataset, spec.recipe))
     context = TermContext(shapes, shapes, shapes.logits, 0, spec.recipe.batch)
@@ -226,14 +225,9 @@ def teacher_trainer(
     )
 
 
-def load_encoder(network: Backbone, encoder: Backbone, *, classifier: bool = False) -> None:
-    """Fill a network with an encoder's weights; its classifier stays as it is, unless the encoder brings one."""
-    if classifier:
-        network.load_state_dict(encoder.state_dict())
-        return
-    name = f"{network.classifier_name}."
-    own = {key: value for key, value in network.state_dict().items() if key.startswith(name)}
-    network.load_state_dict({**encoder.state_dict(), **own})
+def load_encoder(network: Backbone, encoder: Backbone) -> None:
+    """Fill a network with an encoder's weights; its classifier stays as it is where the encoder has none."""
+    network.load_state_dict({**network.state_dict(), **encoder.state_dict()})
 
 
 def with_head(backbone: Backbone, spec: NewLayers) -> NodeEmbedding:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from filelock import Timeout
+from torch import Tensor
 
 from kdbench.data.stream import DataSource
 from kdbench.errors import BadRecord, LostTeacher
@@ -65,14 +66,104 @@ class JobContext:
         scores = {key: row.get(key) for key in ("epoch", "loss", "top1")}
         self.emit("epoch", id=trainer.record.id, **trainer.length, images_per_second=speed, **scores)
 
+    @contextmanager
+    def claimed(self, records: Iterable[Record]) -> Iterator[set[str]]:
+        """Lock those records that no other process has locked, and yield their ids.
+
+        A stage of a teacher that proves damaged meanwhile is quarantined. Raises LostTeacher then.
+        """
+        with _locked(records) as mine:
+            try:
+                yield mine
+            except DamagedTeacher as error:
+                raise LostTeacher(f"{error}; {self._quarantine(error.spec)}") from None
+
+    def _quarantine(self, stage: Stage) -> str:
+        """Quarantine a damaged stage of a teacher, unless another process has done so. Returns what becomes of it."""
+        record = self.store.record_of(stage)
+        with _locked([record]) as mine:
+            if not mine:
+                return "another process trains it"
+            try:
+                load_stage(stage, self.store, self.device)
+            except BadRecord:
+                name = quarantine(record.folder).name if record.folder.is_dir() else "already"
+                return f"the teacher is quarantined ({name}) and redone"
+        return "another process has made it again"
+
+    def already_finished(self, record: Record) -> bool:
+        """Whether a locked record needs no training; if so, report how it ended."""
+        failure = record.failure() if self.waited else None
+        if record.done() and (result := record.result()):
+            record.cleanup()
+            self.report(result)
+            return True
+        if failure:
+            self.emit("failed", id=record.id, reason=failure.reason)
+        return failure is not None
+
     def begin(self, record: Record, spec: dict[str, Any]) -> None:
         """Prepare a record for training."""
         for message in record.begin(spec):
             self.emit("message", text=message)
 
-    def finish(self, record: Record, result: Result, metadata: dict[str, Any]) -> None:
-        """Store a result and report it."""
-        record.finish(result, metadata)
+    def restore_or_build(
+        self, build: Callable[[], Trainer], parents: Sequence[Stage]
+    ) -> tuple[Trainer, dict[str, Any]]:
+        """A trainer at its last checkpoint, or at its beginning; and the teacher's state at that moment.
+
+        A checkpoint is quarantined where ``parents``, the networks that the trainer depends on, had other weights then.
+        """
+
+        def build_on_parents() -> Trainer:
+            trainer = build()
+            trainer.made_on = self.store.hashes(parents) or ""
+            return trainer
+
+        settings = Settings()
+        try:
+            trainer = build_on_parents()
+            try:
+                teacher_state, message = load_checkpoint(trainer)
+            except DamagedCheckpoint as error:
+                trainer, teacher_state, message = build_on_parents(), {}, str(error)
+        finally:
+            if changed := settings.put_back():
+                text = f"loading a run's terms changed torch's {', '.join(changed)}: put back, for all runs share it"
+                self.emit("message", text=text)
+        if message:
+            place = {"epoch": trainer.progress.epoch, "batches": trainer.progress.batches}
+            self.emit("resumed", id=trainer.record.id, text=message, **place, **trainer.length)
+        trainer.progress.sessions += 1
+        return trainer, teacher_state
+
+    def finish(
+        self,
+        record: Record,
+        kind: Kind,
+        weights: Mapping[str, Tensor],
+        fields: Mapping[str, Any],
+        metadata: Mapping[str, Any],
+        metrics: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        """Store weights, metrics and, last of all, the result, and report it.
+
+        The result holds the hash even of discarded weights. ``fields`` are those of a Result; ``metadata`` is what the work
+        cost.
+        """
+        content = as_safetensors(weights)
+        kept = record.id not in self.discard_weights
+        if kept:
+            write_bytes(record.weights_file, content)
+        result = Result(
+            id=record.id,
+            kind=kind,
+            **fields,
+            weights_sha256=hashlib.sha256(content).hexdigest(),
+            metrics_sha256=record.write_metrics(list(metrics)),
+        )
+        mark = {} if kept else NO_WEIGHTS
+        record.finish(result, {"finished": timestamp(), **metadata, **describe(self.device), **mark})
         self.report(result)
 
     def report(self, result: Result) -> None:
@@ -86,7 +177,7 @@ class JobContext:
 
 
 @contextmanager
-def locked(records: Iterable[Record]) -> Iterator[set[str]]:
+def _locked(records: Iterable[Record]) -> Iterator[set[str]]:
     """Lock those records that no other process has locked, and yield their ids."""
     with ExitStack() as stack:
         mine = set()
@@ -97,67 +188,6 @@ def locked(records: Iterable[Record]) -> Iterator[set[str]]:
                 continue
             mine.add(record.id)
         yield mine
-
-
-def already_finished(record: Record, ctx: JobContext) -> bool:
-    """Whether a locked record needs no training; if so, report how it ended."""
-    failure = record.failure() if ctx.waited else None
-    if record.done() and (result := record.result()):
-        record.cleanup()
-        ctx.report(result)
-        return True
-    if failure:
-        ctx.emit("failed", id=record.id, reason=failure.reason)
-    return failure is not None
-
-
-@contextmanager
-def quarantining(ctx: JobContext) -> Iterator[None]:
-    """Quarantine a stage of a teacher that proves damaged, unless another process has done so. Raises LostTeacher then."""
-    try:
-        yield
-    except DamagedTeacher as error:
-        record = ctx.store.record_of(error.spec)
-        with locked([record]) as mine:
-            if not mine:
-                raise LostTeacher(f"{error}; another process trains it") from None
-            try:
-                load_stage(error.spec, ctx.store, ctx.device)
-            except BadRecord:
-                name = quarantine(record.folder).name if record.folder.is_dir() else "already"
-                raise LostTeacher(f"{error}; the teacher is quarantined ({name}) and redone") from None
-        raise LostTeacher(f"{error}; another process has made it again") from None
-
-
-def restore_or_build(
-    build: Callable[[], Trainer], parents: Sequence[Stage], ctx: JobContext
-) -> tuple[Trainer, dict[str, Any]]:
-    """A trainer at its last checkpoint, or at its beginning; and the teacher's state at that moment.
-
-    A checkpoint is quarantined where ``parents``, the networks that the trainer depends on, had other weights then.
-    """
-
-    def build_on_parents() -> Trainer:
-        trainer = build()
-        trainer.made_on = ctx.store.hashes(parents) or ""
-        return trainer
-
-    settings = Settings()
-    try:
-        trainer = build_on_parents()
-        try:
-            teacher_state, message = load_checkpoint(trainer)
-        except DamagedCheckpoint as error:
-            trainer, teacher_state, message = build_on_parents(), {}, str(error)
-    finally:
-        if changed := settings.put_back():
-            text = f"loading a run's terms changed torch's {', '.join(changed)}: put back, for all runs share it"
-            ctx.emit("message", text=text)
-    if message:
-        place = {"epoch": trainer.progress.epoch, "batches": trainer.progress.batches}
-        ctx.emit("resumed", id=trainer.record.id, text=message, **place, **trainer.length)
-    trainer.progress.sessions += 1
-    return trainer, teacher_state
 
 
 @dataclass(frozen=True)
@@ -175,31 +205,14 @@ class RunFinisher:
     finalize: Callable[[Record], dict[str, Any]] | None = None
 
     def __call__(self, trainer: Trainer) -> None:
-        """Store the failure; or weights, metrics and, last, the result, which has the hash even of discarded weights."""
+        """Store the failure or the result."""
         record, progress = trainer.record, trainer.progress
         if trainer.failure is not None:
             self.ctx.fail(record, trainer.failure)
             return
         taught = self.finalize(record) if self.finalize and trainer.reads_teacher else {}
-        weights = as_safetensors((trainer.best_weights if trainer.keep_best else trainer.trainable_state_dict()) or {})
-        kept = record.id not in self.ctx.discard_weights
-        if kept:
-            write_bytes(record.weights_file, weights)
-        result = Result(
-            id=record.id,
-            kind=self.kind,
-            last=trainer.last(),
-            best=trainer.best(),
-            **{**trainer.likeness(), **self.fields, **taught},
-            weights_sha256=hashlib.sha256(weights).hexdigest(),
-            metrics_sha256=record.write_metrics(progress.metrics),
-        )
-        metadata = {
-            "finished": timestamp(),
-            "seconds": round(progress.seconds, 3),
-            "sessions": progress.sessions,
-            "macs": self.macs[record.id],
-            **describe(self.ctx.device),
-            **({} if kept else NO_WEIGHTS),
-        }
-        self.ctx.finish(record, result, metadata)
+        weights = trainer.best_weights if trainer.keep_best else trainer.trainable_state_dict()
+        fields = {"last": trainer.last(), "best": trainer.best(), **trainer.likeness(), **self.fields, **taught}
+        seconds, macs = round(progress.seconds, 3), self.macs[record.id]
+        cost = {"seconds": seconds, "sessions": progress.sessions, "macs": macs}
+        self.ctx.finish(record, self.kind, weights or {}, fields, cost, progress.metrics)

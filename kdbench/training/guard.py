@@ -1,4 +1,4 @@
-"""What the terms of a run are shown, and what keeps them from changing it for other runs and other terms."""
+"""The inputs that runs and terms share, and checks that no term changes them for the others."""
 
 from __future__ import annotations
 
@@ -31,24 +31,21 @@ class Watch:
 
     def __init__(self, *, values: bool, start: int) -> None:
         self.values, self.start = values, start
-        self.named: list[tuple[str, Tensor]] = []
-        self.marks: list[tuple[int, int]] = []
-        self.samples: list[Tensor] = []
+        self.watched: list[tuple[str, Tensor, tuple[int, int], Tensor | None]] = []
 
     def add(self, name: str, shown: object) -> None:
         """Watch all tensors of what is shown under this name, as they are now."""
-        named = list(_tensors(name, shown))
-        self.named += named
-        self.marks += [_mark(tensor) for _, tensor in named]
-        if self.values:
-            self.samples += [self._sample(tensor).clone() for _, tensor in named]
+        for path, tensor in _tensors(name, shown):
+            sample = self._sample(tensor).clone() if self.values else None
+            self.watched.append((path, tensor, _mark(tensor), sample))
 
     def check(self, culprit: str) -> None:
         """Raise BadInput, which names the culprit, where a tensor is not what it was."""
-        changed = [name for mark, (name, tensor) in zip(self.marks, self.named, strict=True) if mark != _mark(tensor)]
-        if self.values and not changed:
-            sampled = zip(self.samples, self.named, strict=True)
-            changed = [name for before, (name, tensor) in sampled if not torch.equal(before, self._sample(tensor))]
+        changed = [path for path, tensor, mark, _ in self.watched if mark != _mark(tensor)] or [
+            path
+            for path, tensor, _, sample in self.watched
+            if sample is not None and not torch.equal(sample, self._sample(tensor))
+        ]
         if changed:
             raise BadInput(
                 f"{culprit} writes into {changed[0]}, which others read, too: it must leave what it is shown as it is. "
@@ -94,7 +91,7 @@ Shown = TypeVar("Shown")
 
 
 def aliased(shown: Shown) -> Shown:
-    """The same values in tensors and lists of their own, so that others do not get what is assigned to these."""
+    """The same memory in tensors and lists of their own: what is assigned to these is not seen by others."""
     copy: Any = shown
     if isinstance(shown, Tensor):
         copy = shown.detach()

@@ -16,7 +16,7 @@ from kdbench.models import build
 from kdbench.models.checkpoints import load_checkpoint, published_accuracy
 from kdbench.models.outputs import Shapes, measure_shapes
 from kdbench.planning.cost import student_cost, teacher_cost, teacher_pass_cost
-from kdbench.store.record import Accuracy, Failure, Record, Result, timestamp
+from kdbench.store.record import Accuracy, Failure, Record
 from kdbench.suite.specs import Adapter, Imported, RunSpec, Scenario, SelfSupervised, Stage, StudentOf
 from kdbench.training.build import (
     TEACHER_TRIAL,
@@ -31,17 +31,8 @@ from kdbench.training.build import (
     teacher_trainer,
     with_head,
 )
-from kdbench.training.checkpoint import write_tensors
-from kdbench.training.context import (
-    JobContext,
-    JobResult,
-    RunFinisher,
-    already_finished,
-    locked,
-    quarantining,
-    restore_or_build,
-)
-from kdbench.training.environment import describe, device_lost, out_of_memory
+from kdbench.training.context import JobContext, JobResult, RunFinisher
+from kdbench.training.environment import device_lost, out_of_memory
 from kdbench.training.loop import Evaluate, failure_of, train
 from kdbench.training.teacher import FrozenTeacher, OnlineTeacher, adapter_trainer, load_adapter
 from kdbench.training.trainer import Trainer
@@ -53,10 +44,10 @@ def train_teacher(spec: Stage, ctx: JobContext) -> JobResult:
     Raises LostTeacher where an earlier stage proves damaged, BadInput where a file of weights is not usable.
     """
     record = ctx.store.teacher(spec.id)
-    with locked([record]) as mine, quarantining(ctx):
+    with ctx.claimed([record]) as mine:
         if not mine:
             return JobResult(busy=[spec.id])
-        if already_finished(record, ctx):
+        if ctx.already_finished(record):
             return JobResult()
         if isinstance(spec, Imported):
             _import_weights(spec, record, ctx)
@@ -82,19 +73,14 @@ def _import_weights(spec: Imported, record: Record, ctx: JobContext) -> None:
         (scores,) = measure([on_device(network, ctx.device)], test)
         accuracy = Accuracy(epoch=0, top1=scores.top1, top5=scores.top5)
     ctx.begin(record, spec.canonical())
-    result = Result(
-        id=record.id,
-        kind="teacher",
-        last=accuracy,
-        best=accuracy,
-        published_top1=published_accuracy(path) if path and accuracy else None,
-        test_images=test_images,
-        weights_sha256=write_tensors(record.weights_file, network.state_dict()),
-        metrics_sha256=record.write_metrics([]),
-    )
+    fields = {
+        "last": accuracy,
+        "best": accuracy,
+        "published_top1": published_accuracy(path) if path and accuracy else None,
+        "test_images": test_images,
+    }
     origin = {"file": path.name} if path else {}
-    times = {"finished": timestamp(), "seconds": 0.0, "sessions": 1}
-    ctx.finish(record, result, {**times, **origin, **describe(ctx.device)})
+    ctx.finish(record, "teacher", network.state_dict(), fields, {"seconds": 0.0, "sessions": 1, **origin})
 
 
 def _train_stage(spec: Stage, record: Record, ctx: JobContext) -> bool:
@@ -120,7 +106,7 @@ def _train_stage(spec: Stage, record: Record, ctx: JobContext) -> bool:
         make = partial(adapter_trainer, spec, ctx.store, ctx.device, len(stream))
     else:
         make = partial(teacher_trainer, spec, ctx.store, ctx.device)
-    trainer, _ = restore_or_build(make, [spec.parent] if spec.parent else [], ctx)
+    trainer, _ = ctx.restore_or_build(make, [spec.parent] if spec.parent else [])
     fields = {
         "train_images": len(stream),
         "test_images": 0 if test is None else len(test),
@@ -137,8 +123,8 @@ def train_cohort(runs: Sequence[RunSpec], ctx: JobContext) -> JobResult:
     Raises LostTeacher where a stage of their teacher proves damaged.
     """
     records = {spec.id: ctx.store.run(spec.id) for spec in runs}
-    with locked(records.values()) as mine, quarantining(ctx):
-        todo = [spec for spec in runs if spec.id in mine and not already_finished(records[spec.id], ctx)]
+    with ctx.claimed(records.values()) as mine:
+        todo = [spec for spec in runs if spec.id in mine and not ctx.already_finished(records[spec.id])]
         for spec in todo:
             ctx.begin(records[spec.id], spec.canonical())
         finished = not todo or _train_within_memory(todo, ctx)
@@ -221,7 +207,7 @@ def _build_student(
         return student_trainer(spec, ctx.store, network, labels.clone(), ctx.device, adapters, shapes)
 
     try:
-        return restore_or_build(make, spec.dependencies, ctx)
+        return ctx.restore_or_build(make, spec.dependencies)
     except (Exception, SystemExit) as error:
         if isinstance(error, DamagedTeacher) or out_of_memory(error) or device_lost(error):
             raise

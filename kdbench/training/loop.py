@@ -26,7 +26,9 @@ from kdbench.training.trainer import Trainer
 
 
 TELL_SECONDS = 5.0
-"""Between two reports from within an epoch."""
+"""The time between two reports within an epoch."""
+SAVE_SHARE = 20
+"""Before trainers are saved again, they train at least this many times as long as saving them took."""
 
 Evaluate = Callable[[Sequence[nn.Module]], list[Scores]]
 """A test of networks, which it leaves in eval mode."""
@@ -95,19 +97,19 @@ class EpochTimer:
         self.started = self.counted = self.told = time.perf_counter()
 
     def count(self, trainers: Sequence[Trainer]) -> None:
-        """Add what has passed to the seconds of some trainers."""
+        """Share the time since the last count among some trainers."""
         now = time.perf_counter()
         for trainer in trainers:
             trainer.progress.seconds += (now - self.counted) / len(trainers)
         self.counted = now
 
     def end(self, trainers: Sequence[Trainer]) -> float:
-        """Count, and return how many images a second were seen, those of all trainers together."""
+        """Count, and return the images per second of all trainers together."""
         self.count(trainers)
         return self._speed(self.counted)
 
     def tell(self, callbacks: Callbacks, images: int) -> None:
-        """Tell how far the trainers are in an epoch of so many images, if that was not told just now."""
+        """Report how far the trainers are in an epoch of ``images`` images, unless that was reported just now."""
         now = time.perf_counter()
         if now - self.told < TELL_SECONDS:
             return
@@ -134,10 +136,10 @@ def train_epoch(
 ) -> bool:
     """One pass over the stream, or what each trainer has left of it. Returns False if asked to stop on the way.
 
-    The teacher stays out of an epoch in which no trainer reads it, and out of the batches that are behind all who do: it is
-    as far as the one of these that is furthest behind.
+    The teacher skips an epoch in which no trainer reads it, and the batches that all its readers have seen: it is as far as
+    the reader that is furthest behind.
 
-    Where a trainer fails in its step, what it was shown is made anew for those behind it: it may have written into that.
+    Where a trainer fails in its step, batch and outputs are made anew for those after it: it may have written into them.
     """
     readers = [trainer.progress.batches for trainer in group if trainer.reads_teacher]
     if not readers:
@@ -291,16 +293,12 @@ def failure_of(error: BaseException, epoch: int) -> Failure:
 def _save(trainers: Sequence[Trainer], teacher: FrozenTeacher | None, callbacks: Callbacks, *, now: bool) -> None:
     """Write checkpoints of all that go on, if it is time."""
     active = [trainer for trainer in trainers if trainer.active]
-    if active and (now or _due(active, callbacks.checkpoint_seconds)):
+    if not active:
+        return
+    wait = callbacks.checkpoint_seconds
+    if wait:
+        wait = max(wait, SAVE_SHARE * sum(trainer.save_seconds for trainer in active))
+    if now or time.monotonic() - min(trainer.saved_at for trainer in active) >= wait:
         state = teacher.state() if teacher else {}
         for trainer in active:
             save_checkpoint(trainer, state)
-
-
-def _due(trainers: Sequence[Trainer], seconds: float) -> bool:
-    age = time.monotonic() - min(trainer.saved_at for trainer in trainers)
-    return age >= (seconds and max(seconds, _SHARE * sum(trainer.save_seconds for trainer in trainers)))
-
-
-_SHARE = 20
-"""Trainers train at least so many times as long as it took to save them before they are saved again."""

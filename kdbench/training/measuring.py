@@ -21,21 +21,11 @@ from kdbench.models.backbone import Backbone
 from kdbench.models.heads import LinearProbe
 from kdbench.models.outputs import Shapes
 from kdbench.planning.cost import measurement_cost
-from kdbench.store.record import Record, Result, timestamp
+from kdbench.store.record import Record
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import Scenario, StudentOf
 from kdbench.training.build import TEACHER_TRIAL, load_teacher, on_device, online_layers, seeded, with_head
-from kdbench.training.checkpoint import write_tensors
-from kdbench.training.context import (
-    JobContext,
-    JobResult,
-    RunFinisher,
-    already_finished,
-    locked,
-    quarantining,
-    restore_or_build,
-)
-from kdbench.training.environment import describe
+from kdbench.training.context import JobContext, JobResult, RunFinisher
 from kdbench.training.loop import train
 from kdbench.training.trainer import Trainer
 
@@ -50,7 +40,7 @@ def take_measurement(spec: ProbeSpec | SimilaritySpec, ctx: JobContext) -> JobRe
     Raises LostTeacher where a network proves damaged.
     """
     record = ctx.store.measurement(spec.id)
-    with locked([record]) as mine, quarantining(ctx):
+    with ctx.claimed([record]) as mine:
         if not mine:
             return JobResult(busy=[spec.id])
         if ctx.store.measured(spec) is None and record.done():
@@ -58,7 +48,7 @@ def take_measurement(spec: ProbeSpec | SimilaritySpec, ctx: JobContext) -> JobRe
             ctx.emit(
                 "message", text=f"{spec.label}: was measured on other weights; quarantined as {name}, measured again"
             )
-        if already_finished(record, ctx):
+        if ctx.already_finished(record):
             return JobResult()
         ctx.begin(record, spec.canonical())
         if isinstance(spec, ProbeSpec):
@@ -84,7 +74,7 @@ def _train_probe(spec: ProbeSpec, record: Record, ctx: JobContext) -> bool:
         test = ctx.data.test(spec.dataset, spec.recipe)
         tested = len(test)
     make = partial(_probe_trainer, spec, record, trial, ctx)
-    trainer, _ = restore_or_build(make, spec.dependencies, ctx)
+    trainer, _ = ctx.restore_or_build(make, spec.dependencies)
     fields = {"train_images": len(stream), "test_images": tested, "parent_sha256": trainer.made_on}
     conclude = RunFinisher(ctx, "measurement", {spec.id: measurement_cost(spec)}, fields)
     return train([trainer], None, stream, partial(measure, test=test), ctx.callbacks(conclude))
@@ -125,29 +115,24 @@ def _compare(spec: SimilaritySpec, record: Record, ctx: JobContext) -> None:
         for temperature in TEMPERATURES:
             value = kl_divergence(ours.logits, theirs.logits, temperature)
             sums[temperature] += float(value) * len(labels)
-    seen, known = (torch.cat(each) for each in zip(*embeddings, strict=True))
+    student_embeddings, teacher_embeddings = map(torch.cat, zip(*embeddings, strict=True))
     correlations = {
         "student": class_correlation(_classifier(student)),
         "teacher": class_correlation(_classifier(teacher)),
     }
-    values = {f"kl_t{temperature:g}": total / len(seen) for temperature, total in sums.items()}
-    values["cka"] = linear_cka(seen, known)
+    values = {f"kl_t{temperature:g}": total / len(student_embeddings) for temperature, total in sums.items()}
+    values["cka"] = linear_cka(student_embeddings, teacher_embeddings)
     values["class_correlation_difference"] = float((correlations["student"] - correlations["teacher"]).abs().mean())
     undefined = {name: "not a finite number" for name, value in values.items() if not math.isfinite(value)}
-    if "cka" in undefined and (is_constant(seen) or is_constant(known)):
+    if "cka" in undefined and (is_constant(student_embeddings) or is_constant(teacher_embeddings)):
         undefined["cka"] = "the same embedding for all images"
-    result = Result(
-        id=record.id,
-        kind="measurement",
-        values={name: value for name, value in values.items() if name not in undefined},
-        undefined=undefined or None,
-        parent_sha256=ctx.store.hashes(spec.dependencies),
-        test_images=len(seen),
-        weights_sha256=write_tensors(record.weights_file, correlations),
-        metrics_sha256=record.write_metrics([]),
-    )
-    metadata = {"finished": timestamp(), "sessions": 1, "macs": measurement_cost(spec), **describe(ctx.device)}
-    ctx.finish(record, result, metadata)
+    fields = {
+        "values": {name: value for name, value in values.items() if name not in undefined},
+        "undefined": undefined or None,
+        "parent_sha256": ctx.store.hashes(spec.dependencies),
+        "test_images": len(student_embeddings),
+    }
+    ctx.finish(record, "measurement", correlations, fields, {"sessions": 1, "macs": measurement_cost(spec)})
 
 
 def _teacher(spec: SimilaritySpec, ctx: JobContext) -> Backbone:

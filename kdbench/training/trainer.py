@@ -55,7 +55,7 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
 
 
 LIKENESS_EPOCHS = 10
-"""So many epochs at the end of a training, as SemCKD's Table 5 averages over."""
+"""The number of epochs at the end of a training over which likeness is averaged, as in SemCKD's Table 5."""
 
 
 @dataclass
@@ -132,19 +132,19 @@ class Trainer:
         return "" if self.progress.epoch < 0 else self.main_transforms
 
     def seek(self, progress: Progress) -> None:
-        """Stand where ``progress`` says, with a fresh optimiser of what trains from there on."""
+        """Move to ``progress``, with a fresh optimiser for what trains from there on."""
         self.progress = progress
         parameters = [p for module in self._training(progress.epoch + 1) for p in module.parameters()]
         self.optimiser = make_optimiser(parameters, self.recipe)
 
     def _training(self, epoch: int) -> list[nn.Module]:
-        """What trains in an epoch."""
+        """The modules that train in an epoch."""
         if epoch < 1 and self.initial:
             return [*self.network.feature_modules(), self.initial[1]]
         return [*self.trained, self.terms]
 
     def begin_epoch(self, epoch: int, teacher: Backbone | None = None, stream: Batches | None = None) -> None:
-        """Set modes and rate. At its beginning sums are forgotten, and terms prepare, each with a copy of the teacher."""
+        """Set modes and learning rate. At its start, reset the sums and let terms prepare, each with a copied teacher."""
         beginning = not self.progress.batches
         self.network.eval()
         self.terms.eval()
@@ -165,9 +165,9 @@ class Trainer:
         ``copies`` is what the teacher gives for the batch's transformed copies, where a term looks at those: the network
         then sees images and copies in one pass, and its other terms see what it gives for the images.
 
-        What draws random numbers on its way gets those of this run and step, whoever else trains in the process. A short
-        batch is left out whole where a term needs full ones, and so is a last one of a single image where that gives a batch
-        norm a single value of each channel, which has no variance: torch refuses it, and so the authors' code stops there.
+        Random numbers depend on the run and the step alone, whoever else trains in the process. A short batch is left out
+        whole where a term needs full ones, and so is a last one of a single image where that gives a batch norm a single
+        value of each channel, which has no variance: torch refuses it, and so the authors' code stops there.
 
         Raises BadInput where a term writes into what it is shown: then ``batch`` and the teacher's outputs are spoiled.
         """
@@ -216,7 +216,7 @@ class Trainer:
     def _losses(
         self, outputs: Outputs, teacher: Outputs | None, copies: Outputs | None, batch: Batch, watch: Watch
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is minimised, and the terms that it is made of."""
+        """The loss to minimise, a scalar, and the value of each term."""
         watch.add("student", outputs)
         upright = rows_of(outputs, slice(None, None, 1 + VIEWS_PER_IMAGE)) if self.transforms else outputs
         shown = teacher or upright
@@ -238,9 +238,9 @@ class Trainer:
         return sum((self.weights[name] * value for name, value in values.items()), zero), values
 
     def end_epoch(self, epoch: int, scores: Scores | None, likeness: Mapping[str, float] | None = None) -> None:
-        """Write down an epoch's mean losses, test accuracy and likeness to the teacher.
+        """Record an epoch's mean losses, test accuracy and likeness to the teacher.
 
-        A loss that is not a number ends the run.
+        A loss that is not finite ends the run.
         """
         means = {name: float(value) / self.progress.images for name, value in self.sums.items()}
         wrong = [name for name, value in means.items() if not math.isfinite(value)]

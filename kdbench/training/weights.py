@@ -1,4 +1,4 @@
-"""Where the files of weights from elsewhere are."""
+"""Finds, checks and downloads the files of weights that were trained elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kdbench.suite.specs import Imported
 class WeightFiles:
     """Where files of weights are: the user's by their SHA-256, the published ones in one folder.
 
-    ``note`` hears why it takes long.
+    ``note`` is told what a download waits for.
     """
 
     folder: Path
@@ -29,7 +29,7 @@ class WeightFiles:
     def find(self, spec: Imported) -> Path | None:
         """The file of a teacher's first stage, checked; None for random weights.
 
-        Raises BadInput with what to do where it is not there.
+        Raises BadInput, with what to do, where the file is missing or another one.
         """
         if spec.weights.source == "random":
             return None

@@ -37,7 +37,7 @@ ALIVE_SECONDS = 2.0
 
 
 class Channel:
-    """Both directions of the talk with the parent process, which hears every few seconds that this one is alive."""
+    """The channel to and from the parent process, which is told every few seconds that this process is alive."""
 
     def __init__(self, source: TextIO, sink: TextIO) -> None:
         self.sink = sink
@@ -60,7 +60,7 @@ class Channel:
             os._exit(0)
 
     def close(self) -> None:
-        """Let nothing be sent any more: no thread may be writing when the interpreter ends."""
+        """Stop sending: no thread may be writing when the interpreter ends."""
         self.closed.set()
         self.pulse.join()
 

@@ -11,7 +11,6 @@ from kdbench.errors import BadRecord, LostTeacher
 from kdbench.suite.specs import Scenario
 from kdbench.training import jobs
 from kdbench.training.build import DamagedTeacher, load_teacher, online_layers, with_head
-from kdbench.training.context import quarantining
 from kdbench.training.teacher import FrozenTeacher, OnlineTeacher
 
 
@@ -92,10 +91,10 @@ def test_a_damaged_backbone_is_found_before_its_new_layers_are_trained(bench, ma
 def test_a_teacher_that_is_lost_and_rebuilt_by_others_is_left_alone(bench, teacher):
     shop = bench()
     jobs.train_teacher(teacher, shop.shop)
-    with pytest.raises(LostTeacher, match="another process has made it again"), quarantining(shop.shop):
+    with pytest.raises(LostTeacher, match="another process has made it again"), shop.shop.claimed([]):
         raise DamagedTeacher("odd", teacher)
     another = shop.store.teacher(teacher.id).lock()
-    with another, pytest.raises(LostTeacher, match="another process trains it"), quarantining(shop.shop):
+    with another, pytest.raises(LostTeacher, match="another process trains it"), shop.shop.claimed([]):
         raise DamagedTeacher("odd", teacher)
     assert shop.store.teacher(teacher.id).done()
 
