@@ -67,7 +67,7 @@ def _measure(
     network: nn.Module, train: Iterable[tuple[Tensor, Tensor]], test: Iterable[tuple[Tensor, Tensor]], classes: int
 ) -> Scores:
     known = [(_unit(network, images), labels) for images, labels in train]
-    embeddings, labels = torch.cat([each for each, _ in known]), torch.cat([each for _, each in known])
+    embeddings, labels = map(torch.cat, zip(*known, strict=True))
     total, count = torch.zeros(2, dtype=torch.int64, device=labels.device), 0
     for images, right in test:
         cosine, nearest = (_unit(network, images) @ embeddings.T).topk(min(NEIGHBOURS, len(labels)), dim=1)

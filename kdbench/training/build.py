@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -27,9 +29,9 @@ from kdbench.models.heads import Branch, NodeEmbedding
 from kdbench.models.outputs import Outputs, Shapes, measure_shapes
 from kdbench.store.store import Store
 from kdbench.suite.specs import (
+    Adapter,
     DatasetSpec,
     FineTuned,
-    HeadSpec,
     NewLayers,
     Preprocessing,
     RunSpec,
@@ -38,9 +40,13 @@ from kdbench.suite.specs import (
     StudentOf,
     Supervised,
     Teacher,
+    digest,
 )
-from kdbench.training.seeds import seed_key
 from kdbench.training.trainer import Trainer
+
+
+TEACHER_TRIAL = -1
+"""A teacher's stream is that of a trial of its own, so that no student sees the teacher's batches."""
 
 
 class NTXent(Term):
@@ -79,16 +85,53 @@ def nt_xent(projections: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(similarity, other)
 
 
-def new_network(name: str, spec: DatasetSpec, node_embedding: int | None, *seed: object) -> Backbone:
-    """A network with fresh weights, drawn from ``seed`` on the CPU, whatever the device and whatever was drawn before."""
-    classes = spec.class_count
+def seed_key(spec: RunSpec | Stage) -> str:
+    """Twelve hexadecimal digits that the randomness of a run, or of a teacher's stage, depends on.
+
+    They are the hash of a fixed form of the spec, so renaming a field changes ids and leaves every result as it was.
+    """
+    return digest(_form_of_run(spec) if isinstance(spec, RunSpec) else _form_of_stage(spec))
+
+
+def _form_of_run(run: RunSpec) -> dict[str, Any]:
+    form = _fields(run, "teacher_view", "adapters")
+    form |= {"teacher": _form_of_stage(run.teacher)} if run.teacher else {}
+    form |= {"view": run.teacher_view.canonical()} if run.teacher_view else {}
+    return form | ({"parts": [_form_of_stage(adapter) for adapter in run.adapters]} if run.adapters else {})
+
+
+def _form_of_stage(stage: Stage) -> dict[str, Any]:
+    """The fields of a stage on top of those of its parents."""
+    match stage:
+        case StudentOf():
+            return {"network": stage.network, "dataset": stage.dataset.canonical(), "student": _form_of_run(stage.run)}
+        case FineTuned() | NewLayers():
+            return _form_of_stage(stage.parent) | _fields(stage, "parent")
+        case Adapter():
+            below = _form_of_stage(stage.parent) | {"dataset": stage.dataset.canonical()}
+            return below | {"part": _fields(stage, "parent", "dataset")}
+    return _fields(stage)
+
+
+def _fields(spec: RunSpec | Stage, *left_out: str) -> dict[str, Any]:
+    return {name: value for name, value in spec.canonical().items() if name not in ("kind", *left_out)}
+
+
+@contextmanager
+def seeded(*seed: object) -> Iterator[None]:
+    """Draw random numbers from ``seed`` on the CPU, whatever the device and whatever was drawn before."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of("weights", name, spec.canonical(), *seed))
-        return _drawn(name, classes, node_embedding)
+        torch.manual_seed(seed_of(*seed))
+        yield
+
+
+def new_network(name: str, spec: DatasetSpec, node_embedding: int | None, *seed: object) -> Backbone:
+    """A network with fresh weights, drawn from ``seed``."""
+    with seeded("weights", name, spec.canonical(), *seed):
+        return _drawn(name, spec.class_count, node_embedding)
 
 
 def _drawn(name: str, classes: int, node_embedding: int | None) -> Backbone:
-    """A network with weights from torch's own generator."""
     network = build(name, classes)
     return network if node_embedding is None else NodeEmbedding(network, classes=classes, width=node_embedding)
 
@@ -99,40 +142,46 @@ def student_trainer(
     teacher: nn.Module | None,
     labels: Tensor,
     device: torch.device,
-    parts: Sequence[Part] = (),
-    shown: Shapes | None = None,
+    adapters: Sequence[Part] = (),
+    teacher_shapes: Shapes | None = None,
 ) -> Trainer:
     """The trainer of a run. Its first weights depend on student, data set and trial; its terms' on the run.
 
-    labels: [N] int64, of all training images, as the student learns them
-    parts:  what its terms have trained on the teacher, in the order of ``spec.adapters``
-    shown:  the sizes of what the teacher gives; measured where they are not known yet
+    labels:         [N] int64, of all training images, as the student learns them
+    adapters:       what its terms have trained on the teacher, in the order of ``spec.adapters``
+    teacher_shapes: the sizes of the teacher's outputs; measured where they are not known yet
     """
     network = new_network(spec.student, spec.dataset, spec.recipe.node_embedding, "student", spec.trial)
     shapes = measure_shapes(network, seen_size(spec.dataset, spec.recipe))
-    if teacher is not None and shown is None:
-        shown = measure_shapes(teacher, seen_size(spec.dataset, spec.teacher_view or spec.recipe))
+    if teacher is None:
+        teacher_shapes = shapes
+    elif teacher_shapes is None:
+        teacher_shapes = measure_shapes(teacher, seen_size(spec.dataset, spec.teacher_view or spec.recipe))
     context = TermContext(
         student=shapes,
-        teacher=shown if teacher is not None and shown else shapes,
+        teacher=teacher_shapes,
         classes=shapes.logits,
         train_size=len(labels),
         batch_size=spec.recipe.batch,
         labels=labels,
         branch=lambda: Branch(_drawn(spec.student, shapes.logits, spec.recipe.node_embedding)),
     )
-    trained = {adapter.term: part for adapter, part in zip(spec.adapters, parts, strict=True)}
+    trained = {stage.term: adapter for stage, adapter in zip(spec.adapters, adapters, strict=True)}
     terms: dict[str, Term] = {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of("terms", seed_key(spec)))
+    with seeded("terms", seed_key(spec)):
         for use in spec.terms:
             store.keep_source(term(use.name, use.source_sha256).source)
             own = replace(context, part=trained.get(use.name))
             terms[module_key(use.name)] = build_term(use.name, own, use.source_sha256, **use.hyperparameters).to(device)
-    weights = {module_key(use.name): use.weight for use in spec.terms}
-    keep_best = spec.checkpoint == "best"
-    record, network = store.run(spec.id), on_device(network, device)
-    return Trainer(record, network, terms, weights, spec.recipe, seed=seed_key(spec), keep_best=keep_best)
+    return Trainer(
+        store.run(spec.id),
+        on_device(network, device),
+        terms,
+        {module_key(use.name): use.weight for use in spec.terms},
+        spec.recipe,
+        seed=seed_key(spec),
+        keep_best=spec.checkpoint == "best",
+    )
 
 
 def teacher_trainer(
@@ -142,8 +191,8 @@ def teacher_trainer(
 
     Raises BadRecord where the parent is not what was stored.
     """
-    modules: list[nn.Module] | None = None
     network: Backbone
+    modules: list[nn.Module] | None = None
     if isinstance(spec, NewLayers):
         network = headed = with_head(load_teacher(spec.parent, store, device), spec)
         modules = [headed.node, headed.fc]
@@ -152,13 +201,16 @@ def teacher_trainer(
     if isinstance(spec, SelfSupervised):
         network.remove_classifier()
     elif isinstance(spec, FineTuned):
-        parent = load_teacher(spec.parent, store, torch.device("cpu"))
-        load_encoder(network, parent, classifier=spec.parent.has_classifier)
+        load_encoder(network, load_teacher(spec.parent, store, torch.device("cpu")))
     network = on_device(network, device)
     shapes = measure_shapes(network, seen_size(spec.dataset, spec.recipe))
     context = TermContext(shapes, shapes, shapes.logits, 0, spec.recipe.batch)
+    terms: dict[str, Term]
     if isinstance(spec, SelfSupervised):
-        terms: dict[str, Term] = {"simclr": _contrast(spec, context).to(device)}
+        how = spec.pretraining
+        with seeded("projection", seed_key(spec)):
+            contrast = NTXent(context, temperature=how.temperature, projection=how.projection)
+        terms = {"simclr": contrast.to(device)}
     else:
         terms = {"ce": build_term("ce", context)}
     return Trainer(
@@ -173,35 +225,23 @@ def teacher_trainer(
     )
 
 
-def _contrast(spec: SelfSupervised, context: TermContext) -> Term:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of("projection", seed_key(spec)))
-        return NTXent(context, temperature=spec.pretraining.temperature, projection=spec.pretraining.projection)
-
-
-def load_encoder(network: Backbone, encoder: Backbone, *, classifier: bool = False) -> None:
-    """Fill a network with an encoder's weights; its classifier stays as it is, unless the encoder brings one."""
-    if classifier:
-        network.load_state_dict(encoder.state_dict())
-        return
-    name = f"{network.classifier_name}."
-    own = {key: value for key, value in network.state_dict().items() if key.startswith(name)}
-    network.load_state_dict({**encoder.state_dict(), **own})
+def load_encoder(network: Backbone, encoder: Backbone) -> None:
+    """Fill a network with an encoder's weights; its classifier stays as it is where the encoder has none."""
+    network.load_state_dict({**network.state_dict(), **encoder.state_dict()})
 
 
 def with_head(backbone: Backbone, spec: NewLayers) -> NodeEmbedding:
     """New layers, freshly drawn, on a frozen backbone. The draw depends on backbone, data set and width alone."""
     backbone.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of("head", seed_key(spec.parent), spec.dataset.canonical(), spec.head.width))
+    with seeded("head", seed_key(spec.parent), spec.dataset.canonical(), spec.head.width):
         return NodeEmbedding(backbone, classes=spec.dataset.class_count, width=spec.head.width)
 
 
-def online_layers(run: RunSpec, teacher: Teacher, head: HeadSpec) -> NewLayers:
-    """The new layers that learn on a run's teacher during the run."""
-    if isinstance(teacher, NewLayers | StudentOf):
+def online_layers(run: RunSpec) -> NewLayers:
+    """The new layers that learn on a run's teacher during the run. Raises ValueError where none do."""
+    if run.teacher is None or run.head is None or isinstance(run.teacher, NewLayers | StudentOf):
         raise ValueError("new layers learn on a teacher that has none yet")
-    return NewLayers(parent=teacher, dataset=run.dataset, head=head)
+    return NewLayers(parent=run.teacher, dataset=run.dataset, head=run.head)
 
 
 def load_teacher(spec: Teacher, store: Store, device: torch.device) -> Backbone:
@@ -209,10 +249,11 @@ def load_teacher(spec: Teacher, store: Store, device: torch.device) -> Backbone:
 
     Raises DamagedTeacher where a file is not what was stored.
     """
-    headed = isinstance(spec, NewLayers)
-    network = (
-        with_head(load_teacher(spec.parent, store, device), spec) if isinstance(spec, NewLayers) else meta_network(spec)
-    )
+    network: Backbone
+    if headed := isinstance(spec, NewLayers):
+        network = with_head(load_teacher(spec.parent, store, device), spec)
+    else:
+        network = meta_network(spec)
     record = store.record_of(spec)
     try:
         store.check_teacher(spec)
@@ -319,7 +360,6 @@ def _absent(id: str, store: Store) -> str:
         return f"run {id} in {store.root} failed: {failure.reason}"
     if record.has_result_file() or record.has_checkpoint():
         return f"run {id} in {store.root} is not finished: run its suite again to resume it"
-    known = [each.id for each in store.records("runs")]
-    near = nearest(id, known)
+    near = nearest(id, [run.id for run in store.records("runs")])
     hint = f"Did you mean '{near}'?" if near else command("list", "runs", results=store.root) + " lists them."
     return f"no run '{id}' in {store.root}. {hint}"

@@ -1,26 +1,30 @@
-"""The context of a job, and how a job ends its records."""
+"""What a job of a worker works with, how it claims its records, resumes their trainers and ends them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from filelock import Timeout
+from torch import Tensor
 
 from kdbench.data.stream import DataSource
-from kdbench.store.record import Failure, Kind, Record
+from kdbench.errors import BadRecord, LostTeacher
+from kdbench.files import quarantine, write_bytes
+from kdbench.store.record import NO_WEIGHTS, Failure, Kind, Record, Result, timestamp
 from kdbench.store.store import Store
-from kdbench.training.checkpoint import finish
-from kdbench.training.environment import describe
+from kdbench.suite.specs import Stage
+from kdbench.training.build import DamagedTeacher
+from kdbench.training.checkpoint import DamagedCheckpoint, as_safetensors, load_checkpoint
+from kdbench.training.environment import Settings, describe
 from kdbench.training.loop import Callbacks
+from kdbench.training.teacher import load_stage
 from kdbench.training.trainer import Trainer
 from kdbench.training.weights import WeightFiles
-
-
-Emit = Callable[..., None]
 
 
 @dataclass
@@ -43,7 +47,7 @@ class JobContext:
     data: DataSource
     weights: WeightFiles
     device: torch.device
-    emit: Emit
+    emit: Callable[..., None]
     should_stop: Callable[[], bool]
     checkpoint_seconds: float
     waited: bool = False
@@ -54,69 +58,162 @@ class JobContext:
         return Callbacks(self._on_progress, self._on_epoch, on_finish, self.should_stop, self.checkpoint_seconds)
 
     def _on_progress(self, trainer: Trainer, share: float, speed: float) -> None:
-        facts = {"id": trainer.record.id, "epoch": trainer.progress.epoch, **trainer.length}
-        self.emit("under way", **facts, share=share, images_per_second=speed)
+        place = {"id": trainer.record.id, "epoch": trainer.progress.epoch, **trainer.length}
+        self.emit("under way", **place, share=share, images_per_second=speed)
 
     def _on_epoch(self, trainer: Trainer, speed: float) -> None:
         row = trainer.progress.metrics[-1]
-        facts = {"id": trainer.record.id, **trainer.length, "images_per_second": speed}
-        self.emit("epoch", **facts, **{key: row.get(key) for key in ("epoch", "loss", "top1")})
+        scores = {key: row.get(key) for key in ("epoch", "loss", "top1")}
+        self.emit("epoch", id=trainer.record.id, **trainer.length, images_per_second=speed, **scores)
+
+    @contextmanager
+    def claimed(self, records: Iterable[Record]) -> Iterator[set[str]]:
+        """Lock those records that no other process has locked, and yield their ids.
+
+        A stage of a teacher that proves damaged meanwhile is quarantined. Raises LostTeacher then.
+        """
+        with _locked(records) as mine:
+            try:
+                yield mine
+            except DamagedTeacher as error:
+                raise LostTeacher(f"{error}; {self._quarantine(error.spec)}") from None
+
+    def _quarantine(self, stage: Stage) -> str:
+        """Quarantine a damaged stage of a teacher, unless another process has done so. Returns what becomes of it."""
+        record = self.store.record_of(stage)
+        with _locked([record]) as mine:
+            if not mine:
+                return "another process trains it"
+            try:
+                load_stage(stage, self.store, self.device)
+            except BadRecord:
+                name = quarantine(record.folder).name if record.folder.is_dir() else "already"
+                return f"the teacher is quarantined ({name}) and redone"
+        return "another process has made it again"
+
+    def already_finished(self, record: Record) -> bool:
+        """Whether a locked record needs no training; if so, report how it ended."""
+        failure = record.failure() if self.waited else None
+        if record.done() and (result := record.result()):
+            record.cleanup()
+            self.report(result)
+            return True
+        if failure:
+            self.emit("failed", id=record.id, reason=failure.reason)
+        return failure is not None
+
+    def begin(self, record: Record, spec: dict[str, Any]) -> None:
+        """Prepare a record for training."""
+        for message in record.begin(spec):
+            self.emit("message", text=message)
+
+    def restore_or_build(
+        self, build: Callable[[], Trainer], parents: Sequence[Stage]
+    ) -> tuple[Trainer, dict[str, Any]]:
+        """A trainer at its last checkpoint, or at its beginning; and the teacher's state at that moment.
+
+        A checkpoint is quarantined where ``parents``, the networks that the trainer depends on, had other weights then.
+        """
+
+        def build_on_parents() -> Trainer:
+            trainer = build()
+            trainer.parent_sha256 = self.store.hashes(parents) or None
+            return trainer
+
+        settings = Settings()
+        try:
+            trainer = build_on_parents()
+            try:
+                teacher_state, message = load_checkpoint(trainer)
+            except DamagedCheckpoint as error:
+                trainer, teacher_state, message = build_on_parents(), {}, str(error)
+        finally:
+            if changed := settings.put_back():
+                text = f"loading a run's terms changed torch's {', '.join(changed)}: put back, for all runs share it"
+                self.emit("message", text=text)
+        if message:
+            place = {"epoch": trainer.progress.epoch, "batches": trainer.progress.batches}
+            self.emit("resumed", id=trainer.record.id, text=message, **place, **trainer.length)
+        trainer.progress.sessions += 1
+        return trainer, teacher_state
+
+    def finish(
+        self,
+        record: Record,
+        kind: Kind,
+        weights: Mapping[str, Tensor],
+        fields: Mapping[str, Any],
+        metadata: Mapping[str, Any],
+        metrics: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        """Store weights, metrics and, last of all, the result, and report it.
+
+        The result holds the hash even of discarded weights. ``fields`` are those of a Result; ``metadata`` is what the work
+        cost.
+        """
+        content = as_safetensors(weights)
+        kept = record.id not in self.discard_weights
+        if kept:
+            write_bytes(record.weights_file, content)
+        result = Result(
+            id=record.id,
+            kind=kind,
+            **fields,
+            weights_sha256=hashlib.sha256(content).hexdigest(),
+            metrics_sha256=record.write_metrics(list(metrics)),
+        )
+        mark = {} if kept else NO_WEIGHTS
+        record.finish(result, {"finished": timestamp(), **metadata, **describe(self.device), **mark})
+        self.report(result)
+
+    def report(self, result: Result) -> None:
+        """Report that a record is finished."""
+        self.emit("finished", id=result.id, top1=result.last.top1 if result.last else None)
+
+    def fail(self, record: Record, failure: Failure) -> None:
+        """Store a failure and report it."""
+        record.fail(failure)
+        self.emit("failed", id=record.id, reason=failure.reason)
 
 
 @contextmanager
-def locked(records: Sequence[Record]) -> Iterator[list[Record]]:
-    """Lock those records that no other process has locked, and yield them."""
+def _locked(records: Iterable[Record]) -> Iterator[set[str]]:
+    """Lock those records that no other process has locked, and yield their ids."""
     with ExitStack() as stack:
-        mine = []
+        mine = set()
         for record in records:
-            lock = record.lock()
             try:
-                stack.enter_context(lock.acquire(timeout=0))
+                stack.enter_context(record.lock().acquire(timeout=0))
             except Timeout:
                 continue
-            mine.append(record)
+            mine.add(record.id)
         yield mine
-
-
-def fail(record: Record, failure: Failure, ctx: JobContext) -> None:
-    """Store a failure and report it."""
-    record.fail(failure)
-    ctx.emit("failed", id=record.id, reason=failure.reason)
 
 
 @dataclass(frozen=True)
 class RunFinisher:
     """Stores the result or the failure of each trainer that has ended.
 
-    ``macs`` holds the multiply-accumulates of each, by id; ``samples`` are the fields of the result that describe images
-    and labels under a scenario; ``finalize`` stores the teacher that learned with the student, and returns the fields of the
-    result that describe it.
+    ``macs`` holds the multiply-accumulates of each, by id; ``fields`` are those of the result that all trainers share;
+    ``finalize`` stores the teacher that learned with the student, and returns the fields of the result that describe it.
     """
 
     ctx: JobContext
     kind: Kind
-    train_images: int
-    test_images: int
-    macs: dict[str, float]
-    measure: Literal["classifier", "neighbours"] = "classifier"
-    samples: dict[str, Any] = field(default_factory=dict)
+    macs: Mapping[str, float]
+    fields: Mapping[str, Any]
     finalize: Callable[[Record], dict[str, Any]] | None = None
 
     def __call__(self, trainer: Trainer) -> None:
-        """Store the failure or the result, and report it."""
+        """Store the failure or the result."""
+        record, progress = trainer.record, trainer.progress
         if trainer.failure is not None:
-            fail(trainer.record, trainer.failure, self.ctx)
+            self.ctx.fail(record, trainer.failure)
             return
-        about = {"macs": self.macs[trainer.record.id], **describe(self.ctx.device)}
-        facts: dict[str, Any] = {
-            "train_images": self.train_images,
-            "test_images": self.test_images,
-            "measure": self.measure,
-            "parent_sha256": trainer.parent_sha256,
-            **self.samples,
-        }
-        if self.finalize and trainer.reads_teacher:
-            facts |= self.finalize(trainer.record)
-        finish(trainer, self.kind, facts, about, keep_weights=trainer.record.id not in self.ctx.discard_weights)
-        last = trainer.last()
-        self.ctx.emit("finished", id=trainer.record.id, top1=last.top1 if last else None)
+        taught = self.finalize(record) if self.finalize and trainer.reads_teacher else {}
+        weights = trainer.best_weights if trainer.keep_best else trainer.trainable_state_dict()
+        fields = {"last": trainer.last(), "best": trainer.best(), **trainer.likeness(), **self.fields, **taught}
+        fields["parent_sha256"] = trainer.parent_sha256
+        seconds, macs = round(progress.seconds, 3), self.macs[record.id]
+        cost = {"seconds": seconds, "sessions": progress.sessions, "macs": macs}
+        self.ctx.finish(record, self.kind, weights or {}, fields, cost, progress.metrics)

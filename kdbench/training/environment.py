@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy
@@ -44,9 +45,8 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out: in torch, on the CPU, in cuBLAS or cuDNN, or in the GPU's driver."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        sign in message_of(error) for sign in _NO_MEMORY
-    )
+    message = message_of(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in message for sign in _NO_MEMORY)
 
 
 _NO_MEMORY = (
@@ -81,44 +81,22 @@ class Settings:
     """torch's settings of this process, which all runs of a worker share, as they are when this is made."""
 
     def __init__(self) -> None:
-        self.found = _read_settings()
+        self.values = {name: read() for name, (read, _) in _SETTINGS.items()}
 
     def put_back(self) -> list[str]:
         """Undo what was changed since; returns the names of the settings."""
-        now = _read_settings()
-        if now == self.found:
-            return []
-        changed = [name for name, before, after in zip(_SETTERS, self.found, now, strict=True) if before != after]
-        for (name, put), value in zip(_SETTERS.items(), self.found, strict=True):
-            if name in changed:
-                put(value)
+        now = Settings().values
+        changed = [name for name, value in self.values.items() if value != now[name]]
+        for name in changed:
+            _SETTINGS[name][1](self.values[name])
         return changed
-
-
-def _read_settings() -> tuple[Any, ...]:
-    cudnn, made = torch.backends.cudnn, torch.empty(0)
-    return (
-        made.device,
-        made.dtype,
-        torch.is_grad_enabled(),
-        torch.get_num_threads(),
-        torch.is_anomaly_enabled(),
-        torch.are_deterministic_algorithms_enabled(),
-        _read_precision(),
-        torch.is_autocast_enabled("cpu"),
-        torch.get_autocast_dtype("cpu"),
-        torch.is_autocast_enabled("cuda"),
-        torch.get_autocast_dtype("cuda"),
-        torch.backends.mkldnn.enabled,
-        (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32),
-    )
 
 
 def _precisions() -> list[Any]:
     """What has a ``fp32_precision`` of its own, those first whose setting is passed on to others; none before torch 2.9."""
-    found = torch.backends
-    operations = (getattr(found.mkldnn, name, None) for name in ("matmul", "conv", "rnn"))
-    places = (found, found.mkldnn, *operations, found.cuda.matmul)
+    backends = torch.backends
+    operations = (getattr(backends.mkldnn, name, None) for name in ("matmul", "conv", "rnn"))
+    places = (backends, backends.mkldnn, *operations, backends.cuda.matmul)
     return [place for place in places if hasattr(place, "fp32_precision")]
 
 
@@ -137,24 +115,29 @@ def _set_precision(values: tuple[str, ...]) -> None:
             place.fp32_precision = value
 
 
+def _read_cudnn() -> tuple[bool, ...]:
+    cudnn = torch.backends.cudnn
+    return cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
+
+
 def _set_cudnn(flags: tuple[bool, ...]) -> None:
     cudnn = torch.backends.cudnn
     cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = flags
 
 
-_SETTERS: dict[str, Callable[[Any], object]] = {
-    "default device": lambda device: torch.set_default_device(None),
-    "default dtype": torch.set_default_dtype,
-    "gradient mode": torch.set_grad_enabled,
-    "number of threads": torch.set_num_threads,
-    "anomaly detection": torch.autograd.set_detect_anomaly,
-    "deterministic algorithms": torch.use_deterministic_algorithms,
-    "float32 matmul precision": _set_precision,
-    "autocast on the CPU": lambda on: torch.set_autocast_enabled("cpu", on),
-    "autocast dtype on the CPU": lambda dtype: torch.set_autocast_dtype("cpu", dtype),
-    "autocast on the GPU": lambda on: torch.set_autocast_enabled("cuda", on),
-    "autocast dtype on the GPU": lambda dtype: torch.set_autocast_dtype("cuda", dtype),
-    "mkldnn": lambda on: setattr(torch.backends.mkldnn, "enabled", on),
-    "cudnn": _set_cudnn,
+_SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
+    "default device": (lambda: torch.empty(0).device, lambda device: torch.set_default_device(None)),
+    "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "gradient mode": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "anomaly detection": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    "deterministic algorithms": (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    "float32 matmul precision": (_read_precision, _set_precision),
+    "autocast on the CPU": (partial(torch.is_autocast_enabled, "cpu"), partial(torch.set_autocast_enabled, "cpu")),
+    "autocast dtype on the CPU": (partial(torch.get_autocast_dtype, "cpu"), partial(torch.set_autocast_dtype, "cpu")),
+    "autocast on the GPU": (partial(torch.is_autocast_enabled, "cuda"), partial(torch.set_autocast_enabled, "cuda")),
+    "autocast dtype on the GPU": (partial(torch.get_autocast_dtype, "cuda"), partial(torch.set_autocast_dtype, "cuda")),
+    "mkldnn": (lambda: torch.backends.mkldnn.enabled, lambda on: setattr(torch.backends.mkldnn, "enabled", on)),
+    "cudnn": (_read_cudnn, _set_cudnn),
 }
-"""How each of the settings is put back, in the order in which they are read."""
+"""How each setting is read and put back."""

@@ -1,4 +1,4 @@
-"""What the terms of a run are shown, and what keeps them from changing it for other runs and other terms."""
+"""The inputs that runs and terms share, and checks that no term changes them for the others."""
 
 from __future__ import annotations
 
@@ -31,24 +31,21 @@ class Watch:
 
     def __init__(self, *, values: bool, start: int) -> None:
         self.values, self.start = values, start
-        self.named: list[tuple[str, Tensor]] = []
-        self.marks: list[tuple[int, int]] = []
-        self.samples: list[Tensor] = []
+        self.watched: list[tuple[str, Tensor, tuple[int, int], Tensor | None]] = []
 
     def add(self, name: str, shown: object) -> None:
         """Watch all tensors of what is shown under this name, as they are now."""
-        found = list(_tensors(name, shown))
-        self.named += found
-        self.marks += [_mark(each) for _, each in found]
-        if self.values:
-            self.samples += [self._sample(each).clone() for _, each in found]
+        for path, tensor in _tensors(name, shown):
+            sample = self._sample(tensor).clone() if self.values else None
+            self.watched.append((path, tensor, _mark(tensor), sample))
 
     def check(self, culprit: str) -> None:
         """Raise BadInput, which names the culprit, where a tensor is not what it was."""
-        changed = [name for mark, (name, each) in zip(self.marks, self.named, strict=True) if mark != _mark(each)]
-        if self.values and not changed:
-            seen = zip(self.samples, self.named, strict=True)
-            changed = [name for before, (name, each) in seen if not torch.equal(before, self._sample(each))]
+        changed = [path for path, tensor, mark, _ in self.watched if mark != _mark(tensor)] or [
+            path
+            for path, tensor, _, sample in self.watched
+            if sample is not None and not torch.equal(sample, self._sample(tensor))
+        ]
         if changed:
             raise BadInput(
                 f"{culprit} writes into {changed[0]}, which others read, too: it must leave what it is shown as it is. "
@@ -86,28 +83,25 @@ def _tensors(name: str, shown: object) -> Iterator[tuple[str, Tensor]]:
         for key, value in shown.items():
             yield from _tensors(f"{name}['{key}']", value)
     elif isinstance(shown, Batch | AugmentedViews):
-        for each in fields(shown):
-            yield from _tensors(f"{name}.{each.name}", getattr(shown, each.name))
+        for attribute in fields(shown):
+            yield from _tensors(f"{name}.{attribute.name}", getattr(shown, attribute.name))
+
+
+Shown = TypeVar("Shown")
 
 
 def aliased(shown: Shown) -> Shown:
-    """The same values in tensors and lists of their own, so that others do not get what is assigned to these."""
-    return cast(Shown, _aliased(shown))
-
-
-Shown = TypeVar("Shown", Outputs, Batch)
-
-
-def _aliased(shown: Any) -> Any:
+    """The same memory in tensors and lists of their own: what is assigned to these is not seen by others."""
+    copy: Any = shown
     if isinstance(shown, Tensor):
-        return shown.detach()
-    if isinstance(shown, Outputs):
-        return _mapped(Tensor.detach, shown)
-    if isinstance(shown, Mapping):
-        return MappingProxyType({key: _aliased(each) for key, each in shown.items()})
-    if isinstance(shown, Batch | AugmentedViews):
-        return type(shown)(**{each.name: _aliased(getattr(shown, each.name)) for each in fields(shown)})
-    return shown
+        copy = shown.detach()
+    elif isinstance(shown, Outputs):
+        copy = _mapped(Tensor.detach, shown)
+    elif isinstance(shown, Mapping):
+        copy = MappingProxyType({key: aliased(value) for key, value in shown.items()})
+    elif isinstance(shown, Batch | AugmentedViews):
+        copy = type(shown)(**{field.name: aliased(getattr(shown, field.name)) for field in fields(shown)})
+    return cast(Shown, copy)
 
 
 def relisted(outputs: Outputs) -> Outputs:
@@ -126,12 +120,12 @@ def rows_of(outputs: Outputs, rows: slice) -> Outputs:
 
 
 def _mapped(change: Callable[..., Tensor], *outputs: Outputs) -> Outputs:
-    """What a function makes of each tensor, or of those in the same place of several outputs."""
+    """Apply a function to each tensor, or to those in the same place of several outputs."""
 
-    def of_place(*there: Any) -> Any:
-        return change(*there) if isinstance(there[0], Tensor) else list(map(change, *there))
+    def change_field(*values: Any) -> Any:
+        return change(*values) if isinstance(values[0], Tensor) else list(map(change, *values))
 
-    return Outputs(*map(of_place, *outputs))
+    return Outputs(*map(change_field, *outputs))
 
 
 class Replay:

@@ -7,22 +7,28 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from kdbench.data.batch import Batches
 from kdbench.errors import BadInput, reason_of
-from kdbench.evaluation import Scores
+from kdbench.evaluation import LayerSimilarity, Scores
+from kdbench.methods.term import Term
+from kdbench.models.outputs import Outputs
 from kdbench.store.record import Failure
 from kdbench.training.checkpoint import save_checkpoint
 from kdbench.training.environment import Settings, device_lost, out_of_memory
-from kdbench.training.layer_similarity import CachedTeacher, LayerSimilarityMonitor
+from kdbench.training.guard import Watch, aliased, relisted, rows_of
 from kdbench.training.teacher import FrozenTeacher
 from kdbench.training.trainer import Trainer
 
 
 TELL_SECONDS = 5.0
-"""Between two reports from within an epoch."""
+"""The time between two reports within an epoch."""
+SAVE_SHARE = 20
+"""Before trainers are saved again, they train at least this many times as long as saving them took."""
 
 Evaluate = Callable[[Sequence[nn.Module]], list[Scores]]
 """A test of networks, which it leaves in eval mode."""
@@ -55,7 +61,7 @@ def train(
 ) -> bool:
     """Train all trainers to their last epoch. Returns False if asked to stop before. Without ``evaluate`` none is tested.
 
-    Learners that are behind (after a crash, say) train alone until they have caught up: the stream and the teacher replay
+    Trainers that are behind (after a crash, say) train alone until they have caught up: the stream and the teacher replay
     any epoch, so the result is the same in any company.
     """
     while behind := [trainer.progress.epoch for trainer in trainers if trainer.active]:
@@ -67,12 +73,11 @@ def train(
             return False
         alive = [trainer for trainer in group if trainer.failure is None]
         tested = [trainer for trainer in alive if evaluate and trainer.due_for_test(epoch)]
-        found, likeness = _evaluate(tested, teacher, evaluate, epoch) if evaluate else ({}, {})
+        results = _evaluate(tested, teacher, evaluate, epoch) if evaluate else {}
         alive = [trainer for trainer in alive if trainer.failure is None]
         speed = timer.end(alive)
         for trainer in alive:
-            facts = found.get(id(trainer)), likeness.get(id(trainer))
-            _guarded(trainer, partial(trainer.end_epoch, epoch, *facts), epoch)
+            _guarded(trainer, partial(trainer.end_epoch, epoch, *results.get(id(trainer), (None, {}))), epoch)
             if trainer.failure is None:
                 callbacks.on_epoch(trainer, speed)
         _report_finished(group, callbacks)
@@ -92,19 +97,19 @@ class EpochTimer:
         self.started = self.counted = self.told = time.perf_counter()
 
     def count(self, trainers: Sequence[Trainer]) -> None:
-        """Add what has passed to the seconds of some trainers."""
+        """Share the time since the last count among some trainers."""
         now = time.perf_counter()
         for trainer in trainers:
             trainer.progress.seconds += (now - self.counted) / len(trainers)
         self.counted = now
 
     def end(self, trainers: Sequence[Trainer]) -> float:
-        """Count, and return how many images a second were seen, those of all trainers together."""
+        """Count, and return the images per second of all trainers together."""
         self.count(trainers)
         return self._speed(self.counted)
 
     def tell(self, callbacks: Callbacks, images: int) -> None:
-        """Tell how far the trainers are in an epoch of so many images, if that was not told just now."""
+        """Report how far the trainers are in an epoch of ``images`` images, unless that was reported just now."""
         now = time.perf_counter()
         if now - self.told < TELL_SECONDS:
             return
@@ -131,10 +136,10 @@ def train_epoch(
 ) -> bool:
     """One pass over the stream, or what each trainer has left of it. Returns False if asked to stop on the way.
 
-    The teacher stays out of an epoch in which no trainer reads it, and out of the batches that are behind all who do: it is
-    as far as the one of these that is furthest behind.
+    The teacher skips an epoch in which no trainer reads it, and the batches that all its readers have seen: it is as far as
+    the reader that is furthest behind.
 
-    Where a trainer fails in its step, what it was shown is made anew for those behind it: it may have written into that.
+    Where a trainer fails in its step, batch and outputs are made anew for those after it: it may have written into them.
     """
     readers = [trainer.progress.batches for trainer in group if trainer.reads_teacher]
     if not readers:
@@ -153,7 +158,7 @@ def train_epoch(
             current_teacher = teacher if number >= teacher_start else None
             copies = current_teacher.forward_views(batch) if current_teacher else {}
             shown = current_teacher.forward(batch) if current_teacher else None
-            active = [each for each in alive if each.failure is None and each.progress.batches == number]
+            active = [trainer for trainer in alive if trainer.failure is None and trainer.progress.batches == number]
             for trainer in active:
                 _guarded(trainer, partial(trainer.step, batch, shown, copies.get(trainer.transforms)), epoch)
                 if trainer.failure is not None:
@@ -181,17 +186,85 @@ def _report_finished(group: Sequence[Trainer], callbacks: Callbacks) -> None:
 
 def _evaluate(
     trainers: Sequence[Trainer], teacher: FrozenTeacher | None, evaluate: Evaluate, epoch: int
-) -> tuple[dict[int, Scores], dict[int, dict[str, float]]]:
-    """Test accuracy of all, and likeness to the teacher of those for which it is due, by the trainers' id()."""
-    watched: dict[int, LayerSimilarityMonitor] = {}
-    if teacher:
-        shown, guarded = CachedTeacher(teacher), partial(_guarded, epoch=epoch)
-        watched = {
-            id(each): LayerSimilarityMonitor(each, shown, guarded) for each in trainers if each.due_for_likeness(epoch)
-        }
-    found = evaluate([watched.get(id(each), each.network) for each in trainers])
-    scores = dict(zip(map(id, trainers), found, strict=True))
-    return scores, {key: each.similarity.scores() for key, each in watched.items()}
+) -> dict[int, tuple[Scores, dict[str, float]]]:
+    """Test accuracy, and likeness to the teacher where it is due, by the trainers' id()."""
+    shown = CachedTeacher(teacher) if teacher else None
+    networks = [
+        LayerSimilarityMonitor(trainer, shown, epoch) if shown and trainer.due_for_likeness(epoch) else trainer.network
+        for trainer in trainers
+    ]
+    results = {}
+    for trainer, network, scores in zip(trainers, networks, evaluate(networks), strict=True):
+        likeness = network.similarity.scores() if isinstance(network, LayerSimilarityMonitor) else {}
+        results[id(trainer)] = scores, likeness
+    return results
+
+
+SLICE = 64
+"""Test images whose similarities are compared with each other: the batch size of SemCKD's experiments."""
+
+
+class CachedTeacher:
+    """What the teacher gives for the test batch that students are looking at, in float32.
+
+    It runs once for each batch, however many students ask for it, and not at all where none asks; once more where a term may
+    have written into its outputs. Use one for each pass.
+    """
+
+    def __init__(self, teacher: FrozenTeacher) -> None:
+        self.network = teacher.network
+        self.own = iter(teacher.own_test) if teacher.own_test is not None else None
+        self.images: Tensor | None = None
+
+    def __call__(self, images: Tensor) -> Outputs:
+        """Return its outputs for the batch, in its own view of the images where it has one."""
+        if images is not self.images:
+            self.images = images
+            self.view = next(self.own)[0] if self.own else images
+            self.outputs: Outputs | None = None
+        if self.outputs is None:
+            self.outputs = self.network(self.view)
+        return self.outputs
+
+
+class LayerSimilarityMonitor(nn.Module):
+    """A student under test whose maps are compared with the teacher's; ``similarity`` holds what comes of it.
+
+    Slices have 64 images, or as many as a batch where a term needs full ones, which then leaves shorter slices out.
+    """
+
+    def __init__(self, trainer: Trainer, shown: CachedTeacher, epoch: int) -> None:
+        super().__init__()
+        self.network, self.terms = trainer.network, trainer.terms
+        self.trainer, self.shown, self.epoch = trainer, shown, epoch
+        self.similarity = LayerSimilarity()
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Return what the network gives."""
+        outputs: Outputs = self.network(images)
+        if self.trainer.failure is None:
+            _guarded(self.trainer, partial(self._compare, images, outputs), self.epoch)
+            if self.trainer.failure is not None:
+                self.shown.outputs = None
+        return outputs
+
+    @torch.no_grad()
+    def _compare(self, images: Tensor, outputs: Outputs) -> None:
+        size = self.trainer.recipe.batch if self.trainer.full_batches else SLICE
+        end = len(images) // size * size if self.trainer.full_batches else len(images)
+        teacher = aliased(self.shown(images))
+        watch = Watch(values=self.trainer.foreign, start=0)
+        watch.add("student", outputs)
+        watch.add("teacher", teacher)
+        for start in range(0, end, size):
+            rows = slice(start, start + size)
+            student_rows, teacher_rows = rows_of(outputs, rows), rows_of(teacher, rows)
+            pairs = []
+            for name, term in self.terms.items():
+                pairs += cast(Term, term).layer_pairs(relisted(student_rows), relisted(teacher_rows))
+                watch.check(f"the term '{name}'")
+            if pairs:
+                self.similarity.add(pairs)
 
 
 def _guarded(trainer: Trainer, act: Callable[[], None], epoch: int) -> None:
@@ -220,16 +293,12 @@ def failure_of(error: BaseException, epoch: int) -> Failure:
 def _save(trainers: Sequence[Trainer], teacher: FrozenTeacher | None, callbacks: Callbacks, *, now: bool) -> None:
     """Write checkpoints of all that go on, if it is time."""
     active = [trainer for trainer in trainers if trainer.active]
-    if active and (now or _due(active, callbacks.checkpoint_seconds)):
+    if not active:
+        return
+    wait = callbacks.checkpoint_seconds
+    if wait:
+        wait = max(wait, SAVE_SHARE * sum(trainer.save_seconds for trainer in active))
+    if now or time.monotonic() - min(trainer.saved_at for trainer in active) >= wait:
         state = teacher.state() if teacher else {}
         for trainer in active:
             save_checkpoint(trainer, state)
-
-
-def _due(trainers: Sequence[Trainer], seconds: float) -> bool:
-    age = time.monotonic() - min(trainer.saved_at for trainer in trainers)
-    return age >= (seconds and max(seconds, _SHARE * sum(trainer.save_seconds for trainer in trainers)))
-
-
-_SHARE = 20
-"""Learners train at least so many times as long as it took to save them before they are saved again."""

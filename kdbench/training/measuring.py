@@ -8,9 +8,9 @@ from functools import partial
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from kdbench.data.batch import Batches, seed_of
+from kdbench.data.batch import Batches
 from kdbench.data.stream import FeatureStream, embed
 from kdbench.errors import BadInput
 from kdbench.evaluation import class_correlation, is_constant, kl_divergence, linear_cka, measure
@@ -21,14 +21,11 @@ from kdbench.models.backbone import Backbone
 from kdbench.models.heads import LinearProbe
 from kdbench.models.outputs import Shapes
 from kdbench.planning.cost import measurement_cost
-from kdbench.store.record import Record, Result, timestamp
+from kdbench.store.record import Record
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import Scenario, StudentOf
-from kdbench.training.build import DamagedTeacher, load_teacher, on_device, online_layers, with_head
-from kdbench.training.checkpoint import write_tensors
-from kdbench.training.context import JobContext, JobResult, RunFinisher, locked
-from kdbench.training.environment import describe
-from kdbench.training.jobs import TEACHER_TRIAL, already_finished, begin, lost_teacher, restore_or_build
+from kdbench.training.build import TEACHER_TRIAL, load_teacher, on_device, online_layers, seeded, with_head
+from kdbench.training.context import JobContext, JobResult, RunFinisher
 from kdbench.training.loop import train
 from kdbench.training.trainer import Trainer
 
@@ -38,9 +35,12 @@ TEMPERATURES = (4.0, 1.0)
 
 
 def take_measurement(spec: ProbeSpec | SimilaritySpec, ctx: JobContext) -> JobResult:
-    """Measure finished networks, unless that is done or another process does it."""
+    """Measure finished networks, unless that is done or another process does it.
+
+    Raises LostTeacher where a network proves damaged.
+    """
     record = ctx.store.measurement(spec.id)
-    with locked([record]) as mine:
+    with ctx.claimed([record]) as mine:
         if not mine:
             return JobResult(busy=[spec.id])
         if ctx.store.measured(spec) is None and record.done():
@@ -48,26 +48,22 @@ def take_measurement(spec: ProbeSpec | SimilaritySpec, ctx: JobContext) -> JobRe
             ctx.emit(
                 "message", text=f"{spec.label}: was measured on other weights; quarantined as {name}, measured again"
             )
-        if already_finished(record, ctx):
+        if ctx.already_finished(record):
             return JobResult()
-        begin(record, spec.canonical(), ctx)
-        try:
-            if isinstance(spec, ProbeSpec):
-                return JobResult(stopped=not _train_probe(spec, record, ctx))
-            _compare(spec, record, ctx)
-            return JobResult()
-        except DamagedTeacher as error:
-            raise lost_teacher(error, ctx) from None
+        ctx.begin(record, spec.canonical())
+        if isinstance(spec, ProbeSpec):
+            return JobResult(stopped=not _train_probe(spec, record, ctx))
+        _compare(spec, record, ctx)
+        return JobResult()
 
 
 def _train_probe(spec: ProbeSpec, record: Record, ctx: JobContext) -> bool:
     """Train a linear classifier on a frozen backbone. False if asked to stop before the end."""
-    backbone = partial(load_teacher, spec.source, ctx.store, ctx.device)
     trial = spec.source.run.trial if isinstance(spec.source, StudentOf) else TEACHER_TRIAL
     stream: Batches
     test: Iterable[tuple[Tensor, Tensor]]
     if spec.fixed_features:
-        network = backbone()
+        network = load_teacher(spec.source, ctx.store, ctx.device)
         features, labels = embed(network, ctx.data.train(spec.dataset, spec.recipe))
         stream = FeatureStream(features, labels, spec.recipe.batch, (spec.dataset.canonical(), trial))
         seen, right = embed(network, ctx.data.test(spec.dataset, spec.recipe))
@@ -75,12 +71,12 @@ def _train_probe(spec: ProbeSpec, record: Record, ctx: JobContext) -> bool:
         tested = len(right)
     else:
         stream = ctx.data.stream(spec.dataset, Scenario(), spec.recipe, trial)
-        images = ctx.data.test(spec.dataset, spec.recipe)
-        test, tested = images, len(images)
-    hashes = ctx.store.hashes(spec.dependencies)
-    trainer, _ = restore_or_build(lambda: _probe_trainer(spec, record, backbone(), trial, ctx), ctx, hashes)
-    macs = {spec.id: measurement_cost(spec)}
-    conclude = RunFinisher(ctx, "measurement", len(stream), tested, macs)
+        test = ctx.data.test(spec.dataset, spec.recipe)
+        tested = len(test)
+    make = partial(_probe_trainer, spec, record, trial, ctx)
+    trainer, _ = ctx.restore_or_build(make, spec.dependencies)
+    fields = {"train_images": len(stream), "test_images": tested}
+    conclude = RunFinisher(ctx, "measurement", {spec.id: measurement_cost(spec)}, fields)
     return train([trainer], None, stream, partial(measure, test=test), ctx.callbacks(conclude))
 
 
@@ -88,25 +84,26 @@ _TEST_BATCH = 4096
 """Features are small: a test of them is a few products."""
 
 
-def _probe_trainer(spec: ProbeSpec, record: Record, backbone: Backbone, trial: int, ctx: JobContext) -> Trainer:
+def _probe_trainer(spec: ProbeSpec, record: Record, trial: int, ctx: JobContext) -> Trainer:
     """The trainer of a probe, whose first weights depend on data set, width and trial: not on who is probed.
 
     Where batch norms are in training mode, they drift, and so belong to what is trained and kept.
     """
+    backbone = load_teacher(spec.source, ctx.store, ctx.device)
     classes, width = spec.dataset.class_count, backbone.width
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of("probe", spec.dataset.canonical(), width, trial))
+    with seeded("probe", spec.dataset.canonical(), width, trial):
         network = LinearProbe(width, classes, None if spec.fixed_features else backbone)
     shapes = Shapes(classes, width, ())
     terms = {"ce": build_term("ce", TermContext(shapes, shapes, classes, 0, spec.recipe.batch))}
-    modules = [network] if spec.batch_norm == "batch" else [network.fc]
-    there = on_device(network, ctx.device)
-    return Trainer(record, there, terms, {"ce": 1.0}, spec.recipe, seed=spec.id, modules=list(modules))
+    modules: list[nn.Module] = [network] if spec.batch_norm == "batch" else [network.fc]
+    return Trainer(
+        record, on_device(network, ctx.device), terms, {"ce": 1.0}, spec.recipe, seed=spec.id, modules=modules
+    )
 
 
 @torch.no_grad()
 def _compare(spec: SimilaritySpec, record: Record, ctx: JobContext) -> None:
-    """Let student and teacher see the same test images, and store how alike what they make of them is."""
+    """Store how alike the outputs of student and teacher for the same test images are."""
     student = load_teacher(spec.source, ctx.store, ctx.device).eval()
     teacher = _teacher(spec, ctx).eval()
     sums = dict.fromkeys(TEMPERATURES, 0.0)
@@ -118,45 +115,35 @@ def _compare(spec: SimilaritySpec, record: Record, ctx: JobContext) -> None:
         for temperature in TEMPERATURES:
             value = kl_divergence(ours.logits, theirs.logits, temperature)
             sums[temperature] += float(value) * len(labels)
-    seen, known = (torch.cat(each) for each in zip(*embeddings, strict=True))
+    student_embeddings, teacher_embeddings = map(torch.cat, zip(*embeddings, strict=True))
     correlations = {
         "student": class_correlation(_classifier(student)),
         "teacher": class_correlation(_classifier(teacher)),
     }
-    values = {f"kl_t{temperature:g}": total / len(seen) for temperature, total in sums.items()}
-    values["cka"] = linear_cka(seen, known)
+    values = {f"kl_t{temperature:g}": total / len(student_embeddings) for temperature, total in sums.items()}
+    values["cka"] = linear_cka(student_embeddings, teacher_embeddings)
     values["class_correlation_difference"] = float((correlations["student"] - correlations["teacher"]).abs().mean())
     undefined = {name: "not a finite number" for name, value in values.items() if not math.isfinite(value)}
-    if "cka" in undefined and (is_constant(seen) or is_constant(known)):
+    if "cka" in undefined and (is_constant(student_embeddings) or is_constant(teacher_embeddings)):
         undefined["cka"] = "the same embedding for all images"
-    sha256 = write_tensors(record.weights_file, correlations)
-    result = Result(
-        id=record.id,
-        kind="measurement",
-        values={name: value for name, value in values.items() if name not in undefined},
-        undefined=undefined or None,
-        parent_sha256=ctx.store.hashes(spec.dependencies),
-        test_images=len(seen),
-        weights_sha256=sha256,
-        metrics_sha256=record.write_metrics([]),
-    )
-    about = {"finished": timestamp(), "sessions": 1, "macs": measurement_cost(spec), **describe(ctx.device)}
-    record.finish(result, about)
-    ctx.emit("finished", id=record.id, top1=None)
+    fields = {
+        "values": {name: value for name, value in values.items() if name not in undefined},
+        "undefined": undefined or None,
+        "parent_sha256": ctx.store.hashes(spec.dependencies),
+        "test_images": len(student_embeddings),
+    }
+    ctx.finish(record, "measurement", correlations, fields, {"sessions": 1, "macs": measurement_cost(spec)})
 
 
 def _teacher(spec: SimilaritySpec, ctx: JobContext) -> Backbone:
-    run = spec.source.run
     if spec.teacher is not None:
         return load_teacher(spec.teacher, ctx.store, ctx.device)
-    if run.teacher is None or run.head is None:
-        raise ValueError("a student is compared with a teacher")
-    below = load_teacher(run.teacher, ctx.store, torch.device("cpu"))
-    network = with_head(below, online_layers(run, run.teacher, run.head))
-    layers = ctx.store.run(run.id).teacher_head_file
-    if not layers.is_file():
-        raise BadInput(f"{layers}: is not there; the run was trained by a version that did not keep it")
-    network.load_state_dict(load_file(layers), strict=False)
+    layers = online_layers(spec.source.run)
+    network = with_head(load_teacher(layers.parent, ctx.store, torch.device("cpu")), layers)
+    file = ctx.store.run(spec.source.run.id).teacher_head_file
+    if not file.is_file():
+        raise BadInput(f"{file}: is not there; the run was trained by a version that did not keep it")
+    network.load_state_dict(load_file(file), strict=False)
     return on_device(network, ctx.device)
 
 

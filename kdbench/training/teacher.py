@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdbench.catalogue.terms import term
-from kdbench.data.batch import Batch, Batches, seed_of
+from kdbench.data.batch import Batch, Batches
 from kdbench.errors import BadRecord
 from kdbench.evaluation import measure
 from kdbench.methods import Part, build_part
@@ -23,9 +23,8 @@ from kdbench.models.outputs import Outputs, measure_shapes
 from kdbench.store.record import Accuracy, Record
 from kdbench.store.store import Store
 from kdbench.suite.specs import Adapter, Recipe, Stage
-from kdbench.training.build import DamagedTeacher, load_teacher, module_key, seen_size
+from kdbench.training.build import DamagedTeacher, load_teacher, module_key, seed_key, seeded, seen_size
 from kdbench.training.checkpoint import write_tensors
-from kdbench.training.seeds import seed_key
 from kdbench.training.trainer import Trainer, make_optimiser, set_learning_rate
 
 
@@ -84,7 +83,7 @@ class FrozenTeacher:
         return batch.images if batch.teacher_images is None else batch.teacher_images
 
     def finalize(self, record: Record, test: TestImages) -> dict[str, Any]:
-        """Keep in a finished run's record what teaching has changed; returns the facts that belong in the run's result.
+        """Keep in a finished run's record what teaching has changed; returns fields of the run's result.
 
         test: in the students' view
         """
@@ -169,8 +168,8 @@ class OnlineTeacher(FrozenTeacher):
     def finalize(self, record: Record, test: TestImages) -> dict[str, Any]:
         """Keep the new layers as they are now, and their accuracy."""
         layers = {key: value for key, value in self.network.state_dict().items() if not key.startswith("backbone.")}
-        facts = {"teacher": self.accuracy(self.epoch, test)}
-        return {**facts, "teacher_head_sha256": write_tensors(record.teacher_head_file, layers)}
+        accuracy = self.accuracy(self.epoch, test)
+        return {"teacher": accuracy, "teacher_head_sha256": write_tensors(record.teacher_head_file, layers)}
 
     def state(self) -> dict[str, Any]:
         """Weights and momentum of the new layers, and how far they are: the epoch, and its batches behind them."""
@@ -185,13 +184,13 @@ class OnlineTeacher(FrozenTeacher):
             self.optimiser.load_state_dict(state["optimiser"])
 
 
-class TeacherWithPart(Backbone):
-    """A finished teacher, frozen, and the part that learns from its outputs."""
+class TeacherWithAdapter(Backbone):
+    """A finished teacher, frozen, and the adapter that learns from its outputs."""
 
-    def __init__(self, teacher: nn.Module, part: Part) -> None:
+    def __init__(self, teacher: nn.Module, adapter: Part) -> None:
         super().__init__()
         self.teacher = teacher.eval().requires_grad_(False)
-        self.part = part
+        self.part = adapter  # the name is in the keys of stored weights
 
     def forward(self, images: Tensor) -> Outputs:
         """The teacher's outputs, without gradient."""
@@ -200,41 +199,39 @@ class TeacherWithPart(Backbone):
         return outputs
 
 
-class PartLoss(Term):
-    """What a part learns. The part is the network's to train and to save, so it is no submodule here."""
+class AdapterLoss(Term):
+    """The loss of an adapter. The network trains and saves the adapter, so it is no submodule here."""
 
-    reads = "what the part reads"
+    reads = "what the adapter reads"
     needs_teacher = False
 
-    def __init__(self, context: TermContext, part: Part) -> None:
+    def __init__(self, context: TermContext, adapter: Part) -> None:
         super().__init__(context)
-        self._loss = part.loss
-        self.transforms = part.transforms
+        self._loss = adapter.loss
+        self.transforms = adapter.transforms
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        """Return the part's loss on the teacher's outputs, which come as the trained network's own."""
+        """Return the adapter's loss on the teacher's outputs, which come as the trained network's own."""
         return self._loss(student, batch)
 
 
-def part_trainer(spec: Adapter, store: Store, device: torch.device, train_size: int) -> Trainer:
-    """The trainer of a part, whose first weights depend on its spec alone.
+def adapter_trainer(spec: Adapter, store: Store, device: torch.device, train_size: int) -> Trainer:
+    """The trainer of an adapter, whose first weights depend on its spec alone.
 
     Raises DamagedTeacher where a stage before is not what was stored.
     """
     teacher = load_teacher(spec.parent, store, device)
-    context = _context(spec, teacher, train_size)
     store.keep_source(term(spec.term, spec.source_sha256).source)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of("part", seed_key(spec)))
-        module = build_part(spec.term, context, spec.source_sha256, **spec.hyperparameters).to(device)
-    terms: dict[str, Term] = {module_key(spec.term): PartLoss(context, module)}
-    network = TeacherWithPart(teacher, module)
+    with seeded("part", seed_key(spec)):
+        context, adapter = _fresh_adapter(spec, teacher, train_size)
+    network = TeacherWithAdapter(teacher, adapter.to(device))
+    terms: dict[str, Term] = {module_key(spec.term): AdapterLoss(context, adapter)}
     record, weights = store.teacher(spec.id), dict.fromkeys(terms, 1.0)
-    return Trainer(record, network, terms, weights, spec.recipe, seed=seed_key(spec), modules=[module])
+    return Trainer(record, network, terms, weights, spec.recipe, seed=seed_key(spec), modules=[adapter])
 
 
-def load_part(spec: Adapter, store: Store, teacher: nn.Module, device: torch.device) -> Part:
-    """A trained part of a teacher, frozen, checked against the hash in its record.
+def load_adapter(spec: Adapter, store: Store, teacher: nn.Module, device: torch.device) -> Part:
+    """A trained adapter of a teacher, frozen, checked against the hash in its record.
 
     Raises DamagedTeacher where its file is not what was stored.
     """
@@ -245,24 +242,24 @@ def load_part(spec: Adapter, store: Store, teacher: nn.Module, device: torch.dev
     except BadRecord as error:
         raise DamagedTeacher(str(error), spec) from None
     state = {key.removeprefix("part."): value for key, value in load_file(record.weights_file).items()}
-    context = _context(spec, teacher, result.train_images if result else 0)
     with torch.random.fork_rng(devices=[]):
-        module = build_part(spec.term, context, spec.source_sha256, **spec.hyperparameters)
+        _, adapter = _fresh_adapter(spec, teacher, result.train_images if result else 0)
     try:
-        module.load_state_dict(state)
+        adapter.load_state_dict(state)
     except RuntimeError:
-        raise DamagedTeacher(f"{record.weights_file}: holds another part", spec) from None
-    return module.to(device).eval().requires_grad_(False)
+        raise DamagedTeacher(f"{record.weights_file}: holds another adapter", spec) from None
+    return adapter.to(device).eval().requires_grad_(False)
+
+
+def _fresh_adapter(spec: Adapter, teacher: nn.Module, train_size: int) -> tuple[TermContext, Part]:
+    """An untrained adapter and its context. It knows no student: both networks of the context are the teacher."""
+    shapes = measure_shapes(teacher, seen_size(spec.dataset, spec.recipe))
+    context = TermContext(shapes, shapes, shapes.logits, train_size, spec.recipe.batch)
+    return context, build_part(spec.term, context, spec.source_sha256, **spec.hyperparameters)
 
 
 def load_stage(spec: Stage, store: Store, device: torch.device) -> nn.Module:
     """The last stage of a teacher, whatever it is, and those before it. Raises DamagedTeacher as they do."""
     if isinstance(spec, Adapter):
-        return load_part(spec, store, load_teacher(spec.parent, store, device), device)
+        return load_adapter(spec, store, load_teacher(spec.parent, store, device), device)
     return load_teacher(spec, store, device)
-
-
-def _context(spec: Adapter, teacher: nn.Module, train_size: int) -> TermContext:
-    """A part knows no student: both networks of its context are the teacher."""
-    shapes = measure_shapes(teacher, seen_size(spec.dataset, spec.recipe))
-    return TermContext(shapes, shapes, shapes.logits, train_size, spec.recipe.batch)

@@ -55,7 +55,7 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
 
 
 LIKENESS_EPOCHS = 10
-"""So many epochs at the end of a training, as SemCKD's Table 5 averages over."""
+"""The number of epochs at the end of a training over which likeness is averaged, as in SemCKD's Table 5."""
 
 
 @dataclass
@@ -69,17 +69,12 @@ class Progress:
     seconds: float = 0.0
     sessions: int = 0
 
-    @property
-    def behind(self) -> tuple[int, int]:
-        """What orders trainers by how far they are."""
-        return self.epoch, self.batches
-
 
 class Trainer:
     """A network, its weighted loss terms and one optimiser over the trainable parts of both.
 
     ``seed`` decides on the random numbers of its steps. ``modules`` says which parts of the network train; the others
-    stay in eval mode and are not touched.
+    stay in eval mode and are not touched. ``parent_sha256`` joins the hashes of the weights that it depends on.
 
     A term with an initial stage trains the student by itself first, in epochs that are counted up to 0: the network's
     feature modules and its own parts, at the recipe's first rate. The main training then begins with a fresh optimiser.
@@ -122,17 +117,14 @@ class Trainer:
         self.sums: dict[str, Tensor] = {}
 
     @property
-    def finished(self) -> bool:
-        return self.progress.epoch >= self.recipe.epochs
-
-    @property
     def length(self) -> dict[str, int]:
         """How many epochs it trains, and how many before these in an initial stage."""
         return {"epochs": self.recipe.epochs, "initial_epochs": self.initial_epochs}
 
     @property
     def active(self) -> bool:
-        return self.failure is None and not self.finished
+        """Whether it has neither failed nor finished."""
+        return self.failure is None and self.progress.epoch < self.recipe.epochs
 
     @property
     def transforms(self) -> str:
@@ -140,19 +132,19 @@ class Trainer:
         return "" if self.progress.epoch < 0 else self.main_transforms
 
     def seek(self, progress: Progress) -> None:
-        """Stand where ``progress`` says, with a fresh optimiser of what trains from there on."""
+        """Move to ``progress``, with a fresh optimiser for what trains from there on."""
         self.progress = progress
         parameters = [p for module in self._training(progress.epoch + 1) for p in module.parameters()]
         self.optimiser = make_optimiser(parameters, self.recipe)
 
     def _training(self, epoch: int) -> list[nn.Module]:
-        """What trains in an epoch."""
+        """The modules that train in an epoch."""
         if epoch < 1 and self.initial:
             return [*self.network.feature_modules(), self.initial[1]]
         return [*self.trained, self.terms]
 
     def begin_epoch(self, epoch: int, teacher: Backbone | None = None, stream: Batches | None = None) -> None:
-        """Set modes and rate. At its beginning sums are forgotten, and terms prepare, each with a copy of the teacher."""
+        """Set modes and learning rate. At its start, reset the sums and let terms prepare, each with a copied teacher."""
         beginning = not self.progress.batches
         self.network.eval()
         self.terms.eval()
@@ -173,9 +165,9 @@ class Trainer:
         ``copies`` is what the teacher gives for the batch's transformed copies, where a term looks at those: the network
         then sees images and copies in one pass, and its other terms see what it gives for the images.
 
-        What draws random numbers on its way gets those of this run and step, whoever else trains in the process. A short
-        batch is left out whole where a term needs full ones, and so is a last one of a single image where that gives a batch
-        norm a single value of each channel, which has no variance: torch refuses it, and so the authors' code stops there.
+        Random numbers depend on the run and the step alone, whoever else trains in the process. A short batch is left out
+        whole where a term needs full ones, and so is a last one of a single image where that gives a batch norm a single
+        value of each channel, which has no variance: torch refuses it, and so the authors' code stops there.
 
         Raises BadInput where a term writes into what it is shown: then ``batch`` and the teacher's outputs are spoiled.
         """
@@ -184,8 +176,8 @@ class Trainer:
             return
         torch.manual_seed(seed_of("step", self.seed, self.progress.epoch, self.progress.images))
         self.optimiser.zero_grad(set_to_none=True)
-        parts = (self.network, self.terms) if len(batch) == 1 else ()
-        before = {each: each.clone() for part in parts for each in part.buffers()}
+        modules = (self.network, self.terms) if len(batch) == 1 else ()
+        before = {buffer: buffer.clone() for module in modules for buffer in module.buffers()}
         bf16 = self.recipe.precision == "bf16"
         batch, teacher = aliased(batch), teacher and aliased(teacher)
         watch = Watch(values=self.foreign, start=self.progress.batches)
@@ -203,8 +195,8 @@ class Trainer:
                 raise BadInput(
                     "a batch of one image gives batch norm a single value per channel: choose another"
                 ) from error
-            for each, value in before.items():
-                each.copy_(value)
+            for buffer, value in before.items():
+                buffer.copy_(value)
             return
         loss.backward()  # type: ignore[no-untyped-call]
         watch.check(f"the backward pass of {' + '.join(values)}")
@@ -224,7 +216,7 @@ class Trainer:
     def _losses(
         self, outputs: Outputs, teacher: Outputs | None, copies: Outputs | None, batch: Batch, watch: Watch
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is minimised, and the terms that it is made of."""
+        """The loss to minimise, a scalar, and the value of each term."""
         watch.add("student", outputs)
         upright = rows_of(outputs, slice(None, None, 1 + VIEWS_PER_IMAGE)) if self.transforms else outputs
         shown = teacher or upright
@@ -233,29 +225,29 @@ class Trainer:
             value = term.initial_loss(upright, shown, batch)
             watch.check(f"the term '{name}'")
             return value, {name: value}
-        everything = outputs
+        shown_with_copies = outputs
         if teacher and copies:
-            everything = interleave_outputs(teacher, copies)
-            watch.add("teacher", everything)
+            shown_with_copies = interleave_outputs(teacher, copies)
+            watch.add("teacher", shown_with_copies)
         values = {}
-        for name, each in self.terms.items():
-            pair = (outputs, everything) if cast(Term, each).transforms else (upright, shown)
-            values[name] = each(*map(relisted, pair), batch)
+        for name, module in self.terms.items():
+            pair = (outputs, shown_with_copies) if cast(Term, module).transforms else (upright, shown)
+            values[name] = module(*map(relisted, pair), batch)
             watch.check(f"the term '{name}'")
         zero = torch.zeros((), device=self.device)
         return sum((self.weights[name] * value for name, value in values.items()), zero), values
 
     def end_epoch(self, epoch: int, scores: Scores | None, likeness: Mapping[str, float] | None = None) -> None:
-        """Write down an epoch's mean losses, test accuracy and likeness to the teacher.
+        """Record an epoch's mean losses, test accuracy and likeness to the teacher.
 
-        A loss that is not a number ends the run.
+        A loss that is not finite ends the run.
         """
         means = {name: float(value) / self.progress.images for name, value in self.sums.items()}
-        wrong = [
-            "the loss" if n == "loss" else f"the term '{n}'" for n, value in means.items() if not math.isfinite(value)
-        ]
+        wrong = [name for name, value in means.items() if not math.isfinite(value)]
+        wrong = ["the loss" if name == "loss" else f"the term '{name}'" for name in wrong]
         if epoch == self.recipe.epochs:
-            wrong += [f"the weight '{name}'" for name, value in self.network.state_dict().items() if not _finite(value)]
+            state = self.network.state_dict()
+            wrong += [f"the weight '{name}'" for name, value in state.items() if not value.isfinite().all()]
         if wrong:
             reason = f"{wrong[0]} is not finite in epoch {epoch}"
             self.failure = Failure(kind="diverged", epoch=epoch, reason=reason)
@@ -270,14 +262,13 @@ class Trainer:
             row |= {"top1": scores.top1, "top5": scores.top5}
         row |= likeness or {}
         for term in cast(list[Term], list(self.terms.values())):
-            facts = json.loads(json.dumps(term.epoch_metrics()))  # what cannot be stored ends the run here
-            row |= {key: value for key, value in facts.items() if key not in row}
+            own = json.loads(json.dumps(term.epoch_metrics()))  # what cannot be stored ends the run here
+            row |= {key: value for key, value in own.items() if key not in row}
         self.progress.metrics.append(row)
         self.progress.epoch, self.progress.batches, self.progress.images = epoch, 0, 0
         if epoch == 0:
             self.seek(self.progress)
-        best = self.best()
-        if self.keep_best and best and best.epoch == epoch:
+        if self.keep_best and (best := self.best()) and best.epoch == epoch:
             self.best_weights = {key: value.clone() for key, value in self.trainable_state_dict().items()}
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
@@ -289,7 +280,7 @@ class Trainer:
         return {key: value for key, value in state.items() if key.startswith(parts)}
 
     def load_weights(self, state: dict[str, Tensor]) -> None:
-        """Go back to what ``weights_now`` gave. Raises ValueError for weights of something else."""
+        """Go back to a ``trainable_state_dict``. Raises ValueError for that of another network."""
         if state.keys() != self.trainable_state_dict().keys():
             raise ValueError("it holds the weights of another network")
         self.network.load_state_dict(state, strict=False)
@@ -303,26 +294,17 @@ class Trainer:
 
     def likeness(self) -> dict[str, float]:
         """``sm_score`` and ``layer_cka``, means over the epochs that have them; what none has is left out."""
-        found = {key: [row[key] for row in self.progress.metrics if key in row] for key in ("sm_score", "layer_cka")}
-        return {key: fmean(values) for key, values in found.items() if values}
+        values = {key: [row[key] for row in self.progress.metrics if key in row] for key in ("sm_score", "layer_cka")}
+        return {key: fmean(numbers) for key, numbers in values.items() if numbers}
 
     def last(self) -> Accuracy | None:
         """Test accuracy after the last epoch that was tested; None where none was."""
-        tested = self._tested()
-        return _accuracy(tested[-1]) if tested else None
+        return next(reversed(self._tested()), None)
 
     def best(self) -> Accuracy | None:
         """Test accuracy after the first of the best epochs; None where none was tested."""
-        tested = self._tested()
-        return _accuracy(max(tested, key=lambda row: row["top1"])) if tested else None
+        return max(self._tested(), key=lambda accuracy: accuracy.top1, default=None)
 
-    def _tested(self) -> list[dict[str, Any]]:
-        return [row for row in self.progress.metrics if "top1" in row]
-
-
-def _finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())
-
-
-def _accuracy(row: dict[str, Any]) -> Accuracy:
-    return Accuracy(epoch=row["epoch"], top1=row["top1"], top5=row["top5"])
+    def _tested(self) -> list[Accuracy]:
+        rows = [row for row in self.progress.metrics if "top1" in row]
+        return [Accuracy(epoch=row["epoch"], top1=row["top1"], top5=row["top5"]) for row in rows]

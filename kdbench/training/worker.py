@@ -37,7 +37,7 @@ ALIVE_SECONDS = 2.0
 
 
 class Channel:
-    """Both directions of the talk with the parent process, which hears every few seconds that this one is alive."""
+    """The channel to and from the parent process, which is told every few seconds that this process is alive."""
 
     def __init__(self, source: TextIO, sink: TextIO) -> None:
         self.sink = sink
@@ -59,12 +59,8 @@ class Channel:
         except BrokenPipeError:
             os._exit(0)
 
-    def note(self, text: str) -> None:
-        """Send a line for the user."""
-        self.emit("message", text=text)
-
     def close(self) -> None:
-        """Let nothing be sent any more: no thread may be writing when the interpreter ends."""
+        """Stop sending: no thread may be writing when the interpreter ends."""
         self.closed.set()
         self.pulse.join()
 
@@ -96,7 +92,9 @@ def main() -> None:
     ctx = JobContext(
         store=Store(Path(options["results"])),
         data=DataSource(data, device, download=options["download"]),
-        weights=WeightFiles(data / "weights", weights, options["download"], channel.note),
+        weights=WeightFiles(
+            data / "weights", weights, options["download"], lambda text: channel.emit("message", text=text)
+        ),
         device=device,
         emit=channel.emit,
         should_stop=channel.stopping.is_set,

@@ -13,7 +13,7 @@ from kdbench.store.store import Store
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import DatasetSpec, HeadSpec, NewLayers, Recipe, RunSpec, Supervised, WeightedTerm
 from kdbench.training import jobs
-from kdbench.training.jobs import JobContext
+from kdbench.training.context import JobContext
 from kdbench.training.measuring import take_measurement
 from kdbench.training.weights import WeightFiles
 

@@ -10,7 +10,7 @@ from kdbench.models import Shapes
 from kdbench.suite.specs import Adapter, stage_label
 from kdbench.training import jobs
 from kdbench.training.build import load_teacher, student_trainer
-from kdbench.training.teacher import load_part
+from kdbench.training.teacher import load_adapter
 
 
 CPU = torch.device("cpu")
@@ -75,7 +75,7 @@ def test_it_is_handed_to_the_term_frozen_and_is_not_saved_with_the_run(bench, ma
     run, shop = make_parted(), bench()
     shop.teachers(run)
     guide = load_teacher(run.teacher, shop.store, CPU)
-    part = load_part(run.adapters[0], shop.store, guide, CPU)
+    part = load_adapter(run.adapters[0], shop.store, guide, CPU)
     before = {key: value.clone() for key, value in part.state_dict().items()}
     labels = torch.zeros(40, dtype=torch.long)
     trainer = student_trainer(run, shop.store, guide, labels, CPU, [part])

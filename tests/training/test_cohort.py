@@ -7,7 +7,7 @@ import torch
 
 from kdbench.data.image_sets import apply_scenario
 from kdbench.errors import BadInput
-from kdbench.suite.specs import Scenario
+from kdbench.suite.specs import Preprocessing, Scenario
 from kdbench.training import jobs
 from kdbench.training.environment import out_of_memory
 from kdbench.training.loop import failure_of
@@ -50,6 +50,16 @@ def test_methods_of_a_trial_start_from_the_same_weights(bench, make_run):
         weights.append(torch.cat([p.flatten() for p in trainer.network.parameters()]))
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+def test_a_teacher_with_another_view_is_tested_whoever_comes_first(bench, make_run):
+    own_view = {"teacher_view": Preprocessing(size=20), "recipe": {"epochs": 1}}
+    plain, taught = make_run({"ce": 1}, recipe={"epochs": 1}), make_run({"ce": 1, "kd": 1}, **own_view)
+    first, last = bench("first"), bench("last")
+    first.train(plain, taught)
+    last.train(taught, plain)
+    assert first.files(plain, taught) == last.files(plain, taught)
+    assert first.record(taught).result().teacher is not None
 
 
 def test_methods_of_a_trial_see_the_same_subset(bench, make_run):

@@ -9,7 +9,7 @@ from kdbench.models.outputs import LayerPair
 from kdbench.suite.specs import Preprocessing, StudentOf
 from kdbench.training import jobs, trainer
 from kdbench.training.build import load_teacher, new_network, student_trainer
-from kdbench.training.layer_similarity import CachedTeacher, LayerSimilarityMonitor
+from kdbench.training.loop import CachedTeacher, LayerSimilarityMonitor
 from kdbench.training.teacher import FrozenTeacher
 
 
@@ -71,7 +71,7 @@ def test_watching_changes_no_statistics_and_draws_nothing(bench, make_run, teach
     parts = (student.network, student.terms, guide.network)
     before = [{key: value.clone() for key, value in part.state_dict().items()} for part in parts]
     drawn = torch.get_rng_state()
-    watched = LayerSimilarityMonitor(student, CachedTeacher(guide), lambda trainer, act: act())
+    watched = LayerSimilarityMonitor(student, CachedTeacher(guide), epoch=1)
     measure([watched], shop.data.test(run.dataset, run.recipe))
     assert watched.similarity.scores().keys() == NEW
     for part, state in zip(parts, before, strict=True):

@@ -167,10 +167,12 @@ def test_what_was_measured_on_other_weights_is_measured_again(done):
     assert shop.store.measured(spec) is not None
 
 
-def test_a_damaged_network_is_told_and_not_measured(done):
+@pytest.mark.parametrize("batch_norm", ["frozen", "batch"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "result.json"])
+def test_a_damaged_network_is_told_and_not_measured(done, name, batch_norm):
     shop, run = done
-    spec = probe(run.teacher, OTHER, HOW)
-    path = shop.store.teacher(run.teacher.id).weights_file
+    spec = probe(run.teacher, OTHER, quick(batch_norm=batch_norm))
+    path = shop.store.teacher(run.teacher.id).folder / name
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)

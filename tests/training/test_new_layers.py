@@ -59,7 +59,7 @@ def test_the_layers_are_those_of_the_runs_last_epoch_and_so_is_their_accuracy(be
     alone.train(short)
     assert head(shop, short).read_bytes() == head(alone, short).read_bytes() != head(shop, long).read_bytes()
     assert [shop.store.run(run.id).result().teacher.epoch for run in (short, long)] == [1, 3]
-    spec = online_layers(long, long.teacher, long.head)
+    spec = online_layers(long)
     network = with_head(load_teacher(long.teacher, shop.store, CPU), spec)
     state = load_file(head(shop, long))
     assert state.keys() == {"node.weight", "node.bias", "fc.weight", "fc.bias"}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from kdbench.errors import LostTeacher
 from kdbench.methods.term import TermContext
 from kdbench.models import Outputs, Shapes
 from kdbench.suite.specs import FineTuned, HeadSpec, NewLayers, Pretraining, SelfSupervised, lineage
@@ -122,7 +123,7 @@ def test_a_damaged_stage_is_set_aside_alone(bench, make_run, simclr, teacher, re
     content = bytearray(damaged.weights_file.read_bytes())
     content[-1] ^= 1
     damaged.weights_file.write_bytes(content)
-    with pytest.raises(jobs.LostTeacher, match=rf"quarantined \({damaged.id}.damaged-1\)"):
+    with pytest.raises(LostTeacher, match=rf"quarantined \({damaged.id}.damaged-1\)"):
         jobs.train_cohort([run], shop.shop)
     assert not damaged.folder.exists()
     assert other.done()
@@ -144,7 +145,7 @@ def test_new_layers_belong_to_the_weights_that_they_were_made_on(bench, make_run
     below.finish(result, below.metadata())
     below.check()  # as if it had been made again, with another outcome
 
-    with pytest.raises(jobs.LostTeacher, match="was made on other weights of resnet8"):
+    with pytest.raises(LostTeacher, match="was made on other weights of resnet8"):
         jobs.train_cohort([run], shop.shop)
     assert below.done()
     assert not above.done()
@@ -163,6 +164,6 @@ def test_a_record_that_was_changed_is_damaged(bench, make_run, teacher, file):
     changed = text.replace("0.02", "0.03") if file == "spec.json" else text.replace('"epoch": 2', '"epoch": 1')
     assert changed != text
     path.write_text(changed)
-    with pytest.raises(jobs.LostTeacher, match="is not what was stored"):
+    with pytest.raises(LostTeacher, match="is not what was stored"):
         jobs.train_cohort([run], shop.shop)
     assert not record.folder.exists()

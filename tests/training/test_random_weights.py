@@ -3,29 +3,26 @@
 import torch
 
 from kdbench.data.image_sets import load_images
-from kdbench.data.stream import DataSource
-from kdbench.store.store import Store
 from kdbench.suite.specs import DatasetSpec, Imported, Weights, stage_label
 from kdbench.training.build import load_teacher
-from kdbench.training.weights import WeightFiles, store_weights
 
 
 DATA = DatasetSpec(name="imagenet", classes=10, train_per_class=2, test_per_class=1, size=32, stand_in=True)
 
 
-def test_random_weights_are_a_function_of_the_teacher(tmp_path):
+def test_random_weights_are_a_function_of_the_teacher(bench):
     spec = Imported(network="resnet20", dataset=DATA, weights=Weights(source="random"))
     cpu, states = torch.device("cpu"), []
     for name in "ab":
         torch.rand(1)  # what was drawn before does not matter
-        store = Store(tmp_path / name)
-        assert WeightFiles(tmp_path / "weights").find(spec) is None
-        result = store_weights(spec, store.teacher(spec.id), None, DataSource(tmp_path, cpu), {})
-        states.append(load_teacher(spec, store, cpu).state_dict())
+        shop = bench(name)
+        shop.teacher(spec)
+        states.append(load_teacher(spec, shop.store, cpu).state_dict())
+    result = shop.record(spec).result()
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
     assert result.test_images == 10
     assert result.published_top1 is None
-    assert store.teacher(spec.id).spec()["weights"] == {"source": "random"}
+    assert shop.record(spec).spec()["weights"] == {"source": "random"}
     assert "random weights" in stage_label(spec)
 
 

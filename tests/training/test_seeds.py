@@ -4,7 +4,7 @@ import pytest
 
 from kdbench.suite.load import bundled_suites, load_suite
 from kdbench.suite.specs import digest, lineage
-from kdbench.training.seeds import seed_key
+from kdbench.training.build import seed_key
 
 
 @pytest.mark.parametrize(

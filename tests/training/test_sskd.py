@@ -5,11 +5,11 @@ import torch
 from safetensors.torch import load_file
 
 from kdbench.planning.cost import student_cost
-from kdbench.planning.plan import Cohort, make_plan
+from kdbench.planning.plan import make_plan
 from kdbench.suite.specs import Adapter, Scenario, StudentOf
 from kdbench.training import jobs
 from kdbench.training.build import load_teacher, student_trainer
-from kdbench.training.teacher import load_part
+from kdbench.training.teacher import load_adapter
 
 
 CPU = torch.device("cpu")
@@ -47,8 +47,8 @@ def test_every_task_trains_from_end_to_end(bench, make, options):
 def test_the_teachers_head_never_trains_beside_the_student(bench, make):
     run, shop = make("sskd"), bench()
     shop.teachers(run)
-    guide = jobs.open_teacher(Cohort((run,)), shop.shop)
-    part = load_part(run.adapters[0], shop.store, guide.network, CPU)
+    guide = jobs.open_teacher(run, shop.shop)
+    part = load_adapter(run.adapters[0], shop.store, guide.network, CPU)
     before = {key: value.clone() for key, value in part.state_dict().items()}
     stream = shop.data.stream(run.dataset, run.scenario, run.recipe, 0)
     trainer = student_trainer(run, shop.store, guide.network, stream.labels, CPU, [part])

@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from kdbench.errors import BadRecord, LostTeacher
-from kdbench.planning.plan import Cohort
 from kdbench.suite.specs import Scenario
 from kdbench.training import jobs
 from kdbench.training.build import DamagedTeacher, load_teacher, online_layers, with_head
@@ -92,9 +91,11 @@ def test_a_damaged_backbone_is_found_before_its_new_layers_are_trained(bench, ma
 def test_a_teacher_that_is_lost_and_rebuilt_by_others_is_left_alone(bench, teacher):
     shop = bench()
     jobs.train_teacher(teacher, shop.shop)
-    assert "another process has made it again" in str(jobs.lost_teacher(DamagedTeacher("odd", teacher), shop.shop))
-    with shop.store.teacher(teacher.id).lock():
-        assert "another process trains it" in str(jobs.lost_teacher(DamagedTeacher("odd", teacher), shop.shop))
+    with pytest.raises(LostTeacher, match="another process has made it again"), shop.shop.claimed([]):
+        raise DamagedTeacher("odd", teacher)
+    another = shop.store.teacher(teacher.id).lock()
+    with another, pytest.raises(LostTeacher, match="another process trains it"), shop.shop.claimed([]):
+        raise DamagedTeacher("odd", teacher)
     assert shop.store.teacher(teacher.id).done()
 
 
@@ -139,7 +140,7 @@ def test_the_backbone_of_a_sequential_teacher_stays_as_it_was(bench, make_run):
 def test_a_finished_teacher_shows_what_its_file_computes(bench, make_run, strategy):
     shop, run = bench(), make_run({"ce": 1, "kd": 1}, strategy)
     shop.teachers(run)
-    teacher = jobs.open_teacher(Cohort((run,)), shop.shop)
+    teacher = jobs.open_teacher(run, shop.shop)
     assert type(teacher) is FrozenTeacher
     stream = shop.data.stream(run.dataset, run.scenario, run.recipe, 0)
     batch = next(stream.epoch(1))
@@ -153,9 +154,9 @@ def test_a_finished_teacher_shows_what_its_file_computes(bench, make_run, strate
 def test_new_layers_learn_from_cross_entropy_alone_and_show_what_they_were_before_each_step(bench, make_run):
     shop, run = bench(), make_run({"ce": 1, "kd": 1}, "simultaneous")
     shop.teachers(run)
-    teacher = jobs.open_teacher(Cohort((run,)), shop.shop)
+    teacher = jobs.open_teacher(run, shop.shop)
     assert isinstance(teacher, OnlineTeacher)
-    layers = online_layers(run, run.teacher, run.head)
+    layers = online_layers(run)
     copy = with_head(load_teacher(run.teacher, shop.store, CPU), layers).eval()
     plain = torch.optim.SGD([*copy.node.parameters(), *copy.fc.parameters()], lr=0.05, momentum=0.9, weight_decay=5e-4)
     stream = shop.data.stream(run.dataset, run.scenario, run.recipe, 0)
@@ -183,7 +184,7 @@ def test_new_layers_learn_from_clean_labels_where_the_students_see_wrong_ones(be
     assert torch.cat(wrong).float().mean().item() == 0.5
     shop.train(run)
     seen = make_run({"ce": 1, "kd": 1}, "simultaneous", scenario=noisy, trial=0)
-    teacher = jobs.open_teacher(Cohort((seen,)), shop.shop)
+    teacher = jobs.open_teacher(seen, shop.shop)
     for epoch in range(1, run.recipe.epochs + 1):
         teacher.begin_epoch(epoch, stream)
         for batch in stream.epoch(epoch):

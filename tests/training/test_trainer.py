@@ -112,7 +112,7 @@ def test_best_is_the_first_of_the_best_and_last_the_last_that_was_tested(trainer
     assert (one.last().epoch, one.last().top1) == (4, 20.0)
     assert kept[1] is kept[2] is kept[3]
     assert not torch.equal(kept[3], one.network.conv1.weight)
-    assert one.finished
+    assert not one.active
     assert not one.active
 
 

@@ -5,7 +5,6 @@ import torch
 
 from kdbench.data.views import interleave_views
 from kdbench.planning.cost import student_cost, teacher_pass_cost
-from kdbench.planning.plan import Cohort
 from kdbench.training import jobs
 from kdbench.training.build import load_teacher, student_trainer
 
@@ -31,7 +30,7 @@ def ready(bench, seeing):
     """The trainer of such a run, its guide, and a batch."""
     run, shop = seeing(), bench()
     shop.teachers(run)
-    guide = jobs.open_teacher(Cohort((run,)), shop.shop)
+    guide = jobs.open_teacher(run, shop.shop)
     stream = shop.data.stream(run.dataset, run.scenario, run.recipe, 0)
     trainer = student_trainer(run, shop.store, guide.network, stream.labels, CPU)
     trainer.begin_epoch(1)
@@ -138,7 +137,7 @@ def test_the_teacher_is_left_as_it_was(bench, seeing):
     run, shop = seeing(), bench()
     shop.teachers(run)
     before = load_teacher(run.teacher, shop.store, CPU).state_dict()
-    guide = jobs.open_teacher(Cohort((run,)), shop.shop)
+    guide = jobs.open_teacher(run, shop.shop)
     stream = shop.data.stream(run.dataset, run.scenario, run.recipe, 0)
     guide.forward_views(next(stream.epoch(1, transforms=["jigsaw"])))
     assert all(torch.equal(value, before[key]) for key, value in guide.network.state_dict().items())

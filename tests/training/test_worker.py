@@ -20,7 +20,7 @@ def test_the_parent_hears_that_a_worker_at_a_long_step_is_alive(monkeypatch):
     channel = Channel(io.StringIO(), sink)
     while sink.getvalue().count("alive") < 2:
         time.sleep(0.001)
-    channel.note("long")
+    channel.emit("message", text="long")
     channel.close()
     assert {json.loads(line)["event"] for line in sink.getvalue().splitlines()} == {"alive", "message"}
     assert not channel.pulse.is_alive()
