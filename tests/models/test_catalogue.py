@@ -73,6 +73,12 @@ def test_measuring_leaves_a_network_as_it_was():
     assert not any(module._forward_hooks for module in net.modules())
 
 
+def test_stages_are_all_maps_but_the_stems():
+    shapes = measure_shapes(build("resnet8", 10), 32)
+    assert shapes.stages == ((16, 32, 32), (32, 16, 16), (64, 8, 8))
+    assert len(shapes.features) == 4
+
+
 def test_macs_grow_with_the_image():
     assert count_macs(build("vgg8"), size=64) == 271_370_240
     assert count_macs(build("resnet8x4"), size=96) == 1_593_435_136

@@ -148,6 +148,15 @@ def test_a_spec_that_this_version_does_not_understand_is_told(store, finish):
     ] * 3
 
 
+def test_damage_has_a_label_in_words(store, records):
+    for kind in records:
+        flip(records[kind][0].folder / "metrics.jsonl")
+    labels = {each.kind: each.label for each in verify(store).damaged if each.problem.endswith("SHA-256 has changed)")}
+    assert labels["run"] == "resnet8 → resnet8, 0.1·ce + 0.9·kd, trial 0"
+    assert labels["teacher"] == "resnet8 on digits"
+    assert labels["measurement"].startswith("similarity ")
+
+
 def test_a_measurement_of_other_weights_does_not_count(store, suite, records, finish):
     spec = suite.measurements[0].spec
     assert store.measured(spec).id == spec.id
