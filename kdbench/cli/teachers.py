@@ -8,23 +8,64 @@ import math
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from filelock import Timeout
 
+from kdbench.catalogue.datasets import dataset as find_dataset
+from kdbench.catalogue.networks import network as find_network
 from kdbench.catalogue.text import printable
 from kdbench.cli.completion import complete_datasets, complete_networks
 from kdbench.cli.listing import Kind, list_things
-from kdbench.cli.options import HELP_OPTIONS, Data, Json, Only, Results, Suites, load
+from kdbench.cli.options import Data, Json, Only, Results, Suites, find_record, group, load
 from kdbench.cli.run import Devices, Download, Jobs, progress
+from kdbench.errors import BadInput, BadRecord, KdbenchError
 from kdbench.execution.runner import RunOptions, train_teachers
+from kdbench.planning.plan import auxiliaries_of
+from kdbench.store.exchange import export_teacher, import_teachers
+from kdbench.store.record import Record
+from kdbench.store.store import Store
+from kdbench.store.verify import label_of
+from kdbench.store.verify import verify as compare
+from kdbench.suite.specs import DatasetSpec, Imported, Weights, stage_label
+from kdbench.suite.teachers import teacher_config
 
 
-if TYPE_CHECKING:
-    from kdbench.store.record import Record
-    from kdbench.store.store import Store
+app = group("The teachers in a results folder: list, train, import, verify, export.")
 
 
+@app.command("list")
+def list_teachers(results: Results = Path("results"), json_output: Json = False) -> None:
+    """List the teachers: what made them, and their accuracy."""
+    list_things(Kind.teachers, results, json_output)
+
+
+@app.command()
+def train(
+    suites: Suites,
+    results: Results = Path("results"),
+    data: Data = Path("data"),
+    devices: Devices = "auto",
+    jobs_per_device: Jobs = None,
+    only: Only = None,
+    download: Download = False,
+) -> None:
+    """Train the teachers of suites, and nothing else. Concurrent commands wait for the same teacher."""
+    loaded = load(suites, [results], only=only)
+    specs = [each for suite in loaded for spec in suite.specs.values() for each in (*auxiliaries_of(spec), spec)]
+    teachers = {stage.id: stage for spec in specs for stage in spec.stages}
+    given = {sha256: file for suite in loaded for sha256, file in suite.weight_files.items()}
+    options = RunOptions(results, data, devices, jobs_per_device, download, weights=given)
+    with progress() as on_event:
+        failed = train_teachers([*teachers.values()], options, on_event)
+    if failed:
+        lines = [f"  {stage_label(teachers[id])} ({id}): {reason}" for id, reason in failed.items()]
+        raise KdbenchError("\n".join([f"{len(failed)} failed:", *lines]))
+    typer.echo(f"{len(teachers)} teachers are there.")
+
+
+@app.command("import")
 def import_file(
     file: Annotated[Path, typer.Argument(help="A checkpoint (.safetensors, .pth, .pt), or an exported folder.")],
     network: Annotated[
@@ -51,39 +92,33 @@ def import_file(
     RepDistiller's, SemCKD's, SSKD's, mdistiller's, torchvision's, open_clip's and OpenAI's layouts are read. Nothing in the
     file is ever executed. A folder written by `kdbench teachers export` is imported as it is.
     """
-    from kdbench.catalogue.datasets import dataset as find_dataset
-    from kdbench.catalogue.networks import network as find_network
-    from kdbench.errors import BadInput, KdbenchError
-    from kdbench.store.store import Store
-    from kdbench.suite.specs import DatasetSpec, Imported, Weights, stage_label
-    from kdbench.suite.teachers import teacher_config
-
+    store = Store(results)
     if file.is_dir():
-        import_folder(file, Store(results))
+        for stage in import_teachers(file, store):
+            typer.echo(printable(f"teacher {stage.id}: {stage_label(stage)}"))
         return
     if network is None:
         raise BadInput("--network is missing: name the network whose weights the file holds (kdbench list models)")
-    facts = find_network(network)
-    if facts.classifier and dataset is None:
-        raise BadInput(f"--dataset is missing: {facts.name} is measured on the test set of the data set that it knows")
+    net = find_network(network)
+    if net.classifier and dataset is None:
+        raise BadInput(f"--dataset is missing: {net.name} is measured on the test set of the data set that it knows")
     if not file.is_file():
         raise BadInput(f"{file}: no such file. Give the path of a checkpoint, or of a folder that export has made.")
-    kind = teacher_config(facts.name, str(file.resolve()), None, Path(), key)
+    config = teacher_config(net.name, str(file.resolve()), None, Path(), key)
     weights = Weights(
         source="file",
-        sha256=kind.sha256,
-        classifier=facts.classifier,
+        sha256=config.sha256,
+        classifier=net.classifier,
         key=key,
         mean=_channels("--mean", mean),
         std=_channels("--std", std),
     )
-    known = DatasetSpec(name=find_dataset(dataset).name) if dataset and facts.classifier else None
-    spec = Imported(network=facts.name, dataset=known, weights=weights)
-    store = Store(results)
+    known = DatasetSpec(name=find_dataset(dataset).name) if dataset and net.classifier else None
+    spec = Imported(network=net.name, dataset=known, weights=weights)
     record = store.teacher(spec.id)
     folders = [folder for name in ("runs", "teachers", "locks", "") if not (folder := results / name).exists()]
     store.check_writable()  # said before a large file is looked into
-    options = RunOptions(results, data, devices, weights={str(kind.sha256): file})
+    options = RunOptions(results, data, devices, weights={str(config.sha256): file})
     try:
         with progress() as on_event:
             failed = train_teachers([spec], options, on_event)
@@ -102,130 +137,7 @@ def import_file(
     typer.echo(f"teacher {record.id}: {stage_label(spec)}, {here}{stated}")
     own = weights.model_dump(include={"key", "mean", "std"}, exclude_none=True)
     more = "".join(f", {name}: {json.dumps(value)}" for name, value in own.items())
-    typer.echo(f"In a suite:\n  teachers:\n    mine: {{network: {facts.name}, weights: 'sha256:{kind.sha256}'{more}}}")
-
-
-def _leave_as_it_was(record: Record, folders: Iterable[Path]) -> None:
-    """Remove the record of a failed import, and the folders that it made, if they are still empty."""
-    from filelock import Timeout
-
-    from kdbench.errors import KdbenchError
-
-    with contextlib.suppress(OSError, Timeout, KdbenchError):
-        if record.folder.exists():
-            with record.lock().acquire(timeout=0):
-                if not (record.folder / "result.json").exists():
-                    shutil.rmtree(record.folder)
-    for folder in folders:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-
-
-def _text(channels: Iterable[float]) -> str:
-    return ",".join(f"{value:g}" for value in channels)
-
-
-def _channels(option: str, text: str | None) -> tuple[float, float, float] | None:
-    """Three numbers, one for each channel. Raises BadInput for anything else."""
-    from kdbench.errors import BadInput
-
-    if text is None:
-        return None
-    try:
-        first, second, third = (float(part) for part in text.split(","))
-    except ValueError:
-        first = second = third = math.nan
-    values = first, second, third
-    if not all(math.isfinite(value) and (option == "--mean" or value > 0) for value in values):
-        raise BadInput(f"{option} {text}: give three numbers for values from 0 to 1, such as 0.485,0.456,0.406")
-    return values
-
-
-def import_folder(folder: Path, store: Store) -> None:
-    """Copy the records of an exported teacher after checking them. Raises BadInput for incomplete ones."""
-    from filelock import Timeout
-    from pydantic import ValidationError
-
-    from kdbench.errors import BadInput, BadRecord
-    from kdbench.files import quarantine
-    from kdbench.store.record import Record
-    from kdbench.store.store import check_copyable, copy_record
-    from kdbench.suite.specs import stage_from, stage_label
-
-    entries = sorted(entry for entry in folder.iterdir() if not (entry.name.startswith(".") or entry.is_symlink()))
-    records = [Record(entry) for entry in entries if (entry / "spec.json").is_file()]
-    try:
-        for record in records:
-            check_copyable(record)
-        stages = {r.id: stage_from(r.spec()) for r in records}
-    except (BadRecord, ValidationError) as error:
-        raise BadInput(f"{folder}: {error}") from None
-    if not stages:
-        raise BadInput(
-            f"{folder}: holds no teacher. Give the path of a checkpoint, or of a folder that export has made."
-        )
-    store.check_writable()
-    for record in records:
-        target = store.teacher(record.id)
-        try:
-            with target.lock().acquire(timeout=0):
-                if not target.done():
-                    if (target.folder / "result.json").exists():
-                        quarantine(target.folder)
-                    shutil.rmtree(target.folder, ignore_errors=True)
-                    copy_record(record, target.folder)
-        except Timeout:
-            raise BadInput(f"teacher {record.id} is being made by another process: try again later") from None
-        except BadRecord as error:
-            raise BadInput(str(error)) from None
-        except OSError as error:
-            raise BadInput(f"{target.folder}: cannot be written: {error.strerror or error}") from None
-        typer.echo(f"teacher {record.id}: {stage_label(stages[record.id])}")
-
-
-app = typer.Typer(
-    help="The teachers in a results folder: list, train, import, verify, export.",
-    no_args_is_help=True,
-    add_completion=False,
-    context_settings=HELP_OPTIONS,
-)
-
-
-@app.command("list")
-def list_teachers(results: Results = Path("results"), json_output: Json = False) -> None:
-    """List the teachers: what made them, and their accuracy."""
-    list_things(Kind.teachers, results, json_output)
-
-
-@app.command()
-def train(
-    suites: Suites,
-    results: Results = Path("results"),
-    data: Data = Path("data"),
-    devices: Devices = "auto",
-    jobs_per_device: Jobs = None,
-    only: Only = None,
-    download: Download = False,
-) -> None:
-    """Train the teachers of suites, and nothing else. Concurrent commands wait for the same teacher."""
-    from kdbench.errors import KdbenchError
-    from kdbench.planning.plan import auxiliaries_of
-    from kdbench.suite.specs import stage_label
-
-    loaded = load(suites, [results], only=only)
-    specs = [each for suite in loaded for spec in suite.specs.values() for each in (*auxiliaries_of(spec), spec)]
-    teachers = {stage.id: stage for spec in specs for stage in spec.stages}
-    given = {sha256: file for suite in loaded for sha256, file in suite.weight_files.items()}
-    options = RunOptions(results, data, devices, jobs_per_device, download, weights=given)
-    with progress() as on_event:
-        failed = train_teachers([*teachers.values()], options, on_event)
-    if failed:
-        lines = [f"  {stage_label(teachers[id])} ({id}): {reason}" for id, reason in failed.items()]
-        raise KdbenchError("\n".join([f"{len(failed)} failed:", *lines]))
-    typer.echo(f"{len(teachers)} teachers are there.")
-
-
-app.command("import")(import_file)
+    typer.echo(f"In a suite:\n  teachers:\n    mine: {{network: {net.name}, weights: 'sha256:{config.sha256}'{more}}}")
 
 
 @app.command()
@@ -234,10 +146,6 @@ def verify(results: Results = Path("results"), json_output: Json = False) -> Non
 
     New layers that were trained together with a run's student are checked with that run.
     """
-    from kdbench.store.store import Store
-    from kdbench.store.verify import label_of
-    from kdbench.store.verify import verify as compare
-
     store = Store(results)
     labels = {record.id: label_of(record, "teachers") for record in store.records("teachers") if record.ended()}
     runs = dict.fromkeys(_with_new_layers(store), "a run, with the new layers that learned beside it")
@@ -263,47 +171,43 @@ def export(
     results: Results = Path("results"),
 ) -> None:
     """Copy a teacher, and the stages that it was made from, into a folder: weights as .safetensors, and their records."""
-    from kdbench.errors import BadInput, BadRecord
-    from kdbench.store.store import Store, copy_record
-    from kdbench.suite.specs import stage_from, stage_label, trained_stages
+    record = find_record(results, "teachers", id)
+    for stage in export_teacher(record, folder, Store(results)):
+        typer.echo(printable(f"{folder / stage.id}: {stage_label(stage)}"))
 
-    store = Store(results)
-    matches = [record for record in store.records("teachers") if len(id) >= 4 and record.id.startswith(id)]
-    if len(matches) != 1:
-        found = ", ".join(record.id for record in matches) or "none"
-        raise BadInput(
-            f"'{id}' must be the beginning of one teacher's id in {results}, four digits or more; found: {found}"
-        )
-    if folder.exists():
-        raise BadInput(f"{folder}: is there already. Name a folder that does not exist yet.")
+
+def _leave_as_it_was(record: Record, folders: Iterable[Path]) -> None:
+    """Remove the record of a failed import, and the folders that it made, if they are still empty."""
+    with contextlib.suppress(OSError, Timeout, KdbenchError):
+        if record.folder.exists():
+            with record.lock().acquire(timeout=0):
+                if not (record.folder / "result.json").exists():
+                    shutil.rmtree(record.folder)
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _text(channels: Iterable[float]) -> str:
+    return ",".join(f"{value:g}" for value in channels)
+
+
+def _channels(option: str, text: str | None) -> tuple[float, float, float] | None:
+    """Three numbers, one for each channel. Raises BadInput for anything else."""
+    if text is None:
+        return None
     try:
-        matches[0].check_weights()
-        teachers = trained_stages(stage_from(matches[0].spec()))
-        for teacher in teachers:
-            store.check_teacher(teacher)
-    except BadRecord as error:
-        raise BadInput(f"{error}. Run what needs it again, and it is made again.") from None
-    stages = [store.record_of(teacher) for teacher in teachers]
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for record in stages:
-            copy_record(record, temporary / record.id)
-        temporary.rename(folder)
-    except BadRecord as error:
-        raise BadInput(str(error)) from None
-    except OSError as error:
-        raise BadInput(f"{folder}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    for teacher, record in zip(teachers, stages, strict=True):
-        typer.echo(printable(f"{folder / record.id}: {stage_label(teacher)}"))
+        first, second, third = (float(part) for part in text.split(","))
+    except ValueError:
+        first = second = third = math.nan
+    values = first, second, third
+    if not all(math.isfinite(value) and (option == "--mean" or value > 0) for value in values):
+        raise BadInput(f"{option} {text}: give three numbers for values from 0 to 1, such as 0.485,0.456,0.406")
+    return values
 
 
 def _with_new_layers(store: Store) -> Iterator[str]:
     """The ids of finished runs that trained their teacher's new layers together with the student."""
-    from kdbench.errors import BadRecord
-
     for record in store.records("runs"):
         with contextlib.suppress(BadRecord):  # not finished: the next kdbench run sets it aside
             result = record.result()

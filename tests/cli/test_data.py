@@ -25,7 +25,7 @@ def shelf(tmp_path, monkeypatch):
     archive.write_bytes(OFFICIAL["tar_gz"](files, facts.folder))
     facts = OFFICIAL["published"](facts, archive.as_uri(), archive.read_bytes())
     known = {each.name: each for each in (catalogue.dataset("digits"), facts, OFFICIAL["tiny"]()[0])}
-    monkeypatch.setattr(catalogue, "datasets", lambda: known)
+    monkeypatch.setattr("kdbench.cli.data.datasets", lambda: known)
     monkeypatch.setattr(catalogue, "_spellings", lambda: known)
     monkeypatch.setenv("COLUMNS", "200")
     return tmp_path / "shelf"

@@ -1,0 +1,78 @@
+"""Teachers on their way between results folders: folders of finished records that were exported from one of them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from filelock import Timeout
+from pydantic import ValidationError
+
+from kdbench.errors import BadInput, BadRecord
+from kdbench.files import quarantine
+from kdbench.store.record import Record
+from kdbench.store.store import Store, check_copyable, copy_record
+from kdbench.suite.specs import Stage, stage_from, trained_stages
+
+
+def import_teachers(folder: Path, store: Store) -> list[Stage]:
+    """Copy the records of an exported teacher after checking them. Raises BadInput for incomplete ones."""
+    entries = sorted(entry for entry in folder.iterdir() if not (entry.name.startswith(".") or entry.is_symlink()))
+    records = [Record(entry) for entry in entries if (entry / "spec.json").is_file()]
+    try:
+        for record in records:
+            check_copyable(record)
+        stages = [stage_from(record.spec()) for record in records]
+    except (BadRecord, ValidationError) as error:
+        raise BadInput(f"{folder}: {error}") from None
+    if not stages:
+        raise BadInput(
+            f"{folder}: holds no teacher. Give the path of a checkpoint, or of a folder that export has made."
+        )
+    store.check_writable()
+    for record in records:
+        target = store.teacher(record.id)
+        try:
+            with target.lock().acquire(timeout=0):
+                if not target.done():
+                    if (target.folder / "result.json").exists():
+                        quarantine(target.folder)
+                    shutil.rmtree(target.folder, ignore_errors=True)
+                    copy_record(record, target.folder)
+        except Timeout:
+            raise BadInput(f"teacher {record.id} is being made by another process: try again later") from None
+        except BadRecord as error:
+            raise BadInput(str(error)) from None
+        except OSError as error:
+            raise BadInput(f"{target.folder}: cannot be written: {error.strerror or error}") from None
+    return stages
+
+
+def export_teacher(record: Record, folder: Path, store: Store) -> list[Stage]:
+    """Copy a teacher's record, and those of the stages that it was made from, to a folder that does not exist yet.
+
+    Raises BadInput for damaged ones, or where the folder cannot be written; then it is not there.
+    """
+    if folder.exists():
+        raise BadInput(f"{folder}: is there already. Name a folder that does not exist yet.")
+    try:
+        record.check_weights()
+        stages = trained_stages(stage_from(record.spec()))
+        for stage in stages:
+            store.check_teacher(stage)
+    except BadRecord as error:
+        raise BadInput(f"{error}. Run what needs it again, and it is made again.") from None
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for stage in stages:
+            source = store.record_of(stage)
+            copy_record(source, temporary / source.id)
+        temporary.rename(folder)
+    except BadRecord as error:
+        raise BadInput(str(error)) from None
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return stages
