@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kdbench.catalogue.text import listed, nearest
 from kdbench.errors import BadInput
-from kdbench.suite.suite import Suite, measurement_specs, run_specs
+from kdbench.planning.plan import Plan, make_plan
+from kdbench.store.store import Store
+from kdbench.store.suites import ArchivedFiles
+from kdbench.suite.load import load_suites
+from kdbench.suite.suite import Run, Suite, measurement_specs, run_specs
 
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from kdbench.planning.plan import Plan
     from kdbench.reporting.report import Report
-    from kdbench.store.store import Store
-    from kdbench.suite.suite import Run
     from kdbench.training.build import Student
 
 
@@ -50,9 +51,7 @@ def plan(suites: AnySuites, results: AnyPath = "results", *, slots: int = 1) -> 
     ``Plan.teachers`` and ``Plan.cohorts`` are in the order of training; ``Plan.cost`` and ``Plan.makespan(slots)`` are
     multiply-accumulates. Raises BadInput for a suite that cannot be used, KdbenchError for a folder that cannot be read.
     """
-    from kdbench.planning.plan import make_plan
-
-    loaded, store = _load(suites, results), _store(results)
+    loaded, store = _load(suites, results), Store(Path(results))
     return make_plan(run_specs(loaded), store, measurements=measurement_specs(loaded)).split_for(slots)
 
 
@@ -158,13 +157,12 @@ def load_student(run: str | Run, results: AnyPath = "results", data: AnyPath = "
     return load(run if isinstance(run, str) else run.id, _existing(results), Path(data), device)
 
 
-def _load(suites: AnySuites, results: AnyPath = "", *, trials: int | None = None, tiny: bool = False) -> list[Suite]:
+def _load(
+    suites: AnySuites, results: AnyPath = "results", *, trials: int | None = None, tiny: bool = False
+) -> list[Suite]:
     """The suites; missing weight files and modules are taken from the copies archived with the results."""
-    from kdbench.store.suites import ArchivedFiles
-    from kdbench.suite.load import load_suites
-
     given = [suites] if isinstance(suites, str | Path | Suite) else list(suites)
-    store = _store(results or "results")
+    store = Store(Path(results))
     archived = ArchivedFiles([store])
     loaded: list[Suite] = []
     for suite in given:
@@ -183,16 +181,10 @@ def _choice(key: str, value: str, choices: type[AnyChoice]) -> AnyChoice:
     raise BadInput(f"{key} '{value}': " + (f"did you mean '{near}'?" if near else f"choose {listed(list(choices))}"))
 
 
-def _store(folder: AnyPath) -> Store:
-    from kdbench.store.store import Store
-
-    return Store(Path(folder))
-
-
 def _existing(folder: AnyPath) -> Store:
     if not Path(folder).is_dir():
         raise BadInput(f"{folder}: no such results folder")
-    return _store(folder)
+    return Store(Path(folder))
 
 
 def _report(folder: AnyPath, suites: AnySuites) -> Report:

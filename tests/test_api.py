@@ -12,6 +12,7 @@ import kdbench
 from kdbench import api
 from kdbench.data.stream import DataSource
 from kdbench.errors import BadInput, BadRecord
+from kdbench.execution import devices
 from kdbench.methods import build_term
 from kdbench.models import Shapes
 from kdbench.store.record import Accuracy, Result
@@ -167,7 +168,8 @@ def test_a_student_that_cannot_be_loaded(trained, suite):
         (lambda folder: kdbench.run("demo", folder, devices="gpuu"), "gpuu"),
     ],
 )
-def test_bad_input_is_refused_in_one_message(tmp_path, call, message):
+def test_bad_input_is_refused_in_one_message(tmp_path, monkeypatch, call, message):
+    monkeypatch.setattr(devices, "query_devices", lambda: {"gpus": [], "threads": 1})
     with pytest.raises(BadInput, match=message):
         call(tmp_path)
 

@@ -8,10 +8,10 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -21,26 +21,22 @@ from kdbench.catalogue.text import command, one_line, printable
 from kdbench.cli.completion import complete_suites
 from kdbench.cli.options import Data, Json, Results, Set, Suites
 from kdbench.errors import BadInput, BadSuite, KdbenchError, Problem
+from kdbench.execution import devices
 from kdbench.execution.child import interpreter, misfits
-from kdbench.execution.devices import query_devices
 from kdbench.execution.worker_handle import temporary_folder
 from kdbench.planning.plan import all_stages, auxiliaries_of
 from kdbench.store.store import Store
 from kdbench.store.verify import verify as compare
 from kdbench.suite.load import load_suites
-from kdbench.suite.suite import measurement_specs, run_specs
-
-
-if TYPE_CHECKING:
-    from kdbench.suite.suite import Suite
+from kdbench.suite.suite import Suite
 
 
 def validate(suites: Suites, settings: Set = None, json_output: Json = False) -> None:
     """Check suite files and report every problem at once, with file, line and the nearest right name."""
-
     try:
         loaded = load_suites(suites, settings=settings or ())
-        _check_weights(loaded)
+        if problems := [problem for suite in loaded for problem in _misfits(suite)]:
+            raise BadSuite(problems)
     except BadSuite as error:
         if not json_output:
             raise
@@ -54,15 +50,11 @@ def validate(suites: Suites, settings: Set = None, json_output: Json = False) ->
         typer.echo(printable(text))
 
 
-def _check_weights(suites: Iterable[Suite]) -> None:
-    """Raise BadSuite where a file of weights does not hold the network that a suite takes from it."""
-
-    problems = []
-    for suite in suites:
-        needs = [need for spec in suite.specs.values() for need in spec.dependencies]
-        problems += [Problem(suite.file, 0, "teachers", message) for message in misfits(needs, suite.weight_files)]
-    if problems:
-        raise BadSuite(problems)
+def _misfits(suite: Suite) -> Iterator[Problem]:
+    """Where a file of weights does not hold the network that the suite takes from it."""
+    needs = [need for spec in suite.specs.values() for need in spec.dependencies]
+    for message in misfits(needs, suite.weight_files):
+        yield Problem(suite.file, 0, "teachers", message)
 
 
 def verify(
@@ -74,30 +66,29 @@ def verify(
     json_output: Json = False,
 ) -> None:
     """Compare the files of finished records with their checksums. Exit code 1 if one is damaged."""
-
     if not results.is_dir():
         raise BadInput(f"{results}: no such results folder")
-    found = compare(Store(results), _ids(suites) if suites else None)
+    checked = compare(Store(results), _ids(suites) if suites else None)
     if json_output:
-        typer.echo(json.dumps(asdict(found), indent=1))
+        typer.echo(json.dumps(asdict(checked), indent=1))
     else:
-        for each in found.damaged:
-            what = f"BAD  {each.kind} {each.id}, {each.label}: {each.problem.removesuffix('.')}. {each.next_step}"
+        for file in checked.damaged:
+            what = f"BAD  {file.kind} {file.id}, {file.label}: {file.problem.removesuffix('.')}. {file.next_step}"
             typer.echo(one_line(what, 2000))
-        for note in found.notes:
+        for note in checked.notes:
             typer.echo(one_line(f"note {note}", 2000))
-        records = len({(each.kind, each.id) for each in found.damaged})
-        typer.echo(f"{found.checked} finished records, {records} damaged.")
-    if found.damaged:
+        records = len({(file.kind, file.id) for file in checked.damaged})
+        typer.echo(f"{checked.checked} finished records, {records} damaged.")
+    if checked.damaged:
         raise typer.Exit(1)
 
 
 def _ids(names: list[str]) -> dict[str, set[str]]:
     """The ids of all that suites need, by kind of record."""
-
     suites = load_suites(names)
-    specs, measured = run_specs(suites), measurement_specs(suites)
-    runs = [each for spec in specs for each in (*auxiliaries_of(spec), spec)]
+    specs = [spec for suite in suites for spec in suite.specs.values()]
+    measured = [measurement.spec for suite in suites for measurement in suite.measurements]
+    runs = [run for spec in specs for run in (*auxiliaries_of(spec), spec)]
     runs += [need.source_run for spec in measured for need in spec.dependencies if need.source_run]
     return {
         "teachers": {stage.id for stage in all_stages(specs, measured)},
@@ -114,12 +105,10 @@ MODULES = {"open_clip_torch": "open_clip", "scikit-learn": "sklearn"}
 
 def doctor(results: Results = Path("results"), data: Data = Path("data")) -> None:
     """Check versions, devices, data and permissions. Says what works, and how to repair the rest."""
-
     problems = 0
     _line(True, f"kdbench {__version__}, Python {platform.python_version()}, {platform.platform()}")
     broken = _not_importable()
-    for package in PACKAGES:
-        version = _version(package)
+    for package, version in _versions().items():
         problems += not version
         if not version:
             _line(False, f"{package} is not installed: pip install {package}")
@@ -131,12 +120,10 @@ def doctor(results: Results = Path("results"), data: Data = Path("data")) -> Non
         else:
             _line(True, f"{package} {version}")
     try:
-        facts = query_devices()
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        gpus = ", ".join(facts["gpus"]) or "none visible" + (
-            f" (CUDA_VISIBLE_DEVICES='{visible}')" if visible is not None else ""
-        )
-        _line(True, f"GPUs: {gpus}; CPU threads: {facts['threads']}; torch built for CUDA {facts['cuda'] or '–'}")
+        machine, visible = devices.query_devices(), os.environ.get("CUDA_VISIBLE_DEVICES")
+        setting = f" (CUDA_VISIBLE_DEVICES='{visible}')" if visible is not None else ""
+        gpus = ", ".join(machine["gpus"]) or f"none visible{setting}"
+        _line(True, f"GPUs: {gpus}; CPU threads: {machine['threads']}; torch built for CUDA {machine['cuda'] or '–'}")
     except KdbenchError as error:
         problems += 1
         _line(False, str(error))
@@ -179,20 +166,18 @@ print(json.dumps({module: [why, reason(module) is None] for module, why in found
 
 def _not_importable() -> dict[str, tuple[str, bool]]:
     """Installed packages that fail to import: the reason, and whether kdbench works around it."""
-
-    modules = {MODULES.get(package, package): package for package in PACKAGES if _version(package)}
-    command = [*interpreter(_IMPORTS), json.dumps([*modules])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    modules = {MODULES.get(package, package): package for package, version in _versions().items() if version}
+    program = [*interpreter(_IMPORTS), json.dumps([*modules])]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
     if done.returncode:
         return {}  # torch itself ends the process: the devices' line says so
     return {modules[name]: (why, here) for name, (why, here) in json.loads(done.stdout.splitlines()[-1]).items()}
 
 
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+def _versions() -> dict[str, str]:
+    """The version of each package; "" if it is not installed."""
+    installed = {package: [*importlib.metadata.distributions(name=package)] for package in PACKAGES}
+    return {package: found[0].version if found else "" for package, found in installed.items()}
 
 
 def _line(good: bool, text: str, *, optional: bool = False) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from glob import escape, glob
 
-
-ONLY_KEYS = ("method", "student", "teacher", "dataset", "strategy", "trial")
+from kdbench.catalogue.datasets import datasets
+from kdbench.catalogue.networks import networks
+from kdbench.suite.selection import VALUES
 
 
 def _starting(incomplete: str, names: Iterable[str]) -> list[str]:
@@ -29,15 +30,11 @@ def complete_methods(incomplete: str) -> list[str]:
 
 def complete_networks(incomplete: str) -> list[str]:
     """The networks."""
-    from kdbench.catalogue.networks import networks
-
     return _starting(incomplete, networks())
 
 
 def complete_datasets(incomplete: str) -> list[str]:
     """The data sets."""
-    from kdbench.catalogue.datasets import datasets
-
     return _starting(incomplete, datasets())
 
 
@@ -69,6 +66,6 @@ def complete_only(incomplete: str) -> list[str]:
     }
     key, equals, value = incomplete.partition("=")
     if not equals:
-        return _starting(key, (f"{each}=" for each in ONLY_KEYS))
+        return _starting(key, (f"{each}=" for each in VALUES))
     complete = values.get(key)
     return [f"{key}={each}" for each in complete(value)] if complete else []

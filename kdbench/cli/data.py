@@ -5,39 +5,28 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from kdbench.catalogue.datasets import dataset, datasets
+from kdbench.catalogue.datasets import Dataset, dataset, datasets
 from kdbench.catalogue.text import command
 from kdbench.cli.completion import complete_datasets
-from kdbench.cli.options import HELP_OPTIONS, Data, Json, Output, Results, print_text
-from kdbench.cli.progress import download_progress
-from kdbench.cli.tables import table
+from kdbench.cli.listing import table
+from kdbench.cli.options import Data, Json, Output, Results, find_record, group, print_text
+from kdbench.datafiles import fetch
 from kdbench.errors import BadInput, BadRecord, KdbenchError
 from kdbench.execution.child import list_samples
-from kdbench.store.store import Store
 from kdbench.suite.compatibility import subset_errors
 from kdbench.suite.schema import DatasetEntry, problems_of
-from kdbench.suite.specs import RunSpec, Scenario
+from kdbench.suite.specs import DatasetSpec, RunSpec, Scenario
 from kdbench.suite.yaml_reader import Document
 
 
-if TYPE_CHECKING:
-    from pydantic import BaseModel
+Schema = TypeVar("Schema", bound=BaseModel)
 
-    from kdbench.catalogue.datasets import Dataset
-    from kdbench.suite.specs import DatasetSpec, RunSpec, Scenario
-
-
-data = typer.Typer(
-    help="The data sets: status, download, prepare, samples.",
-    no_args_is_help=True,
-    add_completion=False,
-    context_settings=HELP_OPTIONS,
-)
+data = group("The data sets: status, download, prepare, samples.")
 
 Names = Annotated[
     list[str] | None,
@@ -53,55 +42,55 @@ def status(
     json_output: Json = False,
 ) -> None:
     """Show which data sets are ready, and what the others lack. Exit code 1 if --verify finds damage."""
-    from kdbench.datafiles.fetch import status as look
-
-    found = [look(facts, root, verify=verify) for facts in _chosen(names)]
+    states = [fetch.status(entry, root, verify=verify) for entry in _chosen(names)]
     if json_output:
-        typer.echo(json.dumps([asdict(each) for each in found], indent=1))
+        typer.echo(json.dumps([asdict(state) for state in states], indent=1))
     else:
         lines = [
             {
-                "dataset": each.name,
-                "state": each.state,
-                "size": f"{each.bytes / 1e6:,.1f} MB" if each.bytes else "",
-                "missing": ", ".join(each.missing),
-                "to do": each.todo,
+                "dataset": d.name,
+                "state": d.state,
+                "size": f"{d.bytes / 1e6:,.1f} MB" if d.bytes else "",
+                "missing": ", ".join(d.missing),
+                "to do": d.todo,
             }
-            for each in found
+            for d in states
         ]
         typer.echo(table(lines))
-    if any(each.state == "damaged" for each in found):
+    if any(d.state == "damaged" for d in states):
         raise typer.Exit(1)
 
 
 @data.command("download")
 def download(names: Names = None, root: Data = Path("data")) -> None:
     """Fetch data sets from their authors' servers. Safe to interrupt: the same command resumes a partial file."""
-    from kdbench.datafiles.fetch import fetch
+    from kdbench.cli.progress import download_progress
 
     if not names:
-        known = ", ".join(each.name for each in datasets().values() if each.archives)
+        known = ", ".join(entry.name for entry in datasets().values() if entry.archives)
         raise BadInput(f"kdbench data download NAME…: name the data sets to fetch, of {known}")
     chosen = _chosen(names)
     with download_progress() as listener:
-        for facts in chosen:
-            new = fetch(facts, root, listener)
-            listener.note(f"{facts.name}: " + (_origin(facts) if not new else f"ready in {root}"))
+        for entry in chosen:
+            there = "is there already" if entry.files else "needs no download: it comes with scikit-learn"
+            new = fetch.fetch(entry, root, listener)
+            listener.note(f"{entry.name}: " + (f"ready in {root}" if new else there))
 
 
 @data.command("prepare")
 def prepare(names: Names = None, root: Data = Path("data")) -> None:
     """Decode TinyImageNet, and check the files and counts of data sets; without names, of all that are present."""
+    from kdbench.cli.progress import download_progress
     from kdbench.datafiles.readers import prepare as make_ready
 
     problems: list[KdbenchError] = []
     with download_progress() as listener:
-        for facts in _chosen(names):
-            if not names and facts.missing(root):
+        for entry in _chosen(names):
+            if not names and entry.missing(root):
                 continue
             try:
-                train, test = make_ready(facts, root, listener)
-                typer.echo(f"{facts.name}: {train:,} training and {test:,} test images of {facts.classes} classes")
+                train, test = make_ready(entry, root, listener)
+                typer.echo(f"{entry.name}: {train:,} training and {test:,} test images of {entry.classes} classes")
             except KdbenchError as error:
                 problems.append(error)
     if problems:
@@ -111,17 +100,9 @@ def prepare(names: Names = None, root: Data = Path("data")) -> None:
 
 def _chosen(names: list[str] | None) -> list[Dataset]:
     """The data sets of these names, each once; all without names. Raises BadInput for an unknown one."""
-
     if not names:
         return list(datasets().values())
-    return list({facts.name: facts for facts in map(dataset, names)}.values())
-
-
-def _origin(facts: Dataset) -> str:
-    return "is there already" if facts.files else "needs no download: it comes with scikit-learn"
-
-
-Request = tuple["DatasetSpec", "Scenario", int]
+    return list({entry.name: entry for entry in map(dataset, names)}.values())
 
 
 @data.command("samples")
@@ -149,7 +130,6 @@ def samples(
     data: Data = Path("data"),
 ) -> None:
     """List the training images of a scenario as CSV: index in the official training set, true label, training label."""
-
     part: dict[str, Any] = {"classes": classes, "train_per_class": train_per_class, "test_per_class": test_per_class}
     part |= {"val_split": val_split, "size": size}
     changes = {"fraction": fraction, "label_noise": label_noise, "noise": noise}
@@ -158,12 +138,12 @@ def samples(
         if name or trial is not None or any(value is not None for value in (part | changes).values()):
             raise BadInput("--run ID says it all: leave the data set and the options of the scenario out")
         spec, expected = _run(results, run)
-        request: Request = (spec.dataset, spec.scenario, spec.trial)
+        known, scenario, trial = spec.dataset, spec.scenario, spec.trial
     elif name is None:
         raise BadInput("name a data set (kdbench list datasets), or a run with --run ID")
     else:
-        request = (_dataset(name, part), _scenario(changes), trial or 0)
-    text = list_samples(*request, data)
+        known, scenario = _dataset(name, part), _validated(Scenario, changes)
+    text = list_samples(known, scenario, trial or 0, data)
     if expected and expected not in text:
         raise KdbenchError(f"run {run} learned from another list (sha256 {expected}) than {data} gives now")
     lines = sum(line[:1].isdigit() for line in text.splitlines())
@@ -171,29 +151,20 @@ def samples(
 
 
 def _dataset(name: str, part: dict[str, Any]) -> DatasetSpec:
-
-    given = {key: value for key, value in part.items() if value is not None}
-    entry = _validated(DatasetEntry, {"name": name, **given})
+    entry = _validated(DatasetEntry, {"name": name, **part})
     if problems := subset_errors(entry):
         raise BadInput("\n".join(f"{_option(key)}: {message}" for key, message in problems))
-    spec: DatasetSpec = entry.spec
-    return spec
+    return entry.spec
 
 
-def _scenario(changes: dict[str, Any]) -> Scenario:
-
-    found: Scenario = _validated(Scenario, {key: value for key, value in changes.items() if value is not None})
-    return found
-
-
-def _validated(schema: type[BaseModel], values: dict[str, Any]) -> Any:
-    """A part of a suite, given by options. Raises BadInput with all that is wrong."""
-
+def _validated(schema: type[Schema], options: dict[str, Any]) -> Schema:
+    """A part of a suite, of the options that are given. Raises BadInput with all that is wrong."""
+    values = {key: value for key, value in options.items() if value is not None}
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        found = problems_of(error, Document("", values, {(key,): 0 for key in values}), (), {})
-        lines = [f"{_option(each.path)}: {each.message}" if each.path else each.message for each in found]
+        problems = problems_of(error, Document("", values, {(key,): 0 for key in values}), (), {})
+        lines = [f"{_option(p.path)}: {p.message}" if p.path else p.message for p in problems]
         raise BadInput("\n".join(lines)) from None
 
 
@@ -203,10 +174,7 @@ def _option(key: str) -> str:
 
 def _run(results: Path, id: str) -> tuple[RunSpec, str | None]:
     """The spec of a run and the hash of its samples, if recorded. Raises BadInput for an unknown or damaged run."""
-
-    record = Store(results).find("runs", id)
-    if record is None:
-        raise BadInput(f"no run's id in {results} begins with '{id}' (four digits or more)")
+    record = find_record(results, "runs", id)
     try:
         result = record.result()
         return RunSpec.model_validate(record.spec()), result.samples_sha256 if result else None

@@ -108,11 +108,7 @@ def init(
     suite = name / f"{stem}.yaml"
     where = f"./{suite}" if str(suite).startswith("-") else str(suite)
     run, report = command("run", where), command("report", where)
-    contents = {
-        suite: SUITE.format(run=run, report=report),
-        name / "losses.py": LOSS,
-        name / "test_losses.py": TEST,
-    }
+    contents = {suite: SUITE.format(run=run, report=report), name / "losses.py": LOSS, name / "test_losses.py": TEST}
     try:
         name.mkdir(parents=True)
         for file, text in contents.items():

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from enum import StrEnum
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from textwrap import wrap
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -14,38 +18,23 @@ from pydantic import ValidationError
 from kdbench.catalogue.datasets import datasets
 from kdbench.catalogue.networks import networks
 from kdbench.catalogue.tables import layouts
-from kdbench.catalogue.terms import costs, term, term_names
+from kdbench.catalogue.terms import TermInfo, costs, term, term_names
 from kdbench.catalogue.text import normalise, one_line, printable
 from kdbench.cli.options import Json, Results
-from kdbench.cli.tables import table
 from kdbench.errors import BadRecord
+from kdbench.store.record import Record, Result
 from kdbench.store.store import Store
 from kdbench.suite.load import bundled_suites, load_suite
-from kdbench.suite.methods import formula
+from kdbench.suite.methods import Terms, formula
 from kdbench.suite.protocol import bundled_protocol, protocol_names
 from kdbench.suite.specs import RunSpec, stage_from, stage_label
-
-
-if TYPE_CHECKING:
-    from kdbench.catalogue.terms import TermInfo
-    from kdbench.store.record import Record, Result
-    from kdbench.suite.methods import Terms
 
 
 Lines = list[dict[str, Any]]
 
 
-class Kind(StrEnum):
-    """Kinds of things that can be listed."""
-
-    methods = "methods"
-    models = "models"
-    datasets = "datasets"
-    protocols = "protocols"
-    suites = "suites"
-    tables = "tables"
-    teachers = "teachers"
-    runs = "runs"
+Kind = StrEnum("Kind", "methods models datasets protocols suites tables teachers runs")
+"""Kinds of things that can be listed."""
 
 
 def list_things(
@@ -54,17 +43,19 @@ def list_things(
     json_output: Json = False,
 ) -> None:
     """List methods, models, datasets, protocols, suites, tables, teachers or runs."""
-    lines = _LISTS[kind](results)
+    stored = kind in (Kind.teachers, Kind.runs)
+    lines = _records(results, kind) if stored else _CATALOGUE[kind]()
     if json_output:
         typer.echo(json.dumps(lines, indent=1))
         return
     if not lines:
         typer.echo(printable(f"no {kind.value} in {results}"))
         return
-    shown = table_rows(lines) if kind is Kind.methods else lines
-    if kind in (Kind.teachers, Kind.runs):
-        shown = [{key: one_line(str(value)) for key, value in line.items()} for line in lines]
-    typer.echo(table(shown, _OPTIONAL.get(kind, ())))
+    if kind is Kind.methods:
+        lines = _method_rows(lines)
+    if stored:
+        lines = [{key: one_line(str(value)) for key, value in line.items()} for line in lines]
+    typer.echo(table(lines, _OPTIONAL.get(kind, ())))
 
 
 _OPTIONAL = {
@@ -76,8 +67,7 @@ _OPTIONAL = {
 """Columns that a narrow terminal leaves out."""
 
 
-def _models(_: Path) -> Lines:
-
+def _models() -> Lines:
     return [
         {
             "model": net.name,
@@ -91,16 +81,14 @@ def _models(_: Path) -> Lines:
     ]
 
 
-def _datasets(_: Path) -> Lines:
-
+def _datasets() -> Lines:
     return [
         {"dataset": d.name, "classes": d.classes, "size": d.size, "train": d.train, "test": d.test, "": d.summary}
         for d in datasets().values()
     ]
 
 
-def _protocols(_: Path) -> Lines:
-
+def _protocols() -> Lines:
     protocols = {name: bundled_protocol(name) for name in protocol_names()}
     return [
         {
@@ -117,14 +105,12 @@ def _protocols(_: Path) -> Lines:
     ]
 
 
-def _suites(_: Path) -> Lines:
+def _suites() -> Lines:
+    suites = {name: load_suite(path) for name, path in bundled_suites().items()}
+    return [{"suite": name, "runs": len(suite.specs), "": suite.description} for name, suite in suites.items()]
 
-    loaded = {name: load_suite(path) for name, path in bundled_suites().items()}
-    return [{"suite": name, "runs": len(suite.specs), "": suite.description} for name, suite in loaded.items()]
 
-
-def _tables(_: Path) -> Lines:
-
+def _tables() -> Lines:
     suites = [load_suite(path) for path in bundled_suites().values()]
     return [
         {
@@ -137,16 +123,12 @@ def _tables(_: Path) -> Lines:
     ]
 
 
-def _records(results: Path, kind: str) -> Lines:
-
-    return [
-        {"id": record.id, **(_teacher(record) if kind == "teachers" else _run(record)), **_outcome(record)}
-        for record in Store(results).records(kind)
-    ]
+def _records(results: Path, kind: Kind) -> Lines:
+    describe = _run if kind is Kind.runs else _teacher
+    return [{"id": record.id, **describe(record), **_outcome(record)} for record in Store(results).records(kind)]
 
 
 def _run(record: Record) -> dict[str, Any]:
-
     try:
         spec = RunSpec.model_validate(record.spec())
     except ValidationError:
@@ -157,16 +139,13 @@ def _run(record: Record) -> dict[str, Any]:
 
 
 def _teacher(record: Record) -> dict[str, Any]:
-
     try:
-        spec = stage_from(record.spec())
+        return {"teacher": stage_label(stage_from(record.spec()))}
     except ValidationError:
         return {"teacher": "(spec.json cannot be read)"}
-    return {"teacher": stage_label(spec)}
 
 
 def _outcome(record: Record) -> dict[str, Any]:
-
     status, accuracy = "in training" if record.has_checkpoint() else "not finished", ""
     try:
         if result := record.result():
@@ -187,29 +166,16 @@ def _accuracies(result: Result) -> str:
     return f"{result.last.top1:.2f} / {result.best.top1:.2f}{how}{stated}"
 
 
-_LISTS: dict[Kind, Callable[[Path], Lines]] = {
-    Kind.methods: lambda _: method_lines(),
-    Kind.models: _models,
-    Kind.datasets: _datasets,
-    Kind.protocols: _protocols,
-    Kind.suites: _suites,
-    Kind.tables: _tables,
-    Kind.teachers: lambda results: _records(results, "teachers"),
-    Kind.runs: lambda results: _records(results, "runs"),
-}
-
-
 PAPERS = ("crd", "sskd", "semckd", "ega")
 """The protocols of papers, whose weights are listed."""
 
 
-def method_lines() -> list[dict[str, Any]]:
+def _methods() -> Lines:
     """Each method with its measured cost and its weights in the papers' protocols, for programs."""
-
     lines = []
     for name in term_names():
-        info, cost, under = term(name), costs().of(name), _methods_with(name)
-        chosen = {p: _representative(name, under[p]) for p in PAPERS if under.get(p)}
+        info, cost, methods = term(name), costs().of(name), methods_with(name)
+        chosen = {p: representative(name, methods[p]) for p in PAPERS if p in methods}
         weights = {p: next(use.weight for use in terms if use.name == name) for p, (_, terms) in chosen.items()}
         lines.append(
             {
@@ -217,37 +183,34 @@ def method_lines() -> list[dict[str, Any]]:
                 "summary": info.summary,
                 "paper": info.paper,
                 "reads": info.reads,
-                "stages": _stages(info),
+                "stages": stages(info),
                 "parameters": cost.parameters if cost else None,
                 "time": cost.time if cost else None,
                 "memory": cost.memory if cost else None,
                 "weights": weights,
-                "losses": {p: {m: formula(terms) for m, terms in under[p].items()} for p in chosen},
+                "losses": {p: {m: formula(terms) for m, terms in methods[p].items()} for p in chosen},
             }
         )
     return lines
 
 
-def table_rows(lines: list[dict[str, Any]]) -> list[dict[str, str]]:
+def _method_rows(lines: Lines) -> Lines:
     """The same for a table.
 
     "first" is what is trained before the main training, "trains" how many parameters are trained beside the student's.
     """
-    rows = []
-    for line in lines:
-        measured = line["time"] is not None
-        rows.append(
-            {
-                "method": line["method"],
-                "paper": short_citation(line["paper"]),
-                "reads": line["reads"],
-                "first": line["stages"],
-                "trains": _count(line["parameters"]) if measured else "",
-                "× kd": f"{line['time']:.2f}" if measured else "",
-                **{p: f"{line['weights'][p]:g}" if p in line["weights"] else "" for p in PAPERS},
-            }
-        )
-    return rows
+    return [
+        {
+            "method": line["method"],
+            "paper": _short_citation(line["paper"]),
+            "reads": line["reads"],
+            "first": line["stages"],
+            "trains": "" if line["parameters"] is None else _count(line["parameters"]),
+            "× kd": "" if line["time"] is None else f"{line['time']:.2f}",
+            **{p: f"{line['weights'][p]:g}" if p in line["weights"] else "" for p in PAPERS},
+        }
+        for line in lines
+    ]
 
 
 def _count(number: int) -> str:
@@ -257,55 +220,40 @@ def _count(number: int) -> str:
     return f"{number / 1e3:.0f} k" if number < 1e6 else f"{number / 1e6:.1f} M"
 
 
-def short_citation(paper: str) -> str:
+def _short_citation(paper: str) -> str:
     """First author, venue and year of "A, B. Title. Venue Year"; of two papers the first."""
     authors, _, rest = paper.partition("; ")[0].partition(". ")
     first, *others = authors.split(", ")
     return f"{first}{' et al.' if others else ''}, {rest.rpartition('. ')[2]}" if rest else paper
 
 
-def method_page(name: str) -> str:
-    """A method in full: what its source says, its hyper-parameters, what the protocols make of it, and its cost."""
-
-    info, cost = term(name), costs().of(name)
-    options = [f"  {key}: {h.annotation} = {h.default!r}" for key, h in info.hyperparameters.items()]
-    under = _methods_with(name)
-    chosen = {p: _representative(name, methods) for p, methods in under.items()}
-    weights = [f"  {p}: {formula(terms)}" + _called(method, name) for p, (method, terms) in chosen.items()]
-    variants = [
-        f"  {p}: {method} = {formula(terms)}" + _step(method)
-        for p, methods in under.items()
-        for method, terms in methods.items()
-        if name not in ("ce", "kd") and method != chosen[p][0]
-    ]
-    lines = [f"method {name}", "", info.description, "", f"Paper: {info.paper}", f"Reads: {info.reads}"]
-    lines += [f"Stages before the main training: {_stages(info) or 'none'}"]
-    lines += ["", "Hyper-parameters:", *(options or ["  none"]), "", "Under the protocols:", *(weights or ["  none"])]
-    lines += ["", "Variants and sums in the protocols:", *variants] if variants else []
-    if cost:
-        lines += ["", f"Cost of a step: {cost.time:.2f} × the time and {cost.memory:.2f} × the memory of kd's"]
-        lines += [f"It trains {cost.parameters:,} parameters beside the student's", f"Measured: {costs().how(cost)}"]
-    return "\n".join(lines)
+_CATALOGUE: dict[Kind, Callable[[], Lines]] = {
+    Kind.methods: _methods,
+    Kind.models: _models,
+    Kind.datasets: _datasets,
+    Kind.protocols: _protocols,
+    Kind.suites: _suites,
+    Kind.tables: _tables,
+}
 
 
-def _methods_with(name: str) -> dict[str, dict[str, Terms]]:
-    """The methods of each protocol that contain a term."""
-
+def methods_with(name: str) -> dict[str, dict[str, Terms]]:
+    """The methods that contain a term, by protocol; only protocols that have one."""
     every = {p: bundled_protocol(p).terms for p in protocol_names()}
-    found = {
+    methods = {
         p: {method: terms for method, terms in methods.items() if any(use.name == name for use in terms)}
         for p, methods in every.items()
     }
-    return {p: methods for p, methods in found.items() if methods}
+    return {p: chosen for p, chosen in methods.items() if chosen}
 
 
-def _representative(name: str, methods: dict[str, Terms]) -> tuple[str, Terms]:
+def representative(name: str, methods: Mapping[str, Terms]) -> tuple[str, Terms]:
     """The method that represents a term: the one of the same name, else the first that contains it."""
+    return next((item for item in methods.items() if normalise(item[0]) == name), next(iter(methods.items())))
 
-    return next((each for each in methods.items() if normalise(each[0]) == name), next(iter(methods.items())))
 
-
-def _stages(info: TermInfo) -> str:
+def stages(info: TermInfo) -> str:
+    """What a method trains before the main training; "" for nothing."""
     if info.initial:
         return f"initial, {info.initial_epochs({})} epochs"
     if info.auxiliary:
@@ -313,12 +261,44 @@ def _stages(info: TermInfo) -> str:
     return "part on the teacher" if info.part is not None else ""
 
 
-def _called(method: str, name: str) -> str:
+GAP = "  "
+BREAKABLE = 16
+"""Characters of a word that may be broken."""
 
-    return "" if normalise(method) == name else f"   (as the method '{method}')"
+
+def table(rows: Sequence[Mapping[str, Any]], optional: Collection[str] = ()) -> str:
+    """Rows under the keys of the first, as wide as the terminal, or 80 columns without one.
+
+    Long cells are wrapped. Where that is not enough, ``optional`` columns are left out, the first one first.
+    """
+    room = shutil.get_terminal_size((80, 24)).columns
+    columns = {key: [key, *(str(row.get(key, "")) for row in rows)] for key in rows[0]}
+    least = {key: _longest_word(column) for key, column in columns.items()}
+    for key in optional:
+        if _total(least.values()) > room:
+            del columns[key], least[key]
+    widths = {key: max(map(len, column)) for key, column in columns.items()}
+    while _total(widths.values()) > room and (wide := [key for key in widths if widths[key] > least[key]]):
+        widths[max(wide, key=widths.__getitem__)] -= 1
+    header, *body = ([*_lines(row, [*widths.values()])] for row in zip(*columns.values(), strict=True))
+    rule = GAP.join("-" * width for width in widths.values())
+    return "\n".join([*header, rule, *(line for lines in body for line in lines)])
 
 
-def _step(method: str) -> str:
+def _longest_word(column: Sequence[str]) -> int:
+    """The least width of a column: numbers stay on one line, and very long words may be broken."""
+    words = (word for text in column for word in (text.split() if re.search("[a-z]", text) else [text]))
+    return min(BREAKABLE, max(map(len, words), default=0))
 
-    cost = costs().of(method)
-    return f"   (step: {cost.time:.2f} × time, {cost.memory:.2f} × memory)" if cost else ""
+
+def _total(widths: Collection[int]) -> int:
+    return sum(widths) + len(GAP) * (len(widths) - 1)
+
+
+def _lines(row: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
+    cells = [
+        [text] if len(text) <= width else wrap(text, width, break_on_hyphens=False)
+        for text, width in zip(row, widths, strict=True)
+    ]
+    for parts in zip_longest(*cells, fillvalue=""):
+        yield GAP.join(part.ljust(width) for part, width in zip(parts, widths, strict=True)).rstrip()

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
-import re
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from kdbench.catalogue.datasets import dataset
-from kdbench.catalogue.networks import network
-from kdbench.catalogue.text import listed, nearest, normalise, printable, shorten
-from kdbench.cli.completion import ONLY_KEYS, complete_only, complete_suites
+from kdbench.catalogue.text import printable, shorten
+from kdbench.cli.completion import complete_only, complete_suites
 from kdbench.errors import BadInput, KdbenchError
+from kdbench.suite.selection import select
 
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+    from kdbench.store.record import Record
     from kdbench.store.store import Store
-    from kdbench.suite.suite import Run, Suite
+    from kdbench.suite.suite import Suite
 
 
 def path(text: str) -> Path:
@@ -39,21 +36,25 @@ def path(text: str) -> Path:
 
 def results_folder(text: str) -> Path:
     """The path of a folder that is there, or of one that can be made."""
-    found = path(text)
+    folder = path(text)
     try:
-        os.stat(found)
+        usable = stat.S_ISDIR(os.stat(folder).st_mode)
     except FileNotFoundError:
-        usable = not found.is_symlink()
+        usable = not folder.is_symlink()
     except OSError as error:
-        raise BadInput(f"{shorten(str(found), 200)}: cannot be a folder of results: {error.strerror}") from None
-    else:
-        usable = found.is_dir()
+        raise BadInput(f"{shorten(str(folder), 200)}: cannot be a folder of results: {error.strerror}") from None
     if not usable:
-        raise BadInput(f"{found}: is no folder of results. Name a folder, or a path where one can be made")
-    return found
+        raise BadInput(f"{folder}: is no folder of results. Name a folder, or a path where one can be made")
+    return folder
 
 
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+
+
+def group(summary: str) -> typer.Typer:
+    """A command with commands of its own."""
+    return typer.Typer(help=summary, no_args_is_help=True, add_completion=False, context_settings=HELP_OPTIONS)
+
 
 Suites = Annotated[
     list[str],
@@ -66,12 +67,7 @@ Suites = Annotated[
 Results = Annotated[
     Path,
     typer.Option(
-        "--results",
-        envvar="KDBENCH_RESULTS",
-        parser=results_folder,
-        metavar="PATH",
-        help="Folder of the results.",
-        show_default=True,
+        "--results", envvar="KDBENCH_RESULTS", parser=results_folder, metavar="PATH", help="Folder of the results."
     ),
 ]
 Data = Annotated[
@@ -139,89 +135,14 @@ def tell_outdated(stores: Iterable[Store]) -> None:
             say(message)
 
 
-def select(suites: Sequence[Suite], only: Sequence[str] | None) -> list[Suite]:
-    """Keep the runs that match every ``KEY=VALUE[,VALUE…]``. Raises BadInput for what matches nothing.
+def find_record(results: Path, kind: str, id: str) -> Record:
+    """The record whose id begins so. Raises BadInput where there is none, or several."""
+    from kdbench.store.store import Store
 
-    A name may hold commas itself: of several ways to read a condition, the one with the longest names counts.
-    """
-    chosen = list(suites)
-    for condition in only or ():
-        typed, _, values = condition.partition("=")
-        key = typed.strip().lower()
-        if key not in ONLY_KEYS or not values.strip(" ,"):
-            near = nearest(key, ONLY_KEYS)
-            hint = f" Did you mean '{near}'?" if near and near != key else ""
-            raise BadInput(
-                f"--only {shorten(condition, 200)}: write KEY=VALUE with a KEY of {', '.join(ONLY_KEYS)}.{hint}"
-            )
-        there = sorted({_value(run, key) for suite in suites for run in suite.runs} - {""})
-        try:
-            wanted = set().union(*_named(values, key, there))
-        except KeyError as error:
-            raise BadInput(
-                f"--only {shorten(condition, 200)}: no run has the {key} {_unknown(error.args[0], there)}"
-            ) from None
-        chosen = [
-            replace(
-                suite,
-                runs=tuple(run for run in suite.runs if _value(run, key) in wanted),
-                measurements=tuple(m for m in suite.measurements if _value(m.run, key) in wanted),
-                whole=suite.whole or suite,
-            )
-            for suite in chosen
-        ]
-    if only and not any(suite.runs for suite in chosen):
-        raise BadInput(f"--only {' --only '.join(only)}: no run matches all of these")
-    return [suite for suite in chosen if suite.runs]
-
-
-def _named(values: str, key: str, there: Sequence[str]) -> Iterator[set[str]]:
-    """The values that are meant, of those ``there``. Raises KeyError for another."""
-    spelt: dict[str, set[str]] = {}
-    for name in there:
-        spelt.setdefault(_spelling(key, name), set()).add(name)
-    parts, most = values.split(","), 1 + max((name.count(",") for name in there), default=0)
-    while parts:
-        for count in range(min(most, len(parts)), 0, -1):
-            name = ",".join(parts[:count]).strip()
-            if name and (found := {name}.intersection(there) or spelt.get(_spelling(key, name))):
-                yield found
-                break
-        else:
-            whole = re.match(r"[^,\[]*(\[[^\]]*\])?[^,]*", ",".join(parts).strip())
-            if whole and (name := whole[0].strip()):
-                raise KeyError(name)
-            count = 1
-        del parts[:count]
-
-
-def _unknown(value: str, there: Sequence[str]) -> str:
-    near = nearest(value, there)
-    return f"'{shorten(value)}'. " + (f"Did you mean '{near}'?" if near else f"There are {listed(there)}.")
-
-
-def _spelling(key: str, value: str) -> str:
-    """One spelling for all the names of a thing."""
-    try:
-        if key in ("student", "teacher"):
-            return network(value).name
-        if key == "dataset":
-            return dataset(value).name
-    except BadInput:
-        pass
-    return normalise(value)
-
-
-def _value(run: Run, key: str) -> str:
-    values = {
-        "method": run.method,
-        "student": run.spec.student,
-        "teacher": run.teacher,
-        "dataset": run.spec.dataset.name,
-        "strategy": run.strategy,
-        "trial": str(run.spec.trial),
-    }
-    return values[key]
+    record = Store(results).find(kind, id)
+    if record is None:
+        raise BadInput(f"no {kind[:-1]}'s id in {results} begins with '{id}' (four digits or more)")
+    return record
 
 
 class _Output(io.FileIO):
@@ -281,8 +202,8 @@ def _silence(number: int) -> None:
     os.close(nowhere)
 
 
-def _unless_standard(path: Path | None) -> Path | None:
-    return None if path == Path("-") else path
+def _output(text: str) -> Path | None:
+    return None if text == "-" else path(text)
 
 
 Output = Annotated[
@@ -290,9 +211,8 @@ Output = Annotated[
     typer.Option(
         "--output",
         "-o",
-        parser=path,
+        parser=_output,
         metavar="PATH",
-        callback=_unless_standard,
         help="Write to this file instead; -: standard output.",
     ),
 ]
@@ -316,8 +236,13 @@ def print_text(text: str, output: Path | None, done: str = "") -> None:
 def _write(output: Path, text: str) -> None:
     from kdbench.files import write_atomically
 
-    there = _status(output)
-    if there and _is_standard_output(there):  # under whatever name, such as /dev/stdout: what it holds already stays
+    try:
+        there = output.stat()
+    except FileNotFoundError:
+        there = None
+    if there and os.path.samestat(
+        there, os.fstat(1)
+    ):  # standard output under another name: what it holds already stays
         typer.echo(text, nl=False)
         return
     if there and not stat.S_ISREG(there.st_mode):
@@ -333,17 +258,3 @@ def _write(output: Path, text: str) -> None:
         file.write(text.encode(errors="replace"))
 
     write_atomically(Path(os.path.realpath(output)), write)
-
-
-def _status(path: Path) -> os.stat_result | None:
-    """The status of a path; None if it does not exist."""
-    try:
-        return path.stat()
-    except FileNotFoundError:
-        return None
-
-
-def _is_standard_output(there: os.stat_result) -> bool:
-    with contextlib.suppress(OSError):
-        return os.path.samestat(there, os.fstat(1))
-    return False

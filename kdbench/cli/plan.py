@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -14,17 +14,11 @@ from kdbench.catalogue.text import printable
 from kdbench.cli.options import Data, Json, Only, Results, Set, Suites, Tiny, Trials, load
 from kdbench.errors import BadInput, BadRecord
 from kdbench.planning.cost import ASSUMED_SPEED, measured_speed
-from kdbench.planning.plan import changed_plugins, make_plan, missing_files
+from kdbench.planning.plan import Plan, changed_plugins, make_plan, missing_files
 from kdbench.store.store import Store
 from kdbench.suite.methods import plugin_folders
 from kdbench.suite.specs import stage_label
-from kdbench.suite.suite import measurement_specs, run_specs
-
-
-if TYPE_CHECKING:
-    from kdbench.planning.plan import Plan
-    from kdbench.store.store import Store
-    from kdbench.suite.suite import Suite
+from kdbench.suite.suite import Suite, measurement_specs, run_specs
 
 
 Slots = Annotated[int, typer.Option("--slots", min=1, max=10_000, help="Jobs that run at the same time.")]
@@ -56,11 +50,13 @@ def plan(
         typer.echo(printable(describe(facts)))
 
 
+_KINDS = {"probe": "linear probe", "similarity": "similarity"}
+
+
 def summarise(
     suites: Sequence[Suite], results: Path, slots: int, on: str = "", speed: float | None = None, *, data: Path
 ) -> dict[str, Any]:
     """A plan as JSON-ready facts. Hours come from speeds measured in the results folder where there are any."""
-
     if on not in ("", "cpu", "gpu"):
         raise BadInput(f"--on {on}: write cpu or gpu")
     store = Store(results)
@@ -83,7 +79,7 @@ def summarise(
         ],
         "missing": missing_files(plan, data),
         "damaged": _damaged(store, plan),
-        "measurements": [f"{_NAMES[spec.kind]} on {spec.dataset.name}" for spec in plan.measurements],
+        "measurements": [f"{_KINDS[spec.kind]} on {spec.dataset.name}" for spec in plan.measurements],
         "measurements_done": plan.measurements_done,
         "slots": slots,
         "device": kind,
@@ -97,7 +93,6 @@ def summarise(
 
 def _damaged(store: Store, plan: Plan) -> list[str]:
     """Why runs are to do that have a result: what is wrong with it."""
-
     reasons = []
     for record in (store.run(run.id) for cohort in plan.cohorts for run in cohort.runs):
         try:
@@ -108,24 +103,22 @@ def _damaged(store: Store, plan: Plan) -> list[str]:
     return reasons
 
 
-_NAMES = {"probe": "linear probe", "similarity": "similarity"}
-
-
 def describe(facts: dict[str, Any]) -> str:
     """The facts of a plan as lines."""
     lines = [f"{facts['runs']} runs to do in {len(facts['cohorts'])} cohorts, {facts['runs_settled']} settled already."]
     lines += facts["changed_plugins"]
     if facts["teachers"] or facts["teachers_done"]:
-        names = ", ".join(_counted(facts["teachers"])) or "none"
-        lines.append(f"Teachers to train: {names}; {facts['teachers_done']} at hand.")
-    for cohort, count in _counted_pairs(facts["cohorts"]):
-        teacher = f" with teacher {cohort['teacher']}" if cohort["teacher"] else " without teacher"
-        lines.append(f"  {count} × cohort of {cohort['runs']} on {cohort['dataset']}{teacher}")
+        teachers = _counted(facts["teachers"]) or "none"
+        lines.append(f"Teachers to train: {teachers}; {facts['teachers_done']} at hand.")
+    cohorts = Counter((cohort["runs"], cohort["dataset"], cohort["teacher"]) for cohort in facts["cohorts"])
+    for (runs, dataset, teacher), count in cohorts.items():
+        taught = f"with teacher {teacher}" if teacher else "without teacher"
+        lines.append(f"  {count} × cohort of {runs} on {dataset} {taught}")
     lines += [f"  again: {reason}" for reason in facts["damaged"]]
     lines += [f"Missing: {message}" for message in facts["missing"]]
     if facts["measurements"]:
-        counts = ", ".join(_counted(facts["measurements"]))
-        lines.append(f"Measurements: {counts}; {facts['measurements_done']} at hand.")
+        measurements = _counted(facts["measurements"])
+        lines.append(f"Measurements: {measurements}; {facts['measurements_done']} at hand.")
     if facts["runs"] or facts["measurements"]:
         kind = facts["device"].upper()
         source = f"{facts['speed'] / 1e9:,.0f} billion multiply-accumulates per second, {facts['speed_source']}"
@@ -142,13 +135,5 @@ def duration(hours: float) -> str:
     return f"{hours * 60:.0f} min" if hours * 60 >= 2 else f"{hours * 3600:.0f} s"
 
 
-def _counted(names: list[str]) -> list[str]:
-    return [f"{count} × {name}" if count > 1 else name for name, count in Counter(names).items()]
-
-
-def _counted_pairs(cohorts: list[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
-    distinct: dict[str, tuple[dict[str, Any], int]] = {}
-    for cohort in cohorts:
-        key = json.dumps(cohort)
-        distinct[key] = (cohort, distinct.get(key, (cohort, 0))[1] + 1)
-    return list(distinct.values())
+def _counted(names: list[str]) -> str:
+    return ", ".join(f"{count} × {name}" if count > 1 else name for name, count in Counter(names).items())

@@ -7,8 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from kdbench.catalogue.text import one_line, printable
 from kdbench.cli.options import heard_or_not, say
@@ -93,7 +92,7 @@ class Totals:
 
 
 class RunProgress:
-    """Listens to a pool. Use it as a context manager; ``listen`` takes the pool's events."""
+    """Shows what a pool does: ``listen`` takes its events."""
 
     def __init__(self, suites: Sequence[Suite]) -> None:
         self.labels = {run.id: run.label for suite in suites for run in suite.runs}
@@ -101,23 +100,20 @@ class RunProgress:
         self._planned(Plan((), (), 0, 0))
 
     def _planned(self, plan: Plan) -> None:
-        self.networks: dict[str, NetworkProgress] = {}
-        for teacher in plan.teachers:
-            self.networks[teacher.id] = NetworkProgress(teacher_label(teacher), teacher_cost(teacher))
-        for cohort in plan.cohorts:
-            for run in cohort.runs:
-                self.networks[run.id] = NetworkProgress(
-                    self.labels.get(run.id, auxiliary_label(run)), student_cost(run)
-                )
-        for spec in plan.measurements:
-            self.networks[spec.id] = NetworkProgress(spec.label, measurement_cost(spec))
-        self.counted = {run.id for cohort in plan.cohorts for run in cohort.runs}
-        self.totals = Totals(sum(member.cost for member in self.networks.values()), plan.runs)
+        runs = [run for cohort in plan.cohorts for run in cohort.runs]
+        self.networks = {spec.id: self._network(spec) for spec in (*plan.teachers, *runs, *plan.measurements)}
+        self.counted = {run.id for run in runs}
+        self.totals = Totals(sum(network.cost for network in self.networks.values()), plan.runs)
         self.slots: dict[str, SlotStatus] = {}
         self.resumed: set[str] = set()
 
-    def __enter__(self) -> Self:
-        return self
+    def _network(self, spec: Stage | RunSpec | ProbeSpec | SimilaritySpec) -> NetworkProgress:
+        if isinstance(spec, RunSpec):  # one that no suite names teaches another
+            label = self.labels.get(spec.id, f"auxiliary {spec.student} #{spec.trial}")
+            return NetworkProgress(label, student_cost(spec))
+        if isinstance(spec, ProbeSpec | SimilaritySpec):
+            return NetworkProgress(spec.label, measurement_cost(spec))
+        return NetworkProgress(f"teacher {stage_label(spec)}", teacher_cost(spec))
 
     def _show(self) -> None:
         if sys.stderr.isatty() and not self.live:
@@ -128,9 +124,8 @@ class RunProgress:
             with heard_or_not():
                 self.live.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """End the display."""
         if self.live:
             with heard_or_not():
                 self.live.stop()
@@ -151,7 +146,7 @@ class RunProgress:
                 self._planned(event["plan"])
                 self._show()
             case "started":
-                self._started(slot, event["teacher"], event["runs"], event["measurement"], quiet=event["waited"])
+                self._started(slot, event)
             case "epoch" | "under way":
                 self._trained(slot, event)
             case "resumed":
@@ -160,46 +155,37 @@ class RunProgress:
                 self._finished(event)
             case "failed":
                 self.totals.failed += 1
-                self.say(f"FAILED {self._label(event['id'])}: {event['reason']}")
+                network = self.networks.get(event["id"])
+                self.say(f"FAILED {network.label if network else event['id']}: {event['reason']}")
             case "message":
                 self.say(event["text"])
             case "done" | "exit":
                 self.slots.pop(slot, None)
 
-    def _started(
-        self,
-        slot: str,
-        teacher: Stage | None,
-        runs: Sequence[RunSpec],
-        measurement: ProbeSpec | SimilaritySpec | None,
-        *,
-        quiet: bool,
-    ) -> None:
-        if measurement:
-            self.slots[slot] = SlotStatus(measurement.label, [measurement.id])
-        elif teacher:
-            self.networks.setdefault(teacher.id, NetworkProgress(teacher_label(teacher), teacher_cost(teacher)))
-            self.slots[slot] = SlotStatus(teacher_label(teacher), [teacher.id])
+    def _started(self, slot: str, event: dict[str, Any]) -> None:
+        runs: Sequence[RunSpec] = event["runs"]
+        alone = event["measurement"] or event["teacher"]
+        specs = [alone] if alone else runs
+        for spec in specs:
+            self.networks.setdefault(spec.id, self._network(spec))
+        if alone:
+            title = self.networks[alone.id].label
         else:
-            for run in runs:
-                self.networks.setdefault(run.id, NetworkProgress(auxiliary_label(run), student_cost(run)))
-            name = next((run.teacher.network for run in runs if run.teacher), "")
-            title = f"{len(runs)} student{'s' if len(runs) > 1 else ''}" + (
-                f" of {name}" if name else " without teacher"
-            )
-            self.slots[slot] = SlotStatus(f"{title}, trial {runs[0].trial}", [run.id for run in runs])
-        if not self.live and not quiet:
-            self.say(f"[{slot}] {self.slots[slot].title}: starts")
+            teacher = next((f"of {run.teacher.network}" for run in runs if run.teacher), "without teacher")
+            title = f"{len(runs)} student{'s' if len(runs) > 1 else ''} {teacher}, trial {runs[0].trial}"
+        self.slots[slot] = SlotStatus(title, [spec.id for spec in specs])
+        if not self.live and not event["waited"]:
+            self.say(f"[{slot}] {title}: starts")
 
     def _trained(self, slot: str, event: dict[str, Any]) -> None:
-        member = self.networks[event["id"]]
-        self.totals.done[event["id"]] = member.reach(event)
+        network = self.networks[event["id"]]
+        self.totals.done[event["id"]] = network.reach(event)
         if event["id"] in self.resumed:
             self.resumed.remove(event["id"])
-            if member.share:  # nearly all of it was there before: only the loop knows what share that is
+            if network.share:  # nearly all of it was there before: only the loop knows what share that is
                 self.totals.earlier[event["id"]] = self.totals.done[event["id"]]
-        member.loss = event.get("loss", member.loss)
-        member.top1 = member.top1 if event.get("top1") is None else event["top1"]
+        network.loss = event.get("loss", network.loss)
+        network.top1 = network.top1 if event.get("top1") is None else event["top1"]
         work = self.slots.get(slot)
         if work is None:
             return
@@ -207,27 +193,25 @@ class RunProgress:
         now = time.monotonic()
         if not self.live and (now - work.printed > PLAIN_SECONDS):
             work.printed = now
-            loss = f", loss {member.loss:.3f}" if member.loss is not None else ""
-            top1 = f", top-1 {member.top1:.2f}" if member.top1 is not None else ""
-            where = f"epoch {member.place}{loss}{top1}, {work.speed:,.0f} images/s"
+            loss = f", loss {network.loss:.3f}" if network.loss is not None else ""
+            top1 = f", top-1 {network.top1:.2f}" if network.top1 is not None else ""
+            where = f"epoch {network.place}{loss}{top1}, {work.speed:,.0f} images/s"
             self.say(f"[{slot}] {work.title}: {where}; {self._summary()}")
 
     def _resumed(self, event: dict[str, Any]) -> None:
-        member = self.networks[event["id"]]
+        network = self.networks[event["id"]]
         self.resumed.add(event["id"])
-        if earlier := member.reach(event):
+        if earlier := network.reach(event):
             self.totals.earlier[event["id"]] = earlier
-        self.say(f"{member.label}: {event['text']}")
+        self.say(f"{network.label}: {event['text']}")
 
     def _finished(self, event: dict[str, Any]) -> None:
-        member = self.networks[event["id"]]
-        self.totals.done[event["id"]] = member.cost
+        network = self.networks[event["id"]]
+        self.totals.done[event["id"]] = network.cost
         self.totals.finished += event["id"] in self.counted
         if not self.live:
-            self.say(f"finished {member.label}" + (f": top-1 {event['top1']:.2f}" if event["top1"] is not None else ""))
-
-    def _label(self, id: str) -> str:
-        return self.networks[id].label if id in self.networks else id
+            top1 = f": top-1 {event['top1']:.2f}" if event["top1"] is not None else ""
+            self.say(f"finished {network.label}{top1}")
 
     def _summary(self) -> str:
         runs = [f"{self.totals.finished} of {self.totals.runs} runs"] if self.totals.runs else []
@@ -243,28 +227,18 @@ class RunProgress:
             title = Text(one_line(f"[{slot}] {work.title}"), style="bold")
             table.add_row(title, "", "", "", Text(f"{work.speed:,.0f} images/s"))
             for id in work.ids[:20]:
-                member = self.networks[id]
+                network = self.networks[id]
                 table.add_row(
-                    Text("  " + one_line(member.label)),
-                    Text(member.place, style="cyan"),
-                    Text(f"loss {member.loss:.3f}" if member.loss is not None else ""),
-                    Text(f"top-1 {member.top1:.2f}" if member.top1 is not None else "", style="green"),
+                    Text("  " + one_line(network.label)),
+                    Text(network.place, style="cyan"),
+                    Text(f"loss {network.loss:.3f}" if network.loss is not None else ""),
+                    Text(f"top-1 {network.top1:.2f}" if network.top1 is not None else "", style="green"),
                     "",
                 )
             if len(work.ids) > 20:
                 table.add_row(Text(f"  … and {len(work.ids) - 20} more", style="dim"), "", "", "", "")
         table.add_row(Text(self._summary(), style="bold cyan"), "", "", "", Text("Ctrl-C: save and stop", style="dim"))
         return table
-
-
-def teacher_label(spec: Stage) -> str:
-    """One line for a teacher."""
-    return f"teacher {stage_label(spec)}"
-
-
-def auxiliary_label(spec: RunSpec) -> str:
-    """One line for a run that no suite names: its student teaches another."""
-    return f"auxiliary {spec.student} #{spec.trial}"
 
 
 STEP = 10

@@ -16,22 +16,21 @@ import typer
 from kdbench.catalogue.tables import table_name
 from kdbench.catalogue.text import command, shell_line
 from kdbench.cli.completion import complete_methods, complete_suites, complete_tables
-from kdbench.cli.options import Only, Output, Set, Tiny, Trials, print_text, results_folder, say, select, tell_outdated
+from kdbench.cli.options import Only, Output, Set, Tiny, Trials, print_text, results_folder, say, tell_outdated
 from kdbench.cli.options import load as load_named
 from kdbench.errors import BadInput, BadSuite
 from kdbench.planning.plan import changed_plugins
-from kdbench.reporting import comparison, csv_json
 from kdbench.reporting.options import TOLERANCE, Bold, Format, ReportOptions, View
+from kdbench.reporting.writers import write_report, write_tables
 from kdbench.store.store import Store
 from kdbench.store.suites import ArchivedFiles, kept_suites
 from kdbench.suite.load import bundled_suites, load_suite, load_suites
-from kdbench.suite.suite import run_specs
+from kdbench.suite.selection import select
+from kdbench.suite.suite import Suite, run_specs
 
 
 if TYPE_CHECKING:
     from kdbench.reporting.report import Report
-    from kdbench.store.store import Store
-    from kdbench.suite.suite import Suite
 
 
 def _in_utf8(format: Format) -> Format:
@@ -82,7 +81,7 @@ def report(
             "--tolerance",
             min=0.0,
             max=100.0,
-            help="Tolerance in percentage points where no standard deviation is published.",
+            help="Tolerance in points where no standard deviation is published.",
         ),
     ] = TOLERANCE,
     statistics: Annotated[
@@ -112,43 +111,61 @@ def report(
 ) -> None:
     """Print the suites' tables with the results so far; published tables keep the paper's layout."""
     from kdbench.reporting.report import published_report
-    from kdbench.reporting.writers import write_report
 
     gc.disable()  # a report makes no reference cycles: collecting would take a tenth of the time for 10,000 records
     if standalone and format is not Format.latex:
         raise BadInput(f"--standalone is for --format latex, not {format}")
     if (statistics or baseline) and format is Format.csv:
         raise BadInput("--statistics has no CSV: its numbers are in --format json")
-    if published:
-        _refuse_beside_published(suites, results, trials, only, settings, statistics, baseline, tiny)
-        view = _published_view(view, changed=bold is not Bold.best or mix_versions or tolerance != TOLERANCE)
-    else:
-        _refuse_ignored(format, view, bold, tolerance)
     names = list(dict.fromkeys(map(table_name, table or ())))
     loaded: list[Suite] = []
-    stores: list[Store] = []
     if published:
-        content = published_report(names)
+        if any((suites, results, trials, only, settings, statistics, baseline, tiny)):
+            raise BadInput(
+                "--published prints the papers' numbers alone: leave out suites, --results, --trials, --only, --set, --tiny "
+                "and --statistics, or take --view published for the tables of a suite"
+            )
+        if view not in (View.both, View.published) or bold is not Bold.best or mix_versions or tolerance != TOLERANCE:
+            raise BadInput(
+                "--published prints the papers' numbers alone: leave out --view, --bold, --tolerance and --mix-versions"
+            )
+        view, content = View.published, published_report(names)
     else:
+        _refuse_ignored(format, view, bold, tolerance)
         if tiny and view not in (View.both, View.measured):
             raise BadInput(f"--view {view}: the numbers of --tiny are compared with none. Leave one of the two out")
         loaded, stores = load(suites, results, trials, only, tiny=tiny, settings=settings)
         content = _report(loaded, stores, names, mix_versions=mix_versions)
     options = ReportOptions(view, tolerance, bold, statistics, baseline, standalone=standalone)
     if format is Format.html:
-        changed = page_options(names, view, bold, baseline, tolerance, published=published, mix_versions=mix_versions)
+        changed = ["--published"] * published + _repeated("--table", names)
+        changed += ["--view", view] if view is not View.both and not published else []
+        changed += ["--bold", bold] if bold is not Bold.best else []
+        changed += ["--tolerance", f"{tolerance:g}"] if tolerance != TOLERANCE else []
+        changed += ["--mix-versions"] * mix_versions + (["--baseline", baseline] if baseline else [])
         named = suites or _references(loaded)
-        commands = command_lines(named, results or (), trials, only or (), changed, settings=settings or (), tiny=tiny)
+        commands = command_lines(named, results or (), trials, only, settings, tiny=tiny, options=changed)
         options = replace(options, commands=commands)
     print_text(write_report(content, format, for_terminal(options, output)), output)
 
 
 def render(suites: Sequence[Suite], stores: Sequence[Store], format: Format, commands: str) -> str:
     """The tables of suites as text for standard output; a page shows the ``commands`` that lead to it."""
-    from kdbench.reporting.writers import write_report
-
     options = for_terminal(ReportOptions(commands=commands), None)
     return write_report(_report(suites, stores), format, options)
+
+
+def _report(
+    suites: Sequence[Suite], stores: Sequence[Store], tables: Sequence[str] = (), *, mix_versions: bool = False
+) -> Report:
+    """The report of suites, with warnings of what contradicts itself."""
+    from kdbench.reporting.comparison import changed_teachers, conflicts
+    from kdbench.reporting.report import measured_report
+
+    report = measured_report(suites, stores, tables, mix_versions=mix_versions)
+    for message in (*conflicts(suites, stores), *changed_teachers(report.runs)):
+        say(message)
+    return report
 
 
 def load(
@@ -161,7 +178,6 @@ def load(
     settings: Sequence[str] | None = None,
 ) -> tuple[list[Suite], list[Store]]:
     """The suites that are named, or all that have results, and the results folders."""
-
     folders = results or [Path("results")]
     for folder in folders:
         if not folder.is_dir() and (results or folder.exists()):  # before the first run there is no folder yet
@@ -180,10 +196,9 @@ def load(
 
 def tell_changed(suites: Sequence[Suite], stores: Sequence[Store]) -> None:
     """Warn about results that do not count because the code of a plug-in has changed."""
-
     for store in stores:
         for line in changed_plugins(run_specs(suites), store):
-            typer.echo(f"{store.root}: {line}" if len(stores) > 1 else line, err=True)
+            say(f"{store.root}: {line}" if len(stores) > 1 else line)
 
 
 def for_terminal(options: ReportOptions, output: Path | None) -> ReportOptions:
@@ -191,22 +206,6 @@ def for_terminal(options: ReportOptions, output: Path | None) -> ReportOptions:
     if output or not sys.stdout.isatty():
         return options
     return replace(options, width=shutil.get_terminal_size((120, 40)).columns, colour=True)
-
-
-def _refuse_beside_published(*given: object) -> None:
-    if any(given):
-        raise BadInput(
-            "--published prints the papers' numbers alone: leave out suites, --results, --trials, --only, --set, --tiny and "
-            "--statistics, or take --view published for the tables of a suite"
-        )
-
-
-def _published_view(view: View, *, changed: bool) -> View:
-    if changed or view not in (View.both, View.published):
-        raise BadInput(
-            "--published prints the papers' numbers alone: leave out --view, --bold, --tolerance and --mix-versions"
-        )
-    return View.published
 
 
 def _refuse_ignored(format: Format, view: View, bold: Bold, tolerance: float) -> None:
@@ -223,22 +222,8 @@ def _refuse_ignored(format: Format, view: View, bold: Bold, tolerance: float) ->
         )
 
 
-def _report(
-    suites: Sequence[Suite], stores: Sequence[Store], tables: Sequence[str] = (), *, mix_versions: bool = False
-) -> Report:
-    """The report of suites, with warnings of what contradicts itself."""
-    from kdbench.reporting.comparison import changed_teachers, conflicts
-    from kdbench.reporting.report import measured_report
-
-    report = measured_report(suites, stores, tables, mix_versions=mix_versions)
-    for message in (*conflicts(suites, stores), *changed_teachers(report.runs)):
-        say(message)
-    return report
-
-
 def _with_results(stores: Sequence[Store], trials: int | None, tiny: bool) -> list[Suite]:
     """The suites of which something has been run: bundled ones, and those that were kept with the results."""
-
     there = {entry.name for store in stores for entry in (store.root / "runs").glob("*")}
     known = [*load_suites(list(bundled_suites()), trials, tiny=tiny), *_kept(stores, trials, tiny)]
     suites = [suite for suite in known if there & set(suite.specs)]
@@ -253,7 +238,6 @@ def _with_results(stores: Sequence[Store], trials: int | None, tiny: bool) -> li
 
 def _kept(stores: Sequence[Store], trials: int | None, tiny: bool) -> Iterator[Suite]:
     """The archived suites, as they were when they were run. Unreadable ones are skipped with a message."""
-
     known, names = ArchivedFiles(stores), set(bundled_suites())
     for kept in kept_suites(stores):
         try:
@@ -271,56 +255,28 @@ def _kept(stores: Sequence[Store], trials: int | None, tiny: bool) -> Iterator[S
 
 def _references(suites: Sequence[Suite]) -> list[str]:
     """References that load the suites again: names of bundled ones, else files."""
-
     bundled = {str(path) for path in bundled_suites().values()}
     return [suite.name if suite.file in bundled else suite.file for suite in suites]
 
 
-def page_options(
-    tables: Sequence[str],
-    view: View,
-    bold: Bold,
-    baseline: str | None,
-    tolerance: float = TOLERANCE,
-    *,
-    published: bool,
-    mix_versions: bool = False,
-) -> list[str]:
-    """The options of a report that differ from their defaults."""
-    options = ["--published"] * published + _repeated("--table", tables)
-    if view is not View.both and not published:
-        options += ["--view", view]
-    if bold is not Bold.best:
-        options += ["--bold", bold]
-    if tolerance != TOLERANCE:
-        options += ["--tolerance", f"{tolerance:g}"]
-    options += ["--mix-versions"] * mix_versions
-    return options + (["--baseline", baseline] if baseline else [])
-
-
 def command_lines(
     suites: Sequence[str],
-    results: Sequence[Path] = (),
-    trials: int | None = None,
-    only: Sequence[str] = (),
-    options: Sequence[str] = (),
+    results: Sequence[Path],
+    trials: int | None,
+    only: Sequence[str] | None,
+    settings: Sequence[str] | None,
     *,
-    settings: Sequence[str] = (),
-    tiny: bool = False,
+    tiny: bool,
+    options: Sequence[str] = (),
     data: Path | None = None,
 ) -> str:
     """The commands that train what is missing (in one results folder) and write the report again."""
-    counted = ["--trials", str(trials)] if trials else []
     names = [f"./{name}" if name.startswith("-") else name for name in suites]
-    chosen = [*names, *["--tiny"] * tiny, *counted, *_repeated("--only", only), *_repeated("--set", settings)]
+    chosen = [*names, *["--tiny"] * tiny, *_repeated("--trials", [trials] if trials else [])]
+    chosen += [*_repeated("--only", only or ()), *_repeated("--set", settings or ())]
     folders = _repeated("--results", results)
-    train = [
-        "kdbench",
-        "run",
-        *chosen,
-        *(folders if len(results) == 1 else []),
-        *_repeated("--data", [data] if data else []),
-    ]
+    places = [*(folders if len(results) == 1 else []), *(["--data", str(data)] if data else [])]
+    train = ["kdbench", "run", *chosen, *places]
     write = ["kdbench", "report", *chosen, *folders, "-f", "html", *options, "-o", "report.html"]
     return "\n".join(map(shell_line, [train, write] if suites else [write]))
 
@@ -340,20 +296,20 @@ def compare(
     only: Only = None,
 ) -> None:
     """Compare two results folders cell by cell: means, their difference, and what is in one of them only."""
-    from kdbench.reporting.writers import write_tables
+    from kdbench.reporting import comparison, csv_json
 
     if format is Format.html:
         raise BadInput("--format html: there is no page of a comparison. Take another format, or kdbench report")
     folders = [first, second]
     loaded, stores = load(suites, folders, trials, only)
-    found = comparison.compare(loaded, *stores, mix_versions=mix_versions)
-    if not found:
+    compared = comparison.compare(loaded, *stores, mix_versions=mix_versions)
+    if not compared:
         names = ", ".join(suite.name for suite in loaded)
         raise BadInput(f"{first} and {second} hold no finished run of {names}")
     if format is Format.csv:
-        text = csv_json.comparison_csv(found)
+        text = csv_json.comparison_csv(compared)
     elif format is Format.json:
-        text = csv_json.comparison_json(found, folders)
+        text = csv_json.comparison_json(compared, folders)
     else:
-        text = write_tables([each.table for each in found], format, for_terminal(ReportOptions(), output))
+        text = write_tables([suite.table for suite in compared], format, for_terminal(ReportOptions(), output))
     print_text(text, output)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -74,7 +74,7 @@ def run(
         failed = run_suites(loaded, options, on_event)
     folders = [results] if results != Path("results") else []
     elsewhere = data if data != Path("data") else None
-    commands = command_lines(suites, folders, trials, only or (), settings=settings or (), tiny=tiny, data=elsewhere)
+    commands = command_lines(suites, folders, trials, only, settings, tiny=tiny, data=elsewhere)
     typer.echo(render(loaded, [store], format, commands), nl=False)
     _report_failures(loaded, store, failed)
 
@@ -83,7 +83,7 @@ def run(
 def progress(suites: Sequence[Suite] = ()) -> Iterator[OnEvent]:
     """Show the progress of a run; where it stops early, say how to resume it."""
     try:
-        with RunProgress(suites) as display:
+        with closing(RunProgress(suites)) as display:
             yield display.listen
     except (Interrupted, CannotSave) as error:
         again = shell_line(["kdbench", *sys.argv[1:]])

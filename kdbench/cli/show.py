@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,16 +14,16 @@ from tabulate import tabulate
 from kdbench.catalogue.datasets import dataset, datasets
 from kdbench.catalogue.networks import network, networks
 from kdbench.catalogue.tables import TABLES, layouts
-from kdbench.catalogue.terms import term_names
+from kdbench.catalogue.terms import costs, term, term_names
 from kdbench.catalogue.text import nearest, normalise, one_line, printable
 from kdbench.cli.completion import complete_names
-from kdbench.cli.listing import method_page
+from kdbench.cli.listing import methods_with, representative, stages
 from kdbench.cli.options import Results
 from kdbench.errors import BadInput, BadRecord
 from kdbench.planning.plan import hashes_of_plugins
-from kdbench.reporting.options import Format, ReportOptions, View
 from kdbench.store.store import Store
 from kdbench.suite.load import bundled_suites
+from kdbench.suite.methods import formula
 from kdbench.suite.protocol import protocol_names
 
 
@@ -38,10 +39,9 @@ def show(
     results: Results = Path("results"),
 ) -> None:
     """Show one thing in full: a method, a network, a suite, a run and its curve."""
-
     spellings = {normalise(s): normalise(n.name) for n in networks().values() for s in (n.name, *n.aliases)}
     kinds: list[tuple[list[str], Callable[[str], str]]] = [
-        (term_names(), method_page),
+        (term_names(), _method),
         (list(networks()), _model),
         (list(datasets()), _dataset),
         (protocol_names(), _protocol),
@@ -49,19 +49,42 @@ def show(
         (list(TABLES), _table),
     ]
     wanted = spellings.get(normalise(name), normalise(name))
-    found = [describe(known) for names, describe in kinds for known in names if normalise(known) == wanted]
-    found += [text for kind in ("runs", "teachers", "measurements") if (text := _record(results, kind, name))]
-    if not found:
+    pages = [describe(known) for names, describe in kinds for known in names if normalise(known) == wanted]
+    pages += [page for kind in ("runs", "teachers", "measurements") if (page := _record(Store(results), kind, name))]
+    if not pages:
         near = nearest(name, [n for names, _ in kinds for n in names])
         hint = f" Did you mean '{near}'?" if near else ""
         raise BadInput(
             f"nothing is called '{name}', and no run, teacher or measurement in {results} has this id.{hint}"
         )
-    typer.echo("\n\n".join(found))
+    typer.echo("\n\n".join(pages))
+
+
+def _method(name: str) -> str:
+    """What the source says, the hyper-parameters, what the protocols make of the method, and its cost."""
+    info, cost = term(name), costs().of(name)
+    options = [f"  {key}: {h.annotation} = {h.default!r}" for key, h in info.hyperparameters.items()]
+    uses, variants = [], []
+    for protocol, methods in methods_with(name).items():
+        main, _ = representative(name, methods)
+        called = "" if normalise(main) == name else f"   (as the method '{main}')"
+        uses.append(f"  {protocol}: {formula(methods.pop(main))}{called}")
+        for method, terms in methods.items():
+            step = costs().of(method)
+            price = f"   (step: {step.time:.2f} × time, {step.memory:.2f} × memory)" if step else ""
+            variants.append(f"  {protocol}: {method} = {formula(terms)}{price}")
+    lines = [f"method {name}", "", info.description, "", f"Paper: {info.paper}", f"Reads: {info.reads}"]
+    lines += [f"Stages before the main training: {stages(info) or 'none'}"]
+    lines += ["", "Hyper-parameters:", *(options or ["  none"]), "", "Under the protocols:", *(uses or ["  none"])]
+    if variants and name not in ("ce", "kd"):  # which are in nearly all of them
+        lines += ["", "Variants and sums in the protocols:", *variants]
+    if cost:
+        lines += ["", f"Cost of a step: {cost.time:.2f} × the time and {cost.memory:.2f} × the memory of kd's"]
+        lines += [f"It trains {cost.parameters:,} parameters beside the student's", f"Measured: {costs().how(cost)}"]
+    return "\n".join(lines)
 
 
 def _model(name: str) -> str:
-
     net = network(name)
     side = net.size or 32
     maps = "  ".join(f"f{i}: {channels} × {-(-side // stride)}²" for i, (channels, stride) in enumerate(net.features))
@@ -80,7 +103,6 @@ def _model(name: str) -> str:
 
 
 def _dataset(name: str) -> str:
-
     d = dataset(name)
     lines = [f"dataset {name}", d.summary, f"{d.classes} classes, {d.train:,} training and {d.test:,} test images"]
     lines.append(f"{d.size} × {d.size} pixels, mean {list(d.mean)}, std {list(d.std)}")
@@ -88,18 +110,16 @@ def _dataset(name: str) -> str:
 
 
 def _protocol(name: str) -> str:
-    from importlib.resources import files
-
     return files("kdbench.suite").joinpath(f"protocols/{name}.yaml").read_text(encoding="utf-8").rstrip()
 
 
 def _suite(name: str) -> str:
-
     path = bundled_suites()[name]
     return f"# {path}\n{path.read_text(encoding='utf-8').rstrip()}"
 
 
 def _table(name: str) -> str:
+    from kdbench.reporting.options import Format, ReportOptions, View
     from kdbench.reporting.report import published_report
     from kdbench.reporting.writers import write_report
 
@@ -114,14 +134,13 @@ def _table(name: str) -> str:
     return "\n".join([f"table {name}", "", text, "", *(marked or ["No number is marked"])])
 
 
-def _record(results: Path, kind: str, id: str) -> str | None:
-
-    record = Store(results).find(kind, id)
+def _record(store: Store, kind: str, id: str) -> str | None:
+    record = store.find(kind, id)
     if record is None:
         return None
     parts: dict[str, Any] = {"spec": record.spec(), "about": record.metadata()}
     if plugins := hashes_of_plugins(parts["spec"]):
-        parts["code"] = {name: str(Store(results).source_folder(sha256)) for name, sha256 in plugins.items()}
+        parts["code"] = {name: str(store.source_folder(sha256)) for name, sha256 in plugins.items()}
     try:
         result, failure = record.result(), record.failure()
         parts |= {"result": result.model_dump()} if result else {}
@@ -145,11 +164,8 @@ _EPOCHS, _COLUMNS = 10_000, 50
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
     """One epoch's values side by side, those of the terms among them."""
-    terms = row.get("terms")
-    return {
-        **{key: value for key, value in row.items() if key != "terms"},
-        **(terms if isinstance(terms, dict) else {}),
-    }
+    values, terms = {key: value for key, value in row.items() if key != "terms"}, row.get("terms")
+    return values | terms if isinstance(terms, dict) else values
 
 
 def _number(value: Any) -> str:

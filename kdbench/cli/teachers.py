@@ -8,7 +8,7 @@ import math
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from filelock import Timeout
@@ -18,13 +18,13 @@ from kdbench.catalogue.networks import network as find_network
 from kdbench.catalogue.text import printable
 from kdbench.cli.completion import complete_datasets, complete_networks
 from kdbench.cli.listing import Kind, list_things
-from kdbench.cli.options import HELP_OPTIONS, Data, Json, Only, Results, Suites, load
+from kdbench.cli.options import Data, Json, Only, Results, Suites, find_record, group, load
 from kdbench.cli.run import Devices, Download, Jobs, progress
 from kdbench.errors import BadInput, BadRecord, KdbenchError
 from kdbench.execution.runner import train_teachers
 from kdbench.execution.worker_handle import RunOptions
 from kdbench.planning.plan import auxiliaries_of
-from kdbench.store.copies import export_teacher, import_teacher
+from kdbench.store.exchange import export_teacher, import_teachers
 from kdbench.store.record import Record
 from kdbench.store.store import Store
 from kdbench.store.verify import label_of
@@ -33,11 +33,40 @@ from kdbench.suite.specs import DatasetSpec, Imported, Weights, stage_label
 from kdbench.suite.teachers import teacher_config
 
 
-if TYPE_CHECKING:
-    from kdbench.store.record import Record
-    from kdbench.store.store import Store
+app = group("The teachers in a results folder: list, train, import, verify, export.")
 
 
+@app.command("list")
+def list_teachers(results: Results = Path("results"), json_output: Json = False) -> None:
+    """List the teachers: what made them, and their accuracy."""
+    list_things(Kind.teachers, results, json_output)
+
+
+@app.command()
+def train(
+    suites: Suites,
+    results: Results = Path("results"),
+    data: Data = Path("data"),
+    devices: Devices = "auto",
+    jobs_per_device: Jobs = None,
+    only: Only = None,
+    download: Download = False,
+) -> None:
+    """Train the teachers of suites, and nothing else. Concurrent commands wait for the same teacher."""
+    loaded = load(suites, [results], only=only)
+    specs = [each for suite in loaded for spec in suite.specs.values() for each in (*auxiliaries_of(spec), spec)]
+    teachers = {stage.id: stage for spec in specs for stage in spec.stages}
+    given = {sha256: file for suite in loaded for sha256, file in suite.weight_files.items()}
+    options = RunOptions(results, data, devices, jobs_per_device, download, weights=given)
+    with progress() as on_event:
+        failed = train_teachers([*teachers.values()], options, on_event)
+    if failed:
+        lines = [f"  {stage_label(teachers[id])} ({id}): {reason}" for id, reason in failed.items()]
+        raise KdbenchError("\n".join([f"{len(failed)} failed:", *lines]))
+    typer.echo(f"{len(teachers)} teachers are there.")
+
+
+@app.command("import")
 def import_file(
     file: Annotated[Path, typer.Argument(help="A checkpoint (.safetensors, .pth, .pt), or an exported folder.")],
     network: Annotated[
@@ -64,34 +93,33 @@ def import_file(
     RepDistiller's, SemCKD's, SSKD's, mdistiller's, torchvision's, open_clip's and OpenAI's layouts are read. Nothing in the
     file is ever executed. A folder written by `kdbench teachers export` is imported as it is.
     """
-
+    store = Store(results)
     if file.is_dir():
-        for stage in import_teacher(file, Store(results)):
-            typer.echo(f"teacher {stage.id}: {stage_label(stage)}")
+        for stage in import_teachers(file, store):
+            typer.echo(printable(f"teacher {stage.id}: {stage_label(stage)}"))
         return
     if network is None:
         raise BadInput("--network is missing: name the network whose weights the file holds (kdbench list models)")
-    facts = find_network(network)
-    if facts.classifier and dataset is None:
-        raise BadInput(f"--dataset is missing: {facts.name} is measured on the test set of the data set that it knows")
+    net = find_network(network)
+    if net.classifier and dataset is None:
+        raise BadInput(f"--dataset is missing: {net.name} is measured on the test set of the data set that it knows")
     if not file.is_file():
         raise BadInput(f"{file}: no such file. Give the path of a checkpoint, or of a folder that export has made.")
-    kind = teacher_config(facts.name, str(file.resolve()), None, Path(), key)
+    config = teacher_config(net.name, str(file.resolve()), None, Path(), key)
     weights = Weights(
         source="file",
-        sha256=kind.sha256,
-        classifier=facts.classifier,
+        sha256=config.sha256,
+        classifier=net.classifier,
         key=key,
         mean=_channels("--mean", mean),
         std=_channels("--std", std),
     )
-    known = DatasetSpec(name=find_dataset(dataset).name) if dataset and facts.classifier else None
-    spec = Imported(network=facts.name, dataset=known, weights=weights)
-    store = Store(results)
+    known = DatasetSpec(name=find_dataset(dataset).name) if dataset and net.classifier else None
+    spec = Imported(network=net.name, dataset=known, weights=weights)
     record = store.teacher(spec.id)
     folders = [folder for name in ("runs", "teachers", "locks", "") if not (folder := results / name).exists()]
     store.check_writable()  # said before a large file is looked into
-    options = RunOptions(results, data, devices, weights={str(kind.sha256): file})
+    options = RunOptions(results, data, devices, weights={str(config.sha256): file})
     try:
         with progress() as on_event:
             failed = train_teachers([spec], options, on_event)
@@ -110,81 +138,7 @@ def import_file(
     typer.echo(f"teacher {record.id}: {stage_label(spec)}, {here}{stated}")
     own = weights.model_dump(include={"key", "mean", "std"}, exclude_none=True)
     more = "".join(f", {name}: {json.dumps(value)}" for name, value in own.items())
-    typer.echo(f"In a suite:\n  teachers:\n    mine: {{network: {facts.name}, weights: 'sha256:{kind.sha256}'{more}}}")
-
-
-def _leave_as_it_was(record: Record, folders: Iterable[Path]) -> None:
-    """Remove the record of a failed import, and the folders that it made, if they are still empty."""
-
-    with contextlib.suppress(OSError, Timeout, KdbenchError):
-        if record.folder.exists():
-            with record.lock().acquire(timeout=0):
-                if not (record.folder / "result.json").exists():
-                    shutil.rmtree(record.folder)
-    for folder in folders:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-
-
-def _text(channels: Iterable[float]) -> str:
-    return ",".join(f"{value:g}" for value in channels)
-
-
-def _channels(option: str, text: str | None) -> tuple[float, float, float] | None:
-    """Three numbers, one for each channel. Raises BadInput for anything else."""
-
-    if text is None:
-        return None
-    try:
-        first, second, third = (float(part) for part in text.split(","))
-    except ValueError:
-        first = second = third = math.nan
-    values = first, second, third
-    if not all(math.isfinite(value) and (option == "--mean" or value > 0) for value in values):
-        raise BadInput(f"{option} {text}: give three numbers for values from 0 to 1, such as 0.485,0.456,0.406")
-    return values
-
-
-app = typer.Typer(
-    help="The teachers in a results folder: list, train, import, verify, export.",
-    no_args_is_help=True,
-    add_completion=False,
-    context_settings=HELP_OPTIONS,
-)
-
-
-@app.command("list")
-def list_teachers(results: Results = Path("results"), json_output: Json = False) -> None:
-    """List the teachers: what made them, and their accuracy."""
-    list_things(Kind.teachers, results, json_output)
-
-
-@app.command()
-def train(
-    suites: Suites,
-    results: Results = Path("results"),
-    data: Data = Path("data"),
-    devices: Devices = "auto",
-    jobs_per_device: Jobs = None,
-    only: Only = None,
-    download: Download = False,
-) -> None:
-    """Train the teachers of suites, and nothing else. Concurrent commands wait for the same teacher."""
-
-    loaded = load(suites, [results], only=only)
-    specs = [each for suite in loaded for spec in suite.specs.values() for each in (*auxiliaries_of(spec), spec)]
-    teachers = {stage.id: stage for spec in specs for stage in spec.stages}
-    given = {sha256: file for suite in loaded for sha256, file in suite.weight_files.items()}
-    options = RunOptions(results, data, devices, jobs_per_device, download, weights=given)
-    with progress() as on_event:
-        failed = train_teachers([*teachers.values()], options, on_event)
-    if failed:
-        lines = [f"  {stage_label(teachers[id])} ({id}): {reason}" for id, reason in failed.items()]
-        raise KdbenchError("\n".join([f"{len(failed)} failed:", *lines]))
-    typer.echo(f"{len(teachers)} teachers are there.")
-
-
-app.command("import")(import_file)
+    typer.echo(f"In a suite:\n  teachers:\n    mine: {{network: {net.name}, weights: 'sha256:{config.sha256}'{more}}}")
 
 
 @app.command()
@@ -193,7 +147,6 @@ def verify(results: Results = Path("results"), json_output: Json = False) -> Non
 
     New layers that were trained together with a run's student are checked with that run.
     """
-
     store = Store(results)
     labels = {
         record.id: label_of(record, "teachers") for record in store.records("teachers") if record.has_result_file()
@@ -221,14 +174,43 @@ def export(
     results: Results = Path("results"),
 ) -> None:
     """Copy a teacher, and the stages that it was made from, into a folder: weights as .safetensors, and their records."""
-
-    for stage in export_teacher(Store(results), id, folder):
+    record = find_record(results, "teachers", id)
+    for stage in export_teacher(record, folder, Store(results)):
         typer.echo(printable(f"{folder / stage.id}: {stage_label(stage)}"))
+
+
+def _leave_as_it_was(record: Record, folders: Iterable[Path]) -> None:
+    """Remove the record of a failed import, and the folders that it made, if they are still empty."""
+    with contextlib.suppress(OSError, Timeout, KdbenchError):
+        if record.folder.exists():
+            with record.lock().acquire(timeout=0):
+                if not (record.folder / "result.json").exists():
+                    shutil.rmtree(record.folder)
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _text(channels: Iterable[float]) -> str:
+    return ",".join(f"{value:g}" for value in channels)
+
+
+def _channels(option: str, text: str | None) -> tuple[float, float, float] | None:
+    """Three numbers, one for each channel. Raises BadInput for anything else."""
+    if text is None:
+        return None
+    try:
+        first, second, third = (float(part) for part in text.split(","))
+    except ValueError:
+        first = second = third = math.nan
+    values = first, second, third
+    if not all(math.isfinite(value) and (option == "--mean" or value > 0) for value in values):
+        raise BadInput(f"{option} {text}: give three numbers for values from 0 to 1, such as 0.485,0.456,0.406")
+    return values
 
 
 def _with_new_layers(store: Store) -> Iterator[str]:
     """The ids of finished runs that trained their teacher's new layers together with the student."""
-
     for record in store.records("runs"):
         with contextlib.suppress(BadRecord):  # not finished: the next kdbench run sets it aside
             result = record.result()

@@ -10,7 +10,6 @@ import pytest
 
 from kdbench.__main__ import main
 from kdbench.catalogue import datasets as catalogue
-from kdbench.cli import data as data_command
 from kdbench.cli.progress import BarProgress, PlainProgress
 
 
@@ -26,8 +25,7 @@ def shelf(tmp_path, monkeypatch):
     archive.write_bytes(OFFICIAL["tar_gz"](files, facts.folder))
     facts = OFFICIAL["published"](facts, archive.as_uri(), archive.read_bytes())
     known = {each.name: each for each in (catalogue.dataset("digits"), facts, OFFICIAL["tiny"]()[0])}
-    for module in (catalogue, data_command):
-        monkeypatch.setattr(module, "datasets", lambda: known)
+    monkeypatch.setattr("kdbench.cli.data.datasets", lambda: known)
     monkeypatch.setattr(catalogue, "_spellings", lambda: known)
     monkeypatch.setenv("COLUMNS", "200")
     return tmp_path / "shelf"

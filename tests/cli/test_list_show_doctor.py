@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kdbench.cli.app import app
-from kdbench.cli.tables import table
+from kdbench.cli.listing import table
 
 
 KINDS = ["methods", "models", "datasets", "protocols", "suites", "tables", "teachers", "runs"]

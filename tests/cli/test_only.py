@@ -4,9 +4,9 @@ import pytest
 from typer.testing import CliRunner
 
 from kdbench.cli.app import app
-from kdbench.cli.options import select
 from kdbench.errors import BadInput
 from kdbench.suite.load import load_suite
+from kdbench.suite.selection import select
 
 
 NAMES = ["ce", "kd", "kd, T=2", "kd[temperature=2,weight=3]", "KD,ce", "=1+1", " spaced ", "кд·α→β"]

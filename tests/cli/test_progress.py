@@ -5,6 +5,7 @@ import io
 import os
 import sys
 import threading
+from contextlib import closing
 
 import pytest
 
@@ -66,7 +67,7 @@ def drive(progress):
 
 
 def test_plain_lines(progress, capsys):
-    with progress:
+    with closing(progress):
         drive(progress)
     out, err = capsys.readouterr()
     assert out == ""
@@ -104,7 +105,7 @@ def test_work_goes_on_where_nobody_can_be_told(progress, monkeypatch, tmp_path, 
     monkeypatch.setattr(threading, "excepthook", lambda facts: None)
     with Closed.file, monkeypatch.context() as patched:
         patched.setattr(sys, "stderr", Closed())
-        with progress:
+        with closing(progress):
             drive(progress)
         assert os.readlink(f"/proc/self/fd/{Closed.file.fileno()}") == os.devnull
     assert progress.totals.finished == 1
@@ -145,7 +146,7 @@ def test_a_terminal_gets_one_display(progress, monkeypatch):
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm")
-    with progress:
+    with closing(progress):
         drive(progress)
         table = progress._render()
         assert table.row_count == 4

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def here(tmp_path, monkeypatch, capsys):
     return call
 
 
-def test_a_list_of_a_scenario_and_the_same_of_a_run(here, tmp_path):
+def test_a_list_of_a_scenario_and_the_same_of_a_run(here, monkeypatch, tmp_path):
     code, listed, err = here("data", "samples", "Digits", *OPTIONS)
     assert (code, err) == (0, "")
     lines = listed.splitlines()
@@ -74,8 +75,11 @@ def test_a_list_of_a_scenario_and_the_same_of_a_run(here, tmp_path):
     sha256 = DataSource(tmp_path, torch.device("cpu")).samples(SPEC.dataset, SPEC.scenario, SPEC.trial).sha256
     assert head(listed, "sha256") == sha256  # which another process has drawn
     store_run(tmp_path / "results", sha256)
+    requests = []
+    monkeypatch.setattr("kdbench.cli.data.list_samples", lambda *request: requests.append(request) or listed)
     code, out, err = here("data", "samples", "--run", SPEC.id[:6], "-o", "new/list.csv")
     assert (code, out, err) == (0, "", "new/list.csv holds 15 samples.\n")
+    assert requests == [(SPEC.dataset, SPEC.scenario, SPEC.trial, Path("data"))]
     assert (tmp_path / "new" / "list.csv").read_text() == listed
     shown = here("show", SPEC.id)[1]
     assert '"changed_labels": 6' in shown

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -185,9 +183,6 @@ def test_what_cannot_be_imported(kdbench, tmp_path, checkpoint):
     page = tmp_path / "page.pth"
     page.write_text("<!DOCTYPE html><html></html>")
     assert "a web page, not weights" in refused(kdbench, tmp_path, page)
-    short = tmp_path / "short.pth"
-    short.write_bytes(checkpoint.read_bytes()[:5000])
-    assert "truncated, damaged" in refused(kdbench, tmp_path, short)
     wrong = refused(kdbench, tmp_path, checkpoint, "--network", "wrn-16-1", "--dataset", "digits")
     assert "weights of another architecture" in wrong
     assert "resnet8" in wrong
@@ -206,7 +201,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(kdbench, tmp_p
     torch.save({"model": build("resnet8", 10).state_dict(), "extra": Command(sentinel)}, file)
     assert "could run code, so it is refused" in refused(kdbench, tmp_path, file)
     assert not sentinel.exists()
-    subprocess.run([sys.executable, "-c", f"import torch; torch.load({str(file)!r}, weights_only=False)"], check=True)
+    torch.load(file, weights_only=False)
     assert sentinel.exists(), "the sentinel proves nothing unless the file could run"
 
 

@@ -2,7 +2,7 @@
 
 import csv
 import io
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -12,10 +12,20 @@ import pytest
 CHECK = Path(__file__).parents[2] / ".ci" / "tiny.py"
 
 
-def check(*arguments):
-    """What `make tiny` says of results."""
-    command = [sys.executable, CHECK, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
+@pytest.fixture
+def check(monkeypatch, capsys):
+    """What `make tiny` says of results: exit code, standard output and standard error."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(CHECK), *map(str, arguments)])
+        try:
+            runpy.run_path(str(CHECK), run_name="__main__")
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        return (code, *capsys.readouterr())
+
+    return call
 
 
 @pytest.fixture
@@ -35,7 +45,7 @@ grid:
     return file
 
 
-def test_a_paper_table_is_filled_from_nothing_and_compared_with_nothing(kdbench, own, tmp_path):
+def test_a_paper_table_is_filled_from_nothing_and_compared_with_nothing(kdbench, own, check, tmp_path):
     done = kdbench("run", own, "--tiny", "--devices", "cpu", "--jobs-per-device", 1, "--data", tmp_path / "empty")
     assert done.returncode == 0, done.stderr
     assert "mean nothing" in done.stdout
@@ -48,10 +58,10 @@ def test_a_paper_table_is_filled_from_nothing_and_compared_with_nothing(kdbench,
     assert {fact["paper"] for fact in facts} == {"tiny sskd"}
     assert all(fact["value"] for fact in facts if fact["metric"] in ("top1", "kl", "cka"))
     assert not (tmp_path / "empty").exists()
-    said = check(tmp_path / "results", own)
-    assert (said.returncode, said.stderr) == (0, "")
-    assert said.stdout.startswith("own: 2 of 2 runs, 2 measurements, 10 cells filled, ")
-    assert len(said.stdout.splitlines()) == 1
+    code, out, err = check(tmp_path / "results", own)
+    assert (code, err) == (0, "")
+    assert out.startswith("own: 2 of 2 runs, 2 measurements, 10 cells filled, ")
+    assert len(out.splitlines()) == 1
     assert "0 runs to do" in kdbench("plan", own, "--tiny").stdout
     assert "2 runs to do" in kdbench("plan", own, "--trials", 1).stdout
 
@@ -63,9 +73,9 @@ def test_tiny_numbers_are_compared_with_none(kdbench, own, view):
     assert "compared with none" in done.stderr
 
 
-def test_what_lacks_is_named_and_fails(own, tmp_path):
-    said = check(tmp_path / "nothing", own)
-    assert said.returncode == 1
-    assert said.stdout.startswith("own: 0 of 2 runs")
-    assert "WRONG" in said.stdout
-    assert "not run" in said.stdout
+def test_what_lacks_is_named_and_fails(own, check, tmp_path):
+    code, out, _ = check(tmp_path / "nothing", own)
+    assert code == 1
+    assert out.startswith("own: 0 of 2 runs")
+    assert "WRONG" in out
+    assert "not run" in out

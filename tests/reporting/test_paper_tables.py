@@ -2,7 +2,6 @@
 
 import pytest
 
-from kdbench.cli.options import select
 from kdbench.errors import BadSuite, KdbenchError
 from kdbench.reporting.captions import empty_cells
 from kdbench.reporting.keys import tuples
@@ -11,6 +10,7 @@ from kdbench.reporting.rendered import Emphasis
 from kdbench.reporting.report import measured_report
 from kdbench.store.record import Failure
 from kdbench.store.store import Store
+from kdbench.suite.selection import select
 
 
 @pytest.fixture

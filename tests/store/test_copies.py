@@ -6,7 +6,7 @@ import pytest
 
 from kdbench.errors import BadRecord
 from kdbench.files import file_hash
-from kdbench.store.copies import check_copyable, copy_record
+from kdbench.store.exchange import check_copyable, copy_record
 from kdbench.store.record import Record, Result
 from kdbench.suite.specs import digest
 

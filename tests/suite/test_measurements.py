@@ -2,8 +2,8 @@
 
 import pytest
 
-from kdbench.cli.options import select
 from kdbench.errors import BadSuite
+from kdbench.suite.selection import select
 
 
 def test_each_student_and_each_teacher_is_probed(grid):

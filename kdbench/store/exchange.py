@@ -1,4 +1,4 @@
-"""Finished teachers as folders that can be given away: export, and import after a check."""
+"""Teachers on their way between results folders: folders of finished records that were exported from one of them."""
 
 from __future__ import annotations
 
@@ -20,47 +20,14 @@ from kdbench.store.store import Store
 from kdbench.suite.specs import Stage, stage_from, trained_stages
 
 
-def export_teacher(store: Store, id: str, folder: Path) -> list[Stage]:
-    """Copy a teacher, by its id or how that begins, and the stages before it into a new folder; returns the stages.
-
-    Raises BadInput where there is no such teacher, it is damaged, or the folder exists or cannot be written.
-    """
-    record = store.find("teachers", id)
-    if record is None:
-        raise BadInput(f"no teacher's id in {store.root} begins with '{id}' (four digits or more)")
-    if folder.exists():
-        raise BadInput(f"{folder}: is there already. Name a folder that does not exist yet.")
-    try:
-        record.check()
-        stages = trained_stages(stage_from(record.spec()))
-        for stage in stages:
-            store.check_teacher(stage)
-    except BadRecord as error:
-        raise BadInput(f"{error}. Run what needs it again, and it is made again.") from None
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for stage in stages:
-            source = store.record_of(stage)
-            copy_record(source, temporary / source.id)
-        temporary.rename(folder)
-    except BadRecord as error:
-        raise BadInput(str(error)) from None
-    except OSError as error:
-        raise BadInput(f"{folder}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return list(stages)
-
-
-def import_teacher(folder: Path, store: Store) -> Iterator[Stage]:
-    """Copy the stages of an exported teacher, each as it is yielded. Raises BadInput, before any, for incomplete ones."""
+def import_teachers(folder: Path, store: Store) -> list[Stage]:
+    """Copy the records of an exported teacher after checking them. Raises BadInput for incomplete ones."""
     entries = sorted(entry for entry in folder.iterdir() if not (entry.name.startswith(".") or entry.is_symlink()))
     records = [Record(entry) for entry in entries if (entry / "spec.json").is_file()]
     try:
         for record in records:
             check_copyable(record)
-        stages = {record.id: stage_from(record.spec()) for record in records}
+        stages = [stage_from(record.spec()) for record in records]
     except (BadRecord, ValidationError) as error:
         raise BadInput(f"{folder}: {error}") from None
     if not stages:
@@ -83,7 +50,37 @@ def import_teacher(folder: Path, store: Store) -> Iterator[Stage]:
             raise BadInput(str(error)) from None
         except OSError as error:
             raise BadInput(f"{target.folder}: cannot be written: {error.strerror or error}") from None
-        yield stages[record.id]
+    return stages
+
+
+def export_teacher(record: Record, folder: Path, store: Store) -> list[Stage]:
+    """Copy a teacher's record, and those of the stages that it was made from, to a folder that does not exist yet.
+
+    Raises BadInput for damaged ones, or where the folder cannot be written; then it is not there.
+    """
+    if folder.exists():
+        raise BadInput(f"{folder}: is there already. Name a folder that does not exist yet.")
+    try:
+        record.check()
+        stages = trained_stages(stage_from(record.spec()))
+        for stage in stages:
+            store.check_teacher(stage)
+    except BadRecord as error:
+        raise BadInput(f"{error}. Run what needs it again, and it is made again.") from None
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for stage in stages:
+            source = store.record_of(stage)
+            copy_record(source, temporary / source.id)
+        temporary.rename(folder)
+    except BadRecord as error:
+        raise BadInput(str(error)) from None
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return stages
 
 
 def check_copyable(record: Record) -> None:
