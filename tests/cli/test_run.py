@@ -137,6 +137,15 @@ def test_an_interrupt_says_how_to_go_on(place, monkeypatch):
     assert e.value.exit_code == 130
 
 
+@pytest.fixture
+def terminal():
+    """A terminal's end is heard, as it is not under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("terminal")
 def test_the_end_of_the_terminal_saves_and_stops_however_often_it_is_told(place):
     def work(plan):
         for _ in range(3):
