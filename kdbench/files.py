@@ -1,4 +1,4 @@
-"""Atomic file writes, content hashes and canonical JSON."""
+"""Atomic file writes, content hashes, canonical JSON and a cache of what takes long to find out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -78,3 +79,22 @@ def file_hash(path: Path, algorithm: str = "sha256") -> str:
     """The hash of a file's content, in hexadecimal. Raises OSError if it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def remembered(kind: str, key: str) -> Any | None:
+    """What ``remember`` kept in the user's cache; None if nothing, or nothing that can be read."""
+    try:
+        return json.loads(_cached(kind, key).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def remember(kind: str, key: str, value: Any) -> None:
+    """Keep a JSON value in the user's cache, where that can be written. ``key`` must say all that the value depends on."""
+    with suppress(OSError):
+        write_json(_cached(kind, key), value)
+
+
+def _cached(kind: str, key: str) -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base, "kdbench", kind, f"{hashlib.sha256(key.encode()).hexdigest()}.json")
