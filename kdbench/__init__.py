@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kdbench.api import load_student, load_suite, plan, report, results, run, tables
     from kdbench.data.batch import Batch
     from kdbench.methods.term import Term, TermContext
-    from kdbench.models.backbone import build as build_model
+    from kdbench.models.build import build as build_model
     from kdbench.models.outputs import Outputs
 
 __version__ = "0.2.0"
@@ -49,7 +49,7 @@ _HOMES = {
     "Outputs": "kdbench.models.outputs:Outputs",
     "Term": "kdbench.methods.term:Term",
     "TermContext": "kdbench.methods.term:TermContext",
-    "build_model": "kdbench.models.backbone:build",
+    "build_model": "kdbench.models.build:build",
     **{
         name: f"kdbench.api:{name}"
         for name in ("load_student", "load_suite", "plan", "report", "results", "run", "tables")

@@ -49,6 +49,10 @@ class NetworkInfo:
     parameters: learnable, with 100 classes
     macs:       multiply-accumulates for one image of 32 × 32 pixels, or of its own size, with 100 classes
     size:       the only side of image, in pixels, that it takes; None: any
+    smallest:   the least side of image, in pixels, that it takes
+    classes:    the only number of classes that it takes; None: any
+    preactivations: whether it gives each stage's map before its last activation
+    bundled:    whether it comes with kdbench, which then knows its stages
     classifier: False for an encoder, whose logits are its embedding
     public:     weights that its makers publish
     auxiliary:  the network of about twice its channels that stands between it and a teacher in HKD; "" where none is known
@@ -67,6 +71,10 @@ class NetworkInfo:
     classifier: bool = True
     public: PublicWeights | None = None
     auxiliary: str = ""
+    smallest: int = 1
+    classes: int | None = None
+    preactivations: bool = True
+    bundled: bool = True
 
 
 @cache
@@ -83,11 +91,6 @@ def network(name: str) -> NetworkInfo:
     try:
         return networks()[spellings[normalise(name)]]
     except KeyError:
-        if ":" in name:
-            raise BadInput(
-                f"unknown model '{name}'. Networks are those of kdbench's catalogue; unlike a loss term, one from elsewhere "
-                "cannot be named.  (kdbench list models)"
-            ) from None
         raise BadInput(unknown("model", name, networks(), "models")) from None
 
 

@@ -109,7 +109,13 @@ def read_source(target: str, lineage: Iterable[str]) -> Source:
     total = hashlib.sha256()
     for file in content.values():
         total.update(f"{file.name}\0{len(file.content)}\0".encode() + file.content)
-    return Source(content, dict(filter(None, map(_beside, content))), total.hexdigest())
+    sha256 = total.hexdigest()
+    SOURCES[sha256] = Source(content, dict(filter(None, map(_beside, content))), sha256)
+    return SOURCES[sha256]
+
+
+SOURCES: dict[str, Source] = {}
+"""All code that was read, by its hash."""
 
 
 NOT_READ = {"kdbench", "torch", *sys.stdlib_module_names}

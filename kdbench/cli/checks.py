@@ -18,11 +18,12 @@ import typer
 from kdbench import __version__
 from kdbench.catalogue.datasets import datasets
 from kdbench.catalogue.text import command, one_line, printable
+from kdbench.child import interpreter
 from kdbench.cli.completion import complete_suites
 from kdbench.cli.options import Data, Json, Results, Set, Suites
 from kdbench.errors import BadInput, BadSuite, KdbenchError, Problem
 from kdbench.execution import devices
-from kdbench.execution.child import interpreter, misfits
+from kdbench.execution.runner import misfits
 from kdbench.execution.worker_handle import temporary_folder
 from kdbench.planning.plan import all_stages, auxiliaries_of
 from kdbench.store.store import Store

@@ -12,12 +12,12 @@ from pydantic import BaseModel, ValidationError
 
 from kdbench.catalogue.datasets import Dataset, dataset, datasets
 from kdbench.catalogue.text import command
+from kdbench.child import answer
 from kdbench.cli.completion import complete_datasets
 from kdbench.cli.listing import table
 from kdbench.cli.options import Data, Json, Output, Results, find_record, group, print_text
 from kdbench.datafiles import fetch
 from kdbench.errors import BadInput, BadRecord, KdbenchError
-from kdbench.execution.child import list_samples
 from kdbench.suite.compatibility import subset_errors
 from kdbench.suite.schema import DatasetEntry, problems_of
 from kdbench.suite.specs import DatasetSpec, RunSpec, Scenario
@@ -181,3 +181,12 @@ def _run(results: Path, id: str) -> tuple[RunSpec, str | None]:
     except (BadRecord, ValidationError):
         more = command("show", record.id, results=results)
         raise BadInput(f"run {record.id} in {results} is damaged: {more} says more") from None
+
+
+def list_samples(spec: DatasetSpec, scenario: Scenario, trial: int, data: Path) -> str:
+    """The list as CSV. Raises BadInput where the data set is not in ``data`` or is not what it should be."""
+    entry = spec.facts
+    if entry.missing(data):
+        raise BadInput(entry.how_to_get(data))
+    request = {"dataset": spec.canonical(), "scenario": scenario.canonical(), "trial": trial, "data": str(data)}
+    return answer("from kdbench.data.stream import print_samples\nprint_samples()", request, "the list cannot be drawn")

@@ -133,9 +133,9 @@ def _run(record: Record) -> dict[str, Any]:
         spec = RunSpec.model_validate(record.spec())
     except ValidationError:
         return {"student": "(spec.json cannot be read)", "teacher": "", "loss": "", "trial": "", "dataset": ""}
-    teacher = spec.teacher.network if spec.teacher else ""
+    teacher = str(spec.teacher.network) if spec.teacher else ""
     loss, dataset = formula(spec.terms), spec.dataset.name
-    return {"student": spec.student, "teacher": teacher, "loss": loss, "trial": spec.trial, "dataset": dataset}
+    return {"student": str(spec.student), "teacher": teacher, "loss": loss, "trial": spec.trial, "dataset": dataset}
 
 
 def _teacher(record: Record) -> dict[str, Any]:

@@ -74,7 +74,11 @@ def summarise(
         "teachers": [stage_label(teacher) for teacher in plan.teachers],
         "teachers_done": plan.teachers_done,
         "cohorts": [
-            {"runs": len(c.runs), "teacher": c.teacher.network if c.teacher else "", "dataset": c.runs[0].dataset.name}
+            {
+                "runs": len(c.runs),
+                "teacher": str(c.teacher.network) if c.teacher else "",
+                "dataset": c.runs[0].dataset.name,
+            }
             for c in plan.cohorts
         ],
         "missing": missing_files(plan, data),

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from kdbench import __version__
-from kdbench.catalogue.datasets import Dataset, dataset
+from kdbench.catalogue.datasets import Dataset
 from kdbench.data.batch import generator
 from kdbench.data.preprocess import resize
 from kdbench.datafiles.fetch import fetch
@@ -109,7 +109,7 @@ def load_images(spec: DatasetSpec, root: Path, *, download: bool = False) -> Set
 
     Raises BadInput for missing or wrong files, KdbenchError if a download fails.
     """
-    facts = dataset(spec.name)
+    facts = spec.facts
     try:
         return _load(facts, spec, root)
     except BadInput:

@@ -10,7 +10,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdbench.catalogue.datasets import dataset
 from kdbench.suite.specs import DatasetSpec, Preprocessing
 
 
@@ -18,7 +17,7 @@ class Normalisation:
     """uint8 pixels to float: (x / 255 - mean) / std per channel, as one multiply-add, in channels-last memory."""
 
     def __init__(self, view: Preprocessing, spec: DatasetSpec, device: torch.device) -> None:
-        facts = dataset(spec.name)
+        facts = spec.facts
         mean = torch.tensor(view.mean or facts.mean, device=device).view(1, 3, 1, 1)
         std = torch.tensor(view.std or facts.std, device=device).view(1, 3, 1, 1)
         self.scale = 1 / (255 * std)

@@ -7,8 +7,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from kdbench.child import ask, exit_reason
 from kdbench.errors import BadInput, KdbenchError
-from kdbench.execution.child import ask, exit_reason
 
 
 _QUERY = """

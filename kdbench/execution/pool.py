@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kdbench.child import exit_reason
 from kdbench.errors import KdbenchError
-from kdbench.execution.child import exit_reason
 from kdbench.execution.devices import Slot
 from kdbench.execution.jobs import Backlog, Job, jobs_of
 from kdbench.execution.worker_handle import RunOptions, Watchdog, WorkerHandle

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from kdbench.catalogue.text import command
+from kdbench.child import answer
 from kdbench.errors import BadInput, BadSuite, CannotSave, Interrupted, KdbenchError, Problem
-from kdbench.execution.child import misfits
 from kdbench.execution.devices import make_slots
 from kdbench.execution.pool import Pool
 from kdbench.execution.worker_handle import RunOptions
@@ -20,7 +22,7 @@ from kdbench.planning.plan import Plan, all_stages, auxiliaries_of, make_plan, m
 from kdbench.store.store import Store
 from kdbench.store.suites import keep_suites
 from kdbench.suite.methods import plugin_folders
-from kdbench.suite.specs import Imported, Stage, lineage
+from kdbench.suite.specs import Imported, Stage, lineage, trained_stages
 from kdbench.suite.suite import Suite, measurement_specs, run_specs
 
 
@@ -155,6 +157,29 @@ def _check_files(plan: Plan, options: RunOptions) -> None:
         raise BadSuite([Problem("--data", 0, "", message) for message in missing])
     if wrong := misfits(plan.teachers, options.weights):
         raise BadInput("\n".join([*wrong, "Nothing was run."]))
+
+
+def misfits(teachers: Iterable[Stage], files: Mapping[str, Path]) -> list[str]:
+    """One message for each teacher whose first stage cannot be made of its file; ``files``: by SHA-256."""
+    imported = {
+        stage.id: {
+            "file": str(files[stage.weights.sha256].resolve()),
+            "network": stage.network if isinstance(stage.network, str) else stage.network.canonical(),
+            "classes": stage.dataset.class_count if stage.dataset else 1,
+            "classifier": stage.weights.classifier,
+            "key": stage.weights.key,
+        }
+        for teacher in teachers
+        for stage in trained_stages(teacher)
+        if isinstance(stage, Imported) and stage.weights.sha256 and stage.weights.sha256 in files
+    }
+    if not imported:
+        return []
+    code = "from kdbench.models.checkpoints import report_misfits\nreport_misfits()"
+    request = {"files": [*imported.values()], "beside": {top: str(at) for top, at in plugin_folders(teachers).items()}}
+    output = answer(code, request, "the files of weights cannot be looked at")
+    messages: list[str] = json.loads(output.splitlines()[-1])
+    return [message for message in dict.fromkeys(messages) if message]
 
 
 @contextmanager

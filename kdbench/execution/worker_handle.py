@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kdbench.child import interpreter
 from kdbench.errors import BadInput
-from kdbench.execution.child import interpreter
 from kdbench.execution.devices import Slot
 from kdbench.store.lock import process_state
 from kdbench.store.store import log_name

@@ -44,7 +44,7 @@ class AB(Term):
         "AAAI 2019"
     )
     reads = "all stages' pre-activations"
-    requires = ("equal_levels", "sides_within_reach")
+    requires = ("equal_levels", "sides_within_reach", "preactivations")
     initial = True
     version = 1
 

@@ -54,7 +54,7 @@ class MGD(Term):
 
     paper = "Yue, Deng, Zhou. Matching Guided Distillation. ECCV 2020"
     reads = "all stages' pre-activations, the teacher's batch norms"
-    requires = ("matching_level",)
+    requires = ("matching_level", "preactivations", "last_norms")
     version = 1
 
     def __init__(

@@ -44,6 +44,7 @@ class OnlineKD(Term):
     paper = "Lan, Zhu, Gong. Knowledge Distillation by On-the-Fly Native Ensemble. NeurIPS 2018"
     reads = "labels, the student's logits and second-to-last feature map"
     needs_teacher = False
+    requires = ("last_stage_again",)
     version = 1
 
     def __init__(

@@ -58,7 +58,7 @@ class SemCKD(Term):
         "IEEE TKDE 2022"
     )
     reads = "all stages' feature maps"
-    requires = ("layer_pair_exists",)
+    requires = ("layer_pair_exists", "preactivations")
     full_batches = 4
     version = 1
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from importlib import import_module
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.catalogue.networks import network
 from kdbench.errors import BadInput
 from kdbench.models.outputs import Outputs
 
@@ -17,14 +15,16 @@ from kdbench.models.outputs import Outputs
 class Backbone(nn.Module):
     """A network whose forward takes images [B, 3, H, W] and gives Outputs.
 
-    classifier_name: the attribute that holds the classifier; None for encoders that have none
+    classifier_name: the path of the classifier's module; None for networks that have none
+    prefix:          what the names of its tensors begin with, and those in its makers' files do not
     stages:          where the modules are that make f1 … fL
     tail_modules:    the attributes between the last exposed map and the classifier
     key_aliases:     names that other authors' checkpoints give to tensors of the same network → its own names
     width:           D, the width of the embedding
     """
 
-    classifier_name: ClassVar[str | None] = "fc"
+    classifier_name: str | None = "fc"
+    prefix: ClassVar[str] = ""
     stages: ClassVar[tuple[str, ...]] = ()
     tail_modules: ClassVar[tuple[str, ...]] = ()
     key_aliases: ClassVar[Mapping[str, str]] = {}
@@ -56,7 +56,7 @@ class Backbone(nn.Module):
     def remove_classifier(self) -> None:
         """Delete the classifier's parameters; from then on the logits are the embedding."""
         if self.classifier_name is not None:
-            setattr(self, self.classifier_name, nn.Identity())
+            self.set_submodule(self.classifier_name, nn.Identity())
 
 
 def _last_norm(stage: nn.Module) -> nn.BatchNorm2d:
@@ -85,14 +85,3 @@ def initialise_convolutions(net: nn.Module) -> None:
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
-def build(name: str, classes: int = 100) -> Backbone:
-    """Build a network by name or alias, with fresh weights.
-
-    Images [B, 3, H, W] of any size give Outputs with logits [B, classes]. An encoder has no use for ``classes`` and takes
-    images of its own size alone. Raises BadInput for an unknown name.
-    """
-    known = network(name)
-    builder = import_module(f"kdbench.models.{known.builder}")
-    return cast(Backbone, builder.build(classes=classes, **known.arguments))

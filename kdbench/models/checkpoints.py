@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.catalogue.networks import NetworkInfo, networks
+from kdbench.catalogue.plugins import locating_modules
 from kdbench.catalogue.text import nearest
 from kdbench.errors import BadInput
-from kdbench.models.backbone import Backbone, build
-from kdbench.models.clip import ClipEncoder
+from kdbench.models.backbone import Backbone
+from kdbench.models.build import build
+from kdbench.suite.components import NetworkSpec
 from kdbench.weightfiles.read import State, accuracy, is_averaged, is_named, opened, some, states, without_wrappers
 from kdbench.weightfiles.tensors import Stored
 
@@ -71,7 +73,7 @@ def _fitting(net: nn.Module, there: Mapping[str, State], *, classifier: bool = T
 
 def _as_named(net: nn.Module, there: Mapping[str, State], *, classifier: bool) -> dict[str, Found]:
     own = net.state_dict()
-    root = "visual." if isinstance(net, ClipEncoder) else ""
+    root = net.prefix if isinstance(net, Backbone) else ""
     anchor = next(iter(own)).removeprefix(root)
     most = len(own) + 16  # room for an author's additional modules: a projection head
     fitting: dict[str, Found] = {}
@@ -252,13 +254,16 @@ def _meta_network(name: str) -> Backbone:
 
 
 def report_misfits() -> None:
-    """Read a JSON list of {file, network, classes, classifier, key}; write one of messages, "" where all is well."""
-    print(json.dumps([_problem(asked) for asked in json.load(sys.stdin)]))
+    """Read a list of {file, network, classes, classifier, key} and where modules are; write one of messages, "" if right."""
+    request = json.load(sys.stdin)
+    with locating_modules({top: Path(folder) for top, folder in request["beside"].items()}.get):
+        print(json.dumps([_problem(asked) for asked in request["files"]]))
 
 
 def _problem(asked: dict[str, Any]) -> str:
     """Why a file cannot fill the network, or ""."""
-    network = build(asked["network"], asked["classes"])
+    named = asked["network"]
+    network = build(named if isinstance(named, str) else NetworkSpec(**named), asked["classes"])
     try:
         load_checkpoint(network, asked["file"], classifier=asked["classifier"], key=asked["key"])
     except BadInput as error:

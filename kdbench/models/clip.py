@@ -22,7 +22,8 @@ class ClipEncoder(Backbone):
     size: the side of the images, in pixels
     """
 
-    classifier_name: ClassVar[str | None] = None
+    classifier_name = None
+    prefix: ClassVar[str] = "visual."
 
     def __init__(self, tower: nn.Module, *, width: int, size: int) -> None:
         super().__init__()

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kdbench.catalogue.datasets import dataset
-from kdbench.catalogue.networks import network
 from kdbench.catalogue.terms import term
 from kdbench.store.record import compute_of
 from kdbench.store.store import Store
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
-from kdbench.suite.specs import Adapter, DatasetSpec, Imported, NewLayers, Preprocessing, RunSpec, SelfSupervised, Stage
+from kdbench.suite.networks import info
+from kdbench.suite.specs import (
+    Adapter,
+    DatasetSpec,
+    Imported,
+    Network,
+    NewLayers,
+    Preprocessing,
+    RunSpec,
+    SelfSupervised,
+    Stage,
+)
 
 
 ASSUMED_SPEED = {"cpu": 60e9, "gpu": 5e12}
@@ -23,7 +32,7 @@ _BACKWARD = 2
 
 def image_counts(spec: DatasetSpec, fraction: float = 1.0) -> tuple[int, int]:
     """Training and test images of a data set as a suite uses it (nominal: classes taken as equal)."""
-    whole = dataset(spec.name)
+    whole = spec.facts
     classes = spec.classes or whole.classes
     train, test = whole.train / whole.classes, whole.test / whole.classes
     if spec.val_split:
@@ -31,9 +40,9 @@ def image_counts(spec: DatasetSpec, fraction: float = 1.0) -> tuple[int, int]:
     return round((spec.train_per_class or train) * fraction * classes), round((spec.test_per_class or test) * classes)
 
 
-def forward_macs(name: str, spec: DatasetSpec, view: Preprocessing | None = None) -> float:
+def forward_macs(network: Network, spec: DatasetSpec, view: Preprocessing | None = None) -> float:
     """Multiply-accumulates of one image's forward pass, at the size in which the network sees it."""
-    known = network(name)
+    known = info(network)
     side = (view.size if view else None) or spec.image_size
     return known.macs * (1.0 if known.size else (side / 32) ** 2)
 

@@ -12,12 +12,11 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from kdbench.catalogue.datasets import dataset
-from kdbench.catalogue.networks import network
 from kdbench.planning.cost import cohort_cost, measurement_cost, student_cost, teacher_cost
 from kdbench.store.record import Record
 from kdbench.store.store import Store
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
+from kdbench.suite.networks import info
 from kdbench.suite.specs import (
     HeadSpec,
     Imported,
@@ -296,7 +295,8 @@ def hashes_of_plugins(value: Any) -> dict[str, str]:
         value = dict(enumerate(value))
     if not isinstance(value, dict):
         return {}
-    own = {str(value.get("name", value.get("term"))): str(value["source_sha256"])} if "source_sha256" in value else {}
+    name = next((value[key] for key in ("name", "term", "build") if key in value), "")
+    own = {name: str(value["source_sha256"])} if "source_sha256" in value else {}
     return {**own, **{name: each for inner in value.values() for name, each in hashes_of_plugins(inner).items()}}
 
 
@@ -305,11 +305,11 @@ def missing_files(plan: Plan, data: Path) -> list[str]:
     used = [run.dataset for cohort in plan.cohorts for run in cohort.runs]
     used += [teacher.dataset for teacher in plan.teachers if teacher.dataset]
     used += [spec.dataset for spec in plan.measurements]
-    names = sorted({spec.name for spec in used if not spec.stand_in})
-    messages = [dataset(name).how_to_get(data) for name in names if dataset(name).missing(data)]
+    sets = {spec.name: spec.facts for spec in used if not spec.stand_in}
+    messages = [facts.how_to_get(data) for _, facts in sorted(sets.items()) if facts.missing(data)]
     folder = data / "weights"
     for teacher in plan.teachers:
-        public = network(teacher.network).public
+        public = info(teacher.network).public
         starts_from_it = isinstance(teacher, Imported) and public and teacher.weights.source == public.source
         if public and starts_from_it and not (folder / public.file).is_file():
             messages.append(public.how_to_get(folder))

@@ -93,7 +93,7 @@ def _shared(run: Run) -> dict[str, Any]:
         "scenario": scenario_label(spec.scenario),
         "strategy": run.strategy,
         "teacher": run.teacher,
-        "student": spec.student,
+        "student": str(spec.student),
         "method": run.method,
         "teacher_checkpoint": protocol.teacher_checkpoint,
         "teacher_paper": teacher_paper_of(run),
@@ -331,7 +331,7 @@ def _measurement(each: Measurement, stores: Sequence[Store]) -> Iterator[dict[st
     if each.of == "teacher":
         method, student, trial, paper, parts, terms = "teacher", "", 0, teacher_paper_of(run), [], ""
     else:
-        student, trial, paper, terms = run.spec.student, run.spec.trial, paper_of(run), terms_text(run.spec.terms)
+        student, trial, paper, terms = str(run.spec.student), run.spec.trial, paper_of(run), terms_text(run.spec.terms)
         parts = [scenario_setting(trained.scenario, protocol.paper), varied]
     undefined = (result.undefined if result else None) or {}
     values: dict[str, float | None]

@@ -11,18 +11,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kdbench.catalogue.datasets import dataset
-from kdbench.catalogue.networks import NetworkInfo, network
+from kdbench.catalogue.networks import NetworkInfo
 from kdbench.catalogue.terms import term
-from kdbench.suite.specs import DatasetSpec, Scenario, WeightedTerm
+from kdbench.suite.networks import info
+from kdbench.suite.specs import DatasetSpec, Network, Scenario, WeightedTerm
 
 
 Condition = Callable[[NetworkInfo, NetworkInfo, dict[str, Any]], str | None]
 
 
 def incompatibilities(
-    student: str,
-    teacher: str,
+    student: Network,
+    teacher: Network,
     terms: tuple[WeightedTerm, ...],
     nodes: tuple[int | None, int | None] = (None, None),
     image_size: int = 32,
@@ -35,13 +35,13 @@ def incompatibilities(
     reasons = []
     images = {"image_size": image_size, "fraction": fraction}
     ours, theirs = (
-        replace(network(name), embedding=node) if node else network(name)
-        for name, node in zip((student, teacher), nodes, strict=True)
+        replace(info(network), embedding=node) if node else info(network)
+        for network, node in zip((student, teacher), nodes, strict=True)
     )
     for use in terms:
-        info = term(use.name)
-        options = {key: hyper.default for key, hyper in info.hyperparameters.items()} | use.hyperparameters | images
-        for name in info.requires:
+        facts = term(use.name)
+        options = {key: hyper.default for key, hyper in facts.hyperparameters.items()} | use.hyperparameters | images
+        for name in facts.requires:
             reason = CONDITIONS[name](ours, theirs, options)
             if reason:
                 reasons.append(f"{use.name} {reason}")
@@ -181,6 +181,28 @@ def transformed_stages(student: NetworkInfo, teacher: NetworkInfo, options: dict
     return None
 
 
+def preactivations(student: NetworkInfo, teacher: NetworkInfo, options: dict[str, Any]) -> str | None:
+    """Both networks give each stage's map before its activation, unless the term is told to read the maps themselves."""
+    lacking = next((net for net in (student, teacher) if not net.preactivations), None)
+    if lacking is None or not options.get("preactivation", True):
+        return None
+    return f"reads the maps before the activation, and {lacking.name} gives none: kdbench's own networks do"
+
+
+def last_norms(student: NetworkInfo, teacher: NetworkInfo, options: dict[str, Any]) -> str | None:
+    """The batch norm behind each of the teacher's stages is known."""
+    if teacher.bundled:
+        return None
+    return f"reads the teacher's batch norms, and those of {teacher.name} are not known: take one of kdbench's networks"
+
+
+def last_stage_again(student: NetworkInfo, teacher: NetworkInfo, options: dict[str, Any]) -> str | None:
+    """The student's last stage can be built a second time."""
+    if student.bundled:
+        return None
+    return f"trains copies of the student's last stage, and {student.name} cannot be taken apart: take another student"
+
+
 def something_to_learn(student: NetworkInfo, teacher: NetworkInfo, options: dict[str, Any]) -> str | None:
     """The weights within the term are not all 0."""
     weights = {key: options[key] for key in WEIGHTS if key in options}
@@ -229,6 +251,9 @@ CONDITIONS: dict[str, Condition] = {
     "matching_level": matching_level,
     "factor_has_a_channel": factor_has_a_channel,
     "transformed_stages": transformed_stages,
+    "preactivations": preactivations,
+    "last_norms": last_norms,
+    "last_stage_again": last_stage_again,
     "something_to_learn": something_to_learn,
     "epsilon_below_variance": epsilon_below_variance,
     "transforms_of_the_pretext": transforms_of_the_pretext,
@@ -238,7 +263,7 @@ CONDITIONS: dict[str, Condition] = {
 
 def subset_errors(spec: DatasetSpec) -> list[tuple[str, str]]:
     """The keys of a subset that exceed the data set, each with a message; assumes classes of equal size."""
-    whole = dataset(spec.name)
+    whole = spec.facts
     train, test = whole.train // whole.classes, whole.test // whole.classes
     rest, measured = spec.split(train, test)
     if not rest or not measured:
@@ -256,6 +281,6 @@ def subset_errors(spec: DatasetSpec) -> list[tuple[str, str]]:
 
 def training_images(spec: DatasetSpec, scenario: Scenario) -> int:
     """The number of training images of a student; assumes classes of equal size."""
-    whole = dataset(spec.name)
+    whole = spec.facts
     rest, _ = spec.split(whole.train // whole.classes, 0)
     return spec.class_count * max(1, round(scenario.fraction * (spec.train_per_class or rest)))

@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from kdbench.catalogue.datasets import dataset
+from kdbench.catalogue.datasets import Dataset, dataset
 from kdbench.catalogue.text import LONGEST
 
 
@@ -53,6 +53,7 @@ ImageSize = Annotated[StrictInt, Field(ge=8, le=1024)]
 Share = Annotated[StrictFloat, Field(ge=0.0, lt=1.0)]
 _Part = Annotated[StrictFloat, Field(gt=0.0, le=1.0)]
 _Ratio = Annotated[StrictFloat, Field(ge=0.01, le=100.0)]
+Sha256 = Annotated[StrictStr, Field(pattern="^[0-9a-f]{64}$")]
 Name = Annotated[StrictStr, Field(min_length=1, max_length=LONGEST, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 
 
@@ -182,6 +183,46 @@ def late_milestone(milestones: Any, epochs: Any) -> str:
     return ""
 
 
+class NetworkSpec(Spec):
+    """A network that does not come with kdbench, and what is read from it.
+
+    ``build`` is `timm:NAME`, `torchvision:NAME`, or `package.module:name` of a function or class, which is called with the
+    ``arguments`` and the number of classes and returns a torch.nn.Module. ``maps`` are the names of the modules that give the
+    feature maps f0, f1 … fL, ``embedding`` that of the module that gives the embedding, ``size`` the only side of images, in
+    pixels, that the network takes; None: found out in a forward pass. ``source_sha256`` is the hash of the code; None for the
+    two libraries, in which the name stands for it. What a suite calls the network, ``name``, is no part of its identity.
+    """
+
+    build: Name
+    arguments: dict[str, Any] = {}
+    maps: tuple[Name, ...] | None = None
+    embedding: Name | None = None
+    size: ImageSize | None = None
+    source_sha256: Sha256 | None = None
+    name: Annotated[StrictStr, Field(exclude=True)] = ""
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{key}={value}" for key, value in self.arguments.items())
+        return self.name or self.build + (f"({options})" if options else "")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NetworkSpec) and self.id == other.id
+
+    __hash__ = Spec.__hash__
+
+    @property
+    def library(self) -> str:
+        """`timm` or `torchvision` where it is one of theirs; else ""."""
+        library = self.build.partition(":")[0]
+        return library if library in LIBRARIES else ""
+
+
+Network = Name | NetworkSpec
+"""One of the catalogue's networks, by name, or another."""
+
+LIBRARIES = ("timm", "torchvision")
+
+
 class SimCLR(Spec):
     """Contrastive learning without labels (Chen et al., ICML 2020): an image's two views against those of other images.
 
@@ -235,14 +276,19 @@ class DatasetSpec(Spec):
         return self.model_copy(update={"train_per_class": None, "test_per_class": None})
 
     @property
+    def facts(self) -> Dataset:
+        """What is known of the whole data set."""
+        return dataset(self.name)
+
+    @property
     def image_size(self) -> int:
         """The images' side in pixels."""
-        return self.size or dataset(self.name).size
+        return self.size or self.facts.size
 
     @property
     def class_count(self) -> int:
         """The number of classes."""
-        return self.classes or dataset(self.name).classes
+        return self.classes or self.facts.classes
 
     def split(self, train: int, test: int) -> tuple[int, int]:
         """The training and test images per class, given those of the official halves."""
@@ -269,9 +315,6 @@ class Scenario(Spec):
         if self.noise != "other" and not self.label_noise:
             raise ValueError(f"noise '{self.noise}' needs a label_noise above 0")
         return self
-
-
-Sha256 = Annotated[StrictStr, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class WeightedTerm(Spec):

@@ -10,17 +10,24 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kdbench.catalogue.datasets import dataset, datasets
-from kdbench.catalogue.networks import network
+from kdbench.catalogue.datasets import datasets
 from kdbench.catalogue.terms import term
 from kdbench.catalogue.text import listed, unknown
 from kdbench.suite.compatibility import incompatibilities, training_images
 from kdbench.suite.measurements import probe, similarity
 from kdbench.suite.methods import Terms, auxiliary_method, formula, reads_teacher
+from kdbench.suite.networks import info
 from kdbench.suite.schema import SELECTOR_KEYS, DatasetEntry, GridEntry, MethodEntry, Selector
-from kdbench.suite.specs import StudentOf
+from kdbench.suite.specs import Network, NetworkSpec, RunSpec, StudentOf
 from kdbench.suite.suite import Measurement, Run
-from kdbench.suite.teachers import GridPoint, TeacherConfig, default_teacher, make_specs, resolve_teacher
+from kdbench.suite.teachers import (
+    GridPoint,
+    TeacherConfig,
+    default_teacher,
+    make_specs,
+    resolve_teacher,
+    student_recipe,
+)
 from kdbench.suite.validator import SuiteValidator
 from kdbench.suite.yaml_reader import YamlPath
 
@@ -115,8 +122,12 @@ class Grid:
         return [
             Run(suite, self.protocol, point.method, point.teacher, point.strategy, spec)
             for point in chosen
-            for spec in make_specs(point, self._teacher(point.teacher), self.terms[point.method], self.protocol, count)
+            for spec in self._specs(point, count)
         ]
+
+    def _specs(self, point: GridPoint, trials: int) -> list[RunSpec]:
+        student, teacher = self.validator.networks.network(point.student), self._teacher(point.teacher)
+        return make_specs(point, student, teacher, self.terms[point.method], self.protocol, trials)
 
     def measurements(self, runs: Iterable[Run]) -> Iterator[Measurement]:
         """The measurements on the networks of ``runs``.
@@ -138,7 +149,9 @@ class Grid:
 
     def _teacher(self, name: str) -> TeacherConfig | None:
         """A teacher by name; None for none."""
-        return self.validator.teachers.get(name) or (default_teacher(name) if name else None)
+        if not name:
+            return None
+        return self.validator.teachers.get(name) or default_teacher(self.validator.networks.network(name))
 
     def _too_many(self, trials: int, said: YamlPath) -> bool:
         """Report a grid that exceeds the limit of runs, by the lengths of its axes; ``said``: the path of the trials."""
@@ -282,6 +295,9 @@ class Grid:
         """Why a point cannot be trained: place, reason, and the detail that differs from pair to pair."""
         terms, teacher = self.terms[point.method], self._teacher(point.teacher)
         named, data = f"method '{point.method}' ", point.dataset
+        for role, network in self._external(point, teacher):
+            if reason := self._unfit(point, role, network):
+                yield place, f"{role} ", reason
         if not reads_teacher(terms):
             return
         if teacher is None:
@@ -293,7 +309,7 @@ class Grid:
             yield place, f"{named}cannot train ", detail
         for reason in self._unfilled(point, terms):
             yield place, f"{named}cannot train ", reason
-        if teacher.source == "simclr" and dataset(data.name).streamed:
+        if teacher.source == "simclr" and data.facts.streamed:
             yield place, f"SimCLR needs its images in memory, and those of {data.name} stay files", ""
         if teacher.may_have_seen(data):
             message = (
@@ -315,6 +331,31 @@ class Grid:
             )
             yield strategy, message, ""
 
+    def _external(self, point: GridPoint, teacher: TeacherConfig | None) -> Iterator[tuple[str, NetworkSpec]]:
+        """The networks of a point that do not come with kdbench."""
+        pair = {"student": self.validator.networks.network(point.student), "teacher": teacher and teacher.network}
+        for role, network in pair.items():
+            if isinstance(network, NetworkSpec):
+                yield role, network
+
+    def _unfit(self, point: GridPoint, role: str, network: NetworkSpec) -> str:
+        """Why a network cannot see the images of a data set or tell its classes apart; "" if it can."""
+        known, data = info(network), point.dataset
+        if known.classes not in (None, data.class_count) and not (role == "teacher" and point.strategy != "pretrained"):
+            return (
+                f"{network} gives {known.classes} logits whatever the data set, and {data.name} has {data.class_count} "
+                "classes: let its builder take the number as 'classes', or give it in 'arguments'"
+            )
+        if not self.protocol_is_valid:
+            return ""
+        side = self.protocol.recipe(str(network), data.name).size or data.image_size
+        if known.size is None and side < known.smallest:
+            return (
+                f"{network} takes images of {known.smallest} × {known.smallest} pixels or more, and those of {data.name} "
+                f"have {side}: use dataset: {{name: {data.name}, size: {known.smallest}}}"
+            )
+        return ""
+
     def _unfilled(self, point: GridPoint, terms: Terms) -> Iterator[str]:
         """Report terms that need full batches when the training images fill none."""
         data = point.dataset
@@ -335,25 +376,26 @@ class Grid:
             why = f"and {images:,} training images fill none of {batch:,}" if batch > images else f"not of {batch:,}"
             yield f"{what}, {why}. Another would do: protocol: {{base: {self.protocol.base}, {change}}}"
 
-    def _reasons(self, point: GridPoint, teacher: str, terms: Terms) -> list[str]:
+    def _reasons(self, point: GridPoint, teacher: Network, terms: Terms) -> list[str]:
         """Why a method cannot train a pair, including its auxiliary network, if it has one."""
         method = auxiliary_method(terms)
         node = self.protocol.node_embedding
         nodes = (node, None if point.strategy == "pretrained" else node)
+        student = self.validator.networks.network(point.student)
         try:
-            recipe = self.protocol.recipe(point.student, point.dataset.name)
+            recipe = student_recipe(point, student, self.protocol)
         except ValidationError:  # told where the protocol is read
             return []
         images = (recipe.size or point.dataset.image_size, point.scenario.fraction)
         if not method:
-            return incompatibilities(point.student, teacher, terms, nodes, *images)
-        wider, known = network(point.student).auxiliary, self.protocol.terms.get(method)
+            return incompatibilities(student, teacher, terms, nodes, *images)
+        wider, known = info(student).auxiliary, self.protocol.terms.get(method)
         if not wider:
             return [f"it needs a network of twice the student's channels, and no doubled {point.student} is known"]
         if known is None:
             return [f"it trains {wider} first, by the method '{method}', which protocol '{self.protocol.name}' lacks"]
         return [
-            *incompatibilities(point.student, wider, terms, (node, node), *images),
+            *incompatibilities(student, wider, terms, (node, node), *images),
             *incompatibilities(wider, teacher, known, nodes, *images),
         ]
 

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, StrictStr, TypeAdapter
 
-from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.text import nearest
 from kdbench.suite.components import Preprocessing, Recipe, Variant, late_milestone
 from kdbench.suite.specs import DatasetSpec, Stage, StudentOf, Teacher, preprocessing_of, stage_label
@@ -119,7 +118,7 @@ def probe(source: Teacher, data: DatasetSpec, how: ProbeProtocol) -> ProbeSpec:
     """A probe of a network on another data set, with the image size and normalisation of its own training."""
     seen = view_of(source)
     recipe = how.model_dump(include=set(Recipe.model_fields))
-    native, wanted = dataset(data.name).size, seen.size or data.image_size
+    native, wanted = data.facts.size, seen.size or data.image_size
     at = data.model_copy(update={"size": wanted if wanted < native else None})  # larger ones would fill the memory
     recipe |= {"mean": seen.mean, "std": seen.std, "size": wanted if wanted > native else None}
     return ProbeSpec(source=source, dataset=at, recipe=Recipe(**recipe), batch_norm=how.batch_norm)
@@ -147,7 +146,7 @@ def view_of(network: Teacher) -> Preprocessing:
 
 
 def _whole(view: Preprocessing, data: DatasetSpec) -> Preprocessing:
-    own = dataset(data.name)
+    own = data.facts
     return Preprocessing(size=view.size or data.image_size, mean=view.mean or own.mean, std=view.std or own.std)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.catalogue.hyperparameters import check_hyperparameters
-from kdbench.catalogue.plugins import Source, SourceFile
+from kdbench.catalogue.plugins import SOURCES, Source, SourceFile
 from kdbench.catalogue.terms import term
 from kdbench.errors import BadInput
 from kdbench.suite.schema import shorten
@@ -98,7 +98,8 @@ def formula(terms: Terms) -> str:
 def sources_of(specs: Iterable[RunSpec | Stage]) -> Iterator[Source]:
     """The code of each plug-in, once."""
     plugins = dict.fromkeys(item for spec in specs for item in spec.plugins.items())
-    return (source for name, sha256 in plugins if (source := term(name, sha256).source))
+    sources = (SOURCES.get(sha256) or term(name, sha256).source for name, sha256 in plugins)
+    return filter(None, sources)
 
 
 def plugin_folders(specs: Iterable[RunSpec | Stage]) -> dict[str, Path]:

@@ -25,7 +25,7 @@ from kdbench.catalogue.tables import table_name
 from kdbench.catalogue.terms import term
 from kdbench.catalogue.text import nearest, unknown
 from kdbench.errors import BadInput, Problem
-from kdbench.suite.components import Channels, Name, PositiveChannels, PositiveInt
+from kdbench.suite.components import Channels, ImageSize, Name, PositiveChannels, PositiveInt
 from kdbench.suite.measurements import ProbeProtocol, named_probe, probe_protocols
 from kdbench.suite.specs import DatasetSpec, Scenario, Strategy
 from kdbench.suite.yaml_reader import Document, YamlPath
@@ -67,10 +67,20 @@ def _part(name: str) -> str:
     return term(name).name
 
 
-def _student(name: str) -> str:
-    if not network(name).classifier:
-        raise BadInput(f"{network(name).name} is an encoder for teachers: it has no classes to train for")
-    return network(name).name
+def _network(name: str, info: ValidationInfo) -> str:
+    """A network's canonical name: one of the suite's own (in the validation context), or the catalogue's."""
+    context = info.context or {}
+    try:
+        return context["networks"].name(name) if "networks" in context else network(name).name
+    except BadInput as error:
+        raise ValueError(str(error)) from None
+
+
+def _student(name: str, info: ValidationInfo) -> str:
+    known = _network(name, info)
+    if known in networks() and not networks()[known].classifier:
+        raise ValueError(f"{known} is an encoder for teachers: it has no classes to train for")
+    return known
 
 
 def _teacher(name: str, info: ValidationInfo) -> str:
@@ -80,14 +90,16 @@ def _teacher(name: str, info: ValidationInfo) -> str:
     if name in own:
         return name
     try:
-        return network(name).name
-    except BadInput:
-        message = unknown("teacher", name, context["among"]([*own, *networks()]), "models")
+        return _network(name, info)
+    except ValueError:
+        if ":" in name or not context:
+            raise
+        message = unknown("teacher", name, context["among"]([*own, *context["networks"].own, *networks()]), "models")
         raise ValueError(message) from None
 
 
-NetworkName = Annotated[StrictStr, _canonical(lambda name: network(name).name)]
-StudentName = Annotated[StrictStr, _canonical(_student)]
+NetworkName = Annotated[StrictStr, AfterValidator(_network)]
+StudentName = Annotated[StrictStr, AfterValidator(_student)]
 TeacherName = Annotated[StrictStr, AfterValidator(_teacher)]
 DatasetName = Annotated[StrictStr, _canonical(lambda name: dataset(name).name)]
 PartName = Annotated[StrictStr, _canonical(_part)]
@@ -186,7 +198,7 @@ class DatasetEntry(DatasetSpec):
     @property
     def spec(self) -> DatasetSpec:
         """The data set for a run's spec: all classes, and the images' own size, are the same as no choice of them."""
-        whole = dataset(self.name)
+        whole = self.facts
         same = {key: None for key in ("classes", "size") if getattr(self, key) == getattr(whole, key)}
         return DatasetSpec(**{**self.model_dump(), **same})
 
@@ -196,6 +208,23 @@ class MethodEntry(Schema):
 
     name: Annotated[Name | None, NotEmpty] = None
     terms: Any = None
+
+
+class NetworkEntry(Schema):
+    """A suite's own network: the function or class that builds it, and where its maps are read.
+
+    ``build`` is `package.module:name` of a module beside the suite or installed, `timm:NAME` or `torchvision:NAME`. It is
+    called with ``arguments`` and the number of classes, as `classes` or `num_classes`. ``maps`` are the names of the modules
+    that give the stem's feature map and one map per stage, ``embedding`` that of the module that gives the embedding (by
+    default the input of the classifier), ``size`` the only side of images, in pixels, that it takes. What is left out is
+    found in a forward pass.
+    """
+
+    build: Name
+    arguments: dict[StrictStr, Any] = {}
+    maps: Annotated[Many[Name] | None, NotEmpty] = None
+    embedding: Annotated[Name | None, NotEmpty] = None
+    size: Annotated[ImageSize | None, NotEmpty] = None
 
 
 class TeacherEntry(Schema):
@@ -297,6 +326,7 @@ class SuiteHead(Shared):
     name: Annotated[Name | None, NotEmpty] = None
     description: StrictStr = ""
     methods: dict[str, Any] = {}
+    networks: dict[str, Any] = {}
     teachers: dict[str, Any] = {}
     tables: Many[TableName] = ()
     grid: Any = None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 VALUES: dict[str, Callable[[Run], str]] = {
     "method": lambda run: run.method,
-    "student": lambda run: run.spec.student,
+    "student": lambda run: str(run.spec.student),
     "teacher": lambda run: run.teacher,
     "dataset": lambda run: run.spec.dataset.name,
     "strategy": lambda run: run.strategy,

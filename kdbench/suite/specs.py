@@ -15,10 +15,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StrictInt, TypeAdapter, model_validator
 
-from kdbench.catalogue.datasets import dataset
 from kdbench.suite.components import DatasetSpec as DatasetSpec
 from kdbench.suite.components import HeadSpec as HeadSpec
 from kdbench.suite.components import Name, Sha256, Variant
+from kdbench.suite.components import Network as Network
+from kdbench.suite.components import NetworkSpec as NetworkSpec
 from kdbench.suite.components import Preprocessing as Preprocessing
 from kdbench.suite.components import Pretraining as Pretraining
 from kdbench.suite.components import Recipe as Recipe
@@ -32,6 +33,13 @@ from kdbench.suite.components import digest as digest
 Strategy = Literal["pretrained", "sequential", "simultaneous"]
 Checkpoint = Literal["last", "best"]
 """The epoch whose weights are kept: the last, or the best by test accuracy."""
+
+
+def code_of(network: Network) -> dict[str, str]:
+    """The hash of a network's source by the name of its builder; empty for what a name stands for."""
+    if isinstance(network, str) or network.source_sha256 is None:
+        return {}
+    return {network.build: network.source_sha256}
 
 
 class _Stage(Variant):
@@ -49,15 +57,15 @@ class _Stage(Variant):
 
     @property
     def plugins(self) -> dict[str, str]:
-        """The source hashes of all terms in it that are not bundled, by name."""
-        return {}
+        """The source hashes of all terms and networks in it that are not bundled, by name."""
+        return code_of(self.network)  # type: ignore[attr-defined]
 
 
 class Imported(_Stage):
     """Weights that were trained elsewhere, used unchanged. ``dataset`` is None for an encoder without classifier."""
 
     kind: Literal["imported"] = "imported"
-    network: Name
+    network: Network
     weights: Weights
     dataset: DatasetSpec | None = None
     parent: ClassVar[None] = None
@@ -79,7 +87,7 @@ class SelfSupervised(_Stage):
     """A network trained without labels, from fresh weights."""
 
     kind: Literal["self_supervised"] = "self_supervised"
-    network: Name
+    network: Network
     dataset: DatasetSpec
     pretraining: Pretraining
     parent: ClassVar[None] = None
@@ -98,7 +106,7 @@ class Supervised(_Stage):
     """A network trained on labels, from fresh weights."""
 
     kind: Literal["supervised"] = "supervised"
-    network: Name
+    network: Network
     dataset: DatasetSpec
     recipe: Recipe
     checkpoint: Checkpoint = "last"
@@ -115,7 +123,7 @@ class FineTuned(_Stage):
     checkpoint: Checkpoint = "last"
 
     @property
-    def network(self) -> str:
+    def network(self) -> Network:
         return self.parent.network
 
 
@@ -129,7 +137,7 @@ class NewLayers(_Stage):
     checkpoint: Checkpoint = "last"
 
     @property
-    def network(self) -> str:
+    def network(self) -> Network:
         return self.parent.network
 
     @property
@@ -145,7 +153,7 @@ class StudentOf(_Stage):
     parent: ClassVar[None] = None
 
     @property
-    def network(self) -> str:
+    def network(self) -> Network:
         return self.run.student
 
     @property
@@ -191,7 +199,7 @@ class Adapter(_Stage):
     checkpoint: ClassVar[Checkpoint] = "last"
 
     @property
-    def network(self) -> str:
+    def network(self) -> Network:
         return self.parent.network
 
     @property
@@ -224,7 +232,7 @@ def trained_stages(stage: Stage) -> list[Stage]:
 
 def stage_label(stage: Stage) -> str:
     """One line for lists and messages, such as ``resnet20 (SimCLR) on digits + new layers``."""
-    made, added = stage.network, ""
+    made, added = str(stage.network), ""
     for each in lineage(stage):
         match each:
             case Imported():
@@ -252,7 +260,7 @@ class RunSpec(Variant):
     """
 
     kind: Literal["run"] = "run"
-    student: Name
+    student: Network
     teacher: Annotated[Teacher, Field(discriminator="kind")] | None = None
     head: HeadSpec | None = None
     teacher_view: Preprocessing | None = None
@@ -277,8 +285,8 @@ class RunSpec(Variant):
 
     @property
     def plugins(self) -> dict[str, str]:
-        """The source hashes of all terms that are not bundled, its teachers' included, by name."""
-        own = {use.name: use.source_sha256 for use in self.terms if use.source_sha256}
+        """The source hashes of all terms and networks that are not bundled, its teachers' included, by name."""
+        own = {use.name: use.source_sha256 for use in self.terms if use.source_sha256} | code_of(self.student)
         return {**own, **{name: sha256 for stage in self.dependencies for name, sha256 in stage.plugins.items()}}
 
     @property
@@ -315,7 +323,7 @@ def preprocessing_of(stage: Stage) -> Preprocessing:
 
 def _tested(data: DatasetSpec, view: Preprocessing) -> tuple[object, ...]:
     """The test images and their preprocessing, as one comparable value."""
-    known = dataset(data.name)
+    known = data.facts
     images = data.name, data.class_count, data.test_per_class, data.val_split, data.size, data.stand_in
     return *images, view.size or data.image_size, view.mean or known.mean, view.std or known.std
 

@@ -11,15 +11,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-from kdbench.catalogue.datasets import dataset
-from kdbench.catalogue.networks import network
 from kdbench.catalogue.terms import term
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
+from kdbench.suite.networks import info
 from kdbench.suite.protocol import Protocol
 from kdbench.suite.specs import (
     DatasetSpec,
     HeadSpec,
     Imported,
+    Network,
     NewLayers,
     Preprocessing,
     Pretraining,
@@ -237,12 +237,12 @@ class _Shrinker:
         return changes
 
 
-def _data(spec: DatasetSpec, seen_by: str = "", train: int = PER_CLASS) -> DatasetSpec:
+def _data(spec: DatasetSpec, seen_by: Network | None = None, train: int = PER_CLASS) -> DatasetSpec:
     """A stand-in of at most eight classes; ``seen_by`` is the network for whose size it is resized, if any."""
     classes = min(CLASSES, spec.class_count)
     return spec.model_copy(
         update={
-            "classes": None if classes == dataset(spec.name).classes else classes,
+            "classes": None if classes == spec.facts.classes else classes,
             "train_per_class": train,
             "test_per_class": PER_CLASS,
             "size": _side(spec.image_size, seen_by) if spec.image_size > SIDE else spec.size,
@@ -251,7 +251,7 @@ def _data(spec: DatasetSpec, seen_by: str = "", train: int = PER_CLASS) -> Datas
     )
 
 
-def _recipe(recipe: Recipe, seen_by: str) -> Recipe:
+def _recipe(recipe: Recipe, seen_by: Network) -> Recipe:
     return recipe.model_copy(
         update={
             "epochs": 1,
@@ -271,16 +271,17 @@ def _batch(batch: int) -> int:
     return min(CLASSES, max(2, batch.bit_length() - 1))
 
 
-def _side(side: int | None, seen_by: str) -> int | None:
-    free = not seen_by or network(seen_by).size is None
-    return min(side, SIDE) if side and free else side
+def _side(side: int | None, seen_by: Network | None) -> int | None:
+    known = info(seen_by) if seen_by else None
+    free = known is None or known.size is None
+    return min(side, max(SIDE, known.smallest if known else 0)) if side and free else side
 
 
-def _view(view: Preprocessing, seen_by: str) -> Preprocessing:
+def _view(view: Preprocessing, seen_by: Network) -> Preprocessing:
     return view.model_copy(update={"size": _side(view.size, seen_by)})
 
 
-def _trained(part: Part, seen_by: str) -> Part:
+def _trained(part: Part, seen_by: Network) -> Part:
     return part.model_copy(update={"recipe": _recipe(part.recipe, seen_by)})
 
 

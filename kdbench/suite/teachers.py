@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from kdbench.catalogue.networks import NetworkInfo, network
+from kdbench.catalogue.networks import NetworkInfo
 from kdbench.catalogue.terms import term
 from kdbench.catalogue.text import shorten
 from kdbench.errors import BadInput
 from kdbench.files import file_hash
 from kdbench.suite.components import Channels, PositiveChannels, canonical_text, hashed
 from kdbench.suite.methods import Terms, auxiliary_method, reads_teacher
+from kdbench.suite.networks import info
 from kdbench.suite.protocol import Changes, Protocol
 from kdbench.suite.specs import (
     Adapter,
@@ -23,8 +24,10 @@ from kdbench.suite.specs import (
     FineTuned,
     HeadSpec,
     Imported,
+    Network,
     NewLayers,
     Preprocessing,
+    Recipe,
     RunSpec,
     Scenario,
     SelfSupervised,
@@ -47,7 +50,7 @@ class TeacherConfig:
     ``Weights``.
     """
 
-    network: str
+    network: Network
     source: Source
     sha256: str | None = None
     file: Path | None = None
@@ -59,7 +62,7 @@ class TeacherConfig:
 
     @property
     def info(self) -> NetworkInfo:
-        return network(self.network)
+        return info(self.network)
 
     def may_have_seen(self, data: DatasetSpec) -> bool:
         """Whether it was trained elsewhere, perhaps on the training images that are held out here."""
@@ -97,6 +100,8 @@ class TeacherConfig:
         """The preprocessing that imported weights need, if it differs from the data set's own."""
         public = self.info.public
         own = {key: value for key in ("mean", "std") if (value := getattr(self, key))}
+        if not self.info.bundled:
+            return fixed_size(self.network, data.image_size) | own or None
         if public is None or (self.info.classifier and self.source != "published"):
             return own or None
         if self.info.classifier and public.size == data.image_size:
@@ -113,13 +118,19 @@ class ResolvedTeacher:
     view: Preprocessing | None
 
 
-def default_teacher(name: str) -> TeacherConfig:
+def fixed_size(network: Network, side: int) -> Changes:
+    """The size to which a network from elsewhere has images of ``side`` pixels resized, if it takes none of these."""
+    known = info(network)
+    return {} if known.bundled or known.size in (None, side) else {"size": known.size}
+
+
+def default_teacher(network: Network) -> TeacherConfig:
     """The teacher of a bare network name: its published weights, else trained from scratch."""
-    return TeacherConfig(name, "published" if network(name).public else "random")
+    return TeacherConfig(network, "published" if info(network).public else "random")
 
 
 def teacher_config(
-    name: str,
+    name: Network,
     weights: str | None,
     pretraining: str | None,
     folder: Path,
@@ -131,20 +142,20 @@ def teacher_config(
 
     ``known`` gives the SHA-256 of a file that is not there, where that is known.
     """
-    info = network(name)
+    facts = info(name)
     if weights and pretraining:
         raise BadInput("a teacher starts from 'weights' or from 'pretraining', not from both")
     if pretraining:
-        if not info.classifier:
+        if not facts.classifier:
             raise BadInput(f"{name} cannot be trained here, only used with weights from elsewhere")
         return TeacherConfig(name, "simclr")
     if not weights:
         return default_teacher(name)
-    published = info.public.source if info.public else ""
+    published = facts.public.source if facts.public else ""
     if weights == published:
         return TeacherConfig(name, "published")
     if weights == "random":
-        if not info.classifier:
+        if not facts.classifier:
             raise BadInput(f"{name} cannot be trained here: name the file of its weights, or leave 'weights' out")
         return TeacherConfig(name, "random")
     if weights in ("openai", "torchvision"):
@@ -166,7 +177,7 @@ def teacher_config(
 
     try:
         with opened(path) as content:
-            counts = class_counts(states(content), info.embedding, key)
+            counts = class_counts(states(content), facts.embedding, key)
         return TeacherConfig(name, "file", file_hash(path), path, counts=counts, key=key)
     except OSError as error:
         raise BadInput(f"'{weights}' cannot be read: {error.strerror or error}") from None
@@ -187,18 +198,18 @@ def resolve_teacher(teacher: TeacherConfig, data: DatasetSpec, strategy: str, pr
         known = weights.classifier or teacher.source == "file"
         tuned = teacher.info.classifier and (teacher.fine_tune or not known)
     elif teacher.source == "simclr":
-        spec = SelfSupervised(network=name, dataset=data, pretraining=protocol.pretraining_spec(name, data.name))
+        spec = SelfSupervised(network=name, dataset=data, pretraining=protocol.pretraining_spec(str(name), data.name))
         tuned = strategy == "pretrained"
     else:
-        recipe = protocol.teacher_recipe(name, data.name)
+        recipe = protocol.teacher_recipe(str(name), data.name, fixed_size(name, data.image_size))
         spec = Supervised(network=name, dataset=data, recipe=recipe, checkpoint=checkpoint)
     if tuned and not isinstance(spec, Supervised):
-        recipe = protocol.teacher_recipe(name, data.name, shown, fine_tune=True)
+        recipe = protocol.teacher_recipe(str(name), data.name, shown, fine_tune=True)
         spec = FineTuned(parent=spec, dataset=data, recipe=recipe, checkpoint=checkpoint)
     head = protocol.head_spec(data.name, simultaneous=strategy == "simultaneous", view=shown)
     own = protocol.teacher_view == "own" or shown is not None
     if strategy == "pretrained" or head is None:
-        recipe = protocol.teacher_recipe(name, data.name, shown)
+        recipe = protocol.teacher_recipe(str(name), data.name, shown)
         seen = spec.recipe if isinstance(spec, Supervised | FineTuned) else recipe
         return ResolvedTeacher(spec, None, seen.preprocessing if own else None)
     view = head.recipe.preprocessing if own else None
@@ -220,9 +231,16 @@ class GridPoint:
 
 
 def make_spec(
-    point: GridPoint, teacher: TeacherConfig | None, terms: Terms, protocol: Protocol, trial: int = 0
+    point: GridPoint,
+    student: Network,
+    teacher: TeacherConfig | None,
+    terms: Terms,
+    protocol: Protocol,
+    trial: int = 0,
 ) -> RunSpec:
-    """Resolve a combination under a protocol. A method that reads no teacher has none, so all pairs share its runs.
+    """Resolve a combination under a protocol; ``student`` is the network of the point's student.
+
+    A method that reads no teacher has none, so all pairs share its runs.
 
     Where a term's method trains an auxiliary, that is the teacher: a wider student of the point's teacher, trained under
     the point's own strategy, scenario and trial; it keeps the epoch that the protocol's score names.
@@ -231,25 +249,32 @@ def make_spec(
     resolved: ResolvedTeacher | None = None
     finished: Teacher | None = None
     if method := auxiliary_method(terms):
-        wider = replace(point, student=network(point.student).auxiliary)
-        run = make_spec(wider, teacher, protocol.terms[method], protocol, trial)
+        wider = info(student).auxiliary
+        run = make_spec(replace(point, student=wider), wider, teacher, protocol.terms[method], protocol, trial)
         finished = StudentOf(run=run.model_copy(update={"checkpoint": protocol.score}))
     elif teacher and reads_teacher(terms):
         resolved = resolve_teacher(teacher, data, point.strategy, protocol)
         finished = resolved.spec
     view = resolved.view if resolved else None
     return RunSpec(
-        student=point.student,
+        student=student,
         teacher=finished,
         head=resolved.head if resolved else None,
         teacher_view=view,
         terms=terms,
         dataset=data,
         scenario=point.scenario,
-        recipe=protocol.recipe(point.student, data.name),
+        recipe=student_recipe(point, student, protocol),
         trial=trial,
         adapters=_adapters(finished, view, point.student, data, terms, protocol) if finished else (),
     )
+
+
+def student_recipe(point: GridPoint, student: Network, protocol: Protocol) -> Recipe:
+    """The recipe of a point's student, with the images' size that its network takes."""
+    recipe = protocol.recipe(point.student, point.dataset.name)
+    changes = fixed_size(student, recipe.size or point.dataset.image_size)
+    return protocol.recipe(point.student, point.dataset.name, changes) if changes else recipe
 
 
 def _adapters(
@@ -277,12 +302,17 @@ def _adapters(
 
 
 def make_specs(
-    point: GridPoint, teacher: TeacherConfig | None, terms: Terms, protocol: Protocol, trials: int
+    point: GridPoint,
+    student: Network,
+    teacher: TeacherConfig | None,
+    terms: Terms,
+    protocol: Protocol,
+    trials: int,
 ) -> list[RunSpec]:
     """The first ``trials`` trials of a combination. What their ids have in common is written out once, for all of them."""
     if auxiliary_method(terms):  # whose trial is the run's
-        return [make_spec(point, teacher, terms, protocol, trial) for trial in range(trials)]
-    spec = make_spec(point, teacher, terms, protocol)
+        return [make_spec(point, student, teacher, terms, protocol, trial) for trial in range(trials)]
+    spec = make_spec(point, student, teacher, terms, protocol)
     common = {key: canonical_text(value) for key, value in spec.canonical().items()}
     runs = []
     for trial in range(trials):

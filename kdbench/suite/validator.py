@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from kdbench.catalogue.datasets import dataset
-from kdbench.catalogue.networks import network, networks
+from kdbench.catalogue.networks import network as catalogue_network
+from kdbench.catalogue.networks import networks
 from kdbench.errors import PRINTED, BadInput, BadSuite, Problem
 from kdbench.suite.compatibility import subset_errors
 from kdbench.suite.methods import Terms, parse_terms
+from kdbench.suite.networks import SuiteNetworks, network_spec
 from kdbench.suite.protocol import Protocol, bundled_protocol, derived_protocol, fallback_protocol
 from kdbench.suite.schema import (
     DatasetEntry,
     GridEntry,
     MeasureEntry,
+    NetworkEntry,
     Schema,
     Shared,
     SuiteHead,
@@ -26,6 +29,7 @@ from kdbench.suite.schema import (
     problems_of,
     shorten,
 )
+from kdbench.suite.specs import NetworkSpec
 from kdbench.suite.teachers import TeacherConfig, default_teacher, teacher_config
 from kdbench.suite.yaml_reader import Document, YamlPath, show_path
 
@@ -46,6 +50,7 @@ class SuiteValidator:
     def __init__(self, document: Document) -> None:
         self.document = document
         self.teachers: dict[str, TeacherConfig] = {}
+        self.networks = SuiteNetworks()
         self.problems: list[Problem] = []
         self.runs = 0
         self.searches = 0
@@ -56,6 +61,7 @@ class SuiteValidator:
             raise BadSuite(self.all_problems())
         self.data = data
         self.head, self.invalid_keys = self.validate(SuiteHead, data, ())
+        self._name_networks(self.head.networks)
         self.top_protocol = self.protocol(data, ()) if "protocol" in data else None
         self._name_teachers(self.head.teachers)
         self.check_datasets(self.head.dataset, ("dataset",))
@@ -82,9 +88,13 @@ class SuiteValidator:
         self.searches += 1
         return names if self.searches <= PRINTED else ()
 
+    @property
+    def _context(self) -> dict[str, Any]:
+        return {"teachers": self.teachers, "networks": self.networks, "among": self.among}
+
     def validate(self, schema: type[AnySchema], value: dict[str, Any], path: YamlPath) -> tuple[AnySchema, InvalidKeys]:
         """Validate a mapping: what is right of it, and what was left out."""
-        context = {"teachers": self.teachers, "among": self.among}
+        context = self._context
         try:
             return schema.model_validate(value, context=context), {}
         except ValidationError as error:
@@ -128,13 +138,38 @@ class SuiteValidator:
         """Parse a weighted sum of terms; empty if it is wrong."""
         return parse_terms(value, lambda inner, message: self.report((*path, *inner), message))
 
+    def _name_networks(self, given: dict[str, Any]) -> None:
+        """Take note of the suite's own networks, and measure them. The use of a wrong one is not a problem, too."""
+        specs: dict[str, NetworkSpec] = {}
+        for name, value in given.items():
+            here: YamlPath = ("networks", name)
+            self.networks.own[name] = next(iter(networks()))
+            try:
+                if not name.strip() or ":" in name:
+                    raise BadInput("a network needs a name without a colon")
+                if _is_network(name):
+                    raise BadInput(f"'{name}' is the name of a network of kdbench: give yours another")
+                entry = NetworkEntry.model_validate({"build": value} if isinstance(value, str) else value)
+                if not _is_json(entry.arguments):
+                    raise BadInput("'arguments' must hold numbers, text, lists and mappings alone")
+                specs[name] = network_spec(name, entry.build, **entry.model_dump(exclude={"build"}))
+            except ValidationError as error:
+                self.problems += problems_of(error, self.document, here, {"": NetworkEntry.model_fields})
+            except BadInput as error:
+                self.report(here, str(error))
+        for name, message in self.networks.take(specs).items():
+            key, _, text = message.partition(": ")
+            inner = key in ("maps", "embedding")
+            self.report(("networks", name, key) if inner else ("networks", name), text if inner else message)
+        self.networks.prepare(dict.fromkeys(_builders(self.data.get("grid"))))
+
     def _name_teachers(self, given: dict[str, Any]) -> None:
         """Take note of what the suite's own names of teachers stand for."""
         for name, value in given.items():
             here: YamlPath = ("teachers", name)
             if not name.strip():
                 self.report(here, "a teacher needs a name")
-            elif _is_network(name):
+            elif _is_network(name) or name in self.networks.own:
                 self.report(here, f"'{name}' is the name of a network: give the teacher another")
             elif not isinstance(value, dict):
                 self.report(here, "must be a mapping (network: …, weights: … or pretraining: …)")
@@ -143,10 +178,11 @@ class SuiteValidator:
 
     def _name_teacher(self, name: str, value: dict[str, Any], here: YamlPath) -> None:
         try:
-            entry = TeacherEntry.model_validate(value)
+            entry = TeacherEntry.model_validate(value, context=self._context)
+            network = self.networks.network(entry.network)
             folder = self.document.folder
             known = self.document.known
-            teacher = teacher_config(entry.network, entry.weights, entry.pretraining, folder, entry.key, known=known)
+            teacher = teacher_config(network, entry.weights, entry.pretraining, folder, entry.key, known=known)
             if teacher.source != "file" and (entry.mean or entry.std or entry.key):
                 raise BadInput("'key', 'mean' and 'std' say something of a file of weights, and none is named")
             self.teachers[name] = replace(teacher, fine_tune=entry.fine_tune, mean=entry.mean, std=entry.std)
@@ -156,7 +192,7 @@ class SuiteValidator:
         except BadInput as error:
             key = "weights" if "weights" in value else "pretraining"
             self.report((*here, key), str(error))
-            self.teachers[name] = default_teacher(network(value["network"]).name)
+            self.teachers[name] = default_teacher(network)
 
     def check_measures(self, entry: MeasureEntry, path: YamlPath) -> None:
         """Report what cannot be measured."""
@@ -168,7 +204,7 @@ class SuiteValidator:
                     self.report(
                         (*path, key, index, "size"), "images are probed in the size of the network's own: leave it out"
                     )
-                if dataset(each.name).streamed:
+                if each.facts.streamed:
                     message = f"a probe needs its images in memory, and those of {each.name} stay files"
                     self.report((*path, key, index), message)
 
@@ -177,13 +213,32 @@ class SuiteValidator:
         for index, entry in enumerate(entries):
             for key, message in subset_errors(entry):
                 self.report((*path, index, key), message)
-            if entry.size and dataset(entry.name).streamed:
+            if entry.size and entry.facts.streamed:
                 self.report((*path, index, "size"), f"the images of {entry.name} stay files and cannot be resized once")
+
+
+def _builders(value: Any) -> Iterator[str]:
+    """The names in a grid that may be those of builders, so that all are measured together."""
+    if isinstance(value, dict):
+        value = [inner for key, inner in value.items() if key in ("teacher", "student", "pairs", "include")]
+    if isinstance(value, list):
+        for inner in value:
+            yield from _builders(inner)
+    elif isinstance(value, str) and ":" in value:
+        yield value
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _is_network(name: str) -> bool:
     try:
-        network(name)
+        catalogue_network(name)
     except BadInput:
         return False
     return True

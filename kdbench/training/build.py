@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdbench.catalogue.datasets import dataset
+from kdbench.catalogue.plugins import SOURCES, ModuleLocator, in_folder, locating_modules
 from kdbench.catalogue.terms import term
 from kdbench.catalogue.text import command, nearest
 from kdbench.data.batch import Batch, seed_of
@@ -32,6 +32,7 @@ from kdbench.suite.specs import (
     Adapter,
     DatasetSpec,
     FineTuned,
+    Network,
     NewLayers,
     Preprocessing,
     RunSpec,
@@ -40,6 +41,7 @@ from kdbench.suite.specs import (
     StudentOf,
     Supervised,
     Teacher,
+    code_of,
     digest,
 )
 from kdbench.training.trainer import Trainer
@@ -125,13 +127,19 @@ def seeded(*seed: object) -> Iterator[None]:
         yield
 
 
-def new_network(name: str, spec: DatasetSpec, node_embedding: int | None, *seed: object) -> Backbone:
+def new_network(name: Network, spec: DatasetSpec, node_embedding: int | None, *seed: object) -> Backbone:
     """A network with fresh weights, drawn from ``seed``."""
-    with seeded("weights", name, spec.canonical(), *seed):
+    with seeded("weights", name if isinstance(name, str) else name.canonical(), spec.canonical(), *seed):
         return _drawn(name, spec.class_count, node_embedding)
 
 
-def _drawn(name: str, classes: int, node_embedding: int | None) -> Backbone:
+def keep_code(network: Network, store: Store) -> None:
+    """Archive the source of a network that does not come with kdbench, once it is built."""
+    for sha256 in code_of(network).values():
+        store.keep_source(SOURCES[sha256])
+
+
+def _drawn(name: Network, classes: int, node_embedding: int | None) -> Backbone:
     network = build(name, classes)
     return network if node_embedding is None else NodeEmbedding(network, classes=classes, width=node_embedding)
 
@@ -152,6 +160,7 @@ def student_trainer(
     teacher_shapes: the sizes of the teacher's outputs; measured where they are not known yet
     """
     network = new_network(spec.student, spec.dataset, spec.recipe.node_embedding, "student", spec.trial)
+    keep_code(spec.student, store)
     shapes = measure_shapes(network, seen_size(spec.dataset, spec.recipe))
     if teacher is None:
         teacher_shapes = shapes
@@ -198,6 +207,7 @@ def teacher_trainer(
         modules = [headed.node, headed.fc]
     else:
         network = new_network(spec.network, spec.dataset, None, "teacher", 0)
+    keep_code(spec.network, store)
     if isinstance(spec, SelfSupervised):
         network.remove_classifier()
     elif isinstance(spec, FineTuned):
@@ -253,7 +263,7 @@ def load_teacher(spec: Teacher, store: Store, device: torch.device) -> Backbone:
     if headed := isinstance(spec, NewLayers):
         network = with_head(load_teacher(spec.parent, store, device), spec)
     else:
-        network = meta_network(spec)
+        network = _without_weights(spec)
     record = store.record_of(spec)
     try:
         store.check_teacher(spec)
@@ -274,9 +284,13 @@ class DamagedTeacher(BadRecord):
         self.spec = spec
 
 
-def meta_network(spec: Teacher) -> Backbone:
-    """A stage's network without weights: the tensors have shapes but no memory."""
-    with torch.device("meta"):
+def _without_weights(spec: Teacher) -> Backbone:
+    """A stage's network before its weights are loaded.
+
+    The tensors of kdbench's networks have shapes but no memory; code from elsewhere may compute some that no file holds.
+    """
+    bundled = isinstance(spec.network, str)
+    with torch.device("meta") if bundled else torch.random.fork_rng(devices=[]):
         classes = spec.dataset.class_count if spec.dataset else 1
         network = build(spec.network, classes)
         if isinstance(spec, StudentOf) and spec.recipe.node_embedding:
@@ -312,7 +326,7 @@ class Student(nn.Module):
 
     def __init__(self, network: Backbone, spec: RunSpec, names: tuple[str, ...], device: torch.device) -> None:
         super().__init__()
-        known = dataset(spec.dataset.name)
+        known = spec.dataset.facts
         self.network = network
         self.size = seen_size(spec.dataset, spec.recipe)
         self.mean, self.std = spec.recipe.mean or known.mean, spec.recipe.std or known.std
@@ -349,8 +363,15 @@ def load(id: str, store: Store, data: Path, device: str = "cpu") -> Student:
         raise BadInput(_absent(id, store))
     spec = RunSpec.model_validate(record.spec())
     on = torch.device(device)
-    network = load_teacher(StudentOf(run=spec), store, on).eval().requires_grad_(False)
-    return Student(network, spec, class_names(dataset(spec.dataset.name), data), on).eval()
+    with locating_modules(_archived_modules(spec, store)):
+        network = load_teacher(StudentOf(run=spec), store, on).eval().requires_grad_(False)
+    return Student(network, spec, class_names(spec.dataset.facts, data), on).eval()
+
+
+def _archived_modules(spec: RunSpec, store: Store) -> ModuleLocator:
+    """Where the modules of a run's network are that can no longer be imported: in the copy that was archived with it."""
+    folders = [store.source_folder(sha256) for sha256 in code_of(spec.student).values()]
+    return lambda top: next((folder for folder in folders if in_folder(top, folder)), None)
 
 
 def _absent(id: str, store: Store) -> str:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kdbench.catalogue.networks import network
 from kdbench.datafiles.download import fetch_file
 from kdbench.errors import BadInput
 from kdbench.files import file_hash, quarantine
 from kdbench.store.lock import Lock
-from kdbench.suite.specs import Imported
+from kdbench.suite.networks import info
+from kdbench.suite.specs import Imported, Network
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class WeightFiles:
             raise BadInput(f"{path}: is not the file any more that the suite was read with")
         return path
 
-    def _published(self, name: str) -> Path:
-        public = network(name).public
+    def _published(self, network: Network) -> Path:
+        public = info(network).public
         if public is None:
-            raise BadInput(f"kdbench knows no published weights of {name}")
+            raise BadInput(f"kdbench knows no published weights of {network}")
         path = self.folder / public.file
         if self.download:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdbench import child
 from kdbench.__main__ import main
+from kdbench.cli.data import list_samples
 from kdbench.data.stream import DataSource
 from kdbench.errors import BadInput, KdbenchError
-from kdbench.execution import child
-from kdbench.execution.child import list_samples
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.suite.specs import DatasetSpec, Recipe, RunSpec, Scenario, WeightedTerm

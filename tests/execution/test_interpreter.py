@@ -9,8 +9,9 @@ import torch
 
 import kdbench
 from kdbench.__main__ import _leave_working_folder
+from kdbench.child import interpreter
+from kdbench.cli.data import list_samples
 from kdbench.errors import BadInput
-from kdbench.execution.child import interpreter, list_samples
 from kdbench.execution.runner import RunOptions, run_suites
 from kdbench.models import build
 from kdbench.suite.load import load_suite

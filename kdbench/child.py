@@ -7,15 +7,12 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 import kdbench
-from kdbench.catalogue.datasets import dataset
 from kdbench.errors import BadInput, KdbenchError
-from kdbench.suite.specs import DatasetSpec, Imported, Scenario, Stage, trained_stages
 
 
 def interpreter(code: str) -> list[str]:
@@ -65,7 +62,7 @@ def ask(code: str, request: Any = None, seconds: float | None = None) -> subproc
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
-def _answer(code: str, request: Any, failure: str) -> str:
+def answer(code: str, request: Any, failure: str) -> str:
     """What a process answers. Raises BadInput with its words where it says that of the request, else KdbenchError."""
     done = ask(code, request)
     if done.returncode == BadInput.exit_code:
@@ -74,36 +71,3 @@ def _answer(code: str, request: Any, failure: str) -> str:
         reason = (done.stderr.strip().splitlines() or [exit_reason(done.returncode)])[-1]
         raise KdbenchError(f"{failure}: {reason}")
     return done.stdout
-
-
-def list_samples(spec: DatasetSpec, scenario: Scenario, trial: int, data: Path) -> str:
-    """The list as CSV. Raises BadInput where the data set is not in ``data`` or is not what it should be."""
-    entry = dataset(spec.name)
-    if entry.missing(data):
-        raise BadInput(entry.how_to_get(data))
-    request = {"dataset": spec.canonical(), "scenario": scenario.canonical(), "trial": trial, "data": str(data)}
-    return _answer(
-        "from kdbench.data.stream import print_samples\nprint_samples()", request, "the list cannot be drawn"
-    )
-
-
-def misfits(teachers: Iterable[Stage], files: Mapping[str, Path]) -> list[str]:
-    """One message for each teacher whose first stage cannot be made of its file; ``files``: by SHA-256."""
-    imported = {
-        stage.id: {
-            "file": str(files[stage.weights.sha256].resolve()),
-            "network": stage.network,
-            "classes": stage.dataset.class_count if stage.dataset else 1,
-            "classifier": stage.weights.classifier,
-            "key": stage.weights.key,
-        }
-        for teacher in teachers
-        for stage in trained_stages(teacher)
-        if isinstance(stage, Imported) and stage.weights.sha256 and stage.weights.sha256 in files
-    }
-    if not imported:
-        return []
-    code = "from kdbench.models.checkpoints import report_misfits\nreport_misfits()"
-    output = _answer(code, [*imported.values()], "the files of weights cannot be looked at")
-    messages: list[str] = json.loads(output.splitlines()[-1])
-    return [message for message in dict.fromkeys(messages) if message]

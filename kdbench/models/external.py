@@ -1,0 +1,369 @@
+"""Networks of other packages as backbones: built by their own code, their feature maps read from their modules' outputs."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.catalogue.plugins import import_plugin, read_source
+from kdbench.catalogue.text import listed, nearest
+from kdbench.data.preprocess import import_torchvision
+from kdbench.errors import BadInput, reason_of
+from kdbench.models.backbone import Backbone
+from kdbench.models.outputs import Outputs
+from kdbench.suite.components import NetworkSpec
+
+
+SIDES = (64, 32, 28, 96, 128, 224, 256, 299, 384)
+"""The sides of images, in pixels, at which a network that names no size is tried. One that takes the first takes any."""
+
+CLASS_ARGUMENTS = ("classes", "num_classes", "n_classes", "nb_classes")
+"""The names of a builder's argument for the number of classes, in the order in which they are looked for."""
+
+MOST_MAPS = 4
+"""So many blocks of a network whose maps all have one side, such as a vision transformer, are stages."""
+
+
+class ExternalNetwork(Backbone):
+    """A network of another package under ``net``, whose logits are its output.
+
+    The feature maps are the outputs of the modules ``maps``: f0, f1 … fL. Tokens [B, N, C] become maps [B, C, H, W] without
+    the leading class and register tokens, and maps [B, H, W, C] are transposed. The embedding is the output of the module
+    ``embedding``, averaged over the pixels of a map; without one, the input of the classifier. There are no pre-activations.
+
+    classifier: the linear layer that makes the logits; None where there is none
+    width:      D, of the embedding
+    size:       the only side of images, in pixels, that the network takes; None: any
+    classes:    K, of the logits
+    """
+
+    prefix: ClassVar[str] = "net."
+
+    def __init__(
+        self,
+        net: nn.Module,
+        maps: Sequence[str],
+        embedding: str | None,
+        classifier: str | None,
+        *,
+        width: int,
+        size: int | None,
+        classes: int,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.maps = tuple(maps)
+        self.embedding = embedding
+        self.classifier = classifier
+        self.classifier_name = None if classifier is None else f"net.{classifier}"
+        self.width = width
+        self.size = size
+        self.classes = classes
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Return the network's logits, its embedding and maps."""
+        seen: dict[str, Tensor] = {}
+        with recorded(self.net, self.maps, seen), self._embedding_recorded(seen):
+            logits = self.net(images)
+        if isinstance(logits, Outputs):
+            return logits
+        features = [as_map(seen[name]) for name in self.maps]
+        return Outputs(logits, _flattened(seen[_EMBEDDING]), features, [])
+
+    @contextmanager
+    def _embedding_recorded(self, seen: dict[str, Tensor]) -> Iterator[None]:
+        if self.embedding:
+            hook = self.net.get_submodule(self.embedding).register_forward_hook(partial(_keep, seen, _EMBEDDING))
+        elif self.classifier is not None:
+            hook = self.net.get_submodule(self.classifier).register_forward_pre_hook(partial(_keep_input, seen))
+        else:
+            yield
+            return
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def feature_modules(self) -> list[nn.Module]:
+        """The whole network: what comes after the last map gets no gradient from it."""
+        return [self.net]
+
+
+_EMBEDDING = "embedding"
+
+
+def _keep(seen: dict[str, Tensor], name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    seen[name] = output
+
+
+def _keep_input(seen: dict[str, Tensor], module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    seen[_EMBEDDING] = inputs[0]
+
+
+@contextmanager
+def recorded(net: nn.Module, names: Sequence[str], seen: dict[str, Any]) -> Iterator[None]:
+    """Within the context, ``seen`` gets the output of each named module, at each pass anew."""
+    hooks = [net.get_submodule(name).register_forward_hook(partial(_keep, seen, name)) for name in names]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def as_map(output: Any) -> Tensor:
+    """A module's output as a feature map [B, C, H, W]. Raises BadInput for one that is none.
+
+    Of N tokens [B, N, C] the last h · h, for the largest h, are the map; those before are class and register tokens. As
+    images are square, a map [B, H, W, C] is told from [B, C, H, W] by the two equal sides.
+    """
+    if not isinstance(output, Tensor):
+        raise BadInput(f"gives {_kind(output)}, not a tensor")
+    if output.dim() == 4:
+        _, first, second, last = output.shape
+        return output.permute(0, 3, 1, 2) if first == second != last else output
+    if output.dim() == 3:
+        side = math.isqrt(output.shape[1])
+        if side:
+            return output[:, -side * side :].transpose(1, 2).reshape(output.shape[0], -1, side, side)
+    raise BadInput(f"gives {[*output.shape]}, which is no map [B, C, H, W] and no tokens [B, N, C]")
+
+
+def _flattened(embedding: Tensor) -> Tensor:
+    """[B, D], the mean over the pixels of a map [B, D, H, W]."""
+    return embedding.mean((2, 3)) if embedding.dim() == 4 else embedding
+
+
+def build_external(spec: NetworkSpec, classes: int | None) -> Backbone:
+    """Build the network with fresh weights. Without ``classes`` it has 100, or the number on which its builder insists.
+
+    Raises BadInput where its code cannot be imported, raises, or gives no network with logits [B, classes].
+    """
+    network = _network(spec, classes or 100)
+    if classes and isinstance(network, ExternalNetwork) and network.classes != classes:
+        raise BadInput(f"{spec} gives {network.classes} logits and not {classes}")
+    return network
+
+
+def _network(spec: NetworkSpec, classes: int) -> Backbone:
+    net = _made(spec, classes)
+    if isinstance(net, Backbone):
+        return net
+    reasons = []
+    for side in (spec.size,) if spec.size else SIDES:
+        try:
+            return _as_backbone(net, spec, side)
+        except _Unfit as error:
+            reasons.append(f"images of {side} × {side} pixels: {error}")
+    raise BadInput(f"{spec} does not take {reasons[0]}. Name the side that it takes as 'size'")
+
+
+class _Unfit(Exception):
+    """A network does not take images of a size."""
+
+
+def _made(spec: NetworkSpec, classes: int) -> nn.Module:
+    module, _, name = spec.build.partition(":")
+    builder = _builder(spec, module, name)
+    try:
+        net = builder(**spec.arguments, **_class_argument(builder, spec, classes))
+    except Exception as error:
+        raise BadInput(f"{spec.build} cannot be built: {reason_of(error)}") from None
+    if not isinstance(net, nn.Module):
+        raise BadInput(f"{spec.build} gives {_kind(net)}, not a torch.nn.Module")
+    return net
+
+
+def _builder(spec: NetworkSpec, module: str, name: str) -> Callable[..., Any]:
+    if spec.library:
+        return _library_builder(spec.library, name)
+    try:
+        source = read_source(module, [module])
+        if source.sha256 != spec.source_sha256:
+            raise BadInput(
+                f"the code of {spec.build} is not what it was when the run was planned. Run the same command again"
+            )
+        loaded = import_plugin(source, module)
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(f"the module '{module}' cannot be imported: {reason_of(error)}") from None
+    found = getattr(loaded, name, None)
+    if not callable(found):
+        near = nearest(name, [each for each, value in vars(loaded).items() if callable(value)])
+        hint = f" Did you mean '{near}'?" if near else ""
+        raise BadInput(f"there is no function or class '{name}' in {loaded.__file__}.{hint}")
+    return found  # type: ignore[no-any-return]
+
+
+def _library_builder(library: str, name: str) -> Callable[..., Any]:
+    torchvision = import_torchvision()  # timm imports it, too, and cannot where its compiled operators are missing
+    if library == "torchvision":
+        names, make = torchvision.models.list_models(module=torchvision.models), torchvision.models.get_model
+    else:
+        timm = importlib.import_module("timm")
+        names, make = timm.list_models(), timm.create_model
+    if name.partition(".")[0] not in names:
+        near = nearest(name, _likely(name, names))
+        hint = f" Did you mean '{library}:{near}'?" if near else ""
+        raise BadInput(f"{library} has no network '{name}'.{hint}")
+    return partial(make, name)
+
+
+def _likely(name: str, names: Sequence[str]) -> list[str]:
+    """The names that begin like one, for a search that compares few."""
+    return [each for each in names if each[:3] == name[:3]] or list(names)
+
+
+def _class_argument(builder: Callable[..., Any], spec: NetworkSpec, classes: int) -> dict[str, int]:
+    if spec.library:
+        return {"num_classes": classes}
+    with suppress(ValueError, TypeError):
+        parameters = inspect.signature(builder).parameters
+        if found := next((name for name in CLASS_ARGUMENTS if name in parameters), None):
+            return {} if found in spec.arguments else {found: classes}
+    return {}
+
+
+def _as_backbone(net: nn.Module, spec: NetworkSpec, side: int) -> Backbone:
+    """The network as a backbone, from what its modules give for images of a side. Raises _Unfit, BadInput."""
+    passed = _Pass(net, side)
+    size = spec.size or (None if side == SIDES[0] else side)
+    if isinstance(passed.output, Outputs):
+        width, classes = passed.output.embedding.shape[1], passed.output.logits.shape[1]
+        return ExternalNetwork(net, (), None, None, width=width, size=size, classes=classes)
+    logits = passed.output
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        shown = [*logits.shape] if isinstance(logits, Tensor) else _kind(logits)
+        raise BadInput(f"{spec} gives {shown} for one image, not logits [1, K]")
+    embedding, maps = spec.embedding, spec.maps if spec.maps is not None else passed.default_maps()
+    for name in (*maps, *filter(None, [embedding])):
+        _check_module(passed, spec, name, is_map=name in maps)
+    classifier = passed.maker_of(logits)
+    if embedding is None and classifier is None:
+        raise BadInput(f"{spec}: no linear layer makes its logits: name the module that gives its 'embedding'")
+    shown = passed.outputs[embedding] if embedding else passed.inputs[classifier or ""]
+    width, classes = _flattened(shown).shape[1], logits.shape[1]
+    return ExternalNetwork(net, maps, embedding, classifier, width=width, size=size, classes=classes)
+
+
+def _check_module(passed: _Pass, spec: NetworkSpec, name: str, *, is_map: bool) -> None:
+    """Raise BadInput for a module that is not there, gives nothing that is needed, or whose output is written over."""
+    key = "maps" if is_map else "embedding"
+    if name not in passed.outputs:
+        names = [each for each, _ in passed.net.named_modules() if each]
+        near = nearest(name, [*passed.outputs, *names])
+        there = "is not run in a forward pass" if name in names else "is not there"
+        hint = f"Did you mean '{near}'?" if near and near != name else f"Its modules: {listed([*passed.outputs])}."
+        raise BadInput(f"{key}: the module '{name}' of {spec} {there}. {hint}")
+    output = passed.outputs[name]
+    try:
+        if is_map:
+            as_map(output)
+        elif not isinstance(output, Tensor) or output.dim() not in (2, 4):
+            raise BadInput(f"gives {_kind(output)}, not an embedding [B, D]")
+    except BadInput as error:
+        raise BadInput(f"{key}: the module '{name}' of {spec} {error}") from None
+    if passed.written_over(name):
+        raise BadInput(
+            f"{key}: the output of '{name}' of {spec} is changed in place by the module after it: name that one"
+        )
+
+
+class _Pass:
+    """One forward pass of one black image in eval mode, and what each module made of it."""
+
+    def __init__(self, net: nn.Module, side: int) -> None:
+        self.net = net
+        self.images = torch.zeros(1, 3, side, side)
+        self.outputs: dict[str, Any] = {}
+        self.inputs: dict[str, Any] = {}
+        self._versions: dict[str, int] = {}
+        self._began: dict[str, int] = {}
+        self._ended: dict[str, int] = {}
+        self._clock = 0
+        named = [(name, module) for name, module in net.named_modules() if name]
+        hooks = [module.register_forward_hook(partial(self._note, name)) for name, module in named]
+        hooks += [module.register_forward_pre_hook(partial(self._begin, name)) for name, module in named]
+        modes = {module: module.training for module in net.modules()}
+        net.eval()
+        try:
+            with torch.no_grad():
+                self.output = net(self.images)
+        except Exception as error:
+            raise _Unfit(reason_of(error)) from None
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for module, mode in modes.items():
+                module.training = mode
+
+    def _begin(self, name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._began[name] = self._clock = self._clock + 1
+
+    def _note(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        self.outputs.pop(name, None)  # of a module that runs twice, the last pass counts
+        self.outputs[name] = output
+        self.inputs[name] = inputs[0] if inputs else None
+        self._ended[name] = self._clock = self._clock + 1
+        if isinstance(output, Tensor):
+            self._versions[name] = output._version
+
+    def written_over(self, name: str) -> bool:
+        """Whether what follows a module changes its output in place."""
+        output = self.outputs[name]
+        return isinstance(output, Tensor) and output._version != self._versions[name]
+
+    def maker_of(self, logits: Tensor) -> str | None:
+        """The linear layer whose output the logits are; None if it is another."""
+        linear = {name for name, module in self.net.named_modules() if isinstance(module, nn.Linear)}
+        return next(
+            (name for name, output in reversed(self.outputs.items()) if output is logits and name in linear), None
+        )
+
+    def default_maps(self) -> list[str]:
+        """The stem's map and the last map of each side: the outputs of blocks, or of single layers where there are none.
+
+        Where all blocks have one side, four of the longest row of them count, spread evenly, the last among them.
+        """
+        sides = self._sides()
+        modules = dict(self.net.named_modules())
+        blocks = [name for name in sides if any(True for _ in modules[name].children())] or list(sides)
+        stages: list[str] = []
+        for name in reversed(blocks):
+            if not stages or sides[name] > sides[stages[0]]:
+                stages.insert(0, name)
+        if len(stages) == 1:
+            rows: dict[str, list[str]] = {}
+            for name in blocks:
+                rows.setdefault(name.rpartition(".")[0], []).append(name)
+            row = max(rows.values(), key=len)
+            stages = (
+                [row[len(row) * (place + 1) // MOST_MAPS - 1] for place in range(MOST_MAPS)] if len(row) > 4 else row
+            )
+        before = [name for name in sides if stages and self._ended[name] < self._began[stages[0]]]
+        return [*before[-1:], *stages]
+
+    def _sides(self) -> dict[str, int]:
+        """The modules whose outputs are maps, in the order in which they end, with the side; maps of one pixel if all are."""
+        sides = {}
+        for name, output in self.outputs.items():
+            kind = type(self.net.get_submodule(name)).__name__
+            if self.written_over(name) or ("Adaptive" in kind and "Pool" in kind):
+                continue
+            with suppress(BadInput):
+                sides[name] = as_map(output).shape[3]
+        return {name: side for name, side in sides.items() if side > 1} or sides
+
+
+def _kind(value: Any) -> str:
+    article = "an" if type(value).__name__[:1].lower() in "aeiou" else "a"
+    return f"{article} {type(value).__name__}"

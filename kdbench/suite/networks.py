@@ -1,0 +1,152 @@
+"""Networks that do not come with kdbench: what a suite says of them, and what a process with torch measures on them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from kdbench import __version__
+from kdbench.catalogue.networks import NetworkInfo
+from kdbench.catalogue.networks import network as catalogue_network
+from kdbench.catalogue.networks import networks as catalogue_networks
+from kdbench.catalogue.plugins import MODULE_LOCATOR, SOURCES, read_source, source_file
+from kdbench.catalogue.text import normalise, unknown
+from kdbench.child import ask, exit_reason
+from kdbench.errors import BadInput, KdbenchError
+from kdbench.files import remember, remembered
+from kdbench.suite.components import LIBRARIES, Network, NetworkSpec
+
+
+PLUGINS = "kdbench.networks"
+"""The group of entry points with which another package gives its networks short names."""
+
+_MEASURED: dict[str, NetworkInfo] = {}
+"""What is known of networks that do not come with kdbench, by the id of their spec."""
+
+
+def network_spec(name: str, build: str, **fields: Any) -> NetworkSpec:
+    """A network from elsewhere under the name that a suite gives it. Raises BadInput where its code cannot be read."""
+    module, _, attribute = build.partition(":")
+    if not module or not attribute:
+        raise BadInput(f"'{build}' names no builder: write package.module:name, timm:NAME or torchvision:NAME")
+    if module not in LIBRARIES:
+        source_file(module)
+        fields["source_sha256"] = read_source(module, [module]).sha256
+    return NetworkSpec(name=name, build=build, **fields)
+
+
+def entry_point(name: str) -> str:
+    """The builder to which an installed package gives a short name; "" if none does."""
+    found = importlib.metadata.entry_points(group=PLUGINS)
+    return next((each.value for each in found if normalise(each.name) == normalise(name)), "")
+
+
+def info(network: Network) -> NetworkInfo:
+    """What is known of a network. Raises BadInput for a name that does not exist, or what cannot be built or measured."""
+    if isinstance(network, str):
+        return catalogue_network(network)
+    if network.id not in _MEASURED and (message := measure([network]).get(network.id)):
+        raise BadInput(message)
+    return _MEASURED[network.id]
+
+
+def measure(networks: Iterable[NetworkSpec]) -> dict[str, str]:
+    """Build networks in a process of their own and measure them. Returns what is wrong with some, by id."""
+    unknown = []
+    for network in networks:
+        if network.id not in _MEASURED and (facts := remembered("networks", _key(network))):
+            learn(network, facts)
+        elif network.id not in _MEASURED:
+            unknown.append(network)
+    wrong = {}
+    for network, facts in zip(unknown, _ask(unknown) if unknown else (), strict=True):
+        if "error" in facts:
+            wrong[network.id] = str(facts["error"])
+        else:
+            remember("networks", _key(network), facts)
+            learn(network, facts)
+    return wrong
+
+
+def learn(network: NetworkSpec, facts: dict[str, Any]) -> None:
+    """Take note of what was measured on a network: the fields of its NetworkInfo."""
+    features = tuple((channels, stride) for channels, stride in facts["features"])
+    own = {"name": str(network), "summary": f"built by {network.build}", "builder": network.build, "aliases": ()}
+    _MEASURED[network.id] = NetworkInfo(
+        **{**own, **facts, "features": features}, arguments=network.arguments, bundled=False
+    )
+
+
+def _ask(networks: list[NetworkSpec]) -> list[dict[str, Any]]:
+    locate = MODULE_LOCATOR.get()
+    tops = {network.build.partition(":")[0].partition(".")[0] for network in networks if network.source_sha256}
+    tops |= {top for network in networks if (code := SOURCES.get(network.source_sha256 or "")) for top in code.beside}
+    request = {
+        "networks": [{**network.canonical(), "name": network.name} for network in networks],
+        "beside": {top: str(folder) for top in tops if (folder := locate(top))},
+    }
+    done = ask("from kdbench.models.build import report_networks\nreport_networks()", request)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [exit_reason(done.returncode)])[-1]
+        raise KdbenchError(f"{', '.join(map(str, networks))} cannot be built: {reason}")
+    answer: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+class SuiteNetworks:
+    """The networks that a suite may name: those of its key ``networks``, the catalogue's, and builders written in place."""
+
+    def __init__(self) -> None:
+        self.own: dict[str, Network] = {}
+        self._wrong: dict[str, str] = {}
+
+    def name(self, given: str) -> str:
+        """The one spelling of a name. Raises BadInput for one that stands for no network, or for one that cannot be used."""
+        if given in self.own:
+            return given
+        try:
+            return catalogue_network(given).name
+        except BadInput:
+            self.prepare([given])
+        if given in self._wrong:
+            raise BadInput(self._wrong[given])
+        if given not in self.own:
+            raise BadInput(unknown("model", given, [*self.own, *catalogue_networks()], "models"))
+        return given
+
+    def prepare(self, names: Iterable[str]) -> None:
+        """Build and measure those networks that the names stand for by themselves, all in one process."""
+        specs: dict[str, NetworkSpec] = {}
+        for name in names:
+            if name not in self._wrong and (build := name if ":" in name else entry_point(name)):
+                try:
+                    specs[name] = network_spec(name, build)
+                except BadInput as error:
+                    self._wrong[name] = str(error)
+        self.take(specs)
+
+    def take(self, specs: Mapping[str, NetworkSpec]) -> dict[str, str]:
+        """Measure networks and know them by their names. Returns what is wrong with some."""
+        wrong = measure(specs.values())
+        self._wrong |= {name: wrong[spec.id] for name, spec in specs.items() if spec.id in wrong}
+        self.own |= {name: spec for name, spec in specs.items() if spec.id not in wrong}
+        return {name: wrong[spec.id] for name, spec in specs.items() if spec.id in wrong}
+
+    def network(self, name: str) -> Network:
+        """The network of a name in its one spelling."""
+        return self.own.get(name, name)
+
+
+def _key(network: NetworkSpec) -> str:
+    """All that a measurement depends on."""
+    packages = ["torch", *([network.library] if network.library else [])]
+    return " ".join([network.id, __version__, *map(_version, packages)])
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise BadInput(f"{package} is not installed: pip install {package}") from None
