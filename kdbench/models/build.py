@@ -59,13 +59,13 @@ def _facts_or_error(spec: NetworkSpec) -> dict[str, Any]:
 def measured(spec: NetworkSpec) -> dict[str, Any]:
     """The fields of a network's NetworkInfo. Raises BadInput for one that cannot be trained."""
     network, classes = _first_build(spec)
-    again = _first_build(spec)[0].state_dict()
-    if any(not torch.equal(tensor, again[name]) for name, tensor in network.state_dict().items()):
-        raise BadInput(f"{spec} has other weights after each build: draw them from torch's random numbers alone")
     side = network.size if isinstance(network, ExternalNetwork) else None
     outputs = probe(network, side or SIDES[0])
     shapes = Shapes.of(outputs)
     _check_outputs(spec, network, outputs, side or SIDES[0])
+    again = _first_build(spec)[0].state_dict()
+    if any(not torch.equal(tensor, again[name]) for name, tensor in network.state_dict().items()):
+        raise BadInput(f"{spec} has other weights after each build: draw them from torch's random numbers alone")
     macs = count_macs(network, side or SIDES[0])
     return {
         "embedding": shapes.embedding,

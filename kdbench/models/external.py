@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, ClassVar
@@ -158,12 +158,18 @@ def _network(spec: NetworkSpec, classes: int) -> Backbone:
     if isinstance(net, Backbone):
         return net
     reasons = []
-    for side in (spec.size,) if spec.size else SIDES:
+    for side in (spec.size,) if spec.size else (*SIDES, *_default_side(net)):
         try:
             return _as_backbone(net, spec, side)
         except _Unfit as error:
             reasons.append(f"images of {side} × {side} pixels: {error}")
     raise BadInput(f"{spec} does not take {reasons[0]}. Name the side that it takes as 'size'")
+
+
+def _default_side(net: nn.Module) -> list[int]:
+    """The side of the images that one of timm's networks was made for."""
+    configuration = getattr(net, "default_cfg", None) or {}
+    return [configuration["input_size"][-1]] if "input_size" in configuration else []
 
 
 class _Unfit(Exception):
@@ -332,25 +338,38 @@ class _Pass:
     def default_maps(self) -> list[str]:
         """The stem's map and the last map of each side: the outputs of blocks, or of single layers where there are none.
 
-        Where all blocks have one side, four of the longest row of them count, spread evenly, the last among them.
+        Where all blocks have one side, four of the longest row of them count, spread evenly, the last among them. What lies
+        within a block is no block; a module that holds all others is none either.
         """
         sides = self._sides()
-        modules = dict(self.net.named_modules())
-        blocks = [name for name in sides if any(True for _ in modules[name].children())] or list(sides)
-        stages: list[str] = []
-        for name in reversed(blocks):
-            if not stages or sides[name] > sides[stages[0]]:
-                stages.insert(0, name)
-        if len(stages) == 1:
-            rows: dict[str, list[str]] = {}
-            for name in blocks:
-                rows.setdefault(name.rpartition(".")[0], []).append(name)
-            row = max(rows.values(), key=len)
-            stages = (
-                [row[len(row) * (place + 1) // MOST_MAPS - 1] for place in range(MOST_MAPS)] if len(row) > 4 else row
-            )
-        before = [name for name in sides if stages and self._ended[name] < self._began[stages[0]]]
+        parents = [name for name in sides if any(True for _ in self.net.get_submodule(name).children())]
+        while parents:
+            blocks = [name for name in parents if not self._within_block(name, parents)]
+            stages = _last_of_each_side(blocks, sides)
+            row = _longest_row(blocks)
+            if len(stages) > 1 or len(row) >= MOST_MAPS:
+                break
+            parents = [name for name in parents if name not in stages]
+        else:
+            row, stages = [], _last_of_each_side([name for name in sides if self._is_layer(name)], sides)
+        first = stages[:1]
+        if len(stages) == 1 and row:
+            stages = [row[len(row) * (place + 1) // MOST_MAPS - 1] for place in range(MOST_MAPS)]
+            first = row[:1]
+        before = [name for name in sides if first and self._ended[name] < self._began[first[0]]]
         return [*before[-1:], *stages]
+
+    def _is_layer(self, name: str) -> bool:
+        return not any(True for _ in self.net.get_submodule(name).children())
+
+    def _within_block(self, name: str, blocks: Sequence[str]) -> bool:
+        """Whether a module lies in one of the blocks that is more than a sequence of modules."""
+        outer = name.rpartition(".")[0]
+        while outer:
+            if outer in blocks and not isinstance(self.net.get_submodule(outer), nn.Sequential):
+                return True
+            outer = outer.rpartition(".")[0]
+        return False
 
     def _sides(self) -> dict[str, int]:
         """The modules whose outputs are maps, in the order in which they end, with the side; maps of one pixel if all are."""
@@ -362,6 +381,23 @@ class _Pass:
             with suppress(BadInput):
                 sides[name] = as_map(output).shape[3]
         return {name: side for name, side in sides.items() if side > 1} or sides
+
+
+def _last_of_each_side(names: Sequence[str], sides: Mapping[str, int]) -> list[str]:
+    """The modules that end last of their side, before those of smaller sides; ``names`` in the order of their ends."""
+    stages: list[str] = []
+    for name in reversed(names):
+        if not stages or sides[name] > sides[stages[0]]:
+            stages.insert(0, name)
+    return stages
+
+
+def _longest_row(names: Sequence[str]) -> list[str]:
+    """The most modules that have one parent."""
+    rows: dict[str, list[str]] = {}
+    for name in names:
+        rows.setdefault(name.rpartition(".")[0], []).append(name)
+    return max(rows.values(), key=len, default=[])
 
 
 def _kind(value: Any) -> str:
