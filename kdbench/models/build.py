@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import suppress
 from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
@@ -59,24 +58,37 @@ def _facts_or_error(spec: NetworkSpec) -> dict[str, Any]:
 def measured(spec: NetworkSpec) -> dict[str, Any]:
     """The fields of a network's NetworkInfo. Raises BadInput for one that cannot be trained."""
     network, classes = _first_build(spec)
-    side = network.size if isinstance(network, ExternalNetwork) else None
-    outputs = probe(network, side or SIDES[0])
+    size = network.size if isinstance(network, ExternalNetwork) else None
+    side = size or SIDES[0]
+    smallest = next((small for small in range(8, side, 4) if _takes(network, small)), side) if size is None else side
+    if size is None and smallest == side and not _takes(network, 2 * side):
+        size = side
+    outputs = probe(network, side)
     shapes = Shapes.of(outputs)
-    _check_outputs(spec, network, outputs, side or SIDES[0])
+    _check_outputs(spec, network, outputs, side)
     again = _first_build(spec)[0].state_dict()
     if any(not torch.equal(tensor, again[name]) for name, tensor in network.state_dict().items()):
         raise BadInput(f"{spec} has other weights after each build: draw them from torch's random numbers alone")
-    macs = count_macs(network, side or SIDES[0])
+    macs = count_macs(network, side)
     return {
         "embedding": shapes.embedding,
-        "features": [[channels, round((side or SIDES[0]) / width)] for channels, _, width in shapes.features],
+        "features": [[channels, round(side / width)] for channels, _, width in shapes.features],
         "parameters": count_parameters(network),
-        "macs": macs if side else round(macs * (32 / SIDES[0]) ** 2),
-        "size": side,
-        "smallest": side or _smallest_side(network),
+        "macs": macs if size else round(macs * (32 / side) ** 2),
+        "size": size,
+        "smallest": smallest,
         "classes": None if classes == CLASSES else classes,
         "preactivations": len(outputs.preactivations) == len(outputs.features) - 1 > 0,
     }
+
+
+def _takes(network: Backbone, side: int) -> bool:
+    """Whether a network gives outputs for images of so many pixels a side."""
+    try:
+        probe(network, side)
+    except Exception:  # its own code may raise anything
+        return False
+    return True
 
 
 def _first_build(spec: NetworkSpec) -> tuple[Backbone, int]:
@@ -102,12 +114,3 @@ def _check_outputs(spec: NetworkSpec, network: Backbone, outputs: Outputs, side:
     for tensor in (trained.logits, trained.embedding, *trained.features):
         if not tensor.isfinite().all():
             raise BadInput(f"{spec} gives values that are no numbers with its first weights")
-
-
-def _smallest_side(network: Backbone) -> int:
-    """The least side of images, in pixels, at which the network gives outputs."""
-    for side in range(8, SIDES[0], 4):
-        with suppress(Exception):
-            probe(network, side)
-            return side
-    return SIDES[0]

@@ -299,6 +299,8 @@ class Grid:
             if reason := self._unfit(point, network):
                 yield place, "", reason
         if not reads_teacher(terms):
+            for reason in self._reasons(point, self.validator.networks.network(point.student), terms):
+                yield place, f"{named}cannot train {point.student}: {reason}", ""
             return
         if teacher is None:
             if not self.invalid_keys.keys() & {"teacher", "pairs"}:

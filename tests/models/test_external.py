@@ -11,8 +11,9 @@ from kdbench.catalogue.plugins import locating_modules
 from kdbench.errors import BadInput
 from kdbench.models import build, load_checkpoint
 from kdbench.models.build import measured
-from kdbench.models.external import ExternalNetwork, as_map, build_external
+from kdbench.models.external import ExternalNetwork, build_external
 from kdbench.models.outputs import Outputs, count_parameters
+from kdbench.models.tracing import as_map
 from kdbench.suite.networks import network_spec
 
 
@@ -106,17 +107,21 @@ def test_outputs_are_those_of_its_modules(spec):
     assert network.maps == ("stem", "layer1", "layer2")
     for ours, theirs in zip(outputs.features, (stem, first, second), strict=True):
         assert torch.equal(ours, theirs)
-    assert torch.equal(outputs.embedding, second.mean((2, 3))) and network.width == 16
-    assert torch.equal(outputs.logits, net(images)) and outputs.logits.shape == (2, 10)
+    assert torch.equal(outputs.embedding, second.mean((2, 3)))
+    assert network.width == 16
+    assert torch.equal(outputs.logits, net(images))
+    assert outputs.logits.shape == (2, 10)
     assert torch.equal(deepcopy(network)(images).embedding, outputs.embedding)
     outputs.features[1].sum().backward()
-    assert net.stem.weight.grad is not None and net.head.weight.grad is None
+    assert net.stem.weight.grad is not None
+    assert net.head.weight.grad is None
 
 
 def test_maps_and_embedding_by_name(spec):
     network = build(spec("Net", maps=("layer1.2", "layer2"), embedding="pool"), 10).eval()
     outputs = network(torch.rand(2, 3, 32, 32))
-    assert [f.shape[1] for f in outputs.features] == [8, 16] and outputs.embedding.shape == (2, 16)
+    assert [f.shape[1] for f in outputs.features] == [8, 16]
+    assert outputs.embedding.shape == (2, 16)
 
 
 @pytest.mark.parametrize(
@@ -138,9 +143,11 @@ def test_maps_that_are_found(spec, name, maps):
     with torch.no_grad():
         outputs = network(torch.rand(2, 3, side, side))
     assert network.maps == maps
-    assert outputs.logits.shape == (2, 7) and outputs.embedding.shape == (2, network.width)
+    assert outputs.logits.shape == (2, 7)
+    assert outputs.embedding.shape == (2, network.width)
     sides = [f.shape[2] for f in outputs.features]
-    assert sides == sorted(sides, reverse=True) and all(f.shape[2] == f.shape[3] for f in outputs.features)
+    assert sides == sorted(sides, reverse=True)
+    assert all(f.shape[2] == f.shape[3] for f in outputs.features)
 
 
 def test_tokens_and_maps_with_channels_last():
@@ -154,7 +161,8 @@ def test_tokens_and_maps_with_channels_last():
 
 def test_what_is_measured(spec):
     facts = measured(spec("Net"))
-    assert facts["features"] == [[8, 1], [8, 1], [16, 2]] and facts["embedding"] == 16
+    assert facts["features"] == [[8, 1], [8, 1], [16, 2]]
+    assert facts["embedding"] == 16
     assert facts["parameters"] == count_parameters(build(spec("Net"), 100))
     positions = 32 * 32  # of the stem and of layer1; a quarter of them in layer2
     assert facts["macs"] == positions * 9 * (3 * 8 + 8 * 8 + 8 * 16 / 4) + 16 * 100 / 4  # measured at twice the side
@@ -162,13 +170,16 @@ def test_what_is_measured(spec):
     facts = measured(spec("Digits"))
     assert (facts["size"], facts["classes"], facts["features"]) == (28, 10, [[4, 1], [4, 1], [4, 5]])
     facts = measured(spec("Own"))
-    assert facts["preactivations"] and facts["features"] == [[16, 1], [16, 1], [32, 2], [64, 4]]
+    assert facts["preactivations"]
+    assert facts["features"] == [[16, 1], [16, 1], [32, 2], [64, 4]]
 
 
 def test_one_that_gives_outputs_itself(spec):
     network = build(spec("Own"), 10).eval()
     outputs = network(torch.rand(2, 3, 32, 32))
-    assert isinstance(outputs, Outputs) and len(outputs.preactivations) == 3 and network.width == 64
+    assert isinstance(outputs, Outputs)
+    assert len(outputs.preactivations) == 3
+    assert network.width == 64
 
 
 @pytest.mark.parametrize("name", ["Net", "timm:test_resnet"])
@@ -221,7 +232,7 @@ def test_what_cannot_be_used(spec, name, fields, message):
 def test_a_map_that_is_written_over(spec):
     norm_before_relu = {"maps": ("stem", "layer1.1")}
     with pytest.raises(
-        BadInput, match="maps: the output of 'layer1.1' of .* is changed in place by the module after it"
+        BadInput, match=r"maps: the output of 'layer1.1' of .* is changed in place by the module after it"
     ):
         measured(spec("Net", **norm_before_relu))
 
