@@ -51,6 +51,7 @@ class NetworkInfo:
     size:       the only side of image, in pixels, that it takes; None: any
     smallest:   the least side of image, in pixels, that it takes
     classes:    the only number of classes that it takes; None: any
+    maps:       the modules whose outputs are the feature maps; () for those that come with kdbench
     preactivations: whether it gives each stage's map before its last activation
     bundled:    whether it comes with kdbench, which then knows its stages
     classifier: False for an encoder, whose logits are its embedding
@@ -73,6 +74,7 @@ class NetworkInfo:
     auxiliary: str = ""
     smallest: int = 1
     classes: int | None = None
+    maps: tuple[str, ...] = ()
     preactivations: bool = True
     bundled: bool = True
 

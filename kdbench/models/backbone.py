@@ -27,7 +27,7 @@ class Backbone(nn.Module):
     prefix: ClassVar[str] = ""
     stages: ClassVar[tuple[str, ...]] = ()
     tail_modules: ClassVar[tuple[str, ...]] = ()
-    key_aliases: ClassVar[Mapping[str, str]] = {}
+    key_aliases: Mapping[str, str] = {}
     width: int
 
     def forward(self, images: Tensor) -> Outputs:

@@ -19,6 +19,7 @@ from kdbench.models.backbone import Backbone
 from kdbench.models.external import SIDES, ExternalNetwork, build_external
 from kdbench.models.outputs import Outputs, Shapes, count_macs, count_parameters, probe
 from kdbench.suite.components import Network, NetworkSpec
+from kdbench.suite.networks import network_named
 
 
 CLASSES = 100
@@ -26,14 +27,20 @@ CLASSES = 100
 
 
 def build(network: Network, classes: int = 100) -> Backbone:
-    """Build a network with fresh weights: one of kdbench's by name or alias, or another by its spec.
+    """Build a network with fresh weights: one of kdbench's by name or alias, or another by its builder or its spec.
 
     Images [B, 3, H, W] of any size give Outputs with logits [B, classes]. An encoder has no use for ``classes`` and takes
     images of its own size alone. Raises BadInput for an unknown name, and for code that makes no such network.
     """
     if isinstance(network, NetworkSpec):
         return build_external(network, classes)
-    known = catalogue_network(network)
+    try:
+        known = catalogue_network(network)
+    except BadInput:
+        external = network_named(network)
+        if external is None:
+            raise
+        return build_external(external, classes)
     builder = import_module(f"kdbench.models.{known.builder}")
     return cast(Backbone, builder.build(classes=classes, **known.arguments))
 
@@ -78,6 +85,7 @@ def measured(spec: NetworkSpec) -> dict[str, Any]:
         "size": size,
         "smallest": smallest,
         "classes": None if classes == CLASSES else classes,
+        "maps": network.maps if isinstance(network, ExternalNetwork) else (),
         "preactivations": len(outputs.preactivations) == len(outputs.features) - 1 > 0,
     }
 

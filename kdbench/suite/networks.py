@@ -5,7 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.resources import files
 from typing import Any
+
+import yaml
 
 from kdbench import __version__
 from kdbench.catalogue.networks import NetworkInfo
@@ -37,10 +41,29 @@ def network_spec(name: str, build: str, **fields: Any) -> NetworkSpec:
     return NetworkSpec(name=name, build=build, **fields)
 
 
-def entry_point(name: str) -> str:
-    """The builder to which an installed package gives a short name; "" if none does."""
-    found = importlib.metadata.entry_points(group=PLUGINS)
-    return next((each.value for each in found if normalise(each.name) == normalise(name)), "")
+@cache
+def short_names() -> dict[str, dict[str, Any]]:
+    """The networks from elsewhere that have short names: some of timm's, and those that installed packages announce.
+
+    Each has a ``build``, perhaps ``arguments``, and a ``summary``.
+    """
+    text = files("kdbench.catalogue").joinpath("external.yaml").read_text(encoding="utf-8")
+    announced = {
+        normalise(each.name): {"build": each.value, "summary": f"of the package {each.dist.name if each.dist else '?'}"}
+        for each in importlib.metadata.entry_points(group=PLUGINS)
+    }
+    return {**announced, **yaml.safe_load(text)}
+
+
+def network_named(name: str) -> NetworkSpec | None:
+    """The network from elsewhere that a name stands for by itself: a short name, or a builder. None if it is neither.
+
+    Raises BadInput where its code cannot be read.
+    """
+    if ":" in name:
+        return network_spec(name, name)
+    entry = short_names().get(normalise(name))
+    return network_spec(name, entry["build"], arguments=entry.get("arguments", {})) if entry else None
 
 
 def info(network: Network) -> NetworkInfo:
@@ -75,7 +98,9 @@ def learn(network: NetworkSpec, facts: dict[str, Any]) -> None:
     features = tuple((channels, stride) for channels, stride in facts["features"])
     own = {"name": str(network), "summary": f"built by {network.build}", "builder": network.build, "aliases": ()}
     _MEASURED[network.id] = NetworkInfo(
-        **{**own, **facts, "features": features}, arguments=network.arguments, bundled=False
+        **{**own, **facts, "features": features, "maps": tuple(facts["maps"])},
+        arguments=network.arguments,
+        bundled=False,
     )
 
 
@@ -113,18 +138,20 @@ class SuiteNetworks:
         if given in self._wrong:
             raise BadInput(self._wrong[given])
         if given not in self.own:
-            raise BadInput(unknown("model", given, [*self.own, *catalogue_networks()], "models"))
+            known = [*self.own, *catalogue_networks(), *short_names()]
+            raise BadInput(unknown("model", given, known, "models"))
         return given
 
     def prepare(self, names: Iterable[str]) -> None:
         """Build and measure those networks that the names stand for by themselves, all in one process."""
         specs: dict[str, NetworkSpec] = {}
         for name in names:
-            if name not in self._wrong and (build := name if ":" in name else entry_point(name)):
-                try:
-                    specs[name] = network_spec(name, build)
-                except BadInput as error:
-                    self._wrong[name] = str(error)
+            try:
+                spec = None if name in self._wrong else network_named(name)
+            except BadInput as error:
+                self._wrong[name] = str(error)
+                continue
+            specs |= {name: spec} if spec else {}
         self.take(specs)
 
     def take(self, specs: Mapping[str, NetworkSpec]) -> dict[str, str]:
