@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from kdbench import __version__
-from kdbench.catalogue.networks import NetworkInfo
+from kdbench.catalogue.networks import NetworkInfo, network_info
 from kdbench.catalogue.networks import network as catalogue_network
 from kdbench.catalogue.networks import networks as catalogue_networks
 from kdbench.catalogue.plugins import MODULE_LOCATOR, SOURCES, read_source, source_file
@@ -45,7 +45,7 @@ def network_spec(name: str, build: str, **fields: Any) -> NetworkSpec:
 def short_names() -> dict[str, dict[str, Any]]:
     """The networks from elsewhere that have short names: some of timm's, and those that installed packages announce.
 
-    Each has a ``build``, perhaps ``arguments``, and a ``summary``.
+    Each has a ``build``, perhaps ``arguments``, and a ``summary``; those of timm also what is measured on them.
     """
     text = files("kdbench.catalogue").joinpath("external.yaml").read_text(encoding="utf-8")
     announced = {
@@ -79,9 +79,11 @@ def measure(networks: Iterable[NetworkSpec]) -> dict[str, str]:
     """Build networks in a process of their own and measure them. Returns what is wrong with some, by id."""
     unknown = []
     for network in networks:
-        if network.id not in _MEASURED and (facts := remembered("networks", _key(network))):
+        if network.id in _MEASURED:
+            continue
+        if facts := _shipped().get(network.id) or remembered("networks", _key(network)):
             learn(network, facts)
-        elif network.id not in _MEASURED:
+        else:
             unknown.append(network)
     wrong = {}
     for network, facts in zip(unknown, _ask(unknown) if unknown else (), strict=True):
@@ -95,13 +97,20 @@ def measure(networks: Iterable[NetworkSpec]) -> dict[str, str]:
 
 def learn(network: NetworkSpec, facts: dict[str, Any]) -> None:
     """Take note of what was measured on a network: the fields of its NetworkInfo."""
-    features = tuple((channels, stride) for channels, stride in facts["features"])
-    own = {"name": str(network), "summary": f"built by {network.build}", "builder": network.build, "aliases": ()}
-    _MEASURED[network.id] = NetworkInfo(
-        **{**own, **facts, "features": features, "maps": tuple(facts["maps"])},
-        arguments=network.arguments,
-        bundled=False,
-    )
+    own = {"name": str(network), "summary": f"built by {network.build}", "builder": network.build}
+    entry = {"preactivations": False, **own, **facts, "arguments": network.arguments, "bundled": False}
+    _MEASURED[network.id] = network_info(**entry)
+
+
+@cache
+def _shipped() -> dict[str, dict[str, Any]]:
+    """What is known of the networks with short names without building them, by the id of their spec."""
+    kept: dict[str, dict[str, Any]] = {}
+    for entry in short_names().values():
+        facts = {key: value for key, value in entry.items() if key not in ("build", "arguments", "summary")}
+        spec = NetworkSpec(build=entry["build"], arguments=entry.get("arguments", {}))
+        kept |= {spec.id: facts} if facts else {}
+    return kept
 
 
 def _ask(networks: list[NetworkSpec]) -> list[dict[str, Any]]:

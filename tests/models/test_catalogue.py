@@ -165,4 +165,4 @@ def test_a_network_needs_no_other_names():
         "parameters": 1,
         "macs": 1,
     }
-    assert catalogue._network("mine", entry).aliases == ()
+    assert catalogue.network_info("mine", **entry).aliases == ()
