@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -19,7 +19,6 @@ class Backbone(nn.Module):
     prefix:          what the names of its tensors begin with, and those in its makers' files do not
     stages:          where the modules are that make f1 … fL
     tail_modules:    the attributes between the last exposed map and the classifier
-    key_aliases:     names that other authors' checkpoints give to tensors of the same network → its own names
     width:           D, the width of the embedding
     """
 
@@ -27,7 +26,6 @@ class Backbone(nn.Module):
     prefix: ClassVar[str] = ""
     stages: ClassVar[tuple[str, ...]] = ()
     tail_modules: ClassVar[tuple[str, ...]] = ()
-    key_aliases: ClassVar[Mapping[str, str]] = {}
     width: int
 
     def forward(self, images: Tensor) -> Outputs:

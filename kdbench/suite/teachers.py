@@ -173,11 +173,11 @@ def teacher_config(
         what = "is a folder" if os.path.isdir(path) else "no such file"
         place = f"Give a path from the suite's folder on ({folder.resolve()}), or sha256:…"
         raise BadInput(f"'{shorten(weights)}': {what}. {place}")
-    from kdbench.weightfiles.read import class_counts, opened, states  # most suites name no file
+    from kdbench.weightfiles.read import class_counts, opened, tensors_in  # most suites name no file
 
     try:
         with opened(path) as content:
-            counts = class_counts(states(content), facts.embedding, key)
+            counts = class_counts(tensors_in(content), facts.embedding, key)
         return TeacherConfig(name, "file", file_hash(path), path, counts=counts, key=key)
     except OSError as error:
         raise BadInput(f"'{weights}' cannot be read: {error.strerror or error}") from None
