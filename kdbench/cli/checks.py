@@ -27,15 +27,21 @@ from kdbench.execution.runner import misfits
 from kdbench.execution.worker_handle import temporary_folder
 from kdbench.planning.plan import all_stages, auxiliaries_of
 from kdbench.store.store import Store
+from kdbench.store.suites import teaching_runs
 from kdbench.store.verify import verify as compare
 from kdbench.suite.load import load_suites
 from kdbench.suite.suite import Suite
 
 
-def validate(suites: Suites, settings: Set = None, json_output: Json = False) -> None:
-    """Check suite files and report every problem at once, with file, line and the nearest right name."""
+def validate(
+    suites: Suites, results: Results = Path("results"), settings: Set = None, json_output: Json = False
+) -> None:
+    """Check suite files and report every problem at once, with file, line and the nearest right name.
+
+    The results folder is where runs are looked for whose students teach.
+    """
     try:
-        loaded = load_suites(suites, settings=settings or ())
+        loaded = load_suites(suites, known=teaching_runs([Store(results)]), settings=settings or ())
         if problems := [problem for suite in loaded for problem in _misfits(suite)]:
             raise BadSuite(problems)
     except BadSuite as error:
@@ -69,7 +75,8 @@ def verify(
     """Compare the files of finished records with their checksums. Exit code 1 if one is damaged."""
     if not results.is_dir():
         raise BadInput(f"{results}: no such results folder")
-    checked = compare(Store(results), _ids(suites) if suites else None)
+    store = Store(results)
+    checked = compare(store, _ids(suites, store) if suites else None)
     if json_output:
         typer.echo(json.dumps(asdict(checked), indent=1))
     else:
@@ -84,9 +91,9 @@ def verify(
         raise typer.Exit(1)
 
 
-def _ids(names: list[str]) -> dict[str, set[str]]:
+def _ids(names: list[str], store: Store) -> dict[str, set[str]]:
     """The ids of all that suites need, by kind of record."""
-    suites = load_suites(names)
+    suites = load_suites(names, known=teaching_runs([store]))
     specs = [spec for suite in suites for spec in suite.specs.values()]
     measured = [measurement.spec for suite in suites for measurement in suite.measurements]
     runs = [run for spec in specs for run in (*auxiliaries_of(spec), spec)]

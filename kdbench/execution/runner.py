@@ -52,11 +52,11 @@ def run_suites(
     store = Store(options.results)
     specs, measurements = run_specs(suites), measurement_specs(suites)
     students = {
-        run.teacher.id: run.teacher
+        stage.id: stage
         for spec in specs
         if auxiliaries_of(spec) and not store.run(spec.id).done()
         for run in (*auxiliaries_of(spec), spec)
-        if run.teacher and run.teacher.source_run
+        if run.teacher and (stage := lineage(run.teacher)[0]).source_run
     }
     used = [*all_stages(specs, measurements), *students.values()]
     failed = _run_until_consistent(suites, (), used, options, on_event)

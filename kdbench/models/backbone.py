@@ -19,7 +19,7 @@ class Backbone(nn.Module):
     prefix:          what the names of its tensors begin with, and those in its makers' files do not
     stages:          where the modules are that make f1 … fL
     tail_modules:    the attributes between the last exposed map and the classifier
-    key_aliases:     names that other authors' checkpoints give to tensors of the same network → its own names
+    module_aliases:  names that other authors give to modules of the same network → its own
     width:           D, the width of the embedding
     """
 
@@ -27,7 +27,7 @@ class Backbone(nn.Module):
     prefix: ClassVar[str] = ""
     stages: ClassVar[tuple[str, ...]] = ()
     tail_modules: ClassVar[tuple[str, ...]] = ()
-    key_aliases: Mapping[str, str] = {}
+    module_aliases: ClassVar[Mapping[str, str]] = {}
     width: int
 
     def forward(self, images: Tensor) -> Outputs:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from functools import cache
 from os import PathLike
 from pathlib import Path
@@ -20,8 +21,10 @@ from kdbench.catalogue.text import nearest
 from kdbench.errors import BadInput
 from kdbench.models.backbone import Backbone
 from kdbench.models.build import build
+from kdbench.models.external import ExternalNetwork
+from kdbench.models.layouts import in_timms_layout
 from kdbench.suite.components import NetworkSpec
-from kdbench.weightfiles.read import State, accuracy, is_averaged, is_named, opened, some, states, without_wrappers
+from kdbench.weightfiles.read import State, accuracy, is_averaged, is_named, opened, some, tensors_in, without_wrappers
 from kdbench.weightfiles.tensors import Stored
 
 
@@ -34,17 +37,17 @@ def load_checkpoint(
 ) -> None:
     """Fill the network with the weights of a .safetensors file, a torch file or a TorchScript archive.
 
-    The weights may lie anywhere in the file, under a prefix that their names share; other content is ignored.
-    Names may be the network's key_aliases, and batch counters may be absent. Of a whole CLIP, an encoder takes the vision
-    tower. Values become the network's own type. Raises BadInput, leaving the network as it was, where the file holds no
-    weights that fit it exactly, or several and ``key`` does not say which.
+    The weights may lie anywhere in the file, under a prefix that their names share; other content is ignored. The
+    classifier may have another name or lie beside the rest, and batch counters may be absent. Of a whole CLIP, an encoder
+    takes the vision tower. Values become the network's own type. Raises BadInput, leaving the network as it was, where the
+    file holds no weights that fit it exactly, or several and ``key`` does not say which.
 
     classifier: False leaves the file's classifier out, and the network's own as it is
     key:        the place of the weights in the file, such as ``student`` or ``state_dict_ema``
     """
     with opened(Path(path)) as content:
-        there = states(content)
-        fitting = _fitting(net, there, classifier=classifier)
+        there = tensors_in(content)
+        fitting = _fitting(net, there, classifier=classifier) or _converted(net, there, classifier=classifier)
         if not fitting:
             raise BadInput(_mismatch_of(net, there, classifier=classifier))
         found = fitting[_chosen(list(fitting), key)]
@@ -62,56 +65,111 @@ def published_accuracy(path: str | PathLike[str]) -> float | None:
         return accuracy(content)
 
 
-def _fitting(net: nn.Module, there: Mapping[str, State], *, classifier: bool = True) -> dict[str, Found]:
-    """The weights in a file that fit this network, with any class count, by their place: mapping and name prefix.
-
-    Wrappers may stand before some of the names only, as where a part of the network was run in parallel.
-    """
-    bare = {place: {without_wrappers(name): tensor for name, tensor in state.items()} for place, state in there.items()}
-    return _as_named(net, there, classifier=classifier) or _as_named(net, bare, classifier=classifier)
-
-
-def _as_named(net: nn.Module, there: Mapping[str, State], *, classifier: bool) -> dict[str, Found]:
+def _fitting(net: nn.Module, there: State, *, classifier: bool = True) -> dict[str, Found]:
+    """The weights in a file that fit this network, with any class count, by the prefix of their names in the file."""
     own = net.state_dict()
     root = net.prefix if isinstance(net, Backbone) else ""
-    anchor = next(iter(own)).removeprefix(root)
-    most = len(own) + 16  # room for an author's additional modules: a projection head
+    bare = _bare(there, net.module_aliases if isinstance(net, Backbone) else {})
+    names = sorted(bare)
+    prefixes = _prefixes(bare, next(iter(own)).removeprefix(root))
     fitting: dict[str, Found] = {}
-    for place, state in there.items():
-        names = sorted(state)
-        for prefix in _prefixes(names, anchor):
-            first, last = bisect_left(names, prefix), bisect_left(names, prefix + chr(0x10FFFF))
-            if last - first > most:
-                continue
-            inside = {root + without_wrappers(each.removeprefix(prefix)): state[each] for each in names[first:last]}
-            found = _own_names(net, own, inside, classifier=classifier)
-            if _architecture_mismatch(net, found) is None:
-                fitting[".".join(filter(None, (place, prefix.rstrip("."))))] = found
+    for prefix, place in prefixes.items():
+        if 2 * sum(prefix + name.removeprefix(root) in bare for name in own) < len(own):
+            continue
+        first, last = bisect_left(names, prefix), bisect_left(names, prefix + chr(0x10FFFF))
+        inside = {root + name.removeprefix(prefix): bare[name][1] for name in names[first:last]}
+        found = _own_tensors(net, own, inside, classifier=classifier)
+        final = {name: value for name, value in own.items() if _is_classifier(net, name)}
+        if final and own.keys() - found.keys() == final.keys():
+            layer = _classifier_elsewhere(final, bare, prefix, prefixes)
+            taken = {id(value) for value in layer.values()}
+            found = {name: value for name, value in found.items() if id(value) not in taken} | layer
+        if _architecture_mismatch(net, found) is None:
+            fitting[place] = found
     exact = {place: found for place, found in fitting.items() if _other_classes(net, found) is None}
     return exact or fitting
 
 
-def _prefixes(names: Iterable[str], anchor: str) -> Iterator[str]:
-    """The prefixes of a name, however wrapped, among the names in a file."""
-    for name in names:
-        if f".{without_wrappers(name)}".endswith(f".{anchor}"):
-            parts = name.split(".")
-            start = next(n for n in reversed(range(len(parts))) if without_wrappers(".".join(parts[n:])) == anchor)
-            yield "".join(f"{part}." for part in parts[:start])
-
-
-def _own_names(net: nn.Module, own: Mapping[str, Tensor], state: State, *, classifier: bool = True) -> Found:
-    """A state under the network's own names, without SSKD's projection head, with all batch counters."""
-    aliases = net.key_aliases if isinstance(net, Backbone) else {}
-    found: Found = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
-    for key, value in state.items():
-        name = key if key in own else aliases.get(key, key)
-        if name in own or not key.startswith("proj_head."):
-            found[name] = value
+def _converted(net: nn.Module, there: State, *, classifier: bool) -> dict[str, Found]:
+    """The weights of one of timm's networks in another layout."""
+    tensors = in_timms_layout(net.net, _values(dict(there))) if isinstance(net, ExternalNetwork) else None
+    if tensors is None:
+        return {}
+    own = net.state_dict()
+    found: Found = {f"{net.prefix}{name}": tensor for name, tensor in tensors.items()}
     if not classifier:
-        found = {key: value for key, value in found.items() if not _is_classifier(net, key)}
-        found |= {key: value for key, value in own.items() if _is_classifier(net, key)}
+        found = {name: value for name, value in found.items() if not _is_classifier(net, name)}
+        found |= {name: value for name, value in own.items() if _is_classifier(net, name)}
+    return {} if _architecture_mismatch(net, found) else {"": found}
+
+
+def _bare(there: State, aliases: Mapping[str, str]) -> dict[str, tuple[str, Stored]]:
+    """A file's names and tensors by the name without wrappers and aliases, where that leaves the names distinct."""
+    bare: dict[str, tuple[str, Stored]] = {}
+    for name, tensor in there.items():
+        short = ".".join(aliases.get(part, part) for part in without_wrappers(name).split("."))
+        bare[name if short in bare else short] = name, tensor
+    return bare
+
+
+def _prefixes(bare: Mapping[str, tuple[str, Stored]], anchor: str) -> dict[str, str]:
+    """The prefixes of a name among those in a file, without wrappers, and each as it is in the file."""
+    prefixes = {}
+    for name, (written, _) in bare.items():
+        if f".{name}".endswith(f".{anchor}"):
+            parts = written.split(".")
+            start = next(n for n in reversed(range(len(parts))) if without_wrappers(".".join(parts[n:])) == anchor)
+            prefixes[name.removesuffix(anchor)] = ".".join(parts[:start])
+    return prefixes
+
+
+def _own_tensors(net: nn.Module, own: Mapping[str, Tensor], inside: State, *, classifier: bool = True) -> Found:
+    """A file's tensors that are part of the network or might be, and all its batch counters.
+
+    What lies in modules that the network does not have is left out: projection heads, losses, normalisation constants.
+    """
+    root = net.prefix if isinstance(net, Backbone) else ""
+    stems = {_stem(name.removeprefix(root)) for name in own}
+    found: Found = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
+    found |= {
+        name: value
+        for name, value in inside.items()
+        if name in own or (_stem(name.removeprefix(root)) in stems and not name.endswith(_PROFILE))
+    }
+    if not classifier:
+        found = {name: value for name, value in found.items() if not _is_classifier(net, name)}
+        found |= {name: value for name, value in own.items() if _is_classifier(net, name)}
     return found
+
+
+_PROFILE = ("total_ops", "total_params")
+"""What the profiler thop leaves in the modules that it has counted."""
+
+
+def _stem(name: str) -> str:
+    """A tensor's outermost module without its number, so that a further stage is seen as part of the network."""
+    return name.partition(".")[0].rstrip("0123456789")
+
+
+def _classifier_elsewhere(
+    own: Mapping[str, Tensor], bare: Mapping[str, tuple[str, Stored]], prefix: str, prefixes: Iterable[str]
+) -> Found:
+    """The classifier under another name, or beside the network's other tensors: the only layer of its shape, if there is one.
+
+    ``own``: the network's own classifier; ``prefixes``: where networks lie in the file
+    """
+    around = "".join(prefix[:-1].rpartition(".")[:2])
+    others = tuple(each for each in prefixes if not prefix.startswith(each))
+    layers: list[Found] = []
+    for name in bare:
+        layer = name.removesuffix("weight")
+        tensors = {key: bare[at][1] for key in own if (at := layer + key.rpartition(".")[2]) in bare}
+        if layer != name and name.startswith(around) and not name.startswith(others) and tensors.keys() == own.keys():
+            rows = {value.shape[:1] for value in tensors.values()}
+            if len(rows) == 1 and all(value.shape[1:] == own[key].shape[1:] for key, value in tensors.items()):
+                layers.append(dict(tensors))
+    exact = [layer for layer in layers if all(value.shape == own[key].shape for key, value in layer.items())]
+    return next((found[0] for found in (exact, layers) if len(found) == 1), {})
 
 
 def _chosen(places: list[str], key: str | None) -> str:
@@ -146,7 +204,7 @@ def _architecture_mismatch(net: nn.Module, found: Mapping[str, Stored | Tensor])
     return f"weights of another architecture ({'; '.join(parts)}). "
 
 
-def _mismatch_of(net: nn.Module, there: Mapping[str, State], *, classifier: bool) -> str:
+def _mismatch_of(net: nn.Module, there: State, *, classifier: bool) -> str:
     """The sentence for a file in which nothing fits the network."""
     if classifier and _fitting(net, there, classifier=False):
         return (
@@ -154,19 +212,19 @@ def _mismatch_of(net: nn.Module, there: Mapping[str, State], *, classifier: bool
             "strategies sequential and simultaneous, which train new layers on it."
         )
     own = net.state_dict()
-    guesses = [_own_names(net, own, _stripped(state, own), classifier=classifier) for state in there.values()]
-    nearest_one = max(guesses, key=lambda found: (len(own.keys() & found.keys()), len(found)))
-    return f"{_architecture_mismatch(net, nearest_one)}{_advice(there)}"
+    found: Found = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
+    found |= _stripped({name: tensor for name, (_, tensor) in _bare(there, {}).items()}, own)
+    return f"{_architecture_mismatch(net, found)}{_advice(there)}"
 
 
 def _stripped(state: State, own: Mapping[str, Tensor]) -> State:
-    """A state without what all its names begin with."""
-    while state and not (state.keys() & own.keys()):
-        first = {key.partition(".")[::2] for key in state}
-        if len({begin for begin, _ in first}) > 1 or any(not rest for _, rest in first):
-            break
-        state = {key.partition(".")[2]: value for key, value in state.items()}
-    return state
+    """The tensors under the prefix where most names are the network's own, without that prefix."""
+    count: Counter[str] = Counter()
+    for name in state:
+        parts = name.split(".")
+        count.update(".".join([*parts[:n], ""]) for n in range(len(parts)) if ".".join(parts[n:]) in own)
+    prefix = max(count, key=lambda each: (count[each], -len(each)), default="")
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _other_classes(net: nn.Module, found: Mapping[str, Stored | Tensor]) -> str | None:
@@ -227,17 +285,16 @@ def _is_classifier(net: nn.Module, key: str) -> bool:
     return name is not None and key.startswith(f"{name}.")
 
 
-def _advice(there: Mapping[str, State]) -> str:
+def _advice(there: State) -> str:
     owners = _matching_networks(there)
     if not owners:
         return "Name the network that they belong to."
     return f"These are the weights of {' or '.join(owners)}: name that network, or give another file."
 
 
-def _matching_networks(there: Mapping[str, State]) -> list[str]:
+def _matching_networks(there: State) -> list[str]:
     """The networks of the catalogue, of whatever class count, that the weights fit."""
-    tensors = [tensor for state in there.values() for tensor in state.values()]
-    values = sum(min(tensor.count, tensor.storage.length) for tensor in tensors if tensor.storage)
+    values = sum(min(tensor.count, tensor.storage.length) for tensor in there.values() if tensor.storage)
     candidates = [known.name for known in networks().values() if _least_parameters(known) <= values]
     return [name for name in candidates if _fitting(_meta_network(name), there)]
 

@@ -136,7 +136,7 @@ def _network(spec: NetworkSpec, classes: int) -> Backbone:
     if isinstance(net, Backbone):
         return net
     reasons = []
-    for side in (spec.size,) if spec.size else (*SIDES, *_default_side(net)):
+    for side in (spec.size,) if spec.size else (*SIDES, *_likely_sides(net, spec)):
         try:
             return _as_backbone(net, spec, side)
         except Unfit as error:
@@ -144,10 +144,11 @@ def _network(spec: NetworkSpec, classes: int) -> Backbone:
     raise BadInput(f"{spec} does not take {reasons[0]}. Name the side that it takes as 'size'")
 
 
-def _default_side(net: nn.Module) -> list[int]:
-    """The side of the images that one of timm's networks was made for."""
+def _likely_sides(net: nn.Module, spec: NetworkSpec) -> list[int]:
+    """The sides of images that a builder was asked for, or that one of timm's networks was made for."""
+    asked = [spec.arguments[key] for key in ("img_size", "image_size", "input_size") if key in spec.arguments]
     configuration = getattr(net, "default_cfg", None) or {}
-    return [configuration["input_size"][-1]] if "input_size" in configuration else []
+    return [side for side in (*asked, *configuration.get("input_size", ())[-1:]) if type(side) is int]
 
 
 def _made(spec: NetworkSpec, classes: int) -> nn.Module:

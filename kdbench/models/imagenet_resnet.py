@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class ImageNetResNet(Backbone):
     """A 7 × 7 stem with max-pooling and four stages of blocks, at 1/4, 1/8, 1/16 and 1/32 of the image's size.
 
     For CIFAR the stem is a 3 × 3 convolution without stride and pooling, and the stages are at 1, 1/2, 1/4 and 1/8; the
-    initial weights are torch's own. Checkpoints of that form may call shortcuts `shortcut` and the classifier `linear`.
+    initial weights are torch's own. Checkpoints of that form call shortcuts `shortcut`.
 
     blocks:     how many in each stage
     bottleneck: whether they are bottlenecks of four times the channels, or basic blocks
@@ -53,6 +54,7 @@ class ImageNetResNet(Backbone):
     """
 
     stages = ("layer1", "layer2", "layer3", "layer4")
+    module_aliases: ClassVar[Mapping[str, str]] = {"shortcut": "downsample"}
 
     def __init__(self, *, blocks: Sequence[int], bottleneck: bool, wider: int, cifar: bool, classes: int) -> None:
         super().__init__()

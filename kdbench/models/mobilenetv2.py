@@ -44,7 +44,6 @@ class MobileNetV2(Backbone):
     classifier_name = "classifier"
     stages = tuple(f"blocks.{position}" for position in EXPOSED)
     tail_modules = ("conv2",)
-    key_aliases = {"classifier.weight": "classifier.0.weight", "classifier.bias": "classifier.0.bias"}  # SSKD's
 
     def __init__(self, *, multiplier: float, classes: int) -> None:
         super().__init__()

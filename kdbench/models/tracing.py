@@ -103,14 +103,15 @@ class ForwardPass:
             blocks = [name for name in parents if not self._within_block(name, parents)]
             stages = _last_of_each_side(blocks, sides)
             row = _longest_row(blocks)
-            if len(stages) > 1 or len(row) >= MOST_MAPS:
+            if len(stages) > 1 or len(row) > 1:
                 break
             parents = [name for name in parents if name not in stages]
         else:
             row, stages = [], _last_of_each_side([name for name in sides if self._is_layer(name)], sides)
         first = stages[:1]
         if len(stages) == 1 and row:
-            stages = [row[len(row) * (place + 1) // MOST_MAPS - 1] for place in range(MOST_MAPS)]
+            count = min(MOST_MAPS, len(row))
+            stages = [row[len(row) * (place + 1) // count - 1] for place in range(count)]
             first = row[:1]
         before = [name for name in sides if first and self._ended[name] < self._began[first[0]]]
         return [*before[-1:], *stages]

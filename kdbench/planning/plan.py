@@ -23,9 +23,10 @@ from kdbench.suite.specs import (
     Preprocessing,
     RunSpec,
     Stage,
-    StudentOf,
     Teacher,
     digest,
+    lineage,
+    teaching_run,
     trained_stages,
 )
 
@@ -103,7 +104,7 @@ class Plan:
 
 def auxiliaries_of(spec: RunSpec) -> list[RunSpec]:
     """The runs whose students teach it, directly or through another, the first to be trained first."""
-    before = spec.teacher.run if isinstance(spec.teacher, StudentOf) else None
+    before = teaching_run(spec.teacher)
     return [*auxiliaries_of(before), before] if before else []
 
 
@@ -186,7 +187,8 @@ def _blocked_by_divergence(
     spec: RunSpec | ProbeSpec | SimilaritySpec, record: Record, store: Store, diverged: dict[str, bool]
 ) -> bool:
     """Whether a run, a measurement or something that it needs diverged. ``diverged`` remembers the teachers looked up."""
-    runs = [(need.source_run, store.run(need.source_run.id)) for need in spec.dependencies if need.source_run]
+    before = [run for need in spec.dependencies if (run := lineage(need)[0].source_run)]
+    runs = [(run, store.run(run.id)) for run in before]
     if any(_blocked_by_divergence(run, below, store, diverged) for run, below in runs if not below.done()):
         return True
     stages = [stage for need in spec.dependencies for stage in trained_stages(need)]

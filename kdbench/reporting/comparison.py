@@ -13,8 +13,9 @@ import pandas as pd
 from kdbench.reporting.captions import check_versions, empty_cells, score_rules, trials_text, versions_text
 from kdbench.reporting.cells import SUMMARY, measured_text, summarise
 from kdbench.reporting.keys import CELL, GROUP, Group, grouped, measured_on, pair_text, records, tuples
-from kdbench.reporting.observations import TeacherWeights, collect, valid_result
+from kdbench.reporting.observations import collect
 from kdbench.reporting.rendered import RenderedTable, Section, TableCell
+from kdbench.reporting.teacher_weights import TeacherWeights, valid_result
 from kdbench.store.record import Result
 from kdbench.store.store import Store
 from kdbench.suite.suite import Suite, measurement_specs, run_specs

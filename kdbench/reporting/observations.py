@@ -22,10 +22,11 @@ from kdbench.reporting.keys import (
     terms_text,
     tiny_paper,
 )
+from kdbench.reporting.teacher_weights import TeacherWeights, auxiliary_run
 from kdbench.store.record import Record, Result
 from kdbench.store.store import Store
 from kdbench.suite.measurements import ProbeSpec, probe, probe_protocols
-from kdbench.suite.specs import DatasetSpec, RunSpec, Stage, StudentOf, stage_label
+from kdbench.suite.specs import DatasetSpec, RunSpec
 from kdbench.suite.suite import Measurement, Run, Suite
 
 
@@ -95,7 +96,7 @@ def _shared(run: Run) -> dict[str, Any]:
         "teacher": run.teacher,
         "student": str(spec.student),
         "method": run.method,
-        "teacher_checkpoint": protocol.teacher_checkpoint,
+        "teacher_checkpoint": student.checkpoint if (student := _named_student(spec)) else protocol.teacher_checkpoint,
         "teacher_paper": teacher_paper_of(run),
         "setting": ",".join(part for part in (scenario_setting(spec.scenario, protocol.paper), varied) if part),
         "terms": terms_text(run.spec.terms),
@@ -138,78 +139,15 @@ def _row(run: Run, shared: dict[str, Any], stores: Sequence[Store], weights: Tea
 
 def _recorded_teacher(spec: RunSpec) -> str:
     """The id of the finished teacher whose own record holds its accuracy as it taught, or ""."""
-    teacher = spec.teacher
-    alone = teacher and not (spec.head or teacher.source_run or spec.teacher_seen_elsewhere)
-    return teacher.id if teacher and alone else ""
-
-
-class TeacherWeights:
-    """The weights of teachers: those that taught runs, and those that each of several stores holds."""
-
-    def __init__(self, stores: Sequence[Store]) -> None:
-        self._stores = stores
-        self._found: dict[str, list[tuple[Store, Result]]] = {}
-
-    def that_taught(self, spec: RunSpec, result: Result, store: Store) -> str:
-        """SHA-256 of the weights of the teacher that the suite names for a run; "" where it is not known."""
-        if isinstance(spec.teacher, StudentOf) and spec.teacher.run.teacher:
-            auxiliary = valid_result(store.run(spec.teacher.run.id))
-            return self.that_taught(spec.teacher.run, auxiliary, store) if auxiliary else ""
-        return (result.parent_sha256 or "").partition("+")[0]
-
-    def changed(self, spec: RunSpec, result: Result, store: Store) -> bool:
-        """Whether a run's store holds other weights of its teacher than those that taught it."""
-        there = self._results(spec.teacher) if spec.teacher and result.parent_sha256 else []
-        now = [found.weights_sha256 for holder, found in there if holder is store]
-        return bool(now) and (result.parent_sha256 or "").partition("+")[0] not in now
-
-    def differences(self, spec: RunSpec, score: str) -> str:
-        """``75.20 in a, 76.10 in b`` where the stores' weights of a run's teacher differ, else ""."""
-        teacher = spec.teacher if len(self._stores) > 1 else None
-        while (
-            isinstance(teacher, StudentOf) and teacher.run.teacher
-        ):  # an auxiliary teacher is a student of the suite's
-            teacher = teacher.run.teacher
-        return disagreement(self._results(teacher), score) if teacher else ""
-
-    def conflicts(self, specs: Iterable[RunSpec]) -> list[str]:
-        """One message for each stage of a teacher whose weights or accuracies differ between stores."""
-        stages = {stage.id: stage for spec in specs for stage in spec.stages}
-        found = {stage: disagreement(self._results(stage), stage.checkpoint) for stage in stages.values()}
-        return [
-            f"teacher {stage_label(stage)} ({stage.id}): {text}; the first is shown, "
-            "and trials under different ones are not paired"
-            for stage, text in found.items()
-            if text
-        ]
-
-    def _results(self, teacher: Stage) -> list[tuple[Store, Result]]:
-        if teacher.id not in self._found:
-            found = [(store, valid_result(store.record_of(teacher))) for store in self._stores]
-            self._found[teacher.id] = [(store, result) for store, result in found if result]
-        return self._found[teacher.id]
-
-
-def disagreement(found: Sequence[tuple[Store, Result]], score: str) -> str:
-    """The differing results of one teacher, each with the first store that has it; "" where all are equal."""
-    first: dict[tuple[object, ...], tuple[Store, Result]] = {}
-    for store, result in found:
-        first.setdefault((result.weights_sha256, result.last, result.best), (store, result))
-    if len(first) < 2:
+    if spec.teacher is None or spec.head or spec.teacher_seen_elsewhere or auxiliary_run(spec):
         return ""
-    accuracies = [result.accuracy(score) for _, result in first.values()]
-    texts = [f"{each.top1:.2f}" if each else "no accuracy" for each in accuracies]
-    if len(set(texts)) == 1:
-        texts = [f"{text} (weights {key[0]:.8})" for text, key in zip(texts, first, strict=True)]
-    return ", ".join(f"{text} in {store.root}" for text, (store, _) in zip(texts, first.values(), strict=True))
+    student = _named_student(spec)
+    return student.id if student else spec.teacher.id
 
 
-def valid_result(record: Record) -> Result | None:
-    """The result, or None where there is none or it is damaged."""
-    try:
-        return record.result()
-    except BadRecord:
-        return None
+def _named_student(spec: RunSpec) -> RunSpec | None:
+    """The run whose student is the teacher that the suite names for a run, if it is one."""
+    return spec.teacher.source_run if spec.teacher and not auxiliary_run(spec) else None
 
 
 class State(NamedTuple):
@@ -294,7 +232,10 @@ def teacher_observations(runs: pd.DataFrame, stores: Sequence[Store]) -> pd.Data
 
 def _teacher_state(id: str, checkpoint: str, stores: Sequence[Store]) -> tuple[Any, ...]:
     """Status, reason, version and test accuracies of a teacher with the weights of its last or best epoch."""
-    status, reason, result, version, _ = look_up(stores, lambda store: store.teacher(id), "not trained")
+    run = any(store.run(id).has_result_file() for store in stores)
+    status, reason, result, version, _ = look_up(
+        stores, lambda store: store.run(id) if run else store.teacher(id), "not trained"
+    )
     accuracy = result.accuracy(checkpoint) if result else None
     if accuracy:
         return status, reason, version, accuracy.top1, accuracy.top5

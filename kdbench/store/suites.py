@@ -9,16 +9,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from kdbench.catalogue.plugins import in_folder
+from kdbench.catalogue.text import one_line, shorten
+from kdbench.errors import BadInput, BadRecord
 from kdbench.files import write_json, write_text
 from kdbench.store.record import timestamp
 from kdbench.store.store import Store, exclusive, write_modules
 from kdbench.suite.components import hashed
-from kdbench.suite.load import bundled_suites
+from kdbench.suite.load import Known, bundled_suites
 from kdbench.suite.methods import sources_of
 from kdbench.suite.suite import Suite
 from kdbench.suite.yaml_reader import Document
@@ -93,12 +97,14 @@ class ArchivedFiles:
     """
 
     def __init__(self, stores: Sequence[Store]) -> None:
+        self._stores = stores
         self._kept = _all_kept(stores)
         self.messages: dict[str, None] = {}
 
     def tell(self, document: Document) -> None:
         """Let a suite's document know of its weights and modules."""
         document.known, document.elsewhere = self._weights(document), self._modules(document)
+        document.run = partial(finished_run, self._stores)
 
     def _modules(self, document: Document) -> Callable[[str], Path | None]:
         """The look-up of a suite's modules: all are the kept ones, or none is."""
@@ -141,6 +147,38 @@ class ArchivedFiles:
             return sha256
 
         return find
+
+
+def teaching_runs(stores: Sequence[Store]) -> Known:
+    """Lets a suite's document know of finished runs alone."""
+
+    def tell(document: Document) -> None:
+        document.run = partial(finished_run, stores)
+
+    return tell
+
+
+def finished_run(stores: Sequence[Store], id: str) -> dict[str, Any]:
+    """The stored spec of a finished run whose id begins so, and whose weights were kept. Raises BadInput for any other."""
+    found = [(record, store) for store in stores if (record := store.find("runs", id))]
+    where = ", ".join(str(store.root) for store in stores)
+    if not found:
+        aside = [path for store in stores for path in store.quarantined("runs") if path.name.startswith(id)]
+        if aside:
+            raise BadInput(f"run {id} was damaged and is quarantined ({aside[0]}): run its suite again")
+        raise BadInput(f"no run's id in {where} begins with '{shorten(id)}' (four digits or more): kdbench list runs")
+    try:
+        done = [record for record, _ in found if record.result()]
+    except BadRecord as error:
+        raise BadInput(f"{error}. The next kdbench run of its suite makes it again") from None
+    record = (done or [record for record, _ in found])[0]
+    if not done:
+        failure = record.failure()
+        state = f"failed: {failure.reason}" if failure else f"{len(record.metrics())} epochs so far"
+        raise BadInput(f"run {record.id} is not finished ({one_line(state)}): run its suite first")
+    if not record.keeps_weights():
+        raise BadInput(f"the weights of run {record.id} were not kept, as those of tiny runs: name another run")
+    return record.spec()
 
 
 def _all_kept(stores: Sequence[Store]) -> list[KeptSuite]:

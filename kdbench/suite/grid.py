@@ -299,14 +299,15 @@ class Grid:
             if reason := self._unfit(point, network):
                 yield place, "", reason
         if not reads_teacher(terms):
-            for reason in self._reasons(point, self.validator.networks.network(point.student), terms):
+            alone = TeacherConfig(self.validator.networks.network(point.student), "random")
+            for reason in self._reasons(point, alone, terms):
                 yield place, f"{named}cannot train {point.student}: {reason}", ""
             return
         if teacher is None:
             if not self.invalid_keys.keys() & {"teacher", "pairs"}:
                 yield place, f"{named}({formula(terms)}) needs a teacher, and the grid names none", ""
             return
-        for reason in self._reasons(point, teacher.network, terms):
+        for reason in self._reasons(point, teacher, terms):
             detail = f"{point.student} with {point.teacher}: {reason}. Exclude the pair or change the method."
             yield place, f"{named}cannot train ", detail
         for reason in self._unfilled(point, terms):
@@ -364,11 +365,12 @@ class Grid:
             why = f"and {images:,} training images fill none of {batch:,}" if batch > images else f"not of {batch:,}"
             yield f"{what}, {why}. Another would do: protocol: {{base: {self.protocol.base}, {change}}}"
 
-    def _reasons(self, point: GridPoint, teacher: Network, terms: Terms) -> list[str]:
+    def _reasons(self, point: GridPoint, teacher: TeacherConfig, terms: Terms) -> list[str]:
         """Why a method cannot train a pair, including its auxiliary network, if it has one."""
         method = auxiliary_method(terms)
         node = self.protocol.node_embedding
-        nodes = (node, None if point.strategy == "pretrained" else node)
+        own = teacher.run.recipe.node_embedding if teacher.run else None
+        nodes = (node, own if point.strategy == "pretrained" else node)
         student = self.validator.networks.network(point.student)
         try:
             recipe = student_recipe(point, student, self.protocol)
@@ -376,7 +378,7 @@ class Grid:
             return []
         images = (recipe.size or point.dataset.image_size, point.scenario.fraction)
         if not method:
-            return incompatibilities(student, teacher, terms, nodes, *images)
+            return incompatibilities(student, teacher.network, terms, nodes, *images)
         wider, known = info(student).auxiliary, self.protocol.terms.get(method)
         if not wider:
             return [f"it needs a network of twice the student's channels, and no doubled {point.student} is known"]
@@ -384,7 +386,7 @@ class Grid:
             return [f"it trains {wider} first, by the method '{method}', which protocol '{self.protocol.name}' lacks"]
         return [
             *incompatibilities(student, wider, terms, (node, node), *images),
-            *incompatibilities(wider, teacher, known, nodes, *images),
+            *incompatibilities(wider, teacher.network, known, nodes, *images),
         ]
 
 

@@ -4,8 +4,8 @@ A teacher is made in stages, each with a record of its own: a union that ``kind`
 
 Imported, SelfSupervised, Supervised   from fresh weights, or from weights that were trained elsewhere
 FineTuned                              a pre-trained network (one of the first two) trained further on labels
-NewLayers                              new layers on a frozen network
 StudentOf                              the student of another run; its record is that run's
+NewLayers                              new layers on a frozen network
 Adapter                                what a term trains on a finished teacher before any student
 """
 
@@ -131,7 +131,7 @@ class NewLayers(_Stage):
     """New layers, a ``head``, trained on a frozen network."""
 
     kind: Literal["new_layers"] = "new_layers"
-    parent: Annotated[Imported | SelfSupervised | Supervised | FineTuned, Field(discriminator="kind")]
+    parent: Annotated[Imported | SelfSupervised | Supervised | FineTuned | StudentOf, Field(discriminator="kind")]
     dataset: DatasetSpec
     head: HeadSpec
     checkpoint: Checkpoint = "last"
@@ -230,6 +230,11 @@ def trained_stages(stage: Stage) -> list[Stage]:
     return [each for each in lineage(stage) if not isinstance(each, StudentOf)]
 
 
+def teaching_run(teacher: Teacher | None) -> RunSpec | None:
+    """The run whose student is a teacher, or its frozen backbone; None if neither is any run's student."""
+    return lineage(teacher)[0].source_run if teacher else None
+
+
 def stage_label(stage: Stage) -> str:
     """One line for lists and messages, such as ``resnet20 (SimCLR) on digits + new layers``."""
     made, added = str(stage.network), ""
@@ -298,7 +303,7 @@ class RunSpec(Variant):
     def teacher_seen_elsewhere(self) -> bool:
         """Whether its finished teacher sees other test images, or other preprocessing, than in its own record."""
         teacher = self.teacher
-        if teacher is None or teacher.dataset is None or isinstance(teacher, StudentOf) or self.head:
+        if teacher is None or teacher.dataset is None or self.head:
             return False
         own = preprocessing_of(teacher)
         return _tested(self.dataset, self.teacher_view or self.recipe) != _tested(teacher.dataset, own)
@@ -323,11 +328,17 @@ def preprocessing_of(stage: Stage) -> Preprocessing:
 
 def _tested(data: DatasetSpec, view: Preprocessing) -> tuple[object, ...]:
     """The test images and their preprocessing, as one comparable value."""
-    known = data.facts
     images = data.name, data.class_count, data.test_per_class, data.val_split, data.size, data.stand_in
-    return *images, view.size or data.image_size, view.mean or known.mean, view.std or known.std
+    return *images, *seen_as(data, view).values()
+
+
+def seen_as(data: DatasetSpec, view: Preprocessing) -> dict[str, Any]:
+    """The size, mean and std of a data set's images as a network sees them, whether the view or the data set states them."""
+    known = data.facts
+    return {"size": view.size or data.image_size, "mean": view.mean or known.mean, "std": view.std or known.std}
 
 
 StudentOf.model_rebuild()
+NewLayers.model_rebuild()
 Adapter.model_rebuild()
 RunSpec.model_rebuild()

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from kdbench.catalogue.networks import NetworkInfo
 from kdbench.catalogue.terms import term
 from kdbench.catalogue.text import shorten
@@ -35,17 +37,19 @@ from kdbench.suite.specs import (
     Supervised,
     Teacher,
     Weights,
+    seen_as,
 )
 
 
-Source = Literal["random", "published", "file", "simclr"]
+Source = Literal["random", "published", "file", "simclr", "run"]
 
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """A network and the source of its weights; ``file`` is a user's file, identified by its ``sha256``.
+    """A network and the source of its weights.
 
-    With ``fine_tune`` the weights are trained further even if their own classifier fits. ``counts`` are the class counts for
+    ``file`` is a user's file, identified by its ``sha256``; ``run`` is a finished run, whose student this is. With
+    ``fine_tune`` the weights are trained further even if their own classifier fits. ``counts`` are the class counts for
     which the file may hold a classifier, None if only its hash is known; ``key``, ``mean`` and ``std`` are those of
     ``Weights``.
     """
@@ -59,6 +63,7 @@ class TeacherConfig:
     key: str | None = None
     mean: Channels | None = None
     std: PositiveChannels | None = None
+    run: RunSpec | None = None
 
     @property
     def info(self) -> NetworkInfo:
@@ -66,6 +71,8 @@ class TeacherConfig:
 
     def may_have_seen(self, data: DatasetSpec) -> bool:
         """Whether it was trained elsewhere, perhaps on the training images that are held out here."""
+        if self.run:
+            return data.val_split not in (None, self.run.dataset.val_split)
         weights = self.weights(data)
         return bool(data.val_split and weights and weights.classifier)
 
@@ -75,6 +82,12 @@ class TeacherConfig:
             return ""
         if not self.info.classifier:
             return "has no classifier: use strategy sequential or simultaneous"
+        if self.run:
+            trained = self.run.dataset
+            return (
+                f"tells the {trained.class_count} classes of {trained.name} apart, and {data.name} has {data.class_count}: "
+                "use strategy sequential or simultaneous"
+            )
         there = f"only one for {', '.join(map(str, sorted(self.counts)))} classes" if self.counts else "none"
         return (
             f"needs a classifier for the {data.class_count} classes of {data.name}, and its file holds {there}: use "
@@ -96,8 +109,11 @@ class TeacherConfig:
             return Weights(source="file", classifier=own, **kept)
         return None
 
-    def view(self, data: DatasetSpec) -> Changes | None:
-        """The preprocessing that imported weights need, if it differs from the data set's own."""
+    def view(self, data: DatasetSpec, usual: Preprocessing) -> Changes | None:
+        """The preprocessing that the weights need, if not the data set's own, or of a run's student not the ``usual``."""
+        if self.run:
+            seen = seen_as(self.run.dataset, self.run.recipe)
+            return seen if seen != seen_as(data, usual) else None
         public = self.info.public
         own = {key: value for key in ("mean", "std") if (value := getattr(self, key))}
         encoder = not self.info.classifier or (self.source == "file" and public and not public.classes)
@@ -126,6 +142,16 @@ def fixed_size(network: Network, side: int) -> Changes:
 def default_teacher(network: Network) -> TeacherConfig:
     """The teacher of a bare network name: its published weights, else trained from scratch."""
     return TeacherConfig(network, "published" if info(network).public else "random")
+
+
+def student_teacher(stored: dict[str, Any]) -> TeacherConfig:
+    """The student of a finished run as a teacher, from the run's stored spec. Raises BadInput for one that is not valid."""
+    try:
+        run = RunSpec.model_validate(stored)
+    except ValidationError:
+        raise BadInput("the run's spec.json cannot be read: run its suite again") from None
+    info(run.student)
+    return TeacherConfig(run.student, "run", run=run, counts=frozenset({run.dataset.class_count}))
 
 
 def teacher_config(
@@ -172,11 +198,11 @@ def teacher_config(
         what = "is a folder" if os.path.isdir(path) else "no such file"
         place = f"Give a path from the suite's folder on ({folder.resolve()}), or sha256:…"
         raise BadInput(f"'{shorten(weights)}': {what}. {place}")
-    from kdbench.weightfiles.read import class_counts, opened, states  # most suites name no file
+    from kdbench.weightfiles.read import class_counts, opened, tensors_in  # most suites name no file
 
     try:
         with opened(path) as content:
-            counts = class_counts(states(content), facts.embedding, key)
+            counts = class_counts(tensors_in(content), facts.embedding, key)
         return TeacherConfig(name, "file", file_hash(path), path, counts=counts, key=key)
     except OSError as error:
         raise BadInput(f"'{weights}' cannot be read: {error.strerror or error}") from None
@@ -189,20 +215,22 @@ def resolve_teacher(teacher: TeacherConfig, data: DatasetSpec, strategy: str, pr
     unchanged. A SimCLR network is fine-tuned only under `pretrained`, which needs a classifier.
     """
     name, checkpoint = teacher.network, protocol.teacher_checkpoint
-    weights, shown = teacher.weights(data), teacher.view(data)
-    spec: Imported | SelfSupervised | Supervised | FineTuned
+    weights, shown = teacher.weights(data), teacher.view(data, protocol.recipe(str(name), data.name))
+    spec: Imported | SelfSupervised | Supervised | FineTuned | StudentOf
     tuned = False
     if weights:
         spec = Imported(network=name, weights=weights, dataset=data.whole if weights.classifier else None)
         known = weights.classifier or teacher.source == "file"
         tuned = teacher.info.classifier and (teacher.fine_tune or not known)
+    elif teacher.run:
+        spec = StudentOf(run=teacher.run)
     elif teacher.source == "simclr":
         spec = SelfSupervised(network=name, dataset=data, pretraining=protocol.pretraining_spec(str(name), data.name))
         tuned = strategy == "pretrained"
     else:
         recipe = protocol.teacher_recipe(str(name), data.name, fixed_size(name, data.image_size))
         spec = Supervised(network=name, dataset=data, recipe=recipe, checkpoint=checkpoint)
-    if tuned and not isinstance(spec, Supervised):
+    if tuned and isinstance(spec, Imported | SelfSupervised):
         recipe = protocol.teacher_recipe(str(name), data.name, shown, fine_tune=True)
         spec = FineTuned(parent=spec, dataset=data, recipe=recipe, checkpoint=checkpoint)
     head = protocol.head_spec(data.name, simultaneous=strategy == "simultaneous", view=shown)

@@ -30,8 +30,8 @@ from kdbench.suite.schema import (
     problems_of,
     shorten,
 )
-from kdbench.suite.specs import NetworkSpec
-from kdbench.suite.teachers import TeacherConfig, default_teacher, teacher_config
+from kdbench.suite.specs import Network, NetworkSpec
+from kdbench.suite.teachers import TeacherConfig, default_teacher, student_teacher, teacher_config
 from kdbench.suite.yaml_reader import Document, YamlPath, show_path
 
 
@@ -178,8 +178,12 @@ class SuiteValidator:
                 self._name_teacher(name, value, here)
 
     def _name_teacher(self, name: str, value: dict[str, Any], here: YamlPath) -> None:
+        network: Network = next(iter(networks()))
         try:
             entry = TeacherEntry.model_validate(value, context=self._context)
+            if entry.network is None:
+                self.teachers[name] = student_teacher(self.document.run(entry.run or ""))
+                return
             network = self.networks.network(entry.network)
             folder = self.document.folder
             known = self.document.known
@@ -189,9 +193,9 @@ class SuiteValidator:
             self.teachers[name] = replace(teacher, fine_tune=entry.fine_tune, mean=entry.mean, std=entry.std)
         except ValidationError as error:
             self.problems += problems_of(error, self.document, here, {"": TeacherEntry.model_fields})
-            self.teachers[name] = default_teacher(next(iter(networks())))  # so that its use is not a problem, too
+            self.teachers[name] = default_teacher(network)  # so that its use is not a problem, too
         except BadInput as error:
-            key = "weights" if "weights" in value else "pretraining"
+            key = next((key for key in ("run", "weights") if key in value), "pretraining")
             self.report((*here, key), str(error))
             self.teachers[name] = default_teacher(network)
 

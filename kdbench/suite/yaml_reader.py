@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from kdbench.catalogue.text import LONGEST, shorten
-from kdbench.errors import BadSuite, Problem
+from kdbench.errors import BadInput, BadSuite, Problem
 
 
 _EXPONENT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")
@@ -83,13 +83,18 @@ STDIN = "-"
 _MAPPING_TAG, _SEQUENCE_TAG = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
 
 
+def no_run(id: str) -> dict[str, Any]:
+    """The look-up of runs where no results folder is named. Raises BadInput."""
+    raise BadInput(f"run {shorten(id)} is looked for in a results folder, and none is named: give one with --results")
+
+
 @dataclass
 class Document:
     """A YAML file as plain Python values, the line of every value and key, and what is wrong with the text itself.
 
     ``trapped`` holds the places of values that YAML 1.1 reads as something else than what was meant. ``known`` gives the
-    SHA-256 of a file of weights that is named in it and is not there, if that is known; ``elsewhere`` the folder of a
-    top-level module that has moved from beside it.
+    SHA-256 of a file of weights that is named in it and is not there, if that is known; ``run`` the stored spec of a finished
+    run by its id, or raises BadInput; ``elsewhere`` the folder of a top-level module that has moved from beside it.
     ``settings`` names the options ``--set`` that changed values, by the place of the value.
     ``piped`` says that the text comes from no file on a disk, so that the name and the folder of ``file`` mean nothing.
     """
@@ -103,6 +108,7 @@ class Document:
     piped: bool = False
     text: str = ""
     known: Callable[[str], str | None] = lambda _: None
+    run: Callable[[str], dict[str, Any]] = no_run
     elsewhere: Callable[[str], Path | None] = lambda _: None
 
     @property

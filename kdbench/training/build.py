@@ -249,7 +249,7 @@ def with_head(backbone: Backbone, spec: NewLayers) -> NodeEmbedding:
 
 def online_layers(run: RunSpec) -> NewLayers:
     """The new layers that learn on a run's teacher during the run. Raises ValueError where none do."""
-    if run.teacher is None or run.head is None or isinstance(run.teacher, NewLayers | StudentOf):
+    if run.teacher is None or run.head is None or isinstance(run.teacher, NewLayers):
         raise ValueError("new layers learn on a teacher that has none yet")
     return NewLayers(parent=run.teacher, dataset=run.dataset, head=run.head)
 

@@ -265,6 +265,7 @@ _INERT = (
     r"torch\.(device|dtype|layout|Tensor|strided|sparse_coo|sparse_csr|[u]?int\d+|float\d*\w*|bfloat16|half|double)",
     r"torch\.(long|short|int|uint8|bool|complex\d+|qu?int\d+|contiguous_format|channels_last|per_tensor_affine)",
     r"torch\.serialization\._get_layout",
+    r"torch\.torch_version\.TorchVersion",
     r"torch\.(storage\.)?(Typed|Untyped)Storage",
 )
 """Names of plain data and of torch's types, of which nothing is needed."""

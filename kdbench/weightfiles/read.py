@@ -172,18 +172,18 @@ def _at(file: BinaryIO, place: int, length: int) -> bytes:
 
 
 State = dict[str, Stored]
-WRAPPERS = ("module", "_orig_mod")
-"""Name parts that torch inserts for parallel or compiled networks."""
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
+"""Name parts that torch and Lightning insert for parallel, compiled, sharded or checkpointed modules."""
 DEPTH = 30
-"""The maximum nesting depth of state dicts in a checkpoint."""
+"""The maximum nesting depth of mappings in a checkpoint."""
 
 
-def states(content: object) -> dict[str, State]:
-    """The state dicts in a checkpoint by their path, such as ``state.model``; "" for the top level.
+def tensors_in(content: object) -> State:
+    """All tensors in a checkpoint by their path, such as ``state.model.fc.weight``; in nested mappings, the first one.
 
     Raises BadInput where there are none.
     """
-    found: dict[str, State] = {}
+    found: State = {}
     seen: set[int] = set()
     waiting: deque[tuple[str, object]] = deque([("", content)])
     while waiting:
@@ -193,13 +193,13 @@ def states(content: object) -> dict[str, State]:
         seen.add(id(value))
         inside = dict(enumerate(value)) if isinstance(value, list | tuple) else value
         if isinstance(value, Inert):
-            tensors, inside = dict(_attributes(value)), value.state
+            attributes, inside = dict(_attributes(value)), value.state
         elif isinstance(inside, Mapping):
-            tensors = {str(key): tensor for key, inner in inside.items() if (tensor := as_tensor(inner))}
+            attributes = {str(key): tensor for key, inner in inside.items() if (tensor := as_tensor(inner))}
         if not isinstance(inside, Mapping):
             continue
-        if tensors:
-            found[place] = {safe_name(key): tensor for key, tensor in tensors.items()}
+        for name, tensor in attributes.items():
+            found.setdefault(_joined(place, name), tensor)
         holders = (Mapping, list, tuple) if isinstance(value, Inert) else (Mapping, list, tuple, Inert)
         waiting += [(_joined(place, key), inner) for key, inner in inside.items() if isinstance(inner, holders)]
     if not found:
@@ -219,14 +219,15 @@ def some(names: list[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def class_counts(there: Mapping[str, State], width: int, key: str | None) -> frozenset[int]:
+def class_counts(there: State, width: int, key: str | None) -> frozenset[int]:
     """For how many classes there are classifiers on an embedding of this width, at a place that ``key`` names.
 
     Raises BadInput for a key that names nothing.
     """
-    named = [t for place, state in there.items() for name, t in state.items() if is_named(f"{place}.{name}", key)]
+    named = [tensor for name, tensor in there.items() if is_named(name, key)]
     if not named:
-        raise BadInput(f"the key '{key}' names nothing in it. It holds {some([place or '(bare)' for place in there])}.")
+        places = list(dict.fromkeys(name.partition(".")[0] for name in there))
+        raise BadInput(f"the key '{key}' names nothing in it. It holds {some(places)}.")
     return frozenset(tensor.shape[0] for tensor in named if len(tensor.shape) == 2 and tensor.shape[1] == width)
 
 
@@ -248,7 +249,8 @@ def without_wrappers(key: str) -> str:
 def is_averaged(place: str) -> bool:
     """Whether a place's name says that its weights are a running average of others in the file."""
     return any(
-        re.search(r"(^|_)(ema|swa|avg|averaged?|averages|momentum|k)(_|$)", part) for part in place.lower().split(".")
+        re.search(r"(^|_)(ema|swa|avg|averaged?|averages|shadow|polyak|target|momentum|k)(_|$)", part)
+        for part in place.lower().split(".")
     )
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from kdbench.errors import BadInput
 from kdbench.models import build, load_checkpoint
 from kdbench.models.checkpoints import _values
-from kdbench.weightfiles.read import opened, states
+from kdbench.weightfiles.read import opened, tensors_in
 
 
 class Inner(nn.Module):
@@ -47,8 +47,7 @@ def archive(tmp_path):
 
 def tensors(path):
     with opened(path) as content:
-        (found,) = states(content).values()
-        return _values(found)
+        return _values(tensors_in(content))
 
 
 def test_every_tensor_comes_out_as_it_went_in(archive):

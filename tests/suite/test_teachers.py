@@ -307,5 +307,5 @@ def test_a_file_sees_the_images_as_it_was_trained_to(spec, file):
     assert told.teacher.weights.key == "fc"
     assert plain.teacher.weights.canonical().keys() == {"source", "sha256"}
     assert not told.teacher_seen_elsewhere
-    with pytest.raises(BadSuite, match=r"the key 'student' names nothing in it. It holds \(bare\)"):
+    with pytest.raises(BadSuite, match=r"the key 'student' names nothing in it. It holds conv1, fc"):
         spec("mine", mine=f"{{network: resnet20, weights: {file(100)}, key: student}}")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdbench.errors import LostTeacher
-from kdbench.suite.specs import StudentOf
+from kdbench.suite.specs import NewLayers, StudentOf
 from kdbench.training import jobs
 from kdbench.training.build import load_teacher
 
@@ -36,6 +36,22 @@ def test_its_weights_are_the_runs(bench, make_pair, strategy):
     assert result.kind == "run"
     assert network(torch.zeros(1, 3, 32, 32)).embedding.shape[1] == (64 if strategy == "pretrained" else 16)
     assert not shop.store.teacher(run.teacher.id).folder.exists()
+
+
+def test_new_layers_are_trained_on_it(bench, make_pair):
+    run, between = make_pair("simultaneous", recipe={"epochs": 1})
+    layers = NewLayers(parent=run.teacher, dataset=run.dataset, head=between.head)
+    shop = bench()
+    shop.teachers(between)
+    jobs.train_cohort([between], shop.shop)
+    for teaching in (
+        run.model_copy(update={"teacher": layers}),
+        run.model_copy(update={"head": between.head}),
+    ):
+        for stage in teaching.stages:
+            jobs.train_teacher(stage, shop.shop)
+        jobs.train_cohort([teaching], shop.shop)
+        assert shop.store.run(teaching.id).result()
 
 
 def test_it_keeps_the_best_epoch_if_asked(bench, make_run):
