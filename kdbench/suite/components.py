@@ -243,6 +243,19 @@ class Pretraining(SimCLR):
     recipe: Recipe
 
 
+class ImagesSpec(Spec):
+    """Images of one's own: the hash of their content, what follows from it, and the names of their classes."""
+
+    sha256: Sha256
+    classes: Annotated[StrictInt, Field(ge=2)]
+    size: ImageSize
+    train: PositiveInt
+    test: PositiveInt
+    mean: Channels
+    std: PositiveChannels
+    class_names: tuple[StrictStr, ...]
+
+
 class DatasetSpec(Spec):
     """A data set, or a class-balanced part of it: the first ``classes`` classes, a fixed draw of images of each.
 
@@ -250,6 +263,8 @@ class DatasetSpec(Spec):
 
     With ``val_split`` that share of each class of the training set is held out and stands in for the test set, which is left
     alone: ``train_per_class`` are drawn from the rest, ``test_per_class`` from what is held out.
+
+    What a suite calls ``images`` of one's own is no part of their identity.
 
     A ``stand_in`` has the embedded digits in the place of its images, in the size of these, and so no more than ten classes.
     """
@@ -261,6 +276,21 @@ class DatasetSpec(Spec):
     val_split: Annotated[StrictFloat, Field(gt=0.0, lt=1.0)] | None = None
     size: ImageSize | None = None
     stand_in: StrictBool = False
+    images: ImagesSpec | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("images") and "name" not in value:
+            return {**value, "name": f"images {ImagesSpec.model_validate(value['images']).sha256[:8]}"}
+        return value
+
+    @model_serializer(mode="wrap")
+    def _without_own_name(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialise(self)
+        if self.images:
+            values.pop("name", None)
+        return values
 
     @model_validator(mode="after")
     def _enough_digits(self) -> DatasetSpec:
@@ -278,7 +308,15 @@ class DatasetSpec(Spec):
     @property
     def facts(self) -> Dataset:
         """What is known of the whole data set."""
-        return dataset(self.name)
+        if self.images is None:
+            return dataset(self.name)
+        known = self.images.model_dump(exclude={"sha256"})
+        return Dataset(name=self.name, summary="images of one's own", **known)
+
+    @property
+    def key(self) -> str:
+        """What stands for its images in seeds."""
+        return self.images.sha256 if self.images else self.name
 
     @property
     def image_size(self) -> int:

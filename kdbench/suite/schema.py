@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -10,7 +12,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     StrictBool,
+    StrictFloat,
     StrictStr,
     ValidationError,
     ValidationInfo,
@@ -19,11 +23,12 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from kdbench.catalogue import text
-from kdbench.catalogue.datasets import dataset
+from kdbench.catalogue.datasets import dataset, datasets
 from kdbench.catalogue.networks import network, networks
 from kdbench.catalogue.tables import table_name
 from kdbench.catalogue.terms import term
 from kdbench.catalogue.text import nearest, unknown
+from kdbench.datafiles.own_files import ImageSource
 from kdbench.errors import BadInput, Problem
 from kdbench.suite.components import Channels, ImageSize, Name, PositiveChannels, PositiveInt
 from kdbench.suite.measurements import ProbeProtocol, named_probe, probe_protocols
@@ -76,6 +81,17 @@ def _network(name: str, info: ValidationInfo) -> str:
         raise ValueError(str(error)) from None
 
 
+def _dataset(name: str, info: ValidationInfo) -> str:
+    """A data set's canonical name: one of the suite's own (in the validation context), or the catalogue's."""
+    own = (info.context or {}).get("datasets", {})
+    if name in own:
+        return name
+    try:
+        return dataset(name).name
+    except BadInput:
+        raise ValueError(unknown("dataset", name, [*own, *datasets()], "datasets")) from None
+
+
 def _student(name: str, info: ValidationInfo) -> str:
     known = _network(name, info)
     if known in networks() and not networks()[known].classifier:
@@ -101,7 +117,7 @@ def _teacher(name: str, info: ValidationInfo) -> str:
 NetworkName = Annotated[StrictStr, AfterValidator(_network)]
 StudentName = Annotated[StrictStr, AfterValidator(_student)]
 TeacherName = Annotated[StrictStr, AfterValidator(_teacher)]
-DatasetName = Annotated[StrictStr, _canonical(lambda name: dataset(name).name)]
+DatasetName = Annotated[StrictStr, AfterValidator(_dataset)]
 PartName = Annotated[StrictStr, _canonical(_part)]
 TableName = Annotated[StrictStr, _canonical(table_name)]
 
@@ -195,12 +211,20 @@ class DatasetEntry(DatasetSpec):
     name: DatasetName
     stand_in: Literal[False] = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_images(cls, value: Any, info: ValidationInfo) -> Any:
+        own = (info.context or {}).get("datasets", {})
+        if isinstance(value, dict) and isinstance(name := value.get("name"), str) and name in own:
+            return {**value, "images": own[name]}
+        return value
+
     @property
     def spec(self) -> DatasetSpec:
         """The data set for a run's spec: all classes, and the images' own size, are the same as no choice of them."""
         whole = self.facts
         same = {key: None for key in ("classes", "size") if getattr(self, key) == getattr(whole, key)}
-        return DatasetSpec(**{**self.model_dump(), **same})
+        return DatasetSpec(**{**self.model_dump(), "name": self.name, **same})
 
 
 class MethodEntry(Schema):
@@ -208,6 +232,34 @@ class MethodEntry(Schema):
 
     name: Annotated[Name | None, NotEmpty] = None
     terms: Any = None
+
+
+class ImagesEntry(Schema):
+    """A suite's own data set: a ``folder`` of classes, a table of files (``csv``) or a NumPy file (``npz``).
+
+    A folder has `train/` and `test/` (or `val/`) with a folder for each class, or these alone: then ``test_split`` is the
+    share of each class that is held out for tests. Pictures become ``size`` × ``size`` pixels. Files that cannot be decoded
+    are refused, or left out with ``skip_unreadable``.
+    """
+
+    folder: Annotated[StrictStr | None, NotEmpty] = None
+    csv: Annotated[StrictStr | None, NotEmpty] = None
+    npz: Annotated[StrictStr | None, NotEmpty] = None
+    size: Annotated[ImageSize | None, NotEmpty] = None
+    test_split: Annotated[StrictFloat | None, Field(gt=0.0, lt=1.0), NotEmpty] = None
+    skip_unreadable: StrictBool = False
+
+    @model_validator(mode="after")
+    def _one_place(self) -> ImagesEntry:
+        if sum(place is not None for place in (self.folder, self.csv, self.npz)) != 1:
+            raise ValueError("name one place: a folder, a csv or an npz")
+        return self
+
+    def source(self, beside: Path) -> ImageSource:
+        """The source, whose path is looked for from the folder ``beside`` on."""
+        kind: Literal["folder", "csv", "npz"] = "folder" if self.folder else "csv" if self.csv else "npz"
+        path = os.path.abspath(beside / os.path.expanduser(str(getattr(self, kind))))
+        return ImageSource(kind, path, self.size, self.test_split, self.skip_unreadable)
 
 
 class NetworkEntry(Schema):
@@ -336,13 +388,14 @@ class SuiteHead(Shared):
     name: Annotated[Name | None, NotEmpty] = None
     description: StrictStr = ""
     methods: dict[str, Any] = {}
+    datasets: dict[str, Any] = {}
     networks: dict[str, Any] = {}
     teachers: dict[str, Any] = {}
     tables: Many[TableName] = ()
     grid: Any = None
 
 
-_DATASET_KEYS = DatasetEntry.model_fields.keys() - {"stand_in"}
+_DATASET_KEYS = DatasetEntry.model_fields.keys() - {"stand_in", "images"}
 _NESTED: Keys = {
     "dataset": _DATASET_KEYS,
     "scenario": Scenario.model_fields,
