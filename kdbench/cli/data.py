@@ -19,7 +19,8 @@ from kdbench.cli.options import Data, Json, Output, Results, find_record, group,
 from kdbench.datafiles import fetch
 from kdbench.errors import BadInput, BadRecord, KdbenchError
 from kdbench.suite.compatibility import subset_errors
-from kdbench.suite.schema import DatasetEntry, problems_of
+from kdbench.suite.plain_errors import problems_of
+from kdbench.suite.schema import DatasetEntry
 from kdbench.suite.specs import DatasetSpec, RunSpec, Scenario
 from kdbench.suite.yaml_reader import Document
 

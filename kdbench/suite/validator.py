@@ -17,9 +17,10 @@ from kdbench.datafiles.own_files import ImageSource
 from kdbench.datafiles.own_images import facts_of
 from kdbench.errors import PRINTED, BadInput, BadSuite, Problem
 from kdbench.suite.compatibility import subset_errors
-from kdbench.suite.components import ImagesSpec
+from kdbench.suite.data_specs import ImagesSpec
 from kdbench.suite.methods import Terms, parse_terms
 from kdbench.suite.networks import SuiteNetworks, network_spec, short_names
+from kdbench.suite.plain_errors import problems_of, shorten
 from kdbench.suite.protocol import Protocol, bundled_protocol, derived_protocol, fallback_protocol
 from kdbench.suite.schema import (
     DatasetEntry,
@@ -32,8 +33,6 @@ from kdbench.suite.schema import (
     SuiteHead,
     TeacherEntry,
     keys_of,
-    problems_of,
-    shorten,
 )
 from kdbench.suite.specs import Network, NetworkSpec
 from kdbench.suite.teachers import TeacherConfig, default_teacher, student_teacher, teacher_config
