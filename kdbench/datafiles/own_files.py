@@ -11,8 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from kdbench.catalogue.text import listed, nearest
-from kdbench.datafiles.folders import first_few
+from kdbench.catalogue.text import first_few, listed, nearest
 from kdbench.errors import BadInput, reason_of
 
 

@@ -136,6 +136,8 @@ class DatasetEntry(DatasetSpec):
     @classmethod
     def _with_images(cls, value: Any, info: ValidationInfo) -> Any:
         own = (info.context or {}).get("datasets", {})
+        if isinstance(value, dict) and "images" in value:
+            raise ValueError("unknown key 'images': images of your own are named in the suite's key 'datasets'")
         if isinstance(value, dict) and isinstance(name := value.get("name"), str) and name in own:
             return {**value, "images": own[name]}
         return value

@@ -14,7 +14,6 @@ from kdbench.catalogue.networks import network as catalogue_network
 from kdbench.catalogue.networks import networks
 from kdbench.catalogue.text import normalise
 from kdbench.datafiles.own_files import ImageSource
-from kdbench.datafiles.own_images import facts_of
 from kdbench.errors import PRINTED, BadInput, BadSuite, Problem
 from kdbench.suite.compatibility import subset_errors
 from kdbench.suite.data_specs import ImagesSpec
@@ -149,6 +148,8 @@ class SuiteValidator:
 
     def _name_datasets(self, given: Any) -> None:
         """Read the suite's own images. The use of a wrong set is not a problem, too."""
+        if given:
+            from kdbench.datafiles.own_images import facts_of  # most suites have none
         for name, value in given.items() if isinstance(given, dict) else ():
             here: YamlPath = ("datasets", name)
             self.datasets[name] = _NO_IMAGES
