@@ -93,8 +93,10 @@ class Document:
     """A YAML file as plain Python values, the line of every value and key, and what is wrong with the text itself.
 
     ``trapped`` holds the places of values that YAML 1.1 reads as something else than what was meant. ``known`` gives the
-    SHA-256 of a file of weights that is named in it and is not there, if that is known; ``run`` the stored spec of a finished
-    run by its id, or raises BadInput; ``elsewhere`` the folder of a top-level module that has moved from beside it.
+    SHA-256 of a file of weights that is named in it and is not there, if that is known; ``class_counts`` for how many classes
+    a file was imported with its classifier, by its SHA-256 and the key in it, None if it was not imported; ``run`` the stored
+    spec of a finished run by its id, or raises BadInput; ``elsewhere`` the folder of a top-level module that has moved from
+    beside it.
     ``settings`` names the options ``--set`` that changed values, by the place of the value.
     ``piped`` says that the text comes from no file on a disk, so that the name and the folder of ``file`` mean nothing.
     """
@@ -108,6 +110,7 @@ class Document:
     piped: bool = False
     text: str = ""
     known: Callable[[str], str | None] = lambda _: None
+    class_counts: Callable[[str, str | None], frozenset[int] | None] = lambda sha256, key: None
     run: Callable[[str], dict[str, Any]] = no_run
     elsewhere: Callable[[str], Path | None] = lambda _: None
 
