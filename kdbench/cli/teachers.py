@@ -18,7 +18,7 @@ from kdbench.catalogue.networks import network as find_network
 from kdbench.catalogue.text import printable
 from kdbench.cli.completion import complete_datasets, complete_networks
 from kdbench.cli.listing import Kind, list_things
-from kdbench.cli.options import Data, Json, Only, Results, Suites, find_record, group, load
+from kdbench.cli.options import Data, Json, Only, Results, Suites, find_record, group, load, say
 from kdbench.cli.run import Devices, Download, Jobs, progress
 from kdbench.errors import BadInput, BadRecord, KdbenchError
 from kdbench.execution.runner import train_teachers
@@ -132,6 +132,7 @@ def import_file(
     record = store.teacher(spec.id)
     folders = [folder for name in ("runs", "teachers", "locks", "") if not (folder := results / name).exists()]
     store.check_writable()  # said before a large file is looked into
+    before = record.done()
     options = RunOptions(results, data, devices, weights={str(config.sha256): file})
     try:
         with progress() as on_event:
@@ -142,12 +143,18 @@ def import_file(
         _leave_as_it_was(record, folders)
         raise
     result = record.result()
+    if before and result and (text := result.contradiction(result.last)):  # a new one is warned of by its worker
+        say(f"WARNING {stage_label(spec)}: {text}")
     here = "used without a classifier" if net.classifier else "an encoder without classes"
     if known and result and result.last:
         images = find_dataset(known.name)
         shown = f"mean {_text(weights.mean or images.mean)} and std {_text(weights.std or images.std)}"
         here = f"top-1 {result.last.top1:.2f} % here (images with {shown})"
-    stated = f", {result.published_top1:.2f} % stated by the file" if result and result.published_top1 else ""
+    stated = ""
+    if result and result.published_top1 is not None:
+        stated += f", {result.published_top1:.2f} % stated by the file"
+    if result and result.published_best is not None:
+        stated += f", {result.published_best:.2f} % stated as the best of its training, perhaps of another epoch"
     typer.echo(f"teacher {record.id}: {stage_label(spec)}, {here}{stated}")
     own = weights.model_dump(include={"key", "mean", "std"}, exclude_none=True)
     own |= {"fine_tune": True} if net.classifier and not known else {}

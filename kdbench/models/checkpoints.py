@@ -22,7 +22,17 @@ from kdbench.errors import BadInput
 from kdbench.models.backbone import Backbone
 from kdbench.models.build import build
 from kdbench.suite.components import NetworkSpec
-from kdbench.weightfiles.read import State, accuracy, is_averaged, is_named, opened, some, tensors_in, without_wrappers
+from kdbench.weightfiles.read import (
+    State,
+    StatedAccuracy,
+    is_averaged,
+    is_named,
+    opened,
+    some,
+    stated_accuracy,
+    tensors_in,
+    without_wrappers,
+)
 from kdbench.weightfiles.tensors import Stored
 
 
@@ -57,10 +67,10 @@ def load_checkpoint(
     net.load_state_dict(values)
 
 
-def published_accuracy(path: str | PathLike[str]) -> float | None:
-    """The accuracy in % that a checkpoint states of itself; up to 1 it is taken for a fraction. None: it states none."""
+def published_accuracy(path: str | PathLike[str]) -> StatedAccuracy:
+    """The accuracies in % that a checkpoint states of itself."""
     with opened(Path(path)) as content:
-        return accuracy(content)
+        return stated_accuracy(content)
 
 
 def _fitting(net: nn.Module, there: State, *, classifier: bool = True) -> dict[str, Found]:
