@@ -19,13 +19,13 @@ from kdbench.errors import BadInput
 class PublicWeights:
     """Weights that a network's makers publish.
 
-    sha256:    of the file: whole, or the leading digits that torchvision puts into the file's name
+    sha256:    of the file: whole, the leading digits that torchvision puts into the file's name, or "" if unknown
     size:      the side of the images, in pixels, that they were trained on
     mean, std: the normalisation of the images' channels, for values from 0 to 1
     classes:   of the classifier in the file; 0 where it holds an encoder
     """
 
-    source: Literal["openai", "torchvision"]
+    source: Literal["openai", "torchvision", "timm"]
     file: str
     sha256: str
     url: str
@@ -51,6 +51,7 @@ class NetworkInfo:
     size:       the only side of image, in pixels, that it takes; None: any
     smallest:   the least side of image, in pixels, that it takes
     classes:    the only number of classes that it takes; None: any
+    maps:       the modules whose outputs are the feature maps; () for those that come with kdbench
     preactivations: whether it gives each stage's map before its last activation
     bundled:    whether it comes with kdbench, which then knows its stages
     classifier: False for an encoder, whose logits are its embedding
@@ -73,6 +74,7 @@ class NetworkInfo:
     auxiliary: str = ""
     smallest: int = 1
     classes: int | None = None
+    maps: tuple[str, ...] = ()
     preactivations: bool = True
     bundled: bool = True
 
@@ -82,7 +84,7 @@ def networks() -> dict[str, NetworkInfo]:
     """All networks by name, in the order of the file."""
     text = files("kdbench.catalogue").joinpath("networks.yaml").read_text(encoding="utf-8")
     entries = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    return {name: _network(name, entry) for name, entry in entries.items()}
+    return {name: network_info(name, **entry) for name, entry in entries.items()}
 
 
 def network(name: str) -> NetworkInfo:
@@ -101,10 +103,12 @@ def _spellings() -> dict[str, str]:
     }
 
 
-def _network(name: str, entry: dict[str, Any]) -> NetworkInfo:
+def network_info(name: str, **entry: Any) -> NetworkInfo:
+    """A network from the values of its entry as YAML or JSON has them."""
     features = tuple((channels, stride) for channels, stride in entry.pop("features"))
     public = _public_weights(**entry.pop("public")) if "public" in entry else None
-    return NetworkInfo(name=name, aliases=tuple(entry.pop("aliases", ())), features=features, public=public, **entry)
+    aliases, maps = (tuple(entry.pop(key, ())) for key in ("aliases", "maps"))
+    return NetworkInfo(name=name, aliases=aliases, features=features, public=public, maps=maps, **entry)
 
 
 def _public_weights(*, mean: list[float], std: list[float], **rest: Any) -> PublicWeights:

@@ -26,6 +26,7 @@ from kdbench.store.record import Record, Result
 from kdbench.store.store import Store
 from kdbench.suite.load import bundled_suites, load_suite
 from kdbench.suite.methods import Terms, formula
+from kdbench.suite.networks import short_names
 from kdbench.suite.protocol import bundled_protocol, protocol_names
 from kdbench.suite.specs import RunSpec, stage_from, stage_label
 
@@ -78,7 +79,7 @@ def _models() -> Lines:
             "": net.summary,
         }
         for net in networks().values()
-    ]
+    ] + [{"model": name, "": f"{entry['summary']} ({entry['build']})"} for name, entry in short_names().items()]
 
 
 def _datasets() -> Lines:

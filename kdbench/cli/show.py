@@ -22,8 +22,10 @@ from kdbench.cli.options import Results
 from kdbench.errors import BadInput, BadRecord
 from kdbench.planning.plan import hashes_of_plugins
 from kdbench.store.store import Store
+from kdbench.suite.components import NetworkSpec
 from kdbench.suite.load import bundled_suites
 from kdbench.suite.methods import formula
+from kdbench.suite.networks import info, network_named
 from kdbench.suite.protocol import protocol_names
 
 
@@ -50,6 +52,7 @@ def show(
     ]
     wanted = spellings.get(normalise(name), normalise(name))
     pages = [describe(known) for names, describe in kinds for known in names if normalise(known) == wanted]
+    pages += [_external(other)] if not pages and (other := network_named(name)) else []
     pages += [page for kind in ("runs", "teachers", "measurements") if (page := _record(Store(results), kind, name))]
     if not pages:
         near = nearest(name, [n for names, _ in kinds for n in names])
@@ -100,6 +103,27 @@ def _model(name: str) -> str:
     if net.public:
         lines.append(f"As a teacher it starts from {net.public.source}'s weights: {net.public.file}, {net.public.url}")
     return "\n".join([*lines, f"Also known as: {', '.join(net.aliases) or '–'}"])
+
+
+def _external(network: NetworkSpec) -> str:
+    """What is measured on a network that does not come with kdbench, and how a suite would set it up."""
+    net = info(network)
+    stages = zip(net.maps or net.features, net.features, strict=True)
+    maps = [f"  f{i}: {channels} channels at 1/{stride}, {name}" for i, (name, (channels, stride)) in enumerate(stages)]
+    takes = f"{net.size} × {net.size} pixels only" if net.size else f"{net.smallest} × {net.smallest} pixels or more"
+    return "\n".join(
+        [
+            f"model {network}",
+            net.summary + "".join(f", {key}: {value}" for key, value in network.arguments.items()),
+            f"Parameters (100 classes): {net.parameters:,}",
+            f"Multiply-accumulates ({net.size or 32} × {net.size or 32}): {net.macs:,}",
+            "Feature maps, and the modules that give them:",
+            *maps,
+            f"Embedding: {net.embedding}",
+            f"Takes images of {takes}",
+            "Pre-activations: " + ("yes" if net.preactivations else "none: ab and mgd need them"),
+        ]
+    )
 
 
 def _dataset(name: str) -> str:

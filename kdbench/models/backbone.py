@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ class Backbone(nn.Module):
     prefix:          what the names of its tensors begin with, and those in its makers' files do not
     stages:          where the modules are that make f1 … fL
     tail_modules:    the attributes between the last exposed map and the classifier
+    module_aliases:  names that other authors give to modules of the same network → its own
     width:           D, the width of the embedding
     """
 
@@ -26,6 +27,7 @@ class Backbone(nn.Module):
     prefix: ClassVar[str] = ""
     stages: ClassVar[tuple[str, ...]] = ()
     tail_modules: ClassVar[tuple[str, ...]] = ()
+    module_aliases: ClassVar[Mapping[str, str]] = {}
     width: int
 
     def forward(self, images: Tensor) -> Outputs:

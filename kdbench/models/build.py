@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import suppress
 from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +19,7 @@ from kdbench.models.backbone import Backbone
 from kdbench.models.external import SIDES, ExternalNetwork, build_external
 from kdbench.models.outputs import Outputs, Shapes, count_macs, count_parameters, probe
 from kdbench.suite.components import Network, NetworkSpec
+from kdbench.suite.networks import network_named
 
 
 CLASSES = 100
@@ -27,14 +27,20 @@ CLASSES = 100
 
 
 def build(network: Network, classes: int = 100) -> Backbone:
-    """Build a network with fresh weights: one of kdbench's by name or alias, or another by its spec.
+    """Build a network with fresh weights: one of kdbench's by name or alias, or another by its builder or its spec.
 
     Images [B, 3, H, W] of any size give Outputs with logits [B, classes]. An encoder has no use for ``classes`` and takes
     images of its own size alone. Raises BadInput for an unknown name, and for code that makes no such network.
     """
     if isinstance(network, NetworkSpec):
         return build_external(network, classes)
-    known = catalogue_network(network)
+    try:
+        known = catalogue_network(network)
+    except BadInput:
+        external = network_named(network)
+        if external is None:
+            raise
+        return build_external(external, classes)
     builder = import_module(f"kdbench.models.{known.builder}")
     return cast(Backbone, builder.build(classes=classes, **known.arguments))
 
@@ -59,24 +65,38 @@ def _facts_or_error(spec: NetworkSpec) -> dict[str, Any]:
 def measured(spec: NetworkSpec) -> dict[str, Any]:
     """The fields of a network's NetworkInfo. Raises BadInput for one that cannot be trained."""
     network, classes = _first_build(spec)
+    size = network.size if isinstance(network, ExternalNetwork) else None
+    side = size or SIDES[0]
+    smallest = next((small for small in range(8, side, 4) if _takes(network, small)), side) if size is None else side
+    if size is None and smallest == side and not _takes(network, 2 * side):
+        size = side
+    outputs = probe(network, side)
+    shapes = Shapes.of(outputs)
+    _check_outputs(spec, network, outputs, side)
     again = _first_build(spec)[0].state_dict()
     if any(not torch.equal(tensor, again[name]) for name, tensor in network.state_dict().items()):
         raise BadInput(f"{spec} has other weights after each build: draw them from torch's random numbers alone")
-    side = network.size if isinstance(network, ExternalNetwork) else None
-    outputs = probe(network, side or SIDES[0])
-    shapes = Shapes.of(outputs)
-    _check_outputs(spec, network, outputs, side or SIDES[0])
-    macs = count_macs(network, side or SIDES[0])
+    macs = count_macs(network, side)
     return {
         "embedding": shapes.embedding,
-        "features": [[channels, round((side or SIDES[0]) / width)] for channels, _, width in shapes.features],
+        "features": [[channels, round(side / width)] for channels, _, width in shapes.features],
         "parameters": count_parameters(network),
-        "macs": macs if side else round(macs * (32 / SIDES[0]) ** 2),
-        "size": side,
-        "smallest": side or _smallest_side(network),
+        "macs": macs if size else round(macs * (32 / side) ** 2),
+        "size": size,
+        "smallest": smallest,
         "classes": None if classes == CLASSES else classes,
+        "maps": network.maps if isinstance(network, ExternalNetwork) else (),
         "preactivations": len(outputs.preactivations) == len(outputs.features) - 1 > 0,
     }
+
+
+def _takes(network: Backbone, side: int) -> bool:
+    """Whether a network gives outputs for images of so many pixels a side."""
+    try:
+        probe(network, side)
+    except Exception:  # its own code may raise anything
+        return False
+    return True
 
 
 def _first_build(spec: NetworkSpec) -> tuple[Backbone, int]:
@@ -102,12 +122,3 @@ def _check_outputs(spec: NetworkSpec, network: Backbone, outputs: Outputs, side:
     for tensor in (trained.logits, trained.embedding, *trained.features):
         if not tensor.isfinite().all():
             raise BadInput(f"{spec} gives values that are no numbers with its first weights")
-
-
-def _smallest_side(network: Backbone) -> int:
-    """The least side of images, in pixels, at which the network gives outputs."""
-    for side in range(8, SIDES[0], 4):
-        with suppress(Exception):
-            probe(network, side)
-            return side
-    return SIDES[0]

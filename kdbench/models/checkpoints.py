@@ -21,6 +21,8 @@ from kdbench.catalogue.text import nearest
 from kdbench.errors import BadInput
 from kdbench.models.backbone import Backbone
 from kdbench.models.build import build
+from kdbench.models.external import ExternalNetwork
+from kdbench.models.layouts import in_timms_layout
 from kdbench.suite.components import NetworkSpec
 from kdbench.weightfiles.read import (
     State,
@@ -55,7 +57,7 @@ def load_checkpoint(
     """
     with opened(Path(path)) as content:
         there = tensors_in(content)
-        fitting = _fitting(net, there, classifier=classifier)
+        fitting = _fitting(net, there, classifier=classifier) or _converted(net, there, classifier=classifier)
         if not fitting:
             raise BadInput(_mismatch_of(net, there, classifier=classifier))
         found = fitting[_chosen(list(fitting), key)]
@@ -77,7 +79,7 @@ def _fitting(net: nn.Module, there: State, *, classifier: bool = True) -> dict[s
     """The weights in a file that fit this network, with any class count, by the prefix of their names in the file."""
     own = net.state_dict()
     root = net.prefix if isinstance(net, Backbone) else ""
-    bare = _bare(there)
+    bare = _bare(there, net.module_aliases if isinstance(net, Backbone) else {})
     names = sorted(bare)
     prefixes = _prefixes(bare, next(iter(own)).removeprefix(root))
     fitting: dict[str, Found] = {}
@@ -98,11 +100,24 @@ def _fitting(net: nn.Module, there: State, *, classifier: bool = True) -> dict[s
     return exact or fitting
 
 
-def _bare(there: State) -> dict[str, tuple[str, Stored]]:
-    """A file's names and tensors by the name without wrappers, where that leaves the names distinct."""
+def _converted(net: nn.Module, there: State, *, classifier: bool) -> dict[str, Found]:
+    """The weights of one of timm's networks in another layout."""
+    tensors = in_timms_layout(net.net, _values(dict(there))) if isinstance(net, ExternalNetwork) else None
+    if tensors is None:
+        return {}
+    own = net.state_dict()
+    found: Found = {f"{net.prefix}{name}": tensor for name, tensor in tensors.items()}
+    if not classifier:
+        found = {name: value for name, value in found.items() if not _is_classifier(net, name)}
+        found |= {name: value for name, value in own.items() if _is_classifier(net, name)}
+    return {} if _architecture_mismatch(net, found) else {"": found}
+
+
+def _bare(there: State, aliases: Mapping[str, str]) -> dict[str, tuple[str, Stored]]:
+    """A file's names and tensors by the name without wrappers and aliases, where that leaves the names distinct."""
     bare: dict[str, tuple[str, Stored]] = {}
     for name, tensor in there.items():
-        short = without_wrappers(name)
+        short = ".".join(aliases.get(part, part) for part in without_wrappers(name).split("."))
         bare[name if short in bare else short] = name, tensor
     return bare
 
@@ -208,7 +223,7 @@ def _mismatch_of(net: nn.Module, there: State, *, classifier: bool) -> str:
         )
     own = net.state_dict()
     found: Found = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
-    found |= _stripped({name: tensor for name, (_, tensor) in _bare(there).items()}, own)
+    found |= _stripped({name: tensor for name, (_, tensor) in _bare(there, {}).items()}, own)
     return f"{_architecture_mismatch(net, found)}{_advice(there)}"
 
 

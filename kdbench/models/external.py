@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from kdbench.catalogue.plugins import import_plugin, read_source
@@ -19,6 +17,7 @@ from kdbench.data.preprocess import import_torchvision
 from kdbench.errors import BadInput, reason_of
 from kdbench.models.backbone import Backbone
 from kdbench.models.outputs import Outputs
+from kdbench.models.tracing import ForwardPass, Unfit, as_map, kind_of
 from kdbench.suite.components import NetworkSpec
 
 
@@ -27,9 +26,6 @@ SIDES = (64, 32, 28, 96, 128, 224, 256, 299, 384)
 
 CLASS_ARGUMENTS = ("classes", "num_classes", "n_classes", "nb_classes")
 """The names of a builder's argument for the number of classes, in the order in which they are looked for."""
-
-MOST_MAPS = 4
-"""So many blocks of a network whose maps all have one side, such as a vision transformer, are stages."""
 
 
 class ExternalNetwork(Backbone):
@@ -119,24 +115,6 @@ def recorded(net: nn.Module, names: Sequence[str], seen: dict[str, Any]) -> Iter
             hook.remove()
 
 
-def as_map(output: Any) -> Tensor:
-    """A module's output as a feature map [B, C, H, W]. Raises BadInput for one that is none.
-
-    Of N tokens [B, N, C] the last h · h, for the largest h, are the map; those before are class and register tokens. As
-    images are square, a map [B, H, W, C] is told from [B, C, H, W] by the two equal sides.
-    """
-    if not isinstance(output, Tensor):
-        raise BadInput(f"gives {_kind(output)}, not a tensor")
-    if output.dim() == 4:
-        _, first, second, last = output.shape
-        return output.permute(0, 3, 1, 2) if first == second != last else output
-    if output.dim() == 3:
-        side = math.isqrt(output.shape[1])
-        if side:
-            return output[:, -side * side :].transpose(1, 2).reshape(output.shape[0], -1, side, side)
-    raise BadInput(f"gives {[*output.shape]}, which is no map [B, C, H, W] and no tokens [B, N, C]")
-
-
 def _flattened(embedding: Tensor) -> Tensor:
     """[B, D], the mean over the pixels of a map [B, D, H, W]."""
     return embedding.mean((2, 3)) if embedding.dim() == 4 else embedding
@@ -158,16 +136,19 @@ def _network(spec: NetworkSpec, classes: int) -> Backbone:
     if isinstance(net, Backbone):
         return net
     reasons = []
-    for side in (spec.size,) if spec.size else SIDES:
+    for side in (spec.size,) if spec.size else (*SIDES, *_likely_sides(net, spec)):
         try:
             return _as_backbone(net, spec, side)
-        except _Unfit as error:
+        except Unfit as error:
             reasons.append(f"images of {side} × {side} pixels: {error}")
     raise BadInput(f"{spec} does not take {reasons[0]}. Name the side that it takes as 'size'")
 
 
-class _Unfit(Exception):
-    """A network does not take images of a size."""
+def _likely_sides(net: nn.Module, spec: NetworkSpec) -> list[int]:
+    """The sides of images that a builder was asked for, or that one of timm's networks was made for."""
+    asked = [spec.arguments[key] for key in ("img_size", "image_size", "input_size") if key in spec.arguments]
+    configuration = getattr(net, "default_cfg", None) or {}
+    return [side for side in (*asked, *configuration.get("input_size", ())[-1:]) if type(side) is int]
 
 
 def _made(spec: NetworkSpec, classes: int) -> nn.Module:
@@ -178,7 +159,7 @@ def _made(spec: NetworkSpec, classes: int) -> nn.Module:
     except Exception as error:
         raise BadInput(f"{spec.build} cannot be built: {reason_of(error)}") from None
     if not isinstance(net, nn.Module):
-        raise BadInput(f"{spec.build} gives {_kind(net)}, not a torch.nn.Module")
+        raise BadInput(f"{spec.build} gives {kind_of(net)}, not a torch.nn.Module")
     return net
 
 
@@ -234,15 +215,15 @@ def _class_argument(builder: Callable[..., Any], spec: NetworkSpec, classes: int
 
 
 def _as_backbone(net: nn.Module, spec: NetworkSpec, side: int) -> Backbone:
-    """The network as a backbone, from what its modules give for images of a side. Raises _Unfit, BadInput."""
-    passed = _Pass(net, side)
+    """The network as a backbone, from what its modules give for images of a side. Raises Unfit, BadInput."""
+    passed = ForwardPass(net, side)
     size = spec.size or (None if side == SIDES[0] else side)
     if isinstance(passed.output, Outputs):
         width, classes = passed.output.embedding.shape[1], passed.output.logits.shape[1]
         return ExternalNetwork(net, (), None, None, width=width, size=size, classes=classes)
     logits = passed.output
     if not isinstance(logits, Tensor) or logits.dim() != 2:
-        shown = [*logits.shape] if isinstance(logits, Tensor) else _kind(logits)
+        shown = [*logits.shape] if isinstance(logits, Tensor) else kind_of(logits)
         raise BadInput(f"{spec} gives {shown} for one image, not logits [1, K]")
     embedding, maps = spec.embedding, spec.maps if spec.maps is not None else passed.default_maps()
     for name in (*maps, *filter(None, [embedding])):
@@ -255,7 +236,7 @@ def _as_backbone(net: nn.Module, spec: NetworkSpec, side: int) -> Backbone:
     return ExternalNetwork(net, maps, embedding, classifier, width=width, size=size, classes=classes)
 
 
-def _check_module(passed: _Pass, spec: NetworkSpec, name: str, *, is_map: bool) -> None:
+def _check_module(passed: ForwardPass, spec: NetworkSpec, name: str, *, is_map: bool) -> None:
     """Raise BadInput for a module that is not there, gives nothing that is needed, or whose output is written over."""
     key = "maps" if is_map else "embedding"
     if name not in passed.outputs:
@@ -269,101 +250,10 @@ def _check_module(passed: _Pass, spec: NetworkSpec, name: str, *, is_map: bool) 
         if is_map:
             as_map(output)
         elif not isinstance(output, Tensor) or output.dim() not in (2, 4):
-            raise BadInput(f"gives {_kind(output)}, not an embedding [B, D]")
+            raise BadInput(f"gives {kind_of(output)}, not an embedding [B, D]")
     except BadInput as error:
         raise BadInput(f"{key}: the module '{name}' of {spec} {error}") from None
     if passed.written_over(name):
         raise BadInput(
             f"{key}: the output of '{name}' of {spec} is changed in place by the module after it: name that one"
         )
-
-
-class _Pass:
-    """One forward pass of one black image in eval mode, and what each module made of it."""
-
-    def __init__(self, net: nn.Module, side: int) -> None:
-        self.net = net
-        self.images = torch.zeros(1, 3, side, side)
-        self.outputs: dict[str, Any] = {}
-        self.inputs: dict[str, Any] = {}
-        self._versions: dict[str, int] = {}
-        self._began: dict[str, int] = {}
-        self._ended: dict[str, int] = {}
-        self._clock = 0
-        named = [(name, module) for name, module in net.named_modules() if name]
-        hooks = [module.register_forward_hook(partial(self._note, name)) for name, module in named]
-        hooks += [module.register_forward_pre_hook(partial(self._begin, name)) for name, module in named]
-        modes = {module: module.training for module in net.modules()}
-        net.eval()
-        try:
-            with torch.no_grad():
-                self.output = net(self.images)
-        except Exception as error:
-            raise _Unfit(reason_of(error)) from None
-        finally:
-            for hook in hooks:
-                hook.remove()
-            for module, mode in modes.items():
-                module.training = mode
-
-    def _begin(self, name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._began[name] = self._clock = self._clock + 1
-
-    def _note(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        self.outputs.pop(name, None)  # of a module that runs twice, the last pass counts
-        self.outputs[name] = output
-        self.inputs[name] = inputs[0] if inputs else None
-        self._ended[name] = self._clock = self._clock + 1
-        if isinstance(output, Tensor):
-            self._versions[name] = output._version
-
-    def written_over(self, name: str) -> bool:
-        """Whether what follows a module changes its output in place."""
-        output = self.outputs[name]
-        return isinstance(output, Tensor) and output._version != self._versions[name]
-
-    def maker_of(self, logits: Tensor) -> str | None:
-        """The linear layer whose output the logits are; None if it is another."""
-        linear = {name for name, module in self.net.named_modules() if isinstance(module, nn.Linear)}
-        return next(
-            (name for name, output in reversed(self.outputs.items()) if output is logits and name in linear), None
-        )
-
-    def default_maps(self) -> list[str]:
-        """The stem's map and the last map of each side: the outputs of blocks, or of single layers where there are none.
-
-        Where all blocks have one side, four of the longest row of them count, spread evenly, the last among them.
-        """
-        sides = self._sides()
-        modules = dict(self.net.named_modules())
-        blocks = [name for name in sides if any(True for _ in modules[name].children())] or list(sides)
-        stages: list[str] = []
-        for name in reversed(blocks):
-            if not stages or sides[name] > sides[stages[0]]:
-                stages.insert(0, name)
-        if len(stages) == 1:
-            rows: dict[str, list[str]] = {}
-            for name in blocks:
-                rows.setdefault(name.rpartition(".")[0], []).append(name)
-            row = max(rows.values(), key=len)
-            stages = (
-                [row[len(row) * (place + 1) // MOST_MAPS - 1] for place in range(MOST_MAPS)] if len(row) > 4 else row
-            )
-        before = [name for name in sides if stages and self._ended[name] < self._began[stages[0]]]
-        return [*before[-1:], *stages]
-
-    def _sides(self) -> dict[str, int]:
-        """The modules whose outputs are maps, in the order in which they end, with the side; maps of one pixel if all are."""
-        sides = {}
-        for name, output in self.outputs.items():
-            kind = type(self.net.get_submodule(name)).__name__
-            if self.written_over(name) or ("Adaptive" in kind and "Pool" in kind):
-                continue
-            with suppress(BadInput):
-                sides[name] = as_map(output).shape[3]
-        return {name: side for name, side in sides.items() if side > 1} or sides
-
-
-def _kind(value: Any) -> str:
-    article = "an" if type(value).__name__[:1].lower() in "aeiou" else "a"
-    return f"{article} {type(value).__name__}"

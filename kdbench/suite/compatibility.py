@@ -261,6 +261,22 @@ CONDITIONS: dict[str, Condition] = {
 }
 
 
+def unfit(network: Network, data: DatasetSpec, side: int) -> str:
+    """Why a network cannot see images of ``side`` pixels or tell a data set's classes apart; "" if it can."""
+    known = info(network)
+    if known.classes not in (None, data.class_count):
+        return (
+            f"{network} gives {known.classes} logits whatever is asked of it, and {data.name} has {data.class_count} "
+            "classes: let its builder take the number as 'classes', or give it in 'arguments'"
+        )
+    if known.size is None and side < known.smallest:
+        return (
+            f"{network} takes images of {known.smallest} × {known.smallest} pixels or more, and those of {data.name} have "
+            f"{side}: set size: {known.smallest} in the data set or the protocol"
+        )
+    return ""
+
+
 def subset_errors(spec: DatasetSpec) -> list[tuple[str, str]]:
     """The keys of a subset that exceed the data set, each with a message; assumes classes of equal size."""
     whole = spec.facts

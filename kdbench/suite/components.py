@@ -346,7 +346,7 @@ class Weights(Spec):
     networks; ``mean`` and ``std`` are the normalisation that they were trained on, None where it is the data set's own.
     """
 
-    source: Literal["openai", "torchvision", "file", "random"]
+    source: Literal["openai", "torchvision", "timm", "file", "random"]
     sha256: Sha256 | None = None
     classifier: StrictBool = True
     key: Name | None = None

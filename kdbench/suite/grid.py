@@ -13,12 +13,12 @@ from pydantic import ValidationError
 from kdbench.catalogue.datasets import datasets
 from kdbench.catalogue.terms import term
 from kdbench.catalogue.text import listed, unknown
-from kdbench.suite.compatibility import incompatibilities, training_images
+from kdbench.suite.compatibility import incompatibilities, training_images, unfit
 from kdbench.suite.measurements import probe, similarity
 from kdbench.suite.methods import Terms, auxiliary_method, formula, reads_teacher
 from kdbench.suite.networks import info
 from kdbench.suite.schema import SELECTOR_KEYS, DatasetEntry, GridEntry, MethodEntry, Selector
-from kdbench.suite.specs import NetworkSpec, RunSpec, StudentOf
+from kdbench.suite.specs import Network, RunSpec, StudentOf
 from kdbench.suite.suite import Measurement, Run
 from kdbench.suite.teachers import (
     GridPoint,
@@ -295,10 +295,13 @@ class Grid:
         """Why a point cannot be trained: place, reason, and the detail that differs from pair to pair."""
         terms, teacher = self.terms[point.method], self._teacher(point.teacher)
         named, data = f"method '{point.method}' ", point.dataset
-        for role, network in self._external(point, teacher):
-            if reason := self._unfit(point, role, network):
-                yield place, f"{role} ", reason
+        for network in self._pair(point, teacher):
+            if reason := self._unfit(point, network):
+                yield place, "", reason
         if not reads_teacher(terms):
+            alone = TeacherConfig(self.validator.networks.network(point.student), "random")
+            for reason in self._reasons(point, alone, terms):
+                yield place, f"{named}cannot train {point.student}: {reason}", ""
             return
         if teacher is None:
             if not self.invalid_keys.keys() & {"teacher", "pairs"}:
@@ -331,30 +334,16 @@ class Grid:
             )
             yield strategy, message, ""
 
-    def _external(self, point: GridPoint, teacher: TeacherConfig | None) -> Iterator[tuple[str, NetworkSpec]]:
-        """The networks of a point that do not come with kdbench."""
-        pair = {"student": self.validator.networks.network(point.student), "teacher": teacher and teacher.network}
-        for role, network in pair.items():
-            if isinstance(network, NetworkSpec):
-                yield role, network
+    def _pair(self, point: GridPoint, teacher: TeacherConfig | None) -> Iterator[Network]:
+        """The networks of a point that must tell its classes apart."""
+        yield self.validator.networks.network(point.student)
+        if teacher and point.strategy == "pretrained":
+            yield teacher.network
 
-    def _unfit(self, point: GridPoint, role: str, network: NetworkSpec) -> str:
-        """Why a network cannot see the images of a data set or tell its classes apart; "" if it can."""
-        known, data = info(network), point.dataset
-        if known.classes not in (None, data.class_count) and not (role == "teacher" and point.strategy != "pretrained"):
-            return (
-                f"{network} gives {known.classes} logits whatever the data set, and {data.name} has {data.class_count} "
-                "classes: let its builder take the number as 'classes', or give it in 'arguments'"
-            )
-        if not self.protocol_is_valid:
-            return ""
-        side = self.protocol.recipe(str(network), data.name).size or data.image_size
-        if known.size is None and side < known.smallest:
-            return (
-                f"{network} takes images of {known.smallest} × {known.smallest} pixels or more, and those of {data.name} "
-                f"have {side}: use dataset: {{name: {data.name}, size: {known.smallest}}}"
-            )
-        return ""
+    def _unfit(self, point: GridPoint, network: Network) -> str:
+        data = point.dataset
+        seen = self.protocol.recipe(str(network), data.name).size if self.protocol_is_valid else None
+        return unfit(network, data, seen or data.image_size)
 
     def _unfilled(self, point: GridPoint, terms: Terms) -> Iterator[str]:
         """Report terms that need full batches when the training images fill none."""

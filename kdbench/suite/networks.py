@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
+import yaml
+
 from kdbench import __version__
-from kdbench.catalogue.networks import NetworkInfo
+from kdbench.catalogue.networks import NetworkInfo, network_info
 from kdbench.catalogue.networks import network as catalogue_network
 from kdbench.catalogue.networks import networks as catalogue_networks
 from kdbench.catalogue.plugins import MODULE_LOCATOR, SOURCES, read_source, source_file
@@ -37,10 +41,29 @@ def network_spec(name: str, build: str, **fields: Any) -> NetworkSpec:
     return NetworkSpec(name=name, build=build, **fields)
 
 
-def entry_point(name: str) -> str:
-    """The builder to which an installed package gives a short name; "" if none does."""
-    found = importlib.metadata.entry_points(group=PLUGINS)
-    return next((each.value for each in found if normalise(each.name) == normalise(name)), "")
+@cache
+def short_names() -> dict[str, dict[str, Any]]:
+    """The networks from elsewhere that have short names: some of timm's, and those that installed packages announce.
+
+    Each has a ``build``, perhaps ``arguments``, and a ``summary``; those of timm also what is measured on them.
+    """
+    text = files("kdbench.catalogue").joinpath("external.yaml").read_text(encoding="utf-8")
+    announced = {
+        normalise(each.name): {"build": each.value, "summary": f"of the package {each.dist.name if each.dist else '?'}"}
+        for each in importlib.metadata.entry_points(group=PLUGINS)
+    }
+    return {**announced, **yaml.safe_load(text)}
+
+
+def network_named(name: str) -> NetworkSpec | None:
+    """The network from elsewhere that a name stands for by itself: a short name, or a builder. None if it is neither.
+
+    Raises BadInput where its code cannot be read.
+    """
+    if ":" in name:
+        return network_spec(name, name)
+    entry = short_names().get(normalise(name))
+    return network_spec(name, entry["build"], arguments=entry.get("arguments", {})) if entry else None
 
 
 def info(network: Network) -> NetworkInfo:
@@ -56,9 +79,11 @@ def measure(networks: Iterable[NetworkSpec]) -> dict[str, str]:
     """Build networks in a process of their own and measure them. Returns what is wrong with some, by id."""
     unknown = []
     for network in networks:
-        if network.id not in _MEASURED and (facts := remembered("networks", _key(network))):
+        if network.id in _MEASURED:
+            continue
+        if facts := _shipped().get(network.id) or remembered("networks", _key(network)):
             learn(network, facts)
-        elif network.id not in _MEASURED:
+        else:
             unknown.append(network)
     wrong = {}
     for network, facts in zip(unknown, _ask(unknown) if unknown else (), strict=True):
@@ -72,11 +97,20 @@ def measure(networks: Iterable[NetworkSpec]) -> dict[str, str]:
 
 def learn(network: NetworkSpec, facts: dict[str, Any]) -> None:
     """Take note of what was measured on a network: the fields of its NetworkInfo."""
-    features = tuple((channels, stride) for channels, stride in facts["features"])
-    own = {"name": str(network), "summary": f"built by {network.build}", "builder": network.build, "aliases": ()}
-    _MEASURED[network.id] = NetworkInfo(
-        **{**own, **facts, "features": features}, arguments=network.arguments, bundled=False
-    )
+    own = {"name": str(network), "summary": f"built by {network.build}", "builder": network.build}
+    entry = {"preactivations": False, **own, **facts, "arguments": network.arguments, "bundled": False}
+    _MEASURED[network.id] = network_info(**entry)
+
+
+@cache
+def _shipped() -> dict[str, dict[str, Any]]:
+    """What is known of the networks with short names without building them, by the id of their spec."""
+    kept: dict[str, dict[str, Any]] = {}
+    for entry in short_names().values():
+        facts = {key: value for key, value in entry.items() if key not in ("build", "arguments", "summary")}
+        spec = NetworkSpec(build=entry["build"], arguments=entry.get("arguments", {}))
+        kept |= {spec.id: facts} if facts else {}
+    return kept
 
 
 def _ask(networks: list[NetworkSpec]) -> list[dict[str, Any]]:
@@ -113,18 +147,20 @@ class SuiteNetworks:
         if given in self._wrong:
             raise BadInput(self._wrong[given])
         if given not in self.own:
-            raise BadInput(unknown("model", given, [*self.own, *catalogue_networks()], "models"))
+            known = [*self.own, *catalogue_networks(), *short_names()]
+            raise BadInput(unknown("model", given, known, "models"))
         return given
 
     def prepare(self, names: Iterable[str]) -> None:
         """Build and measure those networks that the names stand for by themselves, all in one process."""
         specs: dict[str, NetworkSpec] = {}
         for name in names:
-            if name not in self._wrong and (build := name if ":" in name else entry_point(name)):
-                try:
-                    specs[name] = network_spec(name, build)
-                except BadInput as error:
-                    self._wrong[name] = str(error)
+            try:
+                spec = None if name in self._wrong else network_named(name)
+            except BadInput as error:
+                self._wrong[name] = str(error)
+                continue
+            specs |= {name: spec} if spec else {}
         self.take(specs)
 
     def take(self, specs: Mapping[str, NetworkSpec]) -> dict[str, str]:

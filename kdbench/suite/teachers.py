@@ -123,16 +123,15 @@ class TeacherConfig:
         return None
 
     def view(self, data: DatasetSpec, usual: Preprocessing) -> Changes | None:
-        """The preprocessing that the weights need, if not the data set's own; a run's student: if not the ``usual`` one."""
+        """The preprocessing that the weights need, if not the data set's own, or of a run's student not the ``usual``."""
         if self.run:
             seen = seen_as(self.run.dataset, self.run.recipe)
             return seen if seen != seen_as(data, usual) else None
         public = self.info.public
         own = {key: value for key in ("mean", "std") if (value := getattr(self, key))}
-        if not self.info.bundled:
+        encoder = not self.info.classifier or (self.source == "file" and public and not public.classes)
+        if public is None or (not encoder and self.source != "published"):
             return fixed_size(self.network, data.image_size) | own or None
-        if public is None or (self.info.classifier and self.source != "published"):
-            return own or None
         if self.info.classifier and public.size == data.image_size:
             return None
         return {"size": public.size, "mean": public.mean, "std": public.std, **own}
@@ -202,7 +201,7 @@ def teacher_config(
         if not facts.classifier:
             raise BadInput(f"{name} cannot be trained here: name the file of its weights, or leave 'weights' out")
         return TeacherConfig(name, "random")
-    if weights in ("openai", "torchvision"):
+    if weights in ("openai", "torchvision", "timm"):
         there = f"'{published}' does" if published else "nobody that kdbench knows does"
         raise BadInput(f"'{weights}' publishes no weights of {name}; {there}")
     if match := re.fullmatch(r"sha256:([0-9a-fA-F]{64})", weights):

@@ -11,10 +11,11 @@ from pydantic import ValidationError
 
 from kdbench.catalogue.networks import network as catalogue_network
 from kdbench.catalogue.networks import networks
+from kdbench.catalogue.text import normalise
 from kdbench.errors import PRINTED, BadInput, BadSuite, Problem
 from kdbench.suite.compatibility import subset_errors
 from kdbench.suite.methods import Terms, parse_terms
-from kdbench.suite.networks import SuiteNetworks, network_spec
+from kdbench.suite.networks import SuiteNetworks, network_spec, short_names
 from kdbench.suite.protocol import Protocol, bundled_protocol, derived_protocol, fallback_protocol
 from kdbench.suite.schema import (
     DatasetEntry,
@@ -147,7 +148,7 @@ class SuiteValidator:
             try:
                 if not name.strip() or ":" in name:
                     raise BadInput("a network needs a name without a colon")
-                if _is_network(name):
+                if _is_network(name) or normalise(name) in short_names():
                     raise BadInput(f"'{name}' is the name of a network of kdbench: give yours another")
                 entry = NetworkEntry.model_validate({"build": value} if isinstance(value, str) else value)
                 if not _is_json(entry.arguments):
@@ -235,7 +236,7 @@ def _builders(value: Any) -> Iterator[str]:
     if isinstance(value, list):
         for inner in value:
             yield from _builders(inner)
-    elif isinstance(value, str) and ":" in value:
+    elif isinstance(value, str) and (":" in value or normalise(value) in short_names()):
         yield value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from kdbench import __version__
 from kdbench.errors import message_of
+from kdbench.suite.components import LIBRARIES
 
 
 def prepare(device_name: str, threads: int) -> torch.device:
@@ -38,6 +40,7 @@ def describe(device: torch.device) -> dict[str, Any]:
             "torch": torch.__version__,
             "numpy": numpy.__version__,
             "python": platform.python_version(),
+            **{name: sys.modules[name].__version__ for name in LIBRARIES if name in sys.modules},
         },
         "system": f"{platform.system()} {platform.machine()}",
     }

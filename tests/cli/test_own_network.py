@@ -1,0 +1,47 @@
+"""The network of the documentation, in a process of its own: validated, trained, reported, and changed."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "own-network.md").read_text(encoding="utf-8")
+
+
+def block(language, word):
+    (found,) = [text for text in re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL) if word in text]
+    return found
+
+
+@pytest.mark.slow
+def test_the_documented_network(kdbench, kdbench_process, tmp_path):
+    (tmp_path / "nets.py").write_text(block("python", "SmallNet"))
+    suite = yaml.safe_load(block("yaml", "grid:"))
+    suite["dataset"] = {"name": "digits", "train_per_class": 4, "test_per_class": 2}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(suite))
+    valid = kdbench_process("validate", "own.yaml")
+    assert (valid.returncode, valid.stdout) == (0, "own.yaml: 10 table entries, 10 runs. No problem found.\n")
+    done = kdbench_process("run", "own.yaml", "--devices", "cpu", "--jobs-per-device", 1)
+    assert done.returncode == 0, done.stderr
+    header = next(line for line in done.stdout.splitlines() if line.startswith("method"))
+    assert re.split(" {2,}", header)[1:] == [
+        "timm:resnet10t → small",
+        "timm:resnet10t → torchvision:shufflenet_v2_x0_5",
+    ]
+    assert "0 runs to do in 0 cohorts, 10 settled already" in kdbench("plan", "own.yaml").stdout
+    assert "→ small" in kdbench("report", "own.yaml", "--format", "html").stdout
+    page = kdbench("show", "nets:SmallNet", "--results", "nowhere")
+    assert page.returncode != 0  # a module is looked for beside a suite
+    (tmp_path / "nets.py").write_text(block("python", "SmallNet").replace("16", "17"))
+    assert "nets:SmallNet has changed since 5 finished runs: not reused." in kdbench("plan", "own.yaml").stdout
+
+
+def test_a_network_of_a_library_in_full(kdbench):
+    page = kdbench("show", "vit-tiny-32").stdout
+    assert "f4: 192 channels at 1/4, blocks.11" in page
+    assert "Takes images of 32 × 32 pixels only" in page
+    wrong = kdbench("show", "timm:resnet18x")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "timm has no network 'resnet18x'. Did you mean 'timm:resnet18'?" in wrong.stderr
