@@ -167,6 +167,7 @@ def _accuracies(result: Result) -> str:
         return "–"
     how = " (neighbours)" if result.measure == "neighbours" else ""
     stated = f" ({result.published_top1:.2f} stated)" if result.published_top1 is not None else ""
+    stated += f" ({result.published_best:.2f} stated as best)" if result.published_best is not None else ""
     return f"{result.last.top1:.2f} / {result.best.top1:.2f}{how}{stated}"
 
 

@@ -18,7 +18,7 @@ from kdbench.catalogue.networks import network as find_network
 from kdbench.catalogue.text import printable
 from kdbench.cli.completion import complete_datasets, complete_networks
 from kdbench.cli.listing import Kind, list_things
-from kdbench.cli.options import Data, Json, Only, Results, Suites, find_record, group, load
+from kdbench.cli.options import Data, Json, Only, Results, Suites, find_record, group, load, say
 from kdbench.cli.run import Devices, Download, Jobs, progress
 from kdbench.errors import BadInput, BadRecord, KdbenchError
 from kdbench.execution.runner import train_teachers
@@ -77,6 +77,14 @@ def import_file(
         str | None,
         typer.Option("--dataset", autocompletion=complete_datasets, help="The data set that its classes belong to."),
     ] = None,
+    classes: Annotated[
+        int | None,
+        typer.Option(
+            "--classes",
+            min=0,
+            help="Instead of --dataset: the number of classes of its classifier, which is left out; 0 where it has none.",
+        ),
+    ] = None,
     key: Annotated[
         str | None, typer.Option("--key", help="Where the network lies in a file that holds several, such as student.")
     ] = None,
@@ -101,24 +109,30 @@ def import_file(
     if network is None:
         raise BadInput("--network is missing: name the network whose weights the file holds (kdbench list models)")
     net = find_network(network)
-    if net.classifier and dataset is None:
-        raise BadInput(f"--dataset is missing: {net.name} is measured on the test set of the data set that it knows")
+    if net.classifier and (dataset is None) == (classes is None):
+        raise BadInput(
+            f"--dataset is missing: {net.name} is measured on the test set of the data set that it knows. Where kdbench has "
+            "none with its classes, give their number with --classes instead"
+        )
     if not file.is_file():
         raise BadInput(f"{file}: no such file. Give the path of a checkpoint, or of a folder that export has made.")
+    known = DatasetSpec(name=find_dataset(dataset).name) if dataset and net.classifier else None
     config = teacher_config(net.name, str(file.resolve()), None, Path(), key)
+    if net.classifier:
+        _check_classes(file, config.counts or frozenset(), known.class_count if known else classes or 0, known)
     weights = Weights(
         source="file",
         sha256=config.sha256,
-        classifier=net.classifier,
+        classifier=known is not None,
         key=key,
         mean=_channels("--mean", mean),
         std=_channels("--std", std),
     )
-    known = DatasetSpec(name=find_dataset(dataset).name) if dataset and net.classifier else None
     spec = Imported(network=net.name, dataset=known, weights=weights)
     record = store.teacher(spec.id)
     folders = [folder for name in ("runs", "teachers", "locks", "") if not (folder := results / name).exists()]
     store.check_writable()  # said before a large file is looked into
+    before = record.done()
     options = RunOptions(results, data, devices, weights={str(config.sha256): file})
     try:
         with progress() as on_event:
@@ -129,16 +143,37 @@ def import_file(
         _leave_as_it_was(record, folders)
         raise
     result = record.result()
-    here = "an encoder without classes"
+    if before and result and (text := result.contradiction(result.last)):  # a new one is warned of by its worker
+        say(f"WARNING {stage_label(spec)}: {text}")
+    here = "used without a classifier" if net.classifier else "an encoder without classes"
     if known and result and result.last:
         images = find_dataset(known.name)
         shown = f"mean {_text(weights.mean or images.mean)} and std {_text(weights.std or images.std)}"
         here = f"top-1 {result.last.top1:.2f} % here (images with {shown})"
-    stated = f", {result.published_top1:.2f} % stated by the file" if result and result.published_top1 else ""
+    stated = ""
+    if result and result.published_top1 is not None:
+        stated += f", {result.published_top1:.2f} % stated by the file"
+    if result and result.published_best is not None:
+        stated += f", {result.published_best:.2f} % stated as the best of its training, perhaps of another epoch"
     typer.echo(f"teacher {record.id}: {stage_label(spec)}, {here}{stated}")
     own = weights.model_dump(include={"key", "mean", "std"}, exclude_none=True)
+    own |= {"fine_tune": True} if net.classifier and not known else {}
     more = "".join(f", {name}: {json.dumps(value)}" for name, value in own.items())
     typer.echo(f"In a suite:\n  teachers:\n    mine: {{network: {net.name}, weights: 'sha256:{config.sha256}'{more}}}")
+
+
+def _check_classes(file: Path, there: frozenset[int], expected: int, data: DatasetSpec | None) -> None:
+    """Raise BadInput unless a file may hold a classifier for the expected number of classes; 0: for none."""
+    if expected in there or (data is None and not expected):
+        return
+    holds = (
+        f"a classifier for {', '.join(map(str, sorted(there)))} classes" if there else "no classifier for its embedding"
+    )
+    wanted = f"and {data.name} has {expected}" if data else f"and none for {expected}"
+    raise BadInput(
+        f"{file}: holds {holds}, {wanted}. Import it without its classifier, with --classes {max(there, default=0)} in place "
+        "of --dataset; it can teach with fine_tune: true, or under strategy sequential or simultaneous"
+    )
 
 
 @app.command()

@@ -148,12 +148,14 @@ def _tell(on_event: OnEvent, texts: Iterable[str]) -> None:
 
 def _check_files(plan: Plan, options: RunOptions) -> None:
     """Raise BadInput where a file is missing that a plan needs, or weights are not those of their network."""
-    imported = {t.weights.sha256 for t in plan.teachers if isinstance(t, Imported) and t.weights.sha256}
-    if unknown := sorted(imported - options.weights.keys()):
-        raise BadInput(
-            f"weights sha256:{unknown[0]}: no teacher here was made from them. Import their file first: "
-            f"{command('teachers', 'import', 'FILE', results=options.results)} --network … --dataset …"
-        )
+    for teacher in plan.teachers:
+        sha256 = teacher.weights.sha256 if isinstance(teacher, Imported) else None
+        if sha256 and sha256 not in options.weights:
+            known = f"--dataset {teacher.dataset.name}" if teacher.dataset else "--classes …"
+            raise BadInput(
+                f"weights sha256:{sha256}: no teacher here was made from them. Import their file first: "
+                f"{command('teachers', 'import', 'FILE', results=options.results)} --network {teacher.network} {known}"
+            )
     if not options.download and (missing := missing_files(plan, options.data)):
         raise BadSuite([Problem("--data", 0, "", message) for message in missing])
     if wrong := misfits(plan.teachers, options.weights):

@@ -6,11 +6,11 @@ import json
 import sys
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,17 @@ from kdbench.models.build import build
 from kdbench.models.external import ExternalNetwork
 from kdbench.models.layouts import in_timms_layout
 from kdbench.suite.components import NetworkSpec
-from kdbench.weightfiles.read import State, accuracy, is_averaged, is_named, opened, some, tensors_in, without_wrappers
+from kdbench.weightfiles.read import (
+    State,
+    StatedAccuracy,
+    is_averaged,
+    is_named,
+    opened,
+    some,
+    stated_accuracy,
+    tensors_in,
+    without_wrappers,
+)
 from kdbench.weightfiles.tensors import Stored
 
 
@@ -59,10 +69,10 @@ def load_checkpoint(
     net.load_state_dict(values)
 
 
-def published_accuracy(path: str | PathLike[str]) -> float | None:
-    """The accuracy in % that a checkpoint states of itself; up to 1 it is taken for a fraction. None: it states none."""
+def published_accuracy(path: str | PathLike[str]) -> StatedAccuracy:
+    """The accuracies in % that a checkpoint states of itself."""
     with opened(Path(path)) as content:
-        return accuracy(content)
+        return stated_accuracy(content)
 
 
 def _fitting(net: nn.Module, there: State, *, classifier: bool = True) -> dict[str, Found]:
@@ -72,18 +82,20 @@ def _fitting(net: nn.Module, there: State, *, classifier: bool = True) -> dict[s
     bare = _bare(there, net.module_aliases if isinstance(net, Backbone) else {})
     names = sorted(bare)
     prefixes = _prefixes(bare, next(iter(own)).removeprefix(root))
+    final = {name: value for name, value in own.items() if _is_classifier(net, name)}
+    layers = _layers_like(final, bare, prefixes)
+    rest = [name.removeprefix(root) for name in own if name not in final and not name.endswith(_COUNTER)]
     fitting: dict[str, Found] = {}
     for prefix, place in prefixes.items():
-        if 2 * sum(prefix + name.removeprefix(root) in bare for name in own) < len(own):
+        if not all(prefix + name in bare for name in rest):
             continue
         first, last = bisect_left(names, prefix), bisect_left(names, prefix + chr(0x10FFFF))
         inside = {root + name.removeprefix(prefix): bare[name][1] for name in names[first:last]}
         found = _own_tensors(net, own, inside, classifier=classifier)
-        final = {name: value for name, value in own.items() if _is_classifier(net, name)}
         if final and own.keys() - found.keys() == final.keys():
-            layer = _classifier_elsewhere(final, bare, prefix, prefixes)
+            layer = _classifier_elsewhere(final, layers, prefix)
             taken = {id(value) for value in layer.values()}
-            found = {name: value for name, value in found.items() if id(value) not in taken} | layer
+            found = {**{name: value for name, value in found.items() if id(value) not in taken}, **layer}
         if _architecture_mismatch(net, found) is None:
             fitting[place] = found
     exact = {place: found for place, found in fitting.items() if _other_classes(net, found) is None}
@@ -130,7 +142,7 @@ def _own_tensors(net: nn.Module, own: Mapping[str, Tensor], inside: State, *, cl
     """
     root = net.prefix if isinstance(net, Backbone) else ""
     stems = {_stem(name.removeprefix(root)) for name in own}
-    found: Found = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
+    found: Found = {name: value for name, value in own.items() if name.endswith(_COUNTER)}
     found |= {
         name: value
         for name, value in inside.items()
@@ -142,6 +154,9 @@ def _own_tensors(net: nn.Module, own: Mapping[str, Tensor], inside: State, *, cl
     return found
 
 
+_COUNTER = "num_batches_tracked"
+"""A batch norm's counter, which no file needs to hold."""
+
 _PROFILE = ("total_ops", "total_params")
 """What the profiler thop leaves in the modules that it has counted."""
 
@@ -151,25 +166,37 @@ def _stem(name: str) -> str:
     return name.partition(".")[0].rstrip("0123456789")
 
 
-def _classifier_elsewhere(
-    own: Mapping[str, Tensor], bare: Mapping[str, tuple[str, Stored]], prefix: str, prefixes: Iterable[str]
-) -> Found:
-    """The classifier under another name, or beside the network's other tensors: the only layer of its shape, if there is one.
+class _Layer(NamedTuple):
+    """A layer in a file: its name, the innermost prefix of a network that it lies behind, and its tensors."""
 
-    ``own``: the network's own classifier; ``prefixes``: where networks lie in the file
+    name: str
+    network: str
+    tensors: dict[str, Stored]
+
+
+def _layers_like(
+    own: Mapping[str, Tensor], bare: Mapping[str, tuple[str, Stored]], prefixes: Collection[str]
+) -> list[_Layer]:
+    """The layers in a file that have the shape of a network's ``own`` classifier, with any class count."""
+    layers = []
+    for name in (name.removesuffix("weight") for name in bare if own and name.endswith("weight")):
+        tensors = {key: bare[at][1] for key in own if (at := name + key.rpartition(".")[2]) in bare}
+        same = all(value.shape[1:] == own[key].shape[1:] for key, value in tensors.items())
+        if same and tensors.keys() == own.keys() and len({value.shape[:1] for value in tensors.values()}) == 1:
+            ends = [place + 1 for place, letter in enumerate(name) if letter == "."]
+            network = next((name[:end] for end in reversed(ends) if name[:end] in prefixes), "")
+            layers.append(_Layer(name, network, tensors))
+    return layers
+
+
+def _classifier_elsewhere(own: Mapping[str, Tensor], layers: Sequence[_Layer], prefix: str) -> Mapping[str, Stored]:
+    """The classifier of the network behind a prefix, under another name or beside it: the only such layer, or the only one
+    with the network's ``own`` class count; empty if there is none.
     """
     around = "".join(prefix[:-1].rpartition(".")[:2])
-    others = tuple(each for each in prefixes if not prefix.startswith(each))
-    layers: list[Found] = []
-    for name in bare:
-        layer = name.removesuffix("weight")
-        tensors = {key: bare[at][1] for key in own if (at := layer + key.rpartition(".")[2]) in bare}
-        if layer != name and name.startswith(around) and not name.startswith(others) and tensors.keys() == own.keys():
-            rows = {value.shape[:1] for value in tensors.values()}
-            if len(rows) == 1 and all(value.shape[1:] == own[key].shape[1:] for key, value in tensors.items()):
-                layers.append(dict(tensors))
-    exact = [layer for layer in layers if all(value.shape == own[key].shape for key, value in layer.items())]
-    return next((found[0] for found in (exact, layers) if len(found) == 1), {})
+    near = [layer.tensors for layer in layers if layer.name.startswith(around) and prefix.startswith(layer.network)]
+    exact = [tensors for tensors in near if all(value.shape == own[key].shape for key, value in tensors.items())]
+    return next((found[0] for found in (exact, near) if len(found) == 1), {})
 
 
 def _chosen(places: list[str], key: str | None) -> str:
@@ -212,7 +239,7 @@ def _mismatch_of(net: nn.Module, there: State, *, classifier: bool) -> str:
             "strategies sequential and simultaneous, which train new layers on it."
         )
     own = net.state_dict()
-    found: Found = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
+    found: Found = {name: value for name, value in own.items() if name.endswith(_COUNTER)}
     found |= _stripped({name: tensor for name, (_, tensor) in _bare(there, {}).items()}, own)
     return f"{_architecture_mismatch(net, found)}{_advice(there)}"
 

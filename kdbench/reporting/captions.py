@@ -141,11 +141,12 @@ def abbreviate(places: Sequence[str]) -> str:
     return ", ".join(places) if len(places) <= 3 else f"{', '.join(places[:2])} and {len(places) - 2} more"
 
 
-def differing_teachers(texts: Iterable[str]) -> tuple[str, ...]:
-    """The note of a table whose runs come from results folders with different weights of a teacher."""
-    names = "; ".join(dict.fromkeys(text for text in texts if text))
+def teacher_notes(runs: pd.DataFrame) -> tuple[str, ...]:
+    """A table's notes on teachers whose weights differ between results folders, or whose file states another accuracy."""
+    names = "; ".join(dict.fromkeys(filter(None, runs["teachers"])))
     rule = "the first is shown, and trials under different ones are not paired."
-    return (f"Teachers differ between results folders: {names}; {rule}",) if names else ()
+    differing = (f"Teachers differ between results folders: {names}; {rule}",) if names else ()
+    return (*differing, *(f"{text}." for text in dict.fromkeys(filter(None, runs["teacher_stated"]))))
 
 
 def versions_text(versions: Iterable[str]) -> str:

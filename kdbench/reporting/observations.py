@@ -36,7 +36,7 @@ RUN = [
     "suite", "protocol", "paper", "score", "dataset", "scenario", "strategy", "teacher", "student", "method", "trial",
     "run_id", "teacher_id", "status", "reason", "top1", "top1_last", "top1_best", "best_epoch", "top5", "top5_last",
     "version", "teacher_checkpoint", "teacher_top1", "teacher_paper", "setting", "sm_score", "layer_cka", "teacher_sha256",
-    "teacher_changed", "teachers", "terms",
+    "teacher_changed", "teachers", "teacher_stated", "terms",
 ]  # fmt: skip
 """The columns of a run."""
 
@@ -54,14 +54,15 @@ def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> pd.DataFrame:
     """One row per run of all suites, in the suites' order, with the columns RUN.
 
     The first store that has a result of a run provides it. Accuracies are in percent; ``top1`` and ``top5`` follow the
-    protocol's score rule. ``status`` is `done`, `failed`, `started` or `missing`, and ``reason`` says why a run is not done.
-    ``paper`` is set where the run is trained as that paper trains it: its protocol, its weights for the method. A method
-    `NAME[key=value]` is one of a sweep, and the paper's but for the weights and hyperparameters that it varies; ``setting``
-    holds these and the scenario in reference.csv's spelling. ``teacher_paper`` is set where the teacher is trained as that
-    paper trains it. A tiny run replaces the suite's own; its paper is `tiny` and the paper's name. ``teacher_top1`` is the
-    teacher's accuracy as it taught, where its own record does not hold it, ``teacher_sha256`` the hash of the weights that
-    taught, and ``teacher_changed`` says whether the store holds others now. ``teachers`` says how several stores' teachers
-    differ. ``terms`` are the run's terms with their weights and all hyperparameters, as JSON.
+    protocol's score rule. ``status`` is `done`, `failed`, `started` or `missing`, and ``reason`` says why a run is not
+    done. ``paper`` is set where the run is trained as that paper trains it: its protocol, its weights for the method. A
+    method `NAME[key=value]` is one of a sweep, and the paper's but for the weights and hyperparameters that it varies;
+    ``setting`` holds these and the scenario in reference.csv's spelling. ``teacher_paper`` is set where the teacher is
+    trained as that paper trains it. A tiny run replaces the suite's own; its paper is `tiny` and the paper's name.
+    ``teacher_top1`` is the teacher's accuracy as it taught, where its own record does not hold it, ``teacher_sha256`` the
+    hash of the weights that taught, and ``teacher_changed`` says whether the store holds others now. ``teachers`` says
+    how several stores' teachers differ, ``teacher_stated`` how the accuracy that a teacher's file states differs from the
+    measured one. ``terms`` are the run's terms with their weights and all hyperparameters, as JSON.
     """
     shared: dict[tuple[object, ...], dict[str, Any]] = {}
     weights = TeacherWeights(stores)
@@ -107,6 +108,7 @@ def _row(run: Run, shared: dict[str, Any], stores: Sequence[Store], weights: Tea
     spec = run.own.spec
     status, reason, result, version, store = look_up(stores, lambda store: store.run(run.id), "not run")
     differing = weights.differences(run.spec, shared["teacher_checkpoint"])
+    stated = weights.contradiction(run.spec, result)
     row = {
         **shared,
         "trial": spec.trial,
@@ -118,6 +120,7 @@ def _row(run: Run, shared: dict[str, Any], stores: Sequence[Store], weights: Tea
         "teacher_sha256": "",
         "teacher_changed": False,
         "teachers": f"{run.teacher} ({differing})" if differing else "",
+        "teacher_stated": f"{run.teacher}: {stated}" if stated else "",
     }
     if result is None or store is None:
         return row

@@ -13,8 +13,8 @@ from kdbench.reporting.captions import (
     abbreviate,
     by_reason,
     caption,
-    differing_teachers,
     provenance,
+    teacher_notes,
     truncate,
     unequal_trials,
     unjudged,
@@ -86,8 +86,8 @@ def _places(layout: Layout, *, tiny: bool) -> pd.DataFrame:
 def _paper_table(layout: Layout, cells: pd.DataFrame, measured: pd.DataFrame, runs: pd.DataFrame) -> PaperTable:
     shown = cells[KEY].drop_duplicates().merge(measured, on=KEY).drop_duplicates(["run_id", "metric"])
     ids = set(shown["run_id"])
-    concerned = runs["teachers"][runs["run_id"].isin(ids) | runs["teacher_id"].isin(ids)]
-    return PaperTable(layout, cells.reset_index(drop=True), shown, differing_teachers(concerned))
+    concerned = runs[runs["run_id"].isin(ids) | runs["teacher_id"].isin(ids)]
+    return PaperTable(layout, cells.reset_index(drop=True), shown, teacher_notes(concerned))
 
 
 def render_paper(table: PaperTable, view: View, tolerance: float = TOLERANCE) -> RenderedTable:

@@ -13,10 +13,10 @@ import pandas as pd
 
 from kdbench.reporting.captions import (
     caption,
-    differing_teachers,
     empty_cells,
     provenance,
     score_rules,
+    teacher_notes,
     unequal_trials,
     unjudged,
 )
@@ -114,7 +114,7 @@ def _grid_table(key: tuple[str, ...], runs: pd.DataFrame, cells: pd.DataFrame, f
         cells=cells,
         teachers=teachers,
         versions=(*done["version"], *versions.values()),
-        notes=differing_teachers(runs["teachers"]),
+        notes=teacher_notes(runs),
         teacher_scores=tuple(dict.fromkeys((*shown["teacher_checkpoint"], *(["last"] if online else [])))),
         samples=Samples.of_runs(runs),
     )

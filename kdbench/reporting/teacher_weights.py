@@ -8,7 +8,7 @@ from kdbench.errors import BadRecord
 from kdbench.store.record import Record, Result
 from kdbench.store.store import Store
 from kdbench.suite.methods import auxiliary_method
-from kdbench.suite.specs import RunSpec, Stage, stage_label
+from kdbench.suite.specs import Imported, RunSpec, Stage, stage_label
 
 
 def auxiliary_run(spec: RunSpec) -> RunSpec | None:
@@ -41,6 +41,17 @@ class TeacherWeights:
         """``75.20 in a, 76.10 in b`` where the stores' weights of a run's teacher differ, else ""."""
         teacher = (auxiliary_run(spec) or spec).teacher if len(self._stores) > 1 else None
         return disagreement(self._results(teacher), score) if teacher else ""
+
+    def contradiction(self, spec: RunSpec, result: Result | None) -> str:
+        """How the accuracy of a run's teacher, as it taught, contradicts what its imported file states; "" if it does not."""
+        if not isinstance(spec.teacher, Imported) or spec.head:
+            return ""
+        here = None if spec.teacher_seen_elsewhere else spec.teacher
+        for _, imported in self._results(spec.teacher):
+            shown = (result and result.teacher) or (imported.last if here else None)
+            if text := imported.contradiction(shown):
+                return text
+        return ""
 
     def conflicts(self, specs: Iterable[RunSpec]) -> list[str]:
         """One message for each stage of a teacher whose weights or accuracies differ between stores."""

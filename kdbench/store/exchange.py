@@ -17,7 +17,7 @@ from kdbench.files import quarantine
 from kdbench.store.reading import LARGEST_METRICS
 from kdbench.store.record import FILES, Record
 from kdbench.store.store import Store
-from kdbench.suite.specs import Stage, stage_from, trained_stages
+from kdbench.suite.specs import Stage, stage_from, teaching_run, trained_stages
 
 
 def import_teachers(folder: Path, store: Store) -> list[Stage]:
@@ -56,13 +56,20 @@ def import_teachers(folder: Path, store: Store) -> list[Stage]:
 def export_teacher(record: Record, folder: Path, store: Store) -> list[Stage]:
     """Copy a teacher's record, and those of the stages that it was made from, to a folder that does not exist yet.
 
-    Raises BadInput for damaged ones, or where the folder cannot be written; then it is not there.
+    Raises BadInput for damaged ones, for one that is made on a run's student, or where the folder cannot be written; then it
+    is not there.
     """
     if folder.exists():
         raise BadInput(f"{folder}: is there already. Name a folder that does not exist yet.")
     try:
         record.check()
-        stages = trained_stages(stage_from(record.spec()))
+        last = stage_from(record.spec())
+        if run := teaching_run(last):
+            raise BadInput(
+                f"teacher {record.id} is made on the student of run {run.id}, which an export does not hold. Copy the whole "
+                f"folder {store.root} instead."
+            )
+        stages = trained_stages(last)
         for stage in stages:
             store.check_teacher(stage)
     except BadRecord as error:

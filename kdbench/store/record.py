@@ -50,14 +50,19 @@ class Accuracy(BaseModel):
     top5: Percent
 
 
+POINT = 1.0
+"""Percentage points by which stated and measured accuracy may differ before that is a warning."""
+
+
 class Result(BaseModel):
     """The result of a finished network. Equal runs give byte-identical results on the same CPU.
 
-    ``measure`` is how the accuracy came about: by the network's classifier, or, where it has none, by a vote of the nearest
-    training images (kdbench.evaluation). It is None for an encoder that was trained elsewhere. ``published_top1`` is
-    what an imported file says of itself, ``parent_sha256`` the hash of the weights on which a teacher's stage was made, or
-    those, joined by "+", of the teacher and adapters that taught a run, or of the networks that were measured. ``values``
-    are what was measured on them, by name; ``undefined`` says why others are not there.
+    ``measure`` is how the accuracy came about: by the network's classifier, or, where it has none, by a vote of the
+    nearest training images (kdbench.evaluation). It is None for an encoder that was trained elsewhere. ``published_top1``
+    is what an imported file says of its weights, ``published_best`` of the best epoch of their training,
+    ``parent_sha256`` the hash of the weights on which a teacher's stage was made, or those, joined by "+", of the teacher
+    and adapters that taught a run, or of the networks that were measured. ``values`` are what was measured on them, by
+    name; ``undefined`` says why others are not there.
 
     ``metrics_sha256`` is the hash of metrics.jsonl.
 
@@ -78,6 +83,7 @@ class Result(BaseModel):
     best: Accuracy | None = None
     measure: Literal["classifier", "neighbours"] = "classifier"
     published_top1: Percent | None = None
+    published_best: Percent | None = None
     parent_sha256: str | None = None
     values: dict[str, Value] | None = None
     undefined: dict[str, str] | None = None
@@ -101,6 +107,19 @@ class Result(BaseModel):
     def accuracy(self, score: str) -> Accuracy | None:
         """The accuracy by a score rule, ``last`` or ``best``; None for an encoder without classes."""
         return self.best if score == "best" else self.last
+
+    def contradiction(self, measured: Accuracy | None) -> str:
+        """A sentence where an imported file states an accuracy more than a point from the measured one, else ""."""
+        stated = self.published_best if self.published_top1 is None else self.published_top1
+        if measured is None or stated is None or abs(stated - measured.top1) <= POINT:
+            return ""
+        whose = (
+            "as the best of its training, perhaps of another epoch" if self.published_top1 is None else "of its weights"
+        )
+        return (
+            f"its file states {stated:.2f} % {whose}, and {measured.top1:.2f} % is measured here: check mean and std, the "
+            "images' size, and the order of the classes"
+        )
 
 
 class Failure(BaseModel):

@@ -208,17 +208,16 @@ class TeacherEntry(Schema):
     """A suite's own teacher: a network and the source of its initial weights, or the student of a finished ``run``.
 
     ``run`` is the run's id, or how it begins, in the results folder; its student teaches as it is.
-    ``weights`` is a file, `sha256:…` of one that was imported, `openai` or `torchvision`, or `random` for none. Weights that
-    would be used as they are, classifier and all, are trained on by the protocol's ``fine_tune`` where that is asked for.
-    Of a file, ``key`` names the place of the network among several, ``mean`` and ``std`` the normalisation of the images
-    that it was trained on.
+    ``weights`` is a file, `sha256:…` of one that was imported, `openai` or `torchvision`, or `random` for none. ``fine_tune``
+    says whether they are trained further, by the protocol's recipe for that. Of a file, ``key`` names the place of the
+    network among several, ``mean`` and ``std`` the normalisation of the images that it was trained on.
     """
 
     network: Annotated[NetworkName | None, NotEmpty] = None
     run: Annotated[Name | None, NotEmpty] = None
     weights: Annotated[StrictStr | None, NotEmpty] = None
     pretraining: Annotated[Literal["simclr"] | None, NotEmpty] = None
-    fine_tune: StrictBool = False
+    fine_tune: Annotated[StrictBool | None, NotEmpty] = None
     key: Annotated[Name | None, NotEmpty] = None
     mean: Annotated[Channels | None, NotEmpty] = None
     std: Annotated[PositiveChannels | None, NotEmpty] = None

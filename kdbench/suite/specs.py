@@ -230,8 +230,8 @@ def trained_stages(stage: Stage) -> list[Stage]:
     return [each for each in lineage(stage) if not isinstance(each, StudentOf)]
 
 
-def teaching_run(teacher: Teacher | None) -> RunSpec | None:
-    """The run whose student is a teacher, or its frozen backbone; None if neither is any run's student."""
+def teaching_run(teacher: Stage | None) -> RunSpec | None:
+    """The run whose student is a teacher's first stage; None if it has none."""
     return lineage(teacher)[0].source_run if teacher else None
 
 

@@ -48,9 +48,9 @@ Source = Literal["random", "published", "file", "simclr", "run"]
 class TeacherConfig:
     """A network and the source of its weights.
 
-    ``file`` is a user's file, identified by its ``sha256``; ``run`` is a finished run, whose student this is. With
-    ``fine_tune`` the weights are trained further even if their own classifier fits. ``counts`` are the class counts for
-    which the file may hold a classifier, None if only its hash is known; ``key``, ``mean`` and ``std`` are those of
+    ``file`` is a user's file, identified by its ``sha256``; ``run`` is a finished run, whose student this is. ``counts`` are
+    the class counts for which the weights may hold a classifier, None if that is not known or they are fresh. ``fine_tune``
+    says whether they are trained further, None leaves that to ``tunes``. ``key``, ``mean`` and ``std`` are those of
     ``Weights``.
     """
 
@@ -58,7 +58,7 @@ class TeacherConfig:
     source: Source
     sha256: str | None = None
     file: Path | None = None
-    fine_tune: bool = False
+    fine_tune: bool | None = None
     counts: frozenset[int] | None = None
     key: str | None = None
     mean: Channels | None = None
@@ -76,9 +76,27 @@ class TeacherConfig:
         weights = self.weights(data)
         return bool(data.val_split and weights and weights.classifier)
 
+    def knows(self, data: DatasetSpec) -> bool:
+        """Whether the weights may hold a classifier for a data set's classes, which is then kept; any other is dropped."""
+        return self.info.classifier and (self.counts is None or data.class_count in self.counts)
+
+    def tunes(self, data: DatasetSpec, strategy: str) -> bool:
+        """Whether the whole network is trained further on a data set.
+
+        Where the suite does not say so, that is done with published weights that lose their classifier, and with pre-trained
+        ones under `pretrained`. What is trained here from fresh weights, an encoder and a run's student are used as they are.
+        """
+        if self.source in ("random", "run") or not self.info.classifier:
+            return False
+        if self.fine_tune is not None:
+            return self.fine_tune
+        return (
+            strategy == "pretrained" if self.source == "simclr" else self.source == "published" and not self.knows(data)
+        )
+
     def lacks_classifier(self, data: DatasetSpec, strategy: str) -> str:
         """Why the teacher cannot give class scores under a strategy: without new layers it needs a classifier; or ""."""
-        if strategy != "pretrained" or (self.info.classifier and (self.fine_tune or self.knows(data))):
+        if strategy != "pretrained" or self.knows(data) or self.tunes(data, strategy):
             return ""
         if not self.info.classifier:
             return "has no classifier: use strategy sequential or simultaneous"
@@ -89,24 +107,19 @@ class TeacherConfig:
                 "use strategy sequential or simultaneous"
             )
         there = f"only one for {', '.join(map(str, sorted(self.counts)))} classes" if self.counts else "none"
+        holder = {"file": "its file holds", "published": "its published weights have"}.get(self.source, "SimCLR trains")
         return (
-            f"needs a classifier for the {data.class_count} classes of {data.name}, and its file holds {there}: use "
+            f"needs a classifier for the {data.class_count} classes of {data.name}, and {holder} {there}: use "
             "fine_tune: true, or strategy sequential or simultaneous"
         )
 
-    def knows(self, data: DatasetSpec) -> bool:
-        """Whether a file may hold a classifier for a data set's classes; what is no file does."""
-        return self.counts is None or data.class_count in self.counts
-
     def weights(self, data: DatasetSpec) -> Weights | None:
         """The weights from elsewhere that it starts from, if any; with their classifier where that fits the data set."""
-        public = self.info.public
-        if self.source == "published" and public:
-            return Weights(source=public.source, classifier=self.info.classifier and public.classes == data.class_count)
+        if self.source == "published" and self.info.public:
+            return Weights(source=self.info.public.source, classifier=self.knows(data))
         if self.source == "file":
-            own = self.info.classifier and self.knows(data)
             kept: dict[str, Any] = {key: getattr(self, key) for key in ("sha256", "key", "mean", "std")}
-            return Weights(source="file", classifier=own, **kept)
+            return Weights(source="file", classifier=self.knows(data), **kept)
         return None
 
     def view(self, data: DatasetSpec, usual: Preprocessing) -> Changes | None:
@@ -141,7 +154,12 @@ def fixed_size(network: Network, side: int) -> Changes:
 
 def default_teacher(network: Network) -> TeacherConfig:
     """The teacher of a bare network name: its published weights, else trained from scratch."""
-    return TeacherConfig(network, "published" if info(network).public else "random")
+    return _published(network) if info(network).public else TeacherConfig(network, "random")
+
+
+def _published(network: Network) -> TeacherConfig:
+    public = info(network).public
+    return TeacherConfig(network, "published", counts=frozenset([public.classes] if public and public.classes else []))
 
 
 def student_teacher(stored: dict[str, Any]) -> TeacherConfig:
@@ -173,12 +191,12 @@ def teacher_config(
     if pretraining:
         if not facts.classifier:
             raise BadInput(f"{name} cannot be trained here, only used with weights from elsewhere")
-        return TeacherConfig(name, "simclr")
+        return TeacherConfig(name, "simclr", counts=frozenset())
     if not weights:
         return default_teacher(name)
     published = facts.public.source if facts.public else ""
     if weights == published:
-        return TeacherConfig(name, "published")
+        return _published(name)
     if weights == "random":
         if not facts.classifier:
             raise BadInput(f"{name} cannot be trained here: name the file of its weights, or leave 'weights' out")
@@ -211,26 +229,21 @@ def teacher_config(
 def resolve_teacher(teacher: TeacherConfig, data: DatasetSpec, strategy: str, protocol: Protocol) -> ResolvedTeacher:
     """Resolve a teacher under a protocol.
 
-    Weights for other classes than the data set's lose their classifier; the network is then fine-tuned, an encoder used
-    unchanged. A SimCLR network is fine-tuned only under `pretrained`, which needs a classifier.
+    Weights for other classes than the data set's lose their classifier; ``TeacherConfig.tunes`` says what is trained further.
     """
     name, checkpoint = teacher.network, protocol.teacher_checkpoint
     weights, shown = teacher.weights(data), teacher.view(data, protocol.recipe(str(name), data.name))
     spec: Imported | SelfSupervised | Supervised | FineTuned | StudentOf
-    tuned = False
     if weights:
         spec = Imported(network=name, weights=weights, dataset=data.whole if weights.classifier else None)
-        known = weights.classifier or teacher.source == "file"
-        tuned = teacher.info.classifier and (teacher.fine_tune or not known)
     elif teacher.run:
         spec = StudentOf(run=teacher.run)
     elif teacher.source == "simclr":
         spec = SelfSupervised(network=name, dataset=data, pretraining=protocol.pretraining_spec(str(name), data.name))
-        tuned = strategy == "pretrained"
     else:
         recipe = protocol.teacher_recipe(str(name), data.name, fixed_size(name, data.image_size))
         spec = Supervised(network=name, dataset=data, recipe=recipe, checkpoint=checkpoint)
-    if tuned and isinstance(spec, Imported | SelfSupervised):
+    if teacher.tunes(data, strategy) and isinstance(spec, Imported | SelfSupervised):
         recipe = protocol.teacher_recipe(str(name), data.name, shown, fine_tune=True)
         spec = FineTuned(parent=spec, dataset=data, recipe=recipe, checkpoint=checkpoint)
     head = protocol.head_spec(data.name, simultaneous=strategy == "simultaneous", view=shown)

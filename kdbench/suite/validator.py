@@ -213,9 +213,16 @@ class SuiteValidator:
                 self.teachers[name] = student_teacher(self.document.run(entry.run or ""))
                 return
             network = self.networks.network(entry.network)
-            folder = self.document.folder
-            known = self.document.known
-            teacher = teacher_config(network, entry.weights, entry.pretraining, folder, entry.key, known=known)
+            document = self.document
+            teacher = teacher_config(
+                network, entry.weights, entry.pretraining, document.folder, entry.key, known=document.known
+            )
+            if entry.fine_tune and not teacher.info.classifier:
+                raise BadInput(f"{network} is an encoder, which is used as it is: leave fine_tune out")
+            if entry.fine_tune and teacher.source == "random":
+                raise BadInput("is trained from fresh weights, and fine_tune trains others further: leave it out")
+            if teacher.source == "file" and teacher.counts is None:
+                teacher = replace(teacher, counts=document.class_counts(teacher.sha256 or "", entry.key))
             if teacher.source != "file" and (entry.mean or entry.std or entry.key):
                 raise BadInput("'key', 'mean' and 'std' say something of a file of weights, and none is named")
             self.teachers[name] = replace(teacher, fine_tune=entry.fine_tune, mean=entry.mean, std=entry.std)
@@ -223,7 +230,7 @@ class SuiteValidator:
             self.problems += problems_of(error, self.document, here, {"": TeacherEntry.model_fields})
             self.teachers[name] = default_teacher(network)  # so that its use is not a problem, too
         except BadInput as error:
-            key = next((key for key in ("run", "weights") if key in value), "pretraining")
+            key = next((key for key in ("run", "weights", "pretraining") if key in value), "fine_tune")
             self.report((*here, key), str(error))
             self.teachers[name] = default_teacher(network)
 

@@ -17,7 +17,7 @@ from kdbench.models.checkpoints import load_checkpoint, published_accuracy
 from kdbench.models.outputs import Shapes, measure_shapes
 from kdbench.planning.cost import student_cost, teacher_cost, teacher_pass_cost
 from kdbench.store.record import Accuracy, Failure, Record
-from kdbench.suite.specs import Adapter, Imported, RunSpec, Scenario, SelfSupervised, Stage, StudentOf
+from kdbench.suite.specs import Adapter, Imported, RunSpec, Scenario, SelfSupervised, Stage, StudentOf, stage_label
 from kdbench.training.build import (
     TEACHER_TRIAL,
     DamagedTeacher,
@@ -73,14 +73,18 @@ def _import_weights(spec: Imported, record: Record, ctx: JobContext) -> None:
         (scores,) = measure([on_device(network, ctx.device)], test)
         accuracy = Accuracy(epoch=0, top1=scores.top1, top5=scores.top5)
     ctx.begin(record, spec.canonical())
+    stated = published_accuracy(path) if path and accuracy else None
     fields = {
         "last": accuracy,
         "best": accuracy,
-        "published_top1": published_accuracy(path) if path and accuracy else None,
+        "published_top1": stated and stated.own,
+        "published_best": stated and stated.best,
         "test_images": test_images,
     }
     origin = {"file": path.name} if path else {}
     ctx.finish(record, "teacher", network.state_dict(), fields, {"seconds": 0.0, "sessions": 1, **origin})
+    if (result := record.result()) and (text := result.contradiction(result.last)):
+        ctx.emit("message", text=f"WARNING {stage_label(spec)}: {text}")
 
 
 def _train_stage(spec: Stage, record: Record, ctx: JobContext) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from kdbench.errors import BadInput
 from kdbench.weightfiles.pickles import Excessive, Inert, NumpyArray, Refused, Unpickler
@@ -254,19 +254,22 @@ def is_averaged(place: str) -> bool:
     )
 
 
-def accuracy(content: object) -> float | None:
-    """The accuracy in % that a file states of itself; up to 1 it is taken for a fraction. None: it states none.
+class StatedAccuracy(NamedTuple):
+    """The accuracies in % that a file states: that of its weights, and the best one, perhaps of another epoch."""
 
-    That of the weights themselves comes before the best one, which may have been that of an earlier epoch.
-    """
-    if not isinstance(content, Mapping):
-        return None
-    named = [key for key in content if isinstance(key, str) and _ACCURACY.fullmatch(key.lower())]
-    for key in sorted(named, key=lambda key: "best" in key.lower()):
-        value = _number(content[key])
-        if value is not None and 0 <= value <= 100:
-            return float(value if value > 1 else 100 * value)
-    return None
+    own: float | None = None
+    best: float | None = None
+
+
+def stated_accuracy(content: object) -> StatedAccuracy:
+    """The accuracies that a file states of itself; up to 1 they are taken for fractions. None: it states none."""
+    found: dict[bool, float] = {}
+    for key, entry in content.items() if isinstance(content, Mapping) else ():
+        if isinstance(key, str) and _ACCURACY.fullmatch(key.lower()):
+            value = _number(entry)
+            if value is not None and 0 <= value <= 100:
+                found.setdefault("best" in key.lower(), float(value if value > 1 else 100 * value))
+    return StatedAccuracy(found.get(False), found.get(True))
 
 
 _ACCURACY = re.compile(

@@ -197,3 +197,17 @@ def test_changed_protocols_are_other_runs_that_are_found_again(call, tmp_path):
     assert "protocol smoke* (epochs 5, teacher.lr 0.02)" in captions
     assert "protocol smoke;" in captions
     assert "tiny smoke* (epochs 3)" in " ".join(call("report", "--tiny").stdout.split())
+
+
+def test_a_file_of_other_classes_is_still_without_its_classifier_when_it_is_gone(call, tmp_path):
+    other = build("resnet8", 100).state_dict()
+    save_file(other, tmp_path / "checkpoint.pth")
+    text = SUITE.replace("smoke", "{base: smoke, node_embedding: 16}").replace(
+        "}\ngrid: {", "}\ngrid: {strategy: sequential, "
+    )
+    (tmp_path / "my suite.yaml").write_text(text)
+    before = {run.id for run in load_suite(tmp_path / "my suite.yaml").runs}
+    call("run", "my suite.yaml")
+    (tmp_path / "checkpoint.pth").unlink()
+    assert {path.name for path in (tmp_path / "results" / "runs").iterdir()} == before
+    assert json.loads(call("plan", "my suite.yaml", "--json").stdout)["runs"] == 0

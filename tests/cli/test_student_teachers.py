@@ -4,6 +4,12 @@ import json
 
 import pytest
 
+from kdbench.files import file_hash
+from kdbench.store.record import Result
+from kdbench.store.store import Store
+from kdbench.store.suites import teaching_runs
+from kdbench.suite.load import load_suite
+
 
 @pytest.fixture
 def second(tmp_path, finished):
@@ -55,3 +61,19 @@ def test_a_run_whose_result_is_damaged(kdbench, second, finished):
     (finished.folder / "result.json").write_text("{")
     assert "result.json: " in (said := unusable(kdbench, second))
     assert "makes it again" in said
+
+
+def test_what_is_made_on_it_is_not_exported_alone(kdbench, tmp_path, second, finished):
+    store = Store(tmp_path / "results")
+    second.write_text(
+        second.read_text().replace("smoke", "{base: smoke, node_embedding: 16}") + "strategy: sequential\n"
+    )
+    (run,) = load_suite(second, known=teaching_runs([store])).runs
+    record = store.teacher(run.spec.teacher.id)
+    record.begin(run.spec.teacher.canonical())
+    record.weights_file.write_bytes(b"the new layers'")
+    sha256 = file_hash(record.weights_file)
+    record.finish(Result(id=record.id, kind="teacher", weights_sha256=sha256), {})
+    done = kdbench("teachers", "export", record.id, "out")
+    assert f"is made on the student of run {finished.id}, which an export does not hold" in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -165,6 +165,38 @@ def test_import_export_and_use(kdbench, tmp_path, checkpoint):
     assert planned["teachers"] == ["resnet8 (file weights) on digits + new layers"]
 
 
+def test_a_stated_accuracy_that_is_not_reached_is_a_warning_each_time(kdbench, tmp_path, checkpoint):
+    torch.save({**torch.load(checkpoint), "accuracy": 90.5, "best_acc": 91.0}, checkpoint)
+    for _ in range(2):
+        done = kdbench("teachers", "import", checkpoint, "--network", "resnet8", "--dataset", "digits")
+        assert (
+            done.stderr.count("WARNING resnet8 (file weights) on digits: its file states 90.50 % of its weights") == 1
+        )
+        assert "90.50 % stated by the file, 91.00 % stated as the best of its training" in done.stdout
+
+
+def test_import_without_its_classifier_and_use(kdbench, tmp_path, checkpoint):
+    done = kdbench("teachers", "import", checkpoint, "--network", "resnet8", "--classes", 10)
+    assert done.returncode == 0, done.stderr
+    assert "used without a classifier" in done.stdout
+    line = done.stdout.splitlines()[-1].strip()
+    assert line.endswith("fine_tune: true}")
+    checkpoint.unlink()
+    suite = tmp_path / "own.yaml"
+    suite.write_text(SUITE.replace("mine: {network: resnet8, pretraining: simclr}", line))
+    assert json.loads(kdbench("plan", suite, "--json").stdout)["teachers"] == [
+        "resnet8 (file weights), fine-tuned on digits",
+        "resnet8 (file weights), fine-tuned on digits + new layers",
+    ]
+
+
+def test_import_for_other_classes(kdbench, tmp_path, checkpoint):
+    said = refused(kdbench, tmp_path, checkpoint, "--network", "resnet8", "--dataset", "cifar100")
+    assert "holds a classifier for 10 classes, and cifar100 has 100" in said
+    assert "with --classes 10 in place of --dataset" in said
+    assert "and none for 7" in refused(kdbench, tmp_path, checkpoint, "--network", "resnet8", "--classes", 7)
+
+
 def refused(kdbench, tmp_path, file, *options):
     done = kdbench("teachers", "import", file, *(options or ("--network", "resnet8", "--dataset", "digits")))
     assert done.returncode == 2, done

@@ -15,7 +15,7 @@ def row():
             "run_id": "0" * 12, "teacher_id": "", "top1": top1, "version": "", "teacher_checkpoint": "last",
             "status": "done" if top1 is not None else "missing",
             "reason": "" if top1 is not None else "not run",
-            "teacher_paper": "", "setting": "", "teacher_sha256": "", "teachers": "", "terms": "",
+            "teacher_paper": "", "setting": "", "teacher_sha256": "", "teachers": "", "teacher_stated": "", "terms": "",
         }  # fmt: skip
         return columns | changes
 

@@ -12,7 +12,7 @@ from kdbench.reporting.csv_json import json_text, observations_csv
 from kdbench.reporting.keys import KEY, canonical, canonical_setting, grouped, split_method, terms_text, tuples
 from kdbench.reporting.observations import collect, comparable, run_observations, teacher_observations
 from kdbench.reporting.report import measured_report
-from kdbench.store.record import Failure
+from kdbench.store.record import Accuracy, Failure, Result
 from kdbench.store.store import Store
 from kdbench.suite.specs import WeightedTerm
 
@@ -217,3 +217,29 @@ grid: {teacher: [resnet32x4, vgg13], student: vgg8, method: ce}
     assert trials == [0, 1, 2, 3]
     changed = load("protocol: {base: semckd, epochs: 9}\ndataset: cifar100\ngrid: {student: vgg8, method: ce}")
     assert comparable(run_observations(collect([changed], []))).empty
+
+
+@pytest.mark.parametrize(
+    ("in_the_record", "in_the_run", "noted"),
+    [(55.0, None, True), (70.0, None, False), (55.0, 70.2, False), (70.0, 55.0, True)],
+)
+def test_a_file_that_states_another_accuracy_is_noted(tmp_path, load, in_the_record, in_the_run, noted):
+    view = "mean: [0.1, 0.1, 0.1], std: [0.2, 0.2, 0.2]" if in_the_run else "epochs: 2, milestones: []"
+    suite = load(f"""
+protocol: {{base: smoke, {view}}}
+dataset: digits
+trials: 1
+teachers: {{theirs: {{network: resnet8, weights: 'sha256:{"0" * 64}'}}}}
+grid: {{teacher: theirs, student: resnet8, method: kd}}
+""")
+    (run,), store = suite.runs, Store(tmp_path / "results")
+    for record, kind, top1, more in [
+        (store.teacher(run.spec.teacher.id), "teacher", in_the_record, {"published_top1": 70.5}),
+        (store.run(run.id), "run", 40.0, {"teacher": in_the_run and Accuracy(epoch=0, top1=in_the_run, top5=99.0)}),
+    ]:
+        accuracy = Accuracy(epoch=0, top1=top1, top5=99.0)
+        record.begin((run.spec if kind == "run" else run.spec.teacher).canonical())
+        record.finish(Result(id=record.id, kind=kind, last=accuracy, best=accuracy, weights_sha256="", **more), {})
+    (table,) = measured_report([suite], [store]).tables()
+    text = f"theirs: its file states 70.50 % of its weights, and {in_the_run or in_the_record:.2f} % is measured here"
+    assert any(note.startswith(text) for note in table.notes) == noted

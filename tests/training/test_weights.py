@@ -51,10 +51,24 @@ def test_an_imported_file_is_measured_again_beside_what_it_says(bench, teacher, 
     result = shop.store.teacher(spec.id).result()
     assert (result.last.top1, result.last.top5) == (accuracy.top1, accuracy.top5)
     assert result.last.epoch == 0
-    assert result.published_top1 == 61.5
+    assert (result.published_top1, result.published_best) == (None, 61.5)
     assert shop.store.teacher(spec.id).metadata()["file"] == path.name
     loaded = load_teacher(spec, shop.store, CPU).state_dict()
     assert all(torch.equal(loaded[key], weights[key]) for key in weights)
+
+
+@pytest.mark.parametrize("points", [0.9, 1.1])
+@pytest.mark.parametrize("key", ["acc", "best_acc"])
+def test_a_stated_accuracy_that_is_not_the_measured_one_is_a_warning(bench, teacher, checkpoint, tmp_path, points, key):
+    _, weights, accuracy = checkpoint
+    torch.save({"model": weights, key: accuracy.top1 + points}, path := tmp_path / "theirs.pth")
+    spec, said = imported(teacher, path), []
+    shop = bench(files_given={spec.weights.sha256: path}).shop
+    jobs.train_teacher(spec, replace(shop, emit=lambda event, **fields: said.append(fields.get("text", ""))))
+    text, apart = "".join(said), points > 1
+    assert ("WARNING resnet8 (file weights) on digits: its file states" in text) == apart
+    assert ("as the best of its training, perhaps of another epoch" in text) == (apart and key == "best_acc")
+    assert (f"and {accuracy.top1:.2f} % is measured here: check mean and std" in text) == apart
 
 
 def test_it_teaches_from_the_record_alone(bench, teacher, checkpoint, make_run):
