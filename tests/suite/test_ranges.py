@@ -95,7 +95,19 @@ def test_no_other_choice(load, setting):
 def test_every_number_of_the_schema_is_tried():
     """A new field of these must be added to the table above, or here where it holds no number."""
     tried = set(" ".join(NUMBERS + CHOICES + SWITCHES).replace("{", " ").replace(":", " ").replace(",", " ").split())
-    beside = {"name", "stand_in", "title", "paper", "methods", "teacher", "head", "datasets", "parts", *SET_BY_LOADER}
+    beside = {
+        "name",
+        "stand_in",
+        "images",
+        "title",
+        "paper",
+        "methods",
+        "teacher",
+        "head",
+        "datasets",
+        "parts",
+        *SET_BY_LOADER,
+    }
     for schema in (Preprocessing, Recipe, Protocol, DatasetSpec, Scenario, SimCLR, ProbeProtocol):
         assert schema.model_fields.keys() <= tried | beside
 
