@@ -20,12 +20,14 @@ from typer.testing import CliRunner
 import kdbench
 from kdbench import api
 from kdbench.cli.app import app
-from kdbench.suite.components import Recipe, Scenario, SimCLR
+from kdbench.suite.components import Recipe, SimCLR
+from kdbench.suite.data_specs import Scenario
 from kdbench.suite.measurements import ProbeProtocol
 from kdbench.suite.protocol import Protocol
 from kdbench.suite.schema import (
     DatasetEntry,
     GridEntry,
+    ImagesEntry,
     MeasureEntry,
     MethodEntry,
     NetworkEntry,
@@ -52,6 +54,7 @@ SCHEMAS: dict[str, dict[str, type[BaseModel]]] = {
         "Data set": DatasetEntry,
         "Scenario": Scenario,
         "Method": MethodEntry,
+        "Images": ImagesEntry,
         "Network": NetworkEntry,
         "Teacher": TeacherEntry,
         "Pair": Pair,

@@ -84,7 +84,7 @@ def file_hash(path: Path, algorithm: str = "sha256") -> str:
 def remembered(kind: str, key: str) -> Any | None:
     """What ``remember`` kept in the user's cache; None if nothing, or nothing that can be read."""
     try:
-        return json.loads(_cached(kind, key).read_bytes())
+        return json.loads(cached(kind, key).read_bytes())
     except (OSError, ValueError):
         return None
 
@@ -92,9 +92,10 @@ def remembered(kind: str, key: str) -> Any | None:
 def remember(kind: str, key: str, value: Any) -> None:
     """Keep a JSON value in the user's cache, where that can be written. ``key`` must say all that the value depends on."""
     with suppress(OSError):
-        write_json(_cached(kind, key), value)
+        write_json(cached(kind, key), value)
 
 
-def _cached(kind: str, key: str) -> Path:
+def cached(kind: str, key: str) -> Path:
+    """The path of a file in the user's cache; it may not be there."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base, "kdbench", kind, f"{hashlib.sha256(key.encode()).hexdigest()}.json")

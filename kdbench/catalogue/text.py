@@ -51,6 +51,11 @@ def listed(names: Sequence[str]) -> str:
     return shown + (f" and {len(names) - 20} more" if len(names) > 20 else "") or "none"
 
 
+def first_few(names: Sequence[str]) -> str:
+    """The first five of many things that are wrong, and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
+
+
 def unknown(kind: str, name: str, candidates: Iterable[str], plural: str) -> str:
     """The sentence for a name that does not exist, e.g. ``unknown("model", "resnet8x5", networks(), "models")``."""
     match = nearest(name, candidates)

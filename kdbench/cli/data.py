@@ -1,12 +1,14 @@
-"""`kdbench data`: status, download, prepare and samples."""
+"""`kdbench data`: status, download, prepare, samples, and images of one's own: inspect and add."""
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
 import typer
 from pydantic import BaseModel, ValidationError
 
@@ -15,18 +17,22 @@ from kdbench.catalogue.text import command
 from kdbench.child import answer
 from kdbench.cli.completion import complete_datasets
 from kdbench.cli.listing import table
-from kdbench.cli.options import Data, Json, Output, Results, find_record, group, print_text
+from kdbench.cli.options import Data, Json, Output, Results, find_record, group, path, print_text, say
 from kdbench.datafiles import fetch
+from kdbench.datafiles.own_files import ImageSource
+from kdbench.datafiles.own_images import contact_sheet, read
 from kdbench.errors import BadInput, BadRecord, KdbenchError
+from kdbench.files import write_bytes
 from kdbench.suite.compatibility import subset_errors
-from kdbench.suite.schema import DatasetEntry, problems_of
+from kdbench.suite.plain_errors import problems_of
+from kdbench.suite.schema import DatasetEntry, ImagesEntry
 from kdbench.suite.specs import DatasetSpec, RunSpec, Scenario
-from kdbench.suite.yaml_reader import Document
+from kdbench.suite.yaml_reader import Document, write_yaml
 
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
-data = group("The data sets: status, download, prepare, samples.")
+data = group("The data sets: status, download, prepare, samples; images of your own: inspect, add.")
 
 Names = Annotated[
     list[str] | None,
@@ -148,6 +154,81 @@ def samples(
         raise KdbenchError(f"run {run} learned from another list (sha256 {expected}) than {data} gives now")
     lines = sum(line[:1].isdigit() for line in text.splitlines())
     print_text(text, output, f"{output} holds {lines:,} samples.")
+
+
+Place = Annotated[
+    Path, typer.Argument(parser=path, metavar="PATH", help="A folder of classes, a CSV of files, or a NumPy file.")
+]
+Size = Annotated[int | None, typer.Option(min=8, max=1024, help="The side of the images in pixels.")]
+TestSplit = Annotated[
+    float | None, typer.Option(help="The share of each class held out for tests, where there is no test part.")
+]
+Skip = Annotated[bool, typer.Option("--skip-unreadable", help="Leave files that cannot be decoded out.")]
+
+
+@data.command("inspect")
+def inspect(
+    place: Place,
+    size: Size = None,
+    test_split: TestSplit = None,
+    skip: Skip = False,
+    sheet: Annotated[
+        Path | None,
+        typer.Option("--sheet", parser=path, metavar="PNG", help="Write 24 training pictures to this file."),
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Read images of your own as a suite would: counts, size, mean and sd, class balance, and a sheet of 24 pictures."""
+    found = read(_source(place, size, test_split, skip))
+    if sheet:
+        content = io.BytesIO()
+        contact_sheet(found).save(content, "PNG")
+        try:
+            write_bytes(sheet, content.getvalue())
+        except OSError as error:
+            raise BadInput(f"--sheet {sheet}: cannot be written: {error.strerror or error}") from None
+        say(f"24 pictures are in {sheet}")
+    counts = [np.bincount(half.labels, minlength=found.facts["classes"]).tolist() for half in (found.train, found.test)]
+    classes = [
+        {"class": name, "train": train, "test": test}
+        for name, train, test in zip(found.facts["class_names"], *counts, strict=True)
+    ]
+    if json_output:
+        typer.echo(json.dumps({**found.facts, "per_class": classes, "skipped": found.skipped}, indent=1))
+        return
+    f = found.facts
+    typer.echo(
+        f"{f['train']:,} training and {f['test']:,} test images of {f['classes']} classes, {f['size']} × {f['size']} pixels"
+    )
+    typer.echo(f"mean {f['mean']}, std {f['std']}, content {f['sha256'][:12]}")
+    for text in found.skipped:
+        typer.echo(f"left out: {text}")
+    typer.echo(table(classes))
+
+
+@data.command("add")
+def add(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the suite is to call the set.")],
+    place: Place,
+    size: Size = None,
+    test_split: TestSplit = None,
+    skip: Skip = False,
+) -> None:
+    """Read images of your own, keep them decoded in the cache, and print the lines that a suite needs for them."""
+    source = _source(place, size, test_split, skip)
+    facts = read(source).facts
+    entry = {source.kind: source.path, "size": size, "test_split": test_split, "skip_unreadable": skip or None}
+    say(
+        f"{facts['train']:,} training and {facts['test']:,} test images of {facts['classes']} classes. Lines for a suite:"
+    )
+    lines = {"datasets": {name: {key: value for key, value in entry.items() if value is not None}}, "dataset": name}
+    typer.echo(write_yaml(lines), nl=False)
+
+
+def _source(place: Path, size: int | None, test_split: float | None, skip: bool) -> ImageSource:
+    kind = {".csv": "csv", ".npz": "npz"}.get(place.suffix.lower(), "folder")
+    options = {"size": size, "test_split": test_split, "skip_unreadable": skip or None}
+    return _validated(ImagesEntry, {kind: str(place), **options}).source(Path())
 
 
 def _dataset(name: str, part: dict[str, Any]) -> DatasetSpec:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.util import find_spec
@@ -22,9 +22,11 @@ from kdbench import __version__
 from kdbench.catalogue.datasets import Dataset
 from kdbench.data.batch import generator
 from kdbench.data.preprocess import resize
+from kdbench.datafiles import own_images
 from kdbench.datafiles.fetch import fetch
 from kdbench.datafiles.folders import Listing, list_folders, read_picture
-from kdbench.datafiles.readers import read_splits
+from kdbench.datafiles.own_files import ImageSource
+from kdbench.datafiles.readers import Split, read_splits
 from kdbench.errors import BadInput
 from kdbench.suite.specs import DatasetSpec, Scenario
 
@@ -104,12 +106,19 @@ Sets = tuple[ImageSet, ImageSet] | tuple[ImageFiles, ImageFiles]
 """Training and test set, both in memory or both as files."""
 
 
-def load_images(spec: DatasetSpec, root: Path, *, download: bool = False) -> Sets:
+def load_images(
+    spec: DatasetSpec, root: Path, *, download: bool = False, sources: Mapping[str, ImageSource] | None = None
+) -> Sets:
     """Training and test set; with ``download``, missing or damaged files are fetched first.
+
+    sources: where images of one's own are, by the hash of their content
 
     Raises BadInput for missing or wrong files, KdbenchError if a download fails.
     """
     facts = spec.facts
+    if spec.images and not spec.stand_in:
+        halves = own_images.load(spec.images.sha256, (sources or {}).get(spec.images.sha256))
+        return _in_memory(halves, spec)
     try:
         return _load(facts, spec, root)
     except BadInput:
@@ -123,12 +132,17 @@ def _load(facts: Dataset, spec: DatasetSpec, root: Path) -> Sets:
         train_files, test_files = (image_files(each, facts.classes, facts.size) for each in list_folders(facts, root))
         return _parts(train_files, test_files, spec)
     if facts.files and not spec.stand_in:
-        train, test = (
-            ImageSet(torch.from_numpy(split.images), torch.from_numpy(split.labels), facts.classes)
-            for split in read_splits(facts, root)
-        )
-    else:
-        train, test = _digits()
+        return _in_memory(read_splits(facts, root), spec)
+    return _parts_in_size(*_digits(), spec)
+
+
+def _in_memory(halves: tuple[Split, Split], spec: DatasetSpec) -> Sets:
+    classes = spec.facts.classes
+    train, test = (ImageSet(torch.from_numpy(s.images), torch.from_numpy(s.labels), classes) for s in halves)
+    return _parts_in_size(train, test, spec)
+
+
+def _parts_in_size(train: ImageSet, test: ImageSet, spec: DatasetSpec) -> Sets:
     train, test = _parts(train, test, spec)
     size = spec.image_size if spec.stand_in else spec.size
     return _in_size(train, size), _in_size(test, size)
@@ -149,7 +163,7 @@ def _in_size(images: ImageSet, size: int | None) -> ImageSet:
 
 def _held_out(train: AnySet, spec: DatasetSpec) -> tuple[AnySet, AnySet]:
     """The training set without a share of each class, and that share. The draw depends on the data set alone."""
-    rng = generator("validation", spec.name)
+    rng = generator("validation", spec.key)
     rest, held_out = [], []
     for label in range(train.classes):
         order = _draw_class(train.labels, label, None, rng)
@@ -168,7 +182,7 @@ def _part(whole: AnySet, spec: DatasetSpec, split: str, per_class: int | None) -
     if spec.classes is None and per_class is None:
         return whole
     classes = spec.classes or whole.classes
-    rng = generator("subset", spec.name, split)
+    rng = generator("subset", spec.key, split)
     kept = [_draw_class(whole.labels, label, per_class, rng) for label in range(classes)]
     return replace(whole.select(torch.cat(kept).sort().values), classes=classes)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from kdbench.data.file_stream import FileStream, FileTestSet
 from kdbench.data.image_sets import ImageFiles, ImageSet, Samples, Sets, apply_scenario, load_images, samples_of
 from kdbench.data.preprocess import Normalisation, resize
 from kdbench.data.views import TwoViews, ViewGenerator, view_rows
+from kdbench.datafiles.own_files import ImageSource
 from kdbench.errors import BadInput, KdbenchError
 from kdbench.suite.specs import DatasetSpec, Preprocessing, Pretraining, Recipe, Scenario
 
@@ -122,14 +123,21 @@ class TestSet:
 class DataSource:
     """Data sets by spec, loaded once per process."""
 
-    def __init__(self, root: Path, device: torch.device, *, download: bool = False) -> None:
-        self.root, self.device, self.download = root, device, download
+    def __init__(
+        self,
+        root: Path,
+        device: torch.device,
+        *,
+        download: bool = False,
+        sources: Mapping[str, ImageSource] | None = None,
+    ) -> None:
+        self.root, self.device, self.download, self.sources = root, device, download, sources
         self._loaded: dict[str, Sets] = {}
 
     def sets(self, spec: DatasetSpec) -> Sets:
         """Training and test set before any scenario."""
         if spec.id not in self._loaded:
-            self._loaded = {spec.id: load_images(spec, self.root, download=self.download)}
+            self._loaded = {spec.id: load_images(spec, self.root, download=self.download, sources=self.sources)}
         return self._loaded[spec.id]
 
     def stream(

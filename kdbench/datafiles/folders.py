@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kdbench.catalogue.datasets import Dataset
+from kdbench.catalogue.text import first_few
 from kdbench.errors import BadInput
 
 
@@ -75,11 +75,6 @@ def class_names(known: Dataset, root: Path) -> tuple[str, ...]:
     if known.class_names or not train.is_dir():
         return known.class_names
     return tuple(_classes(known, root, train))
-
-
-def first_few(names: Sequence[str]) -> str:
-    """The first five of many things that are wrong, and how many more there are."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
 
 
 def _own(facts: Dataset) -> str:

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdbench.catalogue.datasets import Dataset
+from kdbench.catalogue.text import first_few
 from kdbench.datafiles.download import NullReporter, ProgressReporter, checksum_mismatches, exclusive_lock
-from kdbench.datafiles.folders import first_few, is_picture, list_folders, read_picture
+from kdbench.datafiles.folders import is_picture, list_folders, read_picture
 from kdbench.errors import BadInput, KdbenchError
 from kdbench.files import write_atomically
 

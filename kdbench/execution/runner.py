@@ -114,11 +114,12 @@ def _prepare(plan: Plan, suites: Sequence[Suite], store: Store, options: RunOpti
     runs = [run for cohort in plan.cohorts for run in cohort.runs]
     measured = [stage for spec in plan.measurements for stage in spec.dependencies]
     modules = plugin_folders([*run_specs(suites), *runs, *plan.teachers, *measured])
-    weights = dict(options.weights)
+    weights, images = dict(options.weights), dict(options.images)
     for suite in suites:
         weights |= suite.weight_files
+        images |= suite.image_sources
     weights = {sha256: file.resolve() for sha256, file in weights.items()}
-    options = replace(options, weights=weights, beside=modules)
+    options = replace(options, weights=weights, images=images, beside=modules)
     _check_files(plan, options)
     _tell(on_event, store.check_writable())
     keep_suites(suites, store)

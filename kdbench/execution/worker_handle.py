@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.child import interpreter
+from kdbench.datafiles.own_files import ImageSource
 from kdbench.errors import BadInput
 from kdbench.execution.devices import Slot
 from kdbench.store.lock import process_state
@@ -140,8 +141,9 @@ class RunOptions:
     """Where results and data are, and on what and how to train.
 
     ``devices`` is ``auto``, ``cpu``, or GPU numbers such as ``0,1``; ``checkpoint_seconds`` is the age at which a resume
-    point is replaced; ``weights`` holds files of weights by SHA-256, in addition to those that suites name. ``beside``, the
-    folders of plug-ins' modules that are not on the import path, is found out when a run starts.
+    point is replaced; ``weights`` holds files of weights by SHA-256, in addition to those that suites name. ``images``,
+    the sources of images of one's own, and ``beside``, the folders of plug-ins' modules that are not on the import path, are
+    found out when a run starts.
     """
 
     results: Path = Path("results")
@@ -152,6 +154,7 @@ class RunOptions:
     checkpoint_seconds: float = 30.0
     retry_diverged: bool = False
     weights: Mapping[str, Path] = field(default_factory=dict)
+    images: Mapping[str, ImageSource] = field(default_factory=dict)
     beside: Mapping[str, Path] = field(default_factory=dict)
 
 

@@ -1,7 +1,8 @@
 """The suites that were run, kept with their results: so that these can be reported when the files are gone.
 
 suites/ID/NAME.yaml  the file as it was, with the modules of its plug-ins; ID is a hash of its text
-suites/ID/about.json where it was, when it was last run, and the SHA-256 of the files of weights that it names
+suites/ID/about.json where it was, when it was last run, the SHA-256 of the files of weights that it names, and what is known
+                     of the images of one's own
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from kdbench.catalogue.plugins import in_folder
 from kdbench.catalogue.text import one_line, shorten
+from kdbench.datafiles.own_files import ImageSource
 from kdbench.errors import BadInput, BadRecord
 from kdbench.files import write_json, write_text
 from kdbench.store.record import timestamp
@@ -36,6 +38,7 @@ class _About(BaseModel):
     file: str
     run: str
     weights: dict[str, str]
+    images: dict[str, dict[str, Any]] = {}
     settings: list[str] = []
 
 
@@ -75,12 +78,23 @@ def keep_suites(suites: Iterable[Suite], store: Store) -> None:
         weights = {os.path.abspath(path): sha256 for sha256, path in suite.weight_files.items()}
         file = os.path.abspath(suite.file) if os.path.isfile(suite.file) else os.path.join(os.getcwd(), "")
         weights = {**(before.weights if before else {}), **weights}
-        about = _About(file=file, run=timestamp(), weights=weights, settings=list(suite.settings))
+        images = {**(before.images if before else {}), **_facts_of_images(suite)}
+        about = _About(file=file, run=timestamp(), weights=weights, images=images, settings=list(suite.settings))
         with exclusive(folder):
             for source in sources_of((suite.whole or suite).specs.values()):
                 write_modules(source.local_files, folder)
             write_text(KeptSuite(folder, about).file, suite.text)
             write_json(folder / "about.json", about.model_dump())
+
+
+def _facts_of_images(suite: Suite) -> dict[str, dict[str, Any]]:
+    """What is known of a suite's own images, by their source."""
+    specs = {spec.dataset.images.sha256: spec.dataset.images for spec in suite.specs.values() if spec.dataset.images}
+    return {
+        source.key: specs[sha256].model_dump(mode="json")
+        for sha256, source in suite.image_sources.items()
+        if sha256 in specs
+    }
 
 
 def kept_suites(stores: Sequence[Store]) -> list[KeptSuite]:
@@ -107,6 +121,7 @@ class ArchivedFiles:
         """Let a suite's document know of its weights and modules."""
         document.known, document.elsewhere = self._weights(document), self._modules(document)
         document.class_counts, document.run = self._class_counts, partial(finished_run, self._stores)
+        document.images = self._images
 
     def _class_counts(self, sha256: str, key: str | None) -> frozenset[int] | None:
         """For how many classes a file was imported with its classifier; empty: without it. None: it was not imported."""
@@ -116,6 +131,17 @@ class ArchivedFiles:
                 stage = Imported.model_validate(record.spec())
                 same += [stage] if (stage.weights.sha256, stage.weights.key) == (sha256, key) else []
         return frozenset(stage.dataset.class_count for stage in same if stage.dataset) if same else None
+
+    def _images(self, source: ImageSource) -> dict[str, Any] | None:
+        """The facts of images that are not there any more, as they were when a suite with them was run last."""
+        if os.path.exists(source.path):
+            return None
+        found = next((each for each in reversed(self._kept) if source.key in each.about.images), None)
+        if found is None:
+            return None
+        gone = f"{source.path} is not there: what is known of its images is taken from the run of {found.about.run}"
+        self.messages[gone] = None
+        return found.about.images[source.key]
 
     def _modules(self, document: Document) -> Callable[[str], Path | None]:
         """The look-up of a suite's modules: all are the kept ones, or none is."""

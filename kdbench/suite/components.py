@@ -1,4 +1,4 @@
-"""What specs are made of: numbers, preprocessing, recipes, data sets, terms, weights.
+"""What specs are made of: numbers, preprocessing, recipes, networks, terms, weights.
 
 An id is a hash of the canonical JSON of a spec without the fields that hold their default. So neither the order of keys,
 nor the suite, nor a path or device, nor a field that kdbench learns later on, changes the id of a run.
@@ -26,7 +26,6 @@ from pydantic import (
     model_validator,
 )
 
-from kdbench.catalogue.datasets import Dataset, dataset
 from kdbench.catalogue.text import LONGEST
 
 
@@ -241,80 +240,6 @@ class Pretraining(SimCLR):
     """SimCLR and how the network is trained with it."""
 
     recipe: Recipe
-
-
-class DatasetSpec(Spec):
-    """A data set, or a class-balanced part of it: the first ``classes`` classes, a fixed draw of images of each.
-
-    Its images are resized to ``size`` × ``size`` pixels before anything else; None leaves them as they are.
-
-    With ``val_split`` that share of each class of the training set is held out and stands in for the test set, which is left
-    alone: ``train_per_class`` are drawn from the rest, ``test_per_class`` from what is held out.
-
-    A ``stand_in`` has the embedded digits in the place of its images, in the size of these, and so no more than ten classes.
-    """
-
-    name: Name
-    classes: Annotated[StrictInt, Field(ge=2)] | None = None
-    train_per_class: PositiveInt | None = None
-    test_per_class: PositiveInt | None = None
-    val_split: Annotated[StrictFloat, Field(gt=0.0, lt=1.0)] | None = None
-    size: ImageSize | None = None
-    stand_in: StrictBool = False
-
-    @model_validator(mode="after")
-    def _enough_digits(self) -> DatasetSpec:
-        if self.stand_in and self.class_count > dataset("digits").classes:
-            raise ValueError("the digits that stand in have ten classes")
-        return self
-
-    @property
-    def whole(self) -> DatasetSpec:
-        """The same classes with all their images and the same test half. A stand-in is returned unchanged."""
-        if self.stand_in:
-            return self
-        return self.model_copy(update={"train_per_class": None, "test_per_class": None})
-
-    @property
-    def facts(self) -> Dataset:
-        """What is known of the whole data set."""
-        return dataset(self.name)
-
-    @property
-    def image_size(self) -> int:
-        """The images' side in pixels."""
-        return self.size or self.facts.size
-
-    @property
-    def class_count(self) -> int:
-        """The number of classes."""
-        return self.classes or self.facts.classes
-
-    def split(self, train: int, test: int) -> tuple[int, int]:
-        """The training and test images per class, given those of the official halves."""
-        if self.val_split is None:
-            return train, test
-        held_out = round(self.val_split * train)
-        return train - held_out, held_out
-
-
-class Scenario(Spec):
-    """Changes to the student's training set.
-
-    ``fraction`` of each class is kept. A share ``label_noise`` of each class then gets labels drawn uniformly, by ``noise``
-    from the `other` classes or from `all`, the true one included. Under `classes` that share of the classes is instead given
-    the label of another class as a whole, and all other labels stay true.
-    """
-
-    fraction: Annotated[StrictFloat, Field(gt=0.0, le=1.0)] = 1.0
-    label_noise: Share = 0.0
-    noise: Literal["other", "all", "classes"] = "other"
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Scenario:
-        if self.noise != "other" and not self.label_noise:
-            raise ValueError(f"noise '{self.noise}' needs a label_noise above 0")
-        return self
 
 
 class WeightedTerm(Spec):

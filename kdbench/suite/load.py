@@ -126,6 +126,7 @@ def read_suite(document: Document, trials: int | None = None) -> Suite:
         validator.head.description,
         runs=tuple({run.key: run for run in runs}.values()),
         weight_files={each.sha256: each.file for each in validator.teachers.values() if each.sha256 and each.file},
+        image_sources=validator.image_sources,
         tables=tuple(dict.fromkeys(validator.head.tables)),
         measurements=tuple(measurements),
         text=document.text,

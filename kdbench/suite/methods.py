@@ -11,7 +11,7 @@ from kdbench.catalogue.hyperparameters import check_hyperparameters
 from kdbench.catalogue.plugins import SOURCES, Source, SourceFile
 from kdbench.catalogue.terms import term
 from kdbench.errors import BadInput
-from kdbench.suite.schema import shorten
+from kdbench.suite.plain_errors import shorten
 from kdbench.suite.specs import RunSpec, Stage, WeightedTerm
 from kdbench.suite.yaml_reader import YamlPath
 

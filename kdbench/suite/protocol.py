@@ -17,7 +17,8 @@ from kdbench.catalogue.text import nearest, unknown
 from kdbench.errors import BadInput, BadSuite, Problem
 from kdbench.suite.components import LearningRate, PositiveInt, late_milestone
 from kdbench.suite.methods import ReportProblem, Terms, parse_terms
-from kdbench.suite.schema import DatasetName, NetworkName, PartName, problems_of, shorten
+from kdbench.suite.plain_errors import problems_of, shorten
+from kdbench.suite.schema import DatasetName, NetworkName, PartName
 from kdbench.suite.specs import HeadSpec, Preprocessing, Pretraining, Recipe, SimCLR
 from kdbench.suite.yaml_reader import Document, YamlPath, parse_yaml
 

@@ -1,8 +1,10 @@
-"""The schema of a suite file, its building blocks, and pydantic's errors in plain words."""
+"""The schema of a suite file, and its building blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -10,29 +12,25 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     StrictBool,
+    StrictFloat,
     StrictStr,
-    ValidationError,
     ValidationInfo,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
-from kdbench.catalogue import text
-from kdbench.catalogue.datasets import dataset
+from kdbench.catalogue.datasets import dataset, datasets
 from kdbench.catalogue.networks import network, networks
 from kdbench.catalogue.tables import table_name
 from kdbench.catalogue.terms import term
-from kdbench.catalogue.text import nearest, unknown
-from kdbench.errors import BadInput, Problem
+from kdbench.catalogue.text import unknown
+from kdbench.datafiles.own_files import ImageSource
+from kdbench.errors import BadInput
 from kdbench.suite.components import Channels, ImageSize, Name, PositiveChannels, PositiveInt
 from kdbench.suite.measurements import ProbeProtocol, named_probe, probe_protocols
+from kdbench.suite.plain_errors import Keys
 from kdbench.suite.specs import DatasetSpec, Scenario, Strategy
-from kdbench.suite.yaml_reader import Document, YamlPath
-
-
-Keys = Mapping[str, Iterable[str]]
-"""The keys that are allowed in a mapping, under "", and those allowed in the mappings that its values are."""
 
 
 def as_list(value: Any) -> Any:
@@ -76,6 +74,17 @@ def _network(name: str, info: ValidationInfo) -> str:
         raise ValueError(str(error)) from None
 
 
+def _dataset(name: str, info: ValidationInfo) -> str:
+    """A data set's canonical name: one of the suite's own (in the validation context), or the catalogue's."""
+    own = (info.context or {}).get("datasets", {})
+    if name in own:
+        return name
+    try:
+        return dataset(name).name
+    except BadInput:
+        raise ValueError(unknown("dataset", name, [*own, *datasets()], "datasets")) from None
+
+
 def _student(name: str, info: ValidationInfo) -> str:
     known = _network(name, info)
     if known in networks() and not networks()[known].classifier:
@@ -101,81 +110,9 @@ def _teacher(name: str, info: ValidationInfo) -> str:
 NetworkName = Annotated[StrictStr, AfterValidator(_network)]
 StudentName = Annotated[StrictStr, AfterValidator(_student)]
 TeacherName = Annotated[StrictStr, AfterValidator(_teacher)]
-DatasetName = Annotated[StrictStr, _canonical(lambda name: dataset(name).name)]
+DatasetName = Annotated[StrictStr, AfterValidator(_dataset)]
 PartName = Annotated[StrictStr, _canonical(_part)]
 TableName = Annotated[StrictStr, _canonical(table_name)]
-
-
-def problems_of(error: ValidationError, document: Document, path: YamlPath, keys: Keys) -> list[Problem]:
-    """Turn pydantic's errors into problems with lines. ``keys``: what is allowed at ``path``, for suggestions."""
-    details = error.errors(include_url=False)
-    return [
-        document.problem((*path, *_location(detail, document, path)), _message(detail, keys if count < 1000 else {}))
-        for count, detail in enumerate(details)  # to look for thousands of nearest names takes long
-    ]
-
-
-def shorten(value: Any) -> str:
-    """A value as a message shows it."""
-    return text.shorten(f"'{value}'" if isinstance(value, str) else repr(value))
-
-
-def _location(detail: ErrorDetails, document: Document, path: YamlPath) -> YamlPath:
-    location = tuple(part for part in detail["loc"] if part != "[key]")
-    if detail["type"] == "missing":
-        return location[:-1]
-    if location and location[-1] in _PAIR and (*path, *location) not in document.lines:
-        return (*location[:-1], _PAIR[location[-1]])
-    return location
-
-
-_PAIR: dict[str | int, int] = {"teacher": 0, "student": 1}
-"""The positions of the members of a pair that is written as a list."""
-
-
-def _message(detail: ErrorDetails, keys: Keys) -> str:
-    kind, value, context = detail["type"], detail.get("input"), detail.get("ctx", {})
-    shown = shorten(value)
-    if value is None and kind != "missing":
-        return "is empty: give it a value, or leave the key out"
-    match kind:
-        case "missing" if isinstance(detail["loc"][-1], int):
-            return f"must hold {2 if {'crop_area', 'crop_ratio'} & {*detail['loc']} else 3} values"
-        case "missing":
-            return f"'{detail['loc'][-1]}' is missing"
-        case "extra_forbidden":
-            owner = next((key for key in reversed(detail["loc"][:-1]) if key in keys), "")
-            allowed = keys.get(str(owner), ())
-            near = nearest(str(detail["loc"][-1]), allowed)
-            known = f" Known keys: {', '.join(sorted(allowed))}." if allowed else ""
-            return "unknown key." + (f" Did you mean '{near}'?" if near else known)
-        case "int_type" | "int_from_float" | "int_parsing":
-            return f"must be a whole number, not {shown}"
-        case "float_type" | "float_parsing":
-            return f"must be a number, not {shown}"
-        case "bool_type" | "bool_parsing":
-            return f"must be true or false, not {shown}"
-        case "string_type":
-            hint = "" if isinstance(value, dict | list) else " (put it in quotes)"
-            return f"must be a name, not {shown}{hint}"
-        case "literal_error":
-            expected = str(context["expected"])
-            near = nearest(str(value), expected.replace("'", "").replace(" or ", ", ").split(", "))
-            return f"{shown} is not one of {expected}." + (f" Did you mean '{near}'?" if near else "")
-        case "greater_than_equal" | "greater_than" | "less_than_equal" | "less_than":
-            return f"{detail['msg'].replace('Input should', 'must')}, not {shown}"
-        case "tuple_type" | "list_type":
-            return f"must be a list, not {shown}"
-        case "dict_type" | "model_type" | "model_attributes_type":
-            return f"must be a mapping (key: value), not {shown}"
-        case "string_too_long":
-            return f"{shown} has {len(str(value)):,} letters: a name has {context['max_length']} at most"
-        case "string_pattern_mismatch" | "string_too_short":
-            return f"{shown} is not a name: it must be one line of text"
-        case "value_error":
-            return str(context["error"])
-        case _:
-            return detail["msg"]
 
 
 class Schema(BaseModel):
@@ -195,12 +132,22 @@ class DatasetEntry(DatasetSpec):
     name: DatasetName
     stand_in: Literal[False] = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_images(cls, value: Any, info: ValidationInfo) -> Any:
+        own = (info.context or {}).get("datasets", {})
+        if isinstance(value, dict) and "images" in value:
+            raise ValueError("unknown key 'images': images of your own are named in the suite's key 'datasets'")
+        if isinstance(value, dict) and isinstance(name := value.get("name"), str) and name in own:
+            return {**value, "images": own[name]}
+        return value
+
     @property
     def spec(self) -> DatasetSpec:
         """The data set for a run's spec: all classes, and the images' own size, are the same as no choice of them."""
         whole = self.facts
         same = {key: None for key in ("classes", "size") if getattr(self, key) == getattr(whole, key)}
-        return DatasetSpec(**{**self.model_dump(), **same})
+        return DatasetSpec(**{**self.model_dump(), "name": self.name, **same})
 
 
 class MethodEntry(Schema):
@@ -208,6 +155,34 @@ class MethodEntry(Schema):
 
     name: Annotated[Name | None, NotEmpty] = None
     terms: Any = None
+
+
+class ImagesEntry(Schema):
+    """A suite's own data set: a ``folder`` of classes, a table of files (``csv``) or a NumPy file (``npz``).
+
+    A folder has `train/` and `test/` (or `val/`) with a folder for each class, or these alone: then ``test_split`` is the
+    share of each class that is held out for tests. Pictures become ``size`` × ``size`` pixels. Files that cannot be decoded
+    are refused, or left out with ``skip_unreadable``.
+    """
+
+    folder: Annotated[StrictStr | None, NotEmpty] = None
+    csv: Annotated[StrictStr | None, NotEmpty] = None
+    npz: Annotated[StrictStr | None, NotEmpty] = None
+    size: Annotated[ImageSize | None, NotEmpty] = None
+    test_split: Annotated[StrictFloat | None, Field(gt=0.0, lt=1.0), NotEmpty] = None
+    skip_unreadable: StrictBool = False
+
+    @model_validator(mode="after")
+    def _one_place(self) -> ImagesEntry:
+        if sum(place is not None for place in (self.folder, self.csv, self.npz)) != 1:
+            raise ValueError("name one place: a folder, a csv or an npz")
+        return self
+
+    def source(self, beside: Path) -> ImageSource:
+        """The source, whose path is looked for from the folder ``beside`` on."""
+        kind: Literal["folder", "csv", "npz"] = "folder" if self.folder else "csv" if self.csv else "npz"
+        path = os.path.abspath(beside / os.path.expanduser(str(getattr(self, kind))))
+        return ImageSource(kind, path, self.size, self.test_split, self.skip_unreadable)
 
 
 class NetworkEntry(Schema):
@@ -335,13 +310,14 @@ class SuiteHead(Shared):
     name: Annotated[Name | None, NotEmpty] = None
     description: StrictStr = ""
     methods: dict[str, Any] = {}
+    datasets: dict[str, Any] = {}
     networks: dict[str, Any] = {}
     teachers: dict[str, Any] = {}
     tables: Many[TableName] = ()
     grid: Any = None
 
 
-_DATASET_KEYS = DatasetEntry.model_fields.keys() - {"stand_in"}
+_DATASET_KEYS = DatasetEntry.model_fields.keys() - {"stand_in", "images"}
 _NESTED: Keys = {
     "dataset": _DATASET_KEYS,
     "scenario": Scenario.model_fields,

@@ -15,7 +15,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StrictInt, TypeAdapter, model_validator
 
-from kdbench.suite.components import DatasetSpec as DatasetSpec
 from kdbench.suite.components import HeadSpec as HeadSpec
 from kdbench.suite.components import Name, Sha256, Variant
 from kdbench.suite.components import Network as Network
@@ -23,11 +22,12 @@ from kdbench.suite.components import NetworkSpec as NetworkSpec
 from kdbench.suite.components import Preprocessing as Preprocessing
 from kdbench.suite.components import Pretraining as Pretraining
 from kdbench.suite.components import Recipe as Recipe
-from kdbench.suite.components import Scenario as Scenario
 from kdbench.suite.components import SimCLR as SimCLR
 from kdbench.suite.components import WeightedTerm as WeightedTerm
 from kdbench.suite.components import Weights as Weights
 from kdbench.suite.components import digest as digest
+from kdbench.suite.data_specs import DatasetSpec as DatasetSpec
+from kdbench.suite.data_specs import Scenario as Scenario
 
 
 Strategy = Literal["pretrained", "sequential", "simultaneous"]

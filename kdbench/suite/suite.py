@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from kdbench.catalogue.terms import term
+from kdbench.datafiles.own_files import ImageSource
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.networks import info
 from kdbench.suite.protocol import Protocol
@@ -113,10 +114,10 @@ class Measurement:
 class Suite:
     """A suite file's content.
 
-    Its runs in the order of the file, what is measured on their networks, the files of weights that it names, by SHA-256,
-    the printed ``tables`` that it fills, and its ``text``. ``tiny`` says that its runs are tiny ones in the place of the
-    suite's own, ``max_cohort_size`` limits what is in memory together, ``whole`` is the suite of which a part was chosen,
-    ``settings`` are the options that changed the text.
+    Its runs in the order of the file, what is measured on their networks, the files of weights and the images of one's own
+    that it names, by SHA-256, the printed ``tables`` that it fills, and its ``text``. ``tiny`` says that its runs are tiny
+    ones in the place of the suite's own, ``max_cohort_size`` limits what is in memory together, ``whole`` is the suite of
+    which a part was chosen, ``settings`` are the options that changed the text.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Suite:
     description: str
     runs: tuple[Run, ...]
     weight_files: dict[str, Path] = field(default_factory=dict)
+    image_sources: dict[str, ImageSource] = field(default_factory=dict)
     tables: tuple[str, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     tiny: bool = False

@@ -9,17 +9,22 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.networks import network as catalogue_network
 from kdbench.catalogue.networks import networks
 from kdbench.catalogue.text import normalise
+from kdbench.datafiles.own_files import ImageSource
 from kdbench.errors import PRINTED, BadInput, BadSuite, Problem
 from kdbench.suite.compatibility import subset_errors
+from kdbench.suite.data_specs import ImagesSpec
 from kdbench.suite.methods import Terms, parse_terms
 from kdbench.suite.networks import SuiteNetworks, network_spec, short_names
+from kdbench.suite.plain_errors import problems_of, shorten
 from kdbench.suite.protocol import Protocol, bundled_protocol, derived_protocol, fallback_protocol
 from kdbench.suite.schema import (
     DatasetEntry,
     GridEntry,
+    ImagesEntry,
     MeasureEntry,
     NetworkEntry,
     Schema,
@@ -27,8 +32,6 @@ from kdbench.suite.schema import (
     SuiteHead,
     TeacherEntry,
     keys_of,
-    problems_of,
-    shorten,
 )
 from kdbench.suite.specs import Network, NetworkSpec
 from kdbench.suite.teachers import TeacherConfig, default_teacher, student_teacher, teacher_config
@@ -52,6 +55,8 @@ class SuiteValidator:
         self.document = document
         self.teachers: dict[str, TeacherConfig] = {}
         self.networks = SuiteNetworks()
+        self.datasets: dict[str, ImagesSpec] = {}
+        self.image_sources: dict[str, ImageSource] = {}
         self.problems: list[Problem] = []
         self.runs = 0
         self.searches = 0
@@ -61,6 +66,7 @@ class SuiteValidator:
             self.report((), "a suite is a mapping with the keys 'protocol', 'dataset' and 'grid'")
             raise BadSuite(self.all_problems())
         self.data = data
+        self._name_datasets(data.get("datasets"))
         self.head, self.invalid_keys = self.validate(SuiteHead, data, ())
         self._name_networks(self.head.networks)
         self.top_protocol = self.protocol(data, ()) if "protocol" in data else None
@@ -91,7 +97,8 @@ class SuiteValidator:
 
     @property
     def _context(self) -> dict[str, Any]:
-        return {"teachers": self.teachers, "networks": self.networks, "among": self.among}
+        own = {"teachers": self.teachers, "networks": self.networks, "datasets": self.datasets}
+        return {**own, "among": self.among}
 
     def validate(self, schema: type[AnySchema], value: dict[str, Any], path: YamlPath) -> tuple[AnySchema, InvalidKeys]:
         """Validate a mapping: what is right of it, and what was left out."""
@@ -138,6 +145,27 @@ class SuiteValidator:
     def terms(self, value: Any, path: YamlPath) -> Terms:
         """Parse a weighted sum of terms; empty if it is wrong."""
         return parse_terms(value, lambda inner, message: self.report((*path, *inner), message))
+
+    def _name_datasets(self, given: Any) -> None:
+        """Read the suite's own images. The use of a wrong set is not a problem, too."""
+        if given:
+            from kdbench.datafiles.own_images import facts_of  # most suites have none
+        for name, value in given.items() if isinstance(given, dict) else ():
+            here: YamlPath = ("datasets", name)
+            self.datasets[name] = _NO_IMAGES
+            try:
+                if not isinstance(name, str) or not name.strip() or not name.isprintable():
+                    raise BadInput("a data set needs a name of one line")
+                if _is_dataset(name):
+                    raise BadInput(f"'{name}' is the name of a data set of kdbench: give yours another")
+                source = ImagesEntry.model_validate(value).source(self.document.folder)
+                facts = self.document.images(source) or facts_of(source)
+                self.datasets[name] = ImagesSpec(**facts)
+                self.image_sources[facts["sha256"]] = source
+            except ValidationError as error:
+                self.problems += problems_of(error, self.document, here, {"": ImagesEntry.model_fields})
+            except BadInput as error:
+                self.report(here, str(error))
 
     def _name_networks(self, given: dict[str, Any]) -> None:
         """Take note of the suite's own networks, and measure them. The use of a wrong one is not a problem, too."""
@@ -244,6 +272,27 @@ def _is_json(value: Any) -> bool:
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
+        return False
+    return True
+
+
+_NO_IMAGES = ImagesSpec(
+    sha256="0" * 64,
+    classes=10,
+    size=32,
+    train=10_000,
+    test=10_000,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    class_names=("",) * 10,
+)
+"""Stands for a set that cannot be read, while the rest of the suite is checked."""
+
+
+def _is_dataset(name: str) -> bool:
+    try:
+        dataset(name)
+    except BadInput:
         return False
     return True
 

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from kdbench.catalogue.text import LONGEST, shorten
+from kdbench.datafiles.own_files import ImageSource
 from kdbench.errors import BadInput, BadSuite, Problem
 
 
@@ -92,6 +93,8 @@ def no_run(id: str) -> dict[str, Any]:
 class Document:
     """A YAML file as plain Python values, the line of every value and key, and what is wrong with the text itself.
 
+    ``images`` gives the facts of images of one's own that are not there, if those are known.
+
     ``trapped`` holds the places of values that YAML 1.1 reads as something else than what was meant. ``known`` gives the
     SHA-256 of a file of weights that is named in it and is not there, if that is known; ``class_counts`` for how many classes
     a file was imported with its classifier, by its SHA-256 and the key in it, None if it was not imported; ``run`` the stored
@@ -111,6 +114,7 @@ class Document:
     text: str = ""
     known: Callable[[str], str | None] = lambda _: None
     class_counts: Callable[[str, str | None], frozenset[int] | None] = lambda sha256, key: None
+    images: Callable[[ImageSource], dict[str, Any] | None] = lambda _: None
     run: Callable[[str], dict[str, Any]] = no_run
     elsewhere: Callable[[str], Path | None] = lambda _: None
 

@@ -22,6 +22,7 @@ from typing import Any, TextIO
 
 from kdbench.catalogue.plugins import locating_modules
 from kdbench.data.stream import DataSource
+from kdbench.datafiles.own_files import ImageSource
 from kdbench.errors import KdbenchError, LostTeacher, reason_of
 from kdbench.store.store import Store
 from kdbench.suite.measurements import measurement_from
@@ -89,9 +90,10 @@ def main() -> None:
     device = prepare(options["device"], options["threads"])
     data = Path(options["data"])
     weights = {sha256: Path(file) for sha256, file in options["weights"].items()}
+    sources = {sha256: ImageSource(**source) for sha256, source in options["images"].items()}
     ctx = JobContext(
         store=Store(Path(options["results"])),
-        data=DataSource(data, device, download=options["download"]),
+        data=DataSource(data, device, download=options["download"], sources=sources),
         weights=WeightFiles(
             data / "weights", weights, options["download"], lambda text: channel.emit("message", text=text)
         ),

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from kdbench.catalogue.datasets import dataset
-from kdbench.data import image_sets
 from kdbench.data.image_sets import _digits_table, load_images
 from kdbench.errors import BadInput
+from kdbench.suite import data_specs
 from kdbench.suite.specs import DatasetSpec
 
 
@@ -95,7 +95,7 @@ def small_cifar(monkeypatch):
     import dataclasses
 
     small = dataclasses.replace(dataset("cifar100"), train=200, test=100)
-    monkeypatch.setattr(image_sets, "dataset", lambda name: small)
+    monkeypatch.setattr(data_specs, "dataset", lambda name: small)
 
 
 def arrays():
@@ -170,7 +170,7 @@ def test_what_is_missing_or_damaged_is_fetched_when_asked_for(tmp_path, monkeypa
     archive.parent.mkdir()
     archive.write_bytes(official["tar_gz"](files, facts.folder))
     facts = official["published"](facts, archive.as_uri(), archive.read_bytes())
-    monkeypatch.setattr(image_sets, "dataset", lambda name: facts)
+    monkeypatch.setattr(data_specs, "dataset", lambda name: facts)
     root, spec = tmp_path / "here", DatasetSpec(name="cifar100")
     with pytest.raises(BadInput, match="--download"):
         load_images(spec, root)

@@ -1,0 +1,191 @@
+"""Images of one's own: how each kind of picture becomes pixels, what the content's hash is, and what is refused."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdbench.datafiles import own_images
+from kdbench.datafiles.own_files import ImageSource
+from kdbench.datafiles.own_images import contact_sheet, facts_of, load, read, square
+from kdbench.errors import BadInput
+
+
+def picture(path, value=100, mode="L", side=12):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, (side, side), value).save(path)
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """A folder with train/ and val/ of two classes."""
+    root = tmp_path / "pets"
+    for part, count in (("train", 4), ("val", 2)):
+        for label, name in enumerate(("cat", "dog")):
+            for number in range(count):
+                picture(root / part / name / f"{number}.png", 40 * label + 10 * number + (5 if part == "val" else 0))
+    return root
+
+
+def folder(path, **options):
+    return ImageSource("folder", str(path), **{"size": 12, **options})
+
+
+def test_a_folder_of_classes(pets):
+    found = read(folder(pets))
+    assert found.train.images.shape == (8, 3, 12, 12)
+    assert found.train.images[:, 1, 5, 5].tolist() == [0, 10, 20, 30, 40, 50, 60, 70]
+    assert found.train.labels.tolist() == [0] * 4 + [1] * 4
+    assert found.test.images[:, 2, 0, 0].tolist() == [5, 15, 45, 55]
+    facts = found.facts
+    assert (facts["classes"], facts["size"], facts["train"], facts["test"]) == (2, 12, 8, 4)
+    assert facts["class_names"] == ["cat", "dog"]
+    values = np.arange(8) * 10 / 255
+    assert facts["mean"] == [round(float(values.mean()), 4)] * 3
+    assert facts["std"] == [round(float(values.std()), 4)] * 3
+
+
+def test_the_content_is_the_identity(pets, tmp_path):
+    before = facts_of(folder(pets))["sha256"]
+    moved = shutil.copytree(pets, tmp_path / "elsewhere")
+    (moved / "train" / "cat" / "0.png").rename(moved / "train" / "cat" / "00.png")
+    picture(moved / "train" / "cat" / ".hidden.png")
+    (moved / "train" / "cat" / "notes.txt").write_text("no picture")
+    assert facts_of(folder(moved))["sha256"] == before
+    assert facts_of(folder(pets, size=10))["sha256"] != before
+    picture(moved / "train" / "cat" / "00.png", 1)
+    assert facts_of(folder(moved))["sha256"] != before
+    (pets / "train" / "cat").rename(pets / "train" / "cats")
+    (pets / "val" / "cat").rename(pets / "val" / "cats")
+    assert facts_of(folder(pets))["sha256"] != before
+
+
+def test_what_was_read_is_not_read_again(pets, monkeypatch):
+    first = facts_of(folder(pets))
+    monkeypatch.setattr(own_images, "read", None)
+    assert facts_of(folder(pets)) == first
+    train, test = load(first["sha256"], None)
+    assert (len(train.labels), len(test.labels)) == (8, 4)
+
+
+def test_images_that_changed_meanwhile(pets):
+    sha256 = facts_of(folder(pets))["sha256"]
+    own_images._arrays(sha256).unlink()
+    assert len(load(sha256, folder(pets))[0].labels) == 8
+    own_images._arrays(sha256).unlink()
+    with pytest.raises(BadInput, match="are not here: run the suite that names their folder"):
+        load(sha256, None)
+    (pets / "val" / "dog" / "1.png").unlink()
+    with pytest.raises(BadInput, match="the images have changed since the suite was read"):
+        load(sha256, folder(pets))
+
+
+def test_a_share_held_out(pets, tmp_path):
+    root = shutil.copytree(pets / "train", tmp_path / "all")
+    found = read(folder(root, test_split=0.25))
+    assert found.test.labels.tolist() == [0, 1]
+    assert found.train.labels.tolist() == [0] * 3 + [1] * 3
+    for name in ("cat", "dog"):  # other names in the same order
+        for file in sorted((root / name).iterdir()):
+            file.rename(file.with_name(f"x{file.name}"))
+    assert read(folder(root, test_split=0.25)).facts == found.facts
+
+
+def test_a_table_of_files(pets, tmp_path):
+    rows = ["path,class,set"]
+    for part in ("train", "val"):
+        files = sorted((pets / part).glob("*/*.png"))
+        rows += [f"{file.relative_to(tmp_path)},{file.parent.name},{part}" for file in files]
+    (tmp_path / "pets.csv").write_text("\n".join(rows))
+    table = ImageSource("csv", str(tmp_path / "pets.csv"), 12)
+    assert read(table).facts == read(folder(pets)).facts
+
+
+@pytest.mark.parametrize("channels", [(), (1,), (3,)])
+def test_a_numpy_file(tmp_path, channels):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (9, 10, 10, *channels), dtype=np.uint8)
+    labels = np.arange(9)[:, None] % 3
+    np.savez(
+        tmp_path / "a.npz",
+        train_images=images[:6],
+        train_labels=labels[:6],
+        test_images=images[6:],
+        test_labels=labels[6:],
+    )
+    found = read(ImageSource("npz", str(tmp_path / "a.npz")))
+    assert found.train.images.shape == (6, 3, 10, 10)
+    expected = images[0] if channels == () else images[0][..., 0]
+    assert np.array_equal(found.train.images[0][0], expected)
+    assert found.facts["class_names"] == ["0", "1", "2"]
+    np.savez(tmp_path / "b.npz", x=images, y=labels[:, 0])
+    halves = read(ImageSource("npz", str(tmp_path / "b.npz"), test_split=0.34))
+    assert (len(halves.train.labels), sorted(halves.test.labels)) == (6, [0, 1, 2])
+    assert read(ImageSource("npz", str(tmp_path / "a.npz"), 8)).train.images.shape == (6, 3, 8, 8)
+
+
+def test_every_kind_of_picture():
+    assert square(Image.new("RGBA", (4, 4), (255, 0, 0, 0)), 4).getpixel((0, 0)) == (255, 255, 255)
+    assert square(Image.new("LA", (4, 4), (0, 128)), 4).getpixel((0, 0)) == (127, 127, 127)
+    assert square(Image.new("CMYK", (4, 4), (0, 0, 0, 255)), 4).getpixel((0, 0)) == (0, 0, 0)
+    assert square(Image.new("I;16", (4, 4), 25700), 4).getpixel((0, 0)) == (100, 100, 100)
+    palette = Image.new("RGB", (4, 4), (1, 2, 3)).quantize()
+    assert square(palette, 4).getpixel((0, 0)) == (1, 2, 3)
+    wide = Image.new("L", (30, 10))
+    wide.paste(200, (10, 0, 20, 10))
+    assert np.asarray(square(wide, 10)).min() == 200
+    turned = Image.new("L", (10, 10))
+    turned.paste(200, (0, 0, 10, 5))
+    turned.getexif()[0x0112] = 3
+    assert np.asarray(square(turned, 10))[0, 0, 0] == 0
+
+
+def broken(pets):
+    (pets / "train" / "cat" / "0.png").write_bytes(b"no picture")
+
+
+def one_class(pets):
+    shutil.rmtree(pets / "train" / "dog")
+    shutil.rmtree(pets / "val" / "dog")
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda pets: None, {"size": None}, "say the side of the images in pixels, such as size: 32"),
+        (lambda pets: None, {"test_split": 0.2}, "has test images of its own: leave test_split out"),
+        (lambda pets: shutil.rmtree(pets / "val"), {}, "has train/ and no test/ or val/ beside it"),
+        (lambda pets: shutil.rmtree(pets), {}, "no such folder"),
+        (lambda pets: (pets / "val" / "dog").rename(pets / "val" / "dogs"), {}, "the classes dogs are not in .* 'dog'"),
+        (lambda pets: (pets / "train" / "Cat").mkdir(), {}, "two classes are called Cat, but for upper and lower case"),
+        (lambda pets: (pets / "train" / "bird").mkdir(), {}, "no training image of the classes bird"),
+        (lambda pets: shutil.rmtree(pets / "val" / "cat") or shutil.rmtree(pets / "val" / "dog"), {}, "no test image"),
+        (one_class, {}, "has cat for classes, and two are the least"),
+        (broken, {}, r"1 files cannot be read: .*cat/0\.png: .*skip_unreadable: true"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(pets, change, options, message):
+    change(pets)
+    with pytest.raises(BadInput, match=message):
+        facts_of(folder(pets, **options))
+
+
+def test_unreadable_files_left_out(pets):
+    broken(pets)
+    found = read(folder(pets, skip_unreadable=True))
+    assert found.train.labels.tolist() == [0] * 3 + [1] * 4
+    assert len(found.skipped) == 1
+
+
+def test_a_contact_sheet(pets):
+    sheet = np.asarray(contact_sheet(read(folder(pets))))
+    assert sheet.shape == (128, 384, 3)
+    assert sheet[10, 32::64, 0].tolist() == [0, 40, 10, 50, 20, 60]  # by turns
+
+
+def test_an_unwritable_cache(pets, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", os.fspath(tmp_path / "file"))
+    assert facts_of(folder(pets))["classes"] == 2
