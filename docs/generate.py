@@ -64,7 +64,7 @@ SCHEMAS: dict[str, dict[str, type[BaseModel]]] = {
     },
     "protocol": {"Recipe": Recipe, "Protocol": Protocol, "SimCLR": SimCLR},
 }
-INTERNAL = {"Data set": {"stand_in", "synthetic"}, "Protocol": {"name", "terms"}}
+INTERNAL = {"Data set": {"stand_in", "images"}, "Protocol": {"name", "terms"}}
 """Fields of a schema that no file may set."""
 CATALOGUE = {
     "methods": ("Methods", "text", {"method": "", "paper": "paper", "reads": "reads", "time": "time × kd"}),

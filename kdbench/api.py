@@ -20,6 +20,7 @@ from kdbench.suite.suite import Run, Suite, measurement_specs, run_specs
 if TYPE_CHECKING:
     import pandas as pd
 
+    from kdbench.deployment.evaluate import Evaluation
     from kdbench.reporting.report import Report
     from kdbench.training.build import Student
 
@@ -155,6 +156,25 @@ def load_student(run: str | Run, results: AnyPath = "results", data: AnyPath = "
     from kdbench.training.build import load
 
     return load(run if isinstance(run, str) else run.id, _existing(results), Path(data), device)
+
+
+def evaluate(run: str | Run, results: AnyPath = "results", data: AnyPath = "data", device: str = "cpu") -> Evaluation:
+    """Measure the student of a finished run, or a teacher, on the test images of its own data set.
+
+    run:    a run's or teacher's id, or how it begins, or a run of a suite
+    data:   the folder of the data sets
+    device: where it is measured, "cpu", "cuda" or "cuda:NUMBER"
+
+    Accuracies are in %, the calibration error is between 0 and 1, latencies are in milliseconds. Raises BadInput for an
+    unknown or unfinished network, missing data or another device, BadRecord where weights are damaged or were not kept.
+    """
+    from kdbench.deployment.evaluate import evaluate as measure
+    from kdbench.deployment.evaluate import usable_device
+    from kdbench.deployment.finished import find_network
+
+    on = usable_device(device)
+    id = run if isinstance(run, str) else run.id
+    return measure(find_network(id, _existing(results), Path(data), on), Path(data), on)
 
 
 def _load(

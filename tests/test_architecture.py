@@ -60,6 +60,18 @@ MAY_IMPORT = {
         "evaluation",
         "datafiles",
     },
+    "deployment": {
+        "errors",
+        "files",
+        "catalogue",
+        "suite",
+        "store",
+        "models",
+        "data",
+        "datafiles",
+        "evaluation",
+        "training",
+    },
     "execution": {"errors", "files", "child", "datafiles", "catalogue", "suite", "store", "planning"},
     "cli": {
         "errors",
@@ -73,7 +85,7 @@ MAY_IMPORT = {
         "execution",
         "datafiles",
     },
-    "api": {"errors", "catalogue", "suite", "store", "planning", "reporting", "execution", "training"},
+    "api": {"errors", "catalogue", "suite", "store", "planning", "reporting", "execution", "training", "deployment"},
     "__main__": {"errors", "files", "catalogue", "cli"},
 }
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import typer
 import yaml
+from PIL import Image
 
 import kdbench
 from kdbench.catalogue.terms import term
@@ -41,8 +42,17 @@ def generate():
     return module
 
 
-@pytest.mark.parametrize(("language", "text"), of("yaml", "grid:"))
+SUITES = [block for block in of("yaml", "grid:") if "networks:" not in block.values[1]]
+"""The suite with a network of its own is trained in tests/cli/test_own_network.py."""
+
+
+@pytest.mark.parametrize(("language", "text"), SUITES)
 def test_example_suites_are_valid(tmp_path, language, text):
+    for label in ("cat", "dog"):
+        for part in ("train", "test"):
+            folder = tmp_path / "pictures" / part / label
+            folder.mkdir(parents=True)
+            Image.new("RGB", (8, 8), label == "cat").save(folder / "1.png")
     file = tmp_path / "grid.yaml"
     file.write_text(text)
     assert load_suite(file).runs

@@ -25,6 +25,7 @@ COMMANDS = {
     "verify": ("checks:verify", "Compare the files of finished records with their checksums."),
     "list": ("listing:list_things", "List methods, models, datasets, protocols, suites, tables, teachers or runs."),
     "show": ("show:show", "Show one thing in full: a method, a network, a suite, a run and its curve."),
+    "evaluate": ("deploy:evaluate", "Measure a finished network: accuracy by class, calibration, size, latency."),
     "data": ("data:data", "The data sets: status, download, prepare, samples."),
     "doctor": ("checks:doctor", "Check versions, devices, data and permissions."),
     "teachers": ("teachers:app", "The teachers in a results folder: list, train, import, verify, export."),

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import numpy as np
 import typer
 from pydantic import BaseModel, ValidationError
 
@@ -20,7 +19,6 @@ from kdbench.cli.listing import table
 from kdbench.cli.options import Data, Json, Output, Results, find_record, group, path, print_text, say
 from kdbench.datafiles import fetch
 from kdbench.datafiles.own_files import ImageSource
-from kdbench.datafiles.own_images import contact_sheet, read
 from kdbench.errors import BadInput, BadRecord, KdbenchError
 from kdbench.files import write_bytes
 from kdbench.suite.compatibility import subset_errors
@@ -179,6 +177,10 @@ def inspect(
     json_output: Json = False,
 ) -> None:
     """Read images of your own as a suite would: counts, size, mean and sd, class balance, and a sheet of 24 pictures."""
+    import numpy as np
+
+    from kdbench.datafiles.own_images import contact_sheet, read
+
     found = read(_source(place, size, test_split, skip))
     if sheet:
         content = io.BytesIO()
@@ -215,6 +217,8 @@ def add(
     skip: Skip = False,
 ) -> None:
     """Read images of your own, keep them decoded in the cache, and print the lines that a suite needs for them."""
+    from kdbench.datafiles.own_images import read
+
     source = _source(place, size, test_split, skip)
     facts = read(source).facts
     entry = {source.kind: source.path, "size": size, "test_split": test_split, "skip_unreadable": skip or None}

@@ -26,7 +26,7 @@ from kdbench.store.record import Record, Result
 from kdbench.store.store import Store
 from kdbench.suite.load import bundled_suites, load_suite
 from kdbench.suite.methods import Terms, formula
-from kdbench.suite.networks import short_names
+from kdbench.suite.networks import info, network_named, short_names
 from kdbench.suite.protocol import bundled_protocol, protocol_names
 from kdbench.suite.specs import RunSpec, stage_from, stage_label
 
@@ -69,6 +69,9 @@ _OPTIONAL = {
 
 
 def _models() -> Lines:
+    external = [
+        info(spec) for name, entry in short_names().items() if "macs" in entry and (spec := network_named(name))
+    ]
     return [
         {
             "model": net.name,
@@ -78,8 +81,8 @@ def _models() -> Lines:
             "feature maps": len(net.features),
             "": net.summary,
         }
-        for net in networks().values()
-    ] + [{"model": name, "": f"{entry['summary']} ({entry['build']})"} for name, entry in short_names().items()]
+        for net in (*networks().values(), *external)
+    ]
 
 
 def _datasets() -> Lines:

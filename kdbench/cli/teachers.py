@@ -125,8 +125,8 @@ def import_file(
         sha256=config.sha256,
         classifier=known is not None,
         key=key,
-        mean=_channels("--mean", mean),
-        std=_channels("--std", std),
+        mean=channels("--mean", mean),
+        std=channels("--std", std),
     )
     spec = Imported(network=net.name, dataset=known, weights=weights)
     record = store.teacher(spec.id)
@@ -230,7 +230,7 @@ def _text(channels: Iterable[float]) -> str:
     return ",".join(f"{value:g}" for value in channels)
 
 
-def _channels(option: str, text: str | None) -> tuple[float, float, float] | None:
+def channels(option: str, text: str | None) -> tuple[float, float, float] | None:
     """Three numbers, one for each channel. Raises BadInput for anything else."""
     if text is None:
         return None

@@ -120,17 +120,8 @@ class ArchivedFiles:
     def tell(self, document: Document) -> None:
         """Let a suite's document know of its weights and modules."""
         document.known, document.elsewhere = self._weights(document), self._modules(document)
-        document.class_counts, document.run = self._class_counts, partial(finished_run, self._stores)
-        document.images = self._images
-
-    def _class_counts(self, sha256: str, key: str | None) -> frozenset[int] | None:
-        """For how many classes a file was imported with its classifier; empty: without it. None: it was not imported."""
-        same: list[Imported] = []
-        for record in (record for store in self._stores for record in store.records("teachers")):
-            with suppress(ValidationError):  # another kind of stage, or one that cannot be read
-                stage = Imported.model_validate(record.spec())
-                same += [stage] if (stage.weights.sha256, stage.weights.key) == (sha256, key) else []
-        return frozenset(stage.dataset.class_count for stage in same if stage.dataset) if same else None
+        document.images, document.run = self._images, partial(finished_run, self._stores)
+        document.class_counts = self._class_counts
 
     def _images(self, source: ImageSource) -> dict[str, Any] | None:
         """The facts of images that are not there any more, as they were when a suite with them was run last."""
@@ -142,6 +133,15 @@ class ArchivedFiles:
         gone = f"{source.path} is not there: what is known of its images is taken from the run of {found.about.run}"
         self.messages[gone] = None
         return found.about.images[source.key]
+
+    def _class_counts(self, sha256: str, key: str | None) -> frozenset[int] | None:
+        """For how many classes a file was imported with its classifier; empty: without it. None: it was not imported."""
+        same: list[Imported] = []
+        for record in (record for store in self._stores for record in store.records("teachers")):
+            with suppress(ValidationError):  # another kind of stage, or one that cannot be read
+                stage = Imported.model_validate(record.spec())
+                same += [stage] if (stage.weights.sha256, stage.weights.key) == (sha256, key) else []
+        return frozenset(stage.dataset.class_count for stage in same if stage.dataset) if same else None
 
     def _modules(self, document: Document) -> Callable[[str], Path | None]:
         """The look-up of a suite's modules: all are the kept ones, or none is."""

@@ -107,7 +107,9 @@ def _shipped() -> dict[str, dict[str, Any]]:
     """What is known of the networks with short names without building them, by the id of their spec."""
     kept: dict[str, dict[str, Any]] = {}
     for entry in short_names().values():
-        facts = {key: value for key, value in entry.items() if key not in ("build", "arguments", "summary")}
+        facts = (
+            {key: value for key, value in entry.items() if key not in ("build", "arguments")} if "macs" in entry else {}
+        )
         spec = NetworkSpec(build=entry["build"], arguments=entry.get("arguments", {}))
         kept |= {spec.id: facts} if facts else {}
     return kept

@@ -69,7 +69,9 @@ def _network(name: str, info: ValidationInfo) -> str:
     """A network's canonical name: one of the suite's own (in the validation context), or the catalogue's."""
     context = info.context or {}
     try:
-        return context["networks"].name(name) if "networks" in context else network(name).name
+        if "networks" in context:
+            return str(context["networks"].name(name))
+        return name if ":" in name else network(name).name  # of protocols, which build no network
     except BadInput as error:
         raise ValueError(str(error)) from None
 

@@ -93,13 +93,11 @@ def no_run(id: str) -> dict[str, Any]:
 class Document:
     """A YAML file as plain Python values, the line of every value and key, and what is wrong with the text itself.
 
-    ``images`` gives the facts of images of one's own that are not there, if those are known.
-
     ``trapped`` holds the places of values that YAML 1.1 reads as something else than what was meant. ``known`` gives the
     SHA-256 of a file of weights that is named in it and is not there, if that is known; ``class_counts`` for how many classes
     a file was imported with its classifier, by its SHA-256 and the key in it, None if it was not imported; ``run`` the stored
     spec of a finished run by its id, or raises BadInput; ``elsewhere`` the folder of a top-level module that has moved from
-    beside it.
+    beside it; ``images`` what is known of images of one's own that are not there any more, None if nothing.
     ``settings`` names the options ``--set`` that changed values, by the place of the value.
     ``piped`` says that the text comes from no file on a disk, so that the name and the folder of ``file`` mean nothing.
     """
@@ -113,8 +111,8 @@ class Document:
     piped: bool = False
     text: str = ""
     known: Callable[[str], str | None] = lambda _: None
-    class_counts: Callable[[str, str | None], frozenset[int] | None] = lambda sha256, key: None
     images: Callable[[ImageSource], dict[str, Any] | None] = lambda _: None
+    class_counts: Callable[[str, str | None], frozenset[int] | None] = lambda sha256, key: None
     run: Callable[[str], dict[str, Any]] = no_run
     elsewhere: Callable[[str], Path | None] = lambda _: None
 

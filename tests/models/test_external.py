@@ -14,7 +14,7 @@ from kdbench.models.build import measured
 from kdbench.models.external import ExternalNetwork, build_external
 from kdbench.models.outputs import Outputs, count_parameters
 from kdbench.models.tracing import as_map
-from kdbench.suite.networks import network_spec
+from kdbench.suite.networks import info, network_named, network_spec, short_names
 
 
 SOURCE = """
@@ -240,3 +240,38 @@ def test_a_map_that_is_written_over(spec):
 def test_one_of_ours_in_other_hands(spec):
     assert isinstance(build(spec("backbone", arguments={"network": "resnet8"}), 10), nn.Module)
     assert not isinstance(build(spec("backbone", arguments={"network": "resnet8"}), 10), ExternalNetwork)
+
+
+SHIPPED = [name for name, entry in short_names().items() if "macs" in entry]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("convnext-femto", "vit-tiny-32") else pytest.mark.slow)
+        for name in SHIPPED
+    ],
+)
+def test_short_names_state_what_is_measured(name):
+    spec = network_named(name)
+    known, facts = info(spec), measured(spec)
+    features = tuple((channels, stride) for channels, stride in facts["features"])
+    assert (known.features, known.maps) == (features, tuple(facts["maps"]))
+    for key in ("embedding", "parameters", "macs", "size", "smallest", "preactivations"):
+        assert getattr(known, key) == facts[key], key
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("18", 11_173_962), ("34", 21_282_122), ("50", 23_520_842)])
+def test_resnets_in_their_form_for_cifar(name, parameters, tmp_path):
+    """Parameters with ten classes, as the usual implementation has them; its files have names of their own."""
+    network = build(f"resnet{name}-cifar", 10)
+    assert count_parameters(network) == parameters
+    theirs = {
+        key.replace("downsample", "shortcut").replace("fc.", "linear."): value
+        for key, value in network.state_dict().items()
+    }
+    torch.save({"net": theirs, "acc": 95.0}, tmp_path / "ckpt.pth")
+    again = build(f"resnet{name}-cifar", 10)
+    load_checkpoint(again, tmp_path / "ckpt.pth")
+    assert torch.equal(again.layer2[0].downsample[0].weight, network.layer2[0].downsample[0].weight)
+    assert torch.equal(again.fc.weight, network.fc.weight)

@@ -1,0 +1,102 @@
+"""`kdbench evaluate`: what a finished network is worth."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from tabulate import tabulate
+
+from kdbench.catalogue.datasets import dataset as find_dataset
+from kdbench.catalogue.networks import network as catalogue_network
+from kdbench.catalogue.text import printable
+from kdbench.child import answer
+from kdbench.cli.completion import complete_datasets, complete_networks
+from kdbench.cli.options import Data, Json, Output, Results, print_text
+from kdbench.cli.teachers import channels
+from kdbench.errors import BadInput
+
+
+def evaluate(
+    name: Annotated[
+        str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run's or teacher's id, how it begins, or a weights file.")
+    ],
+    network: Annotated[
+        str | None,
+        typer.Option("--network", autocompletion=complete_networks, help="The network whose weights the file holds."),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", autocompletion=complete_datasets, help="The data set that its classes belong to."),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option("--key", help="Where the network lies in a file that holds several, such as student.")
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option("--mean", help="The channels' means that it was trained with, such as 0.5,0.5,0.5.")
+    ] = None,
+    std: Annotated[str | None, typer.Option("--std", help="The same for the standard deviations.")] = None,
+    size: Annotated[
+        int | None, typer.Option("--size", min=8, max=1024, help="The side in pixels of the images it sees.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:NUMBER.")] = "cpu",
+    results: Results = Path("results"),
+    data: Data = Path("data"),
+    output: Output = None,
+    json_output: Json = False,
+) -> None:
+    """Measure a finished network on its test images: accuracy by class, calibration, size, latency on this device."""
+    request: dict[str, Any] = {"name": name, "results": str(results), "data": str(data), "device": device}
+    options = {"--network": network, "--dataset": dataset, "--key": key, "--mean": mean, "--std": std, "--size": size}
+    if Path(name).is_file():
+        request |= _checkpoint(name, network, dataset) | {"key": key}
+        request["view"] = {"mean": channels("--mean", mean), "std": channels("--std", std), "size": size}
+    elif given := [option for option, value in options.items() if value is not None]:
+        raise BadInput(
+            f"{name}: no such file, and {', '.join(given)} describes a checkpoint: leave it out for a run or teacher"
+        )
+    code = "from kdbench.deployment.evaluate import print_evaluation\nprint_evaluation()"
+    found = json.loads(answer(code, request, f"{name} cannot be evaluated"))
+    print_text((json.dumps(found, indent=1) if json_output else _page(found)) + "\n", output)
+
+
+def _checkpoint(file: str, network: str | None, dataset: str | None) -> dict[str, str]:
+    if network is None:
+        raise BadInput(f"{file}: --network is missing: name the network whose weights it holds (kdbench list models)")
+    if dataset is None:
+        raise BadInput(f"{file}: --dataset is missing: name the data set that it classifies (kdbench list datasets)")
+    return {"network": catalogue_network(network).name, "dataset": find_dataset(dataset).name}
+
+
+def _page(found: dict[str, Any]) -> str:
+    """An evaluation as text: one value per line, then the classes, then the confusion matrix of up to 20 of them."""
+    fit = found["calibration"]
+    latency = [
+        f"{each['milliseconds']:.2f} ms for {each['batch']} (median of {each['passes']})" for each in found["latency"]
+    ]
+    lines = [
+        f"{found['network']} ({found['id']})",
+        f"Test images: {found['images']:,} of {found['dataset']}, seen at {found['size']} × {found['size']} pixels",
+        f"Top-1: {found['top1']:.2f} %   top-5: {found['top5']:.2f} %",
+        f"ECE: {fit['ece']:.4f} (15 bins, all images)",
+        f"Temperature {fit['temperature']:.3f}, fitted on the {fit['fitted_on']:,} images at even positions; on the other "
+        f"{fit['reported_on']:,} the ECE is {fit['before']:.4f} before and {fit['after']:.4f} after",
+        f"Parameters: {found['parameters']:,}   multiply-accumulates: {found['macs']:,}",
+        f"Latency: {', '.join(latency)}; {found['device']}, {found['threads']} threads, {found['precision']}",
+    ]
+    rows = [
+        [printable(each["name"]), each["images"], *(f"{v:.2f}" if v is not None else "–" for v in scores)]
+        for each in found["classes"]
+        for scores in [(each["recall"], each["precision"])]
+    ]
+    table = tabulate(rows, ["class", "images", "recall %", "precision %"], disable_numparse=True)
+    parts = ["\n".join(lines), table]
+    if len(rows) <= 20:
+        names = [row[0] for row in rows]
+        counts = [[name, *row] for name, row in zip(names, found["confusion"], strict=True)]
+        parts.append(tabulate(counts, ["true \\ predicted", *names]))
+    else:
+        parts.append("The confusion matrix is in the JSON (--json).")
+    return "\n\n".join(parts)

@@ -1,0 +1,101 @@
+"""Finished networks with what a user needs of them: where they come from, and how their test shows them images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from kdbench.catalogue.datasets import dataset as find_dataset
+from kdbench.catalogue.text import command
+from kdbench.datafiles.folders import class_names
+from kdbench.errors import BadInput
+from kdbench.models import build, load_checkpoint
+from kdbench.models.backbone import Backbone
+from kdbench.store.store import Store
+from kdbench.suite.specs import (
+    DatasetSpec,
+    Network,
+    Preprocessing,
+    RunSpec,
+    StudentOf,
+    Teacher,
+    preprocessing_of,
+    stage_from,
+    stage_label,
+)
+from kdbench.training.build import load, load_teacher, on_device, seen_size
+
+
+@dataclass(frozen=True)
+class FinishedNetwork:
+    """A classifier in eval mode.
+
+    id:      of its run or teacher; the file's name for a checkpoint
+    label:   how lists call it
+    network: takes normalised images of ``size`` × ``size`` pixels
+    spec:    of its run, or of its teacher's last stage; None for a checkpoint
+    dataset: the data set that it was trained for
+    view:    how it sees test images
+    """
+
+    id: str
+    label: str
+    network: Backbone
+    spec: RunSpec | Teacher | None
+    architecture: Network
+    dataset: DatasetSpec
+    view: Preprocessing
+
+    @property
+    def size(self) -> int:
+        return seen_size(self.dataset, self.view)
+
+    def class_names(self, data: Path) -> tuple[str, ...]:
+        """The K classes in the order of the logits: their names, or their numbers where these are unknown."""
+        count = self.dataset.class_count
+        return class_names(self.dataset.facts, data)[:count] or tuple(map(str, range(count)))
+
+
+def find_network(id: str, store: Store, data: Path, device: torch.device) -> FinishedNetwork:
+    """The student of a run, or a teacher, by its id or how that begins.
+
+    Raises BadInput for an unknown or unfinished one and for an encoder, BadRecord where the weights are damaged or were not
+    kept.
+    """
+    run, teacher = store.find("runs", id), store.find("teachers", id)
+    if run and teacher:
+        raise BadInput(f"'{id}' begins the ids of run {run.id} and of teacher {teacher.id}: give more digits")
+    if teacher is None:
+        student = load(run.id if run else id, store, data, str(device))
+        spec = RunSpec.model_validate(store.run(run.id if run else id).spec())
+        made = StudentOf(run=spec)
+        return FinishedNetwork(
+            spec.id, stage_label(made), student.network, spec, spec.student, spec.dataset, spec.recipe.preprocessing
+        )
+    if not teacher.done():
+        raise BadInput(f"teacher {teacher.id} in {store.root} is not finished: run its suite again to resume it")
+    stage = stage_from(teacher.spec())
+    if isinstance(stage, StudentOf) or stage.kind == "adapter":
+        raise BadInput(f"teacher {teacher.id} ({stage_label(stage)}) is no network that classifies images")
+    if not stage.has_classifier or stage.dataset is None:
+        more = command("list", "teachers", results=store.root)
+        raise BadInput(
+            f"teacher {teacher.id} ({stage_label(stage)}) is an encoder without classes: name the new layers trained on it "
+            f"({more})"
+        )
+    network = load_teacher(stage, store, device).eval().requires_grad_(False)
+    view = preprocessing_of(stage)
+    return FinishedNetwork(teacher.id, stage_label(stage), network, stage, stage.network, stage.dataset, view)
+
+
+def open_checkpoint(
+    file: Path, network: str, dataset: str, key: str | None, view: Preprocessing, device: torch.device
+) -> FinishedNetwork:
+    """The network of a weights file, which is read and never executed. Raises BadInput where the file does not hold it."""
+    spec = DatasetSpec(name=find_dataset(dataset).name)
+    built = build(network, spec.class_count)
+    load_checkpoint(built, file, key=key)
+    ready = on_device(built, device).eval().requires_grad_(False)
+    return FinishedNetwork(file.name, f"{network} on {spec.name} ({file.name})", ready, None, network, spec, view)
