@@ -328,7 +328,7 @@ def preprocessing_of(stage: Stage) -> Preprocessing:
 
 def _tested(data: DatasetSpec, view: Preprocessing) -> tuple[object, ...]:
     """The test images and their preprocessing, as one comparable value."""
-    images = data.name, data.class_count, data.test_per_class, data.val_split, data.size, data.stand_in
+    images = data.key, data.class_count, data.test_per_class, data.val_split, data.size, data.stand_in
     return *images, *seen_as(data, view).values()
 
 
