@@ -8,6 +8,7 @@ load_suite, plan, run           a suite, what is left to train, its training
 results, tables, report         values and tables as DataFrames, a report as text
 build_model, load_student       a network with fresh weights, a trained student
 evaluate                        accuracy by class, calibration, size and latency of a finished network
+export                          a finished network in a folder that is used without kdbench
 Term, TermContext               a loss term and what it is built for; kdbench.methods.build_term builds one
 Outputs, Batch                  what a term gets from the networks and the stream
 
@@ -22,7 +23,7 @@ from importlib import import_module
 
 TYPE_CHECKING = False  # type checkers take it for True; the import of typing would cost more than all of this module
 if TYPE_CHECKING:
-    from kdbench.api import evaluate, load_student, load_suite, plan, report, results, run, tables
+    from kdbench.api import evaluate, export, load_student, load_suite, plan, report, results, run, tables
     from kdbench.data.batch import Batch
     from kdbench.methods.term import Term, TermContext
     from kdbench.models.build import build as build_model
@@ -37,6 +38,7 @@ __all__ = [
     "TermContext",
     "build_model",
     "evaluate",
+    "export",
     "load_student",
     "load_suite",
     "plan",
@@ -54,7 +56,7 @@ _HOMES = {
     "build_model": "kdbench.models.build:build",
     **{
         name: f"kdbench.api:{name}"
-        for name in ("evaluate", "load_student", "load_suite", "plan", "report", "results", "run", "tables")
+        for name in ("evaluate", "export", "load_student", "load_suite", "plan", "report", "results", "run", "tables")
     },
 }
 

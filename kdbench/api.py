@@ -177,6 +177,33 @@ def evaluate(run: str | Run, results: AnyPath = "results", data: AnyPath = "data
     return measure(find_network(id, _existing(results), Path(data), on), Path(data), on)
 
 
+def export(
+    run: str | Run,
+    folder: AnyPath,
+    formats: Sequence[str] = (),
+    results: AnyPath = "results",
+    data: AnyPath = "data",
+) -> list[str]:
+    """Write the student of a finished run, or a teacher, into a new folder that is used without kdbench.
+
+    run:     a run's or teacher's id, or how it begins, or a run of a suite
+    folder:  new or empty; it is written whole or not at all
+    formats: files beside the weights, their Python source and the model card: "torchscript", "pt2", "onnx"
+    data:    the folder of the data sets, for class names that are the names of its folders
+
+    Returns the names of the files. Raises BadInput for an unknown or unfinished network, another folder or format, BadRecord
+    where weights are damaged or were not kept, KdbenchError where a written file does not give the network's logits.
+    """
+    import torch
+
+    from kdbench.deployment.export import export as write
+    from kdbench.deployment.finished import find_network
+
+    id = run if isinstance(run, str) else run.id
+    found = find_network(id, _existing(results), Path(data), torch.device("cpu"))
+    return write(found, Path(folder), Path(data), formats)
+
+
 def _load(
     suites: AnySuites, results: AnyPath = "results", *, trials: int | None = None, tiny: bool = False
 ) -> list[Suite]:

@@ -29,8 +29,8 @@ trials: 1
 grid: {teacher: resnet20, student: resnet8, method: [ce, kd]}
 """
 NAMES = {
-    "Batch", "Outputs", "Term", "TermContext", "build_model", "evaluate", "load_student", "load_suite", "plan", "report",
-    "results", "run", "tables",
+    "Batch", "Outputs", "Term", "TermContext", "build_model", "evaluate", "export", "load_student", "load_suite", "plan",
+    "report", "results", "run", "tables",
 }  # fmt: skip
 
 

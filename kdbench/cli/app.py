@@ -26,6 +26,7 @@ COMMANDS = {
     "list": ("listing:list_things", "List methods, models, datasets, protocols, suites, tables, teachers or runs."),
     "show": ("show:show", "Show one thing in full: a method, a network, a suite, a run and its curve."),
     "evaluate": ("deploy:evaluate", "Measure a finished network: accuracy by class, calibration, size, latency."),
+    "export": ("deploy:export", "Write a finished network into a folder that is used without kdbench."),
     "data": ("data:data", "The data sets: status, download, prepare, samples."),
     "doctor": ("checks:doctor", "Check versions, devices, data and permissions."),
     "teachers": ("teachers:app", "The teachers in a results folder: list, train, import, verify, export."),

@@ -1,4 +1,4 @@
-"""`kdbench evaluate`: what a finished network is worth."""
+"""`kdbench evaluate` and `kdbench export`: what a finished network is worth, and a folder that is used without kdbench."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdbench.catalogue.networks import network as catalogue_network
 from kdbench.catalogue.text import printable
 from kdbench.child import answer
 from kdbench.cli.completion import complete_datasets, complete_networks
-from kdbench.cli.options import Data, Json, Output, Results, print_text
+from kdbench.cli.options import Data, Json, Output, Results, path, print_text
 from kdbench.cli.teachers import channels
 from kdbench.errors import BadInput
 
@@ -47,7 +47,7 @@ def evaluate(
     output: Output = None,
     json_output: Json = False,
 ) -> None:
-    """Measure a finished network on its test images: accuracy by class, calibration, size, latency on this device."""
+    """Measure a finished network: accuracy by class, calibration, size, latency. It sees its own data set's test images."""
     request: dict[str, Any] = {"name": name, "results": str(results), "data": str(data), "device": device}
     options = {"--network": network, "--dataset": dataset, "--key": key, "--mean": mean, "--std": std, "--size": size}
     if Path(name).is_file():
@@ -60,6 +60,29 @@ def evaluate(
     code = "from kdbench.deployment.evaluate import print_evaluation\nprint_evaluation()"
     found = json.loads(answer(code, request, f"{name} cannot be evaluated"))
     print_text((json.dumps(found, indent=1) if json_output else _page(found)) + "\n", output)
+
+
+def export(
+    id: Annotated[str, typer.Argument(metavar="RUN|TEACHER", help="A run's or teacher's id, or how it begins.")],
+    folder: Annotated[
+        Path, typer.Option("--output", "-o", parser=path, metavar="FOLDER", help="A folder that is new or empty.")
+    ],
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="Also torchscript, pt2 (torch.export) or onnx; may be repeated."),
+    ] = None,
+    results: Results = Path("results"),
+    data: Data = Path("data"),
+) -> None:
+    """Write a finished network into a folder that is used without kdbench.
+
+    It has the weights as safetensors, Python source that loads them, and a model card. Each file is loaded again and its
+    logits are compared with the network's.
+    """
+    request = {"name": id, "results": str(results), "data": str(data), "folder": str(folder), "formats": formats or []}
+    code = "from kdbench.deployment.export import print_exported\nprint_exported()"
+    files = json.loads(answer(code, request, f"{id} cannot be exported"))
+    typer.echo(printable(f"{folder}: {', '.join(files)}"))
 
 
 def _checkpoint(file: str, network: str | None, dataset: str | None) -> dict[str, str]:

@@ -70,7 +70,7 @@ def test_the_help_lists_each_command_as_its_own_help_begins(kdbench):
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (["reprot"], "No such command 'reprot'. Did you mean 'report'?"),
+        (["comapre"], "No such command 'comapre'. Did you mean 'compare'?"),
         (["data", "statsu"], "No such command 'statsu'. Did you mean 'status'?"),
         (["list", "modells"], "'runs'. Did you mean 'models'?"),
         (["report", "--format", "htlm"], "'html'. Did you mean 'html'?"),

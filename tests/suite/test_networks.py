@@ -18,7 +18,7 @@ from kdbench.suite.methods import plugin_folders
 
 CODE = """\
 from torch import nn
-import helpers
+import suite_helpers as helpers
 
 
 class Net(nn.Module):
@@ -60,7 +60,7 @@ def in_this_process(monkeypatch):
         finally:
             sys.meta_path[:] = finders
             for name in set(sys.modules) - modules:
-                if name.partition(".")[0] in ("nets", "helpers"):
+                if name.partition(".")[0] in ("suite_nets", "suite_helpers"):
                     del sys.modules[name]
 
     monkeypatch.setattr(networks, "_ask", ask)
@@ -70,12 +70,12 @@ def in_this_process(monkeypatch):
 def suite(tmp_path):
     """suite(networks, student, method, teacher, folder): a suite beside the module of networks."""
 
-    def write(own="{mine: nets:Net}", student="mine", method="[ce, kd]", teacher="resnet8", folder="first"):
+    def write(own="{mine: suite_nets:Net}", student="mine", method="[ce, kd]", teacher="resnet8", folder="first"):
         place = tmp_path / folder
         place.mkdir(exist_ok=True)
-        if not (place / "nets.py").exists():
-            (place / "nets.py").write_text(CODE)
-            (place / "helpers.py").write_text(
+        if not (place / "suite_nets.py").exists():
+            (place / "suite_nets.py").write_text(CODE)
+            (place / "suite_helpers.py").write_text(
                 "from torch import nn\n\n\ndef norm(width):\n    return nn.BatchNorm2d(width)\n"
             )
         file = place / "suite.yaml"
@@ -103,19 +103,19 @@ def problems(suite):
 
 def test_names_and_places_are_no_part_of_the_identity_but_all_else_is(suite, tmp_path):
     before = ids(suite())
-    assert ids(suite(student="'nets:Net'")) == before
-    assert ids(suite("{other: {build: 'nets:Net'}}", student="other")) == before
+    assert ids(suite(student="'suite_nets:Net'")) == before
+    assert ids(suite("{other: {build: 'suite_nets:Net'}}", student="other")) == before
     moved = shutil.copytree(tmp_path / "first", tmp_path / "moved")
     assert ids(load_suite(moved / "suite.yaml")) == before
     others = [
         ids(suite(own))
         for own in (
-            "{mine: {build: nets:Net, arguments: {width: 5}}}",
-            "{mine: {build: nets:Net, maps: [stem, layer2]}}",
-            "{mine: {build: nets:Net, size: 16}}",
+            "{mine: {build: suite_nets:Net, arguments: {width: 5}}}",
+            "{mine: {build: suite_nets:Net, maps: [stem, layer2]}}",
+            "{mine: {build: suite_nets:Net, size: 16}}",
         )
     ]
-    (moved / "helpers.py").write_text((moved / "helpers.py").read_text() + "# one line more\n")
+    (moved / "suite_helpers.py").write_text((moved / "suite_helpers.py").read_text() + "# one line more\n")
     others.append(ids(load_suite(moved / "suite.yaml")))
     others.append(ids(suite(teacher="mine", student="resnet8")))
     assert len({*before, *(id for each in others for id in each)}) == 2 + 8 + 2
@@ -130,24 +130,24 @@ def test_what_changed_is_told(suite, tmp_path):
     record.finish(
         Result(id=run.id, kind="run", last=score, best=score, weights_sha256="0" * 64, metrics_sha256=metrics), {}
     )
-    (tmp_path / "first" / "helpers.py").write_text("from torch import nn\n\n\nnorm = nn.BatchNorm2d\n")
+    (tmp_path / "first" / "suite_helpers.py").write_text("from torch import nn\n\n\nnorm = nn.BatchNorm2d\n")
     edited = list(suite().specs.values())
-    assert changed_plugins(edited, store) == ["nets:Net has changed since 1 finished run: not reused."]
-    assert plugin_folders(edited) == {"nets": tmp_path / "first", "helpers": tmp_path / "first"}
+    assert changed_plugins(edited, store) == ["suite_nets:Net has changed since 1 finished run: not reused."]
+    assert plugin_folders(edited) == {"suite_nets": tmp_path / "first", "suite_helpers": tmp_path / "first"}
 
 
 def test_the_spec_says_all_of_a_network(suite):
-    spec = suite("{mine: {build: nets:Net, arguments: {width: 5}, maps: [stem, layer2]}}").runs[1].spec
+    spec = suite("{mine: {build: suite_nets:Net, arguments: {width: 5}, maps: [stem, layer2]}}").runs[1].spec
     assert f"{spec.student}" == "mine"
     assert "mine" not in json.dumps(spec.canonical())
     student = spec.canonical()["student"]
     assert len(student.pop("source_sha256")) == 64
-    assert student == {"build": "nets:Net", "arguments": {"width": 5}, "maps": ["stem", "layer2"]}
+    assert student == {"build": "suite_nets:Net", "arguments": {"width": 5}, "maps": ["stem", "layer2"]}
     assert type(spec).model_validate(spec.canonical()).id == spec.id
 
 
 def test_images_are_resized_for_a_network_of_one_size(suite):
-    runs = suite("{large: nets:Large, fixed: {build: nets:Net, size: 48}}", "[large, fixed]", "[kd]", "large").runs
+    runs = suite("{large: suite_nets:Large, fixed: {build: suite_nets:Net, size: 48}}", "[large, fixed]", "[kd]", "large").runs
     assert [run.spec.recipe.size for run in runs] == [64, 48]
     assert [run.spec.teacher.recipe.size for run in runs] == [64, 64]
     assert [run.spec.teacher_view.size if run.spec.teacher_view else None for run in runs] == [64, 64]
@@ -156,20 +156,20 @@ def test_images_are_resized_for_a_network_of_one_size(suite):
 @pytest.mark.parametrize(
     ("own", "keys", "path", "message"),
     [
-        ("{mine: nets:Nett}", {}, "networks.mine", "there is no function or class 'Nett' in"),
+        ("{mine: suite_nets:Nett}", {}, "networks.mine", "there is no function or class 'Nett' in"),
         ("{mine: nots:Net}", {}, "networks.mine", "cannot find the module 'nots'"),
-        ("{mine: {build: nets:Net, maps: [stem, layr2]}}", {}, "networks.mine.maps", "Did you mean 'layer2'?"),
-        ("{mine: {build: nets:Net, arguments: {wide: 3}}}", {}, "networks.mine", "cannot be built: TypeError"),
-        ("{mine: {biuld: nets:Net}}", {}, "networks.mine.biuld", "unknown key. Did you mean 'build'?"),
-        ("{mine: {build: nets}}", {}, "networks.mine", "'nets' names no builder: write package.module:name"),
-        ("{resnet8: nets:Net}", {"student": "resnet8"}, "networks.resnet8", "is the name of a network of kdbench"),
-        ("{mine: nets:three}", {}, "grid.method[0]", "mine gives 3 logits whatever is asked of it, and digits has 10"),
-        ("{mine: nets:Net}", {"student": "mime"}, "grid.student", "unknown model 'mime'. Did you mean 'mine'?"),
-        ("{mine: nets:Net}", {"student": "timm:resnet17"}, "grid.student", "timm has no network 'resnet17'"),
-        ("{mine: nets:Net}", {"method": "mgd"}, "grid.method", "reads the maps before the activation, and mine gives none"),
-        ("{mine: nets:Net}", {"method": "online_kd"}, "grid.method", "trains copies of the student's last stage"),
-        ("{mine: nets:Net}", {"method": "hkd"}, "grid.method", "no doubled mine is known"),
-        ("{mine: nets:Net}", {"method": "fsp"}, "grid.method", "pairs the stages one by one, but mine has 2"),
+        ("{mine: {build: suite_nets:Net, maps: [stem, layr2]}}", {}, "networks.mine.maps", "Did you mean 'layer2'?"),
+        ("{mine: {build: suite_nets:Net, arguments: {wide: 3}}}", {}, "networks.mine", "cannot be built: TypeError"),
+        ("{mine: {biuld: suite_nets:Net}}", {}, "networks.mine.biuld", "unknown key. Did you mean 'build'?"),
+        ("{mine: {build: suite_nets}}", {}, "networks.mine", "'suite_nets' names no builder: write package.module:name"),
+        ("{resnet8: suite_nets:Net}", {"student": "resnet8"}, "networks.resnet8", "is the name of a network of kdbench"),
+        ("{mine: suite_nets:three}", {}, "grid.method[0]", "mine gives 3 logits whatever is asked of it, and digits has 10"),
+        ("{mine: suite_nets:Net}", {"student": "mime"}, "grid.student", "unknown model 'mime'. Did you mean 'mine'?"),
+        ("{mine: suite_nets:Net}", {"student": "timm:resnet17"}, "grid.student", "timm has no network 'resnet17'"),
+        ("{mine: suite_nets:Net}", {"method": "mgd"}, "grid.method", "reads the maps before the activation, and mine gives none"),
+        ("{mine: suite_nets:Net}", {"method": "online_kd"}, "grid.method", "trains copies of the student's last stage"),
+        ("{mine: suite_nets:Net}", {"method": "hkd"}, "grid.method", "no doubled mine is known"),
+        ("{mine: suite_nets:Net}", {"method": "fsp"}, "grid.method", "pairs the stages one by one, but mine has 2"),
     ],
 )  # fmt: skip
 def test_mistakes(problems, own, keys, path, message):
@@ -181,8 +181,8 @@ def test_mistakes(problems, own, keys, path, message):
 def test_two_modules_of_one_name_cannot_run_together(suite, tmp_path):
     suite()
     suite(folder="second")
-    (tmp_path / "second" / "nets.py").write_text(CODE + "# another\n")
+    (tmp_path / "second" / "suite_nets.py").write_text(CODE + "# another\n")
     suites = load_suites([str(tmp_path / folder / "suite.yaml") for folder in ("first",)])
     other = load_suite(tmp_path / "second" / "suite.yaml")
-    with pytest.raises(Exception, match="are both the module 'nets'"):
+    with pytest.raises(Exception, match="are both the module 'suite_nets'"):
         plugin_folders([*suites[0].specs.values(), *other.specs.values()])

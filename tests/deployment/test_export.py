@@ -1,0 +1,105 @@
+"""kdbench export: every file gives the network's logits, the folder needs no kdbench, a failure leaves nothing."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import kdbench
+from kdbench.catalogue.networks import networks
+from kdbench.cli.app import app
+from kdbench.deployment import export as exporting
+from kdbench.deployment.classifier import Classifier
+from kdbench.deployment.source import standalone
+from kdbench.errors import BadInput, KdbenchError
+from kdbench.models import build
+
+
+OWN = {known.builder: name for name, known in networks().items() if known.builder != "clip"}
+
+
+def test_the_folder_gives_the_logits_without_kdbench(shelf, tmp_path):
+    for name in ("run", "layers"):
+        folder = tmp_path / name
+        files = kdbench.export(shelf.specs[name].id[:8], folder, results=shelf.root)
+        assert files == ["README.md", "config.json", "model.py", "model.safetensors"]
+        raw = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+        torch.save(raw, tmp_path / "images.pt")
+        code = (
+            "import sys, torch, model; images = torch.load('../images.pt')\n"
+            "with torch.no_grad(): torch.save([model.load()(images), model.load()(images / 255)], '../logits.pt')\n"
+            "assert not any(name.partition('.')[0] == 'kdbench' for name in sys.modules)"
+        )
+        subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+        facts = shelf.specs[name].dataset.facts
+        with torch.no_grad():
+            expected = Classifier(shelf.networks[name], (), facts.mean, facts.std).eval()(raw)
+        for logits in torch.load(tmp_path / "logits.pt"):
+            torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+        described = json.loads((folder / "config.json").read_text())
+        assert (described["class_names"], described["size"]) == ([str(digit) for digit in range(10)], 32)
+        assert shelf.specs[name].id in (folder / "README.md").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("format", ["torchscript", "pt2", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_each_format_takes_any_batch(shelf, tmp_path, format):
+    if format == "onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package)
+    kdbench.export(shelf.specs["run"].id, tmp_path / "net", [format], shelf.root)
+    file, _, read = exporting._WRITERS[format]
+    images, facts = torch.rand(7, 3, 32, 32), shelf.specs["run"].dataset.facts
+    with torch.no_grad():
+        expected = Classifier(shelf.networks["run"], (), facts.mean, facts.std).eval()(images)
+        found = read(tmp_path / "net" / file, images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("builder", sorted(OWN))
+def test_the_source_of_each_family_is_whole(builder):
+    known = networks()[OWN[builder]]
+    text = standalone([(f"kdbench.models.{builder}", "build")])
+    assert "kdbench" not in text
+    names = {"__name__": "exported"}
+    exec(compile(text, "model.py", "exec"), names)
+    mine, theirs = names["build"](classes=10, **known.arguments).eval(), build(known.name, 10).eval()
+    mine.load_state_dict(theirs.state_dict())
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(mine(images).logits, theirs(images).logits)
+
+
+def test_a_file_with_other_logits_leaves_no_folder(shelf, tmp_path, monkeypatch):
+    file, write, read = exporting._WRITERS["torchscript"]
+    wrong = (file, write, lambda path, images: read(path, images) + 0.01)
+    monkeypatch.setitem(exporting._WRITERS, "torchscript", wrong)
+    with pytest.raises(KdbenchError, match=r"model\.torchscript\.pt gives other logits than the network"):
+        kdbench.export(shelf.specs["run"].id, tmp_path / "net", ["torchscript"], shelf.root)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_refused(shelf, tmp_path, monkeypatch):
+    id = shelf.specs["run"].id
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(BadInput, match="full: is there already and not empty"):
+        kdbench.export(id, tmp_path / "full", results=shelf.root)
+    with pytest.raises(BadInput, match="format 'onxx': did you mean 'onnx'"):
+        kdbench.export(id, tmp_path / "net", ["onxx"], shelf.root)
+    monkeypatch.setattr(exporting, "_absent", lambda package: package == "onnxruntime")
+    with pytest.raises(BadInput, match=r"needs onnxruntime, which cannot be imported: pip install 'kdbench\[onnx\]'"):
+        kdbench.export(id, tmp_path / "net", ["onnx"], shelf.root)
+    assert not (tmp_path / "net").exists()
+
+
+@pytest.mark.slow
+def test_the_command_names_its_files(shelf, tmp_path):
+    arguments = [shelf.specs["teacher"].id, "-o", str(tmp_path / "net"), "--results", str(shelf.root)]
+    done = CliRunner().invoke(app, ["export", *arguments, "--data", str(tmp_path)])
+    assert "README.md, config.json, model.py, model.safetensors" in done.stdout
+    done = CliRunner().invoke(app, ["export", *arguments])
+    assert "not empty" in str(done.exception)
