@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, cast
 
 import pandas as pd
 
-from kdbench.catalogue.datasets import datasets
 from kdbench.catalogue.tables import layouts
 from kdbench.catalogue.terms import term
 from kdbench.suite.protocol import bundled_protocol
@@ -157,7 +156,7 @@ def dataset_label(spec: DatasetSpec) -> str:
     """
     parts = []
     if spec.classes or spec.train_per_class or spec.test_per_class:
-        whole = datasets()[spec.name]
+        whole = spec.facts
         train, test = spec.split(whole.train // whole.classes, whole.test // whole.classes)
         images = f"{spec.train_per_class or train} + {spec.test_per_class or test} images each"
         parts.append(f"{spec.classes or whole.classes} classes, {images}")

@@ -122,7 +122,7 @@ class Protocol(Recipe):
             if network in self.lr_for:
                 own["lr"] = self.lr_for[network]
             values = {**own, **self.datasets.get(dataset, {}), **(changes or {})}
-            if dataset in datasets() and not datasets()[dataset].streamed:
+            if dataset and not (dataset in datasets() and datasets()[dataset].streamed):
                 values |= {"crop_area": None, "crop_ratio": None}  # they say nothing of images in memory
             self._recipes[key] = Recipe(**values)
         return self._recipes[key]

@@ -147,7 +147,9 @@ def test_the_spec_says_all_of_a_network(suite):
 
 
 def test_images_are_resized_for_a_network_of_one_size(suite):
-    runs = suite("{large: suite_nets:Large, fixed: {build: suite_nets:Net, size: 48}}", "[large, fixed]", "[kd]", "large").runs
+    runs = suite(
+        "{large: suite_nets:Large, fixed: {build: suite_nets:Net, size: 48}}", "[large, fixed]", "[kd]", "large"
+    ).runs
     assert [run.spec.recipe.size for run in runs] == [64, 48]
     assert [run.spec.teacher.recipe.size for run in runs] == [64, 64]
     assert [run.spec.teacher_view.size if run.spec.teacher_view else None for run in runs] == [64, 64]
@@ -166,7 +168,7 @@ def test_images_are_resized_for_a_network_of_one_size(suite):
         ("{mine: suite_nets:three}", {}, "grid.method[0]", "mine gives 3 logits whatever is asked of it, and digits has 10"),
         ("{mine: suite_nets:Net}", {"student": "mime"}, "grid.student", "unknown model 'mime'. Did you mean 'mine'?"),
         ("{mine: suite_nets:Net}", {"student": "timm:resnet17"}, "grid.student", "timm has no network 'resnet17'"),
-        ("{mine: suite_nets:Net}", {"method": "mgd"}, "grid.method", "reads the maps before the activation, and mine gives none"),
+        ("{mine: suite_nets:Net}", {"method": "mgd"}, "grid.method", "the maps before the activation, and mine gives none"),
         ("{mine: suite_nets:Net}", {"method": "online_kd"}, "grid.method", "trains copies of the student's last stage"),
         ("{mine: suite_nets:Net}", {"method": "hkd"}, "grid.method", "no doubled mine is known"),
         ("{mine: suite_nets:Net}", {"method": "fsp"}, "grid.method", "pairs the stages one by one, but mine has 2"),
