@@ -78,12 +78,12 @@ def _parse_use(name: str, entry: Any, report: ReportProblem) -> WeightedTerm | N
 
 def reads_teacher(terms: Terms) -> bool:
     """Whether any of the terms needs a teacher."""
-    return any(term(use.name).needs_teacher for use in terms)
+    return any(term(use.name, use.source_sha256).needs_teacher for use in terms)
 
 
 def auxiliary_method(terms: Terms) -> str:
     """The method that trains an auxiliary between teacher and student; "" if the method needs none."""
-    return next((method for use in terms if (method := term(use.name).auxiliary)), "")
+    return next((method for use in terms if (method := term(use.name, use.source_sha256).auxiliary)), "")
 
 
 def formula(terms: Terms) -> str:

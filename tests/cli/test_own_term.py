@@ -74,6 +74,8 @@ def test_beside_the_suite(trained, tmp_path):
     shown = runner.invoke(app, ["show", run.name, "--results", str(tmp_path / "results")]).stdout
     assert f'"mypackage.losses:CosineEmbedding": "{kept}"' in shown
     plan = ["plan", str(file), "--results", str(tmp_path / "results")]
+    report = runner.invoke(app, ["report", str(file), "--results", str(tmp_path / "results")])
+    assert "cosine" in report.stdout, report.stderr
     assert "0 runs to do" in runner.invoke(app, plan).stdout
     losses = file.parent / "mypackage" / "losses.py"
     losses.write_text(losses.read_text().replace("1 - cosine", "2 - cosine"))
