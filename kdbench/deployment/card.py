@@ -29,6 +29,7 @@ def model_card(found: FinishedNetwork, config: dict[str, Any], with_code: bool, 
         f"- Network: `{found.architecture}`",
         f"- Data: {facts.summary} ({found.dataset.class_count} classes; their names are in `config.json`)",
         *_training(found),
+        *([f"- Accuracy: top-1 {found.top1:.2f} % on the test images"] if found.top1 is not None else []),
         "",
         "## Load",
         "",
@@ -51,8 +52,8 @@ def model_card(found: FinishedNetwork, config: dict[str, Any], with_code: bool, 
     if files:
         lines += [f"The other files take float images from 0 to 1, [B, 3, {side}, {side}], and normalise them:", ""]
         lines += [f"- `{name}`: `{call}`" for name, call in files] + [""]
-    lines += ["## Licences", "", f"- Data set: {facts.summary} Its licence: to be filled in."]
-    lines += [f"- Weights: {_origin(found)} Their licence: to be filled in.", ""]
+    lines += ["## Licences", "", f"- Data set: {facts.name}. Its licence: to be filled in."]
+    lines += [f"- Weights: {_origin(found)}. Their licence: to be filled in.", ""]
     return "\n".join(lines)
 
 
@@ -74,5 +75,5 @@ def _origin(found: FinishedNetwork) -> str:
         if isinstance(stage, Imported):
             public = catalogue_network(stage.network).public if isinstance(stage.network, str) else None
             place = f", {public.url}" if public and stage.weights.source != "file" else ""
-            return f"began as imported ones ({stage.weights.source}{place})."
-    return "of a file from elsewhere." if found.spec is None else "trained with kdbench from random ones."
+            return f"began as imported ones ({stage.weights.source}{place})"
+    return "of a file from elsewhere" if found.spec is None else "trained with kdbench from random ones"

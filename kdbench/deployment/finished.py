@@ -13,8 +13,10 @@ from kdbench.datafiles.folders import class_names
 from kdbench.errors import BadInput
 from kdbench.models import build, load_checkpoint
 from kdbench.models.backbone import Backbone
+from kdbench.store.record import Record
 from kdbench.store.store import Store
 from kdbench.suite.specs import (
+    Checkpoint,
     DatasetSpec,
     Network,
     Preprocessing,
@@ -38,6 +40,7 @@ class FinishedNetwork:
     spec:    of its run, or of its teacher's last stage; None for a checkpoint
     dataset: the data set that it was trained for
     view:    how it sees test images
+    top1:    the accuracy in % that its record holds for these weights; None for a checkpoint
     """
 
     id: str
@@ -47,6 +50,7 @@ class FinishedNetwork:
     architecture: Network
     dataset: DatasetSpec
     view: Preprocessing
+    top1: float | None = None
 
     @property
     def size(self) -> int:
@@ -72,7 +76,14 @@ def find_network(id: str, store: Store, data: Path, device: torch.device) -> Fin
         spec = RunSpec.model_validate(store.run(run.id if run else id).spec())
         made = StudentOf(run=spec)
         return FinishedNetwork(
-            spec.id, stage_label(made), student.network, spec, spec.student, spec.dataset, spec.recipe.preprocessing
+            spec.id,
+            stage_label(made),
+            student.network,
+            spec,
+            spec.student,
+            spec.dataset,
+            spec.recipe.preprocessing,
+            _accuracy(store.run(spec.id), spec.checkpoint),
         )
     if not teacher.done():
         raise BadInput(f"teacher {teacher.id} in {store.root} is not finished: run its suite again to resume it")
@@ -87,7 +98,23 @@ def find_network(id: str, store: Store, data: Path, device: torch.device) -> Fin
         )
     network = load_teacher(stage, store, device).eval().requires_grad_(False)
     view = preprocessing_of(stage)
-    return FinishedNetwork(teacher.id, stage_label(stage), network, stage, stage.network, stage.dataset, view)
+    return FinishedNetwork(
+        teacher.id,
+        stage_label(stage),
+        network,
+        stage,
+        stage.network,
+        stage.dataset,
+        view,
+        _accuracy(teacher, stage.checkpoint),
+    )
+
+
+def _accuracy(record: Record, kept: Checkpoint) -> float | None:
+    """The top-1 accuracy in % of the epoch whose weights are kept."""
+    result = record.result()
+    accuracy = result and (result.best if kept == "best" else result.last)
+    return accuracy.top1 if accuracy else None
 
 
 def open_checkpoint(

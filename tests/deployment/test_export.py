@@ -41,7 +41,9 @@ def test_the_folder_gives_the_logits_without_kdbench(shelf, tmp_path):
             torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
         described = json.loads((folder / "config.json").read_text())
         assert (described["class_names"], described["size"]) == ([str(digit) for digit in range(10)], 32)
-        assert shelf.specs[name].id in (folder / "README.md").read_text()
+        card = (folder / "README.md").read_text()
+        assert shelf.specs[name].id in card
+        assert "top-1 10.00 % on the test images" in card
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
