@@ -47,7 +47,9 @@ def test_with_a_node_embedding():
     assert torch.allclose(Branch(of("wrn-10-1", node=True))(outputs.features[-2]), outputs.logits, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in DEEP else ()) for name in STUDENTS]
+)
 def test_it_holds_what_lies_behind_the_map_and_nothing_else(name):
     """Every parameter gets a gradient from the logits; those of the rest of the network are gone."""
     with torch.device("meta"):
