@@ -9,7 +9,12 @@ from kdbench.models.heads import Branch, NodeEmbedding
 
 
 STUDENTS = [name for name, net in networks().items() if net.classifier]
-DEEP = {"resnet44", "resnet56", "resnet110", "vgg16", "vgg19", "rn101", "wrn-40-2"}
+LARGER = {
+    *("resnet32x4", "resnet34", "resnet44", "resnet56", "resnet110", "resnet18-double", "cifar-resnet34"),
+    *("vgg16", "vgg19", "rn101", "wrn-40-2"),
+}
+CASES = [pytest.param(name, marks=pytest.mark.slow if name in LARGER else ()) for name in STUDENTS]
+"""Networks whose blocks a smaller one has too are slow tests."""
 SIZES = {
     "vgg8": [(64, 64), (65, 48), (66, 66), (71, 32), (72, 64), (48, 66)],
     "resnet18": [(64, 64)],
@@ -30,7 +35,7 @@ def of(name, node=None):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", [name for name in STUDENTS if name not in DEEP])
+@pytest.mark.parametrize("name", CASES)
 def test_it_goes_on_where_the_network_was_cut(name):
     net, branch = of(name), Branch(of(name))
     for size in [(32, 32), (33, 17), *SIZES.get(name, [])]:
@@ -47,7 +52,7 @@ def test_with_a_node_embedding():
     assert torch.allclose(Branch(of("wrn-10-1", node=True))(outputs.features[-2]), outputs.logits, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize("name", CASES)
 def test_it_holds_what_lies_behind_the_map_and_nothing_else(name):
     """Every parameter gets a gradient from the logits; those of the rest of the network are gone."""
     with torch.device("meta"):

@@ -80,8 +80,8 @@ def test_methods_of_a_trial_see_the_same_subset(bench, make_run):
     ],
 )
 def test_a_faulty_run_ends_alone(bench, make_run, term, kind, reason, after):
-    good = [make_run({"ce": 1, "kd": 1}), make_run({"ce": 1, "at": 100})]
-    bad = make_run({"ce": 1, f"faulty_terms:{term}": {"after": after}})
+    good = [make_run({"ce": 1, **guide}, recipe={"epochs": 2}) for guide in ({"kd": 1}, {"at": 100})]
+    bad = make_run({"ce": 1, f"faulty_terms:{term}": {"after": after}}, recipe={"epochs": 2})
     shop, alone = bench(), bench("alone")
     shop.train(good[0], bad, good[1])
     alone.train(*good)
@@ -208,7 +208,10 @@ def test_a_failed_run_is_tried_again_and_its_old_failure_forgotten(bench, make_r
 
 @pytest.mark.parametrize("most", [1, 3])
 def test_out_of_memory_splits_the_cohort_and_goes_on(bench, make_run, most):
-    runs = [make_run({"ce": 1, "faulty_terms:Hungry": {"most": most, "weight": w}}) for w in (1, 2, 3, 4, 5)]
+    runs = [
+        make_run({"ce": 1, "faulty_terms:Hungry": {"most": most, "weight": w}}, recipe={"epochs": 1})
+        for w in (1, 2, 3, 4, 5)
+    ]
     shop, alone = bench(), bench("alone")
     shop.train(*runs)
     assert any("out of memory with 5 students" in text for text in shop.texts())
