@@ -323,7 +323,8 @@ class _Finder(MetaPathFinder):
         for name, file in source.files.items():
             known = self.files.get(name)
             there = getattr(sys.modules.get(name), "__file__", None)
-            if (known and known.content != file.content) or (there and Path(there).resolve() != file.path.resolve()):
+            elsewhere = not known and there and Path(there).resolve() != file.path.resolve()
+            if (known and known.content != file.content) or elsewhere:
                 raise BadInput(f"{file.path}: other code of the module '{name}' was imported before. Start Python anew")
         self.files |= source.files
         for name, file in source.files.items():

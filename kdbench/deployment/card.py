@@ -36,8 +36,8 @@ def model_card(found: FinishedNetwork, config: dict[str, Any], with_code: bool, 
     ]
     if with_code:
         lines += [
-            "`model.py` needs torch and safetensors. Images [B, 3, H, W] are uint8, or float from 0 to 1; it resizes and",
-            "normalises them:",
+            f"`model.py` needs torch, safetensors{_needs(found)}. Images [B, 3, H, W] are uint8, or float from 0 to 1; it",
+            "resizes and normalises them:",
             "",
             "```python",
             "import model  # with this folder as working folder or in sys.path",
@@ -55,6 +55,14 @@ def model_card(found: FinishedNetwork, config: dict[str, Any], with_code: bool, 
     lines += ["## Licences", "", f"- Data set: {facts.name}. Its licence: to be filled in."]
     lines += [f"- Weights: {_origin(found)}. Their licence: to be filled in.", ""]
     return "\n".join(lines)
+
+
+def _needs(found: FinishedNetwork) -> str:
+    """What the code of a network from elsewhere needs besides."""
+    if isinstance(found.architecture, str):
+        return ""
+    library = found.architecture.library
+    return f" and {library}" if library else ", the modules beside it and what they import"
 
 
 def _training(found: FinishedNetwork) -> list[str]:

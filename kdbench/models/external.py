@@ -39,9 +39,12 @@ class ExternalNetwork(Backbone):
     width:      D, of the embedding
     size:       the only side of images, in pixels, that the network takes; None: any
     classes:    K, of the logits
+
+    ``class_arguments`` are the names of its builder's arguments for the number of classes: one or none.
     """
 
     prefix: ClassVar[str] = "net."
+    class_arguments: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -132,13 +135,17 @@ def build_external(spec: NetworkSpec, classes: int | None) -> Backbone:
 
 
 def _network(spec: NetworkSpec, classes: int) -> Backbone:
-    net = _made(spec, classes)
+    builder = _builder(spec)
+    counted = _class_arguments(builder, spec)
+    net = _made(spec, builder, dict.fromkeys(counted, classes))
     if isinstance(net, Backbone):
         return net
     reasons = []
     for side in (spec.size,) if spec.size else (*SIDES, *_likely_sides(net, spec)):
         try:
-            return _as_backbone(net, spec, side)
+            backbone = _as_backbone(net, spec, side)
+            backbone.class_arguments = tuple(counted)
+            return backbone
         except Unfit as error:
             reasons.append(f"images of {side} × {side} pixels: {error}")
     raise BadInput(f"{spec} does not take {reasons[0]}. Name the side that it takes as 'size'")
@@ -151,11 +158,9 @@ def _likely_sides(net: nn.Module, spec: NetworkSpec) -> list[int]:
     return [side for side in (*asked, *configuration.get("input_size", ())[-1:]) if type(side) is int]
 
 
-def _made(spec: NetworkSpec, classes: int) -> nn.Module:
-    module, _, name = spec.build.partition(":")
-    builder = _builder(spec, module, name)
+def _made(spec: NetworkSpec, builder: Callable[..., Any], classes: dict[str, int]) -> nn.Module:
     try:
-        net = builder(**spec.arguments, **_class_argument(builder, spec, classes))
+        net = builder(**spec.arguments, **classes)
     except Exception as error:
         raise BadInput(f"{spec.build} cannot be built: {reason_of(error)}") from None
     if not isinstance(net, nn.Module):
@@ -163,7 +168,8 @@ def _made(spec: NetworkSpec, classes: int) -> nn.Module:
     return net
 
 
-def _builder(spec: NetworkSpec, module: str, name: str) -> Callable[..., Any]:
+def _builder(spec: NetworkSpec) -> Callable[..., Any]:
+    module, _, name = spec.build.partition(":")
     if spec.library:
         return _library_builder(spec.library, name)
     try:
@@ -204,17 +210,18 @@ def _likely(name: str, names: Sequence[str]) -> list[str]:
     return [each for each in names if each[:3] == name[:3]] or list(names)
 
 
-def _class_argument(builder: Callable[..., Any], spec: NetworkSpec, classes: int) -> dict[str, int]:
+def _class_arguments(builder: Callable[..., Any], spec: NetworkSpec) -> list[str]:
+    """The name of the argument by which a builder is told the number of classes; none where it takes none."""
     if spec.library:
-        return {"num_classes": classes}
+        return ["num_classes"]
     with suppress(ValueError, TypeError):
         parameters = inspect.signature(builder).parameters
-        if found := next((name for name in CLASS_ARGUMENTS if name in parameters), None):
-            return {} if found in spec.arguments else {found: classes}
-    return {}
+        found = [name for name in CLASS_ARGUMENTS if name in parameters]
+        return [name for name in found[:1] if name not in spec.arguments]
+    return []
 
 
-def _as_backbone(net: nn.Module, spec: NetworkSpec, side: int) -> Backbone:
+def _as_backbone(net: nn.Module, spec: NetworkSpec, side: int) -> ExternalNetwork:
     """The network as a backbone, from what its modules give for images of a side. Raises Unfit, BadInput."""
     passed = ForwardPass(net, side)
     size = spec.size or (None if side == SIDES[0] else side)

@@ -10,12 +10,17 @@ from typer.testing import CliRunner
 
 import kdbench
 from kdbench.catalogue.networks import networks
+from kdbench.catalogue.plugins import locating_modules
 from kdbench.cli.app import app
 from kdbench.deployment import export as exporting
 from kdbench.deployment.classifier import Classifier
 from kdbench.deployment.source import standalone
 from kdbench.errors import BadInput, KdbenchError
 from kdbench.models import build
+from kdbench.store.record import Result
+from kdbench.suite.networks import network_spec
+from kdbench.training.build import keep_code, new_network
+from kdbench.training.checkpoint import write_tensors
 
 
 OWN = {known.builder: name for name, known in networks().items() if known.builder != "clip"}
@@ -44,6 +49,46 @@ def test_the_folder_gives_the_logits_without_kdbench(shelf, tmp_path):
         card = (folder / "README.md").read_text()
         assert shelf.specs[name].id in card
         assert "top-1 10.00 % on the test images" in card
+
+
+NET = """\
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self, classes, width=4):
+        pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        super().__init__(nn.Conv2d(3, width, 3, 2), nn.ReLU(), pool, nn.Linear(width, classes))
+"""
+
+
+def test_a_network_from_elsewhere_brings_its_code(shelf, tmp_path):
+    (tmp_path / "exported_nets.py").write_text(NET)
+    with locating_modules({"exported_nets": tmp_path}.get):
+        student = network_spec("mine", "exported_nets:Net", arguments={"width": 6})
+        spec = shelf.specs["run"].model_copy(update={"student": student})
+        network = new_network(student, spec.dataset, None, "student", 0).eval()
+        keep_code(student, shelf.store)
+    record = shelf.store.run(spec.id)
+    record.begin(spec.canonical())
+    sha256 = write_tensors(record.weights_file, network.state_dict())
+    fields = shelf.store.run(shelf.specs["run"].id).result().model_dump(exclude={"id", "weights_sha256"})
+    record.write_metrics([])
+    record.finish(Result(id=spec.id, weights_sha256=sha256, **fields), {})
+    (tmp_path / "exported_nets.py").unlink()
+    files = kdbench.export(spec.id, tmp_path / "net", results=shelf.root)
+    assert files == ["README.md", "config.json", "exported_nets.py", "model.py", "model.safetensors"]
+    images = torch.rand(2, 3, 32, 32)
+    torch.save(images, tmp_path / "images.pt")
+    code = (
+        "import sys, torch, model; torch.save(model.load()(torch.load('../images.pt')), '../logits.pt')\n"
+        "assert not any(name.partition('.')[0] == 'kdbench' for name in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "net", check=True)
+    facts = spec.dataset.facts
+    expected = Classifier(network, (), facts.mean, facts.std).eval()(images)
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected)
+    assert "the modules beside it" in (tmp_path / "net" / "README.md").read_text()
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
