@@ -24,13 +24,14 @@ TEST_FOLDERS = ("test", "val", "valid", "validation")
 class ImageSource:
     """Where images of one's own are, and how they are read.
 
-    kind, path:      a folder with train/ and test/ (or val/), or of classes; a table of files; a NumPy file
+    kind, path:      a folder with train/ and test/ (or val/), or of classes; a table of files; a NumPy file; a folder that
+                     the package datasets has saved
     size:            the side in pixels; None: that of a NumPy file's arrays
     test_split:      the share of each class that is held out for tests, where the source has no test part
     skip_unreadable: leave files that cannot be decoded out, instead of refusing the set
     """
 
-    kind: Literal["folder", "csv", "npz"]
+    kind: Literal["folder", "csv", "npz", "huggingface"]
     path: str
     size: int | None = None
     test_split: float | None = None
@@ -47,9 +48,9 @@ class ImageSource:
 
 
 class Picture(NamedTuple):
-    """A picture's file and its label."""
+    """A picture's file, or its bytes, and its label."""
 
-    path: Path
+    file: Path | bytes
     label: int
 
 
@@ -64,14 +65,15 @@ class Listed:
 
 def list_files(source: ImageSource) -> Listed:
     """The files of a folder or a table. Raises BadInput where they make no data set."""
-    found = _list_folder(source) if source.kind == "folder" else list_table(source)
+    found = {"folder": _list_folder, "csv": list_table, "huggingface": _list_saved}[source.kind](source)
     if len(found.class_names) < 2:
         raise BadInput(f"{source.path}: has {listed(found.class_names)} for classes, and two are the least")
     twice = [a for a, b in pairwise(sorted(found.class_names, key=str.casefold)) if a.casefold() == b.casefold()]
     if twice:
         raise BadInput(f"{source.path}: two classes are called {first_few(twice)}, but for upper and lower case")
     if found.test is None and source.test_split is None:
-        what = "no folders train/ and test/" if source.kind == "folder" else "no column 'split'"
+        lacking = {"folder": "no folders train/ and test/", "csv": "no column 'split'", "huggingface": "no test split"}
+        what = lacking[source.kind]
         raise BadInput(f"{source.path}: has {what}: say test_split: 0.2 to hold that share of each class out for tests")
     if found.test is not None and source.test_split is not None:
         raise BadInput(f"{source.path}: has test images of its own: leave test_split out")
@@ -152,3 +154,34 @@ def list_table(source: ImageSource) -> Listed:
             raise BadInput(f"{table}:{line}  {path}: no such file")
         halves[split != "train"].append(Picture(path, classes.index(str(row[columns["label"]]).strip())))
     return Listed(halves[False], halves[True] if columns["split"] else None, classes)
+
+
+def _list_saved(source: ImageSource) -> Listed:
+    """The rows of a data set that Hugging Face's datasets has saved with ``save_to_disk``."""
+    try:
+        from datasets import Image, load_from_disk
+    except ImportError:
+        raise BadInput("a folder of datasets needs the package: pip install 'kdbench[huggingface]'") from None
+    try:
+        content = load_from_disk(source.path)
+    except Exception as error:  # what is no such folder makes the package raise almost anything
+        raise BadInput(f"{source.path}: is no folder that datasets has saved: {reason_of(error)}") from None
+    splits = dict(content) if isinstance(content, dict) else {"train": content}
+    test = next((splits[name] for name in TEST_FOLDERS if name in splits), None)
+    if "train" not in splits:
+        raise BadInput(f"{source.path}: has the splits {listed(list(splits))}, and none is called train")
+    kinds = {name: type(feature).__name__ for name, feature in splits["train"].features.items()}
+    pictures = [name for name, kind in kinds.items() if kind == "Image"]
+    labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
+    if not pictures or not labels:
+        raise BadInput(f"{source.path}: has no column of type Image and one of type ClassLabel: {kinds}")
+
+    def rows(split: Any) -> list[Picture]:
+        plain = split.cast_column(pictures[0], Image(decode=False))
+        return [
+            Picture(row[pictures[0]]["bytes"] or Path(row[pictures[0]]["path"]), row[labels[0]])
+            for row in plain.select_columns([pictures[0], labels[0]])
+        ]
+
+    names = list(splits["train"].features[labels[0]].names)
+    return Listed(rows(splits["train"]), rows(test) if test is not None else None, names)

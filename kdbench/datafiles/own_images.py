@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import zipfile
@@ -19,10 +20,10 @@ from PIL import Image, ImageOps
 
 from kdbench.catalogue.text import listed
 from kdbench.datafiles.folders import LARGEST
-from kdbench.datafiles.own_files import ImageSource, list_files, list_table
+from kdbench.datafiles.own_files import ImageSource, Picture, list_files, list_table
 from kdbench.datafiles.readers import Split
 from kdbench.errors import BadInput, reason_of
-from kdbench.files import cached, file_hash, remember, remembered, write_atomically
+from kdbench.files import cached, remember, remembered, write_atomically
 
 
 MOST_BYTES = 8 * 2**30
@@ -75,7 +76,7 @@ def read(source: ImageSource) -> OwnImages:
     """Read and decode a set, and keep its arrays in the user's cache. Raises BadInput, naming each file, for what is none."""
     if not os.path.exists(source.path):
         raise BadInput(f"{source.path}: no such {'folder' if source.kind == 'folder' else 'file'}")
-    found = _read_npz(source) if source.kind == "npz" else _read_files(source)
+    found = _read_npz(source) if source.kind == "npz" else _read_pictures(source)
     with suppress(OSError):
         arrays = {
             f"{half}_{what}": getattr(getattr(found, half), what)
@@ -103,7 +104,7 @@ def _signature(source: ImageSource) -> str:
 
 
 def _files(source: ImageSource) -> Iterator[str]:
-    if source.kind == "folder":
+    if source.kind in ("folder", "huggingface"):
         for folder, folders, names in os.walk(source.path):
             folders.sort()
             yield from (os.path.join(folder, name) for name in sorted(names))
@@ -111,17 +112,17 @@ def _files(source: ImageSource) -> Iterator[str]:
     yield source.path
     if source.kind == "csv":
         listing = list_table(source)
-        yield from (str(each.path) for each in (*listing.train, *(listing.test or ())))
+        yield from (str(each.file) for each in (*listing.train, *(listing.test or ())))
 
 
-def _read_files(source: ImageSource) -> OwnImages:
+def _read_pictures(source: ImageSource) -> OwnImages:
     if source.size is None:
         raise BadInput(f"{source.path}: say the side of the images in pixels, such as size: 32")
     found = list_files(source)
     everything = [*found.train, *(found.test or ())]
     _check_memory(source, len(everything), source.size)
     with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
-        decoded = list(pool.map(lambda picture: _decoded(picture.path, source.size or 0), everything))
+        decoded = list(pool.map(lambda picture: _decoded(picture, source.size or 0), everything))
     wrong = [str(content) for content, _ in decoded if isinstance(content, str)]
     if wrong and not source.skip_unreadable:
         raise BadInput(
@@ -152,17 +153,18 @@ def _held_out(rows: list[Any], classes: int, share: float) -> tuple[list[Any], l
     return [row for place, row in enumerate(rows) if place not in test], [rows[place] for place in sorted(test)]
 
 
-def _decoded(path: Path, size: int) -> tuple[NDArray[np.uint8] | str, str]:
+def _decoded(picture: Picture, size: int) -> tuple[NDArray[np.uint8] | str, str]:
     """A picture's pixels [3, size, size], or why it has none; and the hash of its file."""
     sha256 = ""
     try:
-        sha256 = file_hash(path)
-        with Image.open(path) as image:
+        content = picture.file.read_bytes() if isinstance(picture.file, Path) else picture.file
+        sha256 = hashlib.sha256(content).hexdigest()
+        with Image.open(io.BytesIO(content)) as image:
             if image.width * image.height > LARGEST:
                 raise ValueError(f"{image.width} × {image.height} pixels are too many")
             return np.ascontiguousarray(np.asarray(square(image, size)).transpose(2, 0, 1)), sha256
     except Exception as error:  # what is no picture makes the decoders raise almost anything
-        return f"{path}: {reason_of(error)}", sha256
+        return f"{picture.file if isinstance(picture.file, Path) else 'a row'}: {reason_of(error)}", sha256
 
 
 def square(image: Image.Image, size: int) -> Image.Image:

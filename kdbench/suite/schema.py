@@ -159,8 +159,12 @@ class MethodEntry(Schema):
     terms: Any = None
 
 
+IMAGE_KINDS: tuple[Literal["folder", "csv", "npz", "huggingface"], ...] = ("folder", "csv", "npz", "huggingface")
+
+
 class ImagesEntry(Schema):
-    """A suite's own data set: a ``folder`` of classes, a table of files (``csv``) or a NumPy file (``npz``).
+    """A suite's own data set: a ``folder`` of classes, a table of files (``csv``), a NumPy file (``npz``), or a
+    folder that Hugging Face's datasets has saved (``huggingface``).
 
     A folder has `train/` and `test/` (or `val/`) with a folder for each class, or these alone: then ``test_split`` is the
     share of each class that is held out for tests. Pictures become ``size`` × ``size`` pixels. Files that cannot be decoded
@@ -170,19 +174,20 @@ class ImagesEntry(Schema):
     folder: Annotated[StrictStr | None, NotEmpty] = None
     csv: Annotated[StrictStr | None, NotEmpty] = None
     npz: Annotated[StrictStr | None, NotEmpty] = None
+    huggingface: Annotated[StrictStr | None, NotEmpty] = None
     size: Annotated[ImageSize | None, NotEmpty] = None
     test_split: Annotated[StrictFloat | None, Field(gt=0.0, lt=1.0), NotEmpty] = None
     skip_unreadable: StrictBool = False
 
     @model_validator(mode="after")
     def _one_place(self) -> ImagesEntry:
-        if sum(place is not None for place in (self.folder, self.csv, self.npz)) != 1:
-            raise ValueError("name one place: a folder, a csv or an npz")
+        if sum(getattr(self, kind) is not None for kind in IMAGE_KINDS) != 1:
+            raise ValueError("name one place: a folder, a csv, an npz or a folder of huggingface")
         return self
 
     def source(self, beside: Path) -> ImageSource:
         """The source, whose path is looked for from the folder ``beside`` on."""
-        kind: Literal["folder", "csv", "npz"] = "folder" if self.folder else "csv" if self.csv else "npz"
+        kind = next(kind for kind in IMAGE_KINDS if getattr(self, kind) is not None)
         path = os.path.abspath(beside / os.path.expanduser(str(getattr(self, kind))))
         return ImageSource(kind, path, self.size, self.test_split, self.skip_unreadable)
 

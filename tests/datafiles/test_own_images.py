@@ -103,6 +103,22 @@ def test_a_table_of_files(pets, tmp_path):
     assert read(table).facts == read(folder(pets)).facts
 
 
+@pytest.mark.filterwarnings("ignore")  # of the package itself
+def test_a_folder_that_datasets_has_saved(pets, tmp_path):
+    datasets = pytest.importorskip("datasets", reason="needs the package datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    halves = {}
+    for part in ("train", "val"):
+        files = sorted((pets / part).glob("*/*.png"))
+        rows = {"image": [{"bytes": file.read_bytes(), "path": None} for file in files]}
+        rows["label"] = [file.parent.name for file in files]
+        halves[part.replace("val", "validation")] = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict(halves).save_to_disk(tmp_path / "saved")
+    assert read(ImageSource("huggingface", str(tmp_path / "saved"), 12)).facts == read(folder(pets)).facts
+    with pytest.raises(BadInput, match="is no folder that datasets has saved"):
+        read(ImageSource("huggingface", str(pets), 12))
+
+
 @pytest.mark.parametrize("channels", [(), (1,), (3,)])
 def test_a_numpy_file(tmp_path, channels):
     rng = np.random.default_rng(0)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from importlib.metadata import EntryPoint
 
 import pytest
 
@@ -119,6 +120,17 @@ def test_names_and_places_are_no_part_of_the_identity_but_all_else_is(suite, tmp
     others.append(ids(load_suite(moved / "suite.yaml")))
     others.append(ids(suite(teacher="mine", student="resnet8")))
     assert len({*before, *(id for each in others for id in each)}) == 2 + 8 + 2
+
+
+def test_a_package_may_give_its_networks_short_names(suite, monkeypatch):
+    before = ids(suite())
+    entry = EntryPoint("mini", "suite_nets:Net", networks.PLUGINS)
+    monkeypatch.setattr(networks.importlib.metadata, "entry_points", lambda group: [entry])
+    networks.short_names.cache_clear()
+    try:
+        assert ids(suite(student="mini")) == before
+    finally:
+        networks.short_names.cache_clear()
 
 
 def test_what_changed_is_told(suite, tmp_path):

@@ -94,7 +94,7 @@ def test_images_that_are_gone(suite, tmp_path):
     [
         ({"entry": "{folder: picture, size: 16}"}, "datasets.pets", "picture: no such folder"),
         ({"entry": "{folder: pictures}"}, "datasets.pets", "say the side of the images in pixels"),
-        ({"entry": "{size: 16}"}, "datasets.pets", "name one place: a folder, a csv or an npz"),
+        ({"entry": "{size: 16}"}, "datasets.pets", "name one place: a folder, a csv, an npz or a folder of huggingface"),
         ({"entry": "{folder: pictures, size: 16, test_splt: 0.2}"}, "datasets.pets.test_splt", "Did you mean 'test_split'?"),
         ({"name": "cifar10"}, "datasets.cifar10", "is the name of a data set of kdbench: give yours another"),
         ({"dataset": "pet"}, "dataset", "unknown dataset 'pet'. Did you mean 'pets'?"),
