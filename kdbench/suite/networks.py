@@ -18,13 +18,16 @@ from kdbench.catalogue.networks import networks as catalogue_networks
 from kdbench.catalogue.plugins import MODULE_LOCATOR, SOURCES, read_source, source_file
 from kdbench.catalogue.text import normalise, unknown
 from kdbench.child import ask, exit_reason
-from kdbench.errors import BadInput, KdbenchError
+from kdbench.errors import BadInput
 from kdbench.files import remember, remembered
 from kdbench.suite.components import LIBRARIES, Network, NetworkSpec
 
 
 PLUGINS = "kdbench.networks"
 """The group of entry points with which another package gives its networks short names."""
+
+MOST_SECONDS = 300.0
+"""So long may the building and measuring of networks take."""
 
 _MEASURED: dict[str, NetworkInfo] = {}
 """What is known of networks that do not come with kdbench, by the id of their spec."""
@@ -123,12 +126,20 @@ def _ask(networks: list[NetworkSpec]) -> list[dict[str, Any]]:
         "networks": [{**network.canonical(), "name": network.name} for network in networks],
         "beside": {top: str(folder) for top in tops if (folder := locate(top))},
     }
-    done = ask("from kdbench.models.build import report_networks\nreport_networks()", request)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [exit_reason(done.returncode)])[-1]
-        raise KdbenchError(f"{', '.join(map(str, networks))} cannot be built: {reason}")
-    answer: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    try:
+        done = ask("from kdbench.models.build import report_networks\nreport_networks()", request, MOST_SECONDS)
+    except TimeoutError:
+        reason = f"its code does not end within {MOST_SECONDS:.0f} s"
+    else:
+        if not done.returncode:
+            answer: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+            return answer
+        reason = (done.stderr.strip().splitlines() or [f"its code ends the process ({exit_reason(done.returncode)})"])[
+            -1
+        ]
+    if len(networks) > 1:  # one of them did it
+        return [facts for network in networks for facts in _ask([network])]
+    return [{"error": f"{networks[0]} cannot be built: {reason}"}]
 
 
 class SuiteNetworks:

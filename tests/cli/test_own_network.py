@@ -38,6 +38,20 @@ def test_the_documented_network(kdbench, kdbench_process, tmp_path):
     assert "nets:SmallNet has changed since 5 finished runs: not reused." in kdbench("plan", "own.yaml").stdout
 
 
+@pytest.mark.slow
+def test_code_that_ends_its_process(kdbench, tmp_path):
+    (tmp_path / "deadly.py").write_text("import os\n\n\ndef net(classes):\n    os._exit(7)\n")
+    (tmp_path / "nets.py").write_text(block("python", "SmallNet"))
+    (tmp_path / "own.yaml").write_text(
+        "protocol: smoke\ndataset: digits\nnetworks: {good: nets:SmallNet, bad: deadly:net}\n"
+        "grid: {teacher: resnet8, student: [good, bad], method: kd}\n"
+    )
+    done = kdbench("validate", "own.yaml")
+    assert done.returncode == 2
+    assert "own.yaml:3  networks.bad: bad cannot be built: its code ends the process (exit code 7)" in done.stderr
+    assert "1 problem" in done.stderr
+
+
 def test_a_network_of_a_library_in_full(kdbench):
     page = kdbench("show", "vit-tiny-32").stdout
     assert "f4: 192 channels at 1/4, blocks.11" in page
