@@ -15,6 +15,7 @@ SHORT = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_digits_example(tmp_path):
     pytest.importorskip("matplotlib", reason="needs the extra plots")
     shutil.copytree(EXAMPLES, tmp_path / "examples")

@@ -52,6 +52,7 @@ def test_a_normalisation_is_three_numbers(tmp_path, text):
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_validate_says_which_files_do_not_hold_their_network(tmp_path):
     torch.save(build("resnet14", 10).state_dict(), tmp_path / "net.pth")
     (tmp_path / "own.yaml").write_text(

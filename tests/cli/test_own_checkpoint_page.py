@@ -29,6 +29,7 @@ def files(tmp_path):
         torch.save(each, tmp_path / f"{name}.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_page_works(kdbench, files, command):
     done = kdbench(*shlex.split(command)[1:])

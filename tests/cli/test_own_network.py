@@ -52,6 +52,7 @@ def test_code_that_ends_its_process(kdbench, tmp_path):
     assert "1 problem" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_network_of_a_library_in_full(kdbench):
     page = kdbench("show", "vit-tiny-32").stdout
     assert "f4: 192 channels at 1/4, blocks.11" in page

@@ -94,6 +94,7 @@ def test_beside_the_suite(trained, tmp_path):
     assert "the modules that were beside" in elsewhere.stderr
 
 
+@pytest.mark.slow
 def test_announced_by_an_installed_package(trained, kdbench_process, tmp_path):
     site = tmp_path / "site"
     write_package(site)

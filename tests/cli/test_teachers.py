@@ -63,6 +63,7 @@ def test_many_processes_train_one_teacher_once(kdbench, kdbench_process, suite, 
     assert any("neighbours" in entry["last / best"] for entry in listed)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_found_said_and_repaired(kdbench, suite, teachers):
     assert kdbench("run", suite, "--jobs-per-device", 1).returncode == 0
     before = [file_hash(record.weights_file) for record in teachers]
@@ -165,6 +166,7 @@ def test_import_export_and_use(kdbench, tmp_path, checkpoint):
     assert planned["teachers"] == ["resnet8 (file weights) on digits + new layers"]
 
 
+@pytest.mark.slow
 def test_a_stated_accuracy_that_is_not_reached_is_a_warning_each_time(kdbench, tmp_path, checkpoint):
     torch.save({**torch.load(checkpoint), "accuracy": 90.5, "best_acc": 91.0}, checkpoint)
     for _ in range(2):
@@ -175,6 +177,7 @@ def test_a_stated_accuracy_that_is_not_reached_is_a_warning_each_time(kdbench, t
         assert "90.50 % stated by the file, 91.00 % stated as the best of its training" in done.stdout
 
 
+@pytest.mark.slow
 def test_import_without_its_classifier_and_use(kdbench, tmp_path, checkpoint):
     done = kdbench("teachers", "import", checkpoint, "--network", "resnet8", "--classes", 10)
     assert done.returncode == 0, done.stderr

@@ -45,6 +45,7 @@ grid:
     return file
 
 
+@pytest.mark.slow
 def test_a_paper_table_is_filled_from_nothing_and_compared_with_nothing(kdbench, own, check, tmp_path):
     done = kdbench("run", own, "--tiny", "--devices", "cpu", "--jobs-per-device", 1, "--data", tmp_path / "empty")
     assert done.returncode == 0, done.stderr

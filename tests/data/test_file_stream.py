@@ -187,6 +187,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at /proc")
 def test_no_worker_outlives_a_killed_process(root, tmp_path):
     script = tmp_path / "orphans.py"

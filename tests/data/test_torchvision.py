@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 
 STUB = """
 import sys, types, importlib.abc, importlib.machinery
@@ -29,6 +31,7 @@ def python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_installed_torchvision_loads():
     done = python(
         "from kdbench.data.preprocess import import_torchvision as f; v = f(); assert f() is v; print(v.datasets.CIFAR100)"

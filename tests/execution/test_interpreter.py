@@ -64,6 +64,7 @@ def test_the_command_leaves_the_working_folder_unless_it_is_named(monkeypatch, t
     assert sys.path[-3:] == behind
 
 
+@pytest.mark.slow
 def test_nothing_runs_where_a_file_of_weights_is_not_its_networks(tmp_path):
     torch.save(build("resnet14", 10).state_dict(), tmp_path / "net.pth")
     (tmp_path / "own.yaml").write_text(

@@ -14,6 +14,7 @@ import pytest
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks at processes through /proc")
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_run_again(place, undisturbed, gone):
     """Parent, worker or both, wherever the clock finds them: importing, loading, training, writing."""
     draw, here = random.Random(20), place()
@@ -35,6 +36,7 @@ def test_killed_at_any_moment_and_run_again(place, undisturbed, gone):
     assert not list(here.results.glob("*/*/.*")), "temporary files are left"
 
 
+@pytest.mark.slow
 def test_signals_save_and_stop_and_the_same_command_goes_on(place, undisturbed, gone):
     here = place()
     for number, moment in (
@@ -82,6 +84,7 @@ grid: {student: resnet8, method: {name: slow, terms: {ce: 1, "faulty_terms:Slow"
     gone(workers, seconds=2)
 
 
+@pytest.mark.slow
 def test_two_at_once_do_everything_once(place, undisturbed):
     here = place()
     sessions = [here.start() for _ in range(2)]
@@ -112,6 +115,7 @@ grid: {student: resnet8, method: {name: deadly, terms: {ce: 1, "faulty_terms:Dea
     assert failure["kind"] == "error"
 
 
+@pytest.mark.slow
 def test_no_room_for_results_is_one_message_and_a_later_run_goes_on(place):
     """A limit on the size of files stands for a full disk: writing fails in the same places."""
     here = place(

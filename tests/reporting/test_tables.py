@@ -187,6 +187,7 @@ def test_teachers_show_their_own_accuracy(load, tmp_path, finish):
     assert measured_report([suite], [store]).grids[0].teachers == {}
 
 
+@pytest.mark.slow
 def test_ten_thousand_records_are_read_within_seconds(load, tmp_path, finish):
     students = ["resnet8", "resnet14", "resnet20", "resnet32", "resnet44"]
     text = f"protocol: crd\ndataset: cifar100\ntrials: 2000\ngrid: {{student: [{', '.join(students)}], method: ce}}"

@@ -62,6 +62,7 @@ def runs(make_run, teacher, net):
     return [*made, made[3].model_copy(update={"student": "resnet8"})]
 
 
+@pytest.mark.slow
 def test_together_and_alone_stopped_and_not(bench, runs):
     together, alone, hurt = bench("together"), bench("alone"), bench("hurt", checkpoint_seconds=0)
     together.train(*runs)

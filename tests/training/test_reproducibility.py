@@ -175,7 +175,9 @@ def teachers_seen(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    "strategy", [*(pytest.param(each, marks=pytest.mark.slow) for each in STRATEGIES[:2]), STRATEGIES[2]]
+)
 def test_every_term_under_every_strategy(bench, every_term, strategy, teachers_seen):
     """What each term adds is recorded; a finished teacher stays as it was, and if pretrained lowers the loss."""
     runs = every_term(strategy)

@@ -79,6 +79,7 @@ def test_time_is_shared_by_those_it_was_spent_on(bench, make_run, monkeypatch):
     assert shop.store.run(runs[0].id).metadata()["seconds"] == 3 * 3
 
 
+@pytest.mark.slow
 def test_checkpoints_take_no_more_than_a_twentieth_of_the_time(bench, make_run, monkeypatch):
     """The clock goes on by a second with each batch; to save takes three. Then there are 60 s between two checkpoints."""
     now = [0.0]
