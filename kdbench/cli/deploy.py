@@ -10,13 +10,13 @@ import typer
 from tabulate import tabulate
 
 from kdbench.catalogue.datasets import dataset as find_dataset
-from kdbench.catalogue.networks import network as catalogue_network
 from kdbench.catalogue.text import printable
 from kdbench.child import answer
 from kdbench.cli.completion import complete_datasets, complete_networks
 from kdbench.cli.options import Data, Json, Output, Results, path, print_text
 from kdbench.cli.teachers import channels
 from kdbench.errors import BadInput
+from kdbench.suite.networks import find_network, info
 
 
 def evaluate(
@@ -90,7 +90,7 @@ def _checkpoint(file: str, network: str | None, dataset: str | None) -> dict[str
         raise BadInput(f"{file}: --network is missing: name the network whose weights it holds (kdbench list models)")
     if dataset is None:
         raise BadInput(f"{file}: --dataset is missing: name the data set that it classifies (kdbench list datasets)")
-    return {"network": catalogue_network(network).name, "dataset": find_dataset(dataset).name}
+    return {"network": info(find_network(network)).name, "dataset": find_dataset(dataset).name}
 
 
 def _page(found: dict[str, Any]) -> str:

@@ -14,7 +14,6 @@ import typer
 from filelock import Timeout
 
 from kdbench.catalogue.datasets import dataset as find_dataset
-from kdbench.catalogue.networks import network as find_network
 from kdbench.catalogue.text import printable
 from kdbench.cli.completion import complete_datasets, complete_networks
 from kdbench.cli.listing import Kind, list_things
@@ -29,6 +28,7 @@ from kdbench.store.record import Record
 from kdbench.store.store import Store
 from kdbench.store.verify import label_of
 from kdbench.store.verify import verify as compare
+from kdbench.suite.networks import find_network, info
 from kdbench.suite.specs import DatasetSpec, Imported, Weights, stage_label
 from kdbench.suite.teachers import teacher_config
 
@@ -108,7 +108,8 @@ def import_file(
         return
     if network is None:
         raise BadInput("--network is missing: name the network whose weights the file holds (kdbench list models)")
-    net = find_network(network)
+    named = find_network(network)
+    net = info(named)
     if net.classifier and (dataset is None) == (classes is None):
         raise BadInput(
             f"--dataset is missing: {net.name} is measured on the test set of the data set that it knows. Where kdbench has "
@@ -117,7 +118,7 @@ def import_file(
     if not file.is_file():
         raise BadInput(f"{file}: no such file. Give the path of a checkpoint, or of a folder that export has made.")
     known = DatasetSpec(name=find_dataset(dataset).name) if dataset and net.classifier else None
-    config = teacher_config(net.name, str(file.resolve()), None, Path(), key)
+    config = teacher_config(named, str(file.resolve()), None, Path(), key)
     if net.classifier:
         _check_classes(file, config.counts or frozenset(), known.class_count if known else classes or 0, known)
     weights = Weights(
@@ -128,7 +129,7 @@ def import_file(
         mean=channels("--mean", mean),
         std=channels("--std", std),
     )
-    spec = Imported(network=net.name, dataset=known, weights=weights)
+    spec = Imported(network=named, dataset=known, weights=weights)
     record = store.teacher(spec.id)
     folders = [folder for name in ("runs", "teachers", "locks", "") if not (folder := results / name).exists()]
     store.check_writable()  # said before a large file is looked into
@@ -159,7 +160,8 @@ def import_file(
     own = weights.model_dump(include={"key", "mean", "std"}, exclude_none=True)
     own |= {"fine_tune": True} if net.classifier and not known else {}
     more = "".join(f", {name}: {json.dumps(value)}" for name, value in own.items())
-    typer.echo(f"In a suite:\n  teachers:\n    mine: {{network: {net.name}, weights: 'sha256:{config.sha256}'{more}}}")
+    shown = net.name if net.bundled else json.dumps(net.name)
+    typer.echo(f"In a suite:\n  teachers:\n    mine: {{network: {shown}, weights: 'sha256:{config.sha256}'{more}}}")
 
 
 def _check_classes(file: Path, there: frozenset[int], expected: int, data: DatasetSpec | None) -> None:

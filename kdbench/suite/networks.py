@@ -69,6 +69,20 @@ def network_named(name: str) -> NetworkSpec | None:
     return network_spec(name, entry["build"], arguments=entry.get("arguments", {})) if entry else None
 
 
+def find_network(name: str) -> Network:
+    """The network that a name stands for outside a suite: the catalogue's, a short name, or a builder.
+
+    Raises BadInput where there is none, or where it cannot be used.
+    """
+    try:
+        return catalogue_network(name).name
+    except BadInput:
+        if (spec := network_named(name)) is None:
+            raise
+    info(spec)
+    return spec
+
+
 def info(network: Network) -> NetworkInfo:
     """What is known of a network. Raises BadInput for a name that does not exist, or what cannot be built or measured."""
     if isinstance(network, str):

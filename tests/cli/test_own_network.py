@@ -1,10 +1,14 @@
 """The network of the documentation, in a process of its own: validated, trained, reported, and changed."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+
+from kdbench import build_model
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "own-network.md").read_text(encoding="utf-8")
@@ -60,3 +64,19 @@ def test_a_network_of_a_library_in_full(kdbench):
     wrong = kdbench("show", "timm:resnet18x")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "timm has no network 'resnet18x'. Did you mean 'timm:resnet18'?" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_weights_of_a_network_of_a_library(kdbench, tmp_path):
+    network = build_model("timm:resnet10t", classes=10)
+    torch.save(network.net.state_dict(), tmp_path / "mine.pth")
+    done = kdbench("teachers", "import", "mine.pth", "--network", "timm:resnet10t", "--dataset", "digits")
+    assert "timm:resnet10t (file weights) on digits, top-1 " in done.stdout, done.stderr
+    (line,) = [line.strip() for line in done.stdout.splitlines() if line.strip().startswith("mine:")]
+    suite = (
+        f"protocol: smoke\ndataset: digits\nteachers: {{{line}}}\ngrid: {{teacher: mine, student: resnet8, method: kd}}"
+    )
+    (tmp_path / "suite.yaml").write_text(suite)
+    assert "Teachers to train: none; 1 at hand." in kdbench("plan", "suite.yaml").stdout
+    measured = kdbench("evaluate", "mine.pth", "--network", "timm:resnet10t", "--dataset", "digits", "--json")
+    assert json.loads(measured.stdout)["images"] == 797
