@@ -267,26 +267,32 @@ def _stream_key(spec: RunSpec) -> str:
 
 
 def changed_plugins(specs: Iterable[RunSpec], store: Store) -> list[str]:
-    """One line for each plug-in of which runs with other code are finished. Only where some are to do are records read."""
-    planned = {
-        digest(_bare(spec.canonical())): spec for spec in specs if spec.plugins and not store.run(spec.id).done()
-    }
+    """One line for each plug-in, and each set of own images, of which runs with other content are finished.
+
+    Only where some are to do are records read.
+    """
+    own = (spec for spec in specs if (spec.plugins or spec.dataset.images) and not store.run(spec.id).done())
+    planned = {digest(_bare(spec.canonical())): spec for spec in own}
     changed: Counter[str] = Counter()
     for record in store.records("runs") if planned else ():
         stored = record.spec()
         spec = planned.get(digest(_bare(stored)))
         if spec and record.done():
             before = hashes_of_plugins(stored)
-            changed.update(name for name, sha256 in spec.plugins.items() if before.get(name) != sha256)
+            changed.update(f"{name} has" for name, sha256 in spec.plugins.items() if before.get(name) != sha256)
+            if spec.dataset.images and stored["dataset"]["images"]["sha256"] != spec.dataset.images.sha256:
+                changed[f"the images of {spec.dataset.name} have"] += 1
     return [
-        f"{name} has changed since {count} finished run{'s' if count > 1 else ''}: not reused."
-        for name, count in changed.items()
+        f"{what} changed since {count} finished run{'s' if count > 1 else ''}: not reused."
+        for what, count in changed.items()
     ]
 
 
 def _bare(value: Any) -> Any:
-    """A spec without the hashes of plug-ins' code."""
+    """A spec without the hashes of plug-ins' code; of own images, classes and size stand for all."""
     if isinstance(value, dict):
+        if "class_names" in value:
+            return [value["class_names"], value["size"]]
         return {key: _bare(each) for key, each in value.items() if key != "source_sha256"}
     return [_bare(each) for each in value] if isinstance(value, list) else value
 

@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from kdbench.errors import BadSuite
+from kdbench.planning.plan import changed_plugins
+from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.store.suites import ArchivedFiles, keep_suites
 from kdbench.suite.load import load_suite
@@ -55,6 +57,20 @@ def test_names_and_places_do_not_count_but_the_content_does(suite, tmp_path):
     assert len({*before, *ids(suite(entry="{folder: pictures, size: 12}"))}) == 2 * len(before)
     Image.new("L", (16, 16), 3).save(moved / "pictures" / "test" / "dog" / "3.png")
     assert len({*before, *ids(moved / "suite.yaml")}) == 2 * len(before)
+
+
+def test_what_changed_is_told(suite, tmp_path):
+    file = suite()
+    run = load_suite(file).runs[1].spec
+    store = Store(tmp_path / "results")
+    record = store.run(run.id)
+    record.begin(run.canonical())
+    score, metrics = Accuracy(epoch=1, top1=9.0, top5=50.0), record.write_metrics([])
+    result = Result(id=run.id, kind="run", last=score, best=score, weights_sha256="0" * 64, metrics_sha256=metrics)
+    record.finish(result, {})
+    Image.new("L", (16, 16), 3).save(tmp_path / "first" / "pictures" / "train" / "dog" / "3.png")
+    edited = load_suite(file).specs.values()
+    assert changed_plugins(edited, store) == ["the images of pets have changed since 1 finished run: not reused."]
 
 
 def test_the_spec_says_all_of_the_images(suite):
