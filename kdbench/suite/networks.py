@@ -55,7 +55,7 @@ def short_names() -> dict[str, dict[str, Any]]:
         normalise(each.name): {"build": each.value, "summary": f"of the package {each.dist.name if each.dist else '?'}"}
         for each in importlib.metadata.entry_points(group=PLUGINS)
     }
-    return {**announced, **yaml.safe_load(text)}
+    return {**announced, **yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))}
 
 
 def network_named(name: str) -> NetworkSpec | None:

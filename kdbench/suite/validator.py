@@ -264,7 +264,7 @@ def _builders(value: Any) -> Iterator[str]:
     if isinstance(value, list):
         for inner in value:
             yield from _builders(inner)
-    elif isinstance(value, str) and (":" in value or normalise(value) in short_names()):
+    elif isinstance(value, str) and (":" in value or (not _is_network(value) and normalise(value) in short_names())):
         yield value
 
 
