@@ -38,18 +38,20 @@ def compiled(tmp_path_factory):
     return str(tmp_path_factory.mktemp("compiled"))
 
 
-@pytest.mark.parametrize(("command", "limit"), [(["plan", DEMO], 0.6), (["--help"], 0.35)])
-def test_the_answer_comes_at_once(command, limit, tmp_path, compiled):
-    """In time of the processor, since the machine may be busy."""
+@pytest.mark.parametrize(("command", "limit", "times"), [(["plan", DEMO], 0.6, 7), (["--help"], 0.35, 4)])
+def test_the_answer_comes_at_once(command, limit, times, tmp_path, compiled):
+    """In time of the processor, since the machine may be busy; on a slower one in so many ``times`` that of two imports."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": compiled}
-    seconds = []
-    for _ in range(4):  # the first one compiles
-        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-        subprocess.run(
-            [sys.executable, "-m", "kdbench", *command], env=environment, capture_output=True, cwd=tmp_path, check=True
-        )
-        seconds.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
-    assert min(seconds) < limit
+
+    def spent(arguments):
+        seconds = []
+        for _ in range(4):  # the first one compiles
+            before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+            subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, cwd=tmp_path, check=True)
+            seconds.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
+        return min(seconds)
+
+    assert spent(["-m", "kdbench", *command]) < max(limit, times * spent(["-c", "import typer, pydantic"]))
 
 
 def test_help_of_every_command_and_no_command(kdbench):
