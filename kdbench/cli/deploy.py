@@ -12,9 +12,8 @@ from tabulate import tabulate
 from kdbench.catalogue.datasets import dataset as find_dataset
 from kdbench.catalogue.text import printable
 from kdbench.child import answer
-from kdbench.cli.completion import complete_datasets, complete_networks
 from kdbench.cli.options import Data, Json, Output, Results, path, print_text
-from kdbench.cli.teachers import channels
+from kdbench.cli.teachers import HeldDataset, HeldNetwork, Key, Mean, Std, channels
 from kdbench.errors import BadInput
 from kdbench.suite.networks import find_network, info
 
@@ -23,21 +22,11 @@ def evaluate(
     name: Annotated[
         str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run's or teacher's id, how it begins, or a weights file.")
     ],
-    network: Annotated[
-        str | None,
-        typer.Option("--network", autocompletion=complete_networks, help="The network whose weights the file holds."),
-    ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option("--dataset", autocompletion=complete_datasets, help="The data set that its classes belong to."),
-    ] = None,
-    key: Annotated[
-        str | None, typer.Option("--key", help="Where the network lies in a file that holds several, such as student.")
-    ] = None,
-    mean: Annotated[
-        str | None, typer.Option("--mean", help="The channels' means that it was trained with, such as 0.5,0.5,0.5.")
-    ] = None,
-    std: Annotated[str | None, typer.Option("--std", help="The same for the standard deviations.")] = None,
+    network: HeldNetwork = None,
+    dataset: HeldDataset = None,
+    key: Key = None,
+    mean: Mean = None,
+    std: Std = None,
     size: Annotated[
         int | None, typer.Option("--size", min=8, max=1024, help="The side in pixels of the images it sees.")
     ] = None,

@@ -66,17 +66,28 @@ def train(
     typer.echo(f"{len(teachers)} teachers are there.")
 
 
+HeldNetwork = Annotated[
+    str | None,
+    typer.Option("--network", autocompletion=complete_networks, help="The network whose weights the file holds."),
+]
+HeldDataset = Annotated[
+    str | None,
+    typer.Option("--dataset", autocompletion=complete_datasets, help="The data set that its classes belong to."),
+]
+Key = Annotated[
+    str | None, typer.Option("--key", help="Where the network lies in a file that holds several, such as student.")
+]
+Mean = Annotated[
+    str | None, typer.Option("--mean", help="The channels' means that it was trained with, such as 0.5,0.5,0.5.")
+]
+Std = Annotated[str | None, typer.Option("--std", help="The same for the standard deviations.")]
+
+
 @app.command("import")
 def import_file(
     file: Annotated[Path, typer.Argument(help="A checkpoint (.safetensors, .pth, .pt), or an exported folder.")],
-    network: Annotated[
-        str | None,
-        typer.Option("--network", autocompletion=complete_networks, help="The network whose weights it holds."),
-    ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option("--dataset", autocompletion=complete_datasets, help="The data set that its classes belong to."),
-    ] = None,
+    network: HeldNetwork = None,
+    dataset: HeldDataset = None,
     classes: Annotated[
         int | None,
         typer.Option(
@@ -85,13 +96,9 @@ def import_file(
             help="Instead of --dataset: the number of classes of its classifier, which is left out; 0 where it has none.",
         ),
     ] = None,
-    key: Annotated[
-        str | None, typer.Option("--key", help="Where the network lies in a file that holds several, such as student.")
-    ] = None,
-    mean: Annotated[
-        str | None, typer.Option("--mean", help="The channels' means that it was trained with, such as 0.5,0.5,0.5.")
-    ] = None,
-    std: Annotated[str | None, typer.Option("--std", help="The same for the standard deviations.")] = None,
+    key: Key = None,
+    mean: Mean = None,
+    std: Std = None,
     results: Results = Path("results"),
     data: Data = Path("data"),
     devices: Devices = "auto",

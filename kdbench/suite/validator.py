@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -156,7 +156,7 @@ class SuiteValidator:
             try:
                 if not isinstance(name, str) or not name.strip() or not name.isprintable():
                     raise BadInput("a data set needs a name of one line")
-                if _is_dataset(name):
+                if _is_known(dataset, name):
                     raise BadInput(f"'{name}' is the name of a data set of kdbench: give yours another")
                 source = ImagesEntry.model_validate(value).source(self.document.folder)
                 facts = self.document.images(source) or facts_of(source)
@@ -176,7 +176,7 @@ class SuiteValidator:
             try:
                 if not name.strip() or ":" in name:
                     raise BadInput("a network needs a name without a colon")
-                if _is_network(name) or normalise(name) in short_names():
+                if _is_known(catalogue_network, name) or normalise(name) in short_names():
                     raise BadInput(f"'{name}' is the name of a network of kdbench: give yours another")
                 entry = NetworkEntry.model_validate({"build": value} if isinstance(value, str) else value)
                 if not _is_json(entry.arguments):
@@ -198,7 +198,7 @@ class SuiteValidator:
             here: YamlPath = ("teachers", name)
             if not name.strip():
                 self.report(here, "a teacher needs a name")
-            elif _is_network(name) or name in self.networks.own:
+            elif _is_known(catalogue_network, name) or name in self.networks.own:
                 self.report(here, f"'{name}' is the name of a network: give the teacher another")
             elif not isinstance(value, dict):
                 self.report(here, "must be a mapping (network: …, weights: … or pretraining: …)")
@@ -264,7 +264,9 @@ def _builders(value: Any) -> Iterator[str]:
     if isinstance(value, list):
         for inner in value:
             yield from _builders(inner)
-    elif isinstance(value, str) and (":" in value or (not _is_network(value) and normalise(value) in short_names())):
+    elif isinstance(value, str) and (
+        ":" in value or (not _is_known(catalogue_network, value) and normalise(value) in short_names())
+    ):
         yield value
 
 
@@ -289,17 +291,10 @@ _NO_IMAGES = ImagesSpec(
 """Stands for a set that cannot be read, while the rest of the suite is checked."""
 
 
-def _is_dataset(name: str) -> bool:
+def _is_known(look_up: Callable[[str], object], name: str) -> bool:
+    """Whether a catalogue has a name."""
     try:
-        dataset(name)
-    except BadInput:
-        return False
-    return True
-
-
-def _is_network(name: str) -> bool:
-    try:
-        catalogue_network(name)
+        look_up(name)
     except BadInput:
         return False
     return True
