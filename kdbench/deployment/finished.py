@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from kdbench.catalogue.datasets import dataset as find_dataset
+from kdbench.catalogue.plugins import locating_modules
 from kdbench.catalogue.text import command
 from kdbench.datafiles.folders import class_names
 from kdbench.errors import BadInput
@@ -27,7 +28,7 @@ from kdbench.suite.specs import (
     stage_from,
     stage_label,
 )
-from kdbench.training.build import load, load_teacher, on_device, seen_size
+from kdbench.training.build import archived_modules, load, load_teacher, on_device, seen_size
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ def find_network(id: str, store: Store, data: Path, device: torch.device) -> Fin
             f"teacher {teacher.id} ({stage_label(stage)}) is an encoder without classes: name the new layers trained on it "
             f"({more})"
         )
-    network = load_teacher(stage, store, device).eval().requires_grad_(False)
+    with locating_modules(archived_modules(stage.network, store)):
+        network = load_teacher(stage, store, device).eval().requires_grad_(False)
     view = preprocessing_of(stage)
     return FinishedNetwork(
         teacher.id,

@@ -363,14 +363,14 @@ def load(id: str, store: Store, data: Path, device: str = "cpu") -> Student:
         raise BadInput(_absent(id, store))
     spec = RunSpec.model_validate(record.spec())
     on = torch.device(device)
-    with locating_modules(_archived_modules(spec, store)):
+    with locating_modules(archived_modules(spec.student, store)):
         network = load_teacher(StudentOf(run=spec), store, on).eval().requires_grad_(False)
     return Student(network, spec, class_names(spec.dataset.facts, data), on).eval()
 
 
-def _archived_modules(spec: RunSpec, store: Store) -> ModuleLocator:
-    """Where the modules of a run's network are that can no longer be imported: in the copy that was archived with it."""
-    folders = [store.source_folder(sha256) for sha256 in code_of(spec.student).values()]
+def archived_modules(network: Network, store: Store) -> ModuleLocator:
+    """Where the modules of a network are that can no longer be imported: in the copy that was archived with its results."""
+    folders = [store.source_folder(sha256) for sha256 in code_of(network).values()]
     return lambda top: next((folder for folder in folders if in_folder(top, folder)), None)
 
 

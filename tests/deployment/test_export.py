@@ -62,17 +62,20 @@ class Net(nn.Sequential):
 """
 
 
-def test_a_network_from_elsewhere_brings_its_code(shelf, tmp_path):
+@pytest.mark.parametrize("name", ["run", "teacher"])
+def test_a_network_from_elsewhere_brings_its_code(shelf, tmp_path, name):
     (tmp_path / "exported_nets.py").write_text(NET)
     with locating_modules({"exported_nets": tmp_path}.get):
         student = network_spec("mine", "exported_nets:Net", arguments={"width": 6})
-        spec = shelf.specs["run"].model_copy(update={"student": student})
+        spec = shelf.specs[name].model_copy(update={"student" if name == "run" else "network": student})
         network = new_network(student, spec.dataset, None, "student", 0).eval()
         keep_code(student, shelf.store)
-    record = shelf.store.run(spec.id)
+    record, other = (
+        (shelf.store.run if name == "run" else shelf.store.teacher)(each.id) for each in (spec, shelf.specs[name])
+    )
     record.begin(spec.canonical())
     sha256 = write_tensors(record.weights_file, network.state_dict())
-    fields = shelf.store.run(shelf.specs["run"].id).result().model_dump(exclude={"id", "weights_sha256"})
+    fields = other.result().model_dump(exclude={"id", "weights_sha256"})
     record.write_metrics([])
     record.finish(Result(id=spec.id, weights_sha256=sha256, **fields), {})
     (tmp_path / "exported_nets.py").unlink()
