@@ -240,9 +240,15 @@ def view_rows(start: int, count: int) -> slice:
 
 def rotate90(images: Tensor, quarters: Tensor) -> Tensor:
     """Square images [N, 3, H, W], each turned counter-clockwise by ``quarters`` [N] int64, quarter turns."""
-    pixels = torch.arange(images[0, 0].numel(), device=images.device).view(images.shape[2:])
-    places = torch.stack([torch.rot90(pixels, turns).flatten() for turns in range(4)])[quarters]
+    places = _turned_places(images.shape[-1], images.device)[quarters]
     return images.flatten(2).gather(2, places.unsqueeze(1).expand(-1, images.shape[1], -1)).view(images.shape)
+
+
+@cache
+def _turned_places(side: int, device: torch.device) -> Tensor:
+    """[4, side²]: the pixels of a square image that come in place of each after 0 to 3 quarter turns, on a device."""
+    places = torch.arange(side**2).view(side, side)
+    return torch.stack([torch.rot90(places, turns).flatten() for turns in range(4)]).to(device)
 
 
 def randint_below(uniform: Tensor, count: int) -> Tensor:

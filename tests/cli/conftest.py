@@ -26,6 +26,7 @@ def kdbench(tmp_path, monkeypatch):
             patch.setattr(sys, "argv", command)
             patch.setattr(devices, "query_devices", lambda: machine)
             patch.setenv("COLUMNS", "200")
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")
             for name in [name for name in os.environ if name.startswith("KDBENCH")]:
                 patch.delenv(name)
             try:
@@ -47,10 +48,11 @@ def kdbench(tmp_path, monkeypatch):
 
 @pytest.fixture
 def kdbench_process(tmp_path):
-    """The same in a process of its own, with further environment variables."""
+    """The same in a process of its own, with further environment variables, and without a GPU as well."""
 
     def call(*arguments, **environment):
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("KDBENCH")} | {"COLUMNS": "200"} | environment
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("KDBENCH")}
+        clean |= {"COLUMNS": "200", "CUDA_VISIBLE_DEVICES": "", **environment}
         done = subprocess.run(
             [sys.executable, "-m", "kdbench", *map(str, arguments)],
             capture_output=True, text=True, encoding="utf-8", errors="replace", cwd=tmp_path, env=clean, check=False,

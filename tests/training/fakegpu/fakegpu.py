@@ -16,7 +16,7 @@ from __future__ import annotations
 import linecache
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,6 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map
 
 
 NAME = "fakegpu"
@@ -170,7 +169,7 @@ class Graph:
     def replay(self) -> None:
         """Launch all operations again."""
         for operation, args, kwargs, results in self._tape:
-            found = [each for each in tree_leaves(operation(*args, **kwargs)) if isinstance(each, Tensor)]
+            found = [each for each in _leaves(operation(*args, **kwargs)) if isinstance(each, Tensor)]
             for new, old in zip(found, results, strict=True):
                 if new.data_ptr() != old.data_ptr():
                     old.copy_(new)
@@ -180,7 +179,7 @@ class Graph:
         arguments = operation._schema.arguments
         given = [*zip(arguments, args, strict=False), *((each, kwargs.get(each.name)) for each in arguments)]
         written = [value for each, value in given if each.alias_info is not None and each.alias_info.is_write]
-        for tensor in tree_leaves(written):
+        for tensor in _leaves(written):
             if isinstance(tensor, Tensor) and _place(tensor) not in {*self._made, *self._before}:
                 whole = tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.itemsize,), (1,), 0)
                 self._before[_place(tensor)] = whole, whole.clone()
@@ -189,8 +188,8 @@ class Graph:
         self, operation: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, *, work: bool
     ) -> None:
         """Put an operation on the tape, unless its result is a view of what it was given."""
-        given = {_place(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
-        results = [each for each in tree_leaves(result) if isinstance(each, Tensor)]
+        given = {_place(tensor) for tensor in _leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+        results = [each for each in _leaves(result) if isinstance(each, Tensor)]
         new = {_place(each): each for each in results if _place(each) not in given}
         self._made |= new
         if work and (new or operation._schema.is_mutable):
@@ -252,7 +251,7 @@ class _Call:
     there: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for leaf in tree_leaves((self.args, self.kwargs)):
+        for leaf in _leaves((self.args, self.kwargs)):
             if isinstance(leaf, Tensor):
                 (self.here if isinstance(leaf, DeviceTensor) else self.there).append(leaf)
 
@@ -317,7 +316,7 @@ def _run(operation: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> 
         for recorder in _RECORDERS:
             recorder.operations[str(operation)] += 1
     kwargs = {name: "cpu" if name == "device" else value for name, value in kwargs.items() if name != "pin_memory"}
-    memory, named = tree_map(_memory, tuple(args)), tree_map(_memory, kwargs)
+    memory, named = _mapped(_memory, tuple(args)), _mapped(_memory, kwargs)
     for graph in _CAPTURING:
         graph.about_to_launch(operation, memory, named)
     result = operation(*memory, **named)
@@ -325,7 +324,7 @@ def _run(operation: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> 
         return result
     for graph in _CAPTURING:
         graph.launched(operation, memory, named, result, work=call.launches)
-    result = tree_map(_on_device, result)
+    result = _mapped(_on_device, result)
     return return_and_correct_aliasing(operation, args, kwargs, result) if call.here else result
 
 
@@ -349,6 +348,26 @@ def _caller() -> str:
 
 
 _TORCH = str(Path(torch.__file__).parent)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What is in lists, tuples and dictionaries in each other."""
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from _leaves(each)
+    elif isinstance(value, dict):
+        yield from _leaves([*value.values()])
+    else:
+        yield value
+
+
+def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """The same lists, tuples and dictionaries with all that is in them changed."""
+    if isinstance(value, list | tuple):
+        return type(value)(_mapped(change, each) for each in value)
+    if isinstance(value, dict):
+        return {key: _mapped(change, each) for key, each in value.items()}
+    return change(value)
 
 
 def _on_device(value: Any) -> Any:

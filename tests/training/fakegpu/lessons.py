@@ -1,16 +1,25 @@
-"""A student and its teacher before their first batch, built as a worker builds them but with random weights everywhere."""
+"""A student and its teacher before their first batch, built as a worker builds them but with random weights everywhere.
+
+    python tests/training/fakegpu/lessons.py > tests/training/fakegpu/operations.csv
+
+writes how many operations each lesson launches for a batch: the budget that test_lessons.py holds it to.
+"""
 
 from __future__ import annotations
 
+import csv
+import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 
 import torch
-from fakegpu import Recorder
+from fakegpu import Recorder, install
 from torch import Tensor
 
+from kdbench.catalogue.terms import term
 from kdbench.data.batch import Batch
 from kdbench.data.stream import DataSource
 from kdbench.methods import Part, TermContext, build_part
@@ -18,21 +27,53 @@ from kdbench.models.backbone import Backbone
 from kdbench.models.outputs import measure_shapes
 from kdbench.store.store import Store
 from kdbench.suite.load import load_suites
-from kdbench.suite.specs import NewLayers, RunSpec
+from kdbench.suite.specs import NewLayers, RunSpec, Scenario
 from kdbench.training.build import new_network, on_device, online_layers, student_trainer, with_head
 from kdbench.training.teacher import FrozenTeacher, OnlineTeacher
 from kdbench.training.trainer import Progress, Trainer
 
 
-def smoke_runs() -> dict[str, RunSpec]:
-    """One run of each method, strategy and scenario of the suite `smoke`, by a name."""
-    runs: dict[str, RunSpec] = {}
+LIGHT = "resnet8"
+OTHER_WEIGHTS = {"crd+kd", "ega+kd", "ega-no-node", "ega-no-edge", "ega-no-edge[node_weight=1.2]", "sskd[topk=25]"}
+"""Runs that differ from others in their weights alone."""
+NEEDS_ITS_STUDENT = {"hkd", "semckd-pair"}
+
+
+def _lessons() -> dict[str, tuple[RunSpec, int]]:
+    """A run of each method and strategy of the suite `smoke`, and one with wrong labels, and the epoch to begin with.
+
+    Runs with an initial stage are there twice. The student is a light one where the method permits: the number of
+    operations does not depend on the size of batches and maps, but the time of the test does.
+    """
     (suite,) = load_suites(["smoke"])
+    lessons: dict[str, tuple[RunSpec, int]] = {}
     for run in suite.runs:
-        words = [run.method, *([run.strategy] if run.spec.head or isinstance(run.spec.teacher, NewLayers) else [])]
-        words += [f"{key}={value}" for key, value in run.spec.scenario.canonical().items()]
-        runs.setdefault(" ".join(words), run.spec)
-    return runs
+        name = run.method if run.strategy in (None, "pretrained") else f"{run.method} {run.strategy}"
+        if run.spec.scenario.label_noise:
+            name = f"{name} with wrong labels"
+        if run.method in OTHER_WEIGHTS or name in lessons or (run.spec.scenario != Scenario() and run.method != "kd"):
+            continue
+        changes = {"recipe": run.spec.recipe.model_copy(update={"batch": 8})}
+        if run.method not in NEEDS_ITS_STUDENT:
+            changes["student"] = LIGHT
+        spec = run.spec.model_copy(update=changes)
+        lessons[name] = spec, 1
+        if any(term(use.name).initial for use in spec.terms):
+            lessons[f"{name}, initial stage"] = spec, 0
+    return lessons
+
+
+LESSONS = _lessons()
+
+
+def budgets() -> dict[str, dict[str, int]]:
+    """The operations that `operations.csv` allows, by lesson and part."""
+    with OPERATIONS.open(newline="", encoding="utf-8") as file:
+        return {row.pop("lesson"): {part: int(count) for part, count in row.items()} for row in csv.DictReader(file)}
+
+
+OPERATIONS = Path(__file__).with_name("operations.csv")
+PARTS = ("stream", "teacher", "step", "teacher's step")
 
 
 def untrained_teacher(run: RunSpec, device: torch.device) -> FrozenTeacher | None:
@@ -68,6 +109,11 @@ class Lesson:
     root: Path
     epoch: int = 1
     seen: dict[str, Recorder] = field(default_factory=dict)
+
+    @classmethod
+    def named(cls, name: str, device: torch.device, root: Path) -> Lesson:
+        run, epoch = LESSONS[name]
+        return cls(run, device, root, epoch)
 
     def __post_init__(self) -> None:
         self.stream = DataSource(self.root, self.device).stream(
@@ -114,3 +160,20 @@ class Lesson:
             values |= self.teacher.network.state_dict(prefix="teacher.")
         values |= {f"sum of {name}": value for name, value in trainer.sums.items()}
         return {name: value.cpu() for name, value in values.items()}
+
+
+def main() -> None:
+    """Print the operations of every lesson as CSV."""
+    device, table = install(), csv.writer(sys.stdout, lineterminator="\n")
+    torch.set_num_threads(1)
+    table.writerow(["lesson", *PARTS])
+    for name in LESSONS:
+        with tempfile.TemporaryDirectory() as folder:
+            lesson = Lesson.named(name, device, Path(folder))
+            lesson.step()
+            lesson.step()
+        table.writerow([name, *(lesson.seen[part].operations.total() if part in lesson.seen else 0 for part in PARTS)])
+
+
+if __name__ == "__main__":
+    main()

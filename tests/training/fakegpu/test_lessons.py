@@ -1,0 +1,24 @@
+"""Every method's step on the device: the CPU's bits, no wait, and no more operations than `operations.csv` allows."""
+
+import pytest
+import torch
+from lessons import LESSONS, Lesson, budgets
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_a_step_is_the_cpus_and_makes_nobody_wait(gpu, tmp_path, name):
+    here, there = (Lesson.named(name, device, tmp_path) for device in (CPU, gpu))
+    for lesson in (here, there):
+        lesson.step()
+        lesson.step()
+    expected, found = here.state(), there.state()
+    assert found.keys() == expected.keys()
+    assert [key for key in expected if not torch.equal(found[key], expected[key])] == []
+    assert {part: dict(seen.waits) for part, seen in there.seen.items() if seen.waits} == {}
+    assert {part: dict(seen.copies) for part, seen in there.seen.items() if seen.copies} == {}
+    budget = budgets()[name]
+    counts = {part: seen.operations.total() for part, seen in there.seen.items()}
+    assert {part: count for part, count in counts.items() if count > budget[part]} == {}, "see operations.csv"
