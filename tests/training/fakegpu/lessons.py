@@ -2,7 +2,8 @@
 
     python tests/training/fakegpu/lessons.py > tests/training/fakegpu/operations.csv
 
-writes how many operations each lesson launches for a batch: the budget that test_lessons.py holds it to.
+writes how many operations each lesson launches for a batch: the budget that test_lessons.py holds it to. With names of
+lessons as arguments, it prints theirs.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import csv
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -162,12 +163,12 @@ class Lesson:
         return {name: value.cpu() for name, value in values.items()}
 
 
-def main() -> None:
-    """Print the operations of every lesson as CSV."""
+def main(names: Sequence[str]) -> None:
+    """Print the operations of lessons as CSV."""
     device, table = install(), csv.writer(sys.stdout, lineterminator="\n")
     torch.set_num_threads(1)
     table.writerow(["lesson", *PARTS])
-    for name in LESSONS:
+    for name in names:
         with tempfile.TemporaryDirectory() as folder:
             lesson = Lesson.named(name, device, Path(folder))
             lesson.step()
@@ -176,4 +177,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or [*LESSONS])
