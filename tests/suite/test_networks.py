@@ -118,7 +118,7 @@ def test_a_protocol_says_something_of_them_alone(suite, problems):
     assert [(run.spec.recipe.lr, run.spec.adapters[0].recipe.lr) for run in found.runs] == [(0.3, 0.2), (0.01, 0.01)]
     wrong = problems(protocol="{base: smoke, lr_for: {mien: 0.3}}")
     assert {(place, message.partition("?")[0]) for place, message in wrong} == {
-        ("protocol.lr_for.mien", "unknown network 'mien'. Did you mean 'mine'")
+        ("protocol.lr_for.mien", "unknown model 'mien'. Did you mean 'mine'")
     }
 
 
