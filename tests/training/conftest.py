@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import fakegpu
 import pytest
 import torch
 
@@ -41,6 +42,14 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session")
+def gpu():
+    """A device for tests, ``fakegpu``; once asked for, this process has it to its end."""
+    if not fakegpu.INSTALLABLE:
+        pytest.skip(fakegpu.MISSING)
+    return fakegpu.install()
+
+
 @dataclass
 class Bench:
     """A results folder with a worker's view of it.
@@ -50,6 +59,7 @@ class Bench:
     """
 
     root: Path
+    device: torch.device = CPU
     checkpoint_seconds: float = 1e9
     stop_after: int | None = None
     stop_at_call: int | None = None
@@ -59,7 +69,7 @@ class Bench:
 
     def __post_init__(self):
         self.store = Store(self.root)
-        self.data = DataSource(self.root, CPU)
+        self.data = DataSource(self.root, self.device)
 
     def emit(self, event, **fields):
         self.events.append({"event": event, **fields})
@@ -76,7 +86,9 @@ class Bench:
 
     def context(self, **job):
         weights = WeightFiles(self.root / "weights", self.files_given)
-        return JobContext(self.store, self.data, weights, CPU, self.emit, self.stopped, self.checkpoint_seconds, **job)
+        return JobContext(
+            self.store, self.data, weights, self.device, self.emit, self.stopped, self.checkpoint_seconds, **job
+        )
 
     def count(self, event):
         return sum(entry["event"] == event for entry in self.events)
