@@ -133,6 +133,12 @@ class Term(nn.Module):
         The stream gives the batches of this epoch or any other. Most terms do nothing here.
         """
 
+    def after_step(self) -> None:
+        """Called once the optimiser has taken its step on the batch that ``forward`` saw last. Most terms do nothing here.
+
+        What the backward pass reads must not be written to before, and buffers are to be written in place.
+        """
+
     def initial_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the loss of the initial stage, a scalar, which the term's weight does not scale."""
         raise NotImplementedError

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from kdbench.data.batch import VIEWS_PER_IMAGE, Batch, Batches, seed_of
+from kdbench.data.batch import VIEWS_PER_IMAGE, Batch, Batches, seed_default_generators, seed_of
 from kdbench.data.views import interleave_views
 from kdbench.errors import BadInput
 from kdbench.evaluation import Scores
@@ -161,6 +161,7 @@ class Trainer:
         for module in self._training(epoch):
             module.train()
         set_learning_rate(self.optimiser, self.recipe.lr_at(epoch))
+        self.optimiser.zero_grad(set_to_none=True)  # a term may have left gradients as it prepared
         if beginning:
             for value in self.sums.values():
                 value.zero_()
@@ -209,11 +210,11 @@ class Trainer:
             self.progress.images += len(batch)
 
     def _seed(self) -> None:
-        torch.manual_seed(seed_of("step", self.seed, self.progress.epoch, self.progress.images))
+        seed = seed_of("step", self.seed, self.progress.epoch, self.progress.images)
+        seed_default_generators(seed, self.device)
 
     def _take(self, batch: Batch, teacher: Outputs | None, copies: Outputs | None) -> bool:
         """Take the step. False where the batch is left out."""
-        self.optimiser.zero_grad(set_to_none=True)
         modules = (self.network, self.terms) if len(batch) == 1 else ()
         before = {buffer: buffer.clone() for module in modules for buffer in module.buffers()}
         bf16 = self.recipe.precision == "bf16"
@@ -240,10 +241,19 @@ class Trainer:
         watch.check(f"the backward pass of {' + '.join(values)}")
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)  # at once: the next trainer's gradients take the same memory
-        for name, value in {"loss": loss, **values}.items():
-            total = value.detach() * len(batch)
-            self.sums.setdefault(name, torch.zeros_like(total)).add_(total)
+        if self.progress.epoch >= 0:
+            for term in cast(list[Term], list(self.terms.values())):
+                term.after_step()
+        self._count({"loss": loss, **values}, len(batch))
         return True
+
+    @torch.no_grad()
+    def _count(self, values: Mapping[str, Tensor], images: int) -> None:
+        """Add the losses of a batch to the epoch's sums, in place and all at once."""
+        totals = torch._foreach_mul(list(values.values()), images)
+        if not self.sums:
+            self.sums = {name: torch.zeros_like(total) for name, total in zip(values, totals, strict=True)}
+        torch._foreach_add_([self.sums[name] for name in values], totals)
 
     def _images_of(self, batch: Batch) -> Tensor:
         """The batch's images, each followed by its copies where a term looks at those."""
@@ -273,8 +283,8 @@ class Trainer:
             pair = (outputs, shown_with_copies) if cast(Term, module).transforms else (upright, shown)
             values[name] = module(*map(relisted, pair), batch)
             watch.check(f"the term '{name}'")
-        zero = torch.zeros((), device=self.device)
-        return sum((self.weights[name] * value for name, value in values.items()), zero), values
+        first, *others = (_weighted(value, self.weights[name]) for name, value in values.items())
+        return sum(others, first), values
 
     def end_epoch(self, epoch: int, scores: Scores | None, likeness: Mapping[str, float] | None = None) -> None:
         """Record an epoch's mean losses, test accuracy and likeness to the teacher.
@@ -347,3 +357,7 @@ class Trainer:
     def _tested(self) -> list[Accuracy]:
         rows = [row for row in self.progress.metrics if "top1" in row]
         return [Accuracy(epoch=row["epoch"], top1=row["top1"], top5=row["top5"]) for row in rows]
+
+
+def _weighted(value: Tensor, weight: float) -> Tensor:
+    return value if weight == 1 else weight * value

@@ -224,6 +224,12 @@ class DeviceModule:
     def manual_seed_all(self, seed: int) -> None:
         """The device draws from the CPU's default generator, which has its seed already."""
 
+    def get_rng_state(self, device: object = None) -> Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: Tensor, device: object = None) -> None:
+        torch.set_rng_state(state)
+
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
 
