@@ -158,12 +158,12 @@ def load_student(run: str | Run, results: AnyPath = "results", data: AnyPath = "
     return load(run if isinstance(run, str) else run.id, _existing(results), Path(data), device)
 
 
-def evaluate(run: str | Run, results: AnyPath = "results", data: AnyPath = "data", device: str = "cpu") -> Evaluation:
+def evaluate(run: str | Run, results: AnyPath = "results", data: AnyPath = "data", device: str = "auto") -> Evaluation:
     """Measure the student of a finished run, or a teacher, on the test images of its own data set.
 
     run:    a run's or teacher's id, or how it begins, or a run of a suite
     data:   the folder of the data sets
-    device: where it is measured, "cpu", "cuda" or "cuda:NUMBER"
+    device: where it is measured: "cpu", "cuda" or "cuda:NUMBER"; "auto": on the first GPU, if there is one
 
     Accuracies are in %, the calibration error is between 0 and 1, latencies are in milliseconds. Raises BadInput for an
     unknown or unfinished network, missing data or another device, BadRecord where weights are damaged or were not kept.

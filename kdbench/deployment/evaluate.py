@@ -121,7 +121,7 @@ def evaluate(found: FinishedNetwork, data: Path, device: torch.device) -> Evalua
 @torch.no_grad()
 def _classify(found: FinishedNetwork, data: Path, device: torch.device) -> tuple[Tensor, Tensor]:
     """Logits [N, K] float32 and labels [N] of all test images, on the CPU."""
-    test = DataSource(data, device).test(found.dataset, found.view)
+    test = DataSource(data, device, sources=found.sources).test(found.dataset, found.view)
     pairs = [(found.network(images).logits.float().cpu(), labels.cpu()) for images, labels in test]
     logits, labels = (torch.cat(each) for each in zip(*pairs, strict=True))
     if not logits.isfinite().all():
@@ -205,13 +205,16 @@ def time_passes(network: nn.Module, batch: int, size: int, device: torch.device,
 
 
 def usable_device(name: str) -> torch.device:
-    """The device of a name such as "cpu" or "cuda:1". Raises BadInput for one that is not there."""
+    """The device of a name such as "cpu" or "cuda:1"; "auto" is the first GPU, or the CPU where there is none.
+
+    Raises BadInput for one that is not there.
+    """
     try:
-        device = torch.device(name)
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise BadInput(f"device '{name}' cannot be used ({reason}): choose cpu, cuda or cuda:NUMBER") from None
+        raise BadInput(f"device '{name}' cannot be used ({reason}): choose auto, cpu, cuda or cuda:NUMBER") from None
     return device
 
 

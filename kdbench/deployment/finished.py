@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,11 +12,13 @@ from kdbench.catalogue.datasets import dataset as find_dataset
 from kdbench.catalogue.plugins import locating_modules
 from kdbench.catalogue.text import command
 from kdbench.datafiles.folders import class_names
+from kdbench.datafiles.own_files import ImageSource
 from kdbench.errors import BadInput
 from kdbench.models import build, load_checkpoint
 from kdbench.models.backbone import Backbone
 from kdbench.store.record import Record
 from kdbench.store.store import Store
+from kdbench.store.suites import image_sources
 from kdbench.suite.specs import (
     Checkpoint,
     DatasetSpec,
@@ -42,6 +45,7 @@ class FinishedNetwork:
     dataset: the data set that it was trained for
     view:    how it sees test images
     top1:    the accuracy in % that its record holds for these weights; None for a checkpoint
+    sources: where images of one's own are, by the hash of their content
     """
 
     id: str
@@ -52,6 +56,7 @@ class FinishedNetwork:
     dataset: DatasetSpec
     view: Preprocessing
     top1: float | None = None
+    sources: Mapping[str, ImageSource] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -85,6 +90,7 @@ def find_network(id: str, store: Store, data: Path, device: torch.device) -> Fin
             spec.dataset,
             spec.recipe.preprocessing,
             _accuracy(store.run(spec.id), spec.checkpoint),
+            image_sources(store),
         )
     if not teacher.done():
         raise BadInput(f"teacher {teacher.id} in {store.root} is not finished: run its suite again to resume it")
@@ -109,6 +115,7 @@ def find_network(id: str, store: Store, data: Path, device: torch.device) -> Fin
         stage.dataset,
         view,
         _accuracy(teacher, stage.checkpoint),
+        image_sources(store),
     )
 
 

@@ -89,6 +89,9 @@ class Term(nn.Module):
     Its outputs then have (1 + views) · B rows: each image's, followed by those of its views.
     """
 
+    reads_epoch: ClassVar[bool] = False
+    """Whether ``forward`` depends on ``epoch``."""
+
     initial: ClassVar[bool] = False
     """Whether the term trains the student by itself before the main training, in which ``forward`` then gives 0.
 

@@ -85,8 +85,8 @@ def shuffle_channels(x: Tensor, groups: int) -> Tensor:
 
     torch's own gives contiguous memory on a GPU, and the next convolution would convert it back.
     """
-    pixels = x.permute(0, 2, 3, 1)
-    grouped = pixels.reshape(*pixels.shape[:-1], groups, -1)
+    batch, channels, height, width = x.shape
+    grouped = x.permute(0, 2, 3, 1).reshape(batch, height, width, groups, channels // groups)
     return grouped.transpose(-1, -2).flatten(-2).permute(0, 3, 1, 2)
 
 

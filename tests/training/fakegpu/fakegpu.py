@@ -62,6 +62,9 @@ NOT_LAUNCHED = {
 }
 """Beside views, what launches nothing: memory is reserved, or the same memory gets another shape."""
 
+WRITTEN = {aten.native_batch_norm.default: ("running_mean", "running_var")}
+"""What is written to beside what an operation's schema says."""
+
 _LIBRARIES: list[torch.library.Library] = []
 _RECORDERS: list[Recorder] = []
 _CAPTURING: list[Graph] = []
@@ -178,7 +181,8 @@ class Graph:
         """Keep what is in memory from before the capture that an operation will write to."""
         arguments = operation._schema.arguments
         given = [*zip(arguments, args, strict=False), *((each, kwargs.get(each.name)) for each in arguments)]
-        written = [value for each, value in given if each.alias_info is not None and each.alias_info.is_write]
+        hidden = WRITTEN.get(operation, ())
+        written = [v for each, v in given if each.name in hidden or (each.alias_info and each.alias_info.is_write)]
         for tensor in _leaves(written):
             if isinstance(tensor, Tensor) and _place(tensor) not in {*self._made, *self._before}:
                 whole = tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.itemsize,), (1,), 0)
@@ -230,6 +234,9 @@ class DeviceModule:
 
     def synchronize(self, device: object = None) -> None:
         _count("waits", "synchronize")
+
+    def graph_pool_handle(self) -> int:
+        return 0
 
     @contextmanager
     def graph(self, graph: Graph, **options: object) -> Iterator[None]:
