@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -26,6 +27,7 @@ from kdbench.store.store import Store
 from kdbench.suite.specs import Adapter, Recipe, Stage
 from kdbench.training.build import DamagedTeacher, load_teacher, module_key, seed_key, seeded, seen_size
 from kdbench.training.checkpoint import write_tensors
+from kdbench.training.guard import plugged_in
 from kdbench.training.replay import Replay
 from kdbench.training.trainer import Trainer, make_optimiser, set_learning_rate
 
@@ -50,6 +52,7 @@ class FrozenTeacher:
         tested_after: int | None = None,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
+        self.inference = _cast_once(self.network) if bf16 else self.network
         self.bf16 = bf16
         self.own_test = own_test
         self.tested_after = tested_after
@@ -88,7 +91,7 @@ class FrozenTeacher:
 
     def _look(self, images: Tensor) -> Outputs:
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            outputs: Outputs = self.network(images)
+            outputs: Outputs = self.inference(images)
         return outputs
 
     @staticmethod
@@ -118,6 +121,20 @@ class FrozenTeacher:
         """Go back to a ``state``."""
 
 
+def _cast_once(network: Backbone) -> Backbone:
+    """A copy with the weights in bf16 that autocast would cast in every forward pass: the same outputs, bit for bit.
+
+    Foreign networks stay as they are: they may read their weights elsewhere than in these layers.
+    """
+    if plugged_in(network):
+        return network
+    copy = deepcopy(network)
+    for module in copy.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(torch.bfloat16)
+    return copy
+
+
 class OnlineTeacher(FrozenTeacher):
     """A frozen backbone whose new layers learn from cross-entropy beside the students: strategy `simultaneous`.
 
@@ -130,6 +147,7 @@ class OnlineTeacher(FrozenTeacher):
         self, network: NodeEmbedding, recipe: Recipe, *, bf16: bool = False, own_test: TestImages | None = None
     ) -> None:
         super().__init__(network, bf16=bf16, own_test=own_test)
+        self.inference = network  # a copy would not learn
         self.head = nn.ModuleList([network.node, network.fc]).requires_grad_(True)
         self.recipe = recipe
         self.optimiser = make_optimiser(list(self.head.parameters()), recipe)

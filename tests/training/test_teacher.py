@@ -7,7 +7,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from kdbench.data.batch import Batch
 from kdbench.errors import BadRecord, LostTeacher
+from kdbench.models import build
 from kdbench.suite.specs import Scenario
 from kdbench.training import jobs
 from kdbench.training.build import DamagedTeacher, load_teacher, online_layers, with_head
@@ -231,3 +233,17 @@ def test_a_teacher_that_diverges_says_so(bench, teacher):
     jobs.train_teacher(spec, shop.shop)
     assert shop.store.teacher(spec.id).failure().kind == "diverged"
     assert shop.count("failed") == 1
+
+
+@pytest.mark.parametrize("name", ["resnet8x4", "wrn-16-2", "vgg8", "shufflenetv2", "mobilenetv2"])
+def test_a_bf16_teacher_casts_its_weights_once_and_shows_what_autocast_computes(name):
+    network = build(name, 10)
+    teacher = FrozenTeacher(network, bf16=True)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    shown = teacher.forward(Batch(images, torch.zeros(4, dtype=torch.long), torch.arange(4)))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = network(images)
+    pairs = zip(torch.utils._pytree.tree_leaves(shown), torch.utils._pytree.tree_leaves(expected), strict=True)
+    assert all(left.dtype == right.dtype and torch.equal(left, right) for left, right in pairs)
+    assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
+    assert {torch.bfloat16, torch.float32} == {parameter.dtype for parameter in teacher.inference.parameters()}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdbench.data.batch import Batch
+from kdbench.data.batch import Batch, seed_default_generators
 from kdbench.evaluation import Scores
 from kdbench.methods import TermContext, build_term
 from kdbench.models import build
@@ -155,3 +155,30 @@ def test_what_is_random_in_a_step_belongs_to_the_run_the_epoch_and_the_step(trai
     again.step(batch(0), None)
     assert torch.rand(()).item() == drawn[0]
     assert len(set(drawn)) == 4
+
+
+def test_sums_keep_their_memory_and_no_gradient_is_left_from_before(trainer):
+    one = trainer()
+    weight = one.network.conv1.weight
+    weight.grad = torch.ones_like(weight)
+    one.begin_epoch(1)
+    assert weight.grad is None
+    one.step(batch(0), None)
+    first, value = one.sums["ce"], one.sums["ce"].item()
+    one.step(batch(1), None)
+    assert one.sums["ce"] is first
+    assert first.item() > value > 0
+
+
+def test_the_default_generators_of_the_cpu_and_one_device_are_seeded(monkeypatch):
+    devices = torch.Generator(), torch.Generator()
+    monkeypatch.setattr(torch.cuda, "default_generators", devices)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        expected = torch.rand(3)
+        seed_default_generators(7, torch.device("cpu"))
+        assert torch.equal(torch.rand(3), expected)
+        seed_default_generators(8, torch.device("cuda", 1))
+        assert torch.initial_seed() == 8
+    assert devices[1].initial_seed() == 8
+    assert devices[0].initial_seed() != 8
