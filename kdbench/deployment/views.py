@@ -62,7 +62,7 @@ class Views:
         chosen = torch.isin(labels, torch.tensor(classes)).nonzero().flatten()
         chosen = chosen[:: -(-len(chosen) // MOST_IMAGES)]
         if len(chosen) < 5:
-            raise BadInput(f"{len(chosen)} test images are too few for t-SNE: name more classes with --classes")
+            raise BadInput(f"{len(chosen)} test images are too few for t-SNE: name more classes with --class")
         perplexity = min(30.0, (len(chosen) - 1) / 3)
         plane = TSNE(perplexity=perplexity, init="pca", random_state=self.request["seed"])
         points = [embed(found.network, self._test(found, chosen))[0] for found in self.networks]
@@ -135,7 +135,7 @@ class Views:
         for name in wanted:
             if name not in self.names:
                 known = ", ".join(self.names[:12]) + (" …" if len(self.names) > 12 else "")
-                raise BadInput(f"--classes {name}: {self.dataset.name} has no such class. There are {known}")
+                raise BadInput(f"--class {name}: {self.dataset.name} has no such class. There are {known}")
         return [self.names.index(name) for name in wanted] or list(range(min(count, len(self.names))))
 
     def _images(self) -> tuple[Tensor, list[int]]:
@@ -143,7 +143,7 @@ class Views:
         labels = self.source.sets(self.dataset)[1].labels
         wanted: list[int] = self.request["images"]
         if outside := [at for at in wanted if at >= len(labels)]:
-            raise BadInput(f"--images {outside[0]}: there are {len(labels)} test images, counted from 0")
+            raise BadInput(f"--image {outside[0]}: there are {len(labels)} test images, counted from 0")
         classes = self._classes(self.request["classes"], SHOWN_IMAGES)
         first = [int((labels == label).nonzero()[0]) for label in classes if (labels == label).any()]
         chosen = torch.tensor(wanted or first)

@@ -123,8 +123,8 @@ def draw_bars(data: pd.DataFrame, lines: Sequence[str], order: Sequence[str] = (
         *(line_handle(_line(name), marker=False) for name in lines),
     ]
     labels = [*series, *lines]
-    if data["published"].notna().any():
-        handles.append(published_handle())
+    if data.loc[~data["series"].isin(lines), "published"].notna().any():
+        handles.append(published_handle("d"))
         labels.append("published")
     legend(figure, handles, labels)
     return figure
@@ -337,6 +337,6 @@ def draw_improvement(data: pd.DataFrame, target: str, order: Sequence[str] = ())
     axes.set_yticks(range(len(methods)), methods)
     axes.set(xlabel=f"relative improvement of {target} (%)", ylim=(-0.6, len(methods) - 0.4))
     axes.grid(False, axis="y")
-    looks = {"published": published_handle(), "measured": point_handle(method_style("kd"))}
+    looks = {"published": published_handle("d"), "measured": point_handle(method_style("kd"))}
     legend(figure, [looks[origin] for origin in origins], origins)
     return figure

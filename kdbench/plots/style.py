@@ -178,9 +178,9 @@ def bar_handle(style: MethodStyle) -> Patch:
 _PUBLISHED: dict[str, Any] = {"linestyle": "", "mfc": "none", "mew": 0.8, "ms": 7, "zorder": 6}
 
 
-def published_handle() -> Line2D:
-    """The legend's entry of published numbers: large open marks."""
-    return Line2D([], [], **_PUBLISHED, marker="o", color="black")
+def published_handle(marker: str = "o") -> Line2D:
+    """The legend's entry of published numbers: large open marks, small diamonds on bars and boxes."""
+    return Line2D([], [], **{**_PUBLISHED, "marker": marker, "color": "black", "ms": 7 if marker == "o" else 4.5})
 
 
 def mark_published(axes: Axes, x: Any, y: Any, style: MethodStyle, **settings: Any) -> None:

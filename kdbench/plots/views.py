@@ -27,6 +27,11 @@ def finished(source: Source, *, trials: bool) -> pd.DataFrame:
     if not trials:
         done = done.sort_values("trial", kind="stable").drop_duplicates(["panel", "method"]).sort_index()
     found = records(source.report)
+    if lost := [id for id in done["run_id"] if not found[id].weights_file.is_file()]:
+        raise BadInput(
+            f"the weights of {lost[0]}{f' and {len(lost) - 1} more runs' if len(lost) > 1 else ''} are not there, and this "
+            "picture needs them: those of tiny runs are not kept, so train without --tiny"
+        )
     done = done.assign(results=[str(found[id].folder.parents[1]) for id in done["run_id"]])
     rank = {name: at for at, name in enumerate(ordered(done["method"], source.options.order))}
     return done.assign(rank=done["method"].map(rank)).sort_values(["panel", "rank", "trial"], kind="stable")
