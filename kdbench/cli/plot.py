@@ -144,13 +144,9 @@ def _wanted(names: Sequence[str], paper: str | None, options: dict[str, Any]) ->
         figure = paper_figure(paper)
         if names and names[0] in KINDS:
             raise BadInput(f"--paper {paper} is a picture of the kind {figure.kind}: leave out '{names[0]}'")
-        wanted = _Wanted(
-            figure.kind,
-            list(names or figure.suites),
-            {**figure.options, **options},
-            [] if names else list(figure.only),
-            figure,
-        )
+        only = [] if names else list(figure.only)
+        own = {key: value for key, value in figure.options.items() if not names or key != "classes"}
+        wanted = _Wanted(figure.kind, list(names or figure.suites), {**own, **options}, only, figure)
     elif not names:
         raise BadInput(f"name a kind of picture ({', '.join(KINDS)}), or a figure with --paper (kdbench list figures)")
     else:

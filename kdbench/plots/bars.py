@@ -84,6 +84,8 @@ def layer_pairs(source: Source) -> Picture:
             "no method of these suites is named by a pair of layers, as semckd[pair=S1-T2] is: draw bars instead"
         )
     data = data.assign(group=layers[0].fillna(""), series=layers[1].fillna(data["method"]))
+    data = data[layers[0].notna() | ~data["method"].str.contains("[", regex=False)]
+    data = data[data["panel"].isin(data.loc[data["group"] != "", "panel"])]
     lines = [name for name in dict.fromkeys(data["series"]) if not name.startswith("T")]
     figure = draw_bars(data, lines, [f"T{at}" for at in range(1, 10)])
     note(figure, *provenance(data["n"], "error bars; dots: trials", source.runs), _axis_note(data, lines))

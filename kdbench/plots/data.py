@@ -235,7 +235,8 @@ def swept(source: Source, over: str | None) -> tuple[pd.DataFrame, str]:
     series = frame["method"].where(frame["flat"] | (not bracket), named)
     dropped = {"fraction": ["scenario"], "label_noise": ["scenario"], "batch": ["protocol"]}.get(over, [])
     place = [name for name in PLACE if name not in dropped]
-    return titled(frame.assign(series=series), place), over
+    whole = titled(frame.assign(series=series), place)
+    return whole[whole["panel"].isin(whole.loc[~whole["flat"], "panel"])], over
 
 
 def _settings(run: Run, method: str) -> dict[str, Any]:
@@ -288,6 +289,7 @@ def attention_maps(report: Report) -> pd.DataFrame:
             (row.panel, row.method, f"S{s + 1}", f"T{t + 1}", row.trial, value, "")
             for s, line in enumerate(matrix)
             for t, value in enumerate(line)
+            if len(line) > 1  # a single pair of layers has all of it
         ]
     by = ["panel", "method", "row", "column"]
     frame = pd.DataFrame(rows, columns=[*by, "trial", "value", "reason"])

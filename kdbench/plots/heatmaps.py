@@ -19,8 +19,8 @@ from kdbench.plots.views import TEACHER, ask, finished, with_teachers
 
 
 Matrix = NDArray[np.float64]
-MOST_ANNOTATED = 12
-"""Rows of a heat map whose values are printed."""
+MOST_ANNOTATED = 20
+"""Rows of a heat map whose values are printed; of all heat maps side by side, if values have decimals."""
 MOST_NAMED = 25
 """Rows of a heat map whose names are printed."""
 
@@ -128,7 +128,7 @@ def draw_maps(
 ) -> Figure:
     """Matrices with the names of their rows and columns, in one scale of colours; the last axes are the scale's."""
     columns = min(4, len(maps))
-    figure, axes = panels(len(maps), columns=columns, height=2.6 if columns < 3 else 6.4 / columns)
+    figure, axes = panels(len(maps), columns=columns, height=2.7 if columns < 3 else 6.4 / columns + 0.25)
     values = np.concatenate([matrix.ravel() for matrix, _, _ in maps.values()])
     low, high = (float(values.min()) if low is None else low), (float(values.max()) if high is None else high)
     image = None
@@ -136,7 +136,7 @@ def draw_maps(
         image = at.imshow(matrix, cmap="cividis", vmin=low, vmax=high or 1.0, aspect="equal", interpolation="nearest")
         title(at, name)
         _ticks(at, rows, labels)
-        if max(matrix.shape) <= MOST_ANNOTATED:
+        if max(matrix.shape) * (columns if high <= 1 else 1) <= MOST_ANNOTATED:
             _annotate(at, matrix, low, high)
     assert image is not None
     figure.colorbar(image, ax=axes, label=label, shrink=0.8, pad=0.01, aspect=30)

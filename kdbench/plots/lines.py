@@ -122,10 +122,10 @@ def draw_sweep(data: pd.DataFrame, over: str, order: Sequence[str] = ()) -> Figu
             rows = shown[shown["series"] == name]
             _swept_line(above if above and name in second else at, rows, style)
         label = SCENARIO.get(over, over)
-        at.set(ylabel=LABELS["top1"], xlabel=f"{label} ({', '.join(_ours(shown, second))})" if above else label)
+        at.set(ylabel=LABELS["top1"], xlabel=f"{label} ({_bare(_ours(shown, second))})" if above else label)
         _ticks(at, shown.loc[~shown["series"].isin(second), "x"])
         if above:
-            above.set_xlabel(f"{label} ({', '.join(second)})")
+            above.set_xlabel(f"{label} ({_bare(second)})")
             above.grid(False)
             above.spines["top"].set_visible(True)
             _ticks(above, shown.loc[shown["series"].isin(second), "x"])
@@ -173,6 +173,10 @@ def _far_series(rows: pd.DataFrame) -> list[str]:
 
 def _ours(rows: pd.DataFrame, second: Sequence[str]) -> list[str]:
     return [name for name in dict.fromkeys(rows.loc[~rows["flat"], "series"]) if name not in second]
+
+
+def _bare(names: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(name.partition("[")[0] for name in names))
 
 
 def _swept_line(axes: Axes, rows: pd.DataFrame, style: MethodStyle) -> None:

@@ -24,7 +24,7 @@ from kdbench.plots.style import (
     shades,
     title,
 )
-from kdbench.plots.views import TEACHER, ask, finished, one_panel, with_teachers
+from kdbench.plots.views import TEACHER, ask, finished, with_teachers
 from kdbench.reporting.cells import summarise
 
 
@@ -85,15 +85,15 @@ def draw_tsne(data: pd.DataFrame, order: Sequence[str] = ()) -> Figure:
 def gradcam(source: Source) -> Picture:
     """Where teacher and students look: Grad-CAM of the true class over chosen test images, a row for each network."""
     runs = finished(source, trials=False)
-    pair = one_panel(runs, "Grad-CAM")
     asked = with_teachers(runs, source.report)
+    several = asked["panel"].nunique() > 1
     settings = {"classes": list(source.options.classes), "images": list(source.options.images)}
     answer = ask(source, "gradcam", asked, **settings)
-    methods = list(asked["method"])
+    methods = list(asked["panel"] + "\n" + asked["method"] if several else asked["method"])
     figure = draw_gradcam(answer, methods)
     note(
         figure,
-        pair,
+        "" if several else str(asked["panel"].iloc[0]),
         "heat: Grad-CAM of the true class on the last feature map, each image's own scale; red: another class is predicted",
         f"trial {runs['trial'].min()} of each, n = 1 network",
         *origin(source.runs),
@@ -128,7 +128,7 @@ def draw_gradcam(answer: dict[str, Any], methods: Sequence[str]) -> Figure:
             _heat(at, image, np.array(heat))
             if predicted != label:
                 at.set_xlabel(predicted.replace("_", " "), fontsize=5, color="#d00000", labelpad=1)
-        line[0].set_ylabel(method, fontsize=6)
+        line[0].set_ylabel(method.replace(" → ", " →\n"), fontsize=6 if "\n" not in method else 4.5)
     for at in axes:
         at.set(xticks=[], yticks=[])
         at.grid(False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -54,11 +53,3 @@ def ask(source: Source, view: str, runs: pd.DataFrame, **settings: Any) -> Any:
         for row in rows_of(runs)
     ]
     return source.ask({"view": view, "networks": networks, **settings})
-
-
-def one_panel(runs: pd.DataFrame, what: str) -> str:
-    """The only panel of the runs. Raises BadInput for several: ``what`` shows one pair of networks."""
-    names: Sequence[str] = list(dict.fromkeys(runs["panel"]))
-    if len(names) > 1:
-        raise BadInput(f"{what} shows one pair of networks, and these suites have {len(names)}: choose one with --only")
-    return names[0]
