@@ -4,6 +4,8 @@
 #   make test-all  run all tests
 #   make fuzz    try suites, records, weights and archives that hypothesis makes up, for long; ARGS="-k suites" some of them
 #   make docs    build the documentation into .venv/site, strictly: broken links and undocumented keys are errors
+#   make bench   measure steps, streams, saves, start-up and reports; PEER=FOLDER RepDistiller beside; ARGS="--quick" tries it
+#   make bench-tables  write the tables of benchmarks/README.md from what was measured
 #   make tiny    try every bundled suite's grid with tiny runs; SUITES="ega_weights demo" tries these alone
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +16,7 @@ export MALLOC_TRIM_THRESHOLD_ := 1073741824
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
 export GOMP_SPINCOUNT := 10000
 
-.PHONY: demo test test-all fuzz lint docs smoke tiny bench clean
+.PHONY: demo test test-all fuzz lint docs smoke tiny bench bench-tables clean
 
 demo: $(READY)
 	$(KDBENCH) run demo
@@ -52,7 +54,10 @@ tiny: $(READY)
 	$(VENV)/bin/python .ci/tiny.py $(TINY) $(SUITES) && exit $$code
 
 bench: $(READY)
-	$(VENV)/bin/python benchmarks/step.py
+	$(VENV)/bin/python benchmarks/bench.py $(if $(PEER),--peer $(PEER)) $(ARGS)
+
+bench-tables: $(READY)
+	$(VENV)/bin/python benchmarks/bench.py --tables
 
 clean:
 	rm -rf $(VENV)

@@ -11,6 +11,7 @@ import io
 import os
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from kdbench.cli.app import app
@@ -20,6 +21,7 @@ from kdbench.store.store import Store
 from kdbench.suite.load import bundled_suites, load_suites
 from kdbench.suite.measurements import ProbeSpec
 from kdbench.suite.specs import digest
+from kdbench.suite.suite import Suite
 
 
 FORMATS = ("terminal", "markdown", "latex", "csv", "json", "html")
@@ -28,24 +30,28 @@ A, B, THREE = ("--results", "A"), ("--results", "B"), ("--trials", "3")
 
 
 def make(folder: Path):
-    """Most runs are done; others failed, are in training, or damaged. Some teachers differ between the folders."""
+    """Two results folders; some teachers differ between them."""
     suites = load_suites(list(bundled_suites()), 3)
-    runs = {run.id: run for suite in suites for run in suite.runs}
-    teachers = {stage.id for suite in suites for spec in suite.specs.values() for stage in spec.stages}
-    measurements = {each.spec.id: each.spec for suite in suites for each in suite.measurements}
     for name, share in (("A", 0.85), ("B", 0.5)):
-        store = Store(folder / name)
-        for id, run in runs.items():
-            make_run(store.run(id), run, random.Random(id + name), share)
-        for id in teachers:
-            same = random.Random(id)
-            source = same if same.random() < 0.7 else random.Random(id + name)
-            sha256 = digest(str(source.random()))
-            finish(store.teacher(id), "teacher", last=accuracy(source), best=accuracy(source), weights_sha256=sha256)
-        for id, spec in measurements.items():
-            source = random.Random(id + name)
-            if source.random() < 0.8:
-                make_measurement(store.measurement(id), spec, source)
+        make_results(Store(folder / name), suites, share)
+
+
+def make_results(store: Store, suites: Sequence[Suite], share: float) -> int:
+    """Random records of all runs of suites: a share is done; others failed, are in training, or damaged. Returns how many."""
+    name = store.root.name
+    runs = {run.id: run for suite in suites for run in suite.runs}
+    for id, run in runs.items():
+        make_run(store.run(id), run, random.Random(id + name), share)
+    for id in {stage.id for suite in suites for spec in suite.specs.values() for stage in spec.stages}:
+        same = random.Random(id)
+        source = same if same.random() < 0.7 else random.Random(id + name)
+        sha256 = digest(str(source.random()))
+        finish(store.teacher(id), "teacher", last=accuracy(source), best=accuracy(source), weights_sha256=sha256)
+    for id, spec in {each.spec.id: each.spec for suite in suites for each in suite.measurements}.items():
+        source = random.Random(id + name)
+        if source.random() < 0.8:
+            make_measurement(store.measurement(id), spec, source)
+    return len(runs)
 
 
 def make_run(record, run, source, share):

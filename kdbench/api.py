@@ -66,6 +66,8 @@ def run(
     download: bool = False,
     checkpoint_seconds: float = 30.0,
     retry_diverged: bool = False,
+    deterministic: bool = False,
+    eager: bool = False,
     progress: Callable[[str, dict[str, Any]], None] | None = None,
 ) -> dict[str, str]:
     """Train what is missing of suites, in worker processes. Returns the reason of each failure by the id of its record.
@@ -77,18 +79,28 @@ def run(
     download:           fetch missing data sets and published weights
     checkpoint_seconds: save a checkpoint when the last one is this old
     retry_diverged:     train runs again whose loss diverged
+    deterministic:      on a GPU: the same bits each time, in float32 throughout, more slowly
+    eager:              on a GPU: launch kernel by kernel, instead of replaying steps as graphs
     progress:           called in this process with the slot ("cpu:0", or "" for none) and an event, a dict whose "event" is
                         "planned", "started", "epoch" (with "id", "epoch", "loss" and "top1" in %), "finished", "failed" (with
                         "reason"), "message" (with "text"), …
 
     Kill the process at any time; the same call resumes. Raises BadInput before anything starts, Interrupted after Ctrl-C,
-    and KdbenchError where the results cannot be saved.
+    and KdbenchError where the results cannot be saved or no device can be used.
     """
     from kdbench.execution.runner import run_suites
     from kdbench.execution.worker_handle import RunOptions
 
     options = RunOptions(
-        Path(results), Path(data), devices, jobs_per_device, download, checkpoint_seconds, retry_diverged
+        Path(results),
+        Path(data),
+        devices,
+        jobs_per_device,
+        download,
+        checkpoint_seconds,
+        retry_diverged=retry_diverged,
+        deterministic=deterministic,
+        eager=eager,
     )
     return run_suites(_load(suites, results), options, progress or (lambda slot, event: None))
 

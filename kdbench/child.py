@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -44,13 +46,20 @@ def exit_reason(code: int) -> str:
     return f"killed by {name}" + (": out of memory, or a batch system's limit?" if -code == signal.SIGKILL else "")
 
 
-def ask(code: str, request: Any = None, seconds: float | None = None) -> subprocess.CompletedProcess[str]:
-    """Run ``code`` in a new process, with ``request`` as JSON on its standard input.
+def ask(
+    code: str, request: Any = None, seconds: float | None = None, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run ``code`` in a new process, with ``request`` as JSON on its standard input and ``environment`` added to this one's.
 
     Raises TimeoutError where it takes longer than ``seconds``.
     """
     process = subprocess.Popen(
-        interpreter(code), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        interpreter(code),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(environment or {})},
     )
     try:
         output, errors = process.communicate(json.dumps(request), timeout=seconds)

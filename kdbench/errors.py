@@ -7,6 +7,7 @@ KdbenchError                exit code 1: something failed while running
 │   ├── UnreadableRecord    the system does not let it be read: permissions, a faulty disk
 │   └── LostTeacher         a teacher's weights are damaged; they are quarantined and trained again
 ├── CannotSave              the results directory cannot be written; resumable
+├── NoDevice                no device is left that the work could go on with; resumable
 └── Interrupted             exit code 130: stopped on request; resumable
 """
 
@@ -42,6 +43,10 @@ class LostTeacher(BadRecord):
 
 class CannotSave(KdbenchError):
     """Results cannot be written, for want of space or permission. The work can be resumed."""
+
+
+class NoDevice(KdbenchError):
+    """None of the devices can be used, or can be used any longer. The work can be resumed."""
 
 
 class Interrupted(KdbenchError):

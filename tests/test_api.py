@@ -169,7 +169,7 @@ def test_a_student_that_cannot_be_loaded(trained, suite):
     ],
 )
 def test_bad_input_is_refused_in_one_message(tmp_path, monkeypatch, call, message):
-    monkeypatch.setattr(devices, "query_devices", lambda: {"gpus": [], "threads": 1})
+    monkeypatch.setattr(devices, "query_devices", lambda **_: devices.Machine(threads=1))
     with pytest.raises(BadInput, match=message):
         call(tmp_path)
 

@@ -23,7 +23,7 @@ from kdbench.cli.completion import complete_suites
 from kdbench.cli.options import Data, Json, Results, Set, Suites
 from kdbench.errors import BadInput, BadSuite, KdbenchError, Problem
 from kdbench.execution import devices
-from kdbench.execution.runner import misfits
+from kdbench.execution.runner import BF16_CAPABILITY, misfits
 from kdbench.execution.worker_handle import temporary_folder
 from kdbench.planning.plan import all_stages, auxiliaries_of
 from kdbench.store.store import Store
@@ -127,14 +127,7 @@ def doctor(results: Results = Path("results"), data: Data = Path("data")) -> Non
             _line(False, f"{package} {version} cannot be imported ({reason}): {use}", optional=here)
         else:
             _line(True, f"{package} {version}")
-    try:
-        machine, visible = devices.query_devices(), os.environ.get("CUDA_VISIBLE_DEVICES")
-        setting = f" (CUDA_VISIBLE_DEVICES='{visible}')" if visible is not None else ""
-        gpus = ", ".join(machine["gpus"]) or f"none visible{setting}"
-        _line(True, f"GPUs: {gpus}; CPU threads: {machine['threads']}; torch built for CUDA {machine['cuda'] or '–'}")
-    except KdbenchError as error:
-        problems += 1
-        _line(False, str(error))
+    problems += _check_devices()
     try:
         temporary_folder()
         for trouble in Store(results).check_writable():
@@ -150,6 +143,30 @@ def doctor(results: Results = Path("results"), data: Data = Path("data")) -> Non
         _line(ready, f"data set {entry.name}: {'ready' if ready else lacking}", optional=True)
     if problems:
         raise typer.Exit(1)
+
+
+def _check_devices() -> int:
+    """Print what torch can do with each device; a kernel is run on every GPU. Returns how many problems there are."""
+    try:
+        machine = devices.query_devices(tried=True)
+    except KdbenchError as error:
+        _line(False, str(error))
+        return 1
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    setting = f"; CUDA_VISIBLE_DEVICES='{visible}'" if visible is not None else ""
+    built = f"torch is built for CUDA {machine.cuda}" if machine.cuda else "torch is built without CUDA"
+    _line(True, f"CPU threads: {machine.threads}; {built}{setting}")
+    for number in machine.usable:
+        gpu = machine.gpus[number]
+        bf16 = "fp32 and bf16" if gpu.capability >= BF16_CAPABILITY else "fp32; bf16 needs compute capability 8.0"
+        graphs = f"kernel by kernel ({gpu.eager})" if gpu.eager else "as graphs"
+        _line(True, f"GPU {number}: {gpu}, {gpu.memory / 2**30:.0f} GiB, trains in {bf16}; steps are launched {graphs}")
+    for text in machine.unusable():
+        archs = f" It is built for {', '.join(machine.archs)}." if machine.archs else ""
+        _line(False, f"{text}. Install a torch for this GPU and driver.{archs} --devices cpu leaves the GPUs alone")
+    if not machine.gpus and machine.absent:
+        _line(False, f"no GPU is visible ({machine.trouble}): training uses the CPU, without graphs", optional=True)
+    return len(machine.unusable())
 
 
 _IMPORTS = """

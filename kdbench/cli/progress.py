@@ -159,7 +159,7 @@ class RunProgress:
                 self.say(f"FAILED {network.label if network else event['id']}: {event['reason']}")
             case "message":
                 self.say(event["text"])
-            case "done" | "exit":
+            case "done" | "unusable" | "exit":
                 self.slots.pop(slot, None)
 
     def _started(self, slot: str, event: dict[str, Any]) -> None:

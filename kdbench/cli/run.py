@@ -15,7 +15,7 @@ from kdbench.cli.options import Data, Only, Results, Set, Suites, Tiny, Trials, 
 from kdbench.cli.plan import describe, summarise
 from kdbench.cli.progress import RunProgress
 from kdbench.cli.report import FormatOption, command_lines, render, tell_changed
-from kdbench.errors import CannotSave, Interrupted, KdbenchError
+from kdbench.errors import CannotSave, Interrupted, KdbenchError, NoDevice
 from kdbench.execution.runner import OnEvent, run_suites
 from kdbench.execution.worker_handle import RunOptions
 from kdbench.reporting.options import Format
@@ -60,6 +60,12 @@ def run(
             help="Save a resume point when the last one is this old; 0: always.",
         ),
     ] = 30.0,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="On a GPU: the same bits each time, in float32 throughout; slower.")
+    ] = False,
+    eager: Annotated[
+        bool, typer.Option("--eager", help="On a GPU: launch kernel by kernel, instead of replaying steps as graphs.")
+    ] = False,
     format: FormatOption = Format.terminal,
 ) -> None:
     """Train what is missing of the suites, then print their tables. Safe to kill: run it again to resume."""
@@ -69,7 +75,9 @@ def run(
         return
     store = Store(results)
     tell_changed(loaded, [store])
-    options = RunOptions(results, data, devices, jobs_per_device, download, checkpoint_seconds, retry_diverged)
+    options = RunOptions(
+        results, data, devices, jobs_per_device, download, checkpoint_seconds, retry_diverged, deterministic, eager
+    )
     with progress(loaded) as on_event:
         failed = run_suites(loaded, options, on_event)
     folders = [results] if results != Path("results") else []
@@ -85,7 +93,7 @@ def progress(suites: Sequence[Suite] = ()) -> Iterator[OnEvent]:
     try:
         with closing(RunProgress(suites)) as display:
             yield display.listen
-    except (Interrupted, CannotSave) as error:
+    except (Interrupted, CannotSave, NoDevice) as error:
         again = shell_line(["kdbench", *sys.argv[1:]])
         raise type(error)(f"{error}; resume with the same command:\n  {again}") from None
 

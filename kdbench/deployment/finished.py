@@ -32,6 +32,7 @@ from kdbench.suite.specs import (
     stage_label,
 )
 from kdbench.training.build import archived_modules, load, load_teacher, on_device, seen_size
+from kdbench.training.measuring import online_teacher
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,22 @@ def find_network(id: str, store: Store, data: Path, device: torch.device) -> Fin
         _accuracy(teacher, stage.checkpoint),
         image_sources(store),
     )
+
+
+def find_teacher_of(run: str, store: Store, data: Path, device: torch.device) -> FinishedNetwork:
+    """The teacher that a finished run learned from, as it was when the run ended.
+
+    Raises what ``find_network`` raises, and BadInput for a run without a teacher.
+    """
+    spec = find_network(run, store, data, torch.device("cpu")).spec
+    if not isinstance(spec, RunSpec) or spec.teacher is None:
+        raise BadInput(f"run {run} learned from no teacher")
+    stage = spec.teacher
+    with locating_modules(archived_modules(stage.network, store)):
+        network = online_teacher(spec, store, device) if spec.head else load_teacher(stage, store, device)
+    view = spec.teacher_view or spec.recipe.preprocessing
+    ready = network.eval().requires_grad_(False)
+    return FinishedNetwork(stage.id, stage_label(stage), ready, stage, stage.network, spec.dataset, view)
 
 
 def _accuracy(record: Record, kept: Checkpoint) -> float | None:

@@ -70,11 +70,13 @@ class Job:
         middle = len(self.runs) // 2
         return [replace(self, runs=half, crashes=crashes) for half in (self.runs[:middle], self.runs[middle:])]
 
-    def record_progress(self, id: str, epoch: int, batches: int = 0) -> None:
+    def record_progress(self, id: str, epoch: int, batches: int = 0) -> bool:
         """A worker that gets further than any before, or leaves a checkpoint that is further, is not in a crash loop."""
-        if id not in self.furthest or (epoch, batches) > self.furthest[id]:
+        further = id not in self.furthest or (epoch, batches) > self.furthest[id]
+        if further:
             self.furthest[id] = epoch, batches
             self.crashes = 0
+        return further
 
 
 def jobs_of(plan: Plan) -> list[Job]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kdbench.child import exit_reason
-from kdbench.errors import KdbenchError
+from kdbench.errors import CannotSave, KdbenchError, NoDevice
 from kdbench.execution.devices import Slot
 from kdbench.execution.jobs import Backlog, Job, jobs_of
 from kdbench.execution.worker_handle import RunOptions, Watchdog, WorkerHandle
@@ -36,7 +36,19 @@ class PoolResult:
 
     failed: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
-    fatal: str = ""
+    fatal: CannotSave | NoDevice | None = None
+
+
+@dataclass
+class SlotHealth:
+    """Whether a slot's worker is ready for jobs, and how often in a row, without progress, the slot has been at fault.
+
+    It is where a worker ends before it is ready, which no job has caused, and where a job is given up for its crashes: one
+    may be the job's own fault, MAX_CRASHES different ones in a row are not.
+    """
+
+    ready: bool = False
+    faults: int = 0
 
 
 class Pool:
@@ -58,6 +70,8 @@ class Pool:
         self.watchdog = Watchdog()
         self.result = PoolResult()
         self.backlog = Backlog(self.store, self.result.failed, self._give_up)
+        self.health = {slot.name: SlotHealth() for slot in slots}
+        self.lost_slots: dict[str, str] = {}
         self.told_to_stop = False
         self.killed = False
 
@@ -88,7 +102,7 @@ class Pool:
 
     @property
     def _stopping(self) -> bool:
-        return self.result.interrupted or bool(self.result.fatal)
+        return self.result.interrupted or self.result.fatal is not None
 
     def _stop_workers(self) -> None:
         if not self.told_to_stop:
@@ -101,7 +115,7 @@ class Pool:
 
     def _start_jobs(self) -> None:
         for slot in self.slots:
-            if slot.name in self.running:
+            if slot.name in self.running or slot.name in self.lost_slots:
                 continue
             job = self.backlog.take()
             if job is None:
@@ -113,6 +127,7 @@ class Pool:
                     reason = f"{error.strerror or error}: {error.filename or self.options.results}"
                     raise KdbenchError(f"no worker process can be started: {reason}") from None
                 self.watchdog.add(slot.name)
+                self.health[slot.name].ready = False
             self.running[slot.name] = job
             self.watchdog.restart(slot.name)
             parts = {"teacher": job.teacher, "runs": job.runs, "measurement": job.measurement}
@@ -142,7 +157,14 @@ class Pool:
         match event["event"]:
             case "alive":
                 return
+            case "ready":
+                self.health[slot].ready = True
+            case "unusable" if slot in self.workers:
+                self.workers[slot].close()
+                self._return_job(slot)
+                self._lose_slot(slot, event["reason"])
             case "done" if slot in self.running:
+                self.health[slot].faults = 0
                 self._done(self.running.pop(slot), event)
             case "failed":
                 self.result.failed[event["id"]] = event["reason"]
@@ -151,7 +173,8 @@ class Pool:
                 self.result.failed.pop(event["id"], None)
                 self.backlog.settle(event["id"])
             case "epoch" | "resumed" if slot in self.running:
-                self.running[slot].record_progress(event["id"], event["epoch"], event.get("batches", 0))
+                if self.running[slot].record_progress(event["id"], event["epoch"], event.get("batches", 0)):
+                    self.health[slot].faults = 0
             case "exit" if slot in self.workers:
                 words = self.workers[slot].stderr_tail()
                 self.workers[slot].close()
@@ -161,7 +184,7 @@ class Pool:
 
     def _done(self, job: Job, event: dict[str, Any]) -> None:
         if event.get("fatal"):
-            self.result.fatal = event["error"]
+            self.result.fatal = CannotSave(f"{event['error']}\nNothing can be saved there, so the work stops here")
         elif "error" in event:
             taken = [id for id in job.ids if self._record(job, id).is_locked()]
             self._fail([id for id in job.ids if id not in taken], job, event["error"], event.get("detail", ""))
@@ -189,13 +212,19 @@ class Pool:
 
     def _lose(self, slot: str, reason: str, *, asked: bool = False) -> None:
         """A worker is gone, however that came; its job is started again, unless that has been tried too often."""
-        del self.workers[slot]
-        job = self.running.pop(slot, None)
-        if job is None or asked:
+        health, job = self.health[slot], self.running.get(slot)
+        if job is None or asked or self._stopping:
+            del self.workers[slot]
+            self.running.pop(slot, None)
+            if job and not asked:
+                self._say(f"{reason}; what it has trained since its last checkpoint is lost")
             return
-        if self._stopping:
-            self._say(f"{reason}; what it has trained since its last checkpoint is lost")
+        if not health.ready:
+            self._return_job(slot)
+            self._say(f"{reason} before it was ready; starting it again")
+            self._blame(slot, reason)
             return
+        del self.workers[slot], self.running[slot]
         job.crashes += 1
         if job.crashes < MAX_CRASHES:
             self._say(f"{reason}; starting it again from the last checkpoint")
@@ -206,6 +235,29 @@ class Pool:
         else:
             self._fail(job.ids, job, reason)
             self.backlog.ended(job)
+            self._blame(slot, reason)
+
+    def _blame(self, slot: str, reason: str) -> None:
+        """Count a fault of a slot, and give it up where there are too many in a row."""
+        self.health[slot].faults += 1
+        if self.health[slot].faults >= MAX_CRASHES:
+            self._lose_slot(slot, f"{reason}, {MAX_CRASHES} times in a row")
+
+    def _return_job(self, slot: str) -> None:
+        """Put the job of a worker that is gone back in line: it is not to blame."""
+        del self.workers[slot]
+        if job := self.running.pop(slot, None):
+            self.backlog.ended(job, [job], first=True)
+
+    def _lose_slot(self, slot: str, reason: str) -> None:
+        """Give a slot up; the others go on. Without any left the work ends."""
+        self.lost_slots[slot] = reason
+        left = len(self.slots) - len(self.lost_slots)
+        if left:
+            self._say(f"{slot} cannot be used any longer: {reason}. The work goes on without it")
+        else:
+            lines = [f"{name} cannot be used: {why}" for name, why in self.lost_slots.items()]
+            self.result.fatal = NoDevice("\n".join([*lines, "No device is left (kdbench doctor looks at each)"]))
 
     def _fail(self, ids: Iterable[str], job: Job, reason: str, detail: str = "") -> None:
         for id in ids:

@@ -14,15 +14,16 @@ from typing import Any
 
 from kdbench.catalogue.text import command
 from kdbench.child import answer
-from kdbench.errors import BadInput, BadSuite, CannotSave, Interrupted, KdbenchError, Problem
-from kdbench.execution.devices import make_slots
+from kdbench.errors import BadInput, BadSuite, Interrupted, KdbenchError, Problem
+from kdbench.execution.devices import Slot, make_slots
 from kdbench.execution.pool import Pool
 from kdbench.execution.worker_handle import RunOptions
 from kdbench.planning.plan import Plan, all_stages, auxiliaries_of, make_plan, missing_files
 from kdbench.store.store import Store
 from kdbench.store.suites import keep_suites
+from kdbench.suite.measurements import ProbeSpec
 from kdbench.suite.methods import plugin_folders
-from kdbench.suite.specs import Imported, Stage, lineage, trained_stages
+from kdbench.suite.specs import Imported, Stage, StudentOf, lineage, trained_stages
 from kdbench.suite.suite import Suite, measurement_specs, run_specs
 
 
@@ -36,7 +37,8 @@ From workers, besides the last two: ``ready``, its libraries are imported; ``und
 ``initial_epochs``, ``share`` of the epoch, ``images_per_second``) within an epoch; ``epoch`` (``id``, ``epoch``, ``loss``,
 ``top1`` in %, …) after one; ``resumed`` (``id``, ``epoch``, ``batches`` of the next, ``text``) from a checkpoint;
 ``finished`` (``id``, ``top1``); ``done``, the job has ended (``busy``: ids that other processes are at; or ``error``,
-``detail``, ``fatal``; or ``lost_teacher``); ``exit``, the process has ended (``code``). Only the pool hears ``alive``.
+``detail``, ``fatal``; or ``lost_teacher``); ``unusable``, the device cannot train (``reason``); ``exit``, the process has
+ended (``code``). Only the pool hears ``alive``.
 """
 
 
@@ -46,7 +48,8 @@ def run_suites(
     """Train and measure what is missing of suites.
 
     Returns the reasons of what failed, now or earlier, by the id of the run, teacher or measurement. Raises BadInput where
-    nothing can be started, Interrupted after SIGINT or SIGTERM, and CannotSave where results cannot be written.
+    nothing can be started, Interrupted after SIGINT or SIGTERM, CannotSave where results cannot be written, NoDevice where
+    no device can be used.
     """
     options = options or RunOptions()
     store = Store(options.results)
@@ -127,8 +130,9 @@ def _prepare(plan: Plan, suites: Sequence[Suite], store: Store, options: RunOpti
 
 
 def _execute(plan: Plan, options: RunOptions, on_event: OnEvent) -> dict[str, str]:
-    """Train a plan on the devices. Returns the reasons of what failed; raises Interrupted or CannotSave."""
-    slots = make_slots(options.devices, options.jobs_per_device)
+    """Train a plan on the devices. Returns the reasons of what failed; raises Interrupted, CannotSave or NoDevice."""
+    slots = make_slots(options.devices, options.jobs_per_device, lambda text: _tell(on_event, [text]))
+    _check_precision(plan, slots)
     plan = plan.split_for(len(slots))
     on_event("", {"event": "planned", "plan": plan})
     pool = Pool(slots, options, on_event)
@@ -137,8 +141,27 @@ def _execute(plan: Plan, options: RunOptions, on_event: OnEvent) -> dict[str, st
     if outcome.interrupted:
         raise Interrupted("Stopped. What was trained up to the last checkpoint is saved")
     if outcome.fatal:
-        raise CannotSave(f"{outcome.fatal}\nNothing can be saved there, so the work stops here")
+        raise outcome.fatal
     return outcome.failed
+
+
+BF16_CAPABILITY = (8, 0)
+"""The compute capability from which on a GPU multiplies bfloat16 matrices in hardware."""
+
+
+def _check_precision(plan: Plan, slots: Sequence[Slot]) -> None:
+    """Raise BadInput where a plan has bf16 and a GPU has not."""
+    recipes = [run.recipe for cohort in plan.cohorts for run in cohort.runs]
+    recipes += [stage.recipe for stage in plan.teachers if not isinstance(stage, Imported | StudentOf)]
+    recipes += [run.head.recipe for cohort in plan.cohorts for run in cohort.runs if run.head]
+    recipes += [spec.recipe for spec in plan.measurements if isinstance(spec, ProbeSpec)]
+    lacking = [slot for slot in slots if slot.gpu and slot.gpu.capability < BF16_CAPABILITY]
+    if lacking and any(recipe.precision == "bf16" for recipe in recipes):
+        gpus = ", ".join(dict.fromkeys(f"{slot.name.partition('.')[0]}, {slot.gpu}" for slot in lacking))
+        raise BadInput(
+            f"precision bf16 needs GPUs of compute capability 8.0 or above, and here is {gpus}: choose others with "
+            "--devices, or write 'precision: fp32' in the protocol. Nothing was run."
+        )
 
 
 def _tell(on_event: OnEvent, texts: Iterable[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -16,25 +18,31 @@ from kdbench.errors import message_of
 from kdbench.suite.components import LIBRARIES
 
 
-def prepare(device_name: str, threads: int) -> torch.device:
-    """Set up the process for a device, ``cpu`` or ``cuda``. ``threads`` is the CPU's share of one slot (0: torch's own)."""
+def prepare(device_name: str, threads: int, *, deterministic: bool = False) -> torch.device:
+    """Set up the process for a device, ``cpu`` or ``cuda``. ``threads`` is the CPU's share of one slot (0: torch's own).
+
+    On a GPU ``fp32`` means TF32 in convolutions and float32 in products of matrices, as for the authors' code under its
+    torch's defaults. ``deterministic``: float32 throughout, and algorithms that give the same bits each time as far as torch
+    has them; it warns of operations for which it has none.
+    """
     device = torch.device(device_name)
     if threads:
         torch.set_num_threads(threads)
     if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = not deterministic
+        torch.backends.cudnn.deterministic = deterministic
+        torch.backends.cudnn.allow_tf32 = not deterministic
+        torch.backends.cuda.matmul.allow_tf32 = False
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
     return device
 
 
 def describe(device: torch.device) -> dict[str, Any]:
     """What a result depends on beside its spec, and what it cost depends on."""
-    cuda = device.type == "cuda"
-    return {
-        "device": {
-            "kind": "gpu" if cuda else "cpu",
-            "name": torch.cuda.get_device_name(device) if cuda else cpu_name(),
-            "threads": torch.get_num_threads(),
-        },
+    facts: dict[str, Any] = {
+        "device": {"kind": "cpu", "name": cpu_name(), "threads": torch.get_num_threads()},
         "versions": {
             "kdbench": __version__,
             "torch": torch.__version__,
@@ -44,25 +52,61 @@ def describe(device: torch.device) -> dict[str, Any]:
         },
         "system": f"{platform.system()} {platform.machine()}",
     }
+    if device.type == "cuda":
+        capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        facts["device"] |= {"kind": "gpu", "name": torch.cuda.get_device_name(device), "capability": capability}
+        facts["versions"] |= {
+            "cuda": torch.version.cuda or torch.version.hip,
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        }
+        facts["settings"] = {
+            "tf32_convolutions": _tf32_convolutions(),
+            "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
+            "cudnn_benchmark": torch.backends.cudnn.benchmark,
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+        }
+        facts["peak_memory"] = torch.cuda.max_memory_allocated(device)
+    return facts
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: in torch, on the CPU, in cuBLAS or cuDNN, or in the GPU's driver."""
+    """Whether an error says that memory ran out: in torch, on the CPU, in a library of CUDA, or in the GPU's driver.
+
+    Libraries that find no room for their workspace often say only that they have failed: that counts as lack of memory where
+    less than a tenth of the GPU's memory is free.
+    """
     message = message_of(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in message for sign in _NO_MEMORY)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_MEMORY.search(message):
+        return True
+    return _PERHAPS_NO_MEMORY.search(message) is not None and _memory_is_short()
 
 
-_NO_MEMORY = (
-    "DefaultCPUAllocator",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "CUDA error: out of memory",
-)
+_NO_MEMORY = re.compile(r"DefaultCPUAllocator|_STATUS_ALLOC_FAILED|(CUDA|HIP)( driver)? error: out of memory")
+_PERHAPS_NO_MEMORY = re.compile(r"unable to find an engine|_STATUS_(NOT_INITIALIZED|INTERNAL_ERROR)")
+_DEVICE_LOST = re.compile(r"(CUDA|HIP)( driver)? error|CUDNN_STATUS_EXECUTION_FAILED|cusolver error")
+
+SHORT_MEMORY = 0.1
+"""The free share of a GPU's memory below which a library's unexplained failure is taken for lack of memory."""
+
+
+def _memory_is_short() -> bool:
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        free, total = torch.cuda.mem_get_info()
+    except RuntimeError:  # the device itself is lost
+        return False
+    return free < SHORT_MEMORY * total
 
 
 def device_lost(error: BaseException) -> bool:
     """Whether an error leaves the GPU unusable for this process: whatever runs next would fail, too."""
-    return "CUDA error" in message_of(error) and not out_of_memory(error)
+    if out_of_memory(error):
+        return False
+    if isinstance(error, getattr(torch, "AcceleratorError", ())):  # since torch 2.8
+        return True
+    message = message_of(error)
+    return any(sign.search(message) for sign in (_DEVICE_LOST, _PERHAPS_NO_MEMORY))
 
 
 def lacks_variance(error: BaseException) -> bool:
@@ -99,8 +143,14 @@ def _precisions() -> list[Any]:
     """What has a ``fp32_precision`` of its own, those first whose setting is passed on to others; none before torch 2.9."""
     backends = torch.backends
     operations = (getattr(backends.mkldnn, name, None) for name in ("matmul", "conv", "rnn"))
-    places = (backends, backends.mkldnn, *operations, backends.cuda.matmul)
+    cudnn = (getattr(backends.cudnn, name, None) for name in ("conv", "rnn"))
+    places = (backends, backends.mkldnn, backends.cudnn, *operations, backends.cuda.matmul, *cudnn)
     return [place for place in places if hasattr(place, "fp32_precision")]
+
+
+def _tf32_convolutions() -> bool:
+    cudnn = torch.backends.cudnn
+    return cudnn.conv.fp32_precision == "tf32" if hasattr(cudnn, "conv") else bool(cudnn.allow_tf32)
 
 
 def _read_precision() -> tuple[str, ...]:
@@ -120,12 +170,20 @@ def _set_precision(values: tuple[str, ...]) -> None:
 
 def _read_cudnn() -> tuple[bool, ...]:
     cudnn = torch.backends.cudnn
-    return cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
+    return cudnn.enabled, cudnn.benchmark, cudnn.deterministic
 
 
 def _set_cudnn(flags: tuple[bool, ...]) -> None:
     cudnn = torch.backends.cudnn
-    cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = flags
+    cudnn.enabled, cudnn.benchmark, cudnn.deterministic = flags
+
+
+def _read_deterministic() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def _set_deterministic(flags: tuple[bool, bool]) -> None:
+    torch.use_deterministic_algorithms(flags[0], warn_only=flags[1])
 
 
 _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
@@ -134,7 +192,7 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "gradient mode": (torch.is_grad_enabled, torch.set_grad_enabled),
     "number of threads": (torch.get_num_threads, torch.set_num_threads),
     "anomaly detection": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
-    "deterministic algorithms": (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    "deterministic algorithms": (_read_deterministic, _set_deterministic),
     "float32 matmul precision": (_read_precision, _set_precision),
     "autocast on the CPU": (partial(torch.is_autocast_enabled, "cpu"), partial(torch.set_autocast_enabled, "cpu")),
     "autocast dtype on the CPU": (partial(torch.get_autocast_dtype, "cpu"), partial(torch.set_autocast_dtype, "cpu")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -145,7 +146,8 @@ def _train_within_memory(specs: Sequence[RunSpec], ctx: JobContext) -> bool:
         if not out_of_memory(error):
             raise
         reason = message_of(error)
-    if ctx.device.type == "cuda":  # here the error and the tensors in its traceback are gone
+    gc.collect()  # here the error is gone, but not yet the tensors of a circle of references
+    if ctx.device.type == "cuda":
         torch.cuda.empty_cache()
     if len(specs) == 1:
         failure = Failure(kind="error", epoch=0, reason=f"out of memory: {reason}")

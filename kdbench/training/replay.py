@@ -29,7 +29,7 @@ TOLERANCE = 1e-2
 
 def why_eager(device: torch.device) -> str:
     """Why steps on a device are not replayed; "" if they are."""
-    return "" if hasattr(torch.get_device_module(device), "CUDAGraph") else f"{device.type} has no graphs"
+    return "" if hasattr(torch.get_device_module(device), "CUDAGraph") else f"{device} has no graphs"
 
 
 class Captured(Generic[Shown]):

@@ -1,7 +1,8 @@
 """A worker process: one device slot, one job at a time.
 
-It reads its options and then jobs from standard input and writes events to standard output, all as JSON lines. When its
-input closes, because the parent ended however it did, it ends at once; {"stop": true} lets it finish the step, save and end.
+It reads its options and then jobs from standard input and writes events to standard output, all as JSON lines: first that it
+is ready, once its device has run a small convolution forward and backward, or why the device cannot be used. When its input
+closes, because the parent ended however it did, it ends at once; {"stop": true} lets it finish the step, save and end.
 Signals that a terminal or a batch system sends to all processes are handled by the parent.
 """
 
@@ -20,6 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
+
 from kdbench.catalogue.plugins import locating_modules
 from kdbench.data.stream import DataSource
 from kdbench.datafiles.own_files import ImageSource
@@ -29,6 +32,7 @@ from kdbench.suite.measurements import measurement_from
 from kdbench.suite.specs import RunSpec, stage_from
 from kdbench.training.context import JobContext, JobResult
 from kdbench.training.environment import device_lost, prepare
+from kdbench.training.gpus import trouble_of
 from kdbench.training.jobs import train_cohort, train_teacher
 from kdbench.training.measuring import take_measurement
 from kdbench.training.weights import WeightFiles
@@ -87,7 +91,11 @@ def main() -> None:
     sink = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     channel = Channel(sys.stdin, sink)
-    device = prepare(options["device"], options["threads"])
+    device = prepare(options["device"], options["threads"], deterministic=options["deterministic"])
+    if trouble := trouble_of(device):
+        channel.emit("unusable", reason=trouble)
+        channel.close()
+        return
     data = Path(options["data"])
     weights = {sha256: Path(file) for sha256, file in options["weights"].items()}
     sources = {sha256: ImageSource(**source) for sha256, source in options["images"].items()}
@@ -140,6 +148,8 @@ _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, 
 
 
 def _dispatch(job: dict[str, Any], ctx: JobContext) -> JobResult:
+    if ctx.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(ctx.device)
     ctx = replace(ctx, waited=job["waited"], discard_weights=frozenset(job["discard_weights"]))
     if "teacher" in job:
         return train_teacher(stage_from(job["teacher"]), ctx)

@@ -7,7 +7,6 @@ import traceback
 from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
-import torch
 
 from kdbench.__main__ import main
 from kdbench.execution import devices
@@ -16,7 +15,7 @@ from kdbench.execution import devices
 @pytest.fixture
 def kdbench(tmp_path, monkeypatch):
     """Run a command in this process, in an empty folder, without a GPU. Asserts that no traceback is printed."""
-    machine = {"torch": torch.__version__, "cuda": None, "gpus": [], "threads": 2}
+    machine = devices.Machine(threads=2, trouble="Torch not compiled with CUDA enabled", absent=True)
 
     def call(*arguments):
         command = ["kdbench", *map(str, arguments)]
@@ -24,7 +23,7 @@ def kdbench(tmp_path, monkeypatch):
         with monkeypatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
             patch.chdir(tmp_path)
             patch.setattr(sys, "argv", command)
-            patch.setattr(devices, "query_devices", lambda: machine)
+            patch.setattr(devices, "query_devices", lambda **_: machine)
             patch.setenv("COLUMNS", "200")
             patch.setenv("CUDA_VISIBLE_DEVICES", "")
             for name in [name for name in os.environ if name.startswith("KDBENCH")]:

@@ -58,7 +58,7 @@ def call(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "Pool", Pretender)
     monkeypatch.setattr(Store, "check_teacher", lambda self, teacher: None)
     monkeypatch.setattr(runner, "misfits", lambda teachers, files: [])
-    monkeypatch.setattr(devices, "query_devices", lambda: {"gpus": [], "threads": 1})
+    monkeypatch.setattr(devices, "query_devices", lambda **_: devices.Machine(threads=1))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my suite.yaml").write_text(SUITE)
     save_file(build("resnet8", 10).state_dict(), tmp_path / "checkpoint.pth")

@@ -8,6 +8,8 @@ from typer.testing import CliRunner
 
 from kdbench.cli.app import app
 from kdbench.cli.listing import table
+from kdbench.execution import devices
+from kdbench.execution.devices import Gpu, Machine
 
 
 KINDS = ["methods", "models", "datasets", "protocols", "suites", "tables", "teachers", "runs"]
@@ -130,11 +132,36 @@ def test_a_prefix_of_two_ids(kdbench, finished):
 def test_doctor(kdbench, tmp_path):
     done = kdbench("doctor", "--results", "new")
     assert done.returncode == 0, done.stdout
-    for word in ("kdbench 0.", "torch 2", "GPUs: ", "results go to", "data set digits: ready", "cifar-100-python"):
+    for word in (
+        "kdbench 0.",
+        "torch 2",
+        "CPU threads: 2; torch is built without CUDA",
+        "–    no GPU is visible (Torch not compiled",
+        "results go to",
+        "data set digits: ready",
+        "cifar-100-python",
+    ):
         assert word in done.stdout
     (tmp_path / "file").write_text("")
     done = kdbench("doctor", "--results", "file/below")
     assert (done.returncode, done.stderr) == (2, "file/below: cannot be a folder of results: Not a directory\n")
+
+
+def test_doctor_says_what_each_gpu_can_do_and_why_one_cannot(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    old = Gpu("Tesla P100", (6, 0), 2**34, "this torch has kernels for sm_75, sm_90 only")
+    gpus = (Gpu("H100", (9, 0), 80 * 2**30), Gpu("T4", (7, 5), 2**34, eager="no room"), old)
+    machine = Machine(8, cuda="12.8", archs=("sm_75", "sm_90"), gpus=gpus)
+    monkeypatch.setattr(devices, "query_devices", lambda *, tried: machine)
+    done = CliRunner().invoke(app, ["doctor"])
+    assert done.exit_code == 1
+    for line in (
+        "ok   GPU 0: H100 (compute capability 9.0), 80 GiB, trains in fp32 and bf16; steps are launched as graphs\n",
+        "ok   GPU 1: T4 (compute capability 7.5), 16 GiB, trains in fp32; bf16 needs compute capability 8.0; "
+        "steps are launched kernel by kernel (no room)\n",
+        "BAD  GPU 2, Tesla P100 (compute capability 6.0), cannot be used: this torch has kernels for sm_75, sm_90 only. ",
+    ):
+        assert line in done.stdout
 
 
 @pytest.mark.parametrize("command", [["list", "runs"], ["report"], ["plan", "demo"]], ids=" ".join)

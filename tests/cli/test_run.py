@@ -8,7 +8,7 @@ import yaml
 from typer.testing import CliRunner
 
 from kdbench.cli.app import app
-from kdbench.errors import BadInput, BadSuite, Interrupted, KdbenchError
+from kdbench.errors import BadInput, BadSuite, CannotSave, Interrupted, KdbenchError, NoDevice
 from kdbench.execution import devices, runner
 from kdbench.execution.pool import PoolResult
 from kdbench.store.record import Accuracy, Failure, Result
@@ -73,7 +73,7 @@ def place(tmp_path, monkeypatch):
             place.result.fatal = "killed"
 
     monkeypatch.setattr(runner, "Pool", Pretender)
-    monkeypatch.setattr(devices, "query_devices", lambda: {"gpus": [], "threads": 2})
+    monkeypatch.setattr(devices, "query_devices", lambda **_: devices.Machine(threads=2))
     return place
 
 
@@ -97,7 +97,7 @@ def test_tables_are_printed_at_the_end(place):
 def test_with_nothing_left_no_pool_is_made(place, monkeypatch):
     for run in place.runs().values():
         place.finish(run)
-    monkeypatch.setattr(devices, "query_devices", lambda: pytest.fail("no device is needed"))
+    monkeypatch.setattr(devices, "query_devices", lambda **_: pytest.fail("no device is needed"))
     assert place.run().exit_code == 0
     assert not place.plans
 
@@ -186,13 +186,37 @@ def test_the_first_signal_stops_and_the_second_kills(place, number):
     assert signal.getsignal(number) is before
 
 
-def test_no_room_is_one_message(place):
-    place.result.fatal = "No space left on device: results"
-    with pytest.raises(
-        KdbenchError, match=r"No space left on device: results\n.*resume with the same command"
-    ) as caught:
+@pytest.mark.parametrize(
+    "fatal", [CannotSave("No space left on device: results"), NoDevice("gpu:0 cannot be used: no kernel image")]
+)
+def test_what_ends_the_work_is_one_message(place, fatal):
+    place.result.fatal = fatal
+    with pytest.raises(type(fatal), match=rf"{fatal}; resume with the same command:\n  kdbench") as caught:
         place.run()
     assert caught.value.exit_code == 1
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """gpus(capability, …): the machine has these."""
+
+    def make(*capabilities):
+        found = tuple(devices.Gpu(f"GPU of {capability}", capability) for capability in capabilities)
+        monkeypatch.setattr(devices, "query_devices", lambda **_: devices.Machine(threads=2, gpus=found))
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    return make
+
+
+def test_bf16_is_refused_before_anything_trains_where_a_gpu_has_none(place, gpus):
+    gpus((8, 0), (7, 5))
+    bf16 = ("--set", "protocol.precision=bf16")
+    with pytest.raises(BadInput, match=r"needs GPUs of compute capability 8\.0 .* here is gpu:1, GPU of .*--devices"):
+        place.run(*bf16)
+    assert not place.plans
+    place.run(*bf16, "--devices", "0")
+    place.run()
+    assert len(place.plans) == 2
 
 
 def test_failures_of_now_and_before_end_with_exit_code_1(place):

@@ -1,18 +1,23 @@
 """Slots: one device each, counted within CUDA_VISIBLE_DEVICES. The GPUs are made up; torch's view of them is faked."""
 
+import re
+
 import pytest
 
 from kdbench.errors import BadInput, KdbenchError
 from kdbench.execution import devices
-from kdbench.execution.devices import make_slots, query_devices
+from kdbench.execution.devices import NO_GPUS, Gpu, Machine, make_slots, query_devices
 
 
 @pytest.fixture
 def machine(monkeypatch):
-    """machine(gpus, visible=None, threads=8): what torch sees."""
+    """machine(gpus, visible=None, threads=8, **facts): what torch sees; ``gpus`` are a number, or Gpus."""
 
-    def make(gpus, visible=None, threads=8):
-        monkeypatch.setattr(devices, "query_devices", lambda: {"gpus": ["GPU"] * gpus, "threads": threads})
+    def make(gpus, visible=None, threads=8, **facts):
+        found = gpus if isinstance(gpus, list) else [Gpu("H100", (9, 0))] * gpus
+        hidden = Machine(threads)
+        seen = Machine(threads, gpus=tuple(found), **facts)
+        monkeypatch.setattr(devices, "query_devices", lambda *, gpus=True: seen if gpus else hidden)
         if visible is None:
             monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         else:
@@ -52,7 +57,7 @@ def test_cuda_stops_reading_at_the_first_number_that_is_not_there(machine):
 def test_no_visible_gpu_means_the_cpu(machine, visible):
     machine(0, visible=visible)
     (slot,) = make_slots("auto", 1)
-    assert (slot.name, slot.kind, slot.threads, slot.environment) == ("cpu", "cpu", 8, {})
+    assert (slot.name, slot.kind, slot.threads, slot.environment) == ("cpu", "cpu", 8, NO_GPUS)
 
 
 def test_the_cpu_has_a_slot_for_each_core_up_to_a_limit(machine):
@@ -92,19 +97,91 @@ def test_what_is_not_there_is_refused(machine, gpus, wanted, jobs, message):
         make_slots(wanted, jobs)
 
 
+OLD = Gpu("Tesla P100", (6, 0), trouble="this torch has kernels for sm_75 only")
+OLD_IN_WORDS = r"GPU 1, Tesla P100 \(compute capability 6\.0\), cannot be used: this torch has kernels for sm_75 only"
+
+
+def test_a_gpu_that_torch_cannot_use_is_left_out_with_its_reason(machine):
+    machine([Gpu("H100", (9, 0)), OLD, Gpu("H100", (9, 0))])
+    warnings = []
+    assert [slot.name for slot in make_slots("auto", 1, warnings.append)] == ["gpu:0", "gpu:2"]
+    assert len(warnings) == 1
+    assert re.fullmatch(rf"{OLD_IN_WORDS} \(kdbench doctor\)", warnings[0])
+    with pytest.raises(BadInput, match=rf"--devices 0,1: {OLD_IN_WORDS}"):
+        make_slots("0,1", 1, warnings.append)
+    assert len(warnings) == 1
+
+
+def test_a_driver_that_torch_cannot_use_means_the_cpu_and_a_warning(machine):
+    warnings = []
+    machine(0, trouble="The NVIDIA driver on your system is too old (found version 11040).")
+    assert make_slots("auto", 1, warnings.append)[0].kind == "cpu"
+    (said,) = warnings
+    assert said.startswith("no GPU can be used: The NVIDIA driver on your system is too old (found version 11040).")
+    assert said.endswith("; training on the CPU")
+    with pytest.raises(
+        BadInput, match=r"--devices 0: there is no GPU 0; .*: The NVIDIA driver on your system is too old"
+    ):
+        make_slots("0")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "facts"),
+    [("auto", {"trouble": "No CUDA GPUs are available", "absent": True}), ("cpu", {"trouble": "x"})],
+)
+def test_the_cpu_is_taken_without_a_word_where_there_is_no_gpu_or_none_is_wanted(machine, wanted, facts):
+    machine(0, **facts)
+    assert make_slots(wanted, 1, lambda text: pytest.fail(text))[0].environment == {"CUDA_VISIBLE_DEVICES": ""}
+
+
+STUB = """
+import os
+__version__ = "2.9.stub"
+class version:
+    cuda, hip = "13.0", None
+class cuda:
+    @staticmethod
+    def init():
+        if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+            raise RuntimeError("No CUDA GPUs are available")
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\\nPlease update")
+    get_device_name = device_count = init
+def get_num_threads():
+    return 3
+"""
+
+
+@pytest.fixture
+def stub_torch(tmp_path, monkeypatch):
+    """A torch for CUDA, in the process that asks, whose driver is too old."""
+    (tmp_path / "torch" / "nn").mkdir(parents=True)
+    (tmp_path / "torch" / "__init__.py").write_text(STUB)
+    (tmp_path / "torch" / "nn" / "__init__.py").write_text("functional = None")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_the_query_hears_from_torch_why_it_can_use_no_gpu(stub_torch, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    facts = {"threads": 3, "torch": "2.9.stub", "cuda": "13.0"}
+    reason = "The NVIDIA driver on your system is too old (found version 11040). Please update"
+    assert query_devices() == Machine(**facts, trouble=reason)
+    assert query_devices(gpus=False) == Machine(**facts, trouble="No CUDA GPUs are available", absent=True)
+
+
 def test_the_query_asks_torch_in_another_process(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    facts = query_devices()
-    assert facts["gpus"] == []
-    assert facts["threads"] == 1
+    found = query_devices()
+    assert found.gpus == ()
+    assert found.threads == 1
+    assert found.absent
 
 
 @pytest.mark.parametrize(
     ("code", "seconds", "message"),
     [
         ("os.kill(os.getpid(), 9)", 30.0, "devices was killed by SIGKILL: out of memory, or a batch"),
-        ("os.kill(os.getpid(), 15)", 30.0, "was killed by SIGTERM$"),
+        ("os.kill(os.getpid(), 15)", 30.0, "was killed by SIGTERM. With --devices cpu"),
         ("os._exit(3)", 30.0, r"torch cannot be imported here \(exit code 3\)"),
         ("import time; time.sleep(60)", 0.2, "torch has not said within 0 s which devices there are: the GPU's driver"),
     ],

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from kdbench.errors import BadInput, KdbenchError
+from kdbench.errors import BadInput, CannotSave, KdbenchError, NoDevice
 from kdbench.execution import pool as pool_module
 from kdbench.execution import worker_handle
 from kdbench.execution import worker_handle as watch_module
-from kdbench.execution.devices import Slot
+from kdbench.execution.devices import NO_GPUS, Slot
 from kdbench.execution.jobs import Backlog, jobs_of
 from kdbench.execution.pool import Pool
 from kdbench.execution.worker_handle import RunOptions, WorkerHandle
@@ -62,12 +62,14 @@ def finish(record):
 class Stage:
     """A results folder, what workers were sent, and what they answer.
 
+    ``starts``: slot name → the first events of the workers that are started on it, one by one, in place of "ready".
     ``answers``: id → list of answers, taken one by one; an answer is "crash", "hangs", "never", or a dictionary that is sent
     as "done" event. Without an answer, a job is done as it should be.
     """
 
     root: object
     answers: dict = field(default_factory=dict)
+    starts: dict = field(default_factory=dict)
     sent: list = field(default_factory=list)
     heard: list = field(default_factory=list)
 
@@ -93,8 +95,14 @@ class Pretender:
 
     def __init__(self, slot, options, inbox):
         self.slot, self.inbox = slot, inbox
+        starts = self.stage.starts.get(slot.name)
+        event = starts.pop(0) if starts else {"event": "ready"}
+        self.mute = event["event"] != "ready"
+        self.tell(event)
 
     def send(self, message):
+        if self.mute:
+            return
         if message.get("stop"):
             if self.deaf:
                 return
@@ -269,6 +277,60 @@ def test_a_crash_loop_halves_the_cohort_until_the_culprit_is_alone(stage):
     assert sum(runs[3].id in entry for entry in stage.sent) <= 3 + 3
 
 
+def unusable(reason):
+    return {"event": "unusable", "reason": reason}
+
+
+def test_a_device_that_cannot_be_used_is_one_message_and_the_others_go_on(stage):
+    stage.starts["cpu:1"] = [unusable("CUDA error: no kernel image is available")]
+    runs = [student(trial=n) for n in range(6)]
+    result = stage.run(*runs, slots=2)
+    assert not result.failed
+    assert result.fatal is None
+    assert all(stage.store.run(run.id).done() for run in runs)
+    assert stage.said() == [
+        "cpu:1 cannot be used any longer: CUDA error: no kernel image is available. The work goes on without it"
+    ]
+
+
+def test_without_any_device_the_work_ends_and_nothing_has_failed(stage):
+    stage.starts.update({"cpu:0": [unusable("out of memory")], "cpu:1": [unusable("the driver is too old")]})
+    runs = [student(trial=n) for n in range(6)]
+    result = stage.run(*runs, slots=2)
+    assert isinstance(result.fatal, NoDevice)
+    lines = str(result.fatal).splitlines()
+    assert sorted(lines[:2]) == ["cpu:0 cannot be used: out of memory", "cpu:1 cannot be used: the driver is too old"]
+    assert lines[2] == "No device is left (kdbench doctor looks at each)"
+    assert (result.failed, stage.sent) == ({}, [])
+    assert all(stage.store.run(run.id).failure() is None for run in runs)
+
+
+def test_three_workers_in_a_row_that_end_before_they_are_ready_cost_the_slot_and_no_job(stage):
+    stage.starts["cpu:0"] = [{"event": "exit", "code": -4}] * 3
+    result = stage.run(student())
+    assert str(result.fatal).startswith(
+        "cpu:0 cannot be used: the worker process ended (killed by SIGILL): Segmentation fault, 3 times in a row\n"
+    )
+    assert (result.failed, stage.sent) == ({}, [])
+    stage.starts["cpu:0"] = [{"event": "exit", "code": -4}] * 2
+    assert not stage.run(student()).failed
+    assert stage.sent == [[student().id]]
+
+
+def test_three_jobs_in_a_row_that_only_crash_cost_the_slot_and_those_with_progress_between_do_not(stage):
+    runs = [student(trial=n) for n in range(6)]
+    for run in runs[:2] + runs[3:5]:
+        stage.answers[run.id] = ["crash"] * 3
+    result = stage.run(*runs)
+    assert set(result.failed) == {run.id for run in runs[:2] + runs[3:5]}
+    assert result.fatal is None
+    more = [student(trial=n) for n in range(6, 12)]
+    stage.answers = {run.id: ["crash"] * 3 for run in more}
+    result = stage.run(*more)
+    assert set(result.failed) == {run.id for run in more[:3]}
+    assert isinstance(result.fatal, NoDevice)
+
+
 def test_a_worker_that_leaves_in_peace_unasked_has_its_job_started_again(stage):
     stage.answers[student().id] = [{"exit": 0}]
     assert not stage.run(student()).failed
@@ -317,7 +379,8 @@ def test_no_room_stops_the_pool(stage):
     stage.answers[runs[1].id] = [{"error": "No space left on device: results", "fatal": True}]
     stage.answers[runs[0].id] = ["never"]
     result = stage.run(*runs, slots=2)
-    assert result.fatal == "No space left on device: results"
+    assert isinstance(result.fatal, CannotSave)
+    assert str(result.fatal).startswith("No space left on device: results\n")
     assert not result.failed
     assert not result.interrupted
     assert len(stage.sent) == 2
@@ -458,6 +521,21 @@ def test_a_real_worker_answers_in_json_lines_and_ends_with_its_input(tmp_path):
     assert hear() == ("cpu", {"event": "exit", "code": 0})
     worker.close()
     assert not list((tmp_path / "logs").iterdir())
+
+
+def test_a_real_worker_whose_device_cannot_be_used_says_why_and_ends(tmp_path):
+    import queue
+
+    inbox = queue.Queue()
+    worker = WorkerHandle(Slot("gpu:0", "gpu", NO_GPUS), RunOptions(tmp_path, tmp_path), inbox)
+    events = []
+    while not events or events[-1]["event"] != "exit":
+        events.append(inbox.get(timeout=60)[1])
+    said, ended = (event for event in events if event["event"] != "alive")
+    assert said["event"] == "unusable"
+    assert re.fullmatch("Torch not compiled with CUDA enabled|No CUDA GPUs are available.*", said["reason"])
+    assert ended["code"] == 0
+    worker.close()
 
 
 def test_sockets_get_a_short_folder_where_the_temporary_one_has_a_long_name(monkeypatch):

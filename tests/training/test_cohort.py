@@ -1,6 +1,8 @@
 """A run in a cohort gives, byte for byte, what it gives alone; and one run's end is not its neighbours'."""
 
+import gc
 import re
+import weakref
 
 import pytest
 import torch
@@ -241,13 +243,37 @@ def test_a_run_without_room_for_itself_fails_alone(bench, make_run):
     assert shop.store.run(big.id).failure().reason == "out of memory: room for 0 only"
 
 
-def test_memory_errors_of_torch_are_known():
+def test_the_cpus_own_error_for_want_of_memory_is_known():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(10**15)
     assert out_of_memory(caught.value)
-    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
-    assert out_of_memory(MemoryError())
-    assert not out_of_memory(RuntimeError("shapes do not fit"))
+
+
+def test_what_circles_of_references_hold_is_free_before_the_halves_train(bench, make_run, monkeypatch):
+    class Tensors:
+        pass
+
+    held = []
+    together = jobs._train_together
+
+    def train(specs, ctx):
+        if len(specs) > 1:
+            tensors = Tensors()
+            tensors.own = tensors
+            held.append(weakref.ref(tensors))
+            raise MemoryError
+        assert held[0]() is None
+        return together(specs, ctx)
+
+    monkeypatch.setattr(jobs, "_train_together", train)
+    runs = [make_run({"ce": 1}, trial=n, recipe={"epochs": 1}) for n in range(2)]
+    shop = bench()
+    gc.disable()
+    try:
+        shop.train(*runs)
+    finally:
+        gc.enable()
+    assert all(shop.store.run(run.id).done() for run in runs)
 
 
 def test_runs_that_another_process_is_at_are_left_to_it(bench, make_run):

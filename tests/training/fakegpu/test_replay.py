@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from fakegpu import Graph
 
 from kdbench.training import replay as module
+from kdbench.training.gpus import eager_because
 from kdbench.training.replay import WARM_UP, Captured, FixedMemory
 
 
@@ -123,6 +125,12 @@ def test_what_no_graph_can_hold_is_called(gpu, how, reason):
     steps.run(2)
     assert len(steps.told) == 1
     assert steps.captured.captures == 0
+
+
+def test_doctor_tries_a_graph(gpu, monkeypatch):
+    assert eager_because(gpu) == ""
+    monkeypatch.setattr(Graph, "replay", lambda self: None)
+    assert eager_because(gpu) == "the first replay gave other values"
 
 
 def test_fixed_memory_moves_for_other_shapes_alone(gpu):
