@@ -115,9 +115,10 @@ class Floor:
         self.setup = setup
         self.ready: Batch = next(setup.stream(setup.batch).epoch(1))
 
-    def student(self) -> Callable[[], None]:
+    def student(self, layout: torch.memory_format = torch.channels_last) -> Callable[[], None]:
         """A pass of training steps."""
-        net = on_device(new_network(self.setup.student, CIFAR, None, "student"), self.setup.device)
+        net = new_network(self.setup.student, CIFAR, None, "student").to(self.setup.device, memory_format=layout)
+        images = self.ready.images.contiguous(memory_format=layout)
         recipe = self.setup.recipe
         optimiser = torch.optim.SGD(net.parameters(), recipe.lr, momentum=0.9, weight_decay=5e-4, fused=True)
 
@@ -125,7 +126,7 @@ class Floor:
             for _ in range(self.setup.steps):
                 optimiser.zero_grad()
                 with self.setup.autocast():
-                    loss = F.cross_entropy(net(self.ready.images).logits, self.ready.labels)
+                    loss = F.cross_entropy(net(images).logits, self.ready.labels)
                 loss.backward()
                 optimiser.step()
 
@@ -326,10 +327,7 @@ def streams(setup: Setup, images: int) -> Iterator[Row]:
             TwoViews(setup.images(images), pretraining, CIFAR, ("benchmark",), setup.device).epoch, 1
         ),
     }
-    with tempfile.TemporaryDirectory() as folder:
-        files = FileStream(
-            _files(Path(folder), 4 * setup.batch), setup.recipe, DatasetSpec(name="imagenet"), (), setup.device
-        )
+    with file_stream(setup, 224) as files:
         passes["files, JPEG of 256 px cut to 224"] = partial(files.epoch, 1)
         times = setup.medians([partial(_exhaust, act) for act in passes.values()])
         counts = [images] * (len(passes) - 1) + [len(files)]
@@ -342,14 +340,18 @@ def _exhaust(batches: Callable[[], Iterable[Batch]]) -> None:
         pass
 
 
-def _files(folder: Path, count: int) -> ImageFiles:
-    """Random pictures, smooth enough that they take as long to decode as photographs."""
-    draw = np.random.default_rng(3)
-    for number in range(count):
-        rough = Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8))
-        rough.resize((256, 256), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=90)
-    names = np.array([f"{number}.jpg".encode() for number in range(count)])
-    return ImageFiles(folder, names, torch.zeros(count, dtype=torch.long), 1000, 224)
+@contextmanager
+def file_stream(setup: Setup, size: int) -> Iterator[FileStream]:
+    """A stream over four batches of random pictures, smooth enough that they take as long to decode as photographs."""
+    draw, count = np.random.default_rng(3), 4 * setup.batch
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(count):
+            rough = Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+            rough.resize((256, 256), Image.Resampling.BICUBIC).save(Path(folder) / f"{number}.jpg", quality=90)
+        names = np.array([f"{number}.jpg".encode() for number in range(count)])
+        labels = torch.arange(count) % 100
+        files = ImageFiles(Path(folder), names, labels, 100, size)
+        yield FileStream(files, setup.recipe, DatasetSpec(name="imagenet"), (), setup.device)
 
 
 def saves(setup: Setup, names: Sequence[str]) -> Iterator[Row]:
