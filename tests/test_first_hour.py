@@ -1,4 +1,4 @@
-"""The frame of benchmarks/first_hour.sh: what has passed is not repeated, each end of a step is stored, one page shows all."""
+"""The frame of benchmarks/first_hour.sh: what has passed is not repeated, each end of a step is stored, a page shows all."""
 
 import importlib
 import json
