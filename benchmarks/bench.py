@@ -182,7 +182,7 @@ def peer(setup: Setup, folder: Path, names: tuple[str, ...], threads: int) -> It
     with built(setup, names) as cases:
         trainers = [case.trainer for case in cases.values()]
         lead = next(iter(cases.values()))
-        together = partial(pass_over, trainers, lead.guide, lead.stream, 2)
+        together = partial(pass_over, trainers, lead.guide, lead.stream, 2, setup.replay())
         _, cohort, *alone = setup.medians([ask, together, *cases.values()])
     medians = [statistics.median(found[name] for found in theirs[1:]) for name in names]
     ours = [1000 * seconds / setup.steps for seconds in alone]
@@ -211,6 +211,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--eager", action="store_true", help="on a GPU: kernel by kernel, instead of graphs")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0)
     options = parser.parse_args()

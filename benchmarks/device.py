@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from steps import CIFAR, Case, Floor, Row, Setup, built, file_stream, pass_over
+from steps import CIFAR, Case, Floor, Row, Setup, built, cohort, file_stream, pass_over
 
 from kdbench.training.build import new_network, on_device
 
@@ -36,7 +36,7 @@ def _wait_of(case: Case) -> str:
     batch = next(batches)
     try:
         with _waits_are_errors(trainer.device):
-            shown, copies = (guide.forward(batch), guide.forward_views(batch)) if guide else (None, {})
+            shown, copies = guide.look(batch) if guide else (None, {})
             trainer.step(batch, shown, copies.get(trainer.transforms))
     except RuntimeError as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
@@ -97,8 +97,8 @@ def teacher_batches(setup: Setup, batches: Sequence[int]) -> Iterator[Row]:
 
 
 def graphs(setup: Setup, counts: Sequence[int]) -> Iterator[Row]:
-    """Plain training steps of several students: eager, as CUDA graphs, and as graphs on streams of their own."""
-    floor, most = Floor(replace(setup, steps=1)), max(counts)
+    """A step of cohorts of kd, eager and replayed; and plain steps of as many students, eager, as graphs, and on streams."""
+    floor, most, replay = Floor(replace(setup, steps=1)), max(counts), setup.replay()
     eager = [floor.student() for _ in range(most)]
     captured = [_captured(floor.student()) for _ in range(most)]
     streams = [torch.cuda.Stream() for _ in range(most)]
@@ -110,14 +110,17 @@ def graphs(setup: Setup, counts: Sequence[int]) -> Iterator[Row]:
                 with torch.cuda.stream(on[number] if on else current):
                     student()
 
-    for count in counts:
-        ways = {
-            "eager, ms": partial(steps, eager[:count]),
-            "graphs, ms": partial(steps, captured[:count]),
-            "graphs on streams, ms": partial(steps, captured[:count], streams[:count]),
-        }
-        times = setup.medians([*ways.values()])
-        yield {"students": count, **{way: 1000 * t / setup.steps for way, t in zip(ways, times, strict=True)}}
+    with cohort(setup, most) as (trainers, guide, stream):
+        for count in counts:
+            ways = {
+                "kdbench eager, ms": partial(pass_over, trainers[:count], guide, stream),
+                "kdbench replayed, ms": partial(pass_over, trainers[:count], guide, stream, replay=replay),
+                "plain eager, ms": partial(steps, eager[:count]),
+                "plain graphs, ms": partial(steps, captured[:count]),
+                "plain graphs on streams, ms": partial(steps, captured[:count], streams[:count]),
+            }
+            times = setup.medians([*ways.values()])
+            yield {"students": count, **{way: 1000 * t / setup.steps for way, t in zip(ways, times, strict=True)}}
 
 
 def _captured(step: Callable[[], None]) -> Callable[[], None]:

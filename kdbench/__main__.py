@@ -7,11 +7,16 @@ import sys
 def main() -> None:
     """Run a command. Exit codes: 0 all done, 1 some runs failed, 2 bad input, 130 interrupted."""
     _leave_working_folder()
+    import logging
+
     from kdbench.cli.app import app
     from kdbench.cli.options import open_streams, say
     from kdbench.errors import KdbenchError
 
     open_streams()
+    log = logging.getLogger("kdbench")  # what takes long says how far it is
+    log.addHandler(logging.StreamHandler())
+    log.setLevel(logging.INFO)
     try:
         try:
             app()

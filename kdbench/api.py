@@ -67,6 +67,7 @@ def run(
     checkpoint_seconds: float = 30.0,
     retry_diverged: bool = False,
     deterministic: bool = False,
+    eager: bool = False,
     progress: Callable[[str, dict[str, Any]], None] | None = None,
 ) -> dict[str, str]:
     """Train what is missing of suites, in worker processes. Returns the reason of each failure by the id of its record.
@@ -79,6 +80,7 @@ def run(
     checkpoint_seconds: save a checkpoint when the last one is this old
     retry_diverged:     train runs again whose loss diverged
     deterministic:      on a GPU: the same bits each time, in float32 throughout, more slowly
+    eager:              on a GPU: launch kernel by kernel, instead of replaying steps as graphs
     progress:           called in this process with the slot ("cpu:0", or "" for none) and an event, a dict whose "event" is
                         "planned", "started", "epoch" (with "id", "epoch", "loss" and "top1" in %), "finished", "failed" (with
                         "reason"), "message" (with "text"), …
@@ -90,7 +92,15 @@ def run(
     from kdbench.execution.worker_handle import RunOptions
 
     options = RunOptions(
-        Path(results), Path(data), devices, jobs_per_device, download, checkpoint_seconds, retry_diverged, deterministic
+        Path(results),
+        Path(data),
+        devices,
+        jobs_per_device,
+        download,
+        checkpoint_seconds,
+        retry_diverged=retry_diverged,
+        deterministic=deterministic,
+        eager=eager,
     )
     return run_suites(_load(suites, results), options, progress or (lambda slot, event: None))
 
@@ -160,12 +170,12 @@ def load_student(run: str | Run, results: AnyPath = "results", data: AnyPath = "
     return load(run if isinstance(run, str) else run.id, _existing(results), Path(data), device)
 
 
-def evaluate(run: str | Run, results: AnyPath = "results", data: AnyPath = "data", device: str = "cpu") -> Evaluation:
+def evaluate(run: str | Run, results: AnyPath = "results", data: AnyPath = "data", device: str = "auto") -> Evaluation:
     """Measure the student of a finished run, or a teacher, on the test images of its own data set.
 
     run:    a run's or teacher's id, or how it begins, or a run of a suite
     data:   the folder of the data sets
-    device: where it is measured, "cpu", "cuda" or "cuda:NUMBER"
+    device: where it is measured: "cpu", "cuda" or "cuda:NUMBER"; "auto": on the first GPU, if there is one
 
     Accuracies are in %, the calibration error is between 0 and 1, latencies are in milliseconds. Raises BadInput for an
     unknown or unfinished network, missing data or another device, BadRecord where weights are damaged or were not kept.

@@ -160,12 +160,13 @@ def _check_devices() -> int:
     for number in machine.usable:
         gpu = machine.gpus[number]
         bf16 = "fp32 and bf16" if gpu.capability >= BF16_CAPABILITY else "fp32 (bf16 needs compute capability 8.0)"
-        _line(True, f"GPU {number}: {gpu}, {gpu.memory / 2**30:.0f} GiB, trains in {bf16}")
+        graphs = f"kernel by kernel ({gpu.eager})" if gpu.eager else "as graphs"
+        _line(True, f"GPU {number}: {gpu}, {gpu.memory / 2**30:.0f} GiB, trains in {bf16}; steps are launched {graphs}")
     for text in machine.unusable():
         archs = f" It is built for {', '.join(machine.archs)}." if machine.archs else ""
         _line(False, f"{text}. Install a torch for this GPU and driver.{archs} --devices cpu leaves the GPUs alone")
     if not machine.gpus and machine.absent:
-        _line(False, f"no GPU is visible ({machine.trouble}): training uses the CPU", optional=True)
+        _line(False, f"no GPU is visible ({machine.trouble}): training uses the CPU, without graphs", optional=True)
     return len(machine.unusable())
 
 

@@ -45,6 +45,20 @@ def complete_tables(incomplete: str) -> list[str]:
     return _starting(incomplete, TABLES)
 
 
+def complete_pictures(incomplete: str) -> list[str]:
+    """The kinds of pictures, and suites."""
+    from kdbench.catalogue.pictures import KINDS
+
+    return _starting(incomplete, KINDS) + complete_suites(incomplete)
+
+
+def complete_figures(incomplete: str) -> list[str]:
+    """The papers' figures."""
+    from kdbench.catalogue.pictures import paper_figures
+
+    return _starting(incomplete, paper_figures())
+
+
 def complete_names(incomplete: str) -> list[str]:
     """All that `kdbench show` knows by name."""
     from kdbench.catalogue.terms import term_names

@@ -161,6 +161,7 @@ Size = Annotated[int | None, typer.Option(min=8, max=1024, help="The side of the
 TestSplit = Annotated[
     float | None, typer.Option(help="The share of each class held out for tests, where there is no test part.")
 ]
+Stream = Annotated[bool, typer.Option("--stream", help="Let the images stay files, decoded anew in each epoch.")]
 Skip = Annotated[bool, typer.Option("--skip-unreadable", help="Leave files that cannot be decoded out.")]
 
 
@@ -170,6 +171,7 @@ def inspect(
     size: Size = None,
     test_split: TestSplit = None,
     skip: Skip = False,
+    stream: Stream = False,
     sheet: Annotated[
         Path | None,
         typer.Option("--sheet", parser=path, metavar="PNG", help="Write 24 training pictures to this file."),
@@ -181,7 +183,7 @@ def inspect(
 
     from kdbench.datafiles.own_images import contact_sheet, read
 
-    found = read(_source(place, size, test_split, skip))
+    found = read(_source(place, size, test_split, skip, stream))
     if sheet:
         content = io.BytesIO()
         contact_sheet(found).save(content, "PNG")
@@ -201,6 +203,7 @@ def inspect(
     f = found.facts
     typer.echo(
         f"{f['train']:,} training and {f['test']:,} test images of {f['classes']} classes, {f['size']} × {f['size']} pixels"
+        + (", decoded in each epoch" if f["streamed"] else "")
     )
     typer.echo(f"mean {f['mean']}, std {f['std']}, content {f['sha256'][:12]}")
     for text in found.skipped:
@@ -215,13 +218,15 @@ def add(
     size: Size = None,
     test_split: TestSplit = None,
     skip: Skip = False,
+    stream: Stream = False,
 ) -> None:
     """Read images of your own, keep them decoded in the cache, and print the lines that a suite needs for them."""
     from kdbench.datafiles.own_images import read
 
-    source = _source(place, size, test_split, skip)
+    source = _source(place, size, test_split, skip, stream)
     facts = read(source).facts
-    entry = {source.kind: source.path, "size": size, "test_split": test_split, "skip_unreadable": skip or None}
+    entry = {source.kind: source.path, "size": size, "test_split": test_split}
+    entry |= {"skip_unreadable": skip or None, "stream": stream or None}
     say(
         f"{facts['train']:,} training and {facts['test']:,} test images of {facts['classes']} classes. Lines for a suite:"
     )
@@ -229,9 +234,9 @@ def add(
     typer.echo(write_yaml(lines), nl=False)
 
 
-def _source(place: Path, size: int | None, test_split: float | None, skip: bool) -> ImageSource:
+def _source(place: Path, size: int | None, test_split: float | None, skip: bool, stream: bool) -> ImageSource:
     kind = {".csv": "csv", ".npz": "npz"}.get(place.suffix.lower(), "folder")
-    options = {"size": size, "test_split": test_split, "skip_unreadable": skip or None}
+    options = {"size": size, "test_split": test_split, "skip_unreadable": skip or None, "stream": stream or None}
     return _validated(ImagesEntry, {kind: str(place), **options}).source(Path())
 
 

@@ -30,7 +30,7 @@ def evaluate(
     size: Annotated[
         int | None, typer.Option("--size", min=8, max=1024, help="The side in pixels of the images it sees.")
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:NUMBER.")] = "cpu",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:NUMBER.")] = "auto",
     results: Results = Path("results"),
     data: Data = Path("data"),
     output: Output = None,

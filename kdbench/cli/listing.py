@@ -1,4 +1,4 @@
-"""`kdbench list`: methods, models, data sets, protocols, suites, tables, teachers and runs."""
+"""`kdbench list`: methods, models, data sets, protocols, suites, tables, figures, teachers and runs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from kdbench.catalogue.datasets import datasets
 from kdbench.catalogue.networks import networks
+from kdbench.catalogue.pictures import paper_figures
 from kdbench.catalogue.tables import layouts
 from kdbench.catalogue.terms import TermInfo, costs, term, term_names
 from kdbench.catalogue.text import normalise, one_line, printable
@@ -34,7 +35,7 @@ from kdbench.suite.specs import RunSpec, stage_from, stage_label
 Lines = list[dict[str, Any]]
 
 
-Kind = StrEnum("Kind", "methods models datasets protocols suites tables teachers runs")
+Kind = StrEnum("Kind", "methods models datasets protocols suites tables figures teachers runs")
 """Kinds of things that can be listed."""
 
 
@@ -43,7 +44,7 @@ def list_things(
     results: Results = Path("results"),
     json_output: Json = False,
 ) -> None:
-    """List methods, models, datasets, protocols, suites, tables, teachers or runs."""
+    """List methods, models, datasets, protocols, suites, tables, figures, teachers or runs."""
     stored = kind in (Kind.teachers, Kind.runs)
     lines = _records(results, kind) if stored else _CATALOGUE[kind]()
     if json_output:
@@ -124,6 +125,13 @@ def _tables() -> Lines:
             "": layout.title,
         }
         for id, layout in layouts().tables.items()
+    ]
+
+
+def _figures() -> Lines:
+    return [
+        {"figure": name, "kind": figure.kind, "suite": " ".join(figure.suites), "": figure.title}
+        for name, figure in paper_figures().items()
     ]
 
 
@@ -239,6 +247,7 @@ _CATALOGUE: dict[Kind, Callable[[], Lines]] = {
     Kind.protocols: _protocols,
     Kind.suites: _suites,
     Kind.tables: _tables,
+    Kind.figures: _figures,
 }
 
 

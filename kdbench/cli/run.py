@@ -63,6 +63,9 @@ def run(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="On a GPU: the same bits each time, in float32 throughout; slower.")
     ] = False,
+    eager: Annotated[
+        bool, typer.Option("--eager", help="On a GPU: launch kernel by kernel, instead of replaying steps as graphs.")
+    ] = False,
     format: FormatOption = Format.terminal,
 ) -> None:
     """Train what is missing of the suites, then print their tables. Safe to kill: run it again to resume."""
@@ -73,7 +76,7 @@ def run(
     store = Store(results)
     tell_changed(loaded, [store])
     options = RunOptions(
-        results, data, devices, jobs_per_device, download, checkpoint_seconds, retry_diverged, deterministic
+        results, data, devices, jobs_per_device, download, checkpoint_seconds, retry_diverged, deterministic, eager
     )
     with progress(loaded) as on_event:
         failed = run_suites(loaded, options, on_event)

@@ -156,10 +156,10 @@ class FileStream:
         order = torch.randperm(len(self), generator=generator("epoch", *self.seed, epoch))
         parts = torch.split(order, self.batch)[first:]
         batches = self.load([(epoch, with_teacher, bool(transforms), part.tolist()) for part in parts])
-        generators = {name: ViewGenerator(name, len(self), (*self.seed, epoch)) for name in transforms}
+        generators = {name: ViewGenerator(name, len(self), (*self.seed, epoch), self.device) for name in transforms}
         normalise = self.normalise if with_teacher else self.normalise[:1]
-        for number, (part, stacks) in enumerate(zip(parts, batches, strict=True), first):
-            indices = part.to(self.device)
+        places = torch.split(order.to(self.device), self.batch)[first:]
+        for number, (indices, stacks) in enumerate(zip(places, batches, strict=True), first):
             images = [each(stack) for each, stack in zip(normalise, stacks, strict=False)]
             crops, start = stacks[len(images) :], number * self.batch
             yield Batch(

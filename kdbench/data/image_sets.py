@@ -22,12 +22,13 @@ from kdbench import __version__
 from kdbench.catalogue.datasets import Dataset
 from kdbench.data.batch import generator
 from kdbench.data.preprocess import resize
-from kdbench.datafiles import own_images
+from kdbench.datafiles import own_images, own_pictures
 from kdbench.datafiles.fetch import fetch
 from kdbench.datafiles.folders import Listing, list_folders, read_picture
 from kdbench.datafiles.own_files import ImageSource
 from kdbench.datafiles.readers import Split, read_splits
 from kdbench.errors import BadInput
+from kdbench.suite.data_specs import ImagesSpec
 from kdbench.suite.specs import DatasetSpec, Scenario
 
 
@@ -38,6 +39,7 @@ class ImageFiles:
     names:        [N] file names below ``folder``, as bytes
     labels:       [N] int64
     size:         the default image size in pixels, for a preprocessing that states none
+    decode:       reads a file as RGB; raises BadInput for one that is no image
     clean_labels: [N] int64, the labels before label noise; None without noise
     indices:      [N] int64, positions in the whole list, sorted by class and name; None for the whole list
     """
@@ -47,6 +49,7 @@ class ImageFiles:
     labels: Tensor
     classes: int
     size: int
+    decode: Callable[[Path], Image.Image] = read_picture
     clean_labels: Tensor | None = None
     indices: Tensor | None = None
 
@@ -59,12 +62,13 @@ class ImageFiles:
 
     def read(self, index: int) -> Image.Image:
         """One image in RGB. Raises BadInput for a file that is none."""
-        return read_picture(self.folder / os.fsdecode(self.names[index]))
+        return self.decode(self.folder / os.fsdecode(self.names[index]))
 
 
-def image_files(listing: Listing, classes: int, size: int) -> ImageFiles:
+def image_files(listing: Listing, facts: Dataset, decode: Callable[[Path], Image.Image] = read_picture) -> ImageFiles:
     """The set of files that a listing names."""
-    return ImageFiles(listing.folder, listing.names, torch.from_numpy(listing.labels), classes, size)
+    labels = torch.from_numpy(listing.labels)
+    return ImageFiles(listing.folder, listing.names, labels, facts.classes, facts.size, decode)
 
 
 @dataclass(frozen=True)
@@ -117,8 +121,7 @@ def load_images(
     """
     facts = spec.facts
     if spec.images and not spec.stand_in:
-        halves = own_images.load(spec.images.sha256, (sources or {}).get(spec.images.sha256))
-        return _in_memory(halves, spec)
+        return _load_own(spec.images, (sources or {}).get(spec.images.sha256), spec)
     try:
         return _load(facts, spec, root)
     except BadInput:
@@ -127,9 +130,18 @@ def load_images(
     return _load(facts, spec, root)
 
 
+def _load_own(images: ImagesSpec, source: ImageSource | None, spec: DatasetSpec) -> Sets:
+    if not images.streamed:
+        return _in_memory(own_images.load(images.sha256, source), spec)
+    listings = own_images.list_streamed(images.sha256, source)
+    decode = partial(own_pictures.read_picture, source.kind if source else "folder")
+    train, test = (image_files(each, spec.facts, decode) for each in listings)
+    return _parts(train, test, spec)
+
+
 def _load(facts: Dataset, spec: DatasetSpec, root: Path) -> Sets:
     if facts.streamed and not spec.stand_in:
-        train_files, test_files = (image_files(each, facts.classes, facts.size) for each in list_folders(facts, root))
+        train_files, test_files = (image_files(each, facts) for each in list_folders(facts, root))
         return _parts(train_files, test_files, spec)
     if facts.files and not spec.stand_in:
         return _in_memory(read_splits(facts, root), spec)

@@ -69,7 +69,7 @@ class Stream:
         if self.teacher and with_teacher:
             augmenters.append(self.teacher)
             crops_and_flips.append(self.teacher.draw(count, generator("teacher's view", *self.seed, epoch)))
-        generators = {name: ViewGenerator(name, count, (*self.seed, epoch)) for name in transforms}
+        generators = {name: ViewGenerator(name, count, (*self.seed, epoch), self.device) for name in transforms}
         crops = [
             augmenter.draw(VIEWS_PER_IMAGE * count, generator("copies", role, *self.seed, epoch))[0]
             for role, augmenter in enumerate(augmenters if generators else [])
@@ -81,9 +81,13 @@ class Stream:
                 augmenter(indices, offsets[:, part], flips[part])
                 for augmenter, (offsets, flips) in zip(augmenters, crops_and_flips, strict=True)
             ]
-            repeated, rows = indices.repeat_interleave(VIEWS_PER_IMAGE), view_rows(start, len(indices))
+            rows = view_rows(start, len(indices))
             pixels = [
-                augmenter.pixels(repeated, offsets[:, rows], flips[part].repeat_interleave(VIEWS_PER_IMAGE))
+                augmenter.pixels(
+                    indices.repeat_interleave(VIEWS_PER_IMAGE),
+                    offsets[:, rows],
+                    flips[part].repeat_interleave(VIEWS_PER_IMAGE),
+                )
                 for augmenter, offsets, (_, flips) in zip(augmenters, crops, crops_and_flips, strict=False)
             ]
             normalise = [augmenter.normalise for augmenter in augmenters]

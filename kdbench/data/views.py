@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import permutations
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,12 +63,19 @@ def to_grayscale(images: Tensor) -> Tensor:
 
 def adjust_hue(images: Tensor, angle: Tensor) -> Tensor:
     """Rotate the two colour axes of YIQ space by an angle [N] in radians."""
-    forward = images.new_tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+    forward, inverse = _yiq(images.device)
     cosine, sine = angle.cos(), angle.sin()
     zero, one = torch.zeros_like(cosine), torch.ones_like(cosine)
     rotation = torch.stack([one, zero, zero, zero, cosine, -sine, zero, sine, cosine], dim=1).view(-1, 3, 3)
-    matrix = torch.linalg.inv(forward) @ rotation @ forward
+    matrix = inverse @ rotation @ forward
     return torch.einsum("nij,njhw->nihw", matrix, images).clamp(0, 1)
+
+
+@cache
+def _yiq(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The matrices [3, 3] from RGB to YIQ and back, on a device, where they stay."""
+    forward = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+    return forward.to(device), torch.linalg.inv(forward).to(device)
 
 
 def log_uniform(uniform: Tensor, most: float) -> Tensor:
@@ -74,11 +83,22 @@ def log_uniform(uniform: Tensor, most: float) -> Tensor:
     return torch.exp(math.log(most) * (2 * uniform - 1))
 
 
-class Transform(ABC):
-    """A family of image transformations. Its random numbers are drawn for a whole epoch in advance.
+class Draws(NamedTuple):
+    """Uniform numbers [n, numbers] for n views, image after image.
 
-    ``draws`` are uniform numbers [VIEWS_PER_IMAGE · N, numbers] on the CPU, image after image.
+    They lie on the CPU, where the number of views of each kind is known without waiting for the device, and on the device.
     """
+
+    host: Tensor
+    device: Tensor
+
+    def of(self, rows: slice) -> Draws:
+        """Those of some of the views."""
+        return Draws(self.host[rows], self.device[rows])
+
+
+class Transform(ABC):
+    """A family of image transformations. Its random numbers are drawn for a whole epoch in advance, on the CPU."""
 
     classes: int
     """The number of transforms, the identity included."""
@@ -87,7 +107,7 @@ class Transform(ABC):
     """The number of random numbers per view."""
 
     def draw(self, images: int, rng: torch.Generator) -> Tensor:
-        """The draws for as many images."""
+        """The draws [VIEWS_PER_IMAGE · N, numbers] for N images."""
         return torch.rand(VIEWS_PER_IMAGE * images, self.numbers, generator=rng)
 
     @abstractmethod
@@ -95,7 +115,7 @@ class Transform(ABC):
         """The transform of each view: [VIEWS_PER_IMAGE · N] int64, from 0 to ``classes`` - 1."""
 
     @abstractmethod
-    def apply(self, images: Tensor, draws: Tensor) -> Tensor:
+    def apply(self, images: Tensor, draws: Draws) -> Tensor:
         """Transform square images [VIEWS_PER_IMAGE · N, 3, H, W] of values from 0 to 255, each by its row of ``draws``."""
 
 
@@ -109,9 +129,10 @@ class Rotations(Transform):
         """The quarter turns."""
         return torch.arange(len(draws)) % VIEWS_PER_IMAGE + 1
 
-    def apply(self, images: Tensor, draws: Tensor) -> Tensor:
+    def apply(self, images: Tensor, draws: Draws) -> Tensor:
         """The turned images."""
-        return rotate90(images, self.labels(draws))
+        turned = [torch.rot90(images[turns - 1 :: VIEWS_PER_IMAGE], turns, (2, 3)) for turns in (1, 2, 3)]
+        return torch.stack(turned, dim=1).flatten(0, 1)
 
 
 class MixedTransforms(Transform):
@@ -130,16 +151,15 @@ class MixedTransforms(Transform):
         """1: grey, 2: turned, 3: a part, 4: other colours."""
         return randint_below(draws[:, 0], 4) + 1
 
-    def apply(self, images: Tensor, draws: Tensor) -> Tensor:
+    def apply(self, images: Tensor, draws: Draws) -> Tensor:
         """The transformed images, as float."""
-        kinds = self.labels(draws)
+        counts = self.labels(draws.host).bincount(minlength=self.classes).tolist()
+        rows = torch.split(self.labels(draws.device).argsort(stable=True), counts)
         values = images.float() / 255
         ways = (self._grey, self._turned, self._part, self._recoloured)
-        for kind, way in enumerate(ways, start=1):
-            rows = (kinds == kind).nonzero().flatten()
-            if len(rows):
-                where = rows.to(images.device)
-                values = values.index_copy(0, where, way(values[where], draws[rows]))
+        for way, where in zip(ways, rows[1:], strict=True):
+            if len(where):
+                values = values.index_copy(0, where, way(values[where], draws.device[where]))
         return values * 255
 
     @staticmethod
@@ -152,12 +172,12 @@ class MixedTransforms(Transform):
 
     @staticmethod
     def _part(images: Tensor, draws: Tensor) -> Tensor:
-        area, ratio, right, down = draws[:, 1:].to(images.device).unbind(1)
+        area, ratio, right, down = draws[:, 1:].unbind(1)
         return crop(images, 0.08 + 0.92 * area, log_uniform(ratio, 4 / 3), right, down)
 
     @staticmethod
     def _recoloured(images: Tensor, draws: Tensor) -> Tensor:
-        uniform = draws[:, 1:].to(images.device).T.view(4, -1, 1, 1, 1)
+        uniform = draws[:, 1:].T.view(4, -1, 1, 1, 1)
         brightness, contrast, saturation = 0.6 + 0.8 * uniform[:3]
         return color_jitter(images, brightness, contrast, saturation, 0.1 * (2 * uniform[3] - 1))
 
@@ -172,16 +192,22 @@ class Jigsaw(Transform):
         """The permutations, in lexicographic order."""
         return randint_below(draws[:, 0], self.classes)
 
-    def apply(self, images: Tensor, draws: Tensor) -> Tensor:
+    def apply(self, images: Tensor, draws: Draws) -> Tensor:
         """The images with their quarters moved. Raises BadInput for an odd number of pixels, which has no halves."""
         count, channels, side, _ = images.shape
         if side % 2:
             raise BadInput(f"a jigsaw needs images whose sides have halves, not {side} pixels")
         half = side // 2
-        orders = torch.tensor(list(permutations(range(4))))[self.labels(draws)].to(images.device)
+        orders = _orders(images.device)[self.labels(draws.device)]
         quarters = images.reshape(count, channels, 2, half, 2, half).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
         moved = quarters[torch.arange(count, device=images.device).unsqueeze(1), orders]
         return moved.view(count, 2, 2, channels, half, half).permute(0, 3, 1, 4, 2, 5).reshape(images.shape)
+
+
+@cache
+def _orders(device: torch.device) -> Tensor:
+    """The permutations [24, 4] of four quarters in lexicographic order, on a device, where they stay."""
+    return torch.tensor(list(permutations(range(4)))).to(device)
 
 
 TRANSFORMS: dict[str, Transform] = {"rotations": Rotations(), "four": MixedTransforms(), "jigsaw": Jigsaw()}
@@ -190,19 +216,21 @@ TRANSFORMS: dict[str, Transform] = {"rotations": Rotations(), "four": MixedTrans
 class ViewGenerator:
     """Generates one kind of views for an epoch of ``count`` images, with the same transforms for student and teacher."""
 
-    def __init__(self, name: str, count: int, seed: tuple[object, ...]) -> None:
+    def __init__(self, name: str, count: int, seed: tuple[object, ...], device: torch.device) -> None:
         self.transform = TRANSFORMS[name]
-        self.draws = self.transform.draw(count, generator("copies", name, *seed))
+        draws = self.transform.draw(count, generator("copies", name, *seed))
+        self.draws = Draws(draws, draws.to(device))
+        self.labels = self.transform.labels(draws).to(device)
 
     def __call__(self, pixels: Sequence[Tensor], normalise: Sequence[Normalisation], start: int) -> AugmentedViews:
         """The views of one batch, which begins at image number ``start`` of the epoch.
 
         pixels: [VIEWS_PER_IMAGE · B, 3, H, W] each, the crops of the student, and of the teacher if it has its own
         """
-        draws = self.draws[view_rows(start, len(pixels[0]) // VIEWS_PER_IMAGE)]
+        rows = view_rows(start, len(pixels[0]) // VIEWS_PER_IMAGE)
+        draws = self.draws.of(rows)
         seen = [each(self.transform.apply(crops, draws)) for crops, each in zip(pixels, normalise, strict=True)]
-        labels = self.transform.labels(draws).to(pixels[0].device)
-        return AugmentedViews(seen[0], labels, seen[1] if len(seen) > 1 else None)
+        return AugmentedViews(seen[0], self.labels[rows], seen[1] if len(seen) > 1 else None)
 
 
 def view_rows(start: int, count: int) -> slice:
@@ -211,12 +239,10 @@ def view_rows(start: int, count: int) -> slice:
 
 
 def rotate90(images: Tensor, quarters: Tensor) -> Tensor:
-    """Square images [N, 3, H, W], each turned counter-clockwise by ``quarters`` [N], on the CPU, quarter turns."""
-    result = images.clone()
-    for quarter in (1, 2, 3):
-        where = (quarters == quarter).nonzero().flatten().to(images.device)
-        result = result.index_copy(0, where, torch.rot90(images[where], quarter, (2, 3)))
-    return result
+    """Square images [N, 3, H, W], each turned counter-clockwise by ``quarters`` [N] int64, quarter turns."""
+    pixels = torch.arange(images[0, 0].numel(), device=images.device).view(images.shape[2:])
+    places = torch.stack([torch.rot90(pixels, turns).flatten() for turns in range(4)])[quarters]
+    return images.flatten(2).gather(2, places.unsqueeze(1).expand(-1, images.shape[1], -1)).view(images.shape)
 
 
 def randint_below(uniform: Tensor, count: int) -> Tensor:
@@ -258,15 +284,17 @@ class TwoViews:
         """The batches of an epoch, counted from 1. There is no teacher, and there are no transformed views."""
         rng = generator("two views", *self.seed, epoch)
         order = torch.randperm(len(self), generator=rng).to(self.device)
-        batch = self.how.recipe.batch
-        for number, part in enumerate(torch.split(order, batch)):
+        parts = torch.split(order, self.how.recipe.batch)
+        draws = [
+            (torch.rand(5, 2 * len(part), generator=rng), torch.rand(6, 2 * len(part), generator=rng)) for part in parts
+        ]
+        where, colours = (torch.cat(each, dim=1).to(self.device) for each in zip(*draws, strict=True))
+        for number, part in enumerate(parts[first:], first):
             indices = part.repeat(2)
-            where = torch.rand(5, len(indices), generator=rng)
-            colours = torch.rand(6, len(indices), 1, 1, 1, generator=rng)
-            if number < first:
-                continue
-            crops = self._crop(self.images[indices].float() / 255, where.to(self.device))
-            views = self._recolour(crops, colours.to(self.device))
+            start = 2 * number * self.how.recipe.batch
+            columns = slice(start, start + len(indices))
+            crops = self._crop(self.images[indices].float() / 255, where[:, columns])
+            views = self._recolour(crops, colours[:, columns, None, None, None])
             yield Batch(self.normalise(views.mul_(255)), self.labels[indices], indices)
 
     def _crop(self, images: Tensor, uniform: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ import csv
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from kdbench.catalogue.text import first_few, listed, nearest
 from kdbench.errors import BadInput, reason_of
@@ -29,6 +29,7 @@ class ImageSource:
     size:            the side in pixels; None: that of a NumPy file's arrays
     test_split:      the share of each class that is held out for tests, where the source has no test part
     skip_unreadable: leave files that cannot be decoded out, instead of refusing the set
+    stream:          decode the files anew in each epoch, instead of once into memory; None: where memory is too small
     """
 
     kind: Literal["folder", "csv", "npz", "huggingface"]
@@ -36,21 +37,23 @@ class ImageSource:
     size: int | None = None
     test_split: float | None = None
     skip_unreadable: bool = False
+    stream: bool | None = None
 
     @property
     def key(self) -> str:
         """One text for the place and all options."""
-        return json.dumps([self.kind, self.path, *self.options])
+        return json.dumps(astuple(self))
 
-    @property
-    def options(self) -> tuple[Any, ...]:
-        return (self.size, self.test_split, self.skip_unreadable)
+    @classmethod
+    def of_key(cls, key: str) -> ImageSource:
+        """The source that has this ``key``. Raises ValueError or TypeError for what is none."""
+        return cls(*json.loads(key))
 
 
 class Picture(NamedTuple):
-    """A picture's file, or its bytes, and its label."""
+    """A picture's file and its label. In a folder of datasets, a row is SPLIT/NUMBER below that folder."""
 
-    file: Path | bytes
+    file: Path
     label: int
 
 
@@ -157,31 +160,16 @@ def list_table(source: ImageSource) -> Listed:
 
 
 def _list_saved(source: ImageSource) -> Listed:
-    """The rows of a data set that Hugging Face's datasets has saved with ``save_to_disk``."""
-    try:
-        from datasets import Image, load_from_disk
-    except ImportError:
-        raise BadInput("a folder of datasets needs the package: pip install 'kdbench[huggingface]'") from None
-    try:
-        content = load_from_disk(source.path)
-    except Exception as error:  # what is no such folder makes the package raise almost anything
-        raise BadInput(f"{source.path}: is no folder that datasets has saved: {reason_of(error)}") from None
-    splits = dict(content) if isinstance(content, dict) else {"train": content}
-    test = next((splits[name] for name in TEST_FOLDERS if name in splits), None)
+    from kdbench.datafiles.own_pictures import saved_splits  # which imports Pillow
+
+    saved_splits.cache_clear()  # they may have been saved anew
+    splits = saved_splits(Path(source.path))
     if "train" not in splits:
         raise BadInput(f"{source.path}: has the splits {listed(list(splits))}, and none is called train")
-    kinds = {name: type(feature).__name__ for name, feature in splits["train"].features.items()}
-    pictures = [name for name, kind in kinds.items() if kind == "Image"]
-    labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
-    if not pictures or not labels:
-        raise BadInput(f"{source.path}: has no column of type Image and one of type ClassLabel: {kinds}")
-
-    def rows(split: Any) -> list[Picture]:
-        plain = split.cast_column(pictures[0], Image(decode=False))
-        return [
-            Picture(row[pictures[0]]["bytes"] or Path(row[pictures[0]]["path"]), row[labels[0]])
-            for row in plain.select_columns([pictures[0], labels[0]])
-        ]
-
-    names = list(splits["train"].features[labels[0]].names)
-    return Listed(rows(splits["train"]), rows(test) if test is not None else None, names)
+    test = next((name for name in TEST_FOLDERS if name in splits), None)
+    halves = [
+        [Picture(Path(source.path, name, str(row)), label) for row, label in enumerate(splits[name].labels)]
+        for name in ("train", test)
+        if name
+    ]
+    return Listed(halves[0], halves[1] if test else None, splits["train"].class_names)

@@ -94,7 +94,7 @@ class Evaluation:
 
 def evaluate(found: FinishedNetwork, data: Path, device: torch.device) -> Evaluation:
     """Evaluate a network on a device. Raises BadInput where its data set is not there."""
-    logits, labels = _classify(found, data, device)
+    logits, labels = classify(found, data, device)
     count = len(labels)
     first, fifth = count_hits(logits, labels).tolist()
     matrix = confusion_matrix(logits.argmax(1), labels, found.dataset.class_count)
@@ -119,9 +119,9 @@ def evaluate(found: FinishedNetwork, data: Path, device: torch.device) -> Evalua
 
 
 @torch.no_grad()
-def _classify(found: FinishedNetwork, data: Path, device: torch.device) -> tuple[Tensor, Tensor]:
+def classify(found: FinishedNetwork, data: Path, device: torch.device) -> tuple[Tensor, Tensor]:
     """Logits [N, K] float32 and labels [N] of all test images, on the CPU."""
-    test = DataSource(data, device).test(found.dataset, found.view)
+    test = DataSource(data, device, sources=found.sources).test(found.dataset, found.view)
     pairs = [(found.network(images).logits.float().cpu(), labels.cpu()) for images, labels in test]
     logits, labels = (torch.cat(each) for each in zip(*pairs, strict=True))
     if not logits.isfinite().all():
@@ -144,16 +144,26 @@ def _percent(part: int, whole: int) -> float | None:
     return 100 * part / whole if whole else None
 
 
-def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = BINS) -> float:
-    """Mean over images of |accuracy - confidence| of their bin, between 0 and 1. A bin holds its upper edge.
+def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> tuple[Tensor, Tensor, Tensor]:
+    """The images, and the sums of confidences and of right answers, of each bin of confidence: [bins] each.
 
-    logits: [N, K], labels: [N]
+    logits: [N, K], labels: [N]. A bin holds its upper edge.
     """
     confidence, predicted = logits.double().softmax(1).max(1)
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
     index = torch.bucketize(confidence, edges[1:-1])
-    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, (predicted == labels).double() - confidence)
-    return float(gaps.abs().sum() / len(labels))
+    sums = torch.zeros(3, bins, dtype=torch.float64)
+    for row, values in zip(
+        sums, (torch.ones_like(confidence), confidence, (predicted == labels).double()), strict=True
+    ):
+        row.index_add_(0, index, values)
+    return sums[0], sums[1], sums[2]
+
+
+def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = BINS) -> float:
+    """Mean over images of |accuracy - confidence| of their bin, between 0 and 1: logits [N, K], labels [N]."""
+    _, confidence, right = reliability(logits, labels, bins)
+    return float((right - confidence).abs().sum() / len(labels))
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
@@ -205,13 +215,16 @@ def time_passes(network: nn.Module, batch: int, size: int, device: torch.device,
 
 
 def usable_device(name: str) -> torch.device:
-    """The device of a name such as "cpu" or "cuda:1". Raises BadInput for one that is not there."""
+    """The device of a name such as "cpu" or "cuda:1"; "auto" is the first GPU, or the CPU where there is none.
+
+    Raises BadInput for one that is not there.
+    """
     try:
-        device = torch.device(name)
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise BadInput(f"device '{name}' cannot be used ({reason}): choose cpu, cuda or cuda:NUMBER") from None
+        raise BadInput(f"device '{name}' cannot be used ({reason}): choose auto, cpu, cuda or cuda:NUMBER") from None
     return device
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,11 +12,13 @@ from kdbench.catalogue.datasets import dataset as find_dataset
 from kdbench.catalogue.plugins import locating_modules
 from kdbench.catalogue.text import command
 from kdbench.datafiles.folders import class_names
+from kdbench.datafiles.own_files import ImageSource
 from kdbench.errors import BadInput
 from kdbench.models import build, load_checkpoint
 from kdbench.models.backbone import Backbone
 from kdbench.store.record import Record
 from kdbench.store.store import Store
+from kdbench.store.suites import image_sources
 from kdbench.suite.specs import (
     Checkpoint,
     DatasetSpec,
@@ -29,6 +32,7 @@ from kdbench.suite.specs import (
     stage_label,
 )
 from kdbench.training.build import archived_modules, load, load_teacher, on_device, seen_size
+from kdbench.training.measuring import online_teacher
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class FinishedNetwork:
     dataset: the data set that it was trained for
     view:    how it sees test images
     top1:    the accuracy in % that its record holds for these weights; None for a checkpoint
+    sources: where images of one's own are, by the hash of their content
     """
 
     id: str
@@ -52,6 +57,7 @@ class FinishedNetwork:
     dataset: DatasetSpec
     view: Preprocessing
     top1: float | None = None
+    sources: Mapping[str, ImageSource] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -85,6 +91,7 @@ def find_network(id: str, store: Store, data: Path, device: torch.device) -> Fin
             spec.dataset,
             spec.recipe.preprocessing,
             _accuracy(store.run(spec.id), spec.checkpoint),
+            image_sources(store),
         )
     if not teacher.done():
         raise BadInput(f"teacher {teacher.id} in {store.root} is not finished: run its suite again to resume it")
@@ -109,7 +116,24 @@ def find_network(id: str, store: Store, data: Path, device: torch.device) -> Fin
         stage.dataset,
         view,
         _accuracy(teacher, stage.checkpoint),
+        image_sources(store),
     )
+
+
+def find_teacher_of(run: str, store: Store, data: Path, device: torch.device) -> FinishedNetwork:
+    """The teacher that a finished run learned from, as it was when the run ended.
+
+    Raises what ``find_network`` raises, and BadInput for a run without a teacher.
+    """
+    spec = find_network(run, store, data, torch.device("cpu")).spec
+    if not isinstance(spec, RunSpec) or spec.teacher is None:
+        raise BadInput(f"run {run} learned from no teacher")
+    stage = spec.teacher
+    with locating_modules(archived_modules(stage.network, store)):
+        network = online_teacher(spec, store, device) if spec.head else load_teacher(stage, store, device)
+    view = spec.teacher_view or spec.recipe.preprocessing
+    ready = network.eval().requires_grad_(False)
+    return FinishedNetwork(stage.id, stage_label(stage), ready, stage, stage.network, spec.dataset, view)
 
 
 def _accuracy(record: Record, kept: Checkpoint) -> float | None:

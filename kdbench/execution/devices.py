@@ -24,12 +24,15 @@ NO_GPUS = {"CUDA_VISIBLE_DEVICES": ""}
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as torch sees it: compute capability, memory in bytes, and why torch cannot use it (""; it can)."""
+    """A GPU as torch sees it: compute capability, memory in bytes, why torch cannot use it ("": it can), and why steps are
+    not replayed as graphs, where that was tried.
+    """
 
     name: str
     capability: tuple[int, int] = (0, 0)
     memory: int = 0
     trouble: str = ""
+    eager: str = ""
 
     def __str__(self) -> str:
         return f"{self.name} (compute capability {'.'.join(map(str, self.capability))})"

@@ -141,9 +141,10 @@ class RunOptions:
     """Where results and data are, and on what and how to train.
 
     ``devices`` is ``auto``, ``cpu``, or GPU numbers such as ``0,1``; ``checkpoint_seconds`` is the age at which a resume
-    point is replaced; ``deterministic``: a GPU gives the same bits each time, more slowly; ``weights`` holds files of weights
-    by SHA-256, in addition to those that suites name. ``images``, the sources of images of one's own, and ``beside``, the
-    folders of plug-ins' modules that are not on the import path, are found out when a run starts.
+    point is replaced; ``deterministic``: a GPU gives the same bits each time, more slowly; ``eager``: a GPU's kernels are
+    launched one by one, instead of as graphs; ``weights`` holds files of weights by SHA-256, in addition to those that suites
+    name. ``images``, the sources of images of one's own, and ``beside``, the folders of plug-ins' modules that are not on the
+    import path, are found out when a run starts.
     """
 
     results: Path = Path("results")
@@ -154,6 +155,7 @@ class RunOptions:
     checkpoint_seconds: float = 30.0
     retry_diverged: bool = False
     deterministic: bool = False
+    eager: bool = False
     weights: Mapping[str, Path] = field(default_factory=dict)
     images: Mapping[str, ImageSource] = field(default_factory=dict)
     beside: Mapping[str, Path] = field(default_factory=dict)

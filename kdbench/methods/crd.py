@@ -78,25 +78,30 @@ class CRD(Term):
             self.register_buffer(f"{side}_z", torch.zeros(()))
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        """Return the sum of both sides' losses; bring the banks up to date."""
+        """Return the sum of both sides' losses."""
         drawn = self.negatives.draw(batch.indices, relax=self.relax)
         s = unit(self.embed_student(student.embedding))
         t = unit(self.embed_teacher(teacher.embedding))
         s_scores = exponentials(s, self.teacher_bank, drawn.columns, self.temperature)
         t_scores = exponentials(t, self.student_bank, drawn.columns, self.temperature)
-        self.student_z = self._constant(self.student_z, s_scores, drawn.mask)
-        self.teacher_z = self._constant(self.teacher_z, t_scores, drawn.mask)
+        self._settle(self.student_z, s_scores, drawn.mask)
+        self._settle(self.teacher_z, t_scores, drawn.mask)
         noise = self.negatives.count / self.context.train_size
         loss = contrast_loss(s_scores / self.student_z, drawn.mask, noise)
         loss = loss + contrast_loss(t_scores / self.teacher_z, drawn.mask, noise)
-        # Out of place: the backward pass still needs the banks as they were scored.
-        self.student_bank = updated(self.student_bank, batch.indices, s, self.momentum)
-        self.teacher_bank = updated(self.teacher_bank, batch.indices, t, self.momentum)
+        self._seen = batch.indices, s.detach(), t.detach()
         return loss
 
-    def _constant(self, z: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
-        """Z as it is, or set from the first scores. Chosen on the device: asking it would stop the step."""
-        return torch.where(z > 0, z, first_z(scores, mask, self.context.train_size))
+    def after_step(self) -> None:
+        """Bring the banks up to date. The backward pass needs them as they were scored."""
+        indices, s, t = self._seen
+        move_rows(self.student_bank, indices, s, self.momentum)
+        move_rows(self.teacher_bank, indices, t, self.momentum)
+
+    @torch.no_grad()
+    def _settle(self, z: Tensor, scores: Tensor, mask: Tensor) -> None:
+        """Leave Z as it is, or set it from the first scores. Chosen on the device: asking it would stop the step."""
+        torch.where(z > 0, z, first_z(scores, mask, self.context.train_size), out=z)
 
 
 @in_float32
@@ -132,10 +137,10 @@ def new_bank(images: int, width: int) -> Tensor:
 
 
 @torch.no_grad()
-def updated(bank: Tensor, indices: Tensor, embedding: Tensor, momentum: float) -> Tensor:
-    """The bank with the rows ``indices`` moved towards an embedding [B, width]."""
+def move_rows(bank: Tensor, indices: Tensor, embedding: Tensor, momentum: float) -> None:
+    """Move the rows ``indices`` of a bank towards an embedding [B, width], in place."""
     rows = unit_rows(momentum * bank[indices] + (1 - momentum) * embedding, epsilon=1e-6)
-    return bank.index_copy(0, indices, rows)
+    bank.index_copy_(0, indices, rows)
 
 
 class NegativeSample(NamedTuple):

@@ -45,6 +45,7 @@ class OnlineKD(Term):
     reads = "labels, the student's logits and second-to-last feature map"
     needs_teacher = False
     requires = ("last_stage_again",)
+    reads_epoch = True
     version = 1
 
     def __init__(

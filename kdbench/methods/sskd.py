@@ -113,8 +113,9 @@ def transfer_loss(student: Tensor, teacher: Tensor, answers: Tensor, temperature
 @torch.no_grad()
 def ranks(scores: Tensor, answers: Tensor) -> Tensor:
     """[R]: the position of each right answer in its row of scores [R, K], the highest first; of equal scores the earlier."""
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    return (order == answers.unsqueeze(1)).int().argmax(1)
+    right = scores.gather(1, answers.unsqueeze(1))
+    earlier = torch.arange(scores.shape[1], device=scores.device) < answers.unsqueeze(1)
+    return torch.where(earlier, scores >= right, scores > right).sum(1)
 
 
 @torch.no_grad()

@@ -89,6 +89,9 @@ class Term(nn.Module):
     Its outputs then have (1 + views) · B rows: each image's, followed by those of its views.
     """
 
+    reads_epoch: ClassVar[bool] = False
+    """Whether ``forward`` depends on ``epoch``."""
+
     initial: ClassVar[bool] = False
     """Whether the term trains the student by itself before the main training, in which ``forward`` then gives 0.
 
@@ -128,6 +131,12 @@ class Term(nn.Module):
         """Called before each epoch of the main training. Both networks are in eval mode; the teacher is a copy.
 
         The stream gives the batches of this epoch or any other. Most terms do nothing here.
+        """
+
+    def after_step(self) -> None:
+        """Called once the optimiser has taken its step on the batch that ``forward`` saw last. Most terms do nothing here.
+
+        What the backward pass reads must not be written to before, and buffers are to be written in place.
         """
 
     def initial_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:

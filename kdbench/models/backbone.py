@@ -80,6 +80,16 @@ def run_residual_stages(stages: Iterable[nn.Sequential], x: Tensor) -> tuple[lis
     return features, sums
 
 
+def shuffle_channels(x: Tensor, groups: int) -> Tensor:
+    """Interleave the channels of as many groups, as torch's channel_shuffle does, in channels-last memory on any device.
+
+    torch's own gives contiguous memory on a GPU, and the next convolution would convert it back.
+    """
+    batch, channels, height, width = x.shape
+    grouped = x.permute(0, 2, 3, 1).reshape(batch, height, width, groups, channels // groups)
+    return grouped.transpose(-1, -2).flatten(-2).permute(0, 3, 1, 2)
+
+
 def initialise_convolutions(net: nn.Module) -> None:
     """Draw all convolutions' weights from He's normal distribution over the fan-out (He et al., ICCV 2015)."""
     for module in net.modules():

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.models.backbone import Backbone
+from kdbench.models.backbone import Backbone, shuffle_channels
 from kdbench.models.outputs import Outputs
 
 
@@ -31,7 +31,7 @@ class Unit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the unit's map, which has no negative values."""
         first, second = x.chunk(2, dim=1) if self.stride == 1 else (x, x)
-        return F.channel_shuffle(torch.cat([self.branch1(first), self.branch2(second)], dim=1), 2)
+        return shuffle_channels(torch.cat([self.branch1(first), self.branch2(second)], dim=1), 2)
 
 
 class ImageNetShuffleNetV2(Backbone):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.models.backbone import Backbone, run_residual_stages
+from kdbench.models.backbone import Backbone, run_residual_stages, shuffle_channels
 from kdbench.models.outputs import Outputs
 
 
@@ -38,7 +38,7 @@ class Unit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the branch plus the input, or beside the pooled input where the unit has a stride."""
         branch = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        branch = F.relu(self.bn2(self.conv2(F.channel_shuffle(branch, self.groups))), inplace=True)
+        branch = F.relu(self.bn2(self.conv2(shuffle_channels(branch, self.groups))), inplace=True)
         branch = self.bn3(self.conv3(branch))
         if self.stride == 1:
             return branch.add_(x)  # type: ignore[no-any-return]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.models.backbone import Backbone
+from kdbench.models.backbone import Backbone, shuffle_channels
 from kdbench.models.outputs import Outputs
 
 
@@ -90,14 +90,14 @@ class ShuffleNetV2(Backbone):
         features, preactivations = [x], []
         for stage in (self.layer1, self.layer2, self.layer3):
             preactivations.append(_before_last_activation(stage, x))
-            x = F.channel_shuffle(F.relu(preactivations[-1]), 2)
+            x = shuffle_channels(F.relu(preactivations[-1]), 2)
             features.append(x)
         embedding = self._embedding(x)
         return Outputs(self.linear(embedding), embedding, features, preactivations)
 
     def embed_from(self, x: Tensor) -> Tensor:
         """Pass the last stage and the 1 × 1 convolution; return the embedding."""
-        return self._embedding(F.channel_shuffle(F.relu(_before_last_activation(self.layer3, x)), 2))
+        return self._embedding(shuffle_channels(F.relu(_before_last_activation(self.layer3, x)), 2))
 
     def _embedding(self, x: Tensor) -> Tensor:
         return F.relu(self.bn2(self.conv2(x)), inplace=True).mean((2, 3))
@@ -115,5 +115,5 @@ def _stage(inputs: int, width: int, units: int) -> nn.Sequential:
 def _before_last_activation(stage: nn.Sequential, x: Tensor) -> Tensor:
     *inner, last = stage
     for unit in inner:
-        x = F.channel_shuffle(F.relu(unit(x), inplace=True), 2)
+        x = shuffle_channels(F.relu(unit(x), inplace=True), 2)
     return cast(Tensor, last(x))

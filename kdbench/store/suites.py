@@ -106,6 +106,16 @@ def kept_suites(stores: Sequence[Store]) -> list[KeptSuite]:
     return list({each.folder.name: each for each in latest.values()}.values())
 
 
+def image_sources(store: Store) -> dict[str, ImageSource]:
+    """Where the images of one's own were when suites with them were run last, by the hash of their content."""
+    found = {}
+    for kept in _all_kept([store]):
+        for key, facts in kept.about.images.items():
+            with suppress(ValueError, TypeError, KeyError):  # of another version
+                found[facts["sha256"]] = ImageSource.of_key(key)
+    return found
+
+
 class ArchivedFiles:
     """Looks up a suite's missing files in the archive of its last run.
 

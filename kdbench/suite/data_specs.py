@@ -20,7 +20,10 @@ from kdbench.suite.components import Channels, ImageSize, Name, PositiveChannels
 
 
 class ImagesSpec(Spec):
-    """Images of one's own: the hash of their content, what follows from it, and the names of their classes."""
+    """Images of one's own: the hash of their content, what follows from it, and the names of their classes.
+
+    ``streamed`` images stay files: a random part of each, instead of a padded crop, is decoded in each epoch.
+    """
 
     sha256: Sha256
     classes: Annotated[StrictInt, Field(ge=2)]
@@ -30,6 +33,7 @@ class ImagesSpec(Spec):
     mean: Channels
     std: PositiveChannels
     class_names: tuple[StrictStr, ...]
+    streamed: StrictBool = False
 
 
 class DatasetSpec(Spec):

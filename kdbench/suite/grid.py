@@ -90,7 +90,7 @@ class Grid:
         self.protocol, self.base_is_valid, self.protocol_is_valid = own or validator.protocol({}, ())
         self.entry, self.invalid_keys = validator.grid(raw, path)
         for data in self.entry.dataset if self.protocol_is_valid else ():
-            if (padding := self.protocol.most_padding(data.name)) >= data.image_size:
+            if (padding := self.protocol.most_padding(data)) >= data.image_size:
                 size = f"as much as the images of {data.name} have pixels, {data.image_size}, or more"
                 validator.report(self._place("protocol"), f"crop_padding is {padding}, {size}")
         if "dataset" in raw:
@@ -342,7 +342,7 @@ class Grid:
 
     def _unfit(self, point: GridPoint, network: Network) -> str:
         data = point.dataset
-        seen = self.protocol.recipe(str(network), data.name).size if self.protocol_is_valid else None
+        seen = self.protocol.recipe(str(network), data).size if self.protocol_is_valid else None
         return unfit(network, data, seen or data.image_size)
 
     def _unfilled(self, point: GridPoint, terms: Terms) -> Iterator[str]:
@@ -350,7 +350,7 @@ class Grid:
         data = point.dataset
         for use in terms if self.protocol_is_valid else ():
             least = int(term(use.name).full_batches)
-            images, batch = training_images(data, point.scenario), self.protocol.recipe(point.student, data.name).batch
+            images, batch = training_images(data, point.scenario), self.protocol.recipe(point.student, data).batch
             if not least or least <= batch <= images:
                 continue
             what = (

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cache, cached_property, partial
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from pydantic import StrictStr, TypeAdapter, ValidationError
 
-from kdbench.catalogue.datasets import dataset, datasets
+from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.networks import networks
 from kdbench.catalogue.text import nearest, unknown
 from kdbench.errors import BadInput, BadSuite, Problem
 from kdbench.suite.components import LearningRate, PositiveInt, late_milestone
+from kdbench.suite.data_specs import ImagesSpec
 from kdbench.suite.methods import ReportProblem, Terms, parse_terms
 from kdbench.suite.plain_errors import problems_of, shorten
 from kdbench.suite.schema import DatasetName, NetworkName, PartName
-from kdbench.suite.specs import HeadSpec, Preprocessing, Pretraining, Recipe, SimCLR
+from kdbench.suite.specs import DatasetSpec, HeadSpec, Preprocessing, Pretraining, Recipe, SimCLR
 from kdbench.suite.yaml_reader import Document, YamlPath, parse_yaml
 
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 Changes = dict[str, Any]
 """Values of a recipe that take the place of others."""
 
@@ -73,15 +76,15 @@ class Protocol(Recipe):
             return False
         return bundled_protocol(self.base).terms.get(method) == terms
 
-    def most_padding(self, dataset: str) -> int:
+    def most_padding(self, data: DatasetSpec) -> int:
         """The most by which any network's images of a data set are padded."""
-        heads = (self.head_spec(dataset, simultaneous=simultaneous) for simultaneous in (False, True))
-        teachers = (self.teacher_recipe("", dataset, fine_tune=fine_tune) for fine_tune in (False, True))
-        recipes = [self.recipe("", dataset), *teachers, *(head.recipe for head in heads if head)]
+        heads = (self.head_spec(data, simultaneous=simultaneous) for simultaneous in (False, True))
+        teachers = (self.teacher_recipe("", data, fine_tune=fine_tune) for fine_tune in (False, True))
+        recipes = [self.recipe("", data), *teachers, *(head.recipe for head in heads if head)]
         return max(recipe.crop_padding for recipe in recipes)
 
     def teacher_recipe(
-        self, network: str, dataset: str, view: Changes | None = None, *, fine_tune: bool = False
+        self, network: str, data: DatasetSpec | None, view: Changes | None = None, *, fine_tune: bool = False
     ) -> Recipe:
         """The recipe of a teacher with its own classifier, from scratch or, to ``fine_tune``, from pre-trained weights.
 
@@ -91,44 +94,52 @@ class Protocol(Recipe):
         tested = {"evaluate_every": 1} if self.teacher_checkpoint == "last" else {}
         tuned = self.fine_tune if fine_tune else {}
         changes = {"node_embedding": None, **tested, **self.teacher, **tuned, **(view or {})}
-        return self.recipe(network, dataset, changes)
+        return self.recipe(network, data, changes)
 
-    def pretraining_spec(self, network: str, dataset: str) -> Pretraining:
+    def pretraining_spec(self, network: str, data: DatasetSpec | None) -> Pretraining:
         """The recipe of self-supervised pre-training."""
         changes = {"node_embedding": None, "evaluate_every": 1, **self.pretraining, "crop_padding": 0}
-        return Pretraining(recipe=self.recipe(network, dataset, changes), **self.simclr.model_dump())
+        return Pretraining(recipe=self.recipe(network, data, changes), **self.simclr.model_dump())
 
-    def head_spec(self, dataset: str, *, simultaneous: bool, view: Changes | None = None) -> HeadSpec | None:
+    def head_spec(
+        self, data: DatasetSpec | None, *, simultaneous: bool, view: Changes | None = None
+    ) -> HeadSpec | None:
         """The new layers on a frozen backbone; None if the protocol defines none."""
         if self.node_embedding is None:
             return None
         beside = self.head_simultaneous if simultaneous else {}
         changes = {**self.head, **beside, "node_embedding": None, **(view or {})}
-        return HeadSpec(width=self.node_embedding, recipe=self.recipe("", dataset, changes))
+        return HeadSpec(width=self.node_embedding, recipe=self.recipe("", data, changes))
 
-    def part_recipe(self, term: str, student: str, dataset: str, view: Preprocessing | None = None) -> Recipe:
+    def part_recipe(
+        self, term: str, student: str, data: DatasetSpec | None, view: Preprocessing | None = None
+    ) -> Recipe:
         """The recipe of a term's adapter on a finished teacher, with the teacher's preprocessing."""
         changes = dict(self.parts.get(term, {}))
         rates = changes.pop("lr_for", {})
         rate = next(({"lr": lr} for pattern, lr in rates.items() if fnmatchcase(student, pattern)), {})
         seen = view.model_dump() if view else {}
-        return self.recipe(student, dataset, {"node_embedding": None, "evaluate_every": 1, **changes, **rate, **seen})
+        return self.recipe(student, data, {"node_embedding": None, "evaluate_every": 1, **changes, **rate, **seen})
 
-    def recipe(self, network: str, dataset: str, changes: Changes | None = None) -> Recipe:
-        """The recipe of a student; of another network with the ``changes`` that make it that one's."""
-        key = (network, dataset, repr(changes))
+    def recipe(self, network: str, data: DatasetSpec | None, changes: Changes | None = None) -> Recipe:
+        """The recipe of a student; of another network with the ``changes`` that make it that one's.
+
+        Without ``data``, that of every data set for which nothing else is said.
+        """
+        name, in_memory = (data.name, not data.facts.streamed) if data else ("", False)
+        key = (network, name, in_memory, repr(changes))
         if key not in self._recipes:
             own = self.model_dump(include=set(Recipe.model_fields))
             if network in self.lr_for:
                 own["lr"] = self.lr_for[network]
-            values = {**own, **self.datasets.get(dataset, {}), **(changes or {})}
-            if dataset and not (dataset in datasets() and datasets()[dataset].streamed):
-                values |= {"crop_area": None, "crop_ratio": None}  # they say nothing of images in memory
+            values = {**own, **self.datasets.get(name, {}), **(changes or {})}
+            if in_memory:
+                values |= {"crop_area": None, "crop_ratio": None}  # they say nothing of such images
             self._recipes[key] = Recipe(**values)
         return self._recipes[key]
 
     @cached_property
-    def _recipes(self) -> dict[tuple[str, str, str], Recipe]:
+    def _recipes(self) -> dict[tuple[str, str, bool, str], Recipe]:
         """Cache: a grid requests the same recipes many times."""
         return {}
 
@@ -165,8 +176,12 @@ def _canonical(name: str) -> str:
         return name
 
 
-def resolve(raw: Any, fallback: dict[str, Any], document: Document, path: YamlPath) -> tuple[Protocol, list[Problem]]:
+def resolve(
+    raw: Any, fallback: dict[str, Any], document: Document, path: YamlPath, own: Mapping[str, Any] = NOTHING
+) -> tuple[Protocol, list[Problem]]:
     """Validate a protocol's raw values. A wrong one is replaced by that in ``fallback``.
+
+    own: the suite's own ``networks`` and ``datasets``, which the protocol may name
 
     Returns the protocol and the problems. Raises BadSuite where there is no fallback for a value.
     """
@@ -175,13 +190,14 @@ def resolve(raw: Any, fallback: dict[str, Any], document: Document, path: YamlPa
     def report_below(*place: str) -> ReportProblem:
         return lambda inner, message: problems.append(document.problem((*path, *place, *inner), message))
 
-    protocol = _check(Protocol, raw, fallback, document, path, problems)
+    protocol = _check(Protocol, raw, fallback, document, path, problems, own)
     whole = protocol.model_dump(include=set(Recipe.model_fields))
     for where, values in _sections(raw).items():
         _check(Recipe, {**whole, **values}, whole, document, (*path, *where), problems)
-    _report_wrong_rates(raw.get("parts"), report_below("parts"))
+    names = [*networks(), *(own["networks"].own if own else ())]
+    _report_wrong_rates(raw.get("parts"), names, report_below("parts"))
     if not problems:
-        _report_clashes(protocol, report_below())
+        _report_clashes(protocol, own.get("datasets", {}), report_below())
     methods = raw["methods"] if isinstance(raw.get("methods"), dict) else {}
     terms = {name: parse_terms(value, report_below("methods", name)) for name, value in methods.items()}
     return protocol.model_copy(update={"terms": terms}), problems
@@ -194,6 +210,7 @@ def _check(
     document: Document,
     path: YamlPath,
     problems: list[Problem],
+    own: Mapping[str, Any] = NOTHING,
 ) -> Schema:
     """Validate values; those that are wrong are reported, and the fallback's are taken."""
     keys = {"": schema.model_fields.keys() - SET_BY_LOADER}
@@ -201,14 +218,14 @@ def _check(
         problems.append(document.problem((*path, key), f"unknown key. Known keys: {', '.join(sorted(keys['']))}."))
     values = {key: value for key, value in values.items() if key not in SET_BY_LOADER}
     try:
-        return schema.model_validate(values)
+        return schema.model_validate(values, context=own)
     except ValidationError as error:
         problems += problems_of(error, document, path, keys)
         wrong = {detail["loc"][0] for detail in error.errors() if detail["loc"]}
     rest = {key: value for key, value in values.items() if key not in wrong}
     restored = {key: fallback[key] for key in wrong if key in fallback}
     try:
-        return schema.model_validate({**rest, **restored})
+        return schema.model_validate({**rest, **restored}, context=own)
     except ValidationError as error:
         if wrong:  # what fields say together was not looked at before
             problems += [p for p in problems_of(error, document, path, keys) if not error.errors()[0]["loc"]]
@@ -246,7 +263,7 @@ _ABOVE = {"fine_tune": "teacher", "head_simultaneous": "head"}
 """The sections that inherit from another section instead of from the recipe."""
 
 
-def _report_wrong_rates(parts: Any, report: ReportProblem) -> None:
+def _report_wrong_rates(parts: Any, names: Sequence[str], report: ReportProblem) -> None:
     """Report wrong learning rates of adapters by student."""
     for name, values in parts.items() if isinstance(parts, dict) else ():
         rates = values.get("lr_for", {}) if isinstance(values, dict) else {}
@@ -259,13 +276,13 @@ def _report_wrong_rates(parts: Any, report: ReportProblem) -> None:
                 _RATE.validate_python(rate)
             except ValidationError:
                 report(where, f"must be a number above 0, up to 100, not {shorten(rate)}")
-            if not any(fnmatchcase(network, str(pattern)) for network in networks()):
+            if not any(fnmatchcase(network, str(pattern)) for network in names):
                 report(where, f"no network is called '{pattern}'  (kdbench list models)")
 
 
-def _report_clashes(protocol: Protocol, report: ReportProblem) -> None:
+def _report_clashes(protocol: Protocol, own: Mapping[str, ImagesSpec], report: ReportProblem) -> None:
     """Report overrides that are right one by one but not together, such as Nesterov here and no momentum there."""
-    sections: list[tuple[str, Callable[[str], object]]] = [
+    sections: list[tuple[str, Callable[[DatasetSpec | None], object]]] = [
         ("teacher", partial(protocol.teacher_recipe, "")),
         ("head", partial(protocol.head_spec, simultaneous=False)),
         ("head_simultaneous", partial(protocol.head_spec, simultaneous=True)),
@@ -274,11 +291,12 @@ def _report_clashes(protocol: Protocol, report: ReportProblem) -> None:
         *(("parts", partial(protocol.part_recipe, term, "")) for term in protocol.parts),
     ]
     for name in ("", *protocol.datasets):
+        data = DatasetSpec(name=name, images=own.get(name)) if name else None
         for section, build in sections:
             if section in ("pretraining", "fine_tune") and not getattr(protocol, section):
                 continue  # what it inherits is reported where it stands
             try:
-                build(name)
+                build(data)
             except ValidationError as error:
                 where = f" on {name}" if name else ""
                 report((section,), error.errors()[0]["msg"].removeprefix("Value error, ") + where)
@@ -314,8 +332,12 @@ def fallback_protocol(name: str) -> Protocol:
     return like.model_copy(update={"name": name, "base": name, "terms": terms})
 
 
-def derived_protocol(changes: dict[str, Any], document: Document, path: YamlPath) -> tuple[Protocol, list[Problem]]:
+def derived_protocol(
+    changes: dict[str, Any], document: Document, path: YamlPath, own: Mapping[str, Any]
+) -> tuple[Protocol, list[Problem]]:
     """A bundled protocol with some values changed: ``{base: crd, epochs: 20, teacher: {epochs: 40}}``.
+
+    own: the suite's own ``networks`` and ``datasets``, by these keys
 
     Returns the protocol with what is right of the changes, and the problems.
     """
@@ -333,7 +355,7 @@ def derived_protocol(changes: dict[str, Any], document: Document, path: YamlPath
         base = fallback_protocol("")
     original = base.model_dump(mode="json", exclude={"methods", *SET_BY_LOADER})
     whole = merged(original, changes)
-    protocol, wrong = resolve(whole, original, document, path)
+    protocol, wrong = resolve(whole, original, document, path, own)
     problems += wrong or late_milestones(changes, whole, document, path)
     shown = _differences(original, {key: value for key, value in changes.items() if key not in _NOT_NAMED})
     return protocol.model_copy(

@@ -168,7 +168,8 @@ class ImagesEntry(Schema):
 
     A folder has `train/` and `test/` (or `val/`) with a folder for each class, or these alone: then ``test_split`` is the
     share of each class that is held out for tests. Pictures become ``size`` × ``size`` pixels. Files that cannot be decoded
-    are refused, or left out with ``skip_unreadable``.
+    are refused, or left out with ``skip_unreadable``. They are decoded once into memory, or, with ``stream`` and where that
+    is too small, anew in each epoch.
     """
 
     folder: Annotated[StrictStr | None, NotEmpty] = None
@@ -178,18 +179,21 @@ class ImagesEntry(Schema):
     size: Annotated[ImageSize | None, NotEmpty] = None
     test_split: Annotated[StrictFloat | None, Field(gt=0.0, lt=1.0), NotEmpty] = None
     skip_unreadable: StrictBool = False
+    stream: StrictBool | None = None
 
     @model_validator(mode="after")
     def _one_place(self) -> ImagesEntry:
         if sum(getattr(self, kind) is not None for kind in IMAGE_KINDS) != 1:
             raise ValueError("name one place: a folder, a csv, an npz or a folder of huggingface")
+        if self.npz and self.stream:
+            raise ValueError("an npz is read into memory: leave 'stream' out, or save the images as files")
         return self
 
     def source(self, beside: Path) -> ImageSource:
         """The source, whose path is looked for from the folder ``beside`` on."""
         kind = next(kind for kind in IMAGE_KINDS if getattr(self, kind) is not None)
         path = os.path.abspath(beside / os.path.expanduser(str(getattr(self, kind))))
-        return ImageSource(kind, path, self.size, self.test_split, self.skip_unreadable)
+        return ImageSource(kind, path, self.size, self.test_split, self.skip_unreadable, self.stream)
 
 
 class NetworkEntry(Schema):

@@ -232,24 +232,24 @@ def resolve_teacher(teacher: TeacherConfig, data: DatasetSpec, strategy: str, pr
     Weights for other classes than the data set's lose their classifier; ``TeacherConfig.tunes`` says what is trained further.
     """
     name, checkpoint = teacher.network, protocol.teacher_checkpoint
-    weights, shown = teacher.weights(data), teacher.view(data, protocol.recipe(str(name), data.name))
+    weights, shown = teacher.weights(data), teacher.view(data, protocol.recipe(str(name), data))
     spec: Imported | SelfSupervised | Supervised | FineTuned | StudentOf
     if weights:
         spec = Imported(network=name, weights=weights, dataset=data.whole if weights.classifier else None)
     elif teacher.run:
         spec = StudentOf(run=teacher.run)
     elif teacher.source == "simclr":
-        spec = SelfSupervised(network=name, dataset=data, pretraining=protocol.pretraining_spec(str(name), data.name))
+        spec = SelfSupervised(network=name, dataset=data, pretraining=protocol.pretraining_spec(str(name), data))
     else:
-        recipe = protocol.teacher_recipe(str(name), data.name, fixed_size(name, data.image_size))
+        recipe = protocol.teacher_recipe(str(name), data, fixed_size(name, data.image_size))
         spec = Supervised(network=name, dataset=data, recipe=recipe, checkpoint=checkpoint)
     if teacher.tunes(data, strategy) and isinstance(spec, Imported | SelfSupervised):
-        recipe = protocol.teacher_recipe(str(name), data.name, shown, fine_tune=True)
+        recipe = protocol.teacher_recipe(str(name), data, shown, fine_tune=True)
         spec = FineTuned(parent=spec, dataset=data, recipe=recipe, checkpoint=checkpoint)
-    head = protocol.head_spec(data.name, simultaneous=strategy == "simultaneous", view=shown)
+    head = protocol.head_spec(data, simultaneous=strategy == "simultaneous", view=shown)
     own = protocol.teacher_view == "own" or shown is not None
     if strategy == "pretrained" or head is None:
-        recipe = protocol.teacher_recipe(str(name), data.name, shown)
+        recipe = protocol.teacher_recipe(str(name), data, shown)
         seen = spec.recipe if isinstance(spec, Supervised | FineTuned) else recipe
         return ResolvedTeacher(spec, None, seen.preprocessing if own else None)
     view = head.recipe.preprocessing if own else None
@@ -312,9 +312,9 @@ def make_spec(
 
 def student_recipe(point: GridPoint, student: Network, protocol: Protocol) -> Recipe:
     """The recipe of a point's student, with the images' size that its network takes."""
-    recipe = protocol.recipe(point.student, point.dataset.name)
+    recipe = protocol.recipe(point.student, point.dataset)
     changes = fixed_size(student, recipe.size or point.dataset.image_size)
-    return protocol.recipe(point.student, point.dataset.name, changes) if changes else recipe
+    return protocol.recipe(point.student, point.dataset, changes) if changes else recipe
 
 
 def _adapters(
@@ -334,7 +334,7 @@ def _adapters(
             hyperparameters={key: value for key, value in use.hyperparameters.items() if key in names},
             version=use.version,
             source_sha256=use.source_sha256,
-            recipe=protocol.part_recipe(use.name, student, data.name, view),
+            recipe=protocol.part_recipe(use.name, student, data, view),
         )
         for use in terms
         if (names := term(use.name).part) is not None

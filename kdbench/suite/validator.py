@@ -128,7 +128,7 @@ class SuiteValidator:
         """The protocol of a suite or grid, as far as it is right, whether its base and new layers are, and whether all is."""
         value, here = owner.get("protocol"), (*path, "protocol")
         if isinstance(value, dict):
-            protocol, problems = derived_protocol(value, self.document, here)
+            protocol, problems = derived_protocol(value, self.document, here, self._context)
             self.problems += problems
             doubtful = (show_path(here), show_path((*here, "base")), show_path((*here, "node_embedding")))
             return protocol, not any(problem.path in doubtful for problem in problems), not problems
@@ -161,7 +161,8 @@ class SuiteValidator:
                 source = ImagesEntry.model_validate(value).source(self.document.folder)
                 facts = self.document.images(source) or facts_of(source)
                 self.datasets[name] = ImagesSpec(**facts)
-                self.image_sources[facts["sha256"]] = source
+                if facts["streamed"] or facts["sha256"] not in self.image_sources:  # from files, arrays are had, too
+                    self.image_sources[facts["sha256"]] = source
             except ValidationError as error:
                 self.problems += problems_of(error, self.document, here, {"": ImagesEntry.model_fields})
             except BadInput as error:

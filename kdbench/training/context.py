@@ -17,11 +17,12 @@ from kdbench.errors import BadRecord, LostTeacher
 from kdbench.files import quarantine, write_bytes
 from kdbench.store.record import NO_WEIGHTS, Failure, Kind, Record, Result, timestamp
 from kdbench.store.store import Store
-from kdbench.suite.specs import Stage
+from kdbench.suite.specs import Recipe, Stage
 from kdbench.training.build import DamagedTeacher
 from kdbench.training.checkpoint import DamagedCheckpoint, as_safetensors, load_checkpoint
 from kdbench.training.environment import Settings, describe
 from kdbench.training.loop import Callbacks
+from kdbench.training.replay import Replay, why_eager
 from kdbench.training.teacher import load_stage
 from kdbench.training.trainer import Trainer
 from kdbench.training.weights import WeightFiles
@@ -41,6 +42,7 @@ class JobContext:
 
     ``emit(event, **fields)`` tells the parent. ``waited``: another process was training the same when the job first asked,
     so that a failure of that process counts, too. ``discard_weights``: ids of students whose weights nothing will read.
+    ``eager``: steps are not replayed, though the device could.
     """
 
     store: Store
@@ -50,12 +52,19 @@ class JobContext:
     emit: Callable[..., None]
     should_stop: Callable[[], bool]
     checkpoint_seconds: float
+    eager: bool = False
     waited: bool = False
     discard_weights: frozenset[str] = frozenset()
 
     def callbacks(self, on_finish: Callable[[Trainer], None]) -> Callbacks:
         """The functions that the training loop calls."""
         return Callbacks(self._on_progress, self._on_epoch, on_finish, self.should_stop, self.checkpoint_seconds)
+
+    def replay(self, recipe: Recipe) -> Replay | None:
+        """What replays the full batches of a recipe; None where the device cannot, or is not to."""
+        if self.eager or why_eager(self.device):
+            return None
+        return Replay(self.device, recipe.batch, lambda text: self.emit("message", text=text))
 
     def _on_progress(self, trainer: Trainer, share: float, speed: float) -> None:
         place = {"id": trainer.record.id, "epoch": trainer.progress.epoch, **trainer.length}

@@ -52,7 +52,7 @@ def machine(*, tried: bool = False) -> dict[str, Any]:
 
 
 def _gpu(number: int, archs: list[str], *, tried: bool) -> dict[str, Any]:
-    facts: dict[str, Any] = {"name": f"GPU {number}", "capability": [0, 0], "memory": 0, "trouble": ""}
+    facts: dict[str, Any] = {"name": f"GPU {number}", "capability": [0, 0], "memory": 0, "trouble": "", "eager": ""}
     try:
         facts["name"] = torch.cuda.get_device_name(number)
         facts["capability"] = capability = list(torch.cuda.get_device_capability(number))
@@ -60,7 +60,9 @@ def _gpu(number: int, archs: list[str], *, tried: bool) -> dict[str, Any]:
         if not has_kernels((capability[0], capability[1]), archs):
             facts["trouble"] = f"this torch has kernels for {', '.join(archs)} only"
         elif tried:
-            facts["trouble"] = trouble_of(torch.device("cuda", number))
+            device = torch.device("cuda", number)
+            facts["trouble"] = trouble_of(device)
+            facts["eager"] = "" if facts["trouble"] else eager_because(device)
     except Exception as error:
         facts["trouble"] = _line(error)
     return facts
@@ -99,6 +101,24 @@ def trouble_of(device: torch.device) -> str:
     except Exception as error:
         return _line(error)
     return ""
+
+
+def eager_because(device: torch.device) -> str:
+    """Why a device cannot replay steps as graphs, found by one that counts; "" if it can."""
+    from kdbench.training.replay import WARM_UP, Captured, why_eager  # a torch that is broken may lack what it imports
+
+    if reason := why_eager(device):
+        return reason
+    reasons: list[str] = []
+    count, step = torch.zeros(1, device=device), Captured[Any](device, reasons.append)
+    try:
+        for _ in range(WARM_UP + 2):
+            step(lambda: count.add_(1), None, lambda: [count])
+        if not reasons and count.item() != WARM_UP + 2:
+            return "a replayed count is wrong"
+    except Exception as error:
+        return _line(error)
+    return "; ".join(reasons)
 
 
 def _line(error: Exception) -> str:

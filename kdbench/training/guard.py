@@ -35,7 +35,7 @@ class Watch:
 
     def add(self, name: str, shown: object) -> None:
         """Watch all tensors of what is shown under this name, as they are now."""
-        for path, tensor in _tensors(name, shown):
+        for path, tensor in tensors_of(name, shown):
             sample = self._sample(tensor).clone() if self.values else None
             self.watched.append((path, tensor, _mark(tensor), sample))
 
@@ -70,38 +70,46 @@ def _mark(tensor: Tensor) -> tuple[int, int]:
     return 0 if tensor.is_inference() else tensor._version, tensor.data_ptr()
 
 
-def _tensors(name: str, shown: object) -> Iterator[tuple[str, Tensor]]:
+def tensors_of(name: str, shown: object) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of what is shown, each with its path."""
     if isinstance(shown, Tensor):
         yield name, shown
     elif isinstance(shown, Outputs):
         for field, value in zip(shown._fields, shown, strict=True):
-            yield from _tensors(f"{name}.{field}", value)
+            yield from tensors_of(f"{name}.{field}", value)
     elif isinstance(shown, Sequence):
         for index, value in enumerate(shown):
-            yield from _tensors(f"{name}[{index}]", value)
+            yield from tensors_of(f"{name}[{index}]", value)
     elif isinstance(shown, Mapping):
         for key, value in shown.items():
-            yield from _tensors(f"{name}['{key}']", value)
+            yield from tensors_of(f"{name}['{key}']", value)
     elif isinstance(shown, Batch | AugmentedViews):
         for attribute in fields(shown):
-            yield from _tensors(f"{name}.{attribute.name}", getattr(shown, attribute.name))
+            yield from tensors_of(f"{name}.{attribute.name}", getattr(shown, attribute.name))
 
 
 Shown = TypeVar("Shown")
 
 
-def aliased(shown: Shown) -> Shown:
-    """The same memory in tensors and lists of their own: what is assigned to these is not seen by others."""
+def mapped(change: Callable[[Tensor], Tensor], shown: Shown) -> Shown:
+    """The same, with each tensor changed, in lists and mappings of their own."""
     copy: Any = shown
     if isinstance(shown, Tensor):
-        copy = shown.detach()
+        copy = change(shown)
     elif isinstance(shown, Outputs):
-        copy = _mapped(Tensor.detach, shown)
+        copy = _mapped(change, shown)
+    elif isinstance(shown, tuple):
+        copy = tuple(mapped(change, value) for value in shown)
     elif isinstance(shown, Mapping):
-        copy = MappingProxyType({key: aliased(value) for key, value in shown.items()})
+        copy = MappingProxyType({key: mapped(change, value) for key, value in shown.items()})
     elif isinstance(shown, Batch | AugmentedViews):
-        copy = type(shown)(**{field.name: aliased(getattr(shown, field.name)) for field in fields(shown)})
+        copy = type(shown)(**{field.name: mapped(change, getattr(shown, field.name)) for field in fields(shown)})
     return cast(Shown, copy)
+
+
+def aliased(shown: Shown) -> Shown:
+    """The same memory in tensors and lists of their own: what is assigned to these is not seen by others."""
+    return mapped(Tensor.detach, shown)
 
 
 def relisted(outputs: Outputs) -> Outputs:
@@ -128,7 +136,7 @@ def _mapped(change: Callable[..., Tensor], *outputs: Outputs) -> Outputs:
     return Outputs(*map(change_field, *outputs))
 
 
-class Replay:
+class ReplayedStream:
     """The batches of a stream, without the data set that they are made of."""
 
     def __init__(self, stream: Batches) -> None:

@@ -118,7 +118,7 @@ def _train_stage(spec: Stage, record: Record, ctx: JobContext) -> bool:
         "measure": "neighbours" if isinstance(spec, SelfSupervised) else "classifier",
     }
     conclude = RunFinisher(ctx, "teacher", {spec.id: teacher_cost(spec)}, fields)
-    return train([trainer], None, stream, evaluate, ctx.callbacks(conclude))
+    return train([trainer], None, stream, evaluate, ctx.callbacks(conclude), ctx.replay(recipe))
 
 
 def train_cohort(runs: Sequence[RunSpec], ctx: JobContext) -> JobResult:
@@ -182,7 +182,9 @@ def _train_together(specs: Sequence[RunSpec], ctx: JobContext) -> bool:
     finalize = partial(teacher.finalize, test=test) if teacher else None
     conclude = RunFinisher(ctx, "run", macs, fields, finalize)
     trainers = [trainer for trainer, _ in built.values()]
-    return train(trainers, teacher, stream, partial(measure, test=test), ctx.callbacks(conclude))
+    return train(
+        trainers, teacher, stream, partial(measure, test=test), ctx.callbacks(conclude), ctx.replay(lead.recipe)
+    )
 
 
 def open_teacher(run: RunSpec, ctx: JobContext) -> FrozenTeacher | None:

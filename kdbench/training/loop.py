@@ -21,6 +21,7 @@ from kdbench.store.record import Failure
 from kdbench.training.checkpoint import save_checkpoint
 from kdbench.training.environment import Settings, device_lost, out_of_memory
 from kdbench.training.guard import Watch, aliased, relisted, rows_of
+from kdbench.training.replay import Replay
 from kdbench.training.teacher import FrozenTeacher
 from kdbench.training.trainer import Trainer
 
@@ -58,8 +59,11 @@ def train(
     stream: Batches,
     evaluate: Evaluate | None,
     callbacks: Callbacks,
+    replay: Replay | None = None,
 ) -> bool:
     """Train all trainers to their last epoch. Returns False if asked to stop before. Without ``evaluate`` none is tested.
+
+    With ``replay``, full batches are trained on by captured steps.
 
     Trainers that are behind (after a crash, say) train alone until they have caught up: the stream and the teacher replay
     any epoch, so the result is the same in any company.
@@ -68,7 +72,7 @@ def train(
         epoch = min(behind) + 1
         group = [trainer for trainer in trainers if trainer.active and trainer.progress.epoch == epoch - 1]
         timer = EpochTimer(group)
-        if not train_epoch(group, teacher, stream, epoch, callbacks, timer):
+        if not train_epoch(group, teacher, stream, epoch, callbacks, timer, replay):
             _report_finished(group, callbacks)
             return False
         alive = [trainer for trainer in group if trainer.failure is None]
@@ -133,6 +137,7 @@ def train_epoch(
     epoch: int,
     callbacks: Callbacks,
     timer: EpochTimer,
+    replay: Replay | None = None,
 ) -> bool:
     """One pass over the stream, or what each trainer has left of it. Returns False if asked to stop on the way.
 
@@ -156,11 +161,13 @@ def train_epoch(
         batches = stream.epoch(epoch, with_teacher=teacher is not None, transforms=transforms, first=first)
         for number, batch in enumerate(batches, first):
             current_teacher = teacher if number >= teacher_start else None
-            copies = current_teacher.forward_views(batch) if current_teacher else {}
-            shown = current_teacher.forward(batch) if current_teacher else None
+            captured = replay if replay and len(batch) == replay.batch else None
+            if captured:
+                batch = captured.batches.put(batch)
+            shown, copies = current_teacher.look(batch, captured) if current_teacher else (None, {})
             active = [trainer for trainer in alive if trainer.failure is None and trainer.progress.batches == number]
             for trainer in active:
-                _guarded(trainer, partial(trainer.step, batch, shown, copies.get(trainer.transforms)), epoch)
+                _guarded(trainer, partial(trainer.step, batch, shown, copies.get(trainer.transforms), captured), epoch)
                 if trainer.failure is not None:
                     break
             timer.count(active)

@@ -22,8 +22,9 @@ from kdbench.models.heads import LinearProbe
 from kdbench.models.outputs import Shapes
 from kdbench.planning.cost import measurement_cost
 from kdbench.store.record import Record
+from kdbench.store.store import Store
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
-from kdbench.suite.specs import Scenario, StudentOf
+from kdbench.suite.specs import RunSpec, Scenario, StudentOf
 from kdbench.training.build import TEACHER_TRIAL, load_teacher, on_device, online_layers, seeded, with_head
 from kdbench.training.context import JobContext, JobResult, RunFinisher
 from kdbench.training.loop import train
@@ -117,8 +118,8 @@ def _compare(spec: SimilaritySpec, record: Record, ctx: JobContext) -> None:
             sums[temperature] += float(value) * len(labels)
     student_embeddings, teacher_embeddings = map(torch.cat, zip(*embeddings, strict=True))
     correlations = {
-        "student": class_correlation(_classifier(student)),
-        "teacher": class_correlation(_classifier(teacher)),
+        "student": class_correlation(classifier_weights(student)),
+        "teacher": class_correlation(classifier_weights(teacher)),
     }
     values = {f"kl_t{temperature:g}": total / len(student_embeddings) for temperature, total in sums.items()}
     values["cka"] = linear_cka(student_embeddings, teacher_embeddings)
@@ -138,16 +139,21 @@ def _compare(spec: SimilaritySpec, record: Record, ctx: JobContext) -> None:
 def _teacher(spec: SimilaritySpec, ctx: JobContext) -> Backbone:
     if spec.teacher is not None:
         return load_teacher(spec.teacher, ctx.store, ctx.device)
-    layers = online_layers(spec.source.run)
-    network = with_head(load_teacher(layers.parent, ctx.store, torch.device("cpu")), layers)
-    file = ctx.store.run(spec.source.run.id).teacher_head_file
+    return online_teacher(spec.source.run, ctx.store, ctx.device)
+
+
+def online_teacher(run: RunSpec, store: Store, device: torch.device) -> Backbone:
+    """The teacher whose new layers learned beside a run's student, as it was when the run ended."""
+    layers = online_layers(run)
+    network = with_head(load_teacher(layers.parent, store, torch.device("cpu")), layers)
+    file = store.run(run.id).teacher_head_file
     if not file.is_file():
         raise BadInput(f"{file}: is not there; the run was trained by a version that did not keep it")
     network.load_state_dict(load_file(file), strict=False)
-    return on_device(network, ctx.device)
+    return on_device(network, device)
 
 
-def _classifier(network: Backbone) -> Tensor:
+def classifier_weights(network: Backbone) -> Tensor:
     """The weights [K, D] of a network's last linear layer."""
     layer = network.get_submodule(network.classifier_name or "")
     weight = getattr(layer, "weight", None)

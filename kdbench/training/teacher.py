@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -25,6 +26,7 @@ from kdbench.store.store import Store
 from kdbench.suite.specs import Adapter, Recipe, Stage
 from kdbench.training.build import DamagedTeacher, load_teacher, module_key, seed_key, seeded, seen_size
 from kdbench.training.checkpoint import write_tensors
+from kdbench.training.replay import Replay
 from kdbench.training.trainer import Trainer, make_optimiser, set_learning_rate
 
 
@@ -55,6 +57,18 @@ class FrozenTeacher:
 
     def begin_epoch(self, epoch: int, stream: Batches, first: int = 0) -> None:
         """Nothing changes from step to step."""
+
+    def look(self, batch: Batch, replay: Replay | None = None) -> tuple[Outputs, Mapping[str, Outputs]]:
+        """The outputs for a batch and, by kind, for its transformed copies; with ``replay``, all in its memory."""
+        look = partial(self._look_at, batch)
+        if replay is None:
+            return look()
+        seen: tuple[Outputs, Mapping[str, Outputs]] = replay.teacher(look, replay.batches.changes)
+        return seen if replay.teacher.replayed else replay.shown.put(seen)
+
+    def _look_at(self, batch: Batch) -> tuple[Outputs, Mapping[str, Outputs]]:
+        copies = self.forward_views(batch)
+        return self.forward(batch), copies
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Outputs:
@@ -135,6 +149,11 @@ class OnlineTeacher(FrozenTeacher):
         self._go_to(epoch)
         if self.batches < first:
             self._catch_up(islice(stream.epoch(epoch, first=self.batches), first - self.batches))
+
+    def look(self, batch: Batch, replay: Replay | None = None) -> tuple[Outputs, Mapping[str, Outputs]]:
+        """The outputs for a batch and, by kind, for its transformed copies. It learns, so it is not replayed."""
+        seen = self._look_at(batch)
+        return replay.shown.put(seen) if replay else seen
 
     def _catch_up(self, batches: Iterable[Batch]) -> None:
         for batch in batches:

@@ -8,13 +8,14 @@ import time
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from kdbench.data.batch import VIEWS_PER_IMAGE, Batch, Batches, seed_of
+from kdbench.data.batch import VIEWS_PER_IMAGE, Batch, Batches, seed_default_generators, seed_of
 from kdbench.data.views import interleave_views
 from kdbench.errors import BadInput
 from kdbench.evaluation import Scores
@@ -25,7 +26,7 @@ from kdbench.store.record import Accuracy, Failure, Record
 from kdbench.suite.specs import Recipe
 from kdbench.training.environment import lacks_variance
 from kdbench.training.guard import (
-    Replay,
+    ReplayedStream,
     Watch,
     aliased,
     interleave_outputs,
@@ -34,6 +35,7 @@ from kdbench.training.guard import (
     relisted,
     rows_of,
 )
+from kdbench.training.replay import Replay
 
 
 def make_optimiser(parameters: Sequence[nn.Parameter], recipe: Recipe) -> torch.optim.SGD:
@@ -103,6 +105,7 @@ class Trainer:
         self.reads_teacher = any(term.needs_teacher for term in terms.values())
         self.main_transforms = one_transform(terms.values())
         self.full_batches = any(term.full_batches for term in terms.values())
+        self.reads_epoch = any(term.reads_epoch for term in terms.values())
         self.associates = any(type(term).layer_pairs is not Term.layer_pairs for term in terms.values())
         self.foreign = plugged_in(self.terms) or plugged_in(network)
         self.device = next(network.parameters()).device
@@ -111,10 +114,11 @@ class Trainer:
         self.seek(Progress(epoch=-self.initial_epochs))
         self.best_weights: dict[str, Tensor] | None = None
         self.failure: Failure | None = None
+        self.bound: list[Tensor] = []
+        self.bindings = 0
         self.parent_sha256: str | None = None
         self.saved_at = time.monotonic()
         self.save_seconds = 0.0
-        self.sums: dict[str, Tensor] = {}
 
     @property
     def length(self) -> dict[str, int]:
@@ -134,6 +138,7 @@ class Trainer:
     def seek(self, progress: Progress) -> None:
         """Move to ``progress``, with a fresh optimiser for what trains from there on."""
         self.progress = progress
+        self.sums: dict[str, Tensor] = {}
         parameters = [p for module in self._training(progress.epoch + 1) for p in module.parameters()]
         self.optimiser = make_optimiser(parameters, self.recipe)
 
@@ -152,14 +157,31 @@ class Trainer:
             term.epoch = epoch
             prepares = type(term).begin_epoch is not Term.begin_epoch
             if beginning and prepares and epoch > 0 and teacher is not None and stream is not None:
-                term.begin_epoch(epoch, self.network, deepcopy(teacher), Replay(stream))
+                term.begin_epoch(epoch, self.network, deepcopy(teacher), ReplayedStream(stream))
         for module in self._training(epoch):
             module.train()
         set_learning_rate(self.optimiser, self.recipe.lr_at(epoch))
+        self.optimiser.zero_grad(set_to_none=True)  # a term may have left gradients as it prepared
         if beginning:
-            self.sums = {}
+            for value in self.sums.values():
+                value.zero_()
+        modules = self._module_state()
+        if [*map(id, modules)] != [*map(id, self.bound)]:
+            self.bound, self.bindings = modules, self.bindings + 1
+        self.setting = (self.recipe.lr_at(epoch), self.bindings, epoch if self.reads_epoch else 0)
 
-    def step(self, batch: Batch, teacher: Outputs | None, copies: Outputs | None = None) -> None:
+    def state(self) -> list[Tensor]:
+        """What a step changes: weights, buffers, momentum and sums."""
+        momentum = [value for state in self.optimiser.state.values() for value in state.values()]
+        return [*self._module_state(), *filter(torch.is_tensor, momentum), *self.sums.values()]
+
+    def _module_state(self) -> list[Tensor]:
+        state = self.network.state_dict(keep_vars=True) | self.terms.state_dict(prefix="terms.", keep_vars=True)
+        return [*filter(torch.is_tensor, state.values())]
+
+    def step(
+        self, batch: Batch, teacher: Outputs | None, copies: Outputs | None = None, replay: Replay | None = None
+    ) -> None:
         """Forward, weighted sum of the terms, backward, SGD.
 
         ``copies`` is what the teacher gives for the batch's transformed copies, where a term looks at those: the network
@@ -169,13 +191,30 @@ class Trainer:
         whole where a term needs full ones, and so is a last one of a single image where that gives a batch norm a single
         value of each channel, which has no variance: torch refuses it, and so the authors' code stops there.
 
+        With ``replay`` the tensors are in its memory, and the step is captured and replayed; not with foreign code, which may
+        do what no graph can hold.
+
         Raises BadInput where a term writes into what it is shown: then ``batch`` and the teacher's outputs are spoiled.
         """
         self.progress.batches += 1
         if self.full_batches and len(batch) < self.recipe.batch:
             return
-        torch.manual_seed(seed_of("step", self.seed, self.progress.epoch, self.progress.images))
-        self.optimiser.zero_grad(set_to_none=True)
+        take = partial(self._take, batch, teacher, copies)
+        if replay and not self.foreign:
+            step = replay.step_of((self.record.id, self.progress.epoch < 0), " + ".join(self.terms))
+            done = step(take, (self.setting, replay.memory), self.state, self._seed)
+        else:
+            self._seed()
+            done = take()
+        if done:
+            self.progress.images += len(batch)
+
+    def _seed(self) -> None:
+        seed = seed_of("step", self.seed, self.progress.epoch, self.progress.images)
+        seed_default_generators(seed, self.device)
+
+    def _take(self, batch: Batch, teacher: Outputs | None, copies: Outputs | None) -> bool:
+        """Take the step. False where the batch is left out."""
         modules = (self.network, self.terms) if len(batch) == 1 else ()
         before = {buffer: buffer.clone() for module in modules for buffer in module.buffers()}
         bf16 = self.recipe.precision == "bf16"
@@ -197,14 +236,24 @@ class Trainer:
                 ) from error
             for buffer, value in before.items():
                 buffer.copy_(value)
-            return
+            return False
         loss.backward()  # type: ignore[no-untyped-call]
         watch.check(f"the backward pass of {' + '.join(values)}")
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)  # at once: the next trainer's gradients take the same memory
-        for name, value in {"loss": loss, **values}.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.detach() * len(batch)
-        self.progress.images += len(batch)
+        if self.progress.epoch >= 0:
+            for term in cast(list[Term], list(self.terms.values())):
+                term.after_step()
+        self._count({"loss": loss, **values}, len(batch))
+        return True
+
+    @torch.no_grad()
+    def _count(self, values: Mapping[str, Tensor], images: int) -> None:
+        """Add the losses of a batch to the epoch's sums, in place and all at once."""
+        totals = torch._foreach_mul(list(values.values()), images)
+        if not self.sums:
+            self.sums = {name: torch.zeros_like(total) for name, total in zip(values, totals, strict=True)}
+        torch._foreach_add_([self.sums[name] for name in values], totals)
 
     def _images_of(self, batch: Batch) -> Tensor:
         """The batch's images, each followed by its copies where a term looks at those."""
@@ -234,8 +283,8 @@ class Trainer:
             pair = (outputs, shown_with_copies) if cast(Term, module).transforms else (upright, shown)
             values[name] = module(*map(relisted, pair), batch)
             watch.check(f"the term '{name}'")
-        zero = torch.zeros((), device=self.device)
-        return sum((self.weights[name] * value for name, value in values.items()), zero), values
+        first, *others = (_weighted(value, self.weights[name]) for name, value in values.items())
+        return sum(others, first), values
 
     def end_epoch(self, epoch: int, scores: Scores | None, likeness: Mapping[str, float] | None = None) -> None:
         """Record an epoch's mean losses, test accuracy and likeness to the teacher.
@@ -308,3 +357,7 @@ class Trainer:
     def _tested(self) -> list[Accuracy]:
         rows = [row for row in self.progress.metrics if "top1" in row]
         return [Accuracy(epoch=row["epoch"], top1=row["top1"], top5=row["top5"]) for row in rows]
+
+
+def _weighted(value: Tensor, weight: float) -> Tensor:
+    return value if weight == 1 else weight * value

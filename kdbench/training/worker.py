@@ -109,6 +109,7 @@ def main() -> None:
         emit=channel.emit,
         should_stop=channel.stopping.is_set,
         checkpoint_seconds=options["checkpoint_seconds"],
+        eager=options["eager"],
     )
     modules = {module: Path(folder) for module, folder in options["beside"].items()}
     channel.emit("ready")

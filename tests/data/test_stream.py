@@ -134,7 +134,7 @@ def test_crops_and_flips_are_drawn_evenly_per_image(recipe, digits):
 @pytest.mark.parametrize("protocol", protocol_names())
 def test_each_protocol_normalises_with_its_own_constants(protocol):
     spec = DatasetSpec(name="cifar100")
-    settings = bundled_protocol(protocol).recipe("resnet8x4", "cifar100")
+    settings = bundled_protocol(protocol).recipe("resnet8x4", DatasetSpec(name="cifar100"))
     mean, std = settings.mean or dataset("cifar100").mean, settings.std or dataset("cifar100").std
     pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     expected = (pixels.double() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)

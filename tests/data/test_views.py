@@ -17,6 +17,7 @@ from kdbench.data.preprocess import Normalisation
 from kdbench.data.stream import Stream
 from kdbench.data.views import (
     TRANSFORMS,
+    Draws,
     adjust_hue,
     color_jitter,
     interleave_views,
@@ -40,7 +41,7 @@ def pixels():
 def made(kind, pixels, seed=0):
     transform = TRANSFORMS[kind]
     draws = transform.draw(len(pixels) // VIEWS_PER_IMAGE, torch.Generator().manual_seed(seed))
-    return transform.apply(pixels, draws), transform.labels(draws), draws
+    return transform.apply(pixels, Draws(draws, draws)), transform.labels(draws), draws
 
 
 def test_rotations_are_counter_clockwise_and_in_order(pixels):
@@ -161,7 +162,7 @@ def test_each_image_is_followed_by_its_copies():
 
 
 def test_an_image_that_is_not_turned_stays(pixels):
-    assert torch.equal(rotate90(pixels, torch.zeros(12)), pixels)
+    assert torch.equal(rotate90(pixels, torch.zeros(12, dtype=torch.long)), pixels)
 
 
 def test_a_short_last_batch_has_its_copies(images, recipe, digits):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from PIL import Image
 
 from kdbench.datafiles import own_images
 from kdbench.datafiles.own_files import ImageSource
-from kdbench.datafiles.own_images import contact_sheet, facts_of, load, read, square
+from kdbench.datafiles.own_images import contact_sheet, facts_of, list_streamed, load, read, square
+from kdbench.datafiles.own_pictures import upright
 from kdbench.errors import BadInput
 
 
@@ -143,19 +145,22 @@ def test_a_numpy_file(tmp_path, channels):
 
 
 def test_every_kind_of_picture():
-    assert square(Image.new("RGBA", (4, 4), (255, 0, 0, 0)), 4).getpixel((0, 0)) == (255, 255, 255)
-    assert square(Image.new("LA", (4, 4), (0, 128)), 4).getpixel((0, 0)) == (127, 127, 127)
-    assert square(Image.new("CMYK", (4, 4), (0, 0, 0, 255)), 4).getpixel((0, 0)) == (0, 0, 0)
-    assert square(Image.new("I;16", (4, 4), 25700), 4).getpixel((0, 0)) == (100, 100, 100)
+    def seen(image, size):
+        return square(upright(image), size)
+
+    assert seen(Image.new("RGBA", (4, 4), (255, 0, 0, 0)), 4).getpixel((0, 0)) == (255, 255, 255)
+    assert seen(Image.new("LA", (4, 4), (0, 128)), 4).getpixel((0, 0)) == (127, 127, 127)
+    assert seen(Image.new("CMYK", (4, 4), (0, 0, 0, 255)), 4).getpixel((0, 0)) == (0, 0, 0)
+    assert seen(Image.new("I;16", (4, 4), 25700), 4).getpixel((0, 0)) == (100, 100, 100)
     palette = Image.new("RGB", (4, 4), (1, 2, 3)).quantize()
-    assert square(palette, 4).getpixel((0, 0)) == (1, 2, 3)
+    assert seen(palette, 4).getpixel((0, 0)) == (1, 2, 3)
     wide = Image.new("L", (30, 10))
     wide.paste(200, (10, 0, 20, 10))
-    assert np.asarray(square(wide, 10)).min() == 200
+    assert np.asarray(seen(wide, 10)).min() == 200
     turned = Image.new("L", (10, 10))
     turned.paste(200, (0, 0, 10, 5))
     turned.getexif()[0x0112] = 3
-    assert np.asarray(square(turned, 10))[0, 0, 0] == 0
+    assert np.asarray(seen(turned, 10))[0, 0, 0] == 0
 
 
 def broken(pets):
@@ -193,6 +198,58 @@ def test_unreadable_files_left_out(pets):
     found = read(folder(pets, skip_unreadable=True))
     assert found.train.labels.tolist() == [0] * 3 + [1] * 4
     assert len(found.skipped) == 1
+
+
+@pytest.mark.parametrize("kind", ["folder", "csv"])
+def test_images_that_stay_files(pets, tmp_path, kind):
+    """They have the facts of those in memory; a share held out holds the same files."""
+    root = shutil.copytree(pets / "train", tmp_path / "all")
+    rows = sorted(f"all/{file.parent.name}/{file.name},{file.parent.name}" for file in root.glob("*/*.png"))
+    (tmp_path / "all.csv").write_text("\n".join(["file,label", *rows]))
+    source = ImageSource(kind, str(root if kind == "folder" else tmp_path / "all.csv"), 12, 0.25)
+    whole, streamed = read(source), read(replace(source, stream=True))
+    assert streamed.facts == {**whole.facts, "streamed": True}
+    for half in ("train", "test"):
+        files, pixels = getattr(streamed, half), getattr(whole, half)
+        assert files.labels.tolist() == pixels.labels.tolist()
+        for name, image in zip(files.names, pixels.images, strict=True):
+            assert np.array_equal(np.asarray(Image.open(files.folder / os.fsdecode(name)))[0, 0], image[0, 0, 0])
+    assert np.array_equal(contact_sheet(streamed), contact_sheet(whole))
+    sha256 = whole.facts["sha256"]
+    own_images._arrays(sha256).unlink()
+    assert len(load(sha256, replace(source, stream=True))[0].images) == 6
+
+
+def test_files_beyond_the_memory_are_streamed(pets, monkeypatch):
+    monkeypatch.setattr(own_images, "MOST_BYTES", 12 * 12 * 12 * 3 - 1)
+    assert facts_of(folder(pets))["streamed"]
+    with pytest.raises(BadInput, match=r"do not fit into .*: leave stream: false out"):
+        facts_of(folder(pets, stream=False))
+    np.savez(pets / "a.npz", images=np.zeros((12, 12, 12), np.uint8), labels=np.arange(12) % 2)
+    with pytest.raises(BadInput, match=r"do not fit into .*: save them as files, which are streamed"):
+        facts_of(ImageSource("npz", str(pets / "a.npz"), test_split=0.5))
+
+
+def test_streamed_files_are_listed_once(pets, monkeypatch):
+    source = folder(pets, stream=True)
+    sha256 = facts_of(source)["sha256"]
+    before = list_streamed(sha256, source)[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(own_images, "read", None)
+        again = list_streamed(sha256, source)[0]
+    assert (again.folder, again.names.tolist()) == (before.folder, before.names.tolist())
+    with pytest.raises(BadInput, match="are not here: run the suite that names their folder"):
+        list_streamed(sha256, None)
+    picture(pets / "val" / "dog" / "1.png", 3)
+    with pytest.raises(BadInput, match="the images have changed since the suite was read"):
+        list_streamed(sha256, source)
+
+
+def test_progress_is_told(pets, monkeypatch, caplog):
+    monkeypatch.setattr(own_images, "CHUNK", 5)
+    with caplog.at_level("INFO"):
+        read(folder(pets))
+    assert caplog.messages == ["5 of 12 images are read", "10 of 12 images are read"]
 
 
 def test_a_contact_sheet(pets):

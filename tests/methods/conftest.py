@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdbench.catalogue.terms import term
 from kdbench.data.batch import VIEWS_PER_IMAGE, AugmentedViews, Batch
-from kdbench.data.views import TRANSFORMS
+from kdbench.data.views import TRANSFORMS, Draws
 from kdbench.methods import TermContext, build_part
 from kdbench.models.outputs import Outputs, Shapes
 
@@ -95,7 +95,7 @@ def make_batch() -> Callable[[int], Batch]:
         copies = {}
         for name, transform in TRANSFORMS.items():
             draws = transform.draw(size, rng)
-            changed = transform.apply(images.repeat_interleave(VIEWS_PER_IMAGE, 0), draws)
+            changed = transform.apply(images.repeat_interleave(VIEWS_PER_IMAGE, 0), Draws(draws, draws))
             copies[name] = AugmentedViews(changed, transform.labels(draws))
         return Batch(images=images, labels=positions % 4, indices=positions, views=copies)
 

@@ -136,16 +136,17 @@ def test_the_loss_equals_rows_gathered_one_by_one(options, build, networks, make
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_banks_move_after_scoring_and_only_for_the_batch(build, networks, make_batch):
+def test_banks_move_after_the_step_and_only_for_the_batch(build, networks, make_batch):
     term, (student, teacher), batch = build(), networks(), make_batch(SIZE)
     before = term.student_bank.clone()
-    loss = term(student, teacher, batch)
+    term(student, teacher, batch).backward()
+    assert torch.equal(term.student_bank, before)
+    term.after_step()
     u = unit(term.embed_student(student.embedding))
     expected = torch.nn.functional.normalize(0.5 * before[:SIZE] + 0.5 * u)
     torch.testing.assert_close(term.student_bank[:SIZE], expected)
     assert torch.equal(term.student_bank[SIZE:], before[SIZE:])
     assert not term.student_bank.requires_grad
-    loss.backward()
 
 
 def test_the_constants_are_set_by_the_first_step(build, networks, make_batch):

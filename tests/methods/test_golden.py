@@ -14,7 +14,7 @@ from kdbench.methods import build_term
 from kdbench.methods.cc import cc_loss
 from kdbench.methods.ccl import symmetric_kl
 from kdbench.methods.ce import cross_entropy
-from kdbench.methods.crd import contrast_loss, exponentials, first_z, updated
+from kdbench.methods.crd import contrast_loss, exponentials, first_z, move_rows
 from kdbench.methods.ega import ega_losses
 from kdbench.methods.ft import factor_loss
 from kdbench.methods.hkd import hkd_loss
@@ -210,5 +210,6 @@ def test_the_banks_and_constants_of_crd_equal_the_published_code():
         embedding, bank = x[f"in.{own}_embedding"], x[f"in.memory_{other}"]
         scores = exponentials(embedding, bank, x["in.contrast_index"], 0.07)
         torch.testing.assert_close(first_z(scores, used, 50), x[f"out.z_{own}"], rtol=1e-4, atol=0)
-        moved = updated(x[f"in.memory_{own}"], x["in.index"], embedding, 0.5)
+        moved = x[f"in.memory_{own}"].clone()
+        move_rows(moved, x["in.index"], embedding, 0.5)
         torch.testing.assert_close(moved, x[f"out.memory_{own}_after"], rtol=1e-5, atol=1e-6)

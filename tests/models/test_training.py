@@ -7,6 +7,7 @@ from torch import nn
 
 from kdbench.catalogue.networks import networks
 from kdbench.models import build
+from kdbench.models.backbone import shuffle_channels
 
 
 LIGHT = {
@@ -163,3 +164,12 @@ def assert_initial(net, variance):
         if isinstance(module, nn.BatchNorm2d):
             assert module.weight.eq(1).all()
             assert not module.bias.any()
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_channels_are_shuffled_as_by_torch_and_stay_last_in_memory(groups):
+    x = torch.randn(2, 12, 4, 5).to(memory_format=torch.channels_last)
+    shuffled = shuffle_channels(x, groups)
+    assert torch.equal(shuffled, F.channel_shuffle(x, groups))
+    assert shuffled.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(shuffle_channels(x.contiguous(), groups), shuffled)

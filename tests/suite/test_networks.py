@@ -43,7 +43,7 @@ def three():
     return Net(3)
 """
 SUITE = """\
-protocol: smoke
+protocol: {protocol}
 dataset: digits
 networks: {networks}
 grid: {{teacher: {teacher}, student: {student}, method: {method}}}
@@ -71,7 +71,14 @@ def in_this_process(monkeypatch):
 def suite(tmp_path):
     """suite(networks, student, method, teacher, folder): a suite beside the module of networks."""
 
-    def write(own="{mine: suite_nets:Net}", student="mine", method="[ce, kd]", teacher="resnet8", folder="first"):
+    def write(
+        own="{mine: suite_nets:Net}",
+        student="mine",
+        method="[ce, kd]",
+        teacher="resnet8",
+        folder="first",
+        protocol="smoke",
+    ):
         place = tmp_path / folder
         place.mkdir(exist_ok=True)
         if not (place / "suite_nets.py").exists():
@@ -80,7 +87,7 @@ def suite(tmp_path):
                 "from torch import nn\n\n\ndef norm(width):\n    return nn.BatchNorm2d(width)\n"
             )
         file = place / "suite.yaml"
-        file.write_text(SUITE.format(networks=own, student=student, method=method, teacher=teacher))
+        file.write_text(SUITE.format(networks=own, student=student, method=method, teacher=teacher, protocol=protocol))
         return load_suite(file)
 
     return write
@@ -100,6 +107,19 @@ def problems(suite):
         return {(problem.path, problem.message) for problem in caught.value.problems}
 
     return collect
+
+
+def test_a_protocol_says_something_of_them_alone(suite, problems):
+    found = suite(
+        student="[mine, resnet8]",
+        method="ft",
+        protocol="{base: smoke, lr_for: {mine: 0.3}, parts: {ft: {lr_for: {mi*: 0.2}}}}",
+    )
+    assert [(run.spec.recipe.lr, run.spec.adapters[0].recipe.lr) for run in found.runs] == [(0.3, 0.2), (0.01, 0.01)]
+    wrong = problems(protocol="{base: smoke, lr_for: {mien: 0.3}}")
+    assert {(place, message.partition("?")[0]) for place, message in wrong} == {
+        ("protocol.lr_for.mien", "unknown model 'mien'. Did you mean 'mine'")
+    }
 
 
 def test_names_and_places_are_no_part_of_the_identity_but_all_else_is(suite, tmp_path):

@@ -10,13 +10,13 @@ from kdbench.errors import BadSuite
 from kdbench.planning.plan import changed_plugins
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
-from kdbench.store.suites import ArchivedFiles, keep_suites
+from kdbench.store.suites import ArchivedFiles, image_sources, keep_suites
 from kdbench.suite.load import load_suite
 from kdbench.suite.specs import DatasetSpec, RunSpec
 
 
 SUITE = """\
-protocol: {{base: smoke, batch: 4}}
+protocol: {{base: smoke, batch: 4, crop_area: [0.5, 1.0], datasets: {{{name}: {{epochs: 7}}}}}}
 datasets:
   {name}: {entry}
 dataset: {dataset}
@@ -90,12 +90,24 @@ def test_parts_and_scenarios(suite):
     assert spec.dataset.train_per_class == 3
 
 
+def test_images_that_stay_files_are_cut_as_the_protocol_says(suite):
+    runs = [
+        load_suite(suite(entry=f"{{folder: pictures, size: 16, stream: {stream}}}")).runs
+        for stream in ("true", "false")
+    ]
+    assert [run.spec.recipe.crop_area for run in (runs[0][0], runs[1][0])] == [(0.5, 1.0), None]
+    assert [run.spec.dataset.images.streamed for run in (runs[0][0], runs[1][0])] == [True, False]
+    assert runs[0][0].spec.recipe.epochs == 7  # what the protocol says of the suite's own set
+    assert runs[0][0].id != runs[1][0].id
+
+
 def test_images_that_are_gone(suite, tmp_path):
     """What is known of them is kept with the results, so that these can be reported."""
     file = suite()
     loaded = load_suite(file)
     store = Store(tmp_path / "results")
     keep_suites([loaded], store)
+    assert image_sources(store) == loaded.image_sources
     shutil.rmtree(tmp_path / "first" / "pictures")
     with pytest.raises(BadSuite, match="pictures: no such folder"):
         load_suite(file)

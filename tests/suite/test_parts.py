@@ -6,7 +6,7 @@ from kdbench.catalogue.terms import term
 from kdbench.errors import BadSuite
 from kdbench.suite.methods import formula
 from kdbench.suite.protocol import bundled_protocol
-from kdbench.suite.specs import lineage
+from kdbench.suite.specs import DatasetSpec, lineage
 
 
 def parts(suite):
@@ -24,7 +24,7 @@ def test_the_recipe_of_the_paraphraser_depends_on_the_student(grid, protocol, st
     assert (recipe.epochs, recipe.milestones, recipe.batch) == (30, (), 64)
     assert {recipe.lr_at(epoch) for epoch in (1, 30)} == {rate}
     assert (recipe.momentum, recipe.weight_decay, recipe.crop_padding, recipe.flip) == (0.9, 5e-4, 4, True)
-    assert recipe.mean == bundled_protocol(protocol).recipe("vgg8", "cifar100").mean
+    assert recipe.mean == bundled_protocol(protocol).recipe("vgg8", DatasetSpec(name="cifar100")).mean
 
 
 def test_students_of_one_rate_share_the_part_and_trials_do_too(grid):

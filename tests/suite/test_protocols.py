@@ -9,9 +9,10 @@ from kdbench.errors import BadInput
 from kdbench.suite import protocol
 from kdbench.suite.methods import formula
 from kdbench.suite.protocol import bundled_protocol, protocol_names
-from kdbench.suite.specs import Recipe
+from kdbench.suite.specs import DatasetSpec, Recipe
 
 
+CIFAR100 = DatasetSpec(name="cifar100")
 PAPERS = ("crd", "sskd", "semckd", "ega")
 CRD_MEAN, SSKD_MEAN = (0.5071, 0.4867, 0.4408), (0.5071, 0.4866, 0.4409)
 STD = (0.2675, 0.2565, 0.2761)
@@ -37,7 +38,7 @@ def test_an_unknown_protocol():
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_the_recipe_that_the_four_papers_share(name):
-    recipe = bundled_protocol(name).recipe("resnet8x4", "cifar100")
+    recipe = bundled_protocol(name).recipe("resnet8x4", CIFAR100)
     assert (recipe.epochs, recipe.batch, recipe.lr, recipe.momentum) == (240, 64, 0.05, 0.9)
     assert (recipe.weight_decay, recipe.nesterov, recipe.decay) == (5e-4, False, 0.1)
     assert (recipe.crop_padding, recipe.flip, recipe.precision) == (4, True, "fp32")
@@ -58,11 +59,11 @@ def test_the_recipe_that_the_four_papers_share(name):
 )
 def test_where_the_papers_differ(name, score, checkpoint, mean, node):
     settings = bundled_protocol(name)
-    recipe = settings.recipe("resnet8x4", "cifar100")
+    recipe = settings.recipe("resnet8x4", CIFAR100)
     assert (settings.score, settings.teacher_checkpoint, settings.paper) == (score, checkpoint, name)
     assert (recipe.mean, recipe.node_embedding) == (mean, node)
     assert node or recipe.std == STD
-    assert settings.teacher_recipe("vgg13", "cifar100").node_embedding is None
+    assert settings.teacher_recipe("vgg13", CIFAR100).node_embedding is None
 
 
 def test_semckd_has_four_trials():
@@ -97,12 +98,12 @@ def test_weights_of_kd_and_layers_of_fitnet():
 
 def test_ega_trains_its_new_layers_at_a_hundredth():
     settings = bundled_protocol("ega")
-    sequential = settings.head_spec("cifar100", simultaneous=False)
-    simultaneous = settings.head_spec("cifar100", simultaneous=True)
+    sequential = settings.head_spec(CIFAR100, simultaneous=False)
+    simultaneous = settings.head_spec(CIFAR100, simultaneous=True)
     assert sequential.width == simultaneous.width == 256
     assert (sequential.recipe.lr, sequential.recipe.milestones) == (0.01, (150, 180, 210))
     assert (simultaneous.recipe.lr, simultaneous.recipe.milestones) == (0.01, ())
-    assert bundled_protocol("crd").head_spec("cifar100", simultaneous=False) is None
+    assert bundled_protocol("crd").head_spec(CIFAR100, simultaneous=False) is None
 
 
 @pytest.mark.parametrize("name", PAPERS)

@@ -5,12 +5,16 @@ import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import fakegpu
 import pytest
 import torch
 
+from kdbench.catalogue.terms import term_names
 from kdbench.data.stream import DataSource
 from kdbench.store.store import Store
+from kdbench.suite.load import load_suite
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
+from kdbench.suite.protocol import bundled_protocol
 from kdbench.suite.specs import DatasetSpec, HeadSpec, NewLayers, Recipe, RunSpec, Supervised, WeightedTerm
 from kdbench.training import jobs
 from kdbench.training.context import JobContext
@@ -21,6 +25,14 @@ from kdbench.training.weights import WeightFiles
 CPU = torch.device("cpu")
 TINY = DatasetSpec(name="digits", train_per_class=4, test_per_class=3, size=16)
 RECIPE = Recipe(epochs=3, batch=16, lr=0.02, momentum=0.9, weight_decay=5e-4, milestones=(2,), crop_padding=2)
+NEEDS_A_FINISHED_TEACHER = {"ft", "sskd"}
+SUITE = """
+protocol: {{base: smoke, lr: 0.02, node_embedding: {node_embedding}{changes}}}
+dataset: {{name: digits, train_per_class: 4, test_per_class: 1, size: 16}}
+grid:
+  - {{teacher: resnet8, student: wrn-10-1, strategy: {strategy}, method: [{methods}]}}
+  - {{teacher: resnet8, student: wrn-16-1, strategy: {strategy}, method: hkd}}
+"""
 KEPT = ("spec.json", "metrics.jsonl", "result.json", "weights.safetensors")
 
 
@@ -41,6 +53,14 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session")
+def gpu():
+    """A device for tests, ``fakegpu``; once asked for, this process has it to its end."""
+    if not fakegpu.INSTALLABLE:
+        pytest.skip(fakegpu.MISSING)
+    return fakegpu.install()
+
+
 @dataclass
 class Bench:
     """A results folder with a worker's view of it.
@@ -50,7 +70,9 @@ class Bench:
     """
 
     root: Path
+    device: torch.device = CPU
     checkpoint_seconds: float = 1e9
+    eager: bool = True
     stop_after: int | None = None
     stop_at_call: int | None = None
     calls: int = 0
@@ -59,7 +81,7 @@ class Bench:
 
     def __post_init__(self):
         self.store = Store(self.root)
-        self.data = DataSource(self.root, CPU)
+        self.data = DataSource(self.root, self.device)
 
     def emit(self, event, **fields):
         self.events.append({"event": event, **fields})
@@ -76,7 +98,17 @@ class Bench:
 
     def context(self, **job):
         weights = WeightFiles(self.root / "weights", self.files_given)
-        return JobContext(self.store, self.data, weights, CPU, self.emit, self.stopped, self.checkpoint_seconds, **job)
+        return JobContext(
+            self.store,
+            self.data,
+            weights,
+            self.device,
+            self.emit,
+            self.stopped,
+            self.checkpoint_seconds,
+            self.eager,
+            **job,
+        )
 
     def count(self, event):
         return sum(entry["event"] == event for entry in self.events)
@@ -165,3 +197,32 @@ def make_run(teacher):
         return RunSpec(terms=tuple(uses), **spec)
 
     return make
+
+
+def method_of(term):
+    """The smoke protocol's first method with a term."""
+    for method, uses in bundled_protocol("smoke").terms.items():
+        if term in {use.name for use in uses}:
+            return method
+    raise AssertionError(f"the smoke protocol has no method with '{term}'")
+
+
+@pytest.fixture
+def every_term(tmp_path):
+    """every_term(strategy, {changes of the protocol}): a run with each loss term that the strategy allows.
+
+    A new term needs no line here.
+    """
+
+    def runs(strategy, changes=None):
+        terms = [name for name in term_names() if name != "hkd"]
+        if strategy == "simultaneous":
+            terms = [name for name in terms if name not in NEEDS_A_FINISHED_TEACHER]
+        file = tmp_path / "suite.yaml"
+        node_embedding = "null" if strategy == "pretrained" else 8
+        methods = ", ".join(map(method_of, terms))
+        more = "".join(f", {key}: {value}" for key, value in (changes or {}).items())
+        file.write_text(SUITE.format(strategy=strategy, methods=methods, node_embedding=node_embedding, changes=more))
+        return [run.spec for run in load_suite(file).runs]
+
+    return runs

@@ -207,14 +207,21 @@ def test_what_torch_can_do_with_each_gpu(several):
     facts = gpus.machine()
     assert (facts["archs"], facts["cudnn"]) == (["sm_80", "sm_90"], 91002)
     assert facts["gpus"] == [
-        {"name": "H100", "capability": [9, 0], "memory": 2**34, "trouble": ""},
+        {"name": "H100", "capability": [9, 0], "memory": 2**34, "trouble": "", "eager": ""},
         {
             "name": "P100",
             "capability": [6, 0],
             "memory": 2**34,
             "trouble": "this torch has kernels for sm_80, sm_90 only",
+            "eager": "",
         },
-        {"name": "GPU 2", "capability": [0, 0], "memory": 0, "trouble": "CUDA error: invalid device ordinal"},
+        {
+            "name": "GPU 2",
+            "capability": [0, 0],
+            "memory": 0,
+            "trouble": "CUDA error: invalid device ordinal",
+            "eager": "",
+        },
     ]
 
 
@@ -223,7 +230,9 @@ def test_a_gpu_that_is_tried_says_what_its_convolution_says(several, monkeypatch
         raise RuntimeError(f"{ENGINE}\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1")
 
     monkeypatch.setattr(gpus.torch, "device", lambda kind, number: "cpu")
-    assert gpus.machine(tried=True)["gpus"][0]["trouble"] == ""
+    monkeypatch.setattr(gpus, "eager_because", lambda device: f"{device} has no graphs")
+    first = gpus.machine(tried=True)["gpus"][0]
+    assert (first["trouble"], first["eager"]) == ("", "cpu has no graphs")
     monkeypatch.setattr(gpus.F, "conv2d", fail)
     assert [gpu["trouble"] for gpu in gpus.machine(tried=True)["gpus"]][:2] == [
         ENGINE,

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from kdbench.data.image_sets import ImageFiles
 from kdbench.data.stream import DataSource
 from kdbench.datafiles import own_images
 from kdbench.datafiles.own_files import ImageSource
@@ -37,6 +39,27 @@ def test_stopped_and_not(bench, make_run, teacher, pets):
     student = load(runs[0].id, hurt.store, hurt.root)
     assert student.class_names == ("cat", "dog", "fox")
     assert student(torch.zeros(1, 3, 50, 40, dtype=torch.uint8)).logits.shape == (1, 3)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_images_that_stay_files(tmp_path, recipe):
+    """They are decoded by the rule for images of one's own, and cut as images that stay files are."""
+    for part in ("train", "test"):
+        for number, name in enumerate(("cat", "dog")):
+            (tmp_path / "pets" / part / name).mkdir(parents=True)
+            for each in range(3):
+                clear = Image.new("RGBA", (20 + each, 16), (90 * number, 7, 0, 0))
+                clear.save(tmp_path / "pets" / part / name / f"{each}.png")
+    source = ImageSource("folder", str(tmp_path / "pets"), 12, stream=True)
+    spec = DatasetSpec(name="pets", images=own_images.facts_of(source))
+    data = DataSource(tmp_path, torch.device("cpu"), sources={spec.images.sha256: source})
+    assert isinstance(data.sets(spec)[0], ImageFiles)
+    first, last = data.stream(spec, Scenario(), recipe.model_copy(update={"batch": 4}), 0).epoch(1)
+    assert (first.images.shape, last.images.shape) == ((4, 3, 12, 12), (2, 3, 12, 12))
+    assert first.images.std() < 1e-3  # what is transparent is white
+    assert sorted([*first.labels.tolist(), *last.labels.tolist()]) == [0] * 3 + [1] * 3
+    ((images, labels),) = data.test(spec, recipe)
+    assert (images.shape, labels.tolist()) == ((6, 3, 12, 12), [0] * 3 + [1] * 3)
 
 
 def test_parts_and_scenarios(bench, pets):

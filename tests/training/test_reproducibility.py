@@ -6,11 +6,8 @@ A run is trained alone, in its cohort, and in its cohort with stops; a teacher's
 import pytest
 import torch
 
-from kdbench.catalogue.terms import term_names
 from kdbench.planning.plan import make_plan
-from kdbench.suite.load import load_suite
 from kdbench.suite.measurements import ProbeProtocol, probe
-from kdbench.suite.protocol import bundled_protocol
 from kdbench.suite.specs import (
     Adapter,
     DatasetSpec,
@@ -26,39 +23,6 @@ from kdbench.training import jobs
 
 
 STRATEGIES = ("pretrained", "sequential", "simultaneous")
-NEEDS_A_FINISHED_TEACHER = {"ft", "sskd"}
-SUITE = """
-protocol: {{base: smoke, lr: 0.02, node_embedding: {node_embedding}}}
-dataset: {{name: digits, train_per_class: 4, test_per_class: 1, size: 16}}
-grid:
-  - {{teacher: resnet8, student: wrn-10-1, strategy: {strategy}, method: [{methods}]}}
-  - {{teacher: resnet8, student: wrn-16-1, strategy: {strategy}, method: hkd}}
-"""
-
-
-def method_of(term):
-    """The smoke protocol's first method with a term."""
-    for method, uses in bundled_protocol("smoke").terms.items():
-        if term in {use.name for use in uses}:
-            return method
-    raise AssertionError(f"the smoke protocol has no method with '{term}'")
-
-
-@pytest.fixture
-def every_term(tmp_path):
-    """every_term(strategy): a run with each loss term that the strategy allows. A new term needs no line here."""
-
-    def runs(strategy):
-        terms = [name for name in term_names() if name != "hkd"]
-        if strategy == "simultaneous":
-            terms = [name for name in terms if name not in NEEDS_A_FINISHED_TEACHER]
-        file = tmp_path / "suite.yaml"
-        node_embedding = "null" if strategy == "pretrained" else 8
-        methods = ", ".join(map(method_of, terms))
-        file.write_text(SUITE.format(strategy=strategy, methods=methods, node_embedding=node_embedding))
-        return [run.spec for run in load_suite(file).runs]
-
-    return runs
 
 
 @pytest.fixture

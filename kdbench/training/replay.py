@@ -1,0 +1,186 @@
+"""Steps that are captured as a graph and replayed: one launch takes the place of some hundred.
+
+A step of a small network is some hundred kernels, and a GPU is done with each before Python has launched the next. A graph
+holds them all, on fixed memory and with all numbers as they were; to replay it costs the host one launch. The batch and what
+an eager teacher gives for it are therefore copied to where the first of their kind were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from kdbench.data.batch import Batch
+from kdbench.errors import message_of
+from kdbench.training.environment import device_lost, out_of_memory
+from kdbench.training.guard import mapped, tensors_of
+
+
+Shown = TypeVar("Shown")
+
+WARM_UP = 3
+"""So many calls are eager first: they make the momentum, and cuDNN chooses its algorithms."""
+TOLERANCE = 1e-2
+"""The share of a tensor's largest change in a step by which a replayed step may differ: sums in another order do."""
+
+
+def why_eager(device: torch.device) -> str:
+    """Why steps on a device are not replayed; "" if they are."""
+    return "" if hasattr(torch.get_device_module(device), "CUDAGraph") else f"{device} has no graphs"
+
+
+class Captured(Generic[Shown]):
+    """A function on fixed memory that is called, then captured, and from then on replayed.
+
+    Where it asks the device for a value or binds memory anew, or where its first replay does not do what a call does, it is
+    only called, after all; ``tell`` is told why. ``captures`` counts how often it was captured. Functions whose results are
+    not read may share a ``pool`` of memory.
+    """
+
+    def __init__(self, device: torch.device, tell: Callable[[str], None], pool: Any = None) -> None:
+        self._device: Any = torch.get_device_module(device)
+        self._tell = tell
+        self._pool = {"pool": pool} if pool is not None else {}
+        self._key: Hashable = None
+        self._calls = 0
+        self._graph: Any = None
+        self._result: Shown | None = None
+        self._refused = False
+        self.captures = 0
+
+    @property
+    def replayed(self) -> bool:
+        """Whether the last call was a replay, so that its result is where it will be next time."""
+        return self._graph is not None
+
+    def __call__(
+        self,
+        function: Callable[[], Shown],
+        key: Hashable,
+        state: Callable[[], list[Tensor]] = list,
+        seed: Callable[[], None] = lambda: None,
+    ) -> Shown:
+        """What the function returns, in memory that the next call writes to again.
+
+        key:   stands for whatever the function depends on beside the memory that it reads; a new one is captured anew
+        state: the tensors that it changes
+        seed:  seeds its random numbers, which are drawn anew in each replay
+        """
+        if key != self._key:
+            self._key, self._graph = key, None
+        self._calls += 1
+        if not self._refused and self._graph is None and self._calls > WARM_UP:
+            return self._capture(function, state, seed)
+        seed()
+        if self._graph is None:
+            return function()
+        self._graph.replay()
+        return cast(Shown, self._result)
+
+    @torch.no_grad()
+    def _capture(
+        self, function: Callable[[], Shown], state: Callable[[], list[Tensor]], seed: Callable[[], None]
+    ) -> Shown:
+        """Take the step, and capture and replay it from where it began. The replay counts if both did the same."""
+        before = _copied(state())
+        seed()
+        with torch.enable_grad():
+            called = function()
+        tensors, after = state(), _copied(state())
+        shown = _copied(called)
+        _put_back(tensors, before)
+        graph, reason = self._device.CUDAGraph(), ""
+        try:
+            with self._device.graph(graph, capture_error_mode="thread_local", **self._pool), torch.enable_grad():
+                result = function()
+        except RuntimeError as error:
+            if out_of_memory(error) or device_lost(error):
+                raise
+            reason = message_of(error)
+        else:
+            seed()
+            graph.replay()
+            if [*map(id, state())] != [*map(id, tensors)]:
+                reason = "memory is bound anew in each"
+            elif not (all(map(_alike, before, after, tensors)) and all(map(_alike, shown, shown, _tensors(result)))):
+                reason = "the first replay gave other values"
+        if reason:
+            self._refused = True
+            self._tell(reason)
+            _put_back(state(), after)
+            return called
+        self._graph, self._result, self.captures = graph, result, self.captures + 1
+        return result
+
+
+def _tensors(shown: object) -> list[Tensor]:
+    return [tensor for _, tensor in tensors_of("", shown)]
+
+
+def _copied(shown: object) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in _tensors(shown)]
+
+
+def _put_back(tensors: list[Tensor], values: list[Tensor]) -> None:
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
+
+
+def _alike(before: Tensor, called: Tensor, replayed: Tensor) -> bool:
+    """Whether a replay gives what a call gives, but for sums in another order: as far as it came from ``before``."""
+    called, size = called.double(), called.double() if before is called else called.double() - before
+    return bool((called - replayed).abs().max() <= TOLERANCE * size.abs().max())
+
+
+class FixedMemory(Generic[Shown]):
+    """Tensors that keep their place. ``changes`` counts how often they had to move."""
+
+    def __init__(self) -> None:
+        self.changes = 0
+        self._layout: list[Any] = []
+        self._held: Any = None
+
+    @torch.no_grad()
+    def put(self, shown: Shown) -> Shown:
+        """The same values where the first of their kind were."""
+        tensors = _tensors(shown)
+        layout = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors]
+        if layout != self._layout:
+            self.changes += 1
+            self._layout, self._held = layout, mapped(torch.clone, shown)
+        elif tensors:
+            torch._foreach_copy_(_tensors(self._held), tensors, non_blocking=True)
+        return cast(Shown, self._held)
+
+
+class Replay:
+    """The captured functions of trainers that train together, and the memory that these share.
+
+    batch: the size of those batches that are replayed; the short last one is not
+    tell:  is told what is not replayed, and why
+    """
+
+    def __init__(self, device: torch.device, batch: int, tell: Callable[[str], None]) -> None:
+        self.device, self.batch, self.tell = device, batch, tell
+        self.batches: FixedMemory[Batch] = FixedMemory()
+        self.shown: FixedMemory[Any] = FixedMemory()
+        self.teacher: Captured[Any] = Captured(device, self._teller("the teacher's passes"))
+        self._pool = torch.get_device_module(device).graph_pool_handle()
+        self._steps: dict[Hashable, Captured[bool]] = {}
+
+    def step_of(self, trainer: Hashable, terms: str) -> Captured[bool]:
+        """The step of a trainer in one of its stages."""
+        if trainer not in self._steps:
+            self._steps[trainer] = Captured(self.device, self._teller(f"the steps of {terms}"), self._pool)
+        return self._steps[trainer]
+
+    @property
+    def memory(self) -> Hashable:
+        """Stands for the memory that steps read."""
+        return self.batches.changes, self.shown.changes, self.teacher.captures
+
+    def _teller(self, what: str) -> Callable[[str], None]:
+        return lambda reason: self.tell(f"{what} are launched one kernel after the other: {reason}")

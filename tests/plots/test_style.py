@@ -1,0 +1,100 @@
+"""Each method has one style that readers with any colour vision tell apart, and files are the same at each writing."""
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+
+from kdbench.errors import BadInput
+from kdbench.plots.style import Picture, legend, line_handle, method_style, note, panels, shades, sheet, styled, write
+from kdbench.suite.protocol import bundled_protocol, protocol_names
+
+
+VISIONS = {
+    "normal": np.eye(3),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
+    ),
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "tritanopia": np.array(
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]]
+    ),
+}
+"""Machado, Oliveira & Fernandes (2009), for linear RGB, at full severity."""
+
+
+def lab(colour, vision):
+    """CIE L*a*b* of a colour as it is seen."""
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(VISIONS[vision] @ linear, 0, 1)
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ seen
+    x, y, z = np.where((r := xyz / [0.9505, 1, 1.089]) > 0.008856, np.cbrt(r), 7.787 * r + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("vision", VISIONS)
+def test_methods_of_one_line_differ_in_colour_for_any_vision(vision):
+    styles = {name: method_style(name) for name in sheet()["methods"]}
+    for (a, first), (b, second) in combinations(styles.items(), 2):
+        if first.line == second.line and first.marker == second.marker:
+            assert np.linalg.norm(lab(first.colour, vision) - lab(second.colour, vision)) > 10, (a, b)
+
+
+def test_no_two_methods_share_colour_line_and_marker():
+    styles = [(s.colour, s.line, s.marker) for s in map(method_style, sheet()["methods"])]
+    assert len(set(styles)) == len(styles)
+
+
+def test_every_bundled_method_is_in_the_sheet():
+    named = {method for name in protocol_names() for method in bundled_protocol(name).terms}
+    assert named <= sheet()["methods"].keys(), named - sheet()["methods"].keys()
+
+
+def test_a_method_of_ones_own_and_a_sweep_keep_their_style():
+    assert method_style("semckd[beta=100]") == method_style("semckd[beta=400]") == method_style("semckd")
+    assert method_style("my-loss") == method_style("my-loss") != method_style("my-other-loss")
+    assert method_style("my-loss").line not in {method_style(name).line for name in sheet()["methods"]}
+
+
+def test_ten_classes_differ():
+    assert len({style.colour for style in shades(10)}) == 10
+    assert len({style[:3] for style in shades(50)}) == 50
+
+
+@pytest.fixture
+def picture():
+    with styled():
+        figure, (axes,) = panels(1)
+        axes.plot([1, 2], [3, 4])
+        legend(figure, [line_handle(method_style("kd"))], ["kd"])
+        note(figure, "mean ± sd", "n = 3 trials")
+    return Picture(figure, pd.DataFrame({"method": ["kd", "kd"], "x": [1, 2], "mean": [3.0, 4.0]}))
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_equal_pictures_are_equal_files(tmp_path, picture, ending):
+    files = [write(picture, tmp_path / name / f"a.{ending}") for name in "xy"]
+    assert files[0][0].read_bytes() == files[1][0].read_bytes()
+    assert files[0][1].read_text() == "method,x,mean\nkd,1,3\nkd,2,4\n"
+
+
+def test_another_format_is_refused_before_anything_is_written(tmp_path, picture):
+    with pytest.raises(BadInput, match=r"a.jpg: a picture is .png, .svg, .pdf: end the name so"):
+        write(picture, tmp_path / "a.jpg")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_written_is_said(tmp_path, picture):
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInput, match="cannot be written: "):
+        write(picture, tmp_path / "file" / "a.png")
+
+
+def test_a_page_has_room_for_so_many_panels():
+    with pytest.raises(BadInput, match="41 panels are more than a page takes"):
+        panels(41)

@@ -1,0 +1,144 @@
+"""Steps that are replayed as graphs give, byte for byte, what steps give whose operations are launched one by one."""
+
+import pytest
+import torch
+from fakegpu import Graph
+
+from kdbench.training import replay as module
+from kdbench.training.gpus import eager_because
+from kdbench.training.replay import WARM_UP, Captured, FixedMemory
+
+
+THREE_BATCHES = {"batch": 12, "epochs": 2, "milestones": [1]}
+"""And a short one in each epoch; the second epoch is trained at another rate."""
+FEW = {"ce", "kd", "ab", "crd", "semckd", "online_kd", "sskd"}
+"""Terms with all that a graph must hold: an initial stage, banks, random numbers, views, a weight for each epoch."""
+
+
+@pytest.fixture
+def captures(monkeypatch):
+    """All captures. One call comes before the first of each function."""
+    found, capture = [], Captured._capture
+    monkeypatch.setattr(module, "WARM_UP", 1)
+
+    def spy(self, *arguments):
+        found.append(self)
+        return capture(self, *arguments)
+
+    monkeypatch.setattr(Captured, "_capture", spy)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("strategy", "all_terms"),
+    [
+        ("pretrained", False),
+        *(pytest.param(each, True, marks=pytest.mark.slow) for each in ("pretrained", "sequential", "simultaneous")),
+    ],
+)
+def test_terms_are_replayed_and_end_where_they_end_on_the_cpu(gpu, bench, every_term, strategy, all_terms, captures):
+    runs = every_term(strategy, THREE_BATCHES)
+    runs = runs if all_terms else [run for run in runs if {term.name for term in run.terms} <= FEW]
+    on_cpu, replayed = bench("cpu"), bench("gpu", device=gpu, eager=False)
+    on_cpu.train(*runs)
+    replayed.train(*runs)
+    assert not [text for text in replayed.texts() if "kernel" in text]
+    assert len(set(captures)) >= len(runs)
+    assert replayed.files(*runs) == on_cpu.files(*runs)
+
+
+def test_stopped_and_replayed_is_uninterrupted_and_eager(gpu, bench, make_run, captures):
+    runs = [
+        make_run(terms, "simultaneous", {"batch": 12})
+        for terms in ({"ce": 1, "kd": 1}, {"ce": 1, "crd": {"negatives": 8}})
+    ]
+    whole, hurt = bench("whole"), bench("hurt", device=gpu, eager=False, checkpoint_seconds=0)
+    whole.train(*runs)
+    hurt.teachers(*runs)
+    assert hurt.again(stop_at_call=4).cohort(*runs).stopped
+    assert hurt.again(stop_at_call=6).cohort(*runs).stopped
+    hurt.again().cohort(*runs)
+    assert hurt.files(*runs) == whole.files(*runs)
+    assert captures
+
+
+def test_a_loss_of_ones_own_is_not_captured(gpu, bench, make_run, captures):
+    run, shop = make_run({"ce": 1, "faulty_terms:Random": 0.1}), bench(device=gpu, eager=False)
+    shop.train(run)
+    assert not captures
+    assert shop.record(run).done()
+
+
+class Steps:
+    """Steps that add noise to a sum, as ``how`` says."""
+
+    def __init__(self, gpu, how="in place"):
+        self.how, self.sum, self.calls, self.told = how, torch.zeros(3, device=gpu), 0, []
+        self.captured = Captured(gpu, self.told.append)
+
+    def take(self):
+        self.calls += 1
+        noise = torch.rand(3, device=self.sum.device)
+        if self.how == "asks":
+            noise = noise * noise.max().item()
+        if self.how == "binds anew":
+            self.sum = self.sum + noise
+        else:
+            self.sum.add_(noise * self.calls if self.how == "counts in Python" else noise)
+        return self.sum * 2
+
+    def run(self, count, key=0):
+        for number in range(count):
+            shown = self.captured(self.take, key, lambda: [self.sum], lambda number=number: torch.manual_seed(number))
+        return shown.tolist()
+
+
+def test_a_replay_asks_nothing_of_python(gpu):
+    steps, called = Steps(gpu), Steps(gpu)
+    shown = steps.run(WARM_UP + 4)
+    assert steps.calls == WARM_UP + 2  # a call to compare with, and the capture
+    for number in range(WARM_UP + 4):
+        torch.manual_seed(number)
+        expected = called.take()
+    assert shown == expected.tolist()
+    steps.run(1, key=1)
+    assert (steps.captured.captures, steps.told) == (2, [])
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("asks", "_local_scalar_dense.default while a graph is captured"),
+        ("binds anew", "memory is bound anew in each"),
+        ("counts in Python", "the first replay gave other values"),
+    ],
+)
+def test_what_no_graph_can_hold_is_called(gpu, how, reason):
+    steps, called = Steps(gpu, how), Steps(gpu, how)
+    steps.run(WARM_UP)
+    called.run(WARM_UP)
+    torch.manual_seed(0)
+    called.take()
+    steps.run(1)
+    assert steps.sum.tolist() == called.sum.tolist()
+    assert reason in steps.told[0]
+    steps.run(2)
+    assert len(steps.told) == 1
+    assert steps.captured.captures == 0
+
+
+def test_doctor_tries_a_graph(gpu, monkeypatch):
+    assert eager_because(gpu) == ""
+    monkeypatch.setattr(Graph, "replay", lambda self: None)
+    assert eager_because(gpu) == "the first replay gave other values"
+
+
+def test_fixed_memory_moves_for_other_shapes_alone(gpu):
+    memory = FixedMemory()
+    first = memory.put((torch.ones(2, device=gpu), {"x": torch.zeros(3, device=gpu)}))
+    second = memory.put((torch.full((2,), 7.0, device=gpu), {"x": torch.ones(3, device=gpu)}))
+    assert first is second
+    assert first[0].tolist() == [7, 7]
+    assert first[1]["x"].tolist() == [1, 1, 1]
+    other = memory.put((torch.ones(4, device=gpu), {}))
+    assert (other[0].tolist(), memory.changes) == ([1] * 4, 2)
