@@ -201,7 +201,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="try every part within a minute")
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--methods", nargs="+", help="of the part methods: these, kd among them")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="of the part methods: these, kd among them")
     parser.add_argument("--peer", type=Path, help="a checkout of RepDistiller")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--tables", action="store_true", help="write the tables from the file, and measure nothing")
@@ -215,11 +215,19 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0)
     options = parser.parse_args()
+    if unknown := [name for name in options.methods or () if name not in method_names()]:
+        parser.error(f"--methods: '{unknown[0]}' is not one of {', '.join(method_names())}")
+    if options.methods and "kd" not in options.methods:
+        parser.error("--methods: kd is missing, of which costs are multiples")
+    if options.peer and not (options.peer / "train_student.py").is_file():
+        parser.error(f"--peer {options.peer}: is no checkout of RepDistiller, for it has no train_student.py")
     for name, quick, whole in (("batch", 4, 64), ("steps", 1, 6), ("repeats", 1, 5)):
         if getattr(options, name) is None:
             setattr(options, name, quick if options.quick else whole)
     if options.output is None and not options.quick:
         options.output = HERE / "bench.json"
+    if options.tables and not (options.output and options.output.is_file()):
+        parser.error(f"{options.output or '--output'} is not there: measure first (make bench)")
     return options
 
 

@@ -70,7 +70,8 @@ def launches(setup: Setup, names: Sequence[str]) -> Iterator[Row]:
                 setup.synchronise()
             seconds = time.perf_counter() - started
             events = [event for event in found.events() if (event.device_type.name == "CUDA") == cuda]
-            row = {"method": name, "per step": len(events) / setup.steps, "profiled ms": 1000 * seconds / setup.steps}
+            row = {"method": name, "launched": "as a graph" if case.replay else "one by one"}
+            row |= {"per step": len(events) / setup.steps, "profiled ms": 1000 * seconds / setup.steps}
             busy = sum(event.time_range.elapsed_us() for event in events) / 1e6 / seconds
             yield row | ({"busy share": busy} if cuda else {})
 

@@ -118,7 +118,8 @@ def launches(hour: Hour) -> None:
     import device
 
     names = ("kd",) if hour.tiny else ("ce", "kd", "vid", "crd", "sskd", "semckd")
-    hour.rows = [*device.launches(hour.setup(steps=2 if hour.tiny else 20), names)]
+    for eager in (True, False) if hour.device == "cuda" else (True,):
+        hour.rows += device.launches(hour.setup(steps=2 if hour.tiny else 20, eager=eager), names)
 
 
 @step
