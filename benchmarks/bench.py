@@ -26,6 +26,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from peer import ARGUMENTS as PEER_METHODS
@@ -152,7 +153,8 @@ def _worker_seconds(slot: Slot, folder: Path) -> float:
 def scale(suites: list[str], trials: int, repeats: int) -> Iterator[Row]:
     """Seconds of plan and report on suites of which most runs are done."""
     with tempfile.TemporaryDirectory() as folder:
-        count = make_results(Store(Path(folder) / "A"), load_suites(suites, trials), 0.85)
+        with mock.patch("os.fsync"):  # records that nobody needs need not outlive the power
+            count = make_results(Store(Path(folder) / "A"), load_suites(suites, trials), 0.85)
         shared = [*suites, "--results", "A", "--trials", str(trials)]
         for name, arguments in {
             "plan": ["plan", *shared],
@@ -180,7 +182,7 @@ def peer(setup: Setup, folder: Path, names: tuple[str, ...], threads: int) -> It
     with built(setup, names) as cases:
         trainers = [case.trainer for case in cases.values()]
         lead = next(iter(cases.values()))
-        together = partial(pass_over, trainers, lead.guide, lead.stream, 2)
+        together = partial(pass_over, trainers, lead.guide, lead.stream, 2, setup.replay())
         _, cohort, *alone = setup.medians([ask, together, *cases.values()])
     medians = [statistics.median(found[name] for found in theirs[1:]) for name in names]
     ours = [1000 * seconds / setup.steps for seconds in alone]
@@ -199,7 +201,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="try every part within a minute")
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--methods", nargs="+", help="of the part methods: these, kd among them")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="of the part methods: these, kd among them")
     parser.add_argument("--peer", type=Path, help="a checkout of RepDistiller")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--tables", action="store_true", help="write the tables from the file, and measure nothing")
@@ -209,14 +211,23 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--eager", action="store_true", help="on a GPU: kernel by kernel, instead of graphs")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0)
     options = parser.parse_args()
+    if unknown := [name for name in options.methods or () if name not in method_names()]:
+        parser.error(f"--methods: '{unknown[0]}' is not one of {', '.join(method_names())}")
+    if options.methods and "kd" not in options.methods:
+        parser.error("--methods: kd is missing, of which costs are multiples")
+    if options.peer and not (options.peer / "train_student.py").is_file():
+        parser.error(f"--peer {options.peer}: is no checkout of RepDistiller, for it has no train_student.py")
     for name, quick, whole in (("batch", 4, 64), ("steps", 1, 6), ("repeats", 1, 5)):
         if getattr(options, name) is None:
             setattr(options, name, quick if options.quick else whole)
     if options.output is None and not options.quick:
         options.output = HERE / "bench.json"
+    if options.tables and not (options.output and options.output.is_file()):
+        parser.error(f"{options.output or '--output'} is not there: measure first (make bench)")
     return options
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,6 +41,7 @@ from kdbench.suite.specs import Adapter, DatasetSpec, Preprocessing, Pretraining
 from kdbench.training.build import new_network, on_device, student_trainer
 from kdbench.training.checkpoint import as_safetensors, save_checkpoint
 from kdbench.training.loop import Callbacks, EpochTimer, train_epoch
+from kdbench.training.replay import Replay, why_eager
 from kdbench.training.teacher import FrozenTeacher
 from kdbench.training.trainer import Trainer
 
@@ -52,7 +54,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Setup:
-    """What is measured: a pair of networks, the batch, the batches of a pass, and how often each pass is repeated."""
+    """What is measured: a pair of networks, the batch, the batches of a pass, and how often each pass is repeated.
+
+    ``eager``: kdbench's steps are not replayed as graphs where the device could.
+    """
 
     device: torch.device
     teacher: str = "resnet32x4"
@@ -61,6 +66,7 @@ class Setup:
     steps: int = 6
     repeats: int = 5
     precision: str = "fp32"
+    eager: bool = False
 
     @property
     def recipe(self) -> Recipe:
@@ -92,6 +98,12 @@ class Setup:
                     record.append(time.perf_counter() - started)
         return [statistics.median(record) for record in times]
 
+    def replay(self) -> Replay | None:
+        """What replays the steps of trainers that train together, as it does in a worker; None where nothing does."""
+        if self.eager or why_eager(self.device):
+            return None
+        return Replay(self.device, self.batch, partial(print, file=sys.stderr))
+
     def synchronise(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -100,10 +112,16 @@ class Setup:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def pass_over(trainers: list[Trainer], teacher: FrozenTeacher | None, stream: Batches, epoch: int = 1) -> None:
+def pass_over(
+    trainers: list[Trainer],
+    teacher: FrozenTeacher | None,
+    stream: Batches,
+    epoch: int = 1,
+    replay: Replay | None = None,
+) -> None:
     """Train an epoch that does not count: it can be repeated."""
     callbacks = Callbacks(lambda *_: None, lambda *_: None, lambda _: None, lambda: False, checkpoint_seconds=1e9)
-    train_epoch(trainers, teacher, stream, epoch, callbacks, EpochTimer(trainers))
+    train_epoch(trainers, teacher, stream, epoch, callbacks, EpochTimer(trainers), replay)
     for trainer in trainers:
         trainer.progress.batches = trainer.progress.images = 0
 
@@ -115,9 +133,10 @@ class Floor:
         self.setup = setup
         self.ready: Batch = next(setup.stream(setup.batch).epoch(1))
 
-    def student(self) -> Callable[[], None]:
+    def student(self, layout: torch.memory_format = torch.channels_last) -> Callable[[], None]:
         """A pass of training steps."""
-        net = on_device(new_network(self.setup.student, CIFAR, None, "student"), self.setup.device)
+        net = new_network(self.setup.student, CIFAR, None, "student").to(self.setup.device, memory_format=layout)
+        images = self.ready.images.contiguous(memory_format=layout)
         recipe = self.setup.recipe
         optimiser = torch.optim.SGD(net.parameters(), recipe.lr, momentum=0.9, weight_decay=5e-4, fused=True)
 
@@ -125,7 +144,7 @@ class Floor:
             for _ in range(self.setup.steps):
                 optimiser.zero_grad()
                 with self.setup.autocast():
-                    loss = F.cross_entropy(net(self.ready.images).logits, self.ready.labels)
+                    loss = F.cross_entropy(net(images).logits, self.ready.labels)
                 loss.backward()
                 optimiser.step()
 
@@ -150,11 +169,12 @@ class Case:
     guide: FrozenTeacher | None
     label: str
     stream: Stream
+    replay: Replay | None
 
     def __call__(self, epoch: int = 2) -> None:
         """Train a pass. Even epochs are without mgd's choice of channels; epochs up to 0 are an initial stage."""
         self.trainer.progress.epoch = epoch - 1
-        pass_over([self.trainer], self.guide, self.stream, epoch)
+        pass_over([self.trainer], self.guide, self.stream, epoch, self.replay)
 
 
 @contextmanager
@@ -176,7 +196,7 @@ def _case(setup: Setup, terms: tuple[WeightedTerm, ...], store: Store) -> Case:
     trainer = student_trainer(
         run, store, guide.network if guide else None, labels.to(setup.device), setup.device, parts
     )
-    return Case(trainer, guide or None, label if teacher else "none", setup.stream())
+    return Case(trainer, guide or None, label if teacher else "none", setup.stream(), setup.replay())
 
 
 def _teacher(name: str, device: torch.device) -> Any:
@@ -287,21 +307,24 @@ def _resident(key: str) -> int:
     raise OSError(f"/proc/self/status has no {key}")
 
 
+@contextmanager
+def cohort(setup: Setup, size: int) -> Iterator[tuple[list[Trainer], FrozenTeacher, Stream]]:
+    """The trainers of runs of kd, their teacher and their stream."""
+    recipe, stream = setup.recipe, setup.stream()
+    teacher = Supervised(network=setup.teacher, dataset=CIFAR, recipe=recipe)
+    lead = RunSpec(student=setup.student, teacher=teacher, terms=terms_of("kd"), dataset=CIFAR, recipe=recipe)
+    runs = [lead.model_copy(update={"trial": trial}) for trial in range(size)]
+    guide = FrozenTeacher(_teacher(setup.teacher, setup.device), bf16=setup.precision == "bf16")
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        yield [student_trainer(run, store, guide.network, stream.labels, setup.device) for run in runs], guide, stream
+
+
 def cohorts(setup: Setup, sizes: Sequence[int]) -> Iterator[Row]:
     """One step of cohorts of kd; ``alone`` is how much longer their runs would take one by one."""
-    floor = Floor(setup)
-    recipe, terms = setup.recipe, terms_of("kd")
-    teacher = Supervised(network=setup.teacher, dataset=CIFAR, recipe=recipe)
-    runs = [
-        RunSpec(student=setup.student, teacher=teacher, terms=terms, dataset=CIFAR, recipe=recipe, trial=trial)
-        for trial in range(max(sizes))
-    ]
-    stream = setup.stream()
-    with tempfile.TemporaryDirectory() as folder:
-        guide = FrozenTeacher(_teacher(setup.teacher, setup.device), bf16=setup.precision == "bf16")
-        store = Store(Path(folder))
-        trainers = [student_trainer(run, store, guide.network, stream.labels, setup.device) for run in runs]
-        passes = [partial(pass_over, trainers[:size], guide, stream) for size in (1, *sizes)]
+    floor, replay = Floor(setup), setup.replay()
+    with cohort(setup, max(sizes)) as (trainers, guide, stream):
+        passes = [partial(pass_over, trainers[:size], guide, stream, replay=replay) for size in (1, *sizes)]
         student, forward, one, *times = setup.medians([floor.student(), floor.teacher(guide.network), *passes])
     yield {"what": "teacher forward (floor)", "ms": 1000 * forward / setup.steps}
     yield {"what": "student step (floor)", "ms": 1000 * student / setup.steps}
@@ -326,10 +349,7 @@ def streams(setup: Setup, images: int) -> Iterator[Row]:
             TwoViews(setup.images(images), pretraining, CIFAR, ("benchmark",), setup.device).epoch, 1
         ),
     }
-    with tempfile.TemporaryDirectory() as folder:
-        files = FileStream(
-            _files(Path(folder), 4 * setup.batch), setup.recipe, DatasetSpec(name="imagenet"), (), setup.device
-        )
+    with file_stream(setup, 224) as files:
         passes["files, JPEG of 256 px cut to 224"] = partial(files.epoch, 1)
         times = setup.medians([partial(_exhaust, act) for act in passes.values()])
         counts = [images] * (len(passes) - 1) + [len(files)]
@@ -342,14 +362,18 @@ def _exhaust(batches: Callable[[], Iterable[Batch]]) -> None:
         pass
 
 
-def _files(folder: Path, count: int) -> ImageFiles:
-    """Random pictures, smooth enough that they take as long to decode as photographs."""
-    draw = np.random.default_rng(3)
-    for number in range(count):
-        rough = Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8))
-        rough.resize((256, 256), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=90)
-    names = np.array([f"{number}.jpg".encode() for number in range(count)])
-    return ImageFiles(folder, names, torch.zeros(count, dtype=torch.long), 1000, 224)
+@contextmanager
+def file_stream(setup: Setup, size: int) -> Iterator[FileStream]:
+    """A stream over four batches of random pictures, smooth enough that they take as long to decode as photographs."""
+    draw, count = np.random.default_rng(3), 4 * setup.batch
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(count):
+            rough = Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+            rough.resize((256, 256), Image.Resampling.BICUBIC).save(Path(folder) / f"{number}.jpg", quality=90)
+        names = np.array([f"{number}.jpg".encode() for number in range(count)])
+        labels = torch.arange(count) % 100
+        files = ImageFiles(Path(folder), names, labels, 100, size)
+        yield FileStream(files, setup.recipe, DatasetSpec(name="imagenet"), (), setup.device)
 
 
 def saves(setup: Setup, names: Sequence[str]) -> Iterator[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import groupby
 from typing import Any
 
 from steps import method_names, terms_of
@@ -107,3 +108,17 @@ def costs_yaml(document: Document, *, whole: bool = True) -> str:
         facts = f"time: {ratio:.2f}, memory: {peak:.2f}, parameters: {row['parameters']}, teacher: {row['teacher']}"
         lines.append(f"  {name}: {{{facts}}}")
     return "\n".join(lines) + "\n"
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Rows as tables in Markdown, one for each run of rows that have the same keys."""
+    tables = []
+    for keys, group in groupby(rows, key=tuple):
+        lines = [keys, ["---"] * len(keys), *([_cell(value) for value in row.values()] for row in group)]
+        tables.append("".join(f"| {' | '.join(line)} |\n" for line in lines))
+    return "\n".join(tables)
+
+
+def _cell(value: object) -> str:
+    text = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")

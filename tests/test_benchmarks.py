@@ -102,6 +102,23 @@ def test_what_was_measured_elsewhere_or_otherwise_is_not_mixed_in(load, tmp_path
     assert document(file, settings, {**machine, "versions": {"torch": "2.14"}})["parts"] == {}
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--methods", "kd", "atk"], "--methods: 'atk' is not one of kd, ce, "),
+        (["--methods", "at"], "kd is missing"),
+        (["--peer", "."], "--peer .: is no checkout of RepDistiller"),
+        (["--tables", "--output", "none.json"], "none.json is not there: measure first (make bench)"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(load, monkeypatch, tmp_path, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bench.py", *options])
+    with pytest.raises(SystemExit, match="2"):
+        load("bench").main()
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_all_parts_are_tried_within_a_minute(load, monkeypatch, tmp_path):
     """A minute of CPU time, with that of the processes that it starts: others may be at work here."""

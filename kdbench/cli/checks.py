@@ -155,10 +155,11 @@ def _check_devices() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     setting = f"; CUDA_VISIBLE_DEVICES='{visible}'" if visible is not None else ""
     built = f"torch is built for CUDA {machine.cuda}" if machine.cuda else "torch is built without CUDA"
+    built += f", cuDNN {machine.cudnn}" if machine.cudnn else ""
     _line(True, f"CPU threads: {machine.threads}; {built}{setting}")
     for number in machine.usable:
         gpu = machine.gpus[number]
-        bf16 = "fp32 and bf16" if gpu.capability >= BF16_CAPABILITY else "fp32; bf16 needs compute capability 8.0"
+        bf16 = "fp32 and bf16" if gpu.capability >= BF16_CAPABILITY else "fp32 (bf16 needs compute capability 8.0)"
         graphs = f"kernel by kernel ({gpu.eager})" if gpu.eager else "as graphs"
         _line(True, f"GPU {number}: {gpu}, {gpu.memory / 2**30:.0f} GiB, trains in {bf16}; steps are launched {graphs}")
     for text in machine.unusable():

@@ -40,7 +40,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """What torch sees on this machine: its version, CUDA's, the architectures it has kernels for, CPU threads, GPUs.
+    """What torch sees on this machine: CPU threads, versions, the architectures it has kernels for, GPUs.
 
     ``trouble`` is why it can use none of the GPUs; ``absent``: because there is none, or none is visible.
     """
@@ -48,6 +48,7 @@ class Machine:
     threads: int
     torch: str = ""
     cuda: str = ""
+    cudnn: int = 0
     archs: tuple[str, ...] = ()
     gpus: tuple[Gpu, ...] = ()
     trouble: str = ""

@@ -170,12 +170,13 @@ def _set_precision(values: tuple[str, ...]) -> None:
 
 def _read_cudnn() -> tuple[bool, ...]:
     cudnn = torch.backends.cudnn
-    return cudnn.enabled, cudnn.benchmark, cudnn.deterministic
+    tf32 = () if hasattr(cudnn, "conv") else (cudnn.allow_tf32,)  # since torch 2.9 a precision like the others
+    return cudnn.enabled, cudnn.benchmark, cudnn.deterministic, *tf32
 
 
 def _set_cudnn(flags: tuple[bool, ...]) -> None:
-    cudnn = torch.backends.cudnn
-    cudnn.enabled, cudnn.benchmark, cudnn.deterministic = flags
+    for name, flag in zip(("enabled", "benchmark", "deterministic", "allow_tf32"), flags, strict=False):
+        setattr(torch.backends.cudnn, name, flag)
 
 
 def _read_deterministic() -> tuple[bool, bool]:

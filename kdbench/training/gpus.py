@@ -32,6 +32,7 @@ def machine(*, tried: bool = False) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "torch": torch.__version__,
         "cuda": torch.version.cuda or torch.version.hip or "",
+        "cudnn": 0,
         "threads": torch.get_num_threads(),
         "archs": [],
         "gpus": [],
@@ -44,6 +45,7 @@ def machine(*, tried: bool = False) -> dict[str, Any]:
         facts["trouble"] = _line(error)
         facts["absent"] = any(sign in facts["trouble"] for sign in _NO_GPU)
         return facts
+    facts["cudnn"] = torch.backends.cudnn.version() or 0  # type: ignore[no-untyped-call]
     facts["archs"] = torch.cuda.get_arch_list()
     facts["gpus"] = [_gpu(number, facts["archs"], tried=tried) for number in range(torch.cuda.device_count())]
     return facts

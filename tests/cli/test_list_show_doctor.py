@@ -151,13 +151,14 @@ def test_doctor_says_what_each_gpu_can_do_and_why_one_cannot(monkeypatch, tmp_pa
     monkeypatch.chdir(tmp_path)
     old = Gpu("Tesla P100", (6, 0), 2**34, "this torch has kernels for sm_75, sm_90 only")
     gpus = (Gpu("H100", (9, 0), 80 * 2**30), Gpu("T4", (7, 5), 2**34, eager="no room"), old)
-    machine = Machine(8, cuda="12.8", archs=("sm_75", "sm_90"), gpus=gpus)
+    machine = Machine(8, cuda="12.8", cudnn=91002, archs=("sm_75", "sm_90"), gpus=gpus)
     monkeypatch.setattr(devices, "query_devices", lambda *, tried: machine)
     done = CliRunner().invoke(app, ["doctor"])
     assert done.exit_code == 1
     for line in (
+        "ok   CPU threads: 8; torch is built for CUDA 12.8, cuDNN 91002",
         "ok   GPU 0: H100 (compute capability 9.0), 80 GiB, trains in fp32 and bf16; steps are launched as graphs\n",
-        "ok   GPU 1: T4 (compute capability 7.5), 16 GiB, trains in fp32; bf16 needs compute capability 8.0; "
+        "ok   GPU 1: T4 (compute capability 7.5), 16 GiB, trains in fp32 (bf16 needs compute capability 8.0); "
         "steps are launched kernel by kernel (no room)\n",
         "BAD  GPU 2, Tesla P100 (compute capability 6.0), cannot be used: this torch has kernels for sm_75, sm_90 only. ",
     ):

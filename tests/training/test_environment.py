@@ -195,6 +195,7 @@ def several(monkeypatch):
         total_memory = 2**34
 
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90"])
     monkeypatch.setattr(torch.cuda, "get_device_name", name)
@@ -204,7 +205,7 @@ def several(monkeypatch):
 
 def test_what_torch_can_do_with_each_gpu(several):
     facts = gpus.machine()
-    assert facts["archs"] == ["sm_80", "sm_90"]
+    assert (facts["archs"], facts["cudnn"]) == (["sm_80", "sm_90"], 91002)
     assert facts["gpus"] == [
         {"name": "H100", "capability": [9, 0], "memory": 2**34, "trouble": "", "eager": ""},
         {
