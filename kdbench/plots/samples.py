@@ -56,6 +56,7 @@ def tsne(source: Source) -> Picture:
         f"trial {runs['trial'].min()} of each, n = 1 network",
         *origin(source.runs),
     )
+    data = data.assign(panel=data["panel"].str.replace("\n", ": "))
     return Picture(figure, data[["panel", "method", "image", "label", "x", "y"]])
 
 
@@ -100,7 +101,7 @@ def gradcam(source: Source) -> Picture:
         *origin(source.runs),
     )
     rows = [
-        (method, position, label, predicted, y, x, value)
+        (method.replace("\n", ": "), position, label, predicted, y, x, value)
         for method, network in zip(methods, answer["networks"], strict=True)
         for position, label, predicted, heat in zip(
             answer["positions"], answer["labels"], network["predicted"], network["maps"], strict=True
