@@ -43,7 +43,9 @@ class Views:
         self.data = Path(request["data"])
         self.device = torch.device("cpu")
         self.source = DataSource(self.data, self.device)
-        self.networks = [self._find(each["run"], each["results"], each["of"]) for each in request["networks"]]
+        wanted = [(each["run"], each["results"], each["of"]) for each in request["networks"]]
+        known = {key: self._find(*key) for key in dict.fromkeys(wanted)}
+        self.networks = [known[key] for key in wanted]
         if len({each.dataset.id for each in self.networks}) > 1:
             raise BadInput("networks of several data sets cannot share a picture: choose one with --only dataset=NAME")
         self.dataset = self.networks[0].dataset
@@ -95,9 +97,13 @@ class Views:
         """Linear CKA of the stages of each student (rows) and of the teacher after it in the request (columns)."""
         count = len(self.source.sets(self.dataset)[1])
         chosen = torch.arange(0, count, -(-count // COMPARED_IMAGES))
-        stages = [self._stages(found, chosen) for found in self.networks]
-        pairs = zip(stages[::2], stages[1::2], strict=True)
-        return [[[linear_cka(x, y) for y in teacher] for x in student] for student, teacher in pairs]
+        stages = {
+            id(found): self._stages(found, chosen) for found in {id(each): each for each in self.networks}.values()
+        }
+        pairs = zip(self.networks[::2], self.networks[1::2], strict=True)
+        return [
+            [[linear_cka(x, y) for y in stages[id(teacher)]] for x in stages[id(student)]] for student, teacher in pairs
+        ]
 
     def predictions(self) -> dict[str, Any]:
         """Each network's confusion matrix (rows are true classes), and its confidence and accuracy by bins."""
@@ -128,7 +134,7 @@ class Views:
         batches = [
             [maps.flatten(1) for maps in found.network(images).stages] for images, _ in self._test(found, chosen)
         ]
-        return [torch.cat(each) for each in zip(*batches, strict=True)]
+        return [compact(torch.cat(each)) for each in zip(*batches, strict=True)]
 
     def _classes(self, wanted: Sequence[str], count: int) -> list[int]:
         """The positions of the named classes, or of the first ones. Raises BadInput for an unknown one."""
@@ -148,6 +154,11 @@ class Views:
         first = [int((labels == label).nonzero()[0]) for label in classes if (labels == label).any()]
         chosen = torch.tensor(wanted or first)
         return chosen, labels[chosen].tolist()
+
+
+def compact(features: Tensor) -> Tensor:
+    """Features [N, min(N, D)] with the same inner products as those given, [N, D]."""
+    return torch.linalg.qr(features.T, mode="r").R.T if features.shape[1] > len(features) else features
 
 
 def _gradcam(found: FinishedNetwork, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -36,9 +35,9 @@ def cost(source: Source) -> Picture:
     """Accuracy against the measured cost of training, with the Pareto front: no method is both cheaper and better."""
     metric = choose("--metric", (source.options.metrics or ("seconds",))[0], list(COSTS), "a cost is seconds or macs")
     data = costs(source, metric).dropna(subset=["cost", "mean"])
-    data = data.assign(front=np.concatenate([_front(part) for _, part in data.groupby("panel", sort=False)] or [[]]))
     if not len(data):
         raise BadInput("no finished run says what it cost")
+    data = data.assign(front=pareto_front(data))
     figure = draw_cost(data, COSTS[metric], source.options.order)
     devices = sorted({name for text in data["devices"] for name in text.split()})
     mixed = (
@@ -56,10 +55,17 @@ def cost(source: Source) -> Picture:
     return Picture(figure, tidy(data, columns).rename(columns={"cost": metric}))
 
 
-def _front(part: pd.DataFrame) -> list[bool]:
-    """Whether no other cell of the panel is at least as cheap and better, or as good and cheaper."""
-    points = list(zip(part["cost"], part["mean"], strict=True))
-    return [not any((c <= cost and m > mean) or (c < cost and m >= mean) for c, m in points) for cost, mean in points]
+def pareto_front(data: pd.DataFrame) -> pd.Series:
+    """Whether no other cell of a row's panel is as cheap and better, or as good and cheaper."""
+    parts = []
+    for _, part in data.groupby("panel", sort=False):
+        points = list(zip(part["cost"], part["mean"], strict=True))
+        unbeaten = [
+            not any((other <= cost and better > mean) or (other < cost and better >= mean) for other, better in points)
+            for cost, mean in points
+        ]
+        parts.append(pd.Series(unbeaten, index=part.index))
+    return pd.concat(parts)
 
 
 def draw_cost(data: pd.DataFrame, label: str, order: tuple[str, ...] = ()) -> Figure:

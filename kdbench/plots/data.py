@@ -11,7 +11,7 @@ import pandas as pd
 from kdbench.catalogue.text import listed, nearest
 from kdbench.errors import BadInput
 from kdbench.reporting.cells import summarise
-from kdbench.reporting.keys import CELL, GROUP, pair_text, split_method
+from kdbench.reporting.keys import CELL, GROUP, pair_text, split_method, tuples
 from kdbench.reporting.report import Report
 from kdbench.reporting.tables import grid_cells
 from kdbench.store.record import Record, compute_of
@@ -85,14 +85,14 @@ def own_run(report: Report) -> dict[str, Run]:
 
 def titled(frame: pd.DataFrame, place: Sequence[str] = PLACE) -> pd.DataFrame:
     """The frame with a column ``panel``: the pair of networks, and what else tells the panels apart."""
-    varying = [name for name in place if name not in ("teacher", "student") and frame[name].nunique() > 1]
-    if "protocol" in varying and frame.groupby([name for name in place if name != "protocol"]).ngroups > 1:
-        alone = frame.groupby([name for name in place if name != "protocol"])["protocol"].nunique().max() == 1
-        varying = [name for name in varying if name != "protocol" or not alone]
-    shown = [name for name in ("teacher", "student") if name in place]
+    pair = ["teacher", "student"]
+    others = [name for name in place if name != "protocol"]
+    varying = [name for name in place if name not in pair and frame[name].nunique() > 1]
+    if "protocol" in varying and frame.groupby(others)["protocol"].nunique().max() == 1:
+        varying.remove("protocol")
     titles = [
-        ", ".join(part for part in (pair_text(map(str, row[: len(shown)])), *map(str, row[len(shown) :])) if part)
-        for row in frame[[*shown, *varying]].itertuples(index=False, name=None)
+        ", ".join(part for part in (pair_text(row[:2]), *row[2:]) if part)
+        for row in tuples(frame[[*pair, *varying]].astype(str))
     ]
     return frame.assign(panel=titles)
 

@@ -107,7 +107,7 @@ def confusion(source: Source) -> Picture:
 
 def _long(maps: Mapping[str, tuple[Matrix, Sequence[str], Sequence[str]]], value: str) -> pd.DataFrame:
     rows = [
-        (name, row, column, matrix[r, c])
+        (name.replace("\n", ": "), row, column, matrix[r, c])
         for name, (matrix, rows, columns) in maps.items()
         for (r, row), (c, column) in product(enumerate(rows), enumerate(columns))
     ]

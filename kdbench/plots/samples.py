@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,6 +56,7 @@ def tsne(source: Source) -> Picture:
         f"trial {runs['trial'].min()} of each, n = 1 network",
         *origin(source.runs),
     )
+    data = data.assign(panel=data["panel"].str.replace("\n", ": "))
     return Picture(figure, data[["panel", "method", "image", "label", "x", "y"]])
 
 
@@ -99,7 +101,7 @@ def gradcam(source: Source) -> Picture:
         *origin(source.runs),
     )
     rows = [
-        (method, position, label, predicted, y, x, value)
+        (method.replace("\n", ": "), position, label, predicted, y, x, value)
         for method, network in zip(methods, answer["networks"], strict=True)
         for position, label, predicted, heat in zip(
             answer["positions"], answer["labels"], network["predicted"], network["maps"], strict=True
@@ -128,13 +130,18 @@ def draw_gradcam(answer: dict[str, Any], methods: Sequence[str]) -> Figure:
             _heat(at, image, np.array(heat))
             if predicted != label:
                 at.set_xlabel(predicted.replace("_", " "), fontsize=5, color="#d00000", labelpad=1)
-        line[0].set_ylabel(method.replace(" → ", " →\n"), fontsize=6 if "\n" not in method else 4.5)
+        text = "\n".join(textwrap.fill(part, 14, break_long_words=False) for part in method.splitlines())
+        _name_row(line[0], text)
     for at in axes:
         at.set(xticks=[], yticks=[])
         at.grid(False)
         at.spines[:].set_visible(False)
-    grid[0][0].set_ylabel("image", fontsize=6)
+    _name_row(grid[0][0], "image")
     return figure
+
+
+def _name_row(axes: Axes, text: str) -> None:
+    axes.set_ylabel(text, fontsize=6 if text.count("\n") < 3 else 4.5, rotation=0, ha="right", va="center")
 
 
 def _heat(axes: Axes, image: Any, heat: Any) -> None:

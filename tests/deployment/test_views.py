@@ -8,8 +8,9 @@ from torch import nn
 
 from kdbench.deployment.evaluate import expected_calibration_error, reliability
 from kdbench.deployment.finished import find_teacher_of
-from kdbench.deployment.views import Views, _gradcam
+from kdbench.deployment.views import Views, _gradcam, compact
 from kdbench.errors import BadInput
+from kdbench.evaluation import linear_cka
 from kdbench.models.outputs import Outputs
 
 
@@ -51,6 +52,14 @@ def test_bins_hold_all_images_and_give_the_calibration_error():
     assert right.tolist() == [0, 0, 0, 0, 0, 0, 0, 0, 1, 1]
     assert float(confidence.sum()) == pytest.approx(float(logits.double().softmax(1).max(1).values.sum()))
     assert float((right - confidence).abs().sum() / 4) == pytest.approx(expected_calibration_error(logits, labels, 10))
+
+
+@pytest.mark.parametrize("width", [3, 8, 200])
+def test_compact_features_have_the_same_cka(width):
+    rng = torch.Generator().manual_seed(1)
+    x, y = (torch.randn(8, size, generator=rng) for size in (width, 50))
+    assert compact(x).shape == (8, min(8, width))
+    assert linear_cka(compact(x), compact(y)) == pytest.approx(linear_cka(x, y), abs=1e-5)
 
 
 def test_predictions_and_correlations_of_a_finished_run(shelf):

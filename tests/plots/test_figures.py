@@ -5,7 +5,6 @@ import math
 from importlib.resources import files
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from kdbench.catalogue.pictures import KINDS, paper_figure, paper_figures
@@ -125,12 +124,3 @@ def test_without_runs_there_is_the_command_that_makes_them(tmp_path, name):
 def test_columns_of_the_guide_are_those_of_the_figures():
     guide = (Path(__file__).parents[2] / "docs" / "guides" / "figures.md").read_text("utf-8")
     assert not [name for name in [*paper_figures(), *KINDS] if f"`{name}`" not in guide]
-
-
-def test_data_of_trials_are_in_the_file():
-    from kdbench.plots.data import tidy
-
-    frame = pd.DataFrame({"method": ["kd"], "mean": [2.0], "values": [{0: 1.5, 2: 2.5}]})
-    assert tidy(frame, ["method", "mean", "values"]).to_dict("records") == [
-        {"method": "kd", "mean": 2.0, "trials": "0:1.5 2:2.5"}
-    ]

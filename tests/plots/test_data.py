@@ -1,0 +1,29 @@
+"""What is made of results before it is drawn."""
+
+import pandas as pd
+
+from kdbench.plots.comparisons import pareto_front
+from kdbench.plots.data import tidy, titled
+
+
+def test_values_of_trials_become_text():
+    frame = pd.DataFrame({"method": ["kd"], "mean": [2.0], "values": [{0: 1.5, 2: 2.5}]})
+    assert tidy(frame, ["method", "mean", "values"]).to_dict("records") == [
+        {"method": "kd", "mean": 2.0, "trials": "0:1.5 2:2.5"}
+    ]
+
+
+def test_each_panel_has_a_front_of_its_own_however_rows_are_ordered():
+    rows = [("a", 1.0, 70.0), ("b", 1.0, 60.0), ("a", 2.0, 69.0), ("b", 2.0, 65.0), ("a", 2.0, 71.0), ("b", 3.0, 65.0)]
+    data = pd.DataFrame(rows, columns=["panel", "cost", "mean"], index=[9, 8, 7, 6, 5, 4])
+    assert pareto_front(data).sort_index().to_dict() == {9: True, 8: True, 7: False, 6: True, 5: True, 4: False}
+
+
+def test_titles_say_what_tells_panels_apart():
+    columns = ["suite", "teacher", "student", "dataset", "scenario", "strategy", "protocol"]
+    rows = [
+        ("s", "a", "b", "digits", "", "pretrained", "demo"),
+        ("s", "a", "b", "digits", "20% of the images", "pretrained", "demo"),
+    ]
+    found = titled(pd.DataFrame(rows, columns=columns))
+    assert found["panel"].tolist() == ["a → b", "a → b, 20% of the images"]
