@@ -121,7 +121,7 @@ def step(act: Step) -> Step:
 
 
 def passed(hour: Hour, name: str) -> bool:
-    """Whether a step has passed, or been left out, in an earlier session."""
+    """Whether a step has passed, or been left out, at an earlier start of the script."""
     try:
         return json.loads((hour.out / f"{name}.json").read_text())["status"] != "failed"
     except FileNotFoundError:
