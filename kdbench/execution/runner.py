@@ -156,7 +156,9 @@ def _check_precision(plan: Plan, slots: Sequence[Slot]) -> None:
     recipes += [run.head.recipe for cohort in plan.cohorts for run in cohort.runs if run.head]
     recipes += [spec.recipe for spec in plan.measurements if isinstance(spec, ProbeSpec)]
     lacking = [slot for slot in slots if slot.gpu and slot.gpu.capability < BF16_CAPABILITY]
-    if lacking and any(recipe.precision == "bf16" for recipe in recipes):
+    precisions: set[str | None] = {recipe.precision for recipe in recipes}
+    precisions |= {run.teacher_precision for cohort in plan.cohorts for run in cohort.runs}
+    if lacking and "bf16" in precisions:
         gpus = ", ".join(dict.fromkeys(f"{slot.name.partition('.')[0]}, {slot.gpu}" for slot in lacking))
         raise BadInput(
             f"precision bf16 needs GPUs of compute capability 8.0 or above, and here is {gpus}: choose others with "

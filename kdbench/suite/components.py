@@ -47,6 +47,7 @@ PositiveInt = Annotated[StrictInt, Field(ge=1)]
 Epochs = Annotated[StrictInt, Field(ge=1, le=100_000)]
 LearningRate = Annotated[Number, Field(gt=0.0, le=100.0)]
 Width = Annotated[StrictInt, Field(ge=1, le=65_536)]
+Precision = Literal["fp32", "bf16"]
 ImageSize = Annotated[StrictInt, Field(ge=8, le=1024)]
 """Of an image, in pixels."""
 Share = Annotated[StrictFloat, Field(ge=0.0, lt=1.0)]
@@ -159,7 +160,7 @@ class Recipe(Preprocessing):
     nesterov: StrictBool = False
     milestones: Annotated[tuple[Epochs, ...], AfterValidator(_rising)] = ()
     decay: Annotated[StrictFloat, Field(gt=0.0, le=1.0)] = 0.1
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     node_embedding: Width | None = None
     evaluate_every: Epochs = 1
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, StrictInt, TypeAdapter, model_validator
 
 from kdbench.suite.components import HeadSpec as HeadSpec
-from kdbench.suite.components import Name, Sha256, Variant
+from kdbench.suite.components import Name, Precision, Sha256, Variant
 from kdbench.suite.components import Network as Network
 from kdbench.suite.components import NetworkSpec as NetworkSpec
 from kdbench.suite.components import Preprocessing as Preprocessing
@@ -261,7 +261,8 @@ class RunSpec(Variant):
 
     ``teacher`` is None for methods that read no teacher; ``head`` is the teacher's new layers that learn during the run
     under the strategy `simultaneous`, else None. ``teacher_view`` is how the teacher sees the images, sampled independently
-    of the student's; None where it sees the student's batch. ``adapters`` are what the terms train on the teacher first.
+    of the student's; None where it sees the student's batch. ``teacher_precision`` is that of its passes where it is not the
+    recipe's. ``adapters`` are what the terms train on the teacher first.
     """
 
     kind: Literal["run"] = "run"
@@ -269,6 +270,7 @@ class RunSpec(Variant):
     teacher: Annotated[Teacher, Field(discriminator="kind")] | None = None
     head: HeadSpec | None = None
     teacher_view: Preprocessing | None = None
+    teacher_precision: Precision | None = None
     terms: tuple[WeightedTerm, ...]
     dataset: DatasetSpec
     scenario: Scenario = Scenario()
@@ -318,7 +320,8 @@ class RunSpec(Variant):
     def cohort_key(self) -> str:
         """Equal for runs that can share the teacher's forward pass: the same batches, teacher, new layers and view of it."""
         shared = (self.teacher, self.head, self.teacher_view)
-        return digest([self.stream_id, self.recipe.precision, *(each.id if each else "" for each in shared)])
+        precisions = self.recipe.precision, self.teacher_precision
+        return digest([self.stream_id, *precisions, *(each.id if each else "" for each in shared)])
 
 
 def preprocessing_of(stage: Stage) -> Preprocessing:

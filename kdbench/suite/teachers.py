@@ -296,15 +296,18 @@ def make_spec(
         resolved = resolve_teacher(teacher, data, point.strategy, protocol)
         finished = resolved.spec
     view = resolved.view if resolved else None
+    recipe = student_recipe(point, student, protocol)
+    own_precision = finished is not None and protocol.teacher_precision != recipe.precision
     return RunSpec(
         student=student,
         teacher=finished,
         head=resolved.head if resolved else None,
         teacher_view=view,
+        teacher_precision=protocol.teacher_precision if own_precision else None,
         terms=terms,
         dataset=data,
         scenario=point.scenario,
-        recipe=student_recipe(point, student, protocol),
+        recipe=recipe,
         trial=trial,
         adapters=_adapters(finished, view, point.student, data, terms, protocol) if finished else (),
     )

@@ -192,15 +192,16 @@ def open_teacher(run: RunSpec, ctx: JobContext) -> FrozenTeacher | None:
     if run.teacher is None:
         return None
     network = load_teacher(run.teacher, ctx.store, ctx.device)
-    bf16 = run.recipe.precision == "bf16"
+    bf16 = (run.teacher_precision or run.recipe.precision) == "bf16"
+    how = {"bf16": bf16, "widened": bf16 and run.recipe.precision == "fp32"}
     own_test = ctx.data.test(run.dataset, run.teacher_view) if run.teacher_view else None
     if run.head is not None:
         headed = with_head(network, online_layers(run)).to(ctx.device)
-        return OnlineTeacher(headed, run.head.recipe, bf16=bf16, own_test=own_test)
+        return OnlineTeacher(headed, run.head.recipe, own_test=own_test, **how)
     result = ctx.store.record_of(run.teacher).result()
     known = result.accuracy(run.teacher.checkpoint) if result else None
     tested_after = known.epoch if known and run.teacher_seen_elsewhere else None
-    return FrozenTeacher(network, bf16=bf16, own_test=own_test, tested_after=tested_after)
+    return FrozenTeacher(network, own_test=own_test, tested_after=tested_after, **how)
 
 
 def _build_student(

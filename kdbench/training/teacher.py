@@ -27,7 +27,7 @@ from kdbench.store.store import Store
 from kdbench.suite.specs import Adapter, Recipe, Stage
 from kdbench.training.build import DamagedTeacher, load_teacher, module_key, seed_key, seeded, seen_size
 from kdbench.training.checkpoint import write_tensors
-from kdbench.training.guard import plugged_in
+from kdbench.training.guard import mapped, plugged_in
 from kdbench.training.replay import Replay
 from kdbench.training.trainer import Trainer, make_optimiser, set_learning_rate
 
@@ -39,6 +39,7 @@ TestImages = Iterable[tuple[Tensor, Tensor]]
 class FrozenTeacher:
     """A finished teacher, frozen: strategies `pretrained` and `sequential`.
 
+    ``bf16``: its passes are in bfloat16; ``widened``: students get its outputs in float32 all the same.
     ``own_test``: the test set in its own view of the images; None where it sees the students'. ``tested_after``: the epoch
     of its weights, where its accuracy as it teaches is to be measured, because its record does not hold it.
     """
@@ -48,12 +49,13 @@ class FrozenTeacher:
         network: Backbone,
         *,
         bf16: bool = False,
+        widened: bool = False,
         own_test: TestImages | None = None,
         tested_after: int | None = None,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.inference = _cast_once(self.network) if bf16 else self.network
-        self.bf16 = bf16
+        self.bf16, self.widened = bf16, widened
         self.own_test = own_test
         self.tested_after = tested_after
         self.measured: Accuracy | None = None
@@ -92,7 +94,7 @@ class FrozenTeacher:
     def _look(self, images: Tensor) -> Outputs:
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             outputs: Outputs = self.inference(images)
-        return outputs
+        return mapped(Tensor.float, outputs) if self.widened else outputs
 
     @staticmethod
     def view_of(batch: Batch) -> Tensor:
@@ -144,9 +146,15 @@ class OnlineTeacher(FrozenTeacher):
     """
 
     def __init__(
-        self, network: NodeEmbedding, recipe: Recipe, *, bf16: bool = False, own_test: TestImages | None = None
+        self,
+        network: NodeEmbedding,
+        recipe: Recipe,
+        *,
+        bf16: bool = False,
+        widened: bool = False,
+        own_test: TestImages | None = None,
     ) -> None:
-        super().__init__(network, bf16=bf16, own_test=own_test)
+        super().__init__(network, bf16=bf16, widened=widened, own_test=own_test)
         self.inference = network  # a copy would not learn
         self.head = nn.ModuleList([network.node, network.fc]).requires_grad_(True)
         self.recipe = recipe
@@ -194,7 +202,8 @@ class OnlineTeacher(FrozenTeacher):
             outputs: Outputs = self.network(images)
             loss = F.cross_entropy(outputs.logits, labels)
         loss.backward()  # type: ignore[no-untyped-call]
-        return Outputs(outputs.logits.detach(), outputs.embedding.detach(), outputs.features, outputs.preactivations)
+        seen = Outputs(outputs.logits.detach(), outputs.embedding.detach(), outputs.features, outputs.preactivations)
+        return mapped(Tensor.float, seen) if self.widened else seen
 
     def learn(self) -> None:
         """One step of the new layers, once the students have taken theirs."""

@@ -208,9 +208,10 @@ def gpus(monkeypatch):
     return make
 
 
-def test_bf16_is_refused_before_anything_trains_where_a_gpu_has_none(place, gpus):
+@pytest.mark.parametrize("key", ["precision", "teacher_precision"])
+def test_bf16_is_refused_before_anything_trains_where_a_gpu_has_none(place, gpus, key):
     gpus((8, 0), (7, 5))
-    bf16 = ("--set", "protocol.precision=bf16")
+    bf16 = ("--set", f"protocol.{key}=bf16")
     with pytest.raises(BadInput, match=r"needs GPUs of compute capability 8\.0 .* here is gpu:1, GPU of .*--devices"):
         place.run(*bf16)
     assert not place.plans

@@ -46,7 +46,10 @@ NUMBERS = [
 CHOICES = [
     "strategy: VALUE",
     "scenario: {label_noise: 0.1, noise: VALUE}",
-    *(f"protocol: {{base: crd, {key}: VALUE}}" for key in ("precision", "score", "teacher_checkpoint", "teacher_view")),
+    *(
+        f"protocol: {{base: crd, {key}: VALUE}}"
+        for key in ("precision", "score", "teacher_checkpoint", "teacher_precision", "teacher_view")
+    ),
     "measure: {probe_protocol: {base: linear, batch_norm: VALUE}}",
 ]  # fmt: skip
 SWITCHES = [

@@ -78,9 +78,13 @@ def make_cohort(make_run, with_adapter):
         half = {**short, "precision": "bf16"}
         return [make_run(terms, recipe=half) for terms in (kd, {"ce": 1, "at": 100, "sp": 300})]
 
+    def a_teacher_in_half_precision():
+        half = {"teacher_precision": "bf16"}
+        return [make_run(terms, "simultaneous", short, **half) for terms in (kd, {"ce": 1, "at": 100, "sp": 300})]
+
     cohorts = {make.__name__: make for make in (
         students_lengths_and_rates, transformed_views, adapters_of_new_layers, a_view_of_the_teachers_own,
-        few_and_noisy_labels, half_precision,
+        few_and_noisy_labels, half_precision, a_teacher_in_half_precision,
     )}  # fmt: skip
     return lambda name: cohorts[name]()
 
@@ -168,6 +172,7 @@ def test_every_term_under_every_strategy(bench, every_term, strategy, teachers_s
         ("a_view_of_the_teachers_own", 2),
         ("few_and_noisy_labels", 1),
         ("half_precision", 3),
+        ("a_teacher_in_half_precision", 3),
     ],
 )
 def test_a_cohort_of(bench, make_cohort, name, calls):

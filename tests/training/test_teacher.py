@@ -246,4 +246,10 @@ def test_a_bf16_teacher_casts_its_weights_once_and_shows_what_autocast_computes(
     pairs = zip(torch.utils._pytree.tree_leaves(shown), torch.utils._pytree.tree_leaves(expected), strict=True)
     assert all(left.dtype == right.dtype and torch.equal(left, right) for left, right in pairs)
     assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
+    widened = FrozenTeacher(network, bf16=True, widened=True).forward(Batch(images, torch.zeros(4), torch.arange(4)))
+    for left, right in zip(
+        torch.utils._pytree.tree_leaves(widened), torch.utils._pytree.tree_leaves(expected), strict=True
+    ):
+        assert left.dtype == torch.float32
+        assert torch.equal(left, right.float())
     assert {torch.bfloat16, torch.float32} == {parameter.dtype for parameter in teacher.inference.parameters()}
