@@ -289,6 +289,8 @@ def improvement(source: Source) -> Picture:
     )
     if not len(data):
         raise BadInput(f"nothing can be compared with {target}: no pair of networks has it, ce and another method")
+    if data["percent"].isna().all():
+        raise BadInput("a relative improvement is not defined where no other method beats ce, and here none does")
     figure = draw_improvement(data.dropna(subset="percent"), target, source.options.order)
     pairs = data.dropna(subset="percent").groupby(["origin", "method"])["percent"].count()
     undefined = int(data["percent"].isna().sum())
