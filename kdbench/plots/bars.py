@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -133,16 +133,26 @@ def draw_bars(data: pd.DataFrame, lines: Sequence[str], order: Sequence[str] = (
 
 
 def _rows(data: pd.DataFrame, lines: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """The groups of each row or panel: rows of a panel end where the page does."""
+    """The groups of each row or panel: rows of a panel end where the page does, and are about as long."""
     rows: list[tuple[str, list[str]]] = []
     for panel, part in data[~data["series"].isin(lines)].groupby("panel", sort=False):
-        room = 0
-        for group, count in part.groupby("group", sort=False).size().items():
-            room -= count + 1
-            if room < 0:
-                rows.append((str(panel), []))
-                room = BARS_PER_ROW - count - 1
-            rows[-1][1].append(str(group))
+        sizes = {str(group): count + 1 for group, count in part.groupby("group", sort=False).size().items()}
+        fewest = len(_broken(sizes, BARS_PER_ROW))
+        evenly = next(most for most in range(1, BARS_PER_ROW + 1) if len(_broken(sizes, most)) == fewest)
+        rows += [(str(panel), groups) for groups in _broken(sizes, evenly)]
+    return rows
+
+
+def _broken(sizes: Mapping[str, int], most: int) -> list[list[str]]:
+    """Groups in rows of so many bars, or of one group that is larger."""
+    rows: list[list[str]] = []
+    room = 0
+    for group, size in sizes.items():
+        if size > room:
+            rows.append([])
+            room = most
+        rows[-1].append(group)
+        room -= size
     return rows
 
 
@@ -279,6 +289,8 @@ def improvement(source: Source) -> Picture:
     )
     if not len(data):
         raise BadInput(f"nothing can be compared with {target}: no pair of networks has it, ce and another method")
+    if data["percent"].isna().all():
+        raise BadInput("a relative improvement is not defined where no other method beats ce, and here none does")
     figure = draw_improvement(data.dropna(subset="percent"), target, source.options.order)
     pairs = data.dropna(subset="percent").groupby(["origin", "method"])["percent"].count()
     undefined = int(data["percent"].isna().sum())

@@ -188,7 +188,7 @@ def draw_cd(axes: Axes, ranking: Ranking) -> None:
         axes.plot([whole, whole], [0, 0.25], color="black", linewidth=0.6)
         axes.text(whole, 0.4, str(whole), ha="center", va="bottom", fontsize=6)
     axes.plot([1, 1 + difference], [1.7, 1.7], color="black", linewidth=1.2, marker="|", markersize=4)
-    axes.text(1 + difference + 0.1, 1.7, f"CD = {difference:.2f}", va="center", fontsize=6)
+    axes.text(1.1 + difference + 0.015 * k, 1.7, f"CD = {difference:.2f}", va="center", fontsize=6)
     bars = _cliques(ranking)
     for at, (first, last) in enumerate(bars):
         height = -0.5 - 0.6 * at

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kdbench.errors import BadInput
 from kdbench.plots.data import Source, attention_maps
 from kdbench.plots.lines import origin, provenance
-from kdbench.plots.style import Picture, counts, note, panels, title
+from kdbench.plots.style import Picture, note, panels, title, trials
 from kdbench.plots.views import TEACHER, ask, finished, with_teachers
 
 
@@ -50,8 +50,8 @@ def correlation(source: Source) -> Picture:
     names, maps, n = answer["classes"], {}, []
     for panel, part in found.groupby("panel", sort=False):
         teacher = part.loc[part["method"] == TEACHER, "matrix"].iloc[0]
-        for method, trials in part[part["method"] != TEACHER].groupby("method", sort=False):
-            gaps = np.stack([np.abs(each - teacher) for each in trials["matrix"]])
+        for method, repeated in part[part["method"] != TEACHER].groupby("method", sort=False):
+            gaps = np.stack([np.abs(each - teacher) for each in repeated["matrix"]])
             spread = f" ± {gaps.mean((1, 2)).std(ddof=1):.3f}" if len(gaps) > 1 else ""
             maps[f"{panel}\n{method}, mean {gaps.mean():.3f}{spread}"] = (gaps.mean(0), names, names)
             n.append(len(gaps))
@@ -59,7 +59,7 @@ def correlation(source: Source) -> Picture:
     note(
         figure,
         "cosines between the classes' weights in the classifier: |student - teacher|",
-        f"mean ± sd over {counts(n)} trials",
+        f"mean ± sd over {trials(n)}",
         *origin(source.runs),
     )
     return Picture(figure, _long(maps, "difference"))
@@ -82,7 +82,7 @@ def similarity(source: Source) -> Picture:
     note(
         figure,
         "linear CKA of feature maps on test images, 0: unlike, 1: alike but for rotation and scale",
-        f"mean over {counts(n)} trials",
+        f"mean over {trials(n)}",
         *origin(source.runs),
     )
     return Picture(figure, _long(maps, "cka"))
@@ -101,7 +101,7 @@ def confusion(source: Source) -> Picture:
     figure = draw_maps(maps, "share of a true class's images (%)", low=0.0, high=100.0)
     _name_axes(figure, "true class", "answer")
     images = int(matrices[0].sum())
-    note(figure, f"{images:,} test images; mean over {counts(n)} trials", *origin(source.runs))
+    note(figure, f"{images:,} test images; mean over {trials(n)}", *origin(source.runs))
     return Picture(figure, _long(maps, "percent"))
 
 

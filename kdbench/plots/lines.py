@@ -73,7 +73,7 @@ def draw_curves(data: pd.DataFrame, metrics: Sequence[str], order: Sequence[str]
             _curve(at, shown[shown["method"] == method], method_style(method), number)
         at.set(xlabel="epoch", ylabel=LABELS.get(metric, metric))
         title(at, panel)
-        at.xaxis.set_major_locator(MaxNLocator(integer=True))
+        at.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if not len(shown):
             at.set(xticks=[], yticks=[])
             at.text(0.5, 0.5, "no run yet", transform=at.transAxes, ha="center", color="#808080")

@@ -16,7 +16,6 @@ from kdbench.plots.data import Source, ordered, rows_of, tidy
 from kdbench.plots.lines import origin, provenance
 from kdbench.plots.style import (
     Picture,
-    counts,
     legend,
     line_handle,
     method_style,
@@ -24,6 +23,7 @@ from kdbench.plots.style import (
     panels,
     shades,
     title,
+    trials,
 )
 from kdbench.plots.views import TEACHER, ask, finished, with_teachers
 from kdbench.reporting.cells import summarise
@@ -172,7 +172,7 @@ def calibration(source: Source) -> Picture:
     figure = draw_calibration(data, ece, source.options.order)
     note(
         figure,
-        f"15 bins of confidence, those with at least {FEWEST} images; ECE in points, mean over {counts(ece['n'])} trials",
+        f"15 bins of confidence, those with at least {FEWEST} images; ECE in points, mean over {trials(ece['n'])}",
         *provenance(data["n"], "bars", source.runs),
     )
     data = data.merge(ece[["panel", "method", "mean", "sd"]].rename(columns={"mean": "ece", "sd": "ece_sd"}), on=by[:2])

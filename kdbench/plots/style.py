@@ -70,7 +70,7 @@ def method_style(name: str) -> MethodStyle:
     """The style of a method, whatever value of a sweep it has; one of its own by its name where the sheet has none."""
     method = split_method(name)[0]
     if method == "teacher":
-        return MethodStyle(colour(sheet()["teacher"]), _LINES["dotted"][0], "*", "")
+        return MethodStyle(colour(sheet()["teacher"]), _LINES["dotted"][0], "*", _LINES["dotted"][1])
     if named := sheet()["methods"].get(method):
         shade, line, marker = named.split()
     else:
@@ -208,7 +208,13 @@ def spread(n: Iterable[float], mark: str) -> str:
     if not found:
         return "no run is finished: published numbers alone"
     shown = f"mean ± sd ({mark})" if max(found) > 1 else "single trials, without spread"
-    return f"{shown}, {counts(found)} {'trial' if max(found) == 1 else 'trials'}"
+    return f"{shown}, {trials(found)}"
+
+
+def trials(n: Iterable[float]) -> str:
+    """``n = 3 trials``."""
+    found = list(n)
+    return f"{counts(found)} {'trial' if max(found, default=0) == 1 else 'trials'}"
 
 
 def write(picture: Picture, file: Path) -> list[Path]:

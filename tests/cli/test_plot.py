@@ -17,12 +17,13 @@ protocol: smoke
 dataset: digits
 trials: 2
 methods:
+  hurts: {ce: 2}
   "kd[temperature=2]": {ce: 1, kd: {weight: 1, temperature: 2}}
   "kd[temperature=4]": {ce: 1, kd: {weight: 1, temperature: 4}}
 grid:
   - teacher: resnet8x4
     student: [resnet8, wrn-16-1]
-    method: [ce, kd, at, "kd[temperature=2]", "kd[temperature=4]"]
+    method: [ce, kd, at, hurts, "kd[temperature=2]", "kd[temperature=4]"]
 """)
     return file
 
@@ -34,7 +35,7 @@ def results(tmp_path, suite):
     from kdbench.store.store import Store
     from kdbench.suite.load import load_suite
 
-    values = {"ce": 40.0, "kd": 50.0, "at": 45.0, "kd[temperature=2]": 51.0, "kd[temperature=4]": 55.0}
+    values = {"ce": 40.0, "kd": 50.0, "at": 45.0, "hurts": 30.0, "kd[temperature=2]": 51.0, "kd[temperature=4]": 55.0}
     for run in load_suite(suite).runs:
         record = Store(tmp_path / "results").run(run.id)
         last = Accuracy(epoch=2, top1=values[run.method] + run.spec.trial, top5=90.0)
@@ -134,8 +135,12 @@ def test_bad_input_is_refused_in_one_line(kdbench, tmp_path, arguments, words):
         (["scatter"], "no cell of these suites has both a measured and a published number"),
         (["attention"], "no run of these suites has recorded attention"),
         (["gap"], "no trial has a method, the plain student (ce) and a better teacher"),
+        (
+            ["improvement", "--target", "kd", "--only", "method=ce,kd,hurts"],
+            "not defined where no other method beats ce",
+        ),
         (["improvement", "--target", "kdd"], "--target kdd: no run has this method. Did you mean 'kd'?"),
-        (["confusion"], "and 19 more runs are not there, and this picture needs them: those of tiny runs are not kept"),
+        (["confusion"], "and 23 more runs are not there, and this picture needs them: those of tiny runs are not kept"),
     ],
 )
 def test_what_results_lack_is_said(kdbench, tmp_path, suite, results, arguments, words):
