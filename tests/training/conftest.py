@@ -53,9 +53,15 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+def pytest_collection_modifyitems(items):
+    """The device must be there before the first backward pass: autograd counts devices once."""
+    if fakegpu.INSTALLABLE and any("gpu" in item.fixturenames for item in items):
+        fakegpu.install()
+
+
 @pytest.fixture(scope="session")
 def gpu():
-    """A device for tests, ``fakegpu``; once asked for, this process has it to its end."""
+    """A device for tests, ``fakegpu``; a process whose tests ask for it has it from its start."""
     if not fakegpu.INSTALLABLE:
         pytest.skip(fakegpu.MISSING)
     return fakegpu.install()
