@@ -49,7 +49,7 @@ SUITES ?= $(patsubst suites/%.yaml,%,$(wildcard suites/*.yaml))
 TINY := $(VENV)/tiny
 tiny: $(READY)
 	@rm -rf $(TINY) && mkdir -p $(TINY)
-	@$(KDBENCH) run $(SUITES) --tiny --devices cpu --results $(TINY) > $(TINY)/tables.txt 2> $(TINY)/progress.txt; \
+	@$(KDBENCH) run $(SUITES) --tiny --devices cpu --checkpoint-seconds 600 --results $(TINY) > $(TINY)/tables.txt 2> $(TINY)/progress.txt; \
 	code=$$?; if [ $$code -ne 0 ]; then tail -n 20 $(TINY)/progress.txt >&2; fi; \
 	$(VENV)/bin/python .ci/tiny.py $(TINY) $(SUITES) && exit $$code
 
