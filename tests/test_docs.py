@@ -133,7 +133,7 @@ def test_what_a_staged_term_sets_is_there():
     guide = (ROOT / "docs" / "guides" / "extending.md").read_text("utf-8")
     rows = re.findall(r"^\| (?:pre-)?\w+s .*? \| (`.*?) \| `(\w+)` \|$", guide, re.MULTILINE)
     named = {name for sets, _ in rows for name in re.findall(r"`(?:context\.)?(\w+)", sets)}
-    assert len(rows) == 7
+    assert len(rows) == 8
     known = {*dir(Term), *TermContext.__dataclass_fields__, "initial_epochs", "parts"}
     assert named <= known, named - known
     assert all(term(example).name == example.replace("_", "-") for _, example in rows)
