@@ -71,6 +71,7 @@ class CRD(Term):
         self.momentum = momentum
         self.temperature = temperature
         self.relax = mode == "relax"
+        self._seen: tuple[Tensor, Tensor, Tensor] | None = None
         self.embed_student = nn.Linear(context.student.embedding, width)
         self.embed_teacher = nn.Linear(context.teacher.embedding, width)
         for side in ("student", "teacher"):
@@ -79,6 +80,7 @@ class CRD(Term):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the sum of both sides' losses."""
+        self.after_step()  # where a training loop of one's own left it out
         drawn = self.negatives.draw(batch.indices, relax=self.relax)
         s = unit(self.embed_student(student.embedding))
         t = unit(self.embed_teacher(teacher.embedding))
@@ -94,9 +96,12 @@ class CRD(Term):
 
     def after_step(self) -> None:
         """Bring the banks up to date. The backward pass needs them as they were scored."""
+        if self._seen is None:
+            return
         indices, s, t = self._seen
         move_rows(self.student_bank, indices, s, self.momentum)
         move_rows(self.teacher_bank, indices, t, self.momentum)
+        self._seen = None
 
     @torch.no_grad()
     def _settle(self, z: Tensor, scores: Tensor, mask: Tensor) -> None:

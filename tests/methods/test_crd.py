@@ -149,6 +149,20 @@ def test_banks_move_after_the_step_and_only_for_the_batch(build, networks, make_
     assert not term.student_bank.requires_grad
 
 
+def test_a_training_loop_without_after_step_gives_the_same_losses(build, networks, make_batch):
+    losses = []
+    for calls in (True, False):
+        term = build(negatives=4)
+        torch.manual_seed(0)
+        losses.append([])
+        for _ in range(3):
+            losses[-1].append(term(*networks(), make_batch(SIZE)).item())
+            if calls:
+                term.after_step()
+    assert losses[0] == losses[1]
+    assert len(set(losses[0])) == 3
+
+
 def test_the_constants_are_set_by_the_first_step(build, networks, make_batch):
     term, batch = build(), make_batch(SIZE)
     assert (term.student_z.item(), term.teacher_z.item()) == (0, 0)
@@ -168,6 +182,7 @@ def test_the_constants_are_set_by_the_first_step(build, networks, make_batch):
 def test_state_is_saved_and_loaded(build, networks, make_batch):
     term, batch = build(), make_batch(SIZE)
     term(*networks(), batch)
+    term.after_step()
     state = term.state_dict()
     saved = {"student_bank", "teacher_bank", "student_z", "teacher_z"}
     assert saved | {f"embed_{who}.{part}" for who in ("student", "teacher") for part in ("weight", "bias")} == set(
