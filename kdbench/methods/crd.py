@@ -77,6 +77,7 @@ class CRD(Term):
         for side in ("student", "teacher"):
             self.register_buffer(f"{side}_bank", new_bank(context.train_size, width))
             self.register_buffer(f"{side}_z", torch.zeros(()))
+        self.register_state_dict_pre_hook(up_to_date)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the sum of both sides' losses."""
@@ -107,6 +108,12 @@ class CRD(Term):
     def _settle(self, z: Tensor, scores: Tensor, mask: Tensor) -> None:
         """Leave Z as it is, or set it from the first scores. Chosen on the device: asking it would stop the step."""
         torch.where(z > 0, z, first_z(scores, mask, self.context.train_size), out=z)
+
+
+def up_to_date(term: nn.Module, prefix: str, keep_vars: bool) -> None:
+    """Move the rows of the last step before CRD's state is saved, so that what is loaded goes on as what was saved."""
+    if isinstance(term, CRD):
+        term.after_step()
 
 
 @in_float32
