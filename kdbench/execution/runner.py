@@ -134,7 +134,6 @@ def _execute(plan: Plan, options: RunOptions, on_event: OnEvent) -> dict[str, st
     """Train a plan on the devices. Returns the reasons of what failed; raises Interrupted, CannotSave or NoDevice."""
     slots = make_slots(options.devices, options.jobs_per_device, lambda text: _tell(on_event, [text]))
     _check_precision(plan, slots)
-    plan = plan.split_for(len(slots))
     on_event("", {"event": "planned", "plan": plan})
     pool = Pool(slots, options, on_event)
     with _stopping_on_signals(pool):
