@@ -18,7 +18,8 @@ from kdbench.errors import BadInput, BadSuite, Interrupted, KdbenchError, Proble
 from kdbench.execution.devices import Slot, make_slots
 from kdbench.execution.pool import Pool
 from kdbench.execution.worker_handle import RunOptions
-from kdbench.planning.plan import Plan, all_stages, auxiliaries_of, make_plan, missing_files
+from kdbench.planning.cohorts import auxiliaries_of
+from kdbench.planning.plan import Plan, all_stages, make_plan, missing_files
 from kdbench.store.store import Store
 from kdbench.store.suites import keep_suites
 from kdbench.suite.measurements import ProbeSpec
