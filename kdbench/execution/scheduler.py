@@ -15,7 +15,8 @@ from typing import Any, Protocol
 from kdbench.errors import CannotSave, NoDevice
 from kdbench.execution.devices import Slot
 from kdbench.execution.jobs import Backlog, Job, cohort_job, jobs_of
-from kdbench.planning.plan import Cohort, Plan, by_depth, split
+from kdbench.planning.cohorts import Cohort, by_depth, split
+from kdbench.planning.plan import Plan
 from kdbench.store.record import Failure, Record
 from kdbench.store.store import Store
 from kdbench.suite.specs import Stage

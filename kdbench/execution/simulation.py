@@ -133,7 +133,11 @@ class _Simulation:
             parts = [self.speed.seconds(student_work(run)) for run in job.runs]
             own = sum(share * part for share, part in zip(left, parts, strict=True))
             return own + max(left) * self.speed.seconds(shared_work(job.runs))
-        work = teacher_work(job.teacher) if job.teacher else measurement_work(job.measurement)
+        if job.teacher:
+            work = teacher_work(job.teacher)
+        else:
+            assert job.measurement is not None
+            work = measurement_work(job.measurement)
         return (1 - self.shares[job.ids[0]]) * self.speed.seconds(work)
 
     def _end(self, name: str, training: _Training) -> None:
@@ -151,7 +155,8 @@ class _Simulation:
         """A device is gone; another takes its place after a while. The only one there is comes back itself."""
         name = self.random.choice([*self.scheduler.slots])
         self.played.losses += 1
-        leader = self.scheduler.lent.get(name, name)
+        leads = (led for led, others in self.scheduler.lent.items() if name in (other.name for other in others))
+        leader = next(leads, name)
         if training := self.training.pop(leader, None):
             self._keep(leader, training)
         self.ready.pop(name, None)

