@@ -64,9 +64,7 @@ def merge(
         raise BadInput(f"--into {into}: is one of the folders that are merged. Name another")
     for source in sources:
         if not source.is_file() and not any((source / kind).is_dir() for kind in KINDS):
-            raise BadInput(
-                f"{source}: holds no results: there is no folder runs, teachers or measurements in it, nor is it a pack"
-            )
+            raise BadInput(f"{source}: is no pack, and holds no results: no folder runs, teachers or measurements")
     target = Store(into)
     with ExitStack() as stack:
         if not dry_run:
