@@ -48,6 +48,8 @@ class NetworkInfo:
     features:   (channels, total stride) of f0 … fL
     parameters: learnable, with 100 classes
     macs:       multiply-accumulates for one image of 32 × 32 pixels, or of its own size, with 100 classes
+    activations: elements that convolutions and linear layers give for such an image
+    layers:     how many convolutions and linear layers it has
     size:       the only side of image, in pixels, that it takes; None: any
     smallest:   the least side of image, in pixels, that it takes
     classes:    the only number of classes that it takes; None: any
@@ -68,6 +70,8 @@ class NetworkInfo:
     features: tuple[tuple[int, int], ...]
     parameters: int
     macs: int
+    activations: int = 0
+    layers: int = 0
     size: int | None = None
     classifier: bool = True
     public: PublicWeights | None = None

@@ -25,7 +25,8 @@ from kdbench.errors import BadInput, BadSuite, KdbenchError, Problem
 from kdbench.execution import devices
 from kdbench.execution.runner import BF16_CAPABILITY, misfits
 from kdbench.execution.worker_handle import temporary_folder
-from kdbench.planning.plan import all_stages, auxiliaries_of
+from kdbench.planning.cohorts import auxiliaries_of
+from kdbench.planning.plan import all_stages
 from kdbench.store.store import Store
 from kdbench.store.suites import teaching_runs
 from kdbench.store.verify import Verification

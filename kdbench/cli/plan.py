@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,29 +13,30 @@ import typer
 
 from kdbench.catalogue.text import printable
 from kdbench.cli.options import Data, Json, Only, Results, Set, Suites, Tiny, Trials, load
-from kdbench.errors import BadInput, BadRecord
-from kdbench.planning.cost import ASSUMED_SPEED, measured_speed
+from kdbench.errors import BadRecord
+from kdbench.execution.simulation import play
+from kdbench.planning.disk import disk_needed
 from kdbench.planning.plan import Plan, changed_plugins, make_plan, missing_files
+from kdbench.planning.speed import choose, known_speeds
 from kdbench.store.store import Store
 from kdbench.suite.methods import plugin_folders
 from kdbench.suite.specs import stage_label
 from kdbench.suite.suite import Suite, measurement_specs, run_specs
 
 
-Slots = Annotated[int, typer.Option("--slots", min=1, max=10_000, help="Jobs that run at the same time.")]
-On = Annotated[str, typer.Option("--on", help="The kind of device to estimate for: cpu or gpu.")]
-Speed = Annotated[
-    float | None, typer.Option("--speed", min=0.001, help="Billions of multiply-accumulates per second of a slot.")
+Devices = Annotated[
+    int,
+    typer.Option("--devices", "--slots", min=1, max=10_000, help="Devices, or shares of them, that run a job each."),
 ]
+On = Annotated[str, typer.Option("--on", help="What to estimate for: cpu, gpu, or part of a measured device's name.")]
 
 
 def plan(
     suites: Suites,
     results: Results = Path("results"),
     data: Data = Path("data"),
-    slots: Slots = 1,
+    devices: Devices = 1,
     on: On = "",
-    speed: Speed = None,
     trials: Trials = None,
     only: Only = None,
     settings: Set = None,
@@ -43,7 +45,7 @@ def plan(
 ) -> None:
     """Show what would run: teachers, cohorts, runs, hours. Nothing is trained."""
     loaded = load(suites, [results], trials, only, tiny=tiny, settings=settings)
-    facts = summarise(loaded, results, slots, on, speed, data=data)
+    facts = summarise(loaded, results, devices, on, data=data)
     if json_output:
         typer.echo(json.dumps(facts, indent=1))
     else:
@@ -53,20 +55,17 @@ def plan(
 _KINDS = {"probe": "linear probe", "similarity": "similarity"}
 
 
-def summarise(
-    suites: Sequence[Suite], results: Path, slots: int, on: str = "", speed: float | None = None, *, data: Path
-) -> dict[str, Any]:
-    """A plan as JSON-ready facts. Hours come from speeds measured in the results folder where there are any."""
-    if on not in ("", "cpu", "gpu"):
-        raise BadInput(f"--on {on}: write cpu or gpu")
+def summarise(suites: Sequence[Suite], results: Path, devices: int, on: str = "", *, data: Path) -> dict[str, Any]:
+    """A plan as JSON-ready facts. Hours come from speeds measured in the results folder, or kept from others, or assumed."""
     store = Store(results)
     specs = run_specs(suites)
     plugin_folders(specs)
-    plan = make_plan(specs, store, measurements=measurement_specs(suites)).split_for(slots)
-    measured = measured_speed(store)
-    kind = on or next(iter(measured), "cpu")
-    rate = speed * 1e9 if speed else (measured.get(kind) or ASSUMED_SPEED[kind])
-    source = "given" if speed else "measured here" if kind in measured else "assumed"
+    plan = make_plan(specs, store, measurements=measurement_specs(suites))
+    precisions = Counter(run.recipe.precision for cohort in plan.cohorts for run in cohort.runs)
+    speed = choose(known_speeds(store), on, max(precisions, key=precisions.__getitem__, default="fp32"))
+    plan = plan.split_for(devices, speed)
+    played = play(plan, devices, speed)
+    hours = speed.seconds(plan.work) / 3600
     return {
         "runs": plan.runs,
         "runs_settled": plan.runs_done,
@@ -85,13 +84,16 @@ def summarise(
         "damaged": _damaged(store, plan),
         "measurements": [f"{_KINDS[spec.kind]} on {spec.dataset.name}" for spec in plan.measurements],
         "measurements_done": plan.measurements_done,
-        "slots": slots,
-        "device": kind,
-        "speed": rate,
-        "speed_source": source,
-        "device_hours": plan.cost / rate / 3600,
-        "device_hours_without_cohorts": plan.cost_alone / rate / 3600,
-        "makespan_hours": plan.makespan(slots) / rate / 3600,
+        "devices": devices,
+        "device": speed.kind,
+        "device_name": speed.device,
+        "speed": {"precision": speed.precision, "records": speed.records, "error": speed.error},
+        "device_hours": hours,
+        "device_hours_without_cohorts": speed.seconds(plan.work_alone) / 3600,
+        "makespan_hours": played.makespan / 3600,
+        "idle_share": played.idle_share,
+        "disk_bytes": asdict(disk_needed(plan, devices)),
+        "estimate": str(speed),
     }
 
 
@@ -124,11 +126,15 @@ def describe(facts: dict[str, Any]) -> str:
         measurements = _counted(facts["measurements"])
         lines.append(f"Measurements: {measurements}; {facts['measurements_done']} at hand.")
     if facts["runs"] or facts["measurements"]:
-        kind = facts["device"].upper()
-        source = f"{facts['speed'] / 1e9:,.0f} billion multiply-accumulates per second, {facts['speed_source']}"
-        alone = duration(facts["device_hours_without_cohorts"])
+        kind, alone = facts["device"].upper(), duration(facts["device_hours_without_cohorts"])
         lines.append(f"{kind} time {duration(facts['device_hours'])} ({alone} if every run had its own teacher pass);")
-        lines.append(f"done after {duration(facts['makespan_hours'])} on {facts['slots']} slot(s). Estimate: {source}.")
+        several = f"{facts['devices']} devices, which are idle for {facts['idle_share']:.0%} of it"
+        where = several if facts["devices"] > 1 else "one device"
+        lines.append(f"done after {duration(facts['makespan_hours'])} on {where}. Speed: {facts['estimate']}.")
+        disk = {name: _size(count) for name, count in facts["disk_bytes"].items()}
+        lines.append(
+            f"Disk: {disk['weights']} of weights, {disk['logs']} of logs, up to {disk['checkpoints']} of checkpoints."
+        )
     return "\n".join(lines)
 
 
@@ -137,6 +143,10 @@ def duration(hours: float) -> str:
     if hours >= 1:
         return f"{hours:,.1f} h"
     return f"{hours * 60:.0f} min" if hours * 60 >= 2 else f"{hours * 3600:.0f} s"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def _counted(names: list[str]) -> str:

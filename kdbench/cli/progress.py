@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.catalogue.text import one_line, printable
 from kdbench.cli.options import heard_or_not, say
 from kdbench.cli.plan import duration
-from kdbench.planning.cost import measurement_cost, student_cost, teacher_cost
+from kdbench.planning.cost import measurement_work, student_work, teacher_work
 from kdbench.planning.plan import Plan
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import RunSpec, Stage, stage_label
@@ -110,10 +110,10 @@ class RunProgress:
     def _network(self, spec: Stage | RunSpec | ProbeSpec | SimilaritySpec) -> NetworkProgress:
         if isinstance(spec, RunSpec):  # one that no suite names teaches another
             label = self.labels.get(spec.id, f"auxiliary {spec.student} #{spec.trial}")
-            return NetworkProgress(label, student_cost(spec))
+            return NetworkProgress(label, student_work(spec).macs)
         if isinstance(spec, ProbeSpec | SimilaritySpec):
-            return NetworkProgress(spec.label, measurement_cost(spec))
-        return NetworkProgress(f"teacher {stage_label(spec)}", teacher_cost(spec))
+            return NetworkProgress(spec.label, measurement_work(spec).macs)
+        return NetworkProgress(f"teacher {stage_label(spec)}", teacher_work(spec).macs)
 
     def _show(self) -> None:
         if sys.stderr.isatty() and not self.live:

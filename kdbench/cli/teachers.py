@@ -22,7 +22,7 @@ from kdbench.cli.run import Devices, Download, Jobs, progress
 from kdbench.errors import BadInput, BadRecord, KdbenchError
 from kdbench.execution.runner import train_teachers
 from kdbench.execution.worker_handle import RunOptions
-from kdbench.planning.plan import auxiliaries_of
+from kdbench.planning.cohorts import auxiliaries_of
 from kdbench.store.exchange import export_teacher, import_teachers
 from kdbench.store.record import Record
 from kdbench.store.store import Store

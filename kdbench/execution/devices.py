@@ -69,13 +69,22 @@ class Machine:
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one job at a time runs: a device, the worker's environment for it, and its CPU threads (0: torch's choice)."""
+    """Where one job at a time runs: a device, the worker's environment for it, and its CPU threads (0: torch's choice).
+
+    ``host``: the machine, "" for this one.
+    """
 
     name: str
     kind: str
     environment: Mapping[str, str] = field(default_factory=dict)
     threads: int = 0
     gpu: Gpu | None = None
+    host: str = ""
+
+    @property
+    def device(self) -> str:
+        """The same for slots that share a GPU of a host; slots of the CPU share no cores."""
+        return self.environment.get("CUDA_VISIBLE_DEVICES") or self.name
 
 
 def query_devices(*, gpus: bool = True, tried: bool = False) -> Machine:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import heapq
-import time
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
-from kdbench.planning.plan import Plan
-from kdbench.store.store import Store
+from kdbench.planning.plan import Cohort, Plan
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import RunSpec, Stage, lineage
 
@@ -21,8 +20,8 @@ class Job:
 
     ``waited``: another process was at it before, ``waits_since`` then, and ``holders`` names whom the user has been told to
     wait for, by id; ``crashes``: how often a worker has died over it without getting further than ever before; ``furthest``:
-    how many epochs, and batches of the next, each of its networks has behind it; ``discard_weights``: the ids of those whose
-    weights nothing will read.
+    how many epochs, and batches of the next, each of its networks has behind it; ``devices``: on how many of a host it trains
+    at the same time; ``discard_weights``: the ids of those whose weights nothing will read.
     """
 
     teacher: Stage | None = None
@@ -34,6 +33,7 @@ class Job:
     holders: dict[str, str] = field(default_factory=dict)
     crashes: int = 0
     furthest: dict[str, tuple[int, int]] = field(default_factory=dict)
+    devices: int = 1
     discard_weights: frozenset[str] = frozenset()
 
     @property
@@ -86,7 +86,7 @@ def jobs_of(plan: Plan) -> list[Job]:
     """
     jobs = [
         *(Job(teacher=teacher) for teacher in plan.teachers),
-        *(Job(runs=cohort.runs) for cohort in plan.cohorts),
+        *(cohort_job(cohort) for cohort in plan.cohorts),
         *(Job(measurement=spec) for spec in plan.measurements),
     ]
     needed = {need.source_run.id for job in jobs for need in job.dependencies.values() if need.source_run}
@@ -95,37 +95,61 @@ def jobs_of(plan: Plan) -> list[Job]:
     return [replace(job, discard_weights=frozenset(unread.intersection(job.ids) - needed)) for job in jobs]
 
 
+def cohort_job(cohort: Cohort, discard_weights: frozenset[str] = frozenset()) -> Job:
+    """The job that trains a cohort."""
+    return Job(runs=cohort.runs, discard_weights=discard_weights.intersection(run.id for run in cohort.runs))
+
+
 def job_for(teacher: Stage) -> Job:
     """The job that makes a teacher: one of its own, or the run whose student it is."""
     return Job(runs=(teacher.source_run,)) if teacher.source_run else Job(teacher=teacher)
 
 
+FIRST, TEACHERS, COHORTS, MEASUREMENTS, LAST = range(5)
+
+Place = tuple[int, int]
+"""A job's place in line: one of the five, and a number within."""
+
+
 class Backlog:
     """The jobs that have not started: in line by their place, waiting for one thing that they lack, or for a time to come.
 
-    ``failed`` holds the reasons of what will not come; ``give_up(job, ids, lost)`` is told which ids of a job need it.
+    ``has(stage)`` says whether a teacher is there; ``failed`` holds the reasons of what will not come; ``give_up(job, ids,
+    lost)`` is told which ids of a job need it; ``clock`` gives seconds.
     """
 
-    def __init__(self, store: Store, failed: dict[str, str], give_up: Callable[[Job, list[str], str], None]) -> None:
-        self.store, self.failed, self.give_up = store, failed, give_up
-        self.line: list[tuple[int, Job]] = []
-        self.later: list[tuple[float, int, Job]] = []
-        self.waiting: dict[str, list[tuple[int, Job]]] = {}
+    def __init__(
+        self,
+        has: Callable[[Stage], bool],
+        failed: dict[str, str],
+        give_up: Callable[[Job, list[str], str], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self.has, self.failed, self.give_up, self.clock = has, failed, give_up, clock
+        self.line: list[tuple[Place, Job]] = []
+        self.later: list[tuple[float, Place, Job]] = []
+        self.waiting: dict[str, list[tuple[Place, Job]]] = {}
         self.coming: set[str] = set()
-        self.front = self.back = 0
+        self.added = 0
 
     def __bool__(self) -> bool:
         return bool(self.line or self.later or self.waiting)
 
-    def add(self, jobs: Sequence[Job], *, first: bool = False) -> None:
-        """Put jobs behind all others, or before them."""
-        if first:
-            self.front -= len(jobs)
-        else:
-            self.back += len(jobs)
-        for place, job in enumerate(jobs, self.front if first else self.back - len(jobs)):
-            self.coming.update(job.ids)
-            heapq.heappush(self.later, (job.not_before, place, job))
+    def add(self, jobs: Sequence[Job]) -> None:
+        """Put jobs of a plan behind those of their kind: teachers, cohorts, measurements."""
+        for job in jobs:
+            rank = TEACHERS if job.teacher else MEASUREMENTS if job.measurement else COHORTS
+            self._put((rank, self.added), job)
+
+    def add_first(self, jobs: Sequence[Job]) -> None:
+        """Put jobs before all others, the first of them foremost."""
+        for job in reversed(jobs):
+            self._put((FIRST, -self.added), job)
+
+    def _put(self, place: Place, job: Job) -> None:
+        self.added += 1
+        self.coming.update(job.ids)
+        heapq.heappush(self.later, (job.not_before, place, job))
 
     def take(self) -> Job | None:
         """The first job that can start now.
@@ -134,7 +158,7 @@ class Backlog:
         that has failed is given up.
         """
         while True:
-            while self.later and self.later[0][0] <= time.monotonic():
+            while self.later and self.later[0][0] <= self.clock():
                 heapq.heappush(self.line, heapq.heappop(self.later)[1:])
             if not self.line:
                 return None
@@ -144,14 +168,32 @@ class Backlog:
                 self._drop(job, lost)
             elif lacking := self._lacking(job):
                 self.waiting.setdefault(lacking[0], []).append((place, job))
-                self.add([job_for(job.dependencies[id]) for id in lacking if id not in self.coming], first=True)
+                self.add_first([job_for(job.dependencies[id]) for id in lacking if id not in self.coming])
             else:
                 return job
+
+    def withdraw_cohorts(self) -> list[Job]:
+        """Take out the plan's cohorts that have not started."""
+        entries = [(job.not_before, place, job) for place, job in chain(self.line, *self.waiting.values())] + self.later
+        self.line, self.later, self.waiting = [], [], {}
+        cohorts = []
+        for entry in entries:
+            _, (rank, _), job = entry
+            if rank == COHORTS:
+                cohorts.append(job)
+                self.coming.difference_update(job.ids)
+            else:
+                heapq.heappush(self.later, entry)
+        return cohorts
 
     def ended(self, job: Job, again: Sequence[Job] = (), *, first: bool = False) -> None:
         """A job has come back, and ``again`` is left of it. What waits for the rest goes on, or is given up."""
         self.coming.difference_update(job.ids)
-        self.add(again, first=first)
+        if first:
+            self.add_first(again)
+        else:
+            for left in again:
+                self._put((LAST, self.added), left)
         for id in job.ids:
             if id not in self.coming:
                 self.settle(id)
@@ -169,4 +211,4 @@ class Backlog:
 
     def _lacking(self, job: Job) -> list[str]:
         """What it needs and is not there, which may have been there before: records are read anew."""
-        return sorted(id for id, need in job.dependencies.items() if not self.store.record_of(need).done())
+        return sorted(id for id, need in job.dependencies.items() if not self.has(need))

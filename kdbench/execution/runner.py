@@ -18,7 +18,8 @@ from kdbench.errors import BadInput, BadSuite, Interrupted, KdbenchError, Proble
 from kdbench.execution.devices import Slot, make_slots
 from kdbench.execution.pool import Pool
 from kdbench.execution.worker_handle import RunOptions
-from kdbench.planning.plan import Plan, all_stages, auxiliaries_of, make_plan, missing_files
+from kdbench.planning.cohorts import auxiliaries_of
+from kdbench.planning.plan import Plan, all_stages, make_plan, missing_files
 from kdbench.store.store import Store
 from kdbench.store.suites import keep_suites
 from kdbench.suite.measurements import ProbeSpec
@@ -133,7 +134,6 @@ def _execute(plan: Plan, options: RunOptions, on_event: OnEvent) -> dict[str, st
     """Train a plan on the devices. Returns the reasons of what failed; raises Interrupted, CannotSave or NoDevice."""
     slots = make_slots(options.devices, options.jobs_per_device, lambda text: _tell(on_event, [text]))
     _check_precision(plan, slots)
-    plan = plan.split_for(len(slots))
     on_event("", {"event": "planned", "plan": plan})
     pool = Pool(slots, options, on_event)
     with _stopping_on_signals(pool):

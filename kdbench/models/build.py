@@ -17,7 +17,7 @@ from kdbench.catalogue.plugins import locating_modules
 from kdbench.errors import BadInput, reason_of
 from kdbench.models.backbone import Backbone
 from kdbench.models.external import SIDES, ExternalNetwork, build_external
-from kdbench.models.outputs import Outputs, Shapes, count_macs, count_parameters, probe
+from kdbench.models.outputs import Outputs, Shapes, count_operations, count_parameters, probe
 from kdbench.suite.components import Network, NetworkSpec
 from kdbench.suite.networks import network_named
 
@@ -76,12 +76,15 @@ def measured(spec: NetworkSpec) -> dict[str, Any]:
     again = _first_build(spec)[0].state_dict()
     if any(not torch.equal(tensor, again[name]) for name, tensor in network.state_dict().items()):
         raise BadInput(f"{spec} has other weights after each build: draw them from torch's random numbers alone")
-    macs = count_macs(network, side)
+    operations = count_operations(network, side)
+    per_image = 1.0 if size else (32 / side) ** 2
     return {
         "embedding": shapes.embedding,
         "features": [[channels, round(side / width)] for channels, _, width in shapes.features],
         "parameters": count_parameters(network),
-        "macs": macs if size else round(macs * (32 / side) ** 2),
+        "macs": round(operations.macs * per_image),
+        "activations": round(operations.activations * per_image),
+        "layers": operations.layers,
         "size": size,
         "smallest": smallest,
         "classes": None if classes == CLASSES else classes,

@@ -92,18 +92,31 @@ def count_parameters(net: nn.Module) -> int:
     return sum(parameter.numel() for parameter in net.parameters())
 
 
+class Operations(NamedTuple):
+    """What convolutions and linear layers do for one image: multiply-accumulates, elements that they give, layers."""
+
+    macs: int
+    activations: int
+    layers: int
+
+
 def count_macs(net: nn.Module, size: int = 32) -> int:
-    """Multiply-accumulates of convolutions and linear layers for one image of ``size`` × ``size`` pixels.
+    """Multiply-accumulates of convolutions and linear layers for one image of ``size`` × ``size`` pixels."""
+    return count_operations(net, size).macs
+
+
+def count_operations(net: nn.Module, size: int = 32) -> Operations:
+    """What convolutions and linear layers do for one image of ``size`` × ``size`` pixels.
 
     Biases, batch norms, activations and pooling are not counted, as is the field's habit; nor is what attention
     computes, as no layer of its own does it.
     """
-    counts: list[int] = []
+    counts: list[tuple[int, int]] = []
 
     def count(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
         weight = module.weight
         assert isinstance(weight, Tensor)
-        counts.append(output.numel() * weight[0].numel())
+        counts.append((output.numel() * weight[0].numel(), output.numel()))
 
     layers = [module for module in net.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
@@ -112,4 +125,4 @@ def count_macs(net: nn.Module, size: int = 32) -> int:
     finally:
         for hook in hooks:
             hook.remove()
-    return sum(counts)
+    return Operations(sum(macs for macs, _ in counts), sum(elements for _, elements in counts), len(layers))

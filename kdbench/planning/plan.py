@@ -2,57 +2,27 @@
 
 from __future__ import annotations
 
-import heapq
-from bisect import insort_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from kdbench.planning.cost import cohort_cost, measurement_cost, student_cost, teacher_cost
+from kdbench.planning.cohorts import Cohort, auxiliaries_of, by_depth, cap_size, group, split
+from kdbench.planning.cost import NOTHING, Work, cohort_work, measurement_work, teacher_work
+from kdbench.planning.speed import ASSUMED, Speed
 from kdbench.store.record import Record
 from kdbench.store.store import Store
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.networks import info
 from kdbench.suite.specs import (
-    HeadSpec,
     Imported,
-    Preprocessing,
     RunSpec,
     Stage,
-    Teacher,
     digest,
     lineage,
-    teaching_run,
     trained_stages,
 )
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """Runs that share one stream and one teacher and train in one process."""
-
-    runs: tuple[RunSpec, ...]
-
-    @property
-    def teacher(self) -> Teacher | None:
-        return next((run.teacher for run in self.runs if run.teacher), None)
-
-    @property
-    def head(self) -> HeadSpec | None:
-        return next((run.head for run in self.runs if run.head), None)
-
-    @property
-    def teacher_view(self) -> Preprocessing | None:
-        return next((run.teacher_view for run in self.runs if run.teacher_view), None)
-
-    @cached_property
-    def cost(self) -> float:
-        """Multiply-accumulates of all runs and of the teacher pass that they share."""
-        return cohort_cost(self.runs)
 
 
 @dataclass(frozen=True)
@@ -71,59 +41,23 @@ class Plan:
         return sum(len(cohort.runs) for cohort in self.cohorts)
 
     @property
-    def cost(self) -> float:
-        """Multiply-accumulates of all that is left."""
-        return self._other_cost + sum(cohort.cost for cohort in self.cohorts)
+    def work(self) -> Work:
+        """All that is left."""
+        return sum((cohort.work for cohort in self.cohorts), self._others)
 
     @property
-    def cost_alone(self) -> float:
+    def work_alone(self) -> Work:
         """The same if every run were trained by itself, with its own teacher passes."""
-        return self._other_cost + sum(cohort_cost([run]) for cohort in self.cohorts for run in cohort.runs)
+        return sum((cohort_work([run]) for cohort in self.cohorts for run in cohort.runs), self._others)
 
     @property
-    def _other_cost(self) -> float:
-        return sum(map(teacher_cost, self.teachers)) + sum(map(measurement_cost, self.measurements))
+    def _others(self) -> Work:
+        return sum(map(measurement_work, self.measurements), sum(map(teacher_work, self.teachers), NOTHING))
 
-    def split_for(self, slots: int) -> Plan:
+    def split_for(self, slots: int, speed: Speed = ASSUMED["cpu"]) -> Plan:
         """The same for so many slots: cohorts are halved while that shortens the makespan."""
         parts = by_depth(self.cohorts)
-        return replace(self, cohorts=tuple(cohort for part in parts for cohort in split(part, slots)))
-
-    def makespan(self, slots: int) -> float:
-        """Multiply-accumulates until the last slot is idle, if each job goes to the slot that is free first."""
-        steps = [
-            [teacher_cost(teacher) for teacher in self.teachers],
-            *([cohort.cost for cohort in cohorts] for cohorts in by_depth(self.cohorts)),
-            [measurement_cost(spec) for spec in self.measurements],
-        ]
-        end = 0.0
-        for costs in steps:
-            end = highest_load(costs, slots, end)
-        return end
-
-
-def auxiliaries_of(spec: RunSpec) -> list[RunSpec]:
-    """The runs whose students teach it, directly or through another, the first to be trained first."""
-    before = teaching_run(spec.teacher)
-    return [*auxiliaries_of(before), before] if before else []
-
-
-def by_depth(cohorts: Iterable[Cohort]) -> list[list[Cohort]]:
-    """Cohorts in an order in which each follows those that train its teacher: group after group."""
-    groups: dict[int, list[Cohort]] = {}
-    for cohort in cohorts:
-        groups.setdefault(max(len(auxiliaries_of(run)) for run in cohort.runs), []).append(cohort)
-    return [groups[depth] for depth in sorted(groups)]
-
-
-def highest_load(costs: Sequence[float], slots: int, start: float = 0.0) -> float:
-    """The load of the busiest slot, where the costliest job left always goes to the slot with the lowest load."""
-    if len(costs) <= slots:
-        return start + max(costs, default=0.0)
-    loads = [start] * max(1, slots)
-    for cost in sorted(costs, reverse=True):
-        heapq.heapreplace(loads, loads[0] + cost)
-    return max(loads)
+        return replace(self, cohorts=tuple(cohort for part in parts for cohort in split(part, slots, speed)))
 
 
 def make_plan(
@@ -165,7 +99,7 @@ def make_plan(
     needed = {stage.id: stage for teacher in wanted for stage in trained_stages(teacher)}
     missing = [teacher for id, teacher in needed.items() if not store.teacher(id).done()]
     grouped = by_depth(group(todo.values()))
-    cohorts = [cohort for part in grouped for cohort in split(cap_size(part, largest or len(todo)), 1)]
+    cohorts = [cohort for part in grouped for cohort in split(cap_size(part, largest or len(todo)), 1, ASSUMED["cpu"])]
     ready = len(needed) - len(missing)
     return Plan(tuple(missing), tuple(cohorts), done, ready, tuple(unmeasured), len(distinct) - len(unmeasured))
 
@@ -196,74 +130,6 @@ def _blocked_by_divergence(
         if stage.id not in diverged:
             diverged[stage.id] = store.teacher(stage.id).diverged()
     return any(diverged[stage.id] for stage in stages) or record.diverged()
-
-
-def group(specs: Iterable[RunSpec]) -> list[Cohort]:
-    """Put runs of one stream and one teacher together; runs without a teacher join the first cohort of their stream."""
-    cohorts: dict[str, list[RunSpec]] = {}
-    first_of_stream: dict[str, list[RunSpec]] = {}
-    for spec in sorted(specs, key=lambda spec: spec.teacher is None):
-        stream = _stream_key(spec)
-        if spec.teacher is None:
-            runs = first_of_stream.get(stream) or cohorts.setdefault(stream, [])
-        else:
-            runs = cohorts.setdefault(spec.cohort_key, [])
-        runs.append(spec)
-        first_of_stream.setdefault(stream, runs)
-    return [Cohort(tuple(runs)) for runs in cohorts.values()]
-
-
-def cap_size(cohorts: Iterable[Cohort], largest: int) -> list[Cohort]:
-    """Halve cohorts until none has more than ``largest`` runs: they are in memory together.
-
-    Where the teacher's pass costs more than its students do, four times as many stay together: halves would repeat it.
-    """
-    capped: list[Cohort] = []
-    for cohort in cohorts:
-        students = sum(map(student_cost, cohort.runs))
-        most = 4 * largest if cohort.cost > 2 * students else largest
-        capped += [cohort] if len(cohort.runs) <= most else cap_size(_halves(cohort), largest)
-    return capped
-
-
-def split(cohorts: list[Cohort], slots: int) -> list[Cohort]:
-    """Halve the costliest cohorts as far as that lowers the highest load of a slot. The costliest come first.
-
-    One halving may bring nothing while several do (four equal cohorts on six slots), so all are tried; the fewest that
-    come within 2 % of the best are taken, for each costs another teacher pass.
-    """
-    best = sorted(cohorts, key=attrgetter("cost"), reverse=True)
-    current, lowest = best.copy(), highest_load([cohort.cost for cohort in best], slots)
-    total = sum(cohort.cost for cohort in best)
-    for _ in range(2 * slots if slots > 1 else 0):
-        if not current or len(current[0].runs) == 1:
-            break
-        total -= current[0].cost
-        for half in reversed(_halves(current.pop(0))):
-            insort_left(current, half, key=lambda cohort: -cohort.cost)
-            total += half.cost
-        worthwhile = 0.98 * lowest
-        if total / slots >= worthwhile:
-            break
-        load = highest_load([cohort.cost for cohort in current], slots)
-        if load < worthwhile:
-            best, lowest = current.copy(), load
-    return best
-
-
-def _halves(cohort: Cohort) -> tuple[Cohort, Cohort]:
-    left: list[RunSpec] = []
-    right: list[RunSpec] = []
-    load = [0.0, 0.0]
-    for run in sorted(cohort.runs, key=student_cost, reverse=True):
-        side = int(load[1] < load[0])
-        load[side] += student_cost(run)
-        (left, right)[side].append(run)
-    return Cohort(tuple(left)), Cohort(tuple(right))
-
-
-def _stream_key(spec: RunSpec) -> str:
-    return f"{spec.stream_id}-{spec.recipe.precision}"
 
 
 def changed_plugins(specs: Iterable[RunSpec], store: Store) -> list[str]:

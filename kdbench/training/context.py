@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from kdbench.data.stream import DataSource
 from kdbench.errors import BadRecord, LostTeacher
 from kdbench.files import quarantine, write_bytes
+from kdbench.planning.cost import Work
 from kdbench.store.record import NO_WEIGHTS, Failure, Kind, Record, Result, timestamp
 from kdbench.store.store import Store
 from kdbench.suite.specs import Recipe, Stage
@@ -199,17 +200,26 @@ def _locked(records: Iterable[Record]) -> Iterator[set[str]]:
         yield mine
 
 
+def cost_fields(own: Work, share: Work, precision: str) -> dict[str, Any]:
+    """What a record's metadata says of the work behind it.
+
+    ``own`` is the network's, with its part of the teacher's passes; ``share`` is the cohort's divided equally, as its seconds
+    are.
+    """
+    return {"macs": own.macs, "work": asdict(share), "precision": precision}
+
+
 @dataclass(frozen=True)
 class RunFinisher:
     """Stores the result or the failure of each trainer that has ended.
 
-    ``macs`` holds the multiply-accumulates of each, by id; ``fields`` are those of the result that all trainers share;
+    ``costs`` holds the ``cost_fields`` of each, by id; ``fields`` are those of the result that all trainers share;
     ``finalize`` stores the teacher that learned with the student, and returns the fields of the result that describe it.
     """
 
     ctx: JobContext
     kind: Kind
-    macs: Mapping[str, float]
+    costs: Mapping[str, Mapping[str, Any]]
     fields: Mapping[str, Any]
     finalize: Callable[[Record], dict[str, Any]] | None = None
 
@@ -223,6 +233,6 @@ class RunFinisher:
         weights = trainer.best_weights if trainer.keep_best else trainer.trainable_state_dict()
         fields = {"last": trainer.last(), "best": trainer.best(), **trainer.likeness(), **self.fields, **taught}
         fields["parent_sha256"] = trainer.parent_sha256
-        seconds, macs = round(progress.seconds, 3), self.macs[record.id]
-        cost = {"seconds": seconds, "sessions": progress.sessions, "macs": macs}
+        spent = {"seconds": round(progress.seconds, 3), "sessions": progress.sessions}
+        cost = {**spent, **self.costs[record.id]}
         self.ctx.finish(record, self.kind, weights or {}, fields, cost, progress.metrics)

@@ -16,7 +16,7 @@ from kdbench.evaluation import measure, measure_neighbours
 from kdbench.models import build
 from kdbench.models.checkpoints import load_checkpoint, published_accuracy
 from kdbench.models.outputs import Shapes, measure_shapes
-from kdbench.planning.cost import student_cost, teacher_cost, teacher_pass_cost
+from kdbench.planning.cost import cohort_work, student_work, teacher_pass_work, teacher_work
 from kdbench.store.record import Accuracy, Failure, Record
 from kdbench.suite.specs import Adapter, Imported, RunSpec, Scenario, SelfSupervised, Stage, StudentOf, stage_label
 from kdbench.training.build import (
@@ -32,7 +32,7 @@ from kdbench.training.build import (
     teacher_trainer,
     with_head,
 )
-from kdbench.training.context import JobContext, JobResult, RunFinisher
+from kdbench.training.context import JobContext, JobResult, RunFinisher, cost_fields
 from kdbench.training.environment import device_lost, out_of_memory
 from kdbench.training.loop import Evaluate, failure_of, train
 from kdbench.training.teacher import FrozenTeacher, OnlineTeacher, adapter_trainer, load_adapter
@@ -117,7 +117,8 @@ def _train_stage(spec: Stage, record: Record, ctx: JobContext) -> bool:
         "test_images": 0 if test is None else len(test),
         "measure": "neighbours" if isinstance(spec, SelfSupervised) else "classifier",
     }
-    conclude = RunFinisher(ctx, "teacher", {spec.id: teacher_cost(spec)}, fields)
+    work = teacher_work(spec)
+    conclude = RunFinisher(ctx, "teacher", {spec.id: cost_fields(work, work, recipe.precision)}, fields)
     return train([trainer], None, stream, evaluate, ctx.callbacks(conclude), ctx.replay(recipe))
 
 
@@ -175,12 +176,14 @@ def _train_together(specs: Sequence[RunSpec], ctx: JobContext) -> bool:
     if teacher and readers:
         _, earliest = min(readers, key=lambda student: (student[0].progress.epoch, student[0].progress.batches))
         teacher.restore(earliest)
-    macs = {spec.id: student_cost(spec) + teacher_pass_cost(spec) / max(1, len(readers)) for spec in built}
+    share = cohort_work([*built]) * (1 / max(1, len(built)))  # as its seconds are shared
+    own = {spec: student_work(spec) + teacher_pass_work(spec) * (1 / max(1, len(readers))) for spec in built}
+    costs = {spec.id: cost_fields(work, share, spec.recipe.precision) for spec, work in own.items()}
     fields: dict[str, Any] = {"train_images": len(stream), "test_images": len(test)}
     if lead.scenario != Scenario():
         fields |= ctx.data.samples(lead.dataset, lead.scenario, lead.trial).result_fields()
     finalize = partial(teacher.finalize, test=test) if teacher else None
-    conclude = RunFinisher(ctx, "run", macs, fields, finalize)
+    conclude = RunFinisher(ctx, "run", costs, fields, finalize)
     trainers = [trainer for trainer, _ in built.values()]
     return train(
         trainers, teacher, stream, partial(measure, test=test), ctx.callbacks(conclude), ctx.replay(lead.recipe)
@@ -193,7 +196,9 @@ def open_teacher(run: RunSpec, ctx: JobContext) -> FrozenTeacher | None:
         return None
     network = load_teacher(run.teacher, ctx.store, ctx.device)
     bf16 = (run.teacher_precision or run.recipe.precision) == "bf16"
-    how = {"bf16": bf16, "widened": bf16 and run.recipe.precision == "fp32"}
+    side = seen_size(run.dataset, run.teacher_view or run.recipe)
+    how: dict[str, Any] = {"bf16": bf16, "widened": bf16 and run.recipe.precision == "fp32"}
+    how |= {"inference": run.teacher_inference, "side": side}
     own_test = ctx.data.test(run.dataset, run.teacher_view) if run.teacher_view else None
     if run.head is not None:
         headed = with_head(network, online_layers(run)).to(ctx.device)

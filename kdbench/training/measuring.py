@@ -20,7 +20,7 @@ from kdbench.methods.term import TermContext
 from kdbench.models.backbone import Backbone
 from kdbench.models.heads import LinearProbe
 from kdbench.models.outputs import Shapes
-from kdbench.planning.cost import measurement_cost
+from kdbench.planning.cost import measurement_work
 from kdbench.store.record import Record
 from kdbench.store.store import Store
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
@@ -77,7 +77,7 @@ def _train_probe(spec: ProbeSpec, record: Record, ctx: JobContext) -> bool:
     make = partial(_probe_trainer, spec, record, trial, ctx)
     trainer, _ = ctx.restore_or_build(make, spec.dependencies)
     fields = {"train_images": len(stream), "test_images": tested}
-    conclude = RunFinisher(ctx, "measurement", {spec.id: measurement_cost(spec)}, fields)
+    conclude = RunFinisher(ctx, "measurement", {spec.id: {"macs": measurement_work(spec).macs}}, fields)
     return train([trainer], None, stream, partial(measure, test=test), ctx.callbacks(conclude))
 
 
@@ -133,7 +133,7 @@ def _compare(spec: SimilaritySpec, record: Record, ctx: JobContext) -> None:
         "parent_sha256": ctx.store.hashes(spec.dependencies),
         "test_images": len(student_embeddings),
     }
-    ctx.finish(record, "measurement", correlations, fields, {"sessions": 1, "macs": measurement_cost(spec)})
+    ctx.finish(record, "measurement", correlations, fields, {"sessions": 1, "macs": measurement_work(spec).macs})
 
 
 def _teacher(spec: SimilaritySpec, ctx: JobContext) -> Backbone:

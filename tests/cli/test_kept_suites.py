@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from kdbench.cli import report
 from kdbench.cli.app import app
 from kdbench.execution import devices, runner
-from kdbench.execution.pool import PoolResult
+from kdbench.execution.scheduler import Outcome
 from kdbench.models import build
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
@@ -48,7 +48,7 @@ def call(tmp_path, monkeypatch):
                 kind = "run" if record.folder.parent.name == "runs" else "teacher"
                 result = Result(id=record.id, kind=kind, last=accuracy, best=accuracy, weights_sha256="")
                 record.finish(result, {"weights": "not kept"})
-            return PoolResult()
+            return Outcome()
 
     def run(*arguments, code=0):
         done = CliRunner().invoke(app, list(map(str, arguments)))

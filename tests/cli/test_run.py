@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from kdbench.cli.app import app
 from kdbench.errors import BadInput, BadSuite, CannotSave, Interrupted, KdbenchError, NoDevice
 from kdbench.execution import devices, runner
-from kdbench.execution.pool import PoolResult
+from kdbench.execution.scheduler import Outcome
 from kdbench.store.record import Accuracy, Failure, Result
 from kdbench.store.store import Store
 from kdbench.suite.load import load_suite
@@ -28,7 +28,7 @@ class Place:
 
     def __init__(self, root):
         self.root, self.results = root, root / "results"
-        self.plans, self.options, self.result, self.work = [], [], PoolResult(), lambda plan: None
+        self.plans, self.options, self.result, self.work = [], [], Outcome(), lambda plan: None
         self.write(SUITE)
 
     def write(self, content):

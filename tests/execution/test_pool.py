@@ -12,7 +12,7 @@ import pytest
 
 from kdbench.errors import BadInput, CannotSave, KdbenchError, NoDevice
 from kdbench.execution import pool as pool_module
-from kdbench.execution import worker_handle
+from kdbench.execution import scheduler, worker_handle
 from kdbench.execution import worker_handle as watch_module
 from kdbench.execution.devices import NO_GPUS, Slot
 from kdbench.execution.jobs import Backlog, jobs_of
@@ -80,7 +80,7 @@ class Stage:
     def run(self, *runs, slots=1, plan=None):
         named = [Slot(f"cpu:{n}", "cpu", {}) for n in range(slots)]
         self.pool = Pool(named, RunOptions(self.root, self.root), lambda slot, event: self.heard.append(event))
-        return self.pool.run(plan or make_plan(runs, self.store).split_for(slots))
+        return self.pool.run(plan or make_plan(runs, self.store))
 
     def said(self, kind="message"):
         return [event.get("text", event.get("reason")) for event in self.heard if event["event"] == kind]
@@ -151,7 +151,7 @@ class Pretender:
 def stage(tmp_path, monkeypatch):
     stage = Stage(tmp_path)
     monkeypatch.setattr(pool_module, "WorkerHandle", type("Bound", (Pretender,), {"stage": stage}))
-    monkeypatch.setattr(pool_module, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(scheduler, "RETRY_SECONDS", 0.0)
     return stage
 
 
@@ -445,7 +445,7 @@ def test_a_worker_that_hangs_does_not_hold_up_the_end(stage, impatient):
 
 
 def test_whom_a_long_wait_is_for_is_said_once(stage, monkeypatch):
-    monkeypatch.setattr(pool_module, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(scheduler, "PATIENCE_SECONDS", 0.0)
     run = student()
     stage.answers[run.id] = [{"busy": [run.id]}, {"busy": [run.id]}, {"busy": [run.id]}]
     with stage.store.run(run.id).lock():

@@ -13,7 +13,7 @@ from kdbench.catalogue.networks import network, networks
 from kdbench.catalogue.text import nearest, normalise, unknown
 from kdbench.errors import BadInput
 from kdbench.models import build
-from kdbench.models.outputs import count_macs, count_parameters, measure_shapes
+from kdbench.models.outputs import count_macs, count_operations, count_parameters, measure_shapes
 
 
 @pytest.mark.parametrize("name", networks())
@@ -23,8 +23,10 @@ def test_every_entry_is_what_its_network_measures(name):
         net = build(name)
     size = entry.size or 32
     shapes = measure_shapes(net, size)
+    counted = count_operations(net, size)
     assert entry.parameters == count_parameters(net)
-    assert entry.macs == count_macs(net, size) + attention_macs(net)
+    assert entry.macs == counted.macs + attention_macs(net)
+    assert (entry.activations, entry.layers) == (counted.activations, counted.layers)
     assert (entry.embedding, shapes.logits) == (shapes.embedding, 100 if entry.classifier else entry.embedding)
     assert entry.embedding == net.width
     assert entry.classifier == (net.classifier_name is not None)

@@ -257,7 +257,7 @@ def test_short_names_state_what_is_measured(name):
     known, facts = info(spec), measured(spec)
     features = tuple((channels, stride) for channels, stride in facts["features"])
     assert (known.features, known.maps) == (features, tuple(facts["maps"]))
-    for key in ("embedding", "parameters", "macs", "size", "smallest", "preactivations"):
+    for key in ("embedding", "parameters", "macs", "activations", "layers", "size", "smallest", "preactivations"):
         assert getattr(known, key) == facts[key], key
 
 

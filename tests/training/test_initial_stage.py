@@ -5,7 +5,7 @@ import torch
 
 from kdbench.data.batch import Batch
 from kdbench.models import build
-from kdbench.planning.cost import student_cost, teacher_pass_cost
+from kdbench.planning.cost import student_work, teacher_pass_work
 from kdbench.training.build import student_trainer
 
 
@@ -97,7 +97,7 @@ def test_the_initial_loss_falls(bench, make_run):
     assert rows[3]["terms"]["ab"] < 0.9 * rows[0]["terms"]["ab"]
     result = shop.store.run(run.id).result()
     assert (result.last.epoch, result.best.epoch) == (1, 1)
-    assert shop.store.run(run.id).metadata()["macs"] == student_cost(run) + teacher_pass_cost(run)
+    assert shop.store.run(run.id).metadata()["macs"] == student_work(run).macs + teacher_pass_work(run).macs
 
 
 def test_a_resumed_run_says_in_which_epoch_of_its_initial_stage_it_is(bench, make_run):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdbench.planning.cost import student_cost
+from kdbench.planning.cost import student_work
 from kdbench.planning.plan import make_plan
 from kdbench.suite.specs import Adapter, Scenario, StudentOf
 from kdbench.training import jobs
@@ -97,8 +97,8 @@ def test_an_initial_stage_looks_at_no_copies(bench, make, make_run):
     shop.train(run)
     rows = shop.store.run(run.id).metrics()
     assert [(row["epoch"], sorted(row["terms"])) for row in rows] == [(0, ["ab"]), (1, ["ab", "ce", "kd", "sskd"])]
-    assert student_cost(run) > student_cost(looking)
-    assert student_cost(run) - student_cost(looking) < student_cost(looking) / 3
+    assert student_work(run).macs > student_work(looking).macs
+    assert student_work(run).macs - student_work(looking).macs < student_work(looking).macs / 3
 
 
 def test_a_runs_student_has_parts_like_any_teacher(bench, make, make_run):

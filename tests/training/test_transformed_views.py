@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdbench.data.views import interleave_views
-from kdbench.planning.cost import student_cost, teacher_pass_cost
+from kdbench.planning.cost import student_work, teacher_pass_work
 from kdbench.training import jobs
 from kdbench.training.build import load_teacher, student_trainer
 
@@ -129,8 +129,8 @@ def test_two_kinds_in_one_run_are_refused_and_the_run_fails_alone(bench, make_ru
 
 def test_they_cost_four_times_as_much(seeing, make_run):
     plain, looking = make_run({"ce": 1, "kd": 1}), seeing()
-    assert teacher_pass_cost(looking) == 4 * teacher_pass_cost(plain)
-    assert 3 < student_cost(looking) / student_cost(plain) < 4
+    assert teacher_pass_work(looking).macs == 4 * teacher_pass_work(plain).macs
+    assert 3 < student_work(looking).macs / student_work(plain).macs < 4
 
 
 def test_the_teacher_is_left_as_it_was(bench, seeing):
