@@ -21,6 +21,7 @@ from kdbench.cli.checks import ids_of, print_verification
 from kdbench.cli.completion import complete_suites
 from kdbench.cli.options import Json, Only, group, load, path, results_folder, say
 from kdbench.errors import BadInput, BadSuite
+from kdbench.store.liveness import file_system_time
 from kdbench.store.lock import Lock
 from kdbench.store.merge import MERGING, LeftOut, Merged
 from kdbench.store.merge import merge as merge_into
@@ -203,7 +204,7 @@ def prune(
     if not results.is_dir():
         raise BadInput(f"{results}: no such results folder")
     store, kinds = Store(results), _kinds(what)
-    limit = time.time() - (_seconds(older_than) if older_than else 0)
+    limit = file_system_time(results) - (_seconds(older_than) if older_than else -1)
     choice = Choice(kinds, until=limit)
     if suites:
         choice = replace(choice, only=_all_ids(load(suites, [results])))

@@ -20,12 +20,14 @@ from pydantic import ValidationError
 from kdbench.errors import KdbenchError
 from kdbench.files import write_json
 from kdbench.store.exchange import basis
-from kdbench.store.lock import Lock, process_state
+from kdbench.store.liveness import process_state
+from kdbench.store.lock import Lock
 from kdbench.store.merge import MERGING
 from kdbench.store.packs import UNPACKED
 from kdbench.store.record import NO_WEIGHTS, Record
 from kdbench.store.store import KINDS, Store
 from kdbench.store.verify import label_of
+from kdbench.suite.specs import Stage
 
 
 class What(StrEnum):
@@ -194,7 +196,7 @@ def _unused(store: Store, choice: Choice) -> list[Item]:
     return list(items.values())
 
 
-def _basis(record: Record, kind: str) -> tuple:  # type: ignore[type-arg]
+def _basis(record: Record, kind: str) -> tuple[Stage, ...]:
     try:
         return basis(record, kind)
     except ValidationError:
