@@ -69,8 +69,12 @@ def merge(
     target = Store(into)
     with ExitStack() as stack:
         if not dry_run:
-            for message in target.check_writable():
-                say(message)
+            try:
+                notes = target.check_writable()
+            except BadInput as error:
+                raise BadInput(str(error).replace("--results", "--into")) from None
+            for note in notes:
+                say(note)
             stack.enter_context(Lock(into / "locks" / MERGING).wait(f"a merge into {into}", say))
             for leftover in into.glob(f"{UNPACKED}*"):
                 shutil.rmtree(leftover, ignore_errors=True)

@@ -119,7 +119,7 @@ def remove(items: Iterable[Item]) -> Iterator[Item]:
         except Timeout:
             continue
         except OSError as error:
-            raise KdbenchError(f"{error.filename}: cannot be removed: {error.strerror or error}") from None
+            raise KdbenchError(f"{item.paths[0]}: cannot be removed: {error.strerror or error}") from None
         yield item
 
 
