@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -78,6 +79,7 @@ def html(report: Report, options: ReportOptions) -> str:
         measurements=report.measurement_tables(options.view),
         statistics=all_statistics_tables(statistics),
         environment=environments(metadata),
+        pictures=[(each, b64encode(each.png).decode()) for each in options.pictures],
         commands=options.commands,
         sources=sources(report.suites),
         latest=latest(metadata),
