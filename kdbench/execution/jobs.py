@@ -9,7 +9,8 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
-from kdbench.planning.plan import Cohort, Plan
+from kdbench.planning.cohorts import Cohort
+from kdbench.planning.plan import Plan
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import RunSpec, Stage, lineage
 

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 from kdbench.errors import CannotSave, NoDevice
 from kdbench.execution.devices import Slot
 from kdbench.execution.jobs import Backlog, Job, cohort_job, jobs_of
-from kdbench.planning.plan import Cohort, Plan, by_depth, split
+from kdbench.planning.cohorts import Cohort, by_depth, split
+from kdbench.planning.plan import Plan
 from kdbench.store.record import Failure, Record
 from kdbench.store.store import Store
 from kdbench.suite.specs import Stage
@@ -26,6 +27,10 @@ PATIENCE_SECONDS = 5.0
 """After a wait of so long, the user hears which process holds what is waited for."""
 
 MAX_CRASHES = 3
+
+RESPLIT = 1.2
+"""Cohorts are split anew once there are so many times more slots than they were split for, or fewer: each split repeats
+teacher passes, which a single slot that comes or goes is not worth."""
 
 
 class Records(Protocol):
@@ -171,7 +176,7 @@ class Scheduler:
         A job for several devices gets them on one host. Until enough are free there, it stays first in line and keeps the
         host's free slots from what comes behind it.
         """
-        if self.split_for != len(self.slots):
+        if not self.split_for / RESPLIT < len(self.slots) < self.split_for * RESPLIT:
             self._split_again()
         free = {name: slot for name, slot in self.slots.items() if name not in self.running and name not in self.lent}
         postponed: list[Job] = []

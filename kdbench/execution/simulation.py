@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import operator
 import random
 from collections import defaultdict
 from collections.abc import Callable
@@ -131,10 +132,11 @@ class _Simulation:
         if job.runs:
             left = [1 - self.shares[run.id] for run in job.runs]
             parts = [self.speed.seconds(student_work(run)) for run in job.runs]
-            own = sum(share * part for share, part in zip(left, parts, strict=True))
-            return own + max(left) * self.speed.seconds(shared_work(job.runs))
-        work = teacher_work(job.teacher) if job.teacher else measurement_work(job.measurement)
-        return (1 - self.shares[job.ids[0]]) * self.speed.seconds(work)
+            return sum(map(operator.mul, left, parts), 0.0) + max(left) * self.speed.seconds(shared_work(job.runs))
+        rest = 1 - self.shares[job.ids[0]]
+        if job.teacher:
+            return rest * self.speed.seconds(teacher_work(job.teacher))
+        return rest * self.speed.seconds(measurement_work(job.measurement)) if job.measurement else 0.0
 
     def _end(self, name: str, training: _Training) -> None:
         if self.training.get(name) is not training:  # its device was lost meanwhile
@@ -149,7 +151,10 @@ class _Simulation:
 
     def _lose_device(self) -> None:
         """A device is gone; another takes its place after a while. The only one there is comes back itself."""
+        self._in(self.random.expovariate(1 / self.conditions.loss), self._lose_device)
         name = self.random.choice([*self.scheduler.slots])
+        if self.ready.get(name, 0.0) > self.now:  # it is not there yet
+            return
         self.played.losses += 1
         leader = self.scheduler.lent.get(name, name)
         if training := self.training.pop(leader, None):
@@ -163,7 +168,6 @@ class _Simulation:
         else:
             self.scheduler.lose(name, "lost")
             self.ready[name] = self.now + self.conditions.absence + self.conditions.start
-        self._in(self.random.expovariate(1 / self.conditions.loss), self._lose_device)
 
     def _keep(self, name: str, training: _Training) -> None:
         """Of what a lost device has trained, what its last checkpoint holds stays."""
