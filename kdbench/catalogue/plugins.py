@@ -106,12 +106,17 @@ def read_source(target: str, lineage: Iterable[str]) -> Source:
             found = _check_imports(file, own)
             queue += [each for name in (*found, module) for each in (*_parents(name), name)]
     content = dict(sorted(files.items()))
-    total = hashlib.sha256()
-    for file in content.values():
-        total.update(f"{file.name}\0{len(file.content)}\0".encode() + file.content)
-    sha256 = total.hexdigest()
+    sha256 = source_hash(content.values())
     SOURCES[sha256] = Source(content, dict(filter(None, map(_beside, content))), sha256)
     return SOURCES[sha256]
+
+
+def source_hash(files: Iterable[SourceFile]) -> str:
+    """The hash of a plug-in's code from its files in the order of their modules' names."""
+    total = hashlib.sha256()
+    for file in files:
+        total.update(f"{file.name}\0{len(file.content)}\0".encode() + file.content)
+    return total.hexdigest()
 
 
 SOURCES: dict[str, Source] = {}

@@ -33,6 +33,7 @@ COMMANDS = {
     "export": ("deploy:export", "Write a finished network into a folder that is used without kdbench."),
     "data": ("data:data", "The data sets: status, download, prepare, samples."),
     "doctor": ("checks:doctor", "Check versions, devices, data and permissions."),
+    "results": ("results:app", "Move and tidy results: merge, pack, verify, prune."),
     "teachers": ("teachers:app", "The teachers in a results folder: list, train, import, verify, export."),
 }
 """Where each command is, and its line in `kdbench --help`, which imports none of them."""

@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +29,7 @@ from kdbench.planning.cohorts import auxiliaries_of
 from kdbench.planning.plan import all_stages
 from kdbench.store.store import Store
 from kdbench.store.suites import teaching_runs
+from kdbench.store.verify import Verification
 from kdbench.store.verify import verify as compare
 from kdbench.suite.load import load_suites
 from kdbench.suite.suite import Suite
@@ -77,7 +78,13 @@ def verify(
     if not results.is_dir():
         raise BadInput(f"{results}: no such results folder")
     store = Store(results)
-    checked = compare(store, _ids(suites, store) if suites else None)
+    print_verification(
+        compare(store, ids_of(load_suites(suites, known=teaching_runs([store]))) if suites else None), json_output
+    )
+
+
+def print_verification(checked: Verification, json_output: bool) -> None:
+    """Print what was found. Exit code 1 if a record is damaged."""
     if json_output:
         typer.echo(json.dumps(asdict(checked), indent=1))
     else:
@@ -92,9 +99,8 @@ def verify(
         raise typer.Exit(1)
 
 
-def _ids(names: list[str], store: Store) -> dict[str, set[str]]:
+def ids_of(suites: Sequence[Suite]) -> dict[str, set[str]]:
     """The ids of all that suites need, by kind of record."""
-    suites = load_suites(names, known=teaching_runs([store]))
     specs = [spec for suite in suites for spec in suite.specs.values()]
     measured = [measurement.spec for suite in suites for measurement in suite.measurements]
     runs = [run for spec in specs for run in (*auxiliaries_of(spec), spec)]

@@ -17,6 +17,7 @@ from kdbench.catalogue.text import printable, shorten
 from kdbench.cli.completion import complete_only, complete_suites
 from kdbench.errors import BadInput, KdbenchError
 from kdbench.suite.selection import select
+from kdbench.suite.yaml_reader import STDIN
 
 
 if TYPE_CHECKING:
@@ -114,14 +115,20 @@ def load(
     tiny: bool = False,
     settings: Sequence[str] | None = None,
 ) -> list[Suite]:
-    """Load the selected part of suites. Weights and modules that are gone are taken from what was kept with the results."""
+    """Load the selected part of suites. Suites, weights and modules that are gone are those kept with the results."""
     from kdbench.store.store import Store
-    from kdbench.store.suites import ArchivedFiles
-    from kdbench.suite.load import load_suites
+    from kdbench.store.suites import ArchivedFiles, find_kept
+    from kdbench.suite.load import bundled_suites, load_suites
 
     stores = [Store(folder) for folder in results]
     known = ArchivedFiles(stores)
-    loaded = load_suites(references, trials, tiny=tiny, known=known.tell, settings=settings or ())
+    bundled = bundled_suites()
+    gone = (
+        name for name in references if name not in (*bundled, STDIN) and not os.path.exists(os.path.expanduser(name))
+    )
+    kept = {name: str(file) for name in gone if (file := find_kept(stores, name))}
+    named = [kept.get(name, name) for name in references]
+    loaded = load_suites(named, trials, tiny=tiny, known=known.tell, settings=settings or ())
     tell_outdated(stores)
     for message in known.messages:
         say(message)

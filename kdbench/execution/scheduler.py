@@ -150,7 +150,9 @@ class Scheduler:
         self.health: dict[str, SlotHealth] = {}
         self.lost: dict[str, str] = {}
         self.running: dict[str, Job] = {}
-        self.lent: dict[str, str] = {}
+        self.lent: dict[str, Sequence[Slot]] = {}
+        self.free: set[str] = set()
+        self.numbers: dict[str, int] = {}
         for slot in slots:
             self.add_slot(slot)
 
@@ -167,6 +169,8 @@ class Scheduler:
     def add_slot(self, slot: Slot) -> None:
         """A device, or a share of it, has come."""
         self.slots[slot.name] = slot
+        self.numbers.setdefault(slot.name, len(self.numbers))
+        self.free.add(slot.name)
         self.health[slot.name] = SlotHealth()
         self.lost.pop(slot.name, None)
 
@@ -178,7 +182,7 @@ class Scheduler:
         """
         if not self.split_for / RESPLIT < len(self.slots) < self.split_for * RESPLIT:
             self._split_again()
-        free = {name: slot for name, slot in self.slots.items() if name not in self.running and name not in self.lent}
+        free = {name: self.slots[name] for name in sorted(self.free, key=self.numbers.__getitem__)}
         postponed: list[Job] = []
         while free and (job := self.backlog.take()):
             wanted, candidates = self._candidates(job, free.values())
@@ -187,18 +191,18 @@ class Scheduler:
                 kept = {slot.host for slot in candidates}
                 free = {name: slot for name, slot in free.items() if slot.host not in kept}
                 continue
-            slot, *others = candidates[:wanted]
-            for each in (slot, *others):
-                del free[each.name]
-            yield self._start(job, slot, others)
+            for slot in candidates[:wanted]:
+                del free[slot.name]
+            yield self._start(job, *candidates[:wanted])
         self.backlog.add_first(postponed)
 
-    def _start(self, job: Job, slot: Slot, others: Sequence[Slot]) -> Assignment:
+    def _start(self, job: Job, slot: Slot, *others: Slot) -> Assignment:
         self.running[slot.name] = job
-        self.lent |= {other.name: slot.name for other in others}
+        self.lent[slot.name] = others
+        self.free.difference_update(each.name for each in (slot, *others))
         parts = {"teacher": job.teacher, "runs": job.runs, "measurement": job.measurement}
         self.listen(slot.name, {"event": "started", **parts, "waited": job.waited})
-        return Assignment(slot, job, tuple(others))
+        return Assignment(slot, job, others)
 
     def _candidates(self, job: Job, free: Iterable[Slot]) -> tuple[int, list[Slot]]:
         """How many slots a job gets, and free ones: where it gets several, those of the host that will soonest have them."""
@@ -256,6 +260,7 @@ class Scheduler:
     def remove_slot(self, name: str, reason: str) -> None:
         """Give a slot up; the others go on, and its job goes back in line. Without any slot left the work ends."""
         del self.slots[name], self.health[name]
+        self.free.discard(name)
         self.lost[name] = reason
         if job := self._release(name):
             self.backlog.ended(job, [job], first=True)
@@ -267,8 +272,11 @@ class Scheduler:
 
     def _release(self, slot: str) -> Job | None:
         """Free a slot, and those that its job had beside; returns the job."""
-        self.lent = {other: lead for other, lead in self.lent.items() if lead != slot}
-        return self.running.pop(slot, None)
+        job = self.running.pop(slot, None)
+        if job:
+            names = (slot, *(other.name for other in self.lent.pop(slot)))
+            self.free.update(name for name in names if name in self.slots)
+        return job
 
     def _crashed(self, job: Job, reason: str) -> bool:
         """Start a job again whose worker has died over it, or give it up. True where it is given up."""

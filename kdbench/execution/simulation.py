@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import operator
 import random
 from collections import defaultdict
 from collections.abc import Callable
@@ -132,11 +131,14 @@ class _Simulation:
         if job.runs:
             left = [1 - self.shares[run.id] for run in job.runs]
             parts = [self.speed.seconds(student_work(run)) for run in job.runs]
-            return sum(map(operator.mul, left, parts), 0.0) + max(left) * self.speed.seconds(shared_work(job.runs))
-        rest = 1 - self.shares[job.ids[0]]
+            own = sum(share * part for share, part in zip(left, parts, strict=True))
+            return own + max(left) * self.speed.seconds(shared_work(job.runs))
         if job.teacher:
-            return rest * self.speed.seconds(teacher_work(job.teacher))
-        return rest * self.speed.seconds(measurement_work(job.measurement)) if job.measurement else 0.0
+            work = teacher_work(job.teacher)
+        else:
+            assert job.measurement is not None
+            work = measurement_work(job.measurement)
+        return (1 - self.shares[job.ids[0]]) * self.speed.seconds(work)
 
     def _end(self, name: str, training: _Training) -> None:
         if self.training.get(name) is not training:  # its device was lost meanwhile
@@ -156,7 +158,8 @@ class _Simulation:
         if self.ready.get(name, 0.0) > self.now:  # it is not there yet
             return
         self.played.losses += 1
-        leader = self.scheduler.lent.get(name, name)
+        leads = (led for led, others in self.scheduler.lent.items() if name in (other.name for other in others))
+        leader = next(leads, name)
         if training := self.training.pop(leader, None):
             self._keep(leader, training)
         self.ready.pop(name, None)

@@ -23,7 +23,7 @@ from kdbench.child import interpreter
 from kdbench.datafiles.own_files import ImageSource
 from kdbench.errors import BadInput
 from kdbench.execution.devices import Slot
-from kdbench.store.lock import process_state
+from kdbench.store.liveness import process_state
 from kdbench.store.store import log_name
 
 

@@ -77,7 +77,7 @@ class CRD(Term):
         for side in ("student", "teacher"):
             self.register_buffer(f"{side}_bank", new_bank(context.train_size, width))
             self.register_buffer(f"{side}_z", torch.zeros(()))
-        self.register_state_dict_pre_hook(up_to_date)
+        self.register_state_dict_pre_hook(up_to_date)  # type: ignore[no-untyped-call]
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the sum of both sides' losses."""

@@ -55,7 +55,8 @@ def tuples(frame: pd.DataFrame) -> list[tuple[Any, ...]]:
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """One mapping per row, by column."""
-    return cast("list[dict[str, Any]]", frame.to_dict("records"))
+    columns = {str(name): values.tolist() for name, values in frame.items()}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 @lru_cache(maxsize=4096)

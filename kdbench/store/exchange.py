@@ -1,4 +1,4 @@
-"""Teachers on their way between results folders: folders of finished records that were exported from one of them."""
+"""Records on their way between results folders: how one is checked, copied and put in its place; exported teachers."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from filelock import Timeout
 from pydantic import ValidationError
 
 from kdbench.errors import BadInput, BadRecord
-from kdbench.files import quarantine
+from kdbench.files import quarantine, write_atomically
 from kdbench.store.reading import LARGEST_METRICS
-from kdbench.store.record import FILES, Record
+from kdbench.store.record import Record
 from kdbench.store.store import Store
-from kdbench.suite.specs import Stage, stage_from, teaching_run, trained_stages
+from kdbench.suite.measurements import measurement_from
+from kdbench.suite.specs import RunSpec, Stage, stage_from, teaching_run, trained_stages
 
 
 def import_teachers(folder: Path, store: Store) -> list[Stage]:
@@ -26,7 +28,8 @@ def import_teachers(folder: Path, store: Store) -> list[Stage]:
     records = [Record(entry) for entry in entries if (entry / "spec.json").is_file()]
     try:
         for record in records:
-            check_copyable(record)
+            check_plain(record)
+            record.check()
         stages = [stage_from(record.spec()) for record in records]
     except (BadRecord, ValidationError) as error:
         raise BadInput(f"{folder}: {error}") from None
@@ -38,12 +41,7 @@ def import_teachers(folder: Path, store: Store) -> list[Stage]:
     for record in records:
         target = store.teacher(record.id)
         try:
-            with target.lock().acquire(timeout=0):
-                if not target.done():
-                    if target.has_result_file():
-                        quarantine(target.folder)
-                    shutil.rmtree(target.folder, ignore_errors=True)
-                    copy_record(record, target.folder)
+            place(record, target)
         except Timeout:
             raise BadInput(f"teacher {record.id} is being made by another process: try again later") from None
         except BadRecord as error:
@@ -90,30 +88,74 @@ def export_teacher(record: Record, folder: Path, store: Store) -> list[Stage]:
     return stages
 
 
+def place(record: Record, target: Record) -> None:
+    """Copy a finished record to its place, under its lock, unless a finished one is there.
+
+    A damaged one is quarantined; an unfinished one gives way when the copy is whole. Raises Timeout where another process
+    is at it, BadRecord for a damaged record, OSError.
+    """
+    with target.lock().acquire(timeout=0):
+        for leftover in target.folder.parent.glob(f".{target.id}.*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        if target.done():
+            return
+        if target.has_result_file():
+            quarantine(target.folder)
+        copy_record(record, target.folder)
+
+
 def check_copyable(record: Record) -> None:
     """Raise BadRecord unless a finished record's files are plain ones, of a size that they can have, and whole."""
-    for path in _stored_files(record):
+    check_plain(record)
+    record.check(quick=not record.keeps_weights())
+
+
+def check_plain(record: Record) -> None:
+    """Raise BadRecord unless a record's files are plain ones, of a size that they can have."""
+    for path in stored_files(record):
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode):
             raise BadRecord(f"{path}: is a link or a device, not a plain file")
-        if path != record.weights_file and status.st_size > LARGEST_METRICS:
+        if path.suffix != ".safetensors" and status.st_size > LARGEST_METRICS:
             raise BadRecord(f"{path}: has {status.st_size:,} bytes, more than any record")
-    record.check()
 
 
 def copy_record(record: Record, target: Path) -> None:
-    """Copy a record atomically. Raises OSError on failure, BadRecord if the copy differs."""
+    """Copy a finished record atomically, in the place of an unfinished one. Raises OSError, BadRecord if the copy differs."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{record.id}.{secrets.token_hex(6)}.tmp" / record.id
     try:
         temporary.mkdir(parents=True)
-        for path in _stored_files(record):
-            shutil.copyfile(path, temporary / path.name, follow_symlinks=False)
+        for path in stored_files(record):
+            with path.open("rb") as file:
+                write_atomically(temporary / path.name, partial(shutil.copyfileobj, file))
         check_copyable(Record(temporary))
+        shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary.parent, ignore_errors=True)
 
 
-def _stored_files(record: Record) -> Iterator[Path]:
-    return (path for name in FILES if os.path.lexists(path := record.folder / name))
+STORED = (
+    "spec.json",
+    "metrics.jsonl",
+    "weights.safetensors",
+    "teacher_head.safetensors",
+    "metadata.json",
+    "result.json",
+)
+"""The files of a finished record that travel with it."""
+
+
+def stored_files(record: Record) -> Iterator[Path]:
+    """Those of the files ``STORED`` that are there, whatever they are."""
+    return (path for name in STORED if os.path.lexists(path := record.folder / name))
+
+
+def basis(record: Record, kind: str) -> tuple[Stage, ...]:
+    """The networks that a record of a kind (``runs`` …) was made on. Raises ValidationError for a spec of another version."""
+    if kind == "teachers":
+        parent = stage_from(record.spec()).parent
+        return (parent,) if parent else ()
+    of = measurement_from if kind == "measurements" else RunSpec.model_validate
+    return of(record.spec()).dependencies

@@ -14,6 +14,7 @@ from typing import Self
 from filelock import SoftFileLock, Timeout
 
 from kdbench.errors import KdbenchError
+from kdbench.store.liveness import process_state
 
 
 LOCKLESS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
@@ -156,16 +157,3 @@ def lacks_locks(folder: Path) -> bool:
     finally:
         with contextlib.suppress(OSError):
             path.unlink()
-
-
-def process_state(pid: int) -> str:
-    """The state that blocks a process of this machine; ``gone`` if it does not exist, "" if nothing known blocks it."""
-    try:
-        with contextlib.suppress(PermissionError):  # somebody else's
-            os.kill(pid, 0)
-        letter = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-    except (ProcessLookupError, OverflowError):
-        return "gone"
-    except (OSError, IndexError):
-        return ""
-    return {"T": "stopped", "t": "stopped by a debugger", "D": "held up by the system", "Z": "gone"}.get(letter, "")

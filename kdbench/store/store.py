@@ -16,7 +16,8 @@ from filelock import Timeout
 from kdbench.catalogue.plugins import Source, SourceFile
 from kdbench.errors import BadInput, BadRecord, KdbenchError, UnreadableRecord
 from kdbench.files import quarantine, write_bytes
-from kdbench.store.lock import Lock, lacks_locks, process_state
+from kdbench.store.liveness import process_state
+from kdbench.store.lock import Lock, lacks_locks
 from kdbench.store.record import Record, Result
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import Adapter, NewLayers, Stage, stage_label

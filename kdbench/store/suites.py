@@ -1,8 +1,9 @@
-"""The suites that were run, kept with their results: so that these can be reported when the files are gone.
+"""The suites that were run, and the code of plug-ins, kept with the results: so that these can be reported elsewhere.
 
 suites/ID/NAME.yaml  the file as it was, with the modules of its plug-ins; ID is a hash of its text
 suites/ID/about.json where it was, when it was last run, the SHA-256 of the files of weights that it names, and what is known
                      of the images of one's own
+sources/SHA256/      the modules of a plug-in
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,20 +21,24 @@ from pydantic import BaseModel, ValidationError
 from kdbench.catalogue.plugins import in_folder
 from kdbench.catalogue.text import one_line, shorten
 from kdbench.datafiles.own_files import ImageSource
-from kdbench.errors import BadInput, BadRecord
+from kdbench.errors import BadInput, BadRecord, BadSuite
 from kdbench.files import write_json, write_text
+from kdbench.store.reading import read
 from kdbench.store.record import timestamp
 from kdbench.store.store import Store, exclusive, write_modules
 from kdbench.suite.components import hashed
-from kdbench.suite.load import Known, bundled_suites
+from kdbench.suite.load import Known
 from kdbench.suite.methods import sources_of
 from kdbench.suite.specs import Imported
 from kdbench.suite.suite import Suite
-from kdbench.suite.yaml_reader import Document
+from kdbench.suite.yaml_reader import Document, read_yaml
 
 
-class _About(BaseModel):
-    """``file`` and the keys of ``weights`` are absolute paths; of a pipe, ``file`` is the working folder with a slash."""
+class About(BaseModel):
+    """What about.json says.
+
+    ``file`` and the keys of ``weights`` are absolute paths; of a pipe, ``file`` is the working folder with a slash.
+    """
 
     file: str
     run: str
@@ -47,7 +52,7 @@ class KeptSuite:
     """A suite as it was when it was run last."""
 
     folder: Path
-    about: _About
+    about: About
 
     @property
     def piped(self) -> bool:
@@ -58,33 +63,54 @@ class KeptSuite:
         return self.folder / ("suite.yaml" if self.piped else Path(self.about.file).name)
 
     @property
+    def text(self) -> bytes:
+        """The archived file's content; empty where it cannot be read."""
+        try:
+            return read(str(self.file))
+        except (OSError, BadRecord):
+            return b""
+
+    @property
+    def name(self) -> str:
+        """The name that its text gives it; "" if none."""
+        try:
+            data = read_yaml(self.file).data
+        except BadSuite:
+            return ""
+        name = data.get("name") if isinstance(data, dict) else None
+        return name if isinstance(name, str) else ""
+
+    @property
     def original(self) -> Path:
         """The original path if the file is unchanged, else the archived copy."""
         path = Path(self.about.file)
         try:
-            return path if path.is_file() and path.read_bytes() == self.file.read_bytes() else self.file
+            return path if path.is_file() and path.read_bytes() == self.text else self.file
         except (OSError, ValueError):
             return self.file
 
 
 def keep_suites(suites: Iterable[Suite], store: Store) -> None:
-    """Archive suites that are not bundled. Raises OSError, or KdbenchError where a lock cannot be used."""
-    bundled = set(map(str, bundled_suites().values()))
+    """Archive suites. Raises OSError, or KdbenchError where a lock cannot be used."""
     for suite in suites:
-        if suite.file in bundled and not suite.settings:
-            continue
         folder = store.root / "suites" / hashed(suite.text)
-        before = _about(folder)
+        before = about_of(folder)
         weights = {os.path.abspath(path): sha256 for sha256, path in suite.weight_files.items()}
         file = os.path.abspath(suite.file) if os.path.isfile(suite.file) else os.path.join(os.getcwd(), "")
         weights = {**(before.weights if before else {}), **weights}
         images = {**(before.images if before else {}), **_facts_of_images(suite)}
-        about = _About(file=file, run=timestamp(), weights=weights, images=images, settings=list(suite.settings))
+        about = About(file=file, run=timestamp(), weights=weights, images=images, settings=list(suite.settings))
         with exclusive(folder):
             for source in sources_of((suite.whole or suite).specs.values()):
                 write_modules(source.local_files, folder)
             write_text(KeptSuite(folder, about).file, suite.text)
             write_json(folder / "about.json", about.model_dump())
+
+
+def find_kept(stores: Sequence[Store], name: str) -> Path | None:
+    """The suite of this name, or from a file of this name, that was run last; None if none was kept."""
+    found = [kept for kept in all_kept(stores) if name in (kept.file.name, kept.file.stem, kept.name)]
+    return found[-1].original if found else None
 
 
 def _facts_of_images(suite: Suite) -> dict[str, dict[str, Any]]:
@@ -101,7 +127,7 @@ def kept_suites(stores: Sequence[Store]) -> list[KeptSuite]:
     """The suites that were run last from each file with the same settings, and all from pipes; the first run first."""
     latest = {
         (each.folder.parent, each.folder if each.piped else each.about.file, *each.about.settings): each
-        for each in _all_kept(stores)
+        for each in all_kept(stores)
     }
     return list({each.folder.name: each for each in latest.values()}.values())
 
@@ -109,7 +135,7 @@ def kept_suites(stores: Sequence[Store]) -> list[KeptSuite]:
 def image_sources(store: Store) -> dict[str, ImageSource]:
     """Where the images of one's own were when suites with them were run last, by the hash of their content."""
     found = {}
-    for kept in _all_kept([store]):
+    for kept in all_kept([store]):
         for key, facts in kept.about.images.items():
             with suppress(ValueError, TypeError, KeyError):  # of another version
                 found[facts["sha256"]] = ImageSource.of_key(key)
@@ -124,25 +150,37 @@ class ArchivedFiles:
 
     def __init__(self, stores: Sequence[Store]) -> None:
         self._stores = stores
-        self._kept = _all_kept(stores)
+        self._kept = all_kept(stores)
         self.messages: dict[str, None] = {}
 
     def tell(self, document: Document) -> None:
         """Let a suite's document know of its weights and modules."""
         document.known, document.elsewhere = self._weights(document), self._modules(document)
-        document.images, document.run = self._images, partial(finished_run, self._stores)
+        document.images, document.run = self._images(document), partial(finished_run, self._stores)
         document.class_counts = self._class_counts
 
-    def _images(self, source: ImageSource) -> dict[str, Any] | None:
-        """The facts of images that are not there any more, as they were when a suite with them was run last."""
-        if os.path.exists(source.path):
+    def _images(self, document: Document) -> Callable[[ImageSource], dict[str, Any] | None]:
+        """The look-up of the facts of images that are not there any more, as a suite with them was run last.
+
+        They are the same at the same place, or from the folder on where a suite with the same text was.
+        """
+        here, id = os.path.abspath(document.folder), hashed(document.text)
+
+        def find(source: ImageSource) -> dict[str, Any] | None:
+            if os.path.exists(source.path):
+                return None
+            within = os.path.relpath(source.path, here)
+            for each in reversed(self._kept):
+                there = os.path.normpath(os.path.join(os.path.dirname(each.about.file), within))
+                keys = [source.key, *([replace(source, path=there).key] if each.folder.name == id else [])]
+                found = next((each.about.images[key] for key in keys if key in each.about.images), None)
+                if found is not None:
+                    gone = f"{source.path} is not there: what is known of its images is taken from the run of"
+                    self.messages[f"{gone} {each.about.run}"] = None
+                    return found
             return None
-        found = next((each for each in reversed(self._kept) if source.key in each.about.images), None)
-        if found is None:
-            return None
-        gone = f"{source.path} is not there: what is known of its images is taken from the run of {found.about.run}"
-        self.messages[gone] = None
-        return found.about.images[source.key]
+
+        return find
 
     def _class_counts(self, sha256: str, key: str | None) -> frozenset[int] | None:
         """For how many classes a file was imported with its classifier; empty: without it. None: it was not imported."""
@@ -228,10 +266,10 @@ def finished_run(stores: Sequence[Store], id: str) -> dict[str, Any]:
     return record.spec()
 
 
-def _all_kept(stores: Sequence[Store]) -> list[KeptSuite]:
+def all_kept(stores: Sequence[Store]) -> list[KeptSuite]:
     """All, by the time at which they were run last."""
     folders = [folder for store in stores for folder in sorted((store.root / "suites").glob("*"))]
-    found = [KeptSuite(folder, about) for folder in folders if (about := _about(folder))]
+    found = [KeptSuite(folder, about) for folder in folders if (about := about_of(folder))]
     return sorted(found, key=lambda each: each.about.run)
 
 
@@ -242,8 +280,9 @@ def _readable(path: str) -> bool:
         return False
 
 
-def _about(folder: Path) -> _About | None:
+def about_of(folder: Path) -> About | None:
+    """What is known of an archived suite; None if nothing that can be read."""
     try:
-        return _About.model_validate_json((folder / "about.json").read_bytes())
+        return About.model_validate_json((folder / "about.json").read_bytes())
     except (OSError, ValidationError):
         return None

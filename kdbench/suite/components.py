@@ -48,6 +48,8 @@ Epochs = Annotated[StrictInt, Field(ge=1, le=100_000)]
 LearningRate = Annotated[Number, Field(gt=0.0, le=100.0)]
 Width = Annotated[StrictInt, Field(ge=1, le=65_536)]
 Precision = Literal["fp32", "bf16"]
+
+TeacherInference = Literal["folded", "compiled"]
 ImageSize = Annotated[StrictInt, Field(ge=8, le=1024)]
 """Of an image, in pixels."""
 Share = Annotated[StrictFloat, Field(ge=0.0, lt=1.0)]

@@ -16,7 +16,7 @@ from kdbench.catalogue.datasets import dataset
 from kdbench.catalogue.networks import networks
 from kdbench.catalogue.text import nearest, unknown
 from kdbench.errors import BadInput, BadSuite, Problem
-from kdbench.suite.components import LearningRate, PositiveInt, Precision, late_milestone
+from kdbench.suite.components import LearningRate, PositiveInt, Precision, TeacherInference, late_milestone
 from kdbench.suite.data_specs import ImagesSpec
 from kdbench.suite.methods import ReportProblem, Terms, parse_terms
 from kdbench.suite.plain_errors import problems_of, shorten
@@ -37,9 +37,10 @@ class Protocol(Recipe):
     backbone; ``head_simultaneous`` overrides ``head`` where those layers learn beside the student. ``pretraining``
     overrides the recipe where a teacher is first trained without labels, and ``simclr`` says how; ``fine_tune`` overrides
     ``teacher`` where it starts from such or from published weights. Under ``teacher_view: own`` the teacher sees its own
-    augmented view of each image instead of the students'; ``teacher_precision`` is that of its passes beside the students, by
-    default theirs. ``parts`` overrides single values of the student's recipe for what a term, by name, trains on the finished
-    teacher first; its ``lr_for`` names the students, by patterns such as `resnet*`, for which that happens at another rate.
+    augmented view of each image instead of the students'; ``teacher_precision`` is that of its passes beside the students,
+    by default theirs, and ``teacher_inference`` how these are made cheaper. ``parts`` overrides single values of the
+    student's recipe for what a term, by name, trains on the finished teacher first; its ``lr_for`` names the students, by
+    patterns such as `resnet*`, for which that happens at another rate.
     ``lr_for`` names the networks that train at another rate;
     ``datasets`` overrides values for one data set. ``score`` is the epoch whose accuracy the paper reports.
 
@@ -61,6 +62,7 @@ class Protocol(Recipe):
     fine_tune: dict[str, Any] = {}
     teacher_view: Literal["shared", "own"] = "shared"
     teacher_precision: Precision | None = None
+    teacher_inference: TeacherInference | None = None
     parts: dict[PartName, dict[str, Any]] = {}
     datasets: dict[DatasetName, dict[str, Any]] = {}
     methods: dict[str, Any] = {}

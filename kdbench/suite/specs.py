@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, StrictInt, TypeAdapter, model_validator
 
 from kdbench.suite.components import HeadSpec as HeadSpec
-from kdbench.suite.components import Name, Precision, Sha256, Variant
+from kdbench.suite.components import Name, Precision, Sha256, TeacherInference, Variant
 from kdbench.suite.components import Network as Network
 from kdbench.suite.components import NetworkSpec as NetworkSpec
 from kdbench.suite.components import Preprocessing as Preprocessing
@@ -262,7 +262,8 @@ class RunSpec(Variant):
     ``teacher`` is None for methods that read no teacher; ``head`` is the teacher's new layers that learn during the run
     under the strategy `simultaneous`, else None. ``teacher_view`` is how the teacher sees the images, sampled independently
     of the student's; None where it sees the student's batch. ``teacher_precision`` is that of its passes where it is not the
-    recipe's. ``adapters`` are what the terms train on the teacher first.
+    recipe's; under ``teacher_inference`` its batch normalisation is folded into its convolutions, and it may be compiled.
+    ``adapters`` are what the terms train on the teacher first.
     """
 
     kind: Literal["run"] = "run"
@@ -271,6 +272,7 @@ class RunSpec(Variant):
     head: HeadSpec | None = None
     teacher_view: Preprocessing | None = None
     teacher_precision: Precision | None = None
+    teacher_inference: TeacherInference | None = None
     terms: tuple[WeightedTerm, ...]
     dataset: DatasetSpec
     scenario: Scenario = Scenario()
@@ -320,7 +322,7 @@ class RunSpec(Variant):
     def cohort_key(self) -> str:
         """Equal for runs that can share the teacher's forward pass: the same batches, teacher, new layers and view of it."""
         shared = (self.teacher, self.head, self.teacher_view)
-        precisions = self.recipe.precision, self.teacher_precision
+        precisions = self.recipe.precision, self.teacher_precision, self.teacher_inference
         return digest([self.stream_id, *precisions, *(each.id if each else "" for each in shared)])
 
 

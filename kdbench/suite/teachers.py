@@ -304,6 +304,7 @@ def make_spec(
         head=resolved.head if resolved else None,
         teacher_view=view,
         teacher_precision=protocol.teacher_precision if own_precision else None,
+        teacher_inference=protocol.teacher_inference if finished else None,
         terms=terms,
         dataset=data,
         scenario=point.scenario,

@@ -196,7 +196,9 @@ def open_teacher(run: RunSpec, ctx: JobContext) -> FrozenTeacher | None:
         return None
     network = load_teacher(run.teacher, ctx.store, ctx.device)
     bf16 = (run.teacher_precision or run.recipe.precision) == "bf16"
-    how = {"bf16": bf16, "widened": bf16 and run.recipe.precision == "fp32"}
+    side = seen_size(run.dataset, run.teacher_view or run.recipe)
+    how: dict[str, Any] = {"bf16": bf16, "widened": bf16 and run.recipe.precision == "fp32"}
+    how |= {"inference": run.teacher_inference, "side": side}
     own_test = ctx.data.test(run.dataset, run.teacher_view) if run.teacher_view else None
     if run.head is not None:
         headed = with_head(network, online_layers(run)).to(ctx.device)

@@ -20,10 +20,12 @@ from kdbench.evaluation import measure
 from kdbench.methods import Part, build_part
 from kdbench.methods.term import Term, TermContext
 from kdbench.models.backbone import Backbone
+from kdbench.models.folding import fold_batch_norm
 from kdbench.models.heads import NodeEmbedding
 from kdbench.models.outputs import Outputs, measure_shapes
 from kdbench.store.record import Accuracy, Record
 from kdbench.store.store import Store
+from kdbench.suite.components import TeacherInference
 from kdbench.suite.specs import Adapter, Recipe, Stage
 from kdbench.training.build import DamagedTeacher, load_teacher, module_key, seed_key, seeded, seen_size
 from kdbench.training.checkpoint import write_tensors
@@ -39,7 +41,8 @@ TestImages = Iterable[tuple[Tensor, Tensor]]
 class FrozenTeacher:
     """A finished teacher, frozen: strategies `pretrained` and `sequential`.
 
-    ``bf16``: its passes are in bfloat16; ``widened``: students get its outputs in float32 all the same.
+    ``bf16``: its passes are in bfloat16; ``widened``: students get its outputs in float32 all the same. ``inference``: its
+    batch normalisation is folded into its convolutions, for images of ``side`` pixels, and it may be compiled.
     ``own_test``: the test set in its own view of the images; None where it sees the students'. ``tested_after``: the epoch
     of its weights, where its accuracy as it teaches is to be measured, because its record does not hold it.
     """
@@ -50,11 +53,16 @@ class FrozenTeacher:
         *,
         bf16: bool = False,
         widened: bool = False,
+        inference: TeacherInference | None = None,
+        side: int = 32,
         own_test: TestImages | None = None,
         tested_after: int | None = None,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
-        self.inference = _cast_once(self.network) if bf16 else self.network
+        folded = fold_batch_norm(self.network, side) if inference else self.network
+        self.inference = _cast_once(folded) if bf16 else folded
+        if inference == "compiled":
+            self.inference.compile(dynamic=False)
         self.bf16, self.widened = bf16, widened
         self.own_test = own_test
         self.tested_after = tested_after
@@ -152,10 +160,16 @@ class OnlineTeacher(FrozenTeacher):
         *,
         bf16: bool = False,
         widened: bool = False,
+        inference: TeacherInference | None = None,
+        side: int = 32,
         own_test: TestImages | None = None,
     ) -> None:
         super().__init__(network, bf16=bf16, widened=widened, own_test=own_test)
         self.inference = network  # a copy would not learn
+        if inference:
+            network.backbone = fold_batch_norm(network.backbone, side)
+        if inference == "compiled":
+            network.backbone.compile(dynamic=False)
         self.head = nn.ModuleList([network.node, network.fc]).requires_grad_(True)
         self.recipe = recipe
         self.optimiser = make_optimiser(list(self.head.parameters()), recipe)

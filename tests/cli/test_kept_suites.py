@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from kdbench.cli import report
 from kdbench.cli.app import app
 from kdbench.execution import devices, runner
 from kdbench.execution.scheduler import Outcome
@@ -16,6 +17,7 @@ from kdbench.models import build
 from kdbench.store.record import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.store.suites import kept_suites
+from kdbench.suite import load
 from kdbench.suite.load import load_suite
 
 
@@ -146,15 +148,35 @@ def test_pipes(call, tmp_path, monkeypatch):
 def test_what_is_kept_and_cannot_be_read_is_left_out(call, tmp_path):
     call("run", "my suite.yaml")
     call("run", "smoke", "--tiny", "--only", "method=kd", "--only", "strategy=pretrained")
-    assert len(list(tmp_path.glob("results/suites/*"))) == 1  # bundled suites are there anyway
     (tmp_path / "my suite.yaml").unlink()
-    (about,) = tmp_path.glob("results/suites/*/about.json")
+    (about,) = (path.parent / "about.json" for path in tmp_path.glob("results/suites/*/my suite.yaml"))
     (about.parent / "my suite.yaml").write_text("grid: 5\n")
     done = call("report", "--tiny")
     assert "smoke: " in done.stdout
     assert "my suite.yaml is left out: " in done.stderr
     about.write_text("{}")
     assert call("report", "--tiny").stderr == ""
+
+
+def test_a_bundled_suite_is_reported_as_it_was_when_it_has_changed(call, tmp_path, monkeypatch):
+    """It is kept with the results, and reported once as long as it is the same."""
+    call("run", "smoke", "--tiny", "--only", "method=kd", "--only", "strategy=pretrained")
+    titles = [line for line in call("report", "--tiny").stdout.splitlines() if line.startswith("smoke")]
+    assert len(titles) == 1
+    (tmp_path / "smoke.yaml").write_text(SUITE.replace("weights: checkpoint.pth", "pretraining: simclr"))
+    for module in (load, report):
+        monkeypatch.setattr(module, "bundled_suites", lambda: {"smoke": tmp_path / "smoke.yaml"})
+    (kept,) = tmp_path.glob("results/suites/*")
+    assert f"smoke ({kept.name}): " in call("report", "--tiny").stdout
+
+
+@pytest.mark.parametrize("name", ["odd name", "my suite", "my suite.yaml"])
+def test_a_name_finds_a_suite_that_is_kept_with_a_colleagues_results(call, tmp_path, name):
+    call("run", "my suite.yaml", "--results", "there")
+    os.remove("my suite.yaml")
+    os.remove("checkpoint.pth")
+    (tmp_path / "there").rename("moved")
+    assert "43.21 ± 0.00 (2)" in call("report", name, "--results", "moved").stdout
 
 
 def test_nothing_is_kept_where_nothing_can_be_written(call, tmp_path, monkeypatch):

@@ -9,8 +9,8 @@ from kdbench.planning.cost import (
     image_counts,
     measurement_work,
     student_work,
-    teacher_work,
     teacher_pass_work,
+    teacher_work,
 )
 from kdbench.suite.load import load_suite
 from kdbench.suite.specs import (

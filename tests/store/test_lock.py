@@ -12,7 +12,8 @@ from filelock import Timeout
 
 from kdbench.errors import BadInput, KdbenchError
 from kdbench.store import lock as lock_module
-from kdbench.store.lock import Lock, process_state
+from kdbench.store.liveness import process_state
+from kdbench.store.lock import Lock
 from kdbench.store.store import Store
 
 

@@ -216,11 +216,13 @@ def test_what_other_programs_leave_behind_is_no_protocol(tmp_path, monkeypatch):
     assert protocol.protocol_names.__wrapped__() == ["mine"]
 
 
-def test_a_teacher_in_another_precision_is_part_of_the_identity(grid):
+def test_how_a_teacher_computes_is_part_of_the_identity(grid):
     plain, ce = one(grid).spec, grid(method="ce", protocol="{base: crd, teacher_precision: bf16}").runs[0].spec
     bf16 = one(grid, protocol="{base: crd, teacher_precision: bf16}").spec
     assert (plain.teacher_precision, bf16.teacher_precision, ce.teacher_precision) == (None, "bf16", None)
     assert len({plain.id, bf16.id}) == len({plain.cohort_key, bf16.cohort_key}) == 2
     assert one(grid, protocol="{base: crd, teacher_precision: fp32}").spec.id == plain.id
+    folded = one(grid, protocol="{base: crd, teacher_inference: folded}").spec
+    assert len({plain.id, folded.id}) == len({plain.cohort_key, folded.cohort_key}) == 2
     both = one(grid, protocol="{base: crd, precision: bf16, teacher_precision: bf16}").spec
     assert both.id == one(grid, protocol="{base: crd, precision: bf16}").spec.id

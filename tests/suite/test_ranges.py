@@ -48,7 +48,7 @@ CHOICES = [
     "scenario: {label_noise: 0.1, noise: VALUE}",
     *(
         f"protocol: {{base: crd, {key}: VALUE}}"
-        for key in ("precision", "score", "teacher_checkpoint", "teacher_precision", "teacher_view")
+        for key in ("precision", "score", "teacher_checkpoint", "teacher_inference", "teacher_precision", "teacher_view")
     ),
     "measure: {probe_protocol: {base: linear, batch_norm: VALUE}}",
 ]  # fmt: skip

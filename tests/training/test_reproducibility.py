@@ -82,9 +82,13 @@ def make_cohort(make_run, with_adapter):
         half = {"teacher_precision": "bf16"}
         return [make_run(terms, "simultaneous", short, **half) for terms in (kd, {"ce": 1, "at": 100, "sp": 300})]
 
+    def a_folded_teacher():
+        folded = {"teacher_inference": "folded"}
+        return [make_run(kd, strategy, short, **folded) for strategy in ("pretrained", "simultaneous")]
+
     cohorts = {make.__name__: make for make in (
         students_lengths_and_rates, transformed_views, adapters_of_new_layers, a_view_of_the_teachers_own,
-        few_and_noisy_labels, half_precision, a_teacher_in_half_precision,
+        few_and_noisy_labels, half_precision, a_teacher_in_half_precision, a_folded_teacher,
     )}  # fmt: skip
     return lambda name: cohorts[name]()
 
@@ -173,6 +177,7 @@ def test_every_term_under_every_strategy(bench, every_term, strategy, teachers_s
         ("few_and_noisy_labels", 1),
         ("half_precision", 3),
         ("a_teacher_in_half_precision", 3),
+        ("a_folded_teacher", 3),
     ],
 )
 def test_a_cohort_of(bench, make_cohort, name, calls):

@@ -1,5 +1,6 @@
 """Teachers: trained once, checked at every load, changed by nobody; and what each strategy does with them."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -253,3 +254,16 @@ def test_a_bf16_teacher_casts_its_weights_once_and_shows_what_autocast_computes(
         assert left.dtype == torch.float32
         assert torch.equal(left, right.float())
     assert {torch.bfloat16, torch.float32} == {parameter.dtype for parameter in teacher.inference.parameters()}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on the CPU")
+def test_a_compiled_teacher_shows_the_same_but_for_rounding():
+    network = build("resnet8", 10)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    batch = Batch(images, torch.zeros(4, dtype=torch.long), torch.arange(4))
+    plain, compiled = FrozenTeacher(network), FrozenTeacher(network, inference="compiled")
+    shown = (torch.utils._pytree.tree_leaves(each.forward(batch)) for each in (plain, compiled))
+    for left, right in zip(*shown, strict=True):
+        assert torch.allclose(left, right, atol=1e-4)

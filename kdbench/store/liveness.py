@@ -1,0 +1,82 @@
+"""Whether processes are still at work, on this machine and on others, whatever the clocks of the machines say."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple, Self
+
+
+class Process(NamedTuple):
+    """A process that writes its name into a shared file: its number, its host's name, and what tells both from others.
+
+    ``place`` is the boot of the machine and the namespace of the process numbers: two containers, or two machines, may have
+    one name. ``started`` is when the process started, in the machine's ticks: numbers are used again. Both are "" where the
+    system does not say.
+    """
+
+    pid: int
+    host: str
+    place: str
+    started: str
+
+    @classmethod
+    def current(cls) -> Self:
+        """This process."""
+        return cls(os.getpid(), socket.gethostname(), _place(), _started(os.getpid()))
+
+    def ended(self) -> bool:
+        """Whether it is certain that the process has ended: it ran here, and it is gone or its number is another's."""
+        if not self.place or self.place != _place():
+            return False
+        return process_state(self.pid) == "gone" or _started(self.pid) not in ("", self.started)
+
+
+def process_state(pid: int) -> str:
+    """The state that blocks a process of this machine; ``gone`` if it does not exist, "" if nothing known blocks it."""
+    try:
+        with contextlib.suppress(PermissionError):  # somebody else's
+            os.kill(pid, 0)
+        letter = _status(pid)[0]
+    except (ProcessLookupError, OverflowError):
+        return "gone"
+    except (OSError, IndexError):
+        return ""
+    return {"T": "stopped", "t": "stopped by a debugger", "D": "held up by the system", "Z": "gone"}.get(letter, "")
+
+
+def file_system_time(folder: Path) -> float:
+    """Now, by the clock that stamps the files of a folder, in seconds: a file's age is this less its ``st_mtime``.
+
+    On a network file system that is the server's clock. This machine's is taken where no file can be written.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.write(file.fileno(), b".")
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
+
+
+def _place() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str:
+    try:
+        return _status(pid)[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _status(pid: int) -> list[str]:
+    """The fields of a process' status from the third on, which is its state."""
+    return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()

@@ -1,0 +1,195 @@
+"""Merges results folders: finished records, the code and the suites that belong to them, into another folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from filelock import Timeout
+from pydantic import ValidationError
+
+from kdbench.errors import BadRecord, KdbenchError
+from kdbench.store.archives import merge_sources, merge_suites
+from kdbench.store.exchange import basis, check_copyable, place
+from kdbench.store.record import Record, Result
+from kdbench.store.store import KINDS, Store
+from kdbench.store.verify import label_of
+from kdbench.suite.specs import Stage, stage_label
+
+
+MERGING = "merging.lock"
+"""The lock that is held in the folder into which results are merged."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A record that was not taken over, and why."""
+
+    kind: str
+    id: str
+    label: str
+    source: str
+    reason: str
+
+
+@dataclass
+class Merged:
+    """What a merge did, or would do.
+
+    ``taken`` counts records by kind (``runs`` …), ``suites`` and ``sources``. ``same`` counts those that are finished here
+    with equal content; ``differing`` are finished here with another, and stay so. ``left_out`` could not be taken;
+    ``unfinished`` counts those without a result.
+    """
+
+    taken: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*KINDS, "suites", "sources"), 0))
+    same: int = 0
+    unfinished: int = 0
+    differing: list[LeftOut] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def merge(sources: Mapping[str, Store], target: Store, *, dry_run: bool = False) -> Merged:
+    """Take over what ``sources``, by their names in messages, have and ``target`` has not.
+
+    Nothing that is finished in ``target`` is changed. A record lands whole or not at all, after the networks that it was made
+    on: a merge that was killed is simply repeated. Raises KdbenchError where the target cannot be written.
+    """
+    merged, would_take = Merged(), dict[str, Result]()
+    suites, code = set[str](), set[str]()
+    for name, source in sources.items():
+        merger = _Merger(source, target, merged, name, would_take, dry_run=dry_run)
+        notes: list[str] = []
+        try:
+            code |= merge_sources(source, target, notes, dry_run=dry_run)
+            for kind in KINDS:
+                for record in source.records(kind):
+                    merger.take(kind, record)
+            suites |= merge_suites(source, target, notes, dry_run=dry_run)
+        except OSError as error:
+            where = error.filename or target.root
+            raise KdbenchError(f"{where}: {error.strerror or error}. Mend this and repeat the merge") from None
+        if outdated := source.outdated():
+            notes.append(outdated)
+        merged.notes += [note.replace(str(source.root), name) for note in notes]
+    merged.taken |= {"suites": len(suites), "sources": len(code)}
+    return merged
+
+
+class _Merger:
+    """Takes over the records of one folder, each after those that it was made on. ``would_take`` holds those of a dry run."""
+
+    def __init__(
+        self,
+        source: Store,
+        target: Store,
+        merged: Merged,
+        name: str,
+        would_take: dict[str, Result],
+        *,
+        dry_run: bool,
+    ) -> None:
+        self._source, self._target, self._merged, self._name = source, target, merged, name
+        self._would_take = would_take
+        self._dry_run = dry_run
+        self._seen: set[str] = set()
+
+    def take(self, kind: str, record: Record) -> None:
+        """Take over a record, or tell why not."""
+        if record.id in self._seen:
+            return
+        self._seen.add(record.id)
+        try:
+            result = record.result()
+            if result is None:
+                self._merged.unfinished += 1
+                return
+            networks = basis(record, kind)
+            for network in networks:
+                below = self._source.record_of(network)
+                if below.has_result_file():
+                    self.take("runs" if network.source_run else "teachers", below)
+            self._take_finished(kind, record, result, networks)
+        except BadRecord as error:
+            self._leave_out(kind, record, str(error))
+        except ValidationError:
+            self._leave_out(kind, record, "its spec.json says nothing that this version of kdbench understands")
+        except Timeout:
+            self._leave_out(kind, record, "another process is making it here: repeat the merge when it has finished")
+
+    def _take_finished(self, kind: str, record: Record, result: Result, networks: tuple[Stage, ...]) -> None:
+        here = Record(self._target.root / kind / record.id)
+        mine = None
+        with suppress(BadRecord):  # it is quarantined, and theirs takes its place
+            mine = here.result() or self._would_take.get(record.id)
+        if mine == result:
+            self._merged.same += 1
+        elif mine:
+            texts = (
+                f"{text} {where} ({made_by(each)})"
+                for text, each, where in zip(_apart(mine, result), (here, record), ("here", "there"), strict=True)
+            )
+            self._merged.differing.append(self._told(kind, record, ", ".join(texts)))
+        elif reason := self._other_weights(result, networks):
+            self._leave_out(kind, record, reason)
+        else:
+            check_copyable(record)
+            if self._dry_run:
+                self._would_take[record.id] = result
+            else:
+                place(record, here)
+            self._merged.taken[kind] += 1
+
+    def _other_weights(self, result: Result, networks: tuple[Stage, ...]) -> str:
+        """Why a record does not fit the networks that are here or were taken; "" where it does, or where one is not there."""
+        now = [self._weights(network) for network in networks]
+        then = (result.parent_sha256 or "").split("+")
+        if None in now or not result.parent_sha256 or now == then:
+            return ""
+        other = next((at for at, pair in enumerate(zip(now, then, strict=False)) if pair[0] != pair[1]), 0)
+        return (
+            f"rests on other weights of {stage_label(networks[other])} ({then[other]:.8}) than are here ({now[other]:.8}). "
+            "Merge into an empty folder to keep both, and report the two side by side"
+        )
+
+    def _weights(self, network: Stage) -> str | None:
+        record = self._target.record_of(network)
+        with suppress(BadRecord):
+            result = record.result() or self._would_take.get(record.id)
+            return result.weights_sha256 if result else None
+        return None
+
+    def _leave_out(self, kind: str, record: Record, reason: str) -> None:
+        self._merged.left_out.append(self._told(kind, record, reason))
+
+    def _told(self, kind: str, record: Record, reason: str) -> LeftOut:
+        reason = reason.replace(str(self._source.root), self._name)
+        return LeftOut(kind[:-1], record.id, label_of(record, kind), self._name, reason)
+
+
+def _apart(first: Result, second: Result) -> tuple[str, str]:
+    """What tells two results of one record apart: the accuracies or values, or else the hash of the weights or the curve."""
+    ways: tuple[Callable[[Result], str], ...] = (
+        _numbers,
+        lambda result: f"weights {result.weights_sha256:.8}",
+        lambda result: f"curve {result.metrics_sha256 or '':.8}",
+    )
+    texts = [(way(first), way(second)) for way in ways]
+    return next((pair for pair in texts if pair[0] != pair[1]), ("one result", "another"))
+
+
+def _numbers(result: Result) -> str:
+    accuracies = {"last": result.last, "best": result.best}
+    shown = [f"{name} {each.top1:.2f} %" for name, each in accuracies.items() if each]
+    return " ".join([*shown, *(f"{name} {value:.4g}" for name, value in (result.values or {}).items())])
+
+
+def made_by(record: Record) -> str:
+    """Versions and machine that made a record: ``kdbench 0.2.0, torch 2.13.0, NVIDIA H100``."""
+    metadata = record.metadata()
+    versions, device = metadata.get("versions"), metadata.get("device")
+    versions = versions if isinstance(versions, dict) else {}
+    name = device.get("name") if isinstance(device, dict) else None
+    libraries = [f"{each} {versions[each]}" for each in ("kdbench", "torch") if each in versions]
+    return ", ".join([*libraries, *([str(name)] if name else [])]) or "machine and versions unknown"

@@ -1,0 +1,167 @@
+"""The scheduler alone: slots that come and go, jobs for several devices, very many jobs. No process, no real time."""
+
+import time
+from dataclasses import dataclass, field
+
+import pytest
+
+from kdbench.execution import jobs as jobs_module
+from kdbench.execution.devices import Slot
+from kdbench.execution.jobs import Job
+from kdbench.execution.scheduler import Scheduler
+from kdbench.planning.plan import Cohort, Plan
+from kdbench.suite.specs import DatasetSpec, Recipe, RunSpec, Supervised, WeightedTerm
+
+
+DIGITS = DatasetSpec(name="digits", train_per_class=4)
+RECIPE = Recipe(epochs=2, batch=16, lr=0.1)
+TEACHER = Supervised(network="resnet20", dataset=DIGITS, recipe=RECIPE)
+
+
+def student(trial=0, weight=1.0, teacher=None):
+    terms = (WeightedTerm(name="kd" if teacher else "ce", weight=weight),)
+    return RunSpec(student="resnet8", teacher=teacher, terms=terms, dataset=DIGITS, recipe=RECIPE, trial=trial)
+
+
+def cohort(size, **values):
+    return Cohort(tuple(student(weight=1.0 + n, **values) for n in range(size)))
+
+
+def gpu(host, number, job=0):
+    return Slot(f"{host}:gpu:{number}.{job}", "gpu", {"CUDA_VISIBLE_DEVICES": str(number)}, host=host)
+
+
+@dataclass
+class Table:
+    """Records without files, slots without workers, and a clock that stands still."""
+
+    slots: list
+    there: set = field(default_factory=set)
+    failures: dict = field(default_factory=dict)
+    heard: list = field(default_factory=list)
+    now: float = 0.0
+
+    def __post_init__(self):
+        self.scheduler = Scheduler(self.slots, self, lambda slot, event: self.heard.append(event), lambda: self.now)
+
+    def has(self, stage):
+        return stage.id in self.there
+
+    def done(self, job, id):
+        return id in self.there
+
+    def is_taken(self, job, id):
+        return False
+
+    def holder(self, job, id):
+        return ""
+
+    def fail(self, job, id, failure):
+        self.failures[id] = failure.reason
+
+    def start(self):
+        """The slots that got a job, and the runs or the teacher of each."""
+        return {each.slot.name: each for each in self.scheduler.assign()}
+
+    def finish(self, slot):
+        job = self.scheduler.running[slot]
+        self.there.update(job.ids)
+        for id in job.ids:
+            self.scheduler.handle(slot, {"event": "finished", "id": id})
+        self.scheduler.handle(slot, {"event": "done", "busy": []})
+
+
+def sizes(started):
+    return sorted(len(each.job.runs) for each in started.values())
+
+
+def test_cohorts_that_have_not_started_are_split_again_where_slots_come_and_go():
+    table = Table([gpu("a", 0)])
+    whole = Plan((), (cohort(8), cohort(8, trial=1)), 0, 0)
+    table.scheduler.add(whole)
+    assert sizes(table.start()) == [8]
+    for number in (1, 2, 3, 4):
+        table.scheduler.add_slot(gpu("a", number))
+    assert sizes(table.start()) == [2, 2, 2, 2]
+    table = Table([gpu("a", 0), gpu("a", 1), gpu("b", 0), gpu("b", 1)])
+    table.scheduler.add(Plan((TEACHER,), (cohort(8, teacher=TEACHER),), 0, 0))
+    (first,) = table.start()
+    for slot in ("b:gpu:0.0", "b:gpu:1.0", "a:gpu:1.0"):
+        table.scheduler.remove_slot(slot, "its node is lost")
+    table.finish(first)
+    (again,) = table.start().values()
+    assert len(again.job.runs) == 8
+    assert {run.id for run in again.job.runs} == {run.id for run in cohort(8, teacher=TEACHER).runs}
+
+
+def test_a_slot_that_is_lost_gives_its_job_back_and_the_last_one_ends_the_work():
+    table = Table([gpu("a", 0), gpu("b", 0)])
+    table.scheduler.add(Plan((), (cohort(1), cohort(1, trial=1)), 0, 0))
+    started = table.start()
+    table.scheduler.remove_slot("b:gpu:0.0", "its node is lost")
+    assert table.start() == {}
+    table.finish("a:gpu:0.0")
+    assert table.start()["a:gpu:0.0"].job is started["b:gpu:0.0"].job
+    table.scheduler.remove_slot("a:gpu:0.0", "its node is lost")
+    assert not table.scheduler
+    assert "b:gpu:0.0 cannot be used: its node is lost" in str(table.scheduler.outcome.fatal)
+
+
+def on_several(devices, monkeypatch):
+    """Cohorts of the first trial want so many devices."""
+
+    def job_of(cohort, discard_weights=frozenset()):
+        return Job(runs=cohort.runs, devices=1 if cohort.runs[0].trial else devices)
+
+    monkeypatch.setattr(jobs_module, "cohort_job", job_of)
+
+
+def test_a_job_for_several_devices_waits_for_them_on_one_host_and_is_not_overtaken_there(monkeypatch):
+    on_several(2, monkeypatch)
+    table = Table([gpu("a", 0), gpu("b", 0), gpu("b", 1)])
+    small = [Cohort((student(trial=n),)) for n in (1, 2, 3, 4)]
+    table.scheduler.add(Plan((), tuple(small[:3]), 0, 0))
+    assert len(table.start()) == 3
+    table.scheduler.backlog.add_first([jobs_module.cohort_job(cohort(1)), jobs_module.cohort_job(small[3])])
+    table.finish("b:gpu:1.0")
+    assert table.start() == {}
+    table.finish("a:gpu:0.0")
+    assert list(table.start()) == ["a:gpu:0.0"]
+    table.finish("b:gpu:0.0")
+    (large,) = table.start().values()
+    assert (large.slot.name, [slot.name for slot in large.others]) == ("b:gpu:0.0", ["b:gpu:1.0"])
+    assert large.message()["replicas"] == [{"environment": {"CUDA_VISIBLE_DEVICES": "1"}, "threads": 0}]
+    table.finish("b:gpu:0.0")
+    assert table.scheduler.free == {"b:gpu:0.0", "b:gpu:1.0"}
+
+
+@pytest.mark.parametrize(("wanted", "given"), [(2, 2), (8, 3)])
+def test_a_job_gets_as_many_devices_as_the_largest_host_has(monkeypatch, wanted, given):
+    on_several(wanted, monkeypatch)
+    shares = [
+        gpu(host, number, job) for host, count in (("a", 1), ("b", 3)) for number in range(count) for job in (0, 1)
+    ]
+    table = Table(shares)
+    table.scheduler.add(Plan((), (cohort(1),), 0, 0))
+    (large,) = table.start().values()
+    devices = [slot.device for slot in (large.slot, *large.others)]
+    assert devices == ["0", "1", "2"][:given]
+    assert {slot.host for slot in (large.slot, *large.others)} == {"b"}
+
+
+def test_the_time_for_a_job_does_not_grow_with_the_jobs_and_slots():
+    """On 256 slots of which some are lost: about a third of a millisecond each, and a limit ten times as high."""
+    runs = [student(trial=n, teacher=TEACHER) for n in range(4_000)]
+    plan = Plan((TEACHER,), tuple(Cohort((run,)) for run in runs), 0, 0)
+    plan.split_for(1)  # what is counted once is not timed
+    table = Table([gpu(f"n{n // 8}", n % 8) for n in range(256)])
+    started = time.process_time()
+    table.scheduler.add(plan)
+    count = 0
+    while table.scheduler:
+        count += len(table.start())
+        table.finish(next(iter(table.scheduler.running)))
+        if count % 1000 == 0:
+            table.scheduler.remove_slot(next(reversed(table.scheduler.slots)), "its node is lost")
+    assert count >= 4_001
+    assert time.process_time() - started < 13
