@@ -28,6 +28,10 @@ PATIENCE_SECONDS = 5.0
 
 MAX_CRASHES = 3
 
+RESPLIT = 1.2
+"""Cohorts are split anew once there are so many times more slots than they were split for, or fewer: each split repeats
+teacher passes, which a single slot that comes or goes is not worth."""
+
 
 class Records(Protocol):
     """What the scheduler asks of the results, and tells them."""
@@ -176,7 +180,7 @@ class Scheduler:
         A job for several devices gets them on one host. Until enough are free there, it stays first in line and keeps the
         host's free slots from what comes behind it.
         """
-        if self.split_for != len(self.slots):
+        if not self.split_for / RESPLIT < len(self.slots) < self.split_for * RESPLIT:
             self._split_again()
         free = {name: self.slots[name] for name in sorted(self.free, key=self.numbers.__getitem__)}
         postponed: list[Job] = []

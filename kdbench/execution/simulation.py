@@ -153,7 +153,10 @@ class _Simulation:
 
     def _lose_device(self) -> None:
         """A device is gone; another takes its place after a while. The only one there is comes back itself."""
+        self._in(self.random.expovariate(1 / self.conditions.loss), self._lose_device)
         name = self.random.choice([*self.scheduler.slots])
+        if self.ready.get(name, 0.0) > self.now:  # it is not there yet
+            return
         self.played.losses += 1
         leads = (led for led, others in self.scheduler.lent.items() if name in (other.name for other in others))
         leader = next(leads, name)
@@ -168,7 +171,6 @@ class _Simulation:
         else:
             self.scheduler.lose(name, "lost")
             self.ready[name] = self.now + self.conditions.absence + self.conditions.start
-        self._in(self.random.expovariate(1 / self.conditions.loss), self._lose_device)
 
     def _keep(self, name: str, training: _Training) -> None:
         """Of what a lost device has trained, what its last checkpoint holds stays."""

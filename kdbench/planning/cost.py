@@ -190,7 +190,7 @@ def shared_work(runs: Sequence[RunSpec]) -> Work:
         return NOTHING
     longest = max(runs, key=_seen)
     train, _ = image_counts(longest.dataset, longest.scenario.fraction)
-    read = _reading(longest.dataset, train * _seen(longest))
+    read = _reading(longest.dataset, train * max(map(trained_epochs, runs)))
     taught = [run for run in runs if run.teacher]
     return teacher_pass_work(max(taught, key=_seen)) + read if taught else read
 
