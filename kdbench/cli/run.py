@@ -33,6 +33,12 @@ Jobs = Annotated[
         help="Workers that share a device. Default: 1 on a GPU, one per core (at most 4) on a CPU.",
     ),
 ]
+ClusterOption = Annotated[
+    str,
+    typer.Option(
+        "--cluster", help="Train on a Ray cluster: its HOST:PORT, auto (the one here) or local (started here)."
+    ),
+]
 Download = Annotated[bool, typer.Option("--download", help="Fetch data sets and published weights that are missing.")]
 
 
@@ -42,6 +48,7 @@ def run(
     data: Data = Path("data"),
     devices: Devices = "auto",
     jobs_per_device: Jobs = None,
+    cluster: ClusterOption = "",
     trials: Trials = None,
     only: Only = None,
     settings: Set = None,
@@ -76,7 +83,16 @@ def run(
     store = Store(results)
     tell_changed(loaded, [store])
     options = RunOptions(
-        results, data, devices, jobs_per_device, download, checkpoint_seconds, retry_diverged, deterministic, eager
+        results,
+        data,
+        devices,
+        jobs_per_device,
+        download,
+        checkpoint_seconds,
+        retry_diverged,
+        deterministic,
+        eager,
+        cluster,
     )
     with progress(loaded) as on_event:
         failed = run_suites(loaded, options, on_event)
