@@ -7,7 +7,6 @@ import re
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -139,14 +138,14 @@ def pack(
         raise BadInput("--only: name the suites of which a part is packed")
     store = Store(results)
     loaded = load(suites, [results], only=only) if suites else []
-    weightless = {item.record.id for item in _weights(store) if item.record} if no_weights else set()
+    weightless = prunable(store, Choice([What.weights])) if no_weights else []
     try:
         packed = write_pack(
             store,
             output,
             ids_of(loaded) if suites else None,
             suites={hashed((suite.whole or suite).text) for suite in loaded} if suites else None,
-            without_weights=weightless,
+            without_weights={item.record.id for item in weightless if item.record},
         )
     except OSError as error:
         raise BadInput(f"--output {output}: cannot be written: {error.strerror or error}") from None
@@ -207,14 +206,14 @@ def prune(
     """
     if not results.is_dir():
         raise BadInput(f"{results}: no such results folder")
-    store, kinds = Store(results), _kinds(what)
-    limit = file_system_time(results) - (_seconds(older_than) if older_than else -1)
-    choice = Choice(kinds, until=limit)
+    store, choice = Store(results), Choice(_kinds(what))
+    if older_than:
+        choice = replace(choice, until=file_system_time(results) - _seconds(older_than))
     if suites:
-        choice = replace(choice, only=_all_ids(load(suites, [results])))
+        choice = replace(choice, only=_all_ids(load(suites, [results], _trials(store))))
     if keep:
-        choice = replace(choice, keep=_all_ids(load(keep, [results])))
-    if {What.weights, What.unused} & set(kinds):
+        choice = replace(choice, keep=_all_ids(load(keep, [results], _trials(store))))
+    if {What.weights, What.unused} & set(choice.what):
         known = _known_suites(store)
         choice = replace(choice, used=_all_ids(known), needed=_needed(known, store))
     items = prunable(store, choice)
@@ -223,15 +222,12 @@ def prune(
         return
     if not yes and not sys.stdin.isatty():
         raise BadInput("nothing was removed: confirm with --yes, or look with --dry-run")
-    if not yes and not typer.confirm(f"Remove {_mebibytes(sum(item.bytes for item in items))} for good?"):
+    if not yes and not typer.confirm(f"Remove {_total(items)} for good?"):
         typer.echo("Nothing was removed.")
         return
     removed = list(remove(items))
     busy = len(items) - len(removed)
-    typer.echo(
-        f"{_mebibytes(sum(item.bytes for item in removed))} are free."
-        + (f" {busy} came into use meanwhile, and stayed." if busy else "")
-    )
+    typer.echo(f"{_total(removed)} are free." + (f" {busy} came into use meanwhile, and stayed." if busy else ""))
 
 
 def _kinds(text: str) -> list[What]:
@@ -257,8 +253,7 @@ def _known_suites(store: Store) -> list[Suite]:
 
     Raises BadInput where one of these cannot be read: what it uses is not known then.
     """
-    trials = 1 + max((_trial(record.spec()) for record in store.records("runs")), default=0)
-    known = ArchivedFiles([store])
+    trials, known = _trials(store), ArchivedFiles([store])
     files = dict.fromkeys([*bundled_suites().values(), *(each.original for each in kept_suites([store]))])
     try:
         return [load_suite(file, trials, known.tell) for file in files]
@@ -268,9 +263,14 @@ def _known_suites(store: Store) -> list[Suite]:
         ) from None
 
 
-def _trial(spec: dict[str, object]) -> int:
-    trial = spec.get("trial", 0)
-    return trial if isinstance(trial, int) and 0 <= trial < 1000 else 0
+def _trials(store: Store) -> int:
+    """The most trials of which there are runs: suites may have been run with more than they say."""
+    found = [record.spec().get("trial") for record in store.records("runs")]
+    return 1 + max((trial for trial in found if isinstance(trial, int) and trial < _MOST_TRIALS), default=0)
+
+
+_MOST_TRIALS = 1000
+"""More are no trials of a suite, but a damaged spec."""
 
 
 def _needed(suites: Sequence[Suite], store: Store) -> set[str]:
@@ -278,11 +278,6 @@ def _needed(suites: Sequence[Suite], store: Store) -> set[str]:
     runs = [spec for spec in run_specs(suites) if not store.run(spec.id).done()]
     measured = [spec for spec in measurement_specs(suites) if store.measured(spec) is None]
     return {run.id for spec in (*runs, *measured) for need in spec.dependencies if (run := need.source_run)}
-
-
-def _weights(store: Store) -> list[Item]:
-    """The weights that nothing needs."""
-    return prunable(store, Choice([What.weights], needed=_needed(_known_suites(store), store), until=time.time() + 60))
 
 
 SHOWN = 20
