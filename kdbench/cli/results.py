@@ -44,6 +44,10 @@ Chosen = Annotated[
 ]
 
 
+SHOWN = 20
+"""So many things of a kind are printed one by one."""
+
+
 @app.command()
 def merge(
     sources: Annotated[
@@ -92,12 +96,13 @@ def _print_merged(merged: Merged, into: Path, *, dry_run: bool) -> None:
     def line(word: str, each: LeftOut, after: str = "") -> str:
         return one_line(f"{word} {each.kind} {each.id} of {each.source}, {each.label}: {each.reason}{after}", 2000)
 
-    for each in merged.differing:
-        typer.echo(line("DIFFERS ", each, ": the one here is kept"))
-    for each in merged.left_out:
-        typer.echo(line("LEFT OUT", each))
-    for note in merged.notes:
-        typer.echo(one_line(f"note {note}", 2000))
+    for lines in (
+        [line("DIFFERS ", each, ": the one here is kept") for each in merged.differing],
+        [line("LEFT OUT", each) for each in merged.left_out],
+        [one_line(f"note {note}", 2000) for note in merged.notes],
+    ):
+        for text in _shortened(lines, "--json lists all"):
+            typer.echo(text)
     taken = [_count(count, kind) for kind, count in merged.taken.items() if count]
     parts = [
         f"{'would take' if dry_run else 'took'} {', '.join(taken) or 'nothing'}",
@@ -107,6 +112,12 @@ def _print_merged(merged: Merged, into: Path, *, dry_run: bool) -> None:
         f"{merged.unfinished} unfinished, which stay where they are" if merged.unfinished else "",
     ]
     typer.echo(f"{into}: {'; '.join(filter(None, parts))}.")
+
+
+def _shortened(lines: Sequence[str], hint: str) -> list[str]:
+    """The first lines, and how many more there are."""
+    more = [f"… and {len(lines) - SHOWN:,} more ({hint})"] if len(lines) > SHOWN else []
+    return [*lines[:SHOWN], *more]
 
 
 def _count(number: int, kind: str) -> str:
@@ -149,8 +160,9 @@ def pack(
         )
     except OSError as error:
         raise BadInput(f"--output {output}: cannot be written: {error.strerror or error}") from None
-    for each in packed.left_out:
-        say(one_line(f"LEFT OUT {each}", 2000))
+    lines = [one_line(f"LEFT OUT {each}", 2000) for each in packed.left_out]
+    for line in _shortened(lines, "kdbench results verify lists all"):
+        say(line)
     counts = ", ".join(_count(packed.records[kind], kind) for kind in KINDS if packed.records[kind])
     typer.echo(f"{output}: {counts or 'no records'}, {_mebibytes(packed.bytes)}.")
     if packed.left_out:
@@ -278,10 +290,6 @@ def _needed(suites: Sequence[Suite], store: Store) -> set[str]:
     runs = [spec for spec in run_specs(suites) if not store.run(spec.id).done()]
     measured = [spec for spec in measurement_specs(suites) if store.measured(spec) is None]
     return {run.id for spec in (*runs, *measured) for need in spec.dependencies if (run := need.source_run)}
-
-
-SHOWN = 20
-"""So many things of a kind are printed one by one."""
 
 
 def _print_items(items: Sequence[Item]) -> None:
