@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 from filelock import Timeout
 from pydantic import ValidationError
 
 from kdbench.errors import BadInput, BadRecord
-from kdbench.files import quarantine, write_atomically
+from kdbench.files import quarantine
 from kdbench.store.reading import LARGEST_METRICS
 from kdbench.store.record import Record
 from kdbench.store.store import Store
@@ -95,8 +93,6 @@ def place(record: Record, target: Record) -> None:
     is at it, BadRecord for a damaged record, OSError.
     """
     with target.lock().acquire(timeout=0):
-        for leftover in target.folder.parent.glob(f".{target.id}.*.tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
         if target.done() or target.diverged():
             return
         if target.has_result_file():
@@ -124,17 +120,20 @@ def check_plain(record: Record) -> None:
 
 
 def copy_record(record: Record, target: Path) -> None:
-    """Copy a record that has ended, atomically, in the place of an unfinished one.
+    """Copy a record that has ended, atomically, in the place of an unfinished one. Nobody else may copy to there meanwhile.
 
     Raises OSError, and BadRecord if the copy differs.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{record.id}.{secrets.token_hex(6)}.tmp" / record.id
+    temporary = target.parent / f".{record.id}.copy.tmp" / record.id
+    shutil.rmtree(temporary.parent, ignore_errors=True)  # what a killed process left
     try:
         temporary.mkdir(parents=True)
         for path in stored_files(record):
-            with path.open("rb") as file:
-                write_atomically(temporary / path.name, partial(shutil.copyfileobj, file))
+            with path.open("rb") as file, (temporary / path.name).open("xb") as copy:
+                shutil.copyfileobj(file, copy)
+                copy.flush()
+                os.fsync(copy.fileno())
         check_copyable(Record(temporary))
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
