@@ -144,9 +144,10 @@ trap 'trap "" TERM; told=yes; kill -TERM "$run"' TERM
 wait "$run"; status=$?
 if [ "$told" ]; then wait "$run"; status=$?; fi
 
-# 130: interrupted, with work left. A task that was cancelled is not running any longer, and is left alone.
-if [ "$status" = 130 ] && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-    scontrol requeue "$SLURM_JOB_ID"
+# 130: interrupted, with work left; 143: before it had begun. A cancelled task is not running any longer, and stays so.
+task="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+if [[ "$status" =~ ^(130|143)$ ]] && [ "$(squeue --noheader --jobs="$task" --format=%T)" = RUNNING ]; then
+    scontrol requeue "$task"
 fi
 exit "$status\""""
 

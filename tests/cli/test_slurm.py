@@ -9,6 +9,10 @@ import time
 import pytest
 
 
+SLURM = {"SLURM_JOB_ID": "17", "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "3"}
+"""The last task of an array has the array's own number as its job's: Slurm's commands would take it for all tasks."""
+
+
 @pytest.fixture
 def programs(tmp_path, monkeypatch):
     """Write programs that stand in for those on the path."""
@@ -82,12 +86,12 @@ def test_an_interrupted_task_saves_and_is_queued_again(
 ):
     """The run takes its time to save, and must hear of SIGTERM once: a second one may come while it saves."""
     run = ["trap 'echo told >> told; sleep 0.3; kill $!; exit 130' TERM", "sleep 20 &", "touch started", "wait; exit 1"]
-    programs("squeue", f"echo {state}")
+    programs("squeue", f'[[ "$@" = *--jobs=17_3* ]] && echo {state}')
     programs("scontrol", 'echo "$@" > requeued')
     with monkeypatch.context() as patch:
         patch.setattr(sys, "executable", programs("python", *(run if signalled else ["exit 1"])))
         assert kdbench("slurm", "own.yaml", "-o", "job.sh").returncode == 0
-    with subprocess.Popen(["bash", "job.sh"], cwd=tmp_path, env={**os.environ, "SLURM_JOB_ID": "17"}) as task:
+    with subprocess.Popen(["bash", "job.sh"], cwd=tmp_path, env={**os.environ, **SLURM}) as task:
         while signalled and not (tmp_path / "started").exists():
             time.sleep(0.01)
         for _ in range(2 * signalled):
@@ -97,7 +101,7 @@ def test_an_interrupted_task_saves_and_is_queued_again(
     assert not signalled or (tmp_path / "told").read_text() == "told\n"
     assert (tmp_path / "requeued").exists() == requeued
     if requeued:
-        assert (tmp_path / "requeued").read_text() == "requeue 17\n"
+        assert (tmp_path / "requeued").read_text() == "requeue 17_3\n"
 
 
 def test_submit(kdbench, suite_file, programs):
