@@ -1,10 +1,16 @@
-"""kdbench slurm: what it refuses, and how its script acts in a shell where Slurm's commands are made up."""
+"""kdbench slurm: what it refuses, how its script acts where Slurm's commands are made up, and an array in a real Slurm."""
 
+import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -119,3 +125,153 @@ def test_submit_without_slurm(kdbench, suite_file, monkeypatch, tmp_path):
     done = kdbench("slurm", "own.yaml", "--submit")
     assert done.returncode == 2
     assert "there is no sbatch on this machine" in done.stderr
+
+
+DAEMONS = ("munged", "slurmctld", "slurmd")
+SUITE = """\
+protocol: {base: smoke, epochs: 6}
+dataset: {name: digits, train_per_class: 40, test_per_class: 10}
+trials: 4
+grid:
+  - teacher: resnet8
+    student: resnet8
+    method: [ce, kd]
+"""
+
+
+@pytest.fixture
+def slurm(monkeypatch):
+    """A Slurm of three nodes with one core each, all on this machine; ``slurm(COMMAND…)`` gives what a command prints."""
+    if missing := [name for name in DAEMONS if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]:
+        pytest.skip(f"{', '.join(missing)}: not installed (make test-cluster installs Slurm)")
+    if os.geteuid():
+        pytest.skip("Slurm's daemons are started as root")
+    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:/usr/sbin")
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)  # munged wants everybody to reach its socket
+    (folder / "state").mkdir(parents=True)
+    (folder / "munge.key").write_bytes(os.urandom(128))
+    (folder / "munge.key").chmod(0o600)
+    controller, *nodes = free_ports(4)
+    host, config = socket.gethostname(), folder / "slurm.conf"
+    config.write_text(f"""\
+ClusterName=kdbench
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller}
+SlurmUser=root
+SlurmdUser=root
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SlurmdParameters=config_overrides
+SwitchType=switch/none
+MpiDefault=none
+KillWait=120
+NodeName=n[1-3] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{",".join(map(str, nodes))}] CPUs=1
+PartitionName=main Nodes=n[1-3] Default=YES State=UP
+""")
+    monkeypatch.setenv("SLURM_CONF", str(config))
+    files = [
+        f"--{name}={folder}/munge.{name.partition('-')[0]}"
+        for name in ("socket", "key-file", "pid-file", "log-file", "seed-file")
+    ]
+
+    def call(*words):
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+    commands = [["munged", "--foreground", *files], ["slurmctld", "-D"]]
+    commands += [["slurmd", "-D", "-N", f"n{number}"] for number in (1, 2, 3)]
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        for number, command in enumerate(commands):
+            log = stack.enter_context((folder / f"daemon-{number}.log").open("w"))
+            daemon = stack.enter_context(subprocess.Popen(command, stdout=log, stderr=log))
+            stack.callback(daemon.terminate)
+            if number == 0:
+                wait_until((folder / "munge.socket").exists, 20)
+        wait_until(lambda: answers(call, "sinfo", "-h", "-o", "%D %t") == "3 idle", 60)
+        stack.callback(wait_until, lambda: not call("squeue", "-h"), 60)
+        stack.callback(call, "scancel", "--user=root", "--signal=KILL", "--full")
+        stack.callback(call, "scancel", "--user=root")
+        yield call
+
+
+def free_ports(count):
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return sorted(each.getsockname()[1] for each in sockets)
+
+
+def answers(call, *words):
+    try:
+        return call(*words).strip()
+    except subprocess.CalledProcessError:
+        return ""
+
+
+def wait_until(condition, seconds):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "took too long"
+        time.sleep(0.5)
+    return found
+
+
+def records(results):
+    """What does not depend on who trained it when, of all records."""
+    names = ("spec.json", "metrics.jsonl", "weights.safetensors", "result.json")
+    return {
+        str(file.relative_to(results)): file.read_bytes()
+        for kind in ("teachers", "runs")
+        for name in names
+        for file in results.glob(f"{kind}/*/{name}")
+    }
+
+
+@pytest.mark.slow
+def test_an_array_loses_a_task_and_a_node_and_gives_the_same_records(slurm, kdbench, kdbench_process, tmp_path):
+    (tmp_path / "own.yaml").write_text(SUITE)
+    options = ["--array", 4, "--gpus-per-task", 0, "--jobs-per-device", 1, "--time", 60, "--submit"]
+    job = kdbench("slurm", "own.yaml", *options).stdout.split()[-1]
+
+    def in_training():
+        """The array's tasks that have students beyond their first epoch."""
+        facts = json.loads(kdbench("status", "results", "--json").stdout)
+        return [
+            process["batch_job"].removeprefix("Slurm job ")
+            for process in facts["processes"]
+            if any(
+                n["epoch"] and "#" in n["label"] for job in process["slots"].values() for n in job["networks"].values()
+            )
+        ]
+
+    cancelled, preempted = wait_until(lambda: len(found := in_training()) >= 2 and found[:2], 300)
+    said = kdbench("status", "results").stdout
+    assert f"Slurm job {cancelled}, own, for " in said
+    assert f"Slurm job {preempted}, own, for " in said
+    assert "own: 0 of 8 runs done, 8 left" in said
+    slurm("scancel", cancelled)
+    slurm("scancel", "--signal=TERM", "--batch", preempted)
+    wait_until(lambda: not slurm("squeue", "-h"), 400)
+
+    def ended(task):
+        facts = dict(word.partition("=")[::2] for word in slurm("scontrol", "show", "job", task, "--oneliner").split())
+        return facts["JobState"], facts["Restarts"]
+
+    tasks = {task: ended(task) for task in (f"{job}_{number}" for number in range(1, 5))}
+    others = tasks.keys() - {cancelled, preempted}
+    assert tasks == {cancelled: ("CANCELLED", "0"), preempted: ("COMPLETED", "1")} | dict.fromkeys(
+        others, ("COMPLETED", "0")
+    )
+    assert "No process at work.\nown: 8 of 8 runs done, 0 left\n" in kdbench("status", "results").stdout
+    alone = kdbench_process("run", "own.yaml", "--results", "alone", "--jobs-per-device", 1)
+    assert alone.returncode == 0, alone.stderr
+    assert records(tmp_path / "results") == records(tmp_path / "alone")
