@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from kdbench.catalogue.text import command, printable, shell_line
-from kdbench.cli.options import Data, Only, Results, Set, Suites, Tiny, Trials, load
+from kdbench.cli.options import Data, Only, Results, Set, Shard, Suites, Tiny, Trials, load
 from kdbench.cli.plan import describe, summarise
 from kdbench.cli.progress import RunProgress
 from kdbench.cli.report import FormatOption, command_lines, render, tell_changed
@@ -51,6 +51,7 @@ def run(
     cluster: ClusterOption = "",
     trials: Trials = None,
     only: Only = None,
+    shard: Shard = None,
     settings: Set = None,
     tiny: Tiny = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
@@ -76,7 +77,7 @@ def run(
     format: FormatOption = Format.terminal,
 ) -> None:
     """Train what is missing of the suites, then print their tables. Safe to kill: run it again to resume."""
-    loaded = load(suites, [results], trials, only, tiny=tiny, settings=settings)
+    loaded = load(suites, [results], trials, only, tiny=tiny, settings=settings, shard=shard)
     if dry_run:
         typer.echo(printable(describe(summarise(loaded, results, 1, data=data))))
         return

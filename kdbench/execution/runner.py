@@ -223,10 +223,11 @@ def misfits(teachers: Iterable[Stage], files: Mapping[str, Path]) -> list[str]:
 
 @contextmanager
 def _stopping_on_signals(pool: Pool) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) lets the workers finish the step and save, the second ends them at once.
+    """The first Ctrl-C lets the workers finish the step and save, the second ends them at once.
 
-    The end of the terminal acts as the first, however often it is signalled; a process under nohup outlives it. Outside
-    the main thread, where Python handles no signals, nothing changes.
+    SIGTERM acts as the first however often it comes: batch systems send it to all processes of a job, and each may pass it
+    on. So does the end of the terminal; a process under nohup outlives it. Outside the main thread, where Python handles no
+    signals, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -235,7 +236,7 @@ def _stopping_on_signals(pool: Pool) -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal count
-        count += number != signal.SIGHUP
+        count += number == signal.SIGINT
         (pool.stop if count <= 1 else pool.kill)()
 
     numbers = [signal.SIGINT, signal.SIGTERM]
