@@ -96,7 +96,7 @@ class _Simulation:
         self.missing |= {run.id for cohort in plan.cohorts for run in cohort.runs}
         self.played = Played(devices)
         slots = [Slot(f"device {number}", speed.kind) for number in range(devices)]
-        self.scheduler = Scheduler(slots, self, lambda slot, event: None, lambda: self.now)
+        self.scheduler = Scheduler(slots, self, lambda slot, event: None, lambda: self.now, speed=speed)
         self.scheduler.add(plan)
 
     def run(self) -> Played:
