@@ -108,7 +108,7 @@ class _Simulation:
                 self._start(assignment)
             self.now, _, happen = heapq.heappop(self.events)
             happen()
-        if self.scheduler.outcome.failed or self.scheduler.outcome.fatal:
+        if self.missing or self.scheduler.outcome.failed or self.scheduler.outcome.fatal:
             raise KdbenchError(f"the plan cannot be played: {self.scheduler.outcome}")
         self.played.makespan = self.now
         return self.played
