@@ -3,10 +3,10 @@
     python benchmarks/simulate.py [--devices 1 8 64 …] [--on gpu]     the tables of README.md, written there
     python benchmarks/simulate.py --jobs 100000                       planning and scheduling so many runs: time and memory
 
-Efficiency is the ideal time over the makespan. The ideal time is that of the unsplit plan, in which each cohort has one teacher
-pass, divided by the devices, which never wait: so repeated teacher passes, start-up, saving, lost work, the absence of lost
-devices and idle time all count against it. The bound is the ideal time over the longest chain of jobs that need each other, if
-it is longer: no schedule does better.
+Efficiency is the ideal time over the makespan. The ideal time is that of the unsplit plan, in which each cohort has one
+teacher pass, divided by the devices, which never wait: so repeated teacher passes, start-up, saving, lost work, the absence of
+lost devices and idle time all count against it. The bound is the ideal time over the longest chain of jobs that need each
+other, if that is longer: no schedule does better.
 """
 
 import argparse
@@ -38,7 +38,9 @@ CONDITIONS = Conditions(start=20, prepare=15, checkpoint=30, save=0.01, loss=360
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--devices", type=int, nargs="+", default=DEVICES)
-    options.add_argument("--on", default="gpu", help="the device whose speed is taken: cpu, gpu, or a measured one's name")
+    options.add_argument(
+        "--on", default="gpu", help="the device whose speed is taken: cpu, gpu, or a measured one's name"
+    )
     options.add_argument("--jobs", type=int, help="plan and schedule so many made-up runs instead")
     given = options.parse_args()
     if given.jobs:

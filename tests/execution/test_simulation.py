@@ -71,7 +71,9 @@ def test_with_devices_that_get_lost_every_job_comes_to_its_end(devices):
     calm = play(plan, devices, SPEED)
     assert played.losses >= 5
     assert played.makespan > calm.makespan
-    assert played.trained - played.repeated == pytest.approx(calm.trained, rel=0.15)  # other splits, other teacher passes
+    assert played.trained - played.repeated == pytest.approx(
+        calm.trained, rel=0.15
+    )  # other splits, other teacher passes
     assert 0 < played.repeated <= 10 * played.losses
 
 
