@@ -4,7 +4,7 @@
     python benchmarks/simulate.py --jobs 100000                       planning and scheduling so many runs: time and memory
 
 Efficiency is the ideal time over the makespan. The ideal time is that of the unsplit plan, in which each cohort has one
-teacher pass, divided by the devices, which never wait: so repeated teacher passes, start-up, saving, lost work, the absence of
+teacher pass, divided by the devices, which never wait: so repeated passes, start-up, saving, lost work, the absence of
 lost devices and idle time all count against it. The bound is the ideal time over the longest chain of jobs that need each
 other, if that is longer: no schedule does better.
 """
