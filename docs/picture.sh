@@ -4,5 +4,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 page=$(mktemp --suffix .html)
 trap 'rm -f "$page"' EXIT
-.venv/bin/kdbench report demo --results "${1:-results}" --only teacher=resnet20 --format html -o "$page"
-chromium --headless --no-sandbox --hide-scrollbars --window-size=900,1470 --screenshot=docs/images/report.png "file://$page"
+.venv/bin/kdbench report demo --results "${1:-results}" --format html -o "$page"
+chromium --headless --no-sandbox --hide-scrollbars --window-size=1400,1700 --screenshot=docs/images/report.png "file://$page"

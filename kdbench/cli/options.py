@@ -8,8 +8,9 @@ import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -150,6 +151,16 @@ def find_record(results: Path, kind: str, id: str) -> Record:
     if record is None:
         raise BadInput(f"no {kind[:-1]}'s id in {results} begins with '{id}' (four digits or more)")
     return record
+
+
+def plots_module(module: str) -> Any:
+    """A module of kdbench.plots. Raises BadInput where matplotlib is not installed."""
+    try:
+        return import_module(f"kdbench.plots.{module}")
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        raise BadInput("pictures need matplotlib, which cannot be imported: pip install 'kdbench[plots]'") from None
 
 
 class _Output(io.FileIO):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +14,7 @@ from kdbench.catalogue.pictures import KINDS, PaperFigure, paper_figure
 from kdbench.catalogue.text import nearest, shell_line
 from kdbench.child import answer
 from kdbench.cli.completion import complete_figures, complete_methods, complete_pictures
-from kdbench.cli.options import Data, Only, Set, Tiny, Trials, path, say
+from kdbench.cli.options import Data, Only, Set, Tiny, Trials, path, plots_module, say
 from kdbench.cli.report import Folders, load
 from kdbench.errors import BadInput
 from kdbench.suite.load import bundled_suites
@@ -120,7 +119,7 @@ def plot(
     wanted = _wanted(names or [], paper, {key: value for key, value in given.items() if value})
     if output is None:
         raise BadInput("--output is missing: name the file of the picture, such as -o picture.png")
-    style = _plots("style")
+    style = plots_module("style")
     style.check_format(output)
     loaded, stores = load(wanted.suites, results, trials, [*wanted.only, *(only or ())], tiny=tiny, settings=settings)
     if wanted.figure:
@@ -175,7 +174,7 @@ def _methods_of(figure: PaperFigure, suites: Sequence[Suite]) -> list[Suite]:
 def _draw(wanted: _Wanted, suites: Sequence[Suite], stores: Any, ask: Any, train: str) -> Picture:
     from kdbench.reporting.report import measured_report
 
-    data, figure = _plots("data"), wanted.figure
+    data, figure = plots_module("data"), wanted.figure
     tiny, own = any(suite.tiny for suite in suites), bool(figure and wanted.suites != list(figure.suites))
     stated = {(each.method, each.teacher, each.student): each.value for each in figure.published} if figure else {}
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in wanted.options.items()}
@@ -187,15 +186,5 @@ def _draw(wanted: _Wanted, suites: Sequence[Suite], stores: Any, ask: Any, train
         train=train,
         note=figure.note if figure and not own else "",
     )
-    picture: Picture = _plots("kinds").draw(wanted.kind, source)
+    picture: Picture = plots_module("kinds").draw(wanted.kind, source)
     return picture
-
-
-def _plots(module: str) -> Any:
-    """A module of kdbench.plots. Raises BadInput where matplotlib is not installed."""
-    try:
-        return import_module(f"kdbench.plots.{module}")
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        raise BadInput("pictures need matplotlib, which cannot be imported: pip install 'kdbench[plots]'") from None

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from kdbench.catalogue.text import one_line, printable
 from kdbench.cli.options import heard_or_not, say
 from kdbench.cli.plan import duration
+from kdbench.execution.heartbeats import label_of, title_of
 from kdbench.planning.cost import measurement_work, student_work, teacher_work
 from kdbench.planning.plan import Plan
+from kdbench.store.live import NetworkAt
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
-from kdbench.suite.specs import RunSpec, Stage, stage_label
+from kdbench.suite.specs import RunSpec, Stage
 from kdbench.suite.suite import Suite
 
 
@@ -29,33 +31,15 @@ PLAIN_SECONDS = 10.0
 
 
 @dataclass
-class NetworkProgress:
-    """One network in training."""
+class NetworkProgress(NetworkAt):
+    """One network in training, and what its whole training costs, in multiply-accumulates."""
 
-    label: str
-    cost: float
-    epoch: int = 0
-    epochs: int = 0
-    initial_epochs: int = 0
-    share: float = 0.0
-    loss: float | None = None
-    top1: float | None = None
+    cost: float = 0.0
 
     def reach(self, event: dict[str, Any]) -> float:
-        """Take note of the epochs that an event tells of, and of the share of the next; returns the cost so far."""
-        self.epoch, self.epochs, self.initial_epochs = event["epoch"], event["epochs"], event["initial_epochs"]
-        self.share = event.get("share", 0.0)
+        """Take note of what an event tells of its training; returns the cost so far."""
+        self.advance(event)
         return self.cost * (self.epoch + self.share + self.initial_epochs) / (self.epochs + self.initial_epochs)
-
-    @property
-    def place(self) -> str:
-        """The epochs behind it of how many, e.g. ``3/240``, ``3.25/240`` on the way, or ``3/30 (initial)``."""
-        if not self.epochs:
-            return "waiting"
-        done, digits = self.epoch + self.share, 2 if self.share else 0
-        if self.initial_epochs and done <= 0:
-            return f"{done + self.initial_epochs:.{digits}f}/{self.initial_epochs} (initial)"
-        return f"{done:.{digits}f}/{self.epochs}"
 
 
 @dataclass
@@ -108,12 +92,13 @@ class RunProgress:
         self.resumed: set[str] = set()
 
     def _network(self, spec: Stage | RunSpec | ProbeSpec | SimilaritySpec) -> NetworkProgress:
-        if isinstance(spec, RunSpec):  # one that no suite names teaches another
-            label = self.labels.get(spec.id, f"auxiliary {spec.student} #{spec.trial}")
-            return NetworkProgress(label, student_work(spec).macs)
-        if isinstance(spec, ProbeSpec | SimilaritySpec):
-            return NetworkProgress(spec.label, measurement_work(spec).macs)
-        return NetworkProgress(f"teacher {stage_label(spec)}", teacher_work(spec).macs)
+        if isinstance(spec, RunSpec):
+            work = student_work(spec)
+        elif isinstance(spec, ProbeSpec | SimilaritySpec):
+            work = measurement_work(spec)
+        else:
+            work = teacher_work(spec)
+        return NetworkProgress(label_of(spec, self.labels), cost=work.macs)
 
     def _show(self) -> None:
         if sys.stderr.isatty() and not self.live:
@@ -163,16 +148,11 @@ class RunProgress:
                 self.slots.pop(slot, None)
 
     def _started(self, slot: str, event: dict[str, Any]) -> None:
-        runs: Sequence[RunSpec] = event["runs"]
         alone = event["measurement"] or event["teacher"]
-        specs = [alone] if alone else runs
+        specs = [alone] if alone else event["runs"]
         for spec in specs:
             self.networks.setdefault(spec.id, self._network(spec))
-        if alone:
-            title = self.networks[alone.id].label
-        else:
-            teacher = next((f"of {run.teacher.network}" for run in runs if run.teacher), "without teacher")
-            title = f"{len(runs)} student{'s' if len(runs) > 1 else ''} {teacher}, trial {runs[0].trial}"
+        title = title_of(event, self.labels)
         self.slots[slot] = SlotStatus(title, [spec.id for spec in specs])
         if not self.live and not event["waited"]:
             self.say(f"[{slot}] {title}: starts")
@@ -184,8 +164,6 @@ class RunProgress:
             self.resumed.remove(event["id"])
             if network.share:  # nearly all of it was there before: only the loop knows what share that is
                 self.totals.earlier[event["id"]] = self.totals.done[event["id"]]
-        network.loss = event.get("loss", network.loss)
-        network.top1 = network.top1 if event.get("top1") is None else event["top1"]
         work = self.slots.get(slot)
         if work is None:
             return

@@ -16,7 +16,18 @@ import typer
 from kdbench.catalogue.tables import table_name
 from kdbench.catalogue.text import command, shell_line
 from kdbench.cli.completion import complete_methods, complete_suites, complete_tables
-from kdbench.cli.options import Only, Output, Set, Tiny, Trials, print_text, results_folder, say, tell_outdated
+from kdbench.cli.options import (
+    Only,
+    Output,
+    Set,
+    Tiny,
+    Trials,
+    plots_module,
+    print_text,
+    results_folder,
+    say,
+    tell_outdated,
+)
 from kdbench.cli.options import load as load_named
 from kdbench.errors import BadInput, BadSuite
 from kdbench.planning.plan import changed_plugins
@@ -102,6 +113,10 @@ def report(
         ),
     ] = Bold.best,
     standalone: Annotated[bool, typer.Option("--standalone", help="LaTeX: a whole document.")] = False,
+    pictures: Annotated[
+        bool,
+        typer.Option("--pictures", help="HTML: with the pictures of kdbench plot that the results are enough for."),
+    ] = False,
     mix_versions: MixVersions = False,
     output: Output = None,
     trials: Trials = None,
@@ -115,6 +130,8 @@ def report(
     gc.disable()  # a report makes no reference cycles: collecting would take a tenth of the time for 10,000 records
     if standalone and format is not Format.latex:
         raise BadInput(f"--standalone is for --format latex, not {format}")
+    if pictures and (format is not Format.html or published):
+        raise BadInput("--pictures is for --format html, and pictures are of results: leave one of the options out")
     if (statistics or baseline) and format is Format.csv:
         raise BadInput("--statistics has no CSV: its numbers are in --format json")
     names = list(dict.fromkeys(map(table_name, table or ())))
@@ -142,10 +159,12 @@ def report(
         changed += ["--view", view] if view is not View.both and not published else []
         changed += ["--bold", bold] if bold is not Bold.best else []
         changed += ["--tolerance", f"{tolerance:g}"] if tolerance != TOLERANCE else []
-        changed += ["--mix-versions"] * mix_versions + (["--baseline", baseline] if baseline else [])
+        changed += ["--pictures"] * pictures + ["--mix-versions"] * mix_versions
+        changed += ["--baseline", baseline] if baseline else []
         named = suites or _references(loaded)
         commands = command_lines(named, results or (), trials, only, settings, tiny=tiny, options=changed)
-        options = replace(options, commands=commands)
+        drawn = plots_module("gallery").gallery(content) if pictures else ()
+        options = replace(options, commands=commands, pictures=drawn)
     print_text(write_report(content, format, for_terminal(options, output)), output)
 
 

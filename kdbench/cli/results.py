@@ -21,6 +21,7 @@ from kdbench.cli.checks import ids_of, print_verification
 from kdbench.cli.completion import complete_suites
 from kdbench.cli.options import Json, Only, group, load, path, results_folder, say
 from kdbench.errors import BadInput, BadSuite
+from kdbench.store.liveness import file_system_time
 from kdbench.store.lock import Lock
 from kdbench.store.merge import MERGING, LeftOut, Merged
 from kdbench.store.merge import merge as merge_into
@@ -64,14 +65,16 @@ def merge(
         raise BadInput(f"--into {into}: is one of the folders that are merged. Name another")
     for source in sources:
         if not source.is_file() and not any((source / kind).is_dir() for kind in KINDS):
-            raise BadInput(
-                f"{source}: holds no results: there is no folder runs, teachers or measurements in it, nor is it a pack"
-            )
+            raise BadInput(f"{source}: is no pack, and holds no results: no folder runs, teachers or measurements")
     target = Store(into)
     with ExitStack() as stack:
         if not dry_run:
-            for message in target.check_writable():
-                say(message)
+            try:
+                notes = target.check_writable()
+            except BadInput as error:
+                raise BadInput(str(error).replace("--results", "--into")) from None
+            for note in notes:
+                say(note)
             stack.enter_context(Lock(into / "locks" / MERGING).wait(f"a merge into {into}", say))
             for leftover in into.glob(f"{UNPACKED}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -205,7 +208,7 @@ def prune(
     if not results.is_dir():
         raise BadInput(f"{results}: no such results folder")
     store, kinds = Store(results), _kinds(what)
-    limit = time.time() - (_seconds(older_than) if older_than else 0)
+    limit = file_system_time(results) - (_seconds(older_than) if older_than else -1)
     choice = Choice(kinds, until=limit)
     if suites:
         choice = replace(choice, only=_all_ids(load(suites, [results])))

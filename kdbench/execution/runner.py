@@ -16,10 +16,12 @@ from kdbench.catalogue.text import command
 from kdbench.child import answer
 from kdbench.errors import BadInput, BadSuite, Interrupted, KdbenchError, Problem
 from kdbench.execution.devices import Slot, make_slots
+from kdbench.execution.heartbeats import Heartbeats
 from kdbench.execution.pool import Pool
 from kdbench.execution.worker_handle import RunOptions
 from kdbench.planning.cohorts import auxiliaries_of
 from kdbench.planning.plan import Plan, all_stages, make_plan, missing_files
+from kdbench.planning.speed import known_speeds
 from kdbench.store.store import Store
 from kdbench.store.suites import keep_suites
 from kdbench.suite.measurements import ProbeSpec
@@ -107,7 +109,7 @@ def _run_until_consistent(
             with suppress(OSError, KdbenchError):  # results that can only be read are shown all the same
                 keep_suites(suites, store)
             return {}
-        failed = _execute(plan, _prepare(plan, suites, store, options, on_event), on_event)
+        failed = _execute(plan, suites, _prepare(plan, suites, store, options, on_event), on_event)
         if failed or not (damaged or any(store.measured(spec) is None for spec in measurements)):
             break
     return failed
@@ -130,14 +132,16 @@ def _prepare(plan: Plan, suites: Sequence[Suite], store: Store, options: RunOpti
     return options
 
 
-def _execute(plan: Plan, options: RunOptions, on_event: OnEvent) -> dict[str, str]:
+def _execute(plan: Plan, suites: Sequence[Suite], options: RunOptions, on_event: OnEvent) -> dict[str, str]:
     """Train a plan on the devices. Returns the reasons of what failed; raises Interrupted, CannotSave or NoDevice."""
     slots = make_slots(options.devices, options.jobs_per_device, lambda text: _tell(on_event, [text]))
     _check_precision(plan, slots)
-    on_event("", {"event": "planned", "plan": plan})
-    pool = Pool(slots, options, on_event)
-    with _stopping_on_signals(pool):
-        outcome = pool.run(plan)
+    with Heartbeats(Store(options.results), suites, on_event) as heartbeats:
+        heartbeats.listen("", {"event": "planned", "plan": plan})
+        pool = Pool(slots, options, heartbeats.listen)
+        with _stopping_on_signals(pool):
+            outcome = pool.run(plan)
+    known_speeds(Store(options.results))  # which keeps what was measured for other folders
     if outcome.interrupted:
         raise Interrupted("Stopped. What was trained up to the last checkpoint is saved")
     if outcome.fatal:

@@ -8,4 +8,5 @@ comparisons     accuracy against cost, published against measured, critical diff
 heatmaps        attention, class correlations, similarity of layers, confusion
 samples         t-SNE of embeddings, Grad-CAM, calibration
 kinds           all of them by name
+gallery         those for a report's page
 """

@@ -13,6 +13,7 @@ import pandas as pd
 
 from kdbench.errors import KdbenchError
 from kdbench.reporting.cells import difference, verdict
+from kdbench.reporting.keys import tuples
 from kdbench.reporting.options import View
 from kdbench.reporting.rendered import RenderedTable, Section, TableCell
 from kdbench.suite.suite import TINY, Suite
@@ -141,12 +142,45 @@ def abbreviate(places: Sequence[str]) -> str:
     return ", ".join(places) if len(places) <= 3 else f"{', '.join(places[:2])} and {len(places) - 2} more"
 
 
-def teacher_notes(runs: pd.DataFrame) -> tuple[str, ...]:
-    """A table's notes on teachers whose weights differ between results folders, or whose file states another accuracy."""
+def origin_notes(runs: pd.DataFrame) -> tuple[str, ...]:
+    """A table's notes on what its finished runs do not have in common: teachers, versions of torch, devices.
+
+    One line for each kind: teachers whose weights differ between results folders, or between runs, or whose file states
+    another accuracy.
+    """
+    done = runs[runs["status"] == "done"].drop_duplicates("run_id")
+    kinds = {"torch": "Trained with several versions of torch", "device": "Trained on several devices"}
+    several = (f"{text} ({counts})." for column, text in kinds.items() if (counts := _several(done[column])))
+    return (*_teacher_notes(runs, done), *several)
+
+
+def _several(names: pd.Series) -> str:
+    """``A: 3, B: 2`` where there are several; "" for one. What is not known is not counted."""
+    counts = Counter(sorted(filter(None, names)))
+    return _counted(counts) if len(counts) > 1 else ""
+
+
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{name}: {count}" for name, count in counts.most_common())
+
+
+def _teacher_notes(runs: pd.DataFrame, done: pd.DataFrame) -> tuple[str, ...]:
     names = "; ".join(dict.fromkeys(filter(None, runs["teachers"])))
     rule = "the first is shown, and trials under different ones are not paired."
     differing = (f"Teachers differ between results folders: {names}; {rule}",) if names else ()
+    taught = done[(done["teacher_sha256"] != "") & (done["teachers"] == "")]
+    weights: dict[tuple[object, ...], Counter[str]] = {}
+    for *teacher, sha256 in tuples(taught[[*_TEACHER, "teacher_sha256"]]):
+        weights.setdefault(tuple(teacher), Counter())[f"{sha256:.8}"] += 1
+    mixed = [f"{name} ({_counted(counts)})" for (name, *_), counts in weights.items() if len(counts) > 1]
+    if mixed:
+        note = f"Runs learned from different weights of {abbreviate(mixed)}: trials under these are not paired."
+        differing = (*differing, note)
     return (*differing, *(f"{text}." for text in dict.fromkeys(filter(None, runs["teacher_stated"]))))
+
+
+_TEACHER = ["teacher", "teacher_id", "suite", "protocol", "dataset", "strategy"]
+"""The columns that name one teacher."""
 
 
 def versions_text(versions: Iterable[str]) -> str:

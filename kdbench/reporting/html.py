@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,13 +16,27 @@ import pandas as pd
 from kdbench import __version__
 from kdbench.reporting.captions import environments, latest, sources
 from kdbench.reporting.cells import measured_text
-from kdbench.reporting.keys import CELL, GROUP, KEY, Pair, grouped, pair_text, records, split_method, titles, tuples
+from kdbench.reporting.keys import (
+    CELL,
+    GROUP,
+    KEY,
+    Group,
+    Pair,
+    grouped,
+    pair_text,
+    records,
+    split_method,
+    titles,
+    tuples,
+)
 from kdbench.reporting.observations import Status
 from kdbench.reporting.options import ReportOptions, View
+from kdbench.reporting.paired_tests import ALPHA
 from kdbench.reporting.paper_tables import PaperTable, render_paper
 from kdbench.reporting.rendered import Row, plain
 from kdbench.reporting.report import Report
-from kdbench.reporting.statistics_tables import all_statistics_tables
+from kdbench.reporting.statistics import Statistics
+from kdbench.reporting.statistics_tables import all_statistics_tables, p_text
 from kdbench.reporting.tables import GridTable
 from kdbench.store.record import Record, compute_of
 from kdbench.store.store import Store
@@ -48,19 +63,23 @@ def html(report: Report, options: ReportOptions) -> str:
 
     finished = _finished_runs(report.runs, report.stores)
     metadata = [each.metadata for each in finished.values() if each.metadata]
+    statistics = report.statistics(options.baseline)
+    worse = _worse(statistics)
     environment = Environment(autoescape=True)
     environment.filters["plain"] = plain
     return environment.from_string(_page("report.html.j2")).render(
-        heading=", ".join(suite.name for suite in report.suites) or "The papers’ tables",
+        heading=_heading(report.suites),
         descriptions=[suite.description for suite in report.suites if suite.description],
         counts=_counts(report.runs),
-        tables=_grid_views(report, options),
+        tables=_grid_views(report, options, worse),
+        baselines=", ".join(dict.fromkeys(each.baseline or "" for each in statistics)) if worse else "",
         papers=[
             (render_paper(table, options.view, options.tolerance), paper_details(table)) for table in report.papers
         ],
         measurements=report.measurement_tables(options.view),
-        statistics=all_statistics_tables(report.statistics(options.baseline)),
+        statistics=all_statistics_tables(statistics),
         environment=environments(metadata),
+        pictures=[(each, b64encode(each.png).decode()) for each in options.pictures],
         commands=options.commands,
         sources=sources(report.suites),
         latest=latest(metadata),
@@ -69,6 +88,11 @@ def html(report: Report, options: ReportOptions) -> str:
         style=_trusted(_page("style.css")),
         scripts=[_trusted(_page("tables.js")), _trusted(_page("charts.js"))],
     )
+
+
+def _heading(suites: Sequence[Suite]) -> str:
+    names = ", ".join(suite.name for suite in suites)
+    return f"{names} (tiny runs)" if any(suite.tiny for suite in suites) else names or "The papers’ tables"
 
 
 def _page(name: str) -> str:
@@ -99,7 +123,20 @@ def _counts(runs: pd.DataFrame) -> str:
     return f"{status.total():,} runs: {', '.join(parts)}." if parts else ""
 
 
-def _grid_views(report: Report, options: ReportOptions) -> list[dict[str, Any]]:
+def _worse(statistics: Iterable[Statistics]) -> dict[tuple[Group, str, Pair], str]:
+    """What is said of the methods that are significantly worse than the baseline, by group, method and pair."""
+    return {
+        (each.group, found.method, found.pair): f"significantly worse than {each.baseline}: "
+        f"{found.difference.mean:+.2f}, {p_text(found.corrected)}"
+        for each in statistics
+        for found in each.comparisons
+        if found.corrected is not None and found.corrected < ALPHA and (found.difference.mean or 0) < 0
+    }
+
+
+def _grid_views(
+    report: Report, options: ReportOptions, worse: Mapping[tuple[Group, str, Pair], str]
+) -> list[dict[str, Any]]:
     """The texts of the grid tables, ready for the template. A rendered table's last lines are the methods."""
     names = titles(table.group for table in report.all_grids)
     compare = options.view in (View.both, View.published)
@@ -107,7 +144,7 @@ def _grid_views(report: Report, options: ReportOptions) -> list[dict[str, Any]]:
     for table in report.all_grids:
         rendered = report.grid(table, replace(options, view=View.both if compare else View.measured))
         accuracies = [table.teachers.get(teacher) for teacher, _ in table.pairs]
-        cells = _cell_views(table, compare=compare)
+        cells = _cell_views(table, worse, compare=compare)
         methods = zip(table.methods, rendered.lines[-len(table.methods) :], strict=True)
         views.append(
             {
@@ -131,7 +168,9 @@ def _line_view(
     ]
 
 
-def _cell_views(table: GridTable, *, compare: bool) -> dict[tuple[str, Pair], dict[str, Any]]:
+def _cell_views(
+    table: GridTable, worse: Mapping[tuple[Group, str, Pair], str], *, compare: bool
+) -> dict[tuple[str, Pair], dict[str, Any]]:
     views = {}
     for (method, pair), cell in zip(table.places, records(table.cells), strict=True):
         mean, _, spread = measured_text(cell["mean"], cell["sd"], cell["n"], cell["planned"]).partition(" ")
@@ -140,6 +179,7 @@ def _cell_views(table: GridTable, *, compare: bool) -> dict[tuple[str, Pair], di
             "spread": spread,
             "published": cell["printed"] if compare else "",
             "value": _or_none(cell["mean"]),
+            "worse": worse.get((table.group, method, pair), ""),
             "number": table.pairs.index(pair) * len(table.methods) + table.methods.index(method),
         }
     return views

@@ -23,7 +23,7 @@ from kdbench.reporting.keys import (
     tiny_paper,
 )
 from kdbench.reporting.teacher_weights import TeacherWeights, auxiliary_run
-from kdbench.store.record import Record, Result
+from kdbench.store.record import Maker, Record, Result
 from kdbench.store.store import Store
 from kdbench.suite.measurements import ProbeSpec, probe, probe_protocols
 from kdbench.suite.specs import DatasetSpec, RunSpec
@@ -36,7 +36,7 @@ RUN = [
     "suite", "protocol", "paper", "score", "dataset", "scenario", "strategy", "teacher", "student", "method", "trial",
     "run_id", "teacher_id", "status", "reason", "top1", "top1_last", "top1_best", "best_epoch", "top5", "top5_last",
     "version", "teacher_checkpoint", "teacher_top1", "teacher_paper", "setting", "sm_score", "layer_cka", "teacher_sha256",
-    "teacher_changed", "teachers", "teacher_stated", "terms",
+    "teacher_changed", "teachers", "teacher_stated", "terms", "torch", "device",
 ]  # fmt: skip
 """The columns of a run."""
 
@@ -62,7 +62,8 @@ def collect(suites: Sequence[Suite], stores: Sequence[Store]) -> pd.DataFrame:
     ``teacher_top1`` is the teacher's accuracy as it taught, where its own record does not hold it, ``teacher_sha256`` the
     hash of the weights that taught, and ``teacher_changed`` says whether the store holds others now. ``teachers`` says
     how several stores' teachers differ, ``teacher_stated`` how the accuracy that a teacher's file states differs from the
-    measured one. ``terms`` are the run's terms with their weights and all hyperparameters, as JSON.
+    measured one. ``terms`` are the run's terms with their weights and all hyperparameters, as JSON. ``torch`` and ``device``
+    name what trained it.
     """
     shared: dict[tuple[object, ...], dict[str, Any]] = {}
     weights = TeacherWeights(stores)
@@ -106,7 +107,7 @@ def _shared(run: Run) -> dict[str, Any]:
 
 def _row(run: Run, shared: dict[str, Any], stores: Sequence[Store], weights: TeacherWeights) -> dict[str, Any]:
     spec = run.own.spec
-    status, reason, result, version, store = look_up(stores, lambda store: store.run(run.id), "not run")
+    status, reason, result, maker, store = look_up(stores, lambda store: store.run(run.id), "not run")
     differing = weights.differences(run.spec, shared["teacher_checkpoint"])
     stated = weights.contradiction(run.spec, result)
     row = {
@@ -116,7 +117,9 @@ def _row(run: Run, shared: dict[str, Any], stores: Sequence[Store], weights: Tea
         "teacher_id": _recorded_teacher(run.spec),
         "status": status,
         "reason": reason,
-        "version": version,
+        "version": maker.kdbench,
+        "torch": maker.torch,
+        "device": maker.device,
         "teacher_sha256": "",
         "teacher_changed": False,
         "teachers": f"{run.teacher} ({differing})" if differing else "",
@@ -159,7 +162,7 @@ class State(NamedTuple):
     status: Status
     reason: str
     result: Result | None = None
-    version: str = ""
+    maker: Maker = Maker()
     store: Store | None = None
 
 
@@ -174,7 +177,7 @@ def look_up(stores: Sequence[Store], record_in: Callable[[Store], Record], missi
             state = State("failed", f"damaged record: {one_line(str(error))}")
             continue
         if result is not None:
-            return State("done", "", result, record.version(), store)
+            return State("done", "", result, record.made_by(), store)
         failure = record.failure()
         if failure is not None:
             state = State("failed", one_line(failure.reason))
@@ -236,13 +239,19 @@ def teacher_observations(runs: pd.DataFrame, stores: Sequence[Store]) -> pd.Data
 def _teacher_state(id: str, checkpoint: str, stores: Sequence[Store]) -> tuple[Any, ...]:
     """Status, reason, version and test accuracies of a teacher with the weights of its last or best epoch."""
     run = any(store.run(id).has_result_file() for store in stores)
-    status, reason, result, version, _ = look_up(
+    status, reason, result, maker, _ = look_up(
         stores, lambda store: store.run(id) if run else store.teacher(id), "not trained"
     )
     accuracy = result.accuracy(checkpoint) if result else None
     if accuracy:
-        return status, reason, version, accuracy.top1, accuracy.top5
-    return "missing" if status == "done" else status, f"teacher {reason or 'without classifier'}", version, None, None
+        return status, reason, maker.kdbench, accuracy.top1, accuracy.top5
+    return (
+        "missing" if status == "done" else status,
+        f"teacher {reason or 'without classifier'}",
+        maker.kdbench,
+        None,
+        None,
+    )
 
 
 def _accuracies(top1: pd.Series, top5: pd.Series) -> dict[str, pd.Series]:

@@ -41,12 +41,22 @@ class Bold(StrEnum):
 
 
 @dataclass(frozen=True)
+class PagePicture:
+    """A picture for a page: its kind, what it shows, a PNG, and its width in CSS pixels."""
+
+    kind: str
+    summary: str
+    png: bytes
+    width: int
+
+
+@dataclass(frozen=True)
 class ReportOptions:
     """How a report is shown.
 
     ``tolerance`` is in percentage points. ``statistics`` adds the tables that compare all methods with the ``baseline``
     (default: kd, else ce); a page always has them. ``width`` and ``colour`` are a terminal's, ``standalone`` makes LaTeX a
-    whole document, and ``commands`` are shown on a page as those that lead to it.
+    whole document, ``commands`` are shown on a page as those that lead to it, and ``pictures`` are shown there.
     """
 
     view: View = View.both
@@ -58,3 +68,4 @@ class ReportOptions:
     colour: bool = False
     standalone: bool = False
     commands: str = ""
+    pictures: tuple[PagePicture, ...] = ()

@@ -13,8 +13,8 @@ from kdbench.reporting.captions import (
     abbreviate,
     by_reason,
     caption,
+    origin_notes,
     provenance,
-    teacher_notes,
     truncate,
     unequal_trials,
     unjudged,
@@ -87,7 +87,7 @@ def _paper_table(layout: Layout, cells: pd.DataFrame, measured: pd.DataFrame, ru
     shown = cells[KEY].drop_duplicates().merge(measured, on=KEY).drop_duplicates(["run_id", "metric"])
     ids = set(shown["run_id"])
     concerned = runs[runs["run_id"].isin(ids) | runs["teacher_id"].isin(ids)]
-    return PaperTable(layout, cells.reset_index(drop=True), shown, teacher_notes(concerned))
+    return PaperTable(layout, cells.reset_index(drop=True), shown, origin_notes(concerned))
 
 
 def render_paper(table: PaperTable, view: View, tolerance: float = TOLERANCE) -> RenderedTable:

@@ -14,9 +14,9 @@ import pandas as pd
 from kdbench.reporting.captions import (
     caption,
     empty_cells,
+    origin_notes,
     provenance,
     score_rules,
-    teacher_notes,
     unequal_trials,
     unjudged,
 )
@@ -114,7 +114,7 @@ def _grid_table(key: tuple[str, ...], runs: pd.DataFrame, cells: pd.DataFrame, f
         cells=cells,
         teachers=teachers,
         versions=(*done["version"], *versions.values()),
-        notes=teacher_notes(runs),
+        notes=origin_notes(runs),
         teacher_scores=tuple(dict.fromkeys((*shown["teacher_checkpoint"], *(["last"] if online else [])))),
         samples=Samples.of_runs(runs),
     )

@@ -105,6 +105,8 @@ class _Merger:
             if result is None:
                 self._merged.unfinished += 1
                 return
+            for problem in record.small_file_problems(result):
+                raise problem
             networks = basis(record, kind)
             for network in networks:
                 below = self._source.record_of(network)
@@ -127,7 +129,7 @@ class _Merger:
             self._merged.same += 1
         elif mine:
             texts = (
-                f"{text} {where} ({made_by(each)})"
+                f"{text} {where} ({each.made_by()})"
                 for text, each, where in zip(_apart(mine, result), (here, record), ("here", "there"), strict=True)
             )
             self._merged.differing.append(self._told(kind, record, ", ".join(texts)))
@@ -183,13 +185,3 @@ def _numbers(result: Result) -> str:
     accuracies = {"last": result.last, "best": result.best}
     shown = [f"{name} {each.top1:.2f} %" for name, each in accuracies.items() if each]
     return " ".join([*shown, *(f"{name} {value:.4g}" for name, value in (result.values or {}).items())])
-
-
-def made_by(record: Record) -> str:
-    """Versions and machine that made a record: ``kdbench 0.2.0, torch 2.13.0, NVIDIA H100``."""
-    metadata = record.metadata()
-    versions, device = metadata.get("versions"), metadata.get("device")
-    versions = versions if isinstance(versions, dict) else {}
-    name = device.get("name") if isinstance(device, dict) else None
-    libraries = [f"{each} {versions[each]}" for each in ("kdbench", "torch") if each in versions]
-    return ", ".join([*libraries, *([str(name)] if name else [])]) or "machine and versions unknown"

@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import IO, Annotated, BinaryIO, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from kdbench import __version__
+from kdbench.catalogue.text import shorten
 from kdbench.errors import BadInput, BadRecord
 from kdbench.files import file_hash, write_atomically
 from kdbench.store.archives import archived_files, portable_about
@@ -50,7 +52,7 @@ _NAMES = re.compile(
 
 def _named_well(path: str) -> str:
     if not _NAMES.fullmatch(path):
-        raise ValueError("is no name of a file in a pack")
+        raise PydanticCustomError("path", "is no path of a file in a pack")
     return path
 
 
@@ -226,8 +228,8 @@ def _read_manifest(file: Path, archive: tarfile.TarFile) -> _Manifest:
         manifest = _Manifest.model_validate_json(content.read())
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise BadInput(f"{file}: its manifest cannot be read: {place}: {first['msg']}") from None
+        place, value = ".".join(map(str, first["loc"])), shorten(str(first["input"]))
+        raise BadInput(f"{file}: its manifest cannot be read: {place} '{value}': {first['msg']}") from None
     paths = [entry.path for entry in manifest.files]
     if any(a >= b for a, b in pairwise(paths)):
         raise BadInput(f"{file}: its manifest lists files twice, or out of order")
@@ -245,7 +247,8 @@ def _check_room(file: Path, manifest: _Manifest, folder: Path) -> None:
 def _extract(file: Path, archive: tarfile.TarFile, entry: _Entry, target: Path) -> None:
     member = archive.next()
     if member is None or not member.isreg() or (member.name, member.size) != (entry.path, entry.bytes):
-        found = f"{member.name} of {member.size:,} bytes" if member else "its end"
+        kind = "" if member and member.isreg() else ", no plain file,"
+        found = f"{member.name}{kind} of {member.size:,} bytes" if member else "nothing"
         raise BadRecord(f"{file}: holds {found} where its manifest lists {entry.path} of {entry.bytes:,} bytes")
     content = archive.extractfile(member)
     total = hashlib.sha256()

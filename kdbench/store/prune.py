@@ -27,6 +27,7 @@ from kdbench.store.packs import UNPACKED
 from kdbench.store.record import NO_WEIGHTS, Record
 from kdbench.store.store import KINDS, Store
 from kdbench.store.verify import label_of
+from kdbench.suite.specs import Stage
 
 
 class What(StrEnum):
@@ -118,7 +119,7 @@ def remove(items: Iterable[Item]) -> Iterator[Item]:
         except Timeout:
             continue
         except OSError as error:
-            raise KdbenchError(f"{error.filename}: cannot be removed: {error.strerror or error}") from None
+            raise KdbenchError(f"{item.paths[0]}: cannot be removed: {error.strerror or error}") from None
         yield item
 
 
@@ -195,7 +196,7 @@ def _unused(store: Store, choice: Choice) -> list[Item]:
     return list(items.values())
 
 
-def _basis(record: Record, kind: str) -> tuple:  # type: ignore[type-arg]
+def _basis(record: Record, kind: str) -> tuple[Stage, ...]:
     try:
         return basis(record, kind)
     except ValidationError:

@@ -141,6 +141,20 @@ class Compute(NamedTuple):
     seconds: float
 
 
+class Maker(NamedTuple):
+    """The versions of kdbench and torch, and the device, that made a record; "" for what is unknown."""
+
+    kdbench: str = ""
+    torch: str = ""
+    device: str = ""
+
+    def __str__(self) -> str:
+        libraries = (
+            f"{name} {version}" for name, version in (("kdbench", self.kdbench), ("torch", self.torch)) if version
+        )
+        return ", ".join([*libraries, *filter(None, [self.device])]) or "machine and versions unknown"
+
+
 FILES = ("spec.json", "metrics.jsonl", "weights.safetensors", "metadata.json", "result.json")
 """What every finished record consists of."""
 
@@ -281,11 +295,17 @@ class Record:
         """Machine, versions and times; {} if unknown."""
         return read_mapping(f"{self._path}/metadata.json")
 
+    def made_by(self) -> Maker:
+        """The versions and the device that made the result; "" for what is unknown."""
+        metadata = self.metadata()
+        versions, device = metadata.get("versions"), metadata.get("device")
+        versions = versions if isinstance(versions, dict) else {}
+        names = versions.get("kdbench"), versions.get("torch"), device.get("name") if isinstance(device, dict) else ""
+        return Maker(*(name if isinstance(name, str) else "" for name in names))
+
     def version(self) -> str:
         """The version of kdbench that wrote the result; "" if unknown."""
-        versions = self.metadata().get("versions")
-        version = versions.get("kdbench") if isinstance(versions, dict) else None
-        return version if isinstance(version, str) else ""
+        return self.made_by().kdbench
 
     def spec(self) -> dict[str, Any]:
         """The stored spec; {} if there is none."""

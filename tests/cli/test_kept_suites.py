@@ -161,8 +161,7 @@ def test_what_is_kept_and_cannot_be_read_is_left_out(call, tmp_path):
 def test_a_bundled_suite_is_reported_as_it_was_when_it_has_changed(call, tmp_path, monkeypatch):
     """It is kept with the results, and reported once as long as it is the same."""
     call("run", "smoke", "--tiny", "--only", "method=kd", "--only", "strategy=pretrained")
-    titles = [line for line in call("report", "--tiny").stdout.splitlines() if line.startswith("smoke")]
-    assert len(titles) == 1
+    assert "smoke (" not in call("report", "--tiny").stdout
     (tmp_path / "smoke.yaml").write_text(SUITE.replace("weights: checkpoint.pth", "pretraining: simclr"))
     for module in (load, report):
         monkeypatch.setattr(module, "bundled_suites", lambda: {"smoke": tmp_path / "smoke.yaml"})

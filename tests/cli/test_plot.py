@@ -1,6 +1,7 @@
 """kdbench plot and kdbench list figures."""
 
 import json
+import re
 import sys
 
 import pandas as pd
@@ -210,3 +211,13 @@ grid:
             assert data["heat"].between(0, 1).all()
     done = kdbench("plot", "tsne", file, "--class", "ten", "-o", "a.png")
     assert "--class ten: digits has no such class" in done.stderr
+
+
+def test_a_page_shows_the_pictures_that_the_results_are_enough_for(kdbench, suite, results):
+    done = kdbench("report", suite, "--results", results, "-f", "html", "--pictures")
+    shown = re.findall(r'<img width="\d+" alt="(\w+): [^"]+" src="data:image/png;base64,iVBOR', done.stdout)
+    assert {"curves", "bars", "cost"} <= set(shown)
+    assert not {"tsne", "scatter"} & set(shown)
+    assert "img-src data:" in done.stdout
+    assert "<img" not in kdbench("report", suite, "--results", results, "-f", "html").stdout
+    assert "--pictures is for --format html" in kdbench("report", suite, "--results", results, "--pictures").stderr

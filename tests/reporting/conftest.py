@@ -16,6 +16,7 @@ def row():
             "status": "done" if top1 is not None else "missing",
             "reason": "" if top1 is not None else "not run",
             "teacher_paper": "", "setting": "", "teacher_sha256": "", "teachers": "", "teacher_stated": "", "terms": "",
+            "torch": "", "device": "",
         }  # fmt: skip
         return columns | changes
 

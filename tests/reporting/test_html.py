@@ -18,7 +18,7 @@ from kdbench.store.record import Accuracy, Failure, Result
 from kdbench.store.store import Store
 from kdbench.suite.components import digest
 from kdbench.suite.load import bundled_suites, load_suite
-from kdbench.suite.suite import Suite
+from kdbench.suite.suite import Suite, tiny_suite
 
 
 SUITE = """\
@@ -139,8 +139,19 @@ def test_what_a_test_finds_worse_is_not_in_the_colour_of_the_best(trained, finis
     worse = [
         attrs for tag, attrs in Elements(page.partition('id="statistics"')[2]).tags if tag == "td" and "class" in attrs
     ]
-    assert {attrs["class"] for attrs in worse} == {"significant"}
-    assert ".significant { font-weight: 700; }" in page
+    assert {attrs["class"] for attrs in worse} == {"significant worse"}
+    marked = [attrs for _, attrs in Elements(page).tags if "data-worse" in attrs]
+    assert {attrs["class"] for attrs in marked} == {"worse"}
+    assert marked[0]["data-worse"].startswith("significantly worse than kd: -")
+    assert "significantly worse than kd on the same pair" in page
+    assert "significantly worse" not in make_page(*trained(SUITE.replace("method: [ce, kd, at]", "method: [kd, at]")))
+
+
+def test_tiny_runs_are_told_in_the_title(trained):
+    suite, store = trained(SUITE)
+    page = make_page(tiny_suite(suite), store)
+    assert f"<title>{suite.name} (tiny runs) – kdbench</title>" in page
+    assert f"<h1>{suite.name} (tiny runs)</h1>" in page
 
 
 def test_what_is_not_separable_is_marked(trained, finish):

@@ -233,3 +233,20 @@ def test_a_teacher_that_learns_beside_its_students_has_an_accuracy_for_each_tria
     assert table.teachers == {"resnet32x4": 61.5}
     texts = [[entry.text for entry in line] for line in render_grid(table, View.measured).lines]
     assert ["(teacher)", "61.50", ""] in texts
+
+
+def test_notes_say_once_for_each_kind_what_runs_do_not_have_in_common(row):
+    made = [
+        {"torch": "2.12", "device": "A card", "teacher_sha256": "1" * 64},
+        {"torch": "2.13", "device": "A card", "teacher_sha256": "2" * 64},
+        {"torch": "2.13", "device": "A card", "teacher_sha256": "2" * 64},
+        {"torch": "", "device": "", "teacher_sha256": ""},
+    ]
+    rows = [row(trial=at, top1=50.0, run_id=str(at), **each) for at, each in enumerate(made)]
+    (table,) = tables_of(rows)
+    assert table.notes == (
+        "Runs learned from different weights of resnet32x4 (22222222: 2, 11111111: 1): trials under these are not paired.",
+        "Trained with several versions of torch (2.13: 2, 2.12: 1).",
+    )
+    (table,) = tables_of(rows[1:3])
+    assert table.notes == ()

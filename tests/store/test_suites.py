@@ -2,6 +2,7 @@
 
 import pytest
 
+from kdbench.datafiles.own_files import ImageSource
 from kdbench.files import write_json
 from kdbench.store.store import Store
 from kdbench.store.suites import ArchivedFiles, keep_suites, kept_suites
@@ -95,3 +96,22 @@ def test_what_a_killed_process_left_in_the_archive_is_removed(store, tmp_path):
     (folder / ".suite.yaml.0123456789ab.tmp").write_text("half of")
     keep_suites([suite], store)
     assert sorted(path.name for path in folder.iterdir()) == ["about.json", "suite.yaml"]
+
+
+def test_images_of_ones_own_are_known_from_where_the_suite_was(document, archive, tmp_path):
+    """A folder of results of another machine, where the suite and its images lay elsewhere."""
+    suite = document()
+    there = ImageSource("folder", "/home/someone/pets", 32)
+    folder = archive(suite, "2026-01-02")
+    about = {
+        "file": "/home/someone/suite.yaml",
+        "run": "2026-01-02",
+        "weights": {},
+        "images": {there.key: {"size": 32}},
+    }
+    write_json(folder / "about.json", about)
+    files = ArchivedFiles([Store(tmp_path / "results")])
+    files.tell(suite)
+    assert suite.images(ImageSource("folder", str(tmp_path / "own" / "pets"), 32)) == {"size": 32}
+    assert suite.images(ImageSource("folder", str(tmp_path / "own" / "other"), 32)) is None
+    assert suite.images(ImageSource("folder", str(tmp_path), 32)) is None  # it is there

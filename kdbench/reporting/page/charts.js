@@ -105,6 +105,12 @@ function chosenCurves() {
   }).filter((curve) => curve.epochs.length > 0);
 }
 
+/* Curves part at the end: it is drawn first where it holds a few tests. */
+function endIsWorthALook() {
+  const epochs = DATA.flatMap((table) => table.cells).map((cell) => (cell && cell.top1 ? cell.top1.epochs : []));
+  return epochs.some((found) => found.filter((epoch) => epoch >= 0.75 * found.at(-1)).length > 3);
+}
+
 let readAt = null;
 
 function drawCurves() {
@@ -287,6 +293,7 @@ if (DATA.length > 0) {
   pick("pair").addEventListener("change", (event) => choosePair(Number(event.target.value)));
   for (const name of ["quantity", "epochs"]) pick(name).addEventListener("change", drawCurves);
   pick("cost").addEventListener("change", drawScatter);
+  pick("epochs").value = endIsWorthALook() ? "end" : "all";
   chooseTable(0);
   new ResizeObserver(redraw).observe(document.getElementById("explore"));
   window.addEventListener("beforeprint", redraw);

@@ -82,7 +82,7 @@ function describeLines(lines) {
   }
 }
 
-function describe(table, number) {
+function describe(table, number, worse) {
   const cell = table.cells[number];
   const pair = table.pairs[Math.floor(number / table.methods.length)];
   add(detail, "strong", table.methods[number % table.methods.length] + " on " + pair);
@@ -92,6 +92,7 @@ function describe(table, number) {
   if (cell.sd !== null) summary.splice(1, 0, "sd " + cell.sd.toFixed(2));
   add(detail, "div", summary.join(", "));
   if (cell.published) add(detail, "div", "published " + cell.published);
+  if (worse) add(detail, "div", worse);
   if (cell.macs !== null) add(detail, "div", short(cell.macs, "MAC") + ", " + duration(cell.seconds) + " on " + cell.devices.join(", "));
   for (const [trial, id, top1] of cell.trials.slice(0, 10)) {
     const line = add(detail, "div", "trial " + trial + ": " + (top1 === null ? "–" : top1.toFixed(2)) + "  ");
@@ -105,7 +106,7 @@ function show(target) {
   clearTimeout(leaving);
   detail.replaceChildren();
   if (target.dataset.detail) describeLines(target.dataset.detail.split("\n"));
-  else describe(DATA[target.closest("table").dataset.table], Number(target.dataset.cell));
+  else describe(DATA[target.closest("table").dataset.table], Number(target.dataset.cell), target.dataset.worse);
   detail.hidden = false;
   const place = target.getBoundingClientRect();
   const below = place.bottom + 6 + detail.offsetHeight <= window.innerHeight;

@@ -1,0 +1,67 @@
+"""kdbench status: who works at what, what has stopped, and what is left."""
+
+import json
+
+import pytest
+
+from kdbench.store.live import Heartbeat, JobAt, NetworkAt, beat
+from kdbench.store.liveness import Process
+from kdbench.store.record import Failure
+from kdbench.store.store import Store
+from kdbench.store.suites import keep_suites
+from kdbench.suite.load import load_suite
+
+
+@pytest.fixture
+def at_work(finished, suite_file, tmp_path):
+    """Results with one run done, one that this process trains, and a process that is gone."""
+    suite, store = load_suite(suite_file), Store(tmp_path / "results")
+    keep_suites([suite], store)
+    run = suite.runs[1]
+    network = NetworkAt(label=run.label, epoch=1, epochs=4, share=0.5, top1=80.0)
+    job = JobAt(
+        title="1 student of resnet8x4, trial 0", seconds=120, images_per_second=1234, networks={run.id: network}
+    )
+    here = Process.current()
+    for process, number in ((here, "Slurm job 17_3"), (here._replace(pid=2**22 + 1), "")):
+        facts = {**process._asdict(), "version": "0.2.0", "batch_job": number, "suites": ["own"], "seconds": 300}
+        beat(store, Heartbeat(**facts, done=1, left=1, slots={"cpu": job}))
+    return run, here
+
+
+def test_who_works_at_what_and_what_is_left(kdbench, at_work):
+    run, here = at_work
+    lines = kdbench("status", "results").stdout.splitlines()
+    assert lines[0] == "1 process at work."
+    assert f"process {here.pid} on {here.host}, Slurm job 17_3, own, for 5 min" in lines
+    assert "  [cpu] 1 student of resnet8x4, trial 0, for 2 min, 1,234 images/s" in lines
+    assert f"    {run.label}: epoch 1.50/4, top-1 80.00" in lines
+    assert any(f"process {2**22 + 1} on {here.host}, own, ENDED" in line for line in lines)
+    assert lines[-1] == "own: 1 of 2 runs done, 1 left (1 of them in training)"
+
+
+def test_the_same_for_programs(kdbench, at_work):
+    run, here = at_work
+    facts = json.loads(kdbench("status", "results", "own.yaml", "--json").stdout)
+    assert [(each["pid"], each["state"]) for each in facts["processes"]] == [
+        (here.pid, "at work"), (2**22 + 1, "ended"),
+    ]  # fmt: skip
+    assert facts["processes"][0]["slots"]["cpu"]["networks"][run.id]["epoch"] == 1
+    assert facts["suites"] == [{"name": "own", "runs": 2, "done": 1, "left": 1, "at_work": 1, "failed": []}]
+
+
+@pytest.mark.parametrize(("kind", "word"), [("diverged", "DIVERGED"), ("error", "FAILED")])
+def test_what_failed_is_told(kdbench, finished, suite_file, tmp_path, kind, word):
+    run = load_suite(suite_file).runs[1]
+    record = Store(tmp_path / "results").run(run.id)
+    record.begin(run.spec.canonical())
+    record.fail(Failure(kind=kind, epoch=3, reason="loss is not finite"))
+    lines = kdbench("status", "results", "own.yaml").stdout.splitlines()
+    assert lines[0] == "No process at work."
+    assert lines[1] == f"own: 1 of 2 runs done, 0 left, 1 {word.lower()}"
+    assert lines[2] == f"  {word} {run.label} ({run.id}): loss is not finite"
+
+
+def test_a_folder_that_is_not_there(kdbench):
+    done = kdbench("status", "nowhere")
+    assert (done.returncode, done.stderr) == (2, "nowhere: no such results folder\n")

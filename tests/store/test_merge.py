@@ -1,0 +1,169 @@
+"""Merged results folders: what is taken, what stays as it is, what is told, and what a killed merge leaves."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+
+import pytest
+
+from kdbench.catalogue.plugins import SourceFile, source_hash
+from kdbench.files import write_json
+from kdbench.store import exchange
+from kdbench.store.archives import portable_about
+from kdbench.store.merge import merge
+from kdbench.store.store import Store
+from kdbench.store.suites import find_kept
+from kdbench.store.verify import verify
+
+
+@pytest.fixture
+def halves(made):
+    return {"a": made("a", ["ce"]), "b": made("b", ["kd"])}
+
+
+def test_two_halves_make_the_whole(made, halves, content, tmp_path):
+    target = Store(tmp_path / "target")
+    whole = made("whole")
+    would = merge(halves, target, dry_run=True)
+    assert not target.root.exists()
+    merged = merge(halves, target)
+    assert content(target) == content(whole)
+    assert merged == would
+    assert merged.taken == {"teachers": 1, "runs": 4, "measurements": 0, "suites": 1, "sources": 0}
+    assert not verify(target).damaged
+    again = merge(halves, target)
+    assert (again.same, sum(again.taken.values())) == (5, 0)
+
+
+def test_other_numbers_are_told_and_the_ones_here_stay(made, content, tmp_path):
+    here, there = (
+        made("here", ["ce"], top1=50.0),
+        made("there", ["ce"], top1=51.0, about={"device": {"name": "A card"}}),
+    )
+    before = content(here)
+    merged = merge({"there": there}, here)
+    assert content(here) == before
+    assert [each.reason for each in merged.differing] == [
+        "last 50.00 % best 50.00 % here (kdbench 0.2.0, torch 2.13.0, A processor), "
+        "last 51.00 % best 51.00 % there (A card)"
+    ] * 2
+
+
+def test_runs_of_another_teacher_are_left_out_and_come_with_theirs_where_there_is_none(made, suite, tmp_path):
+    here, there = made("here", ["kd"]), made("there", ["kd"], teacher=b"another")
+    for run in suite.runs:
+        shutil.rmtree(here.run(run.id).folder, ignore_errors=True)
+    merged = merge({"there": there}, here)
+    assert [each.kind for each in merged.differing] == ["teacher"]
+    assert len(merged.left_out) == 2
+    assert merged.left_out[0].reason.startswith("rests on other weights of resnet20 on digits (")
+    assert not list(here.records("runs"))
+    assert merge({"there": there}, Store(tmp_path / "empty")).taken["runs"] == 2
+
+
+def test_damaged_unfinished_and_old_records_stay_behind(made, suite, tmp_path):
+    source = made("source")
+    damaged, unfinished, old = (source.run(run.id) for run in suite.runs[:3])
+    damaged.weights_file.write_bytes(b"others")
+    (unfinished.folder / "result.json").unlink()
+    write_json(old.folder / "about.json", {})
+    merged = merge({"their pack": source}, Store(tmp_path / "target"))
+    (left,) = merged.left_out
+    assert left.id == damaged.id
+    assert left.reason.startswith("their pack/runs/")
+    assert "its SHA-256 has changed" in left.reason
+    assert (merged.unfinished, merged.taken["runs"]) == (1, 1)
+    assert merged.notes == [
+        "their pack: 1 record was written by kdbench 0.1 and is not used. Report them with that version, or run their "
+        "suites again"
+    ]
+
+
+def test_a_finished_record_takes_the_place_of_an_unfinished_or_damaged_one(made, suite):
+    here, there = made("here"), made("there")
+    unfinished, damaged = (here.run(run.id) for run in suite.runs[:2])
+    (unfinished.folder / "result.json").unlink()
+    unfinished.state_file.write_bytes(b"state")
+    (damaged.folder / "result.json").write_text("{")
+    assert merge({"there": there}, here).taken["runs"] == 2
+    unfinished.check()
+    damaged.check()
+    assert not unfinished.has_checkpoint()
+    assert len(list(here.quarantined("runs"))) == 1
+
+
+def test_what_another_process_makes_is_left_to_it(made, suite):
+    here, there = made("here", []), made("there", ["ce"])
+    with here.run(suite.runs[0].id).lock().acquire(timeout=0):
+        merged = merge({"there": there}, here)
+    assert [each.id for each in merged.left_out] == [suite.runs[0].id]
+    assert merged.taken["runs"] == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_merge_that_is_killed_at_any_file_is_repeated(made, content, tmp_path, monkeypatch):
+    source, target = made("source"), Store(tmp_path / "target")
+    copy, counts = shutil.copyfileobj, iter(())
+
+    def copy_or_die(*files):
+        if next(counts) == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        copy(*files)
+
+    monkeypatch.setattr(exchange.shutil, "copyfileobj", copy_or_die)
+    for files in (3, 8, 6):
+        counts = iter(range(files, -1, -1))
+        process = multiprocessing.get_context("fork").Process(target=merge, args=({"source": source}, target))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        for kind in ("teachers", "runs"):
+            for record in target.records(kind):
+                record.check()
+    counts = iter(range(1000, 0, -1))
+    merge({"source": source}, target)
+    assert content(target) == content(source)
+
+
+def test_the_code_of_plug_ins_comes_along_if_it_is_what_was_stored(made, tmp_path):
+    source = made("source", [])
+    good = source.source_folder("0" * 64)
+    good.mkdir(parents=True)
+    (good / "mine.py").write_text("x = 1\n")
+    target = Store(tmp_path / "target")
+    assert [note.split(": ")[1] for note in merge({"s": source}, target).notes] == ["is not the code that was stored"]
+    sha256 = source_hash([SourceFile("mine", good / "mine.py", b"x = 1\n")])
+    good.rename(source.source_folder(sha256))
+    assert merge({"s": source}, target).taken["sources"] == 1
+    assert (target.source_folder(sha256) / "mine.py").read_text() == "x = 1\n"
+
+
+def test_what_is_known_of_a_suites_files_is_put_together(made, suite, tmp_path):
+    here, there = made("here", []), made("there", [])
+    for store, weights in ((here, {"/w/a.pth": "a"}), (there, {"/w/a.pth": "b", "/w/c.pth": "c"})):
+        (about,) = store.root.glob("suites/*/about.json")
+        write_json(about, {"file": str(tmp_path / "two.yaml"), "run": "2026", "weights": weights})
+    merge({"there": there}, here)
+    (about,) = here.root.glob("suites/*/about.json")
+    assert '"/w/a.pth": "a"' in about.read_text()
+    assert '"/w/c.pth": "c"' in about.read_text()
+    (kept,) = there.root.glob("suites/*/two.yaml")
+    kept.write_text("name: changed\n")
+    empty = Store(tmp_path / "empty")
+    assert [note.split(": ")[1] for note in merge({"there": there}, empty).notes] == [
+        "is not the suite that was stored"
+    ]
+    assert find_kept([empty], "two") is None
+
+
+def test_what_travels_of_a_suite_names_no_folder_of_the_machine(tmp_path):
+    folder = tmp_path / "suites" / "abc"
+    folder.mkdir(parents=True)
+    (folder / "s.yaml").write_text("teachers: {a: {weights: ../w.pth}, b: {weights: /shared/v.pth}}\n")
+    weights = {"/home/someone/w.pth": "1", "/shared/v.pth": "2"}
+    write_json(folder / "about.json", {"file": "/home/someone/suites/s.yaml", "run": "2026", "weights": weights})
+    text = portable_about(folder).decode()
+    assert "someone" not in text
+    assert '"/w.pth": "1"' in text
+    assert '"/shared/v.pth": "2"' in text
