@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from kdbench.cli.options import Data, Only, Results, Set, Suites, Tiny, Trials, 
 from kdbench.cli.plan import describe, summarise
 from kdbench.cli.progress import RunProgress
 from kdbench.cli.report import FormatOption, command_lines, render, tell_changed
+from kdbench.cli.tracking import Tool, Tracking, open_tracker
 from kdbench.errors import CannotSave, Interrupted, KdbenchError, NoDevice
 from kdbench.execution.runner import OnEvent, run_suites
 from kdbench.execution.worker_handle import RunOptions
@@ -66,6 +67,9 @@ def run(
     eager: Annotated[
         bool, typer.Option("--eager", help="On a GPU: launch kernel by kernel, instead of replaying steps as graphs.")
     ] = False,
+    track: Annotated[
+        Tool | None, typer.Option("--track", help="Show curves there as they grow; each is an extra of the same name.")
+    ] = None,
     format: FormatOption = Format.terminal,
 ) -> None:
     """Train what is missing of the suites, then print their tables. Safe to kill: run it again to resume."""
@@ -78,7 +82,7 @@ def run(
     options = RunOptions(
         results, data, devices, jobs_per_device, download, checkpoint_seconds, retry_diverged, deterministic, eager
     )
-    with progress(loaded) as on_event:
+    with tracking(track, loaded, results) as tracked, progress(loaded, tracked) as on_event:
         failed = run_suites(loaded, options, on_event)
     folders = [results] if results != Path("results") else []
     elsewhere = data if data != Path("data") else None
@@ -88,11 +92,26 @@ def run(
 
 
 @contextmanager
-def progress(suites: Sequence[Suite] = ()) -> Iterator[OnEvent]:
-    """Show the progress of a run; where it stops early, say how to resume it."""
+def tracking(tool: Tool | None, suites: Sequence[Suite], results: Path) -> Iterator[OnEvent]:
+    """Hand curves to a tool, if one is named, while they grow."""
+    if tool is None:
+        yield lambda slot, event: None
+        return
+    with closing(Tracking(open_tracker(tool, results / "curves" / tool, live=True), suites)) as tracker:
+        yield tracker.listen
+
+
+@contextmanager
+def progress(suites: Sequence[Suite] = (), also: OnEvent = lambda slot, event: None) -> Iterator[OnEvent]:
+    """Show the progress of a run, and tell ``also`` of it; where it stops early, say how to resume it."""
     try:
         with closing(RunProgress(suites)) as display:
-            yield display.listen
+
+            def listen(slot: str, event: dict[str, Any]) -> None:
+                display.listen(slot, event)
+                also(slot, event)
+
+            yield listen
     except (Interrupted, CannotSave, NoDevice) as error:
         again = shell_line(["kdbench", *sys.argv[1:]])
         raise type(error)(f"{error}; resume with the same command:\n  {again}") from None
