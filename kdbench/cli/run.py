@@ -11,17 +11,17 @@ from typing import Annotated, Any
 import typer
 
 from kdbench.catalogue.text import command, printable, shell_line
-from kdbench.cli.options import Data, Only, Results, Set, Suites, Tiny, Trials, load
+from kdbench.cli.options import Data, Only, Results, Set, Suites, Tiny, Trials, load, say
 from kdbench.cli.plan import describe, summarise
 from kdbench.cli.progress import RunProgress
 from kdbench.cli.report import FormatOption, command_lines, render, tell_changed
-from kdbench.cli.tracking import Tool, Tracking, open_tracker
 from kdbench.errors import CannotSave, Interrupted, KdbenchError, NoDevice
 from kdbench.execution.runner import OnEvent, run_suites
 from kdbench.execution.worker_handle import RunOptions
 from kdbench.reporting.options import Format
 from kdbench.store.store import Store
 from kdbench.suite.suite import Suite
+from kdbench.tracking import Tool, Tracking, open_tracker
 
 
 Devices = Annotated[str, typer.Option("--devices", help="auto, cpu, or GPU numbers such as 0,1.")]
@@ -97,7 +97,7 @@ def tracking(tool: Tool | None, suites: Sequence[Suite], results: Path) -> Itera
     if tool is None:
         yield lambda slot, event: None
         return
-    with closing(Tracking(open_tracker(tool, results / "curves" / tool, live=True), suites)) as tracker:
+    with closing(Tracking(open_tracker(tool, results / "curves" / tool, live=True), suites, say)) as tracker:
         yield tracker.listen
 
 

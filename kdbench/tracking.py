@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
-import typer
-
-from kdbench.cli.options import Only, Set, Tiny, Trials, path, say
-from kdbench.cli.report import Folders, load
-from kdbench.errors import BadInput, KdbenchError, message_of
+from kdbench.errors import BadInput, message_of
 from kdbench.store.record import Record
+from kdbench.store.store import Store
 from kdbench.suite.specs import Stage, stage_label
 from kdbench.suite.suite import Run, Suite
 
@@ -205,10 +202,11 @@ def scalars(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 class Tracking:
-    """Hands what workers report to a tracker. Where that fails, the user hears it once, and the training goes on."""
+    """Hands what workers report to a tracker. Where that fails, ``say`` tells it once, and the training goes on."""
 
-    def __init__(self, tracker: Tracker, suites: Sequence[Suite]) -> None:
+    def __init__(self, tracker: Tracker, suites: Sequence[Suite], say: Callable[[str], None]) -> None:
         self.tracker: Tracker | None = tracker
+        self.say = say
         self.curves = curves_of(suites)
 
     def listen(self, slot: str, event: dict[str, Any]) -> None:
@@ -228,7 +226,7 @@ class Tracking:
                     self.tracker.end(curve, failed=event["event"] == "failed")
         except Exception as error:  # a tool's own trouble is not the run's
             self.tracker = None
-            say(f"nothing more is tracked: {message_of(error)}")
+            self.say(f"nothing more is tracked: {message_of(error)}")
 
     def close(self) -> None:
         """No more events come."""
@@ -236,53 +234,12 @@ class Tracking:
             self.tracker.close()
 
 
-def export_logs(
-    suites: Annotated[
-        list[str] | None, typer.Argument(help="Suites (default: every suite with results).", show_default=False)
-    ] = None,
-    to: Annotated[Tool, typer.Option("--to", help="What the curves are for.")] = Tool.tensorboard,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", parser=path, metavar="FOLDER", help="A new or empty folder.")
-    ] = Path("curves"),
-    results: Folders = None,
-    trials: Trials = None,
-    only: Only = None,
-    settings: Set = None,
-    tiny: Tiny = False,
-) -> None:
-    """Write the learning curves of runs and teachers for TensorBoard, Weights & Biases or MLflow. Nothing is sent."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise BadInput(f"{output}: is not empty: name a new folder with -o")
-    loaded, stores = load(suites, results, trials, only, tiny=tiny, settings=settings)
-    found = list(_with_metrics(curves_of(loaded).values(), [(store.run, store.teacher) for store in stores]))
-    if not found:
-        raise BadInput("no run of these suites has trained for an epoch yet: there are no curves")
-    tracker = open_tracker(to, output, live=False)
-    try:
-        for curve, record, rows in found:
-            for row in rows:
-                tracker.log(curve, row["epoch"], scalars(row))
-            tracker.end(curve, failed=record.failure() is not None and not record.done())
-        tracker.close()
-    except Exception as error:
-        raise KdbenchError(f"{to} does not take the curves: {message_of(error)}") from None
-    typer.echo(f"{len(found)} curves in {output}. {_NEXT[to].format(folder=output)}")
-
-
-_NEXT = {
-    Tool.tensorboard: "Look: tensorboard --logdir {folder}",
-    Tool.wandb: "Upload: wandb sync {folder}/wandb/offline-run-*",
-    Tool.mlflow: "Look: MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri {folder}",
-}
-
-
-def _with_metrics(
-    curves: Iterable[Curve], lookups: Sequence[tuple[Callable[[str], Record], ...]]
-) -> Iterable[tuple[Curve, Record, list[dict[str, Any]]]]:
-    """Curves with their record and epochs, each from the first folder that has some."""
-    for curve in curves:
-        records = (find(curve.id) for finders in lookups for find in finders)
-        for record in records:
+def stored_curves(
+    suites: Sequence[Suite], stores: Sequence[Store]
+) -> Iterator[tuple[Curve, Record, list[dict[str, Any]]]]:
+    """The curves of suites with their record and epochs, each from the first folder that has some."""
+    for id, curve in curves_of(suites).items():
+        for record in (record for store in stores for record in (store.run(id), store.teacher(id))):
             if rows := [row for row in record.metrics() if isinstance(row.get("epoch"), int)]:
                 yield curve, record, rows
                 break
