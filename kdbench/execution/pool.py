@@ -17,6 +17,7 @@ from kdbench.execution.devices import Slot
 from kdbench.execution.scheduler import Assignment, Outcome, Scheduler, StoredRecords
 from kdbench.execution.worker_handle import Inbox, RunOptions, Watchdog, Worker, WorkerHandle
 from kdbench.planning.plan import Plan
+from kdbench.planning.speed import choose, known_speeds
 from kdbench.store.store import Store
 
 
@@ -39,7 +40,9 @@ class Pool:
         self.inbox: Inbox = queue.Queue()
         self.workers: dict[str, Worker] = {}
         self.watchdog = Watchdog()
-        self.scheduler = Scheduler(slots, StoredRecords(Store(options.results)), listen)
+        store = Store(options.results)
+        speed = choose(known_speeds(store), slots[0].kind)
+        self.scheduler = Scheduler(slots, StoredRecords(store), listen, speed=speed)
         self.outcome = self.scheduler.outcome
         self.told_to_stop = False
         self.killed = False

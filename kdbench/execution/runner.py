@@ -22,6 +22,7 @@ from kdbench.execution.pool import Pool
 from kdbench.execution.worker_handle import RunOptions, WorkerHandle
 from kdbench.planning.cohorts import auxiliaries_of
 from kdbench.planning.plan import Plan, all_stages, make_plan, missing_files
+from kdbench.planning.speed import known_speeds
 from kdbench.store.store import Store
 from kdbench.store.suites import keep_suites
 from kdbench.suite.measurements import ProbeSpec
@@ -149,6 +150,7 @@ def _execute(plan: Plan, suites: Sequence[Suite], options: RunOptions, on_event:
             stack.enter_context(cluster.watched(pool.inbox))
         stack.enter_context(_stopping_on_signals(pool))
         outcome = pool.run(plan)
+    known_speeds(Store(options.results))  # which keeps what was measured for other folders
     if outcome.interrupted:
         raise Interrupted("Stopped. What was trained up to the last checkpoint is saved")
     if outcome.fatal:
