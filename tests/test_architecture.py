@@ -61,6 +61,7 @@ MAY_IMPORT = {
         "methods",
         "evaluation",
         "datafiles",
+        "child",
     },
     "deployment": {
         "errors",

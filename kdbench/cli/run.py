@@ -15,7 +15,7 @@ from kdbench.cli.options import Data, Only, Results, Set, Suites, Tiny, Trials, 
 from kdbench.cli.plan import describe, summarise
 from kdbench.cli.progress import RunProgress
 from kdbench.cli.report import FormatOption, command_lines, render, tell_changed
-from kdbench.errors import CannotSave, Interrupted, KdbenchError, NoDevice
+from kdbench.errors import BadInput, CannotSave, Interrupted, KdbenchError, NoDevice
 from kdbench.execution.runner import OnEvent, run_suites
 from kdbench.execution.worker_handle import RunOptions
 from kdbench.reporting.options import Format
@@ -66,6 +66,13 @@ def run(
     eager: Annotated[
         bool, typer.Option("--eager", help="On a GPU: launch kernel by kernel, instead of replaying steps as graphs.")
     ] = False,
+    devices_per_run: Annotated[
+        str,
+        typer.Option(
+            "--devices-per-run",
+            help="Devices that train one run together, or auto: several where one run would keep all others waiting.",
+        ),
+    ] = "1",
     format: FormatOption = Format.terminal,
 ) -> None:
     """Train what is missing of the suites, then print their tables. Safe to kill: run it again to resume."""
@@ -76,7 +83,16 @@ def run(
     store = Store(results)
     tell_changed(loaded, [store])
     options = RunOptions(
-        results, data, devices, jobs_per_device, download, checkpoint_seconds, retry_diverged, deterministic, eager
+        results,
+        data,
+        devices,
+        jobs_per_device,
+        download,
+        checkpoint_seconds,
+        retry_diverged,
+        deterministic,
+        eager,
+        _devices_per_run(devices_per_run),
     )
     with progress(loaded) as on_event:
         failed = run_suites(loaded, options, on_event)
@@ -85,6 +101,15 @@ def run(
     commands = command_lines(suites, folders, trials, only, settings, tiny=tiny, data=elsewhere)
     typer.echo(render(loaded, [store], format, commands), nl=False)
     _report_failures(loaded, store, failed)
+
+
+def _devices_per_run(wanted: str) -> int:
+    """The number that is meant; 0 for auto. Raises BadInput for anything else."""
+    if wanted == "auto":
+        return 0
+    if not wanted.isascii() or not wanted.isdigit() or not 1 <= int(wanted) <= 64:
+        raise BadInput(f"--devices-per-run {wanted}: write auto, or a number from 1 to 64")
+    return int(wanted)
 
 
 @contextmanager

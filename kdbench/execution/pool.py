@@ -34,7 +34,8 @@ class Pool:
         self.inbox: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
         self.workers: dict[str, WorkerHandle] = {}
         self.watchdog = Watchdog()
-        self.scheduler = Scheduler(slots, StoredRecords(Store(options.results)), listen)
+        records = StoredRecords(Store(options.results))
+        self.scheduler = Scheduler(slots, records, listen, devices_per_run=options.devices_per_run)
         self.outcome = self.scheduler.outcome
         self.told_to_stop = False
         self.killed = False

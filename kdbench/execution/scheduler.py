@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from kdbench.errors import CannotSave, NoDevice
 from kdbench.execution.devices import Slot
-from kdbench.execution.jobs import Backlog, Job, cohort_job, jobs_of
+from kdbench.execution.jobs import Backlog, Job, cohort_job, jobs_of, spread
 from kdbench.planning.cohorts import Cohort, by_depth, split
 from kdbench.planning.plan import Plan
 from kdbench.store.record import Failure, Record
@@ -129,7 +129,8 @@ class Scheduler:
     """Gives jobs to slots, teachers before the cohorts that need them, until nothing is left.
 
     Slots may come and go. Where their number changes, cohorts that have not started are split anew. ``listen`` is called
-    with (slot name, or "", and an event) for what the user should know; ``clock`` gives seconds.
+    with (slot name, or "", and an event) for what the user should know; ``clock`` gives seconds. Each run is trained on
+    ``devices_per_run``; 0: on several where it would otherwise keep the others waiting.
     """
 
     def __init__(
@@ -138,10 +139,12 @@ class Scheduler:
         records: Records,
         listen: Callable[[str, dict[str, Any]], None],
         clock: Callable[[], float] = time.monotonic,
+        devices_per_run: int = 1,
     ) -> None:
         self.records = records
         self.listen = listen
         self.clock = clock
+        self.devices_per_run = devices_per_run
         self.outcome = Outcome()
         self.backlog = Backlog(records.has, self.outcome.failed, self._give_up, clock)
         self.cohorts: tuple[Cohort, ...] = ()
@@ -164,7 +167,7 @@ class Scheduler:
         """Put a plan's jobs in line. Its cohorts are split for the slots that there are."""
         self.cohorts = plan.cohorts
         self.split_for = len(self.slots)
-        self.backlog.add(jobs_of(plan.split_for(self.split_for)))
+        self.backlog.add(self._spread(jobs_of(plan.split_for(self._lanes()))))
 
     def add_slot(self, slot: Slot) -> None:
         """A device, or a share of it, has come."""
@@ -219,8 +222,16 @@ class Scheduler:
         ids = {id for job in fresh for id in job.ids}
         discard = frozenset[str]().union(*(job.discard_weights for job in fresh))
         self.cohorts = tuple(left for cohort in self.cohorts if (left := _subset(cohort, ids)).runs)
-        parts = (cohort for group in by_depth(self.cohorts) for cohort in split(group, self.split_for))
-        self.backlog.add([cohort_job(cohort, discard) for cohort in parts])
+        parts = (cohort for group in by_depth(self.cohorts) for cohort in split(group, self._lanes()))
+        self.backlog.add(self._spread([cohort_job(cohort, discard) for cohort in parts]))
+
+    def _lanes(self) -> int:
+        """How many jobs can be trained at the same time."""
+        return max(1, len(self.slots) // max(1, self.devices_per_run))
+
+    def _spread(self, jobs: Sequence[Job]) -> list[Job]:
+        most = max(map(len, _devices(self.slots.values()).values()), default=1)
+        return spread(jobs, self.devices_per_run, max(1, len(self.slots)), most)
 
     def handle(self, slot: str, event: dict[str, Any]) -> None:
         """Take note of what a worker reports of its job."""
