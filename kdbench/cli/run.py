@@ -15,7 +15,7 @@ from kdbench.cli.options import Data, Only, Results, Set, Shard, Suites, Tiny, T
 from kdbench.cli.plan import describe, summarise
 from kdbench.cli.progress import RunProgress
 from kdbench.cli.report import FormatOption, command_lines, render, tell_changed
-from kdbench.errors import CannotSave, Interrupted, KdbenchError, NoDevice
+from kdbench.errors import BadInput, CannotSave, Interrupted, KdbenchError, NoDevice
 from kdbench.execution.runner import OnEvent, run_suites
 from kdbench.execution.worker_handle import RunOptions
 from kdbench.reporting.options import Format
@@ -75,9 +75,19 @@ def run(
     eager: Annotated[
         bool, typer.Option("--eager", help="On a GPU: launch kernel by kernel, instead of replaying steps as graphs.")
     ] = False,
+<<<<<<< HEAD
     track: Annotated[
         Tool | None, typer.Option("--track", help="Show curves there as they grow; each is an extra of the same name.")
     ] = None,
+=======
+    devices_per_run: Annotated[
+        str,
+        typer.Option(
+            "--devices-per-run",
+            help="Devices that train one run together, or auto: several where one run would keep all others waiting.",
+        ),
+    ] = "1",
+>>>>>>> ddp
     format: FormatOption = Format.terminal,
 ) -> None:
     """Train what is missing of the suites, then print their tables. Safe to kill: run it again to resume."""
@@ -97,7 +107,11 @@ def run(
         retry_diverged,
         deterministic,
         eager,
+<<<<<<< HEAD
         cluster,
+=======
+        _devices_per_run(devices_per_run),
+>>>>>>> ddp
     )
     with tracking(track, loaded, results) as tracked, progress(loaded, tracked) as on_event:
         failed = run_suites(loaded, options, on_event)
@@ -106,6 +120,15 @@ def run(
     commands = command_lines(suites, folders, trials, only, settings, tiny=tiny, data=elsewhere)
     typer.echo(render(loaded, [store], format, commands), nl=False)
     _report_failures(loaded, store, failed)
+
+
+def _devices_per_run(wanted: str) -> int:
+    """The number that is meant; 0 for auto. Raises BadInput for anything else."""
+    if wanted == "auto":
+        return 0
+    if not wanted.isascii() or not wanted.isdigit() or not 1 <= int(wanted) <= 64:
+        raise BadInput(f"--devices-per-run {wanted}: write auto, or a number from 1 to 64")
+    return int(wanted)
 
 
 @contextmanager
