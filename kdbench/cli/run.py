@@ -75,11 +75,9 @@ def run(
     eager: Annotated[
         bool, typer.Option("--eager", help="On a GPU: launch kernel by kernel, instead of replaying steps as graphs.")
     ] = False,
-<<<<<<< HEAD
     track: Annotated[
         Tool | None, typer.Option("--track", help="Show curves there as they grow; each is an extra of the same name.")
     ] = None,
-=======
     devices_per_run: Annotated[
         str,
         typer.Option(
@@ -87,7 +85,6 @@ def run(
             help="Devices that train one run together, or auto: several where one run would keep all others waiting.",
         ),
     ] = "1",
->>>>>>> ddp
     format: FormatOption = Format.terminal,
 ) -> None:
     """Train what is missing of the suites, then print their tables. Safe to kill: run it again to resume."""
@@ -107,11 +104,8 @@ def run(
         retry_diverged,
         deterministic,
         eager,
-<<<<<<< HEAD
         cluster,
-=======
         _devices_per_run(devices_per_run),
->>>>>>> ddp
     )
     with tracking(track, loaded, results) as tracked, progress(loaded, tracked) as on_event:
         failed = run_suites(loaded, options, on_event)

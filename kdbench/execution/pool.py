@@ -40,14 +40,9 @@ class Pool:
         self.inbox: Inbox = queue.Queue()
         self.workers: dict[str, Worker] = {}
         self.watchdog = Watchdog()
-<<<<<<< HEAD
         store = Store(options.results)
-        speed = choose(known_speeds(store), slots[0].kind)
-        self.scheduler = Scheduler(slots, StoredRecords(store), listen, speed=speed)
-=======
-        records = StoredRecords(Store(options.results))
-        self.scheduler = Scheduler(slots, records, listen, devices_per_run=options.devices_per_run)
->>>>>>> ddp
+        speed, several = choose(known_speeds(store), slots[0].kind), options.devices_per_run
+        self.scheduler = Scheduler(slots, StoredRecords(store), listen, speed=speed, devices_per_run=several)
         self.outcome = self.scheduler.outcome
         self.told_to_stop = False
         self.killed = False
