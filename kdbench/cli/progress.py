@@ -76,9 +76,10 @@ class Totals:
 
 
 class RunProgress:
-    """Shows what a pool does: ``listen`` takes its events."""
+    """Shows what a pool does: ``listen`` takes its events. ``on_interrupt`` tells what Ctrl-C does."""
 
-    def __init__(self, suites: Sequence[Suite]) -> None:
+    def __init__(self, suites: Sequence[Suite], on_interrupt: str = "save and stop") -> None:
+        self.on_interrupt = on_interrupt
         self.labels = {run.id: run.label for suite in suites for run in suite.runs}
         self.live: Any = None
         self._planned(Plan((), (), 0, 0))
@@ -152,9 +153,12 @@ class RunProgress:
         specs = [alone] if alone else event["runs"]
         for spec in specs:
             self.networks.setdefault(spec.id, self._network(spec))
-        title = title_of(event, self.labels)
-        self.slots[slot] = SlotStatus(title, [spec.id for spec in specs])
-        if not self.live and not event["waited"]:
+        self.begin(slot, title_of(event, self.labels), [spec.id for spec in specs], quiet=event["waited"])
+
+    def begin(self, slot: str, title: str, ids: list[str], *, quiet: bool = False) -> None:
+        """A job of networks that are known has started on a slot."""
+        self.slots[slot] = SlotStatus(title, ids)
+        if not self.live and not quiet:
             self.say(f"[{slot}] {title}: starts")
 
     def _trained(self, slot: str, event: dict[str, Any]) -> None:
@@ -215,7 +219,9 @@ class RunProgress:
                 )
             if len(work.ids) > 20:
                 table.add_row(Text(f"  … and {len(work.ids) - 20} more", style="dim"), "", "", "", "")
-        table.add_row(Text(self._summary(), style="bold cyan"), "", "", "", Text("Ctrl-C: save and stop", style="dim"))
+        table.add_row(
+            Text(self._summary(), style="bold cyan"), "", "", "", Text(f"Ctrl-C: {self.on_interrupt}", style="dim")
+        )
         return table
 
 
