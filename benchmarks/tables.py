@@ -40,13 +40,18 @@ COLUMNS = {
 def write_tables(text: str, document: Document) -> str:
     """Replace what stands between ``<!-- PART -->`` and ``<!-- end -->`` for each part that was measured."""
     for part, content in document["parts"].items():
-        begin, end = f"<!-- {part} -->\n", "<!-- end -->"
-        if text.count(begin) != 1:
-            raise ValueError(f"there must be one line {begin.strip()}")
-        before, _, rest = text.partition(begin)
-        _, _, after = rest.partition(end)
-        text = f"{before}{begin}\n{conditions(document, part)}\n\n{table(part, content['rows'])}\n{end}{after}"
+        text = write_part(text, part, conditions(document, part), table(part, content["rows"]))
     return text
+
+
+def write_part(text: str, part: str, caption: str, rows: str) -> str:
+    """Replace what stands between ``<!-- PART -->`` and ``<!-- end -->`` by a caption and a table."""
+    begin, end = f"<!-- {part} -->\n", "<!-- end -->"
+    if text.count(begin) != 1:
+        raise ValueError(f"there must be one line {begin.strip()}")
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{caption}\n\n{rows}\n{end}{after}"
 
 
 def conditions(document: Document, part: str) -> str:

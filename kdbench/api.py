@@ -49,8 +49,9 @@ def plan(suites: AnySuites, results: AnyPath = "results", *, slots: int = 1) -> 
 
     slots: jobs that run at the same time
 
-    ``Plan.teachers`` and ``Plan.cohorts`` are in the order of training; ``Plan.cost`` and ``Plan.makespan(slots)`` are
-    multiply-accumulates. Raises BadInput for a suite that cannot be used, KdbenchError for a folder that cannot be read.
+    ``Plan.teachers`` and ``Plan.cohorts`` are in the order of training; ``Plan.work`` counts what is left, such as
+    ``Plan.work.macs``, multiply-accumulates. Raises BadInput for a suite that cannot be used, KdbenchError for a folder that
+    cannot be read.
     """
     loaded, store = _load(suites, results), Store(Path(results))
     return make_plan(run_specs(loaded), store, measurements=measurement_specs(loaded)).split_for(slots)

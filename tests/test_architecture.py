@@ -32,6 +32,7 @@ TORCH_FREE = {
     "weightfiles",
     "files",
     "child",
+    "tracking",
 }
 MAY_IMPORT = {
     "errors": set(),
@@ -43,6 +44,7 @@ MAY_IMPORT = {
     "store": {"errors", "files", "datafiles", "catalogue", "suite"},
     "planning": {"errors", "files", "catalogue", "suite", "store"},
     "reporting": {"errors", "files", "catalogue", "suite", "store"},
+    "tracking": {"errors", "suite", "store"},
     "plots": {"errors", "files", "catalogue", "suite", "store", "reporting"},
     "models": {"errors", "files", "catalogue", "suite", "data", "weightfiles"},
     "datafiles": {"errors", "files", "catalogue", "store"},
@@ -87,6 +89,7 @@ MAY_IMPORT = {
         "plots",
         "execution",
         "datafiles",
+        "tracking",
     },
     "api": {"errors", "catalogue", "suite", "store", "planning", "reporting", "execution", "training", "deployment"},
     "__main__": {"errors", "files", "catalogue", "cli"},

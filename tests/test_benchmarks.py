@@ -21,7 +21,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 def load(monkeypatch):
     """load(name): a module of the benchmarks, with those beside it; none stays imported."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    for name in ("bench", "peer", "reports", "steps", "tables"):
+    for name in ("bench", "peer", "reports", "simulate", "steps", "tables"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return importlib.import_module
 
@@ -186,3 +186,19 @@ def test_the_kill_campaign_sees_what_differs_is_missing_or_left_over():
         "more: runs/b.damaged-1/spec.json",
         *faults[2:],
     ]
+
+
+def test_the_simulation_compares_with_the_ideal_and_with_the_longest_chain(load):
+    simulate = load("simulate")
+    suites = simulate.load_suites(["demo"])
+    plan = simulate.make_plan(simulate.run_specs(suites), simulate.NOWHERE)
+    one, many = simulate.play_on(plan, (1, 64), simulate.choose([], "cpu"), simulate.Conditions())
+    assert (one["efficiency"], one["bound"], one["work lost"]) == ("100.0%", "100.0%", "0.00%")
+    assert 0 < float(many["efficiency"][:-1]) <= float(many["bound"][:-1]) < 50
+
+
+def test_so_many_runs_are_planned_and_played(load):
+    simulate = load("simulate")
+    row = simulate.large(200, 8)
+    assert (row["runs"], row["devices"]) == ("200", "8")
+    assert int(row["jobs"]) >= 8

@@ -347,6 +347,7 @@ class Costs:
 @cache
 def costs() -> Costs:
     """The measured costs."""
-    raw = yaml.safe_load(files("kdbench.catalogue").joinpath("costs.yaml").read_text(encoding="utf-8"))
+    text = files("kdbench.catalogue").joinpath("costs.yaml").read_text(encoding="utf-8")
+    raw = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     methods = {normalise(name): Cost(**values) for name, values in raw["methods"].items()}
     return Costs(raw["machine"], str(raw["date"]), raw["student"], raw["batch"], methods)

@@ -33,6 +33,7 @@ COMMANDS = {
     ),
     "show": ("show:show", "Show one thing in full: a method, a network, a suite, a run and its curve."),
     "evaluate": ("deploy:evaluate", "Measure a finished network: accuracy by class, calibration, size, latency."),
+    "export-logs": ("plot:export_logs", "Write learning curves for TensorBoard, Weights & Biases or MLflow."),
     "export": ("deploy:export", "Write a finished network into a folder that is used without kdbench."),
     "data": ("data:data", "The data sets: status, download, prepare, samples."),
     "doctor": ("checks:doctor", "Check versions, devices, data and permissions."),

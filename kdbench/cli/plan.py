@@ -64,8 +64,8 @@ def summarise(suites: Sequence[Suite], results: Path, devices: int, on: str = ""
     plan = make_plan(specs, store, measurements=measurement_specs(suites))
     precisions = Counter(run.recipe.precision for cohort in plan.cohorts for run in cohort.runs)
     speed = choose(known_speeds(store), on, max(precisions, key=precisions.__getitem__, default="fp32"))
-    plan = plan.split_for(devices, speed)
     played = play(plan, devices, speed)
+    plan = plan.split_for(devices, speed)
     hours = speed.seconds(plan.work) / 3600
     return {
         "runs": plan.runs,

@@ -1,4 +1,4 @@
-"""`kdbench plot`: pictures of results, and the papers' figures."""
+"""`kdbench plot` and `kdbench export-logs`: pictures of results, the papers' figures, and curves for other tools."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from kdbench.child import answer
 from kdbench.cli.completion import complete_figures, complete_methods, complete_pictures
 from kdbench.cli.options import Data, Only, Set, Tiny, Trials, path, plots_module, say
 from kdbench.cli.report import Folders, load
-from kdbench.errors import BadInput
+from kdbench.errors import BadInput, KdbenchError, message_of
 from kdbench.suite.load import bundled_suites
 from kdbench.suite.selection import select
+from kdbench.tracking import Tool, open_tracker, scalars, stored_curves
 
 
 if TYPE_CHECKING:
@@ -188,3 +189,43 @@ def _draw(wanted: _Wanted, suites: Sequence[Suite], stores: Any, ask: Any, train
     )
     picture: Picture = plots_module("kinds").draw(wanted.kind, source)
     return picture
+
+
+def export_logs(
+    suites: Annotated[
+        list[str] | None, typer.Argument(help="Suites (default: every suite with results).", show_default=False)
+    ] = None,
+    to: Annotated[Tool, typer.Option("--to", help="What the curves are for.")] = Tool.tensorboard,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", parser=path, metavar="FOLDER", help="A new or empty folder.")
+    ] = Path("curves"),
+    results: Folders = None,
+    trials: Trials = None,
+    only: Only = None,
+    settings: Set = None,
+    tiny: Tiny = False,
+) -> None:
+    """Write the learning curves of runs and teachers for TensorBoard, Weights & Biases or MLflow. Nothing is sent."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise BadInput(f"{output}: is not empty: name a new folder with -o")
+    loaded, stores = load(suites, results, trials, only, tiny=tiny, settings=settings)
+    found = list(stored_curves(loaded, stores))
+    if not found:
+        raise BadInput("no run of these suites has trained for an epoch yet: there are no curves")
+    tracker = open_tracker(to, output, live=False)
+    try:
+        for curve, record, rows in found:
+            for row in rows:
+                tracker.log(curve, row["epoch"], scalars(row))
+            tracker.end(curve, failed=record.failure() is not None and not record.done())
+        tracker.close()
+    except Exception as error:
+        raise KdbenchError(f"{to} does not take the curves: {message_of(error)}") from None
+    typer.echo(f"{len(found)} curves in {output}. {_NEXT[to].format(folder=output)}")
+
+
+_NEXT = {
+    Tool.tensorboard: "Look: tensorboard --logdir {folder}",
+    Tool.wandb: "Upload: wandb sync {folder}/wandb/offline-run-*",
+    Tool.mlflow: "Look: MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri {folder}",
+}

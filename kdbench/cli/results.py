@@ -7,7 +7,6 @@ import re
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -43,6 +42,10 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done,
 Chosen = Annotated[
     list[str] | None, typer.Argument(metavar="[SUITE…]", autocompletion=complete_suites, help="Only these suites'.")
 ]
+
+
+SHOWN = 20
+"""So many things of a kind are printed one by one."""
 
 
 @app.command()
@@ -93,12 +96,13 @@ def _print_merged(merged: Merged, into: Path, *, dry_run: bool) -> None:
     def line(word: str, each: LeftOut, after: str = "") -> str:
         return one_line(f"{word} {each.kind} {each.id} of {each.source}, {each.label}: {each.reason}{after}", 2000)
 
-    for each in merged.differing:
-        typer.echo(line("DIFFERS ", each, ": the one here is kept"))
-    for each in merged.left_out:
-        typer.echo(line("LEFT OUT", each))
-    for note in merged.notes:
-        typer.echo(one_line(f"note {note}", 2000))
+    for lines in (
+        [line("DIFFERS ", each, ": the one here is kept") for each in merged.differing],
+        [line("LEFT OUT", each) for each in merged.left_out],
+        [one_line(f"note {note}", 2000) for note in merged.notes],
+    ):
+        for text in _shortened(lines, "--json lists all"):
+            typer.echo(text)
     taken = [_count(count, kind) for kind, count in merged.taken.items() if count]
     parts = [
         f"{'would take' if dry_run else 'took'} {', '.join(taken) or 'nothing'}",
@@ -108,6 +112,12 @@ def _print_merged(merged: Merged, into: Path, *, dry_run: bool) -> None:
         f"{merged.unfinished} unfinished, which stay where they are" if merged.unfinished else "",
     ]
     typer.echo(f"{into}: {'; '.join(filter(None, parts))}.")
+
+
+def _shortened(lines: Sequence[str], hint: str) -> list[str]:
+    """The first lines, and how many more there are."""
+    more = [f"… and {len(lines) - SHOWN:,} more ({hint})"] if len(lines) > SHOWN else []
+    return [*lines[:SHOWN], *more]
 
 
 def _count(number: int, kind: str) -> str:
@@ -139,19 +149,20 @@ def pack(
         raise BadInput("--only: name the suites of which a part is packed")
     store = Store(results)
     loaded = load(suites, [results], only=only) if suites else []
-    weightless = {item.record.id for item in _weights(store) if item.record} if no_weights else set()
+    weightless = prunable(store, Choice([What.weights])) if no_weights else []
     try:
         packed = write_pack(
             store,
             output,
             ids_of(loaded) if suites else None,
             suites={hashed((suite.whole or suite).text) for suite in loaded} if suites else None,
-            without_weights=weightless,
+            without_weights={item.record.id for item in weightless if item.record},
         )
     except OSError as error:
         raise BadInput(f"--output {output}: cannot be written: {error.strerror or error}") from None
-    for each in packed.left_out:
-        say(one_line(f"LEFT OUT {each}", 2000))
+    lines = [one_line(f"LEFT OUT {each}", 2000) for each in packed.left_out]
+    for line in _shortened(lines, "kdbench results verify lists all"):
+        say(line)
     counts = ", ".join(_count(packed.records[kind], kind) for kind in KINDS if packed.records[kind])
     typer.echo(f"{output}: {counts or 'no records'}, {_mebibytes(packed.bytes)}.")
     if packed.left_out:
@@ -207,14 +218,14 @@ def prune(
     """
     if not results.is_dir():
         raise BadInput(f"{results}: no such results folder")
-    store, kinds = Store(results), _kinds(what)
-    limit = file_system_time(results) - (_seconds(older_than) if older_than else -1)
-    choice = Choice(kinds, until=limit)
+    store, choice = Store(results), Choice(_kinds(what))
+    if older_than:
+        choice = replace(choice, until=file_system_time(results) - _seconds(older_than))
     if suites:
-        choice = replace(choice, only=_all_ids(load(suites, [results])))
+        choice = replace(choice, only=_all_ids(load(suites, [results], _trials(store))))
     if keep:
-        choice = replace(choice, keep=_all_ids(load(keep, [results])))
-    if {What.weights, What.unused} & set(kinds):
+        choice = replace(choice, keep=_all_ids(load(keep, [results], _trials(store))))
+    if {What.weights, What.unused} & set(choice.what):
         known = _known_suites(store)
         choice = replace(choice, used=_all_ids(known), needed=_needed(known, store))
     items = prunable(store, choice)
@@ -223,15 +234,12 @@ def prune(
         return
     if not yes and not sys.stdin.isatty():
         raise BadInput("nothing was removed: confirm with --yes, or look with --dry-run")
-    if not yes and not typer.confirm(f"Remove {_mebibytes(sum(item.bytes for item in items))} for good?"):
+    if not yes and not typer.confirm(f"Remove {_total(items)} for good?"):
         typer.echo("Nothing was removed.")
         return
     removed = list(remove(items))
     busy = len(items) - len(removed)
-    typer.echo(
-        f"{_mebibytes(sum(item.bytes for item in removed))} are free."
-        + (f" {busy} came into use meanwhile, and stayed." if busy else "")
-    )
+    typer.echo(f"{_total(removed)} are free." + (f" {busy} came into use meanwhile, and stayed." if busy else ""))
 
 
 def _kinds(text: str) -> list[What]:
@@ -257,8 +265,7 @@ def _known_suites(store: Store) -> list[Suite]:
 
     Raises BadInput where one of these cannot be read: what it uses is not known then.
     """
-    trials = 1 + max((_trial(record.spec()) for record in store.records("runs")), default=0)
-    known = ArchivedFiles([store])
+    trials, known = _trials(store), ArchivedFiles([store])
     files = dict.fromkeys([*bundled_suites().values(), *(each.original for each in kept_suites([store]))])
     try:
         return [load_suite(file, trials, known.tell) for file in files]
@@ -268,9 +275,14 @@ def _known_suites(store: Store) -> list[Suite]:
         ) from None
 
 
-def _trial(spec: dict[str, object]) -> int:
-    trial = spec.get("trial", 0)
-    return trial if isinstance(trial, int) and 0 <= trial < 1000 else 0
+def _trials(store: Store) -> int:
+    """The most trials of which there are runs: suites may have been run with more than they say."""
+    found = [record.spec().get("trial") for record in store.records("runs")]
+    return 1 + max((trial for trial in found if isinstance(trial, int) and trial < _MOST_TRIALS), default=0)
+
+
+_MOST_TRIALS = 1000
+"""More are no trials of a suite, but a damaged spec."""
 
 
 def _needed(suites: Sequence[Suite], store: Store) -> set[str]:
@@ -278,15 +290,6 @@ def _needed(suites: Sequence[Suite], store: Store) -> set[str]:
     runs = [spec for spec in run_specs(suites) if not store.run(spec.id).done()]
     measured = [spec for spec in measurement_specs(suites) if store.measured(spec) is None]
     return {run.id for spec in (*runs, *measured) for need in spec.dependencies if (run := need.source_run)}
-
-
-def _weights(store: Store) -> list[Item]:
-    """The weights that nothing needs."""
-    return prunable(store, Choice([What.weights], needed=_needed(_known_suites(store), store), until=time.time() + 60))
-
-
-SHOWN = 20
-"""So many things of a kind are printed one by one."""
 
 
 def _print_items(items: Sequence[Item]) -> None:

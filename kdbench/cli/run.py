@@ -6,12 +6,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from kdbench.catalogue.text import command, printable, shell_line
-from kdbench.cli.options import Data, Only, Results, Set, Shard, Suites, Tiny, Trials, load
+from kdbench.cli.options import Data, Only, Results, Set, Shard, Suites, Tiny, Trials, load, say
 from kdbench.cli.plan import describe, summarise
 from kdbench.cli.progress import RunProgress
 from kdbench.cli.report import FormatOption, command_lines, render, tell_changed
@@ -21,6 +21,7 @@ from kdbench.execution.worker_handle import RunOptions
 from kdbench.reporting.options import Format
 from kdbench.store.store import Store
 from kdbench.suite.suite import Suite
+from kdbench.tracking import Tool, Tracking, open_tracker
 
 
 Devices = Annotated[str, typer.Option("--devices", help="auto, cpu, or GPU numbers such as 0,1.")]
@@ -33,6 +34,12 @@ Jobs = Annotated[
         help="Workers that share a device. Default: 1 on a GPU, one per core (at most 4) on a CPU.",
     ),
 ]
+ClusterOption = Annotated[
+    str,
+    typer.Option(
+        "--cluster", help="Train on a Ray cluster: its HOST:PORT, auto (the one here) or local (started here)."
+    ),
+]
 Download = Annotated[bool, typer.Option("--download", help="Fetch data sets and published weights that are missing.")]
 
 
@@ -42,6 +49,7 @@ def run(
     data: Data = Path("data"),
     devices: Devices = "auto",
     jobs_per_device: Jobs = None,
+    cluster: ClusterOption = "",
     trials: Trials = None,
     only: Only = None,
     shard: Shard = None,
@@ -67,6 +75,9 @@ def run(
     eager: Annotated[
         bool, typer.Option("--eager", help="On a GPU: launch kernel by kernel, instead of replaying steps as graphs.")
     ] = False,
+    track: Annotated[
+        Tool | None, typer.Option("--track", help="Show curves there as they grow; each is an extra of the same name.")
+    ] = None,
     format: FormatOption = Format.terminal,
 ) -> None:
     """Train what is missing of the suites, then print their tables. Safe to kill: run it again to resume."""
@@ -77,9 +88,18 @@ def run(
     store = Store(results)
     tell_changed(loaded, [store])
     options = RunOptions(
-        results, data, devices, jobs_per_device, download, checkpoint_seconds, retry_diverged, deterministic, eager
+        results,
+        data,
+        devices,
+        jobs_per_device,
+        download,
+        checkpoint_seconds,
+        retry_diverged,
+        deterministic,
+        eager,
+        cluster,
     )
-    with progress(loaded) as on_event:
+    with tracking(track, loaded, results) as tracked, progress(loaded, tracked) as on_event:
         failed = run_suites(loaded, options, on_event)
     folders = [results] if results != Path("results") else []
     elsewhere = data if data != Path("data") else None
@@ -89,11 +109,26 @@ def run(
 
 
 @contextmanager
-def progress(suites: Sequence[Suite] = ()) -> Iterator[OnEvent]:
-    """Show the progress of a run; where it stops early, say how to resume it."""
+def tracking(tool: Tool | None, suites: Sequence[Suite], results: Path) -> Iterator[OnEvent]:
+    """Hand curves to a tool, if one is named, while they grow."""
+    if tool is None:
+        yield lambda slot, event: None
+        return
+    with closing(Tracking(open_tracker(tool, results / "curves" / tool, live=True), suites, say)) as tracker:
+        yield tracker.listen
+
+
+@contextmanager
+def progress(suites: Sequence[Suite] = (), also: OnEvent = lambda slot, event: None) -> Iterator[OnEvent]:
+    """Show the progress of a run, and tell ``also`` of it; where it stops early, say how to resume it."""
     try:
         with closing(RunProgress(suites)) as display:
-            yield display.listen
+
+            def listen(slot: str, event: dict[str, Any]) -> None:
+                display.listen(slot, event)
+                also(slot, event)
+
+            yield listen
     except (Interrupted, CannotSave, NoDevice) as error:
         again = shell_line(["kdbench", *sys.argv[1:]])
         raise type(error)(f"{error}; resume with the same command:\n  {again}") from None

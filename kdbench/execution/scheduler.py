@@ -15,8 +15,9 @@ from typing import Any, Protocol
 from kdbench.errors import CannotSave, NoDevice
 from kdbench.execution.devices import Slot
 from kdbench.execution.jobs import Backlog, Job, cohort_job, jobs_of
-from kdbench.planning.cohorts import Cohort, by_depth, split
+from kdbench.planning.cohorts import Cohort, split
 from kdbench.planning.plan import Plan
+from kdbench.planning.speed import ASSUMED, Speed
 from kdbench.store.record import Failure, Record
 from kdbench.store.store import Store
 from kdbench.suite.specs import Stage
@@ -128,8 +129,9 @@ class Assignment:
 class Scheduler:
     """Gives jobs to slots, teachers before the cohorts that need them, until nothing is left.
 
-    Slots may come and go. Where their number changes, cohorts that have not started are split anew. ``listen`` is called
-    with (slot name, or "", and an event) for what the user should know; ``clock`` gives seconds.
+    Slots may come and go. Where many more or fewer are there, cohorts that have not started are split anew, by the time that
+    they take at a ``speed``. ``listen`` is called with (slot name, or "", and an event) for what the user should know;
+    ``clock`` gives seconds.
     """
 
     def __init__(
@@ -138,10 +140,13 @@ class Scheduler:
         records: Records,
         listen: Callable[[str, dict[str, Any]], None],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        speed: Speed = ASSUMED["cpu"],
     ) -> None:
         self.records = records
         self.listen = listen
         self.clock = clock
+        self.speed = speed
         self.outcome = Outcome()
         self.backlog = Backlog(records.has, self.outcome.failed, self._give_up, clock)
         self.cohorts: tuple[Cohort, ...] = ()
@@ -164,7 +169,7 @@ class Scheduler:
         """Put a plan's jobs in line. Its cohorts are split for the slots that there are."""
         self.cohorts = plan.cohorts
         self.split_for = len(self.slots)
-        self.backlog.add(jobs_of(plan.split_for(self.split_for)))
+        self.backlog.add(jobs_of(plan.split_for(self.split_for, self.speed)))
 
     def add_slot(self, slot: Slot) -> None:
         """A device, or a share of it, has come."""
@@ -219,7 +224,7 @@ class Scheduler:
         ids = {id for job in fresh for id in job.ids}
         discard = frozenset[str]().union(*(job.discard_weights for job in fresh))
         self.cohorts = tuple(left for cohort in self.cohorts if (left := _subset(cohort, ids)).runs)
-        parts = (cohort for group in by_depth(self.cohorts) for cohort in split(group, self.split_for))
+        parts = split(self.cohorts, self.split_for, self.speed)
         self.backlog.add([cohort_job(cohort, discard) for cohort in parts])
 
     def handle(self, slot: str, event: dict[str, Any]) -> None:

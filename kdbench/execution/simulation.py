@@ -96,7 +96,7 @@ class _Simulation:
         self.missing |= {run.id for cohort in plan.cohorts for run in cohort.runs}
         self.played = Played(devices)
         slots = [Slot(f"device {number}", speed.kind) for number in range(devices)]
-        self.scheduler = Scheduler(slots, self, lambda slot, event: None, lambda: self.now)
+        self.scheduler = Scheduler(slots, self, lambda slot, event: None, lambda: self.now, speed=speed)
         self.scheduler.add(plan)
 
     def run(self) -> Played:
@@ -108,7 +108,7 @@ class _Simulation:
                 self._start(assignment)
             self.now, _, happen = heapq.heappop(self.events)
             happen()
-        if self.scheduler.outcome.failed or self.scheduler.outcome.fatal:
+        if self.missing or self.scheduler.outcome.failed or self.scheduler.outcome.fatal:
             raise KdbenchError(f"the plan cannot be played: {self.scheduler.outcome}")
         self.played.makespan = self.now
         return self.played

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 
-from kdbench.planning.cost import Work, shared_work, student_work
+from kdbench.planning.cost import Work, shared_work, student_work, teacher_work
 from kdbench.planning.speed import ASSUMED, Speed
-from kdbench.suite.specs import HeadSpec, Preprocessing, RunSpec, Teacher, teaching_run
+from kdbench.suite.specs import HeadSpec, Preprocessing, RunSpec, Stage, Teacher, lineage, teaching_run
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class Cohort:
     def teacher_view(self) -> Preprocessing | None:
         return next((run.teacher_view for run in self.runs if run.teacher_view), None)
 
+    def task(self, speed: Speed) -> Task:
+        """What it takes and needs."""
+        needs = {need.id: need for run in self.runs for need in run.dependencies}
+        return Task(speed.seconds(self.work), tuple(run.id for run in self.runs), frozenset(_ids(needs.values())))
+
     @cached_property
     def work(self) -> Work:
         """All runs, and the teacher pass and images that they share."""
@@ -59,14 +66,67 @@ def by_depth(cohorts: Iterable[Cohort]) -> list[list[Cohort]]:
     return [groups[depth] for depth in sorted(groups)]
 
 
-def highest_load(costs: Sequence[float], slots: int, start: float = 0.0) -> float:
-    """The load of the busiest slot, where the costliest job left always goes to the slot with the lowest load."""
-    if len(costs) <= slots:
-        return start + max(costs, default=0.0)
-    loads = [start] * max(1, slots)
-    for cost in sorted(costs, reverse=True):
-        heapq.heapreplace(loads, loads[0] + cost)
-    return max(loads)
+@dataclass(frozen=True)
+class Task:
+    """A job as far as its place and time matter: its seconds, what it gives, and what it waits for if that is to be made."""
+
+    seconds: float
+    gives: tuple[str, ...]
+    needs: frozenset[str]
+
+
+def tasks(teachers: Iterable[Stage], cohorts: Iterable[Cohort], speed: Speed) -> list[Task]:
+    """Teachers and cohorts as tasks."""
+    made = [
+        Task(speed.seconds(teacher_work(teacher)), (teacher.id,), frozenset(_ids(lineage(teacher)[:-1])))
+        for teacher in teachers
+    ]
+    return made + [cohort.task(speed) for cohort in cohorts]
+
+
+def by_path(jobs: Sequence[Task]) -> list[int]:
+    """The order in which tasks should start: first where the longest chain of tasks begins. Their numbers."""
+    makers = {id: number for number, task in enumerate(jobs) for id in task.gives}
+    followers: dict[int, list[int]] = defaultdict(list)
+    for number, task in enumerate(jobs):
+        for maker in {makers[id] for id in task.needs if id in makers}:
+            followers[maker].append(number)
+
+    @cache
+    def path(number: int) -> float:
+        return jobs[number].seconds + max(map(path, followers[number]), default=0.0)
+
+    return sorted(range(len(jobs)), key=lambda number: -path(number))
+
+
+def makespan(jobs: Sequence[Task], slots: int) -> float:
+    """When the last task ends, if a free slot always takes the first in order of ``by_path`` that has what it needs."""
+    order = by_path(jobs)
+    coming = {id for task in jobs for id in task.gives}
+    lacks = [set(jobs[number].needs & coming) for number in order]
+    waiting: dict[str, list[int]] = defaultdict(list)
+    for place, needs in enumerate(lacks):
+        for id in needs:
+            waiting[id].append(place)
+    ready = [place for place, needs in enumerate(lacks) if not needs]
+    running: list[tuple[float, int]] = []
+    now = 0.0
+    while ready or running:
+        while ready and len(running) < slots:
+            place = heapq.heappop(ready)
+            heapq.heappush(running, (now + jobs[order[place]].seconds, place))
+        now, ended = heapq.heappop(running)
+        for id in jobs[order[ended]].gives:
+            for place in waiting[id]:
+                lacks[place].discard(id)
+                if not lacks[place]:
+                    heapq.heappush(ready, place)
+    return now
+
+
+def _ids(stages: Iterable[Stage]) -> list[str]:
+    """The ids of the records of stages and of all that they stand on."""
+    return [(each.source_run or each).id for stage in stages for each in lineage(stage)]
 
 
 def group(specs: Iterable[RunSpec]) -> list[Cohort]:
@@ -97,39 +157,57 @@ def cap_size(cohorts: Iterable[Cohort], largest: int) -> list[Cohort]:
     return capped
 
 
-def split(cohorts: Iterable[Cohort], slots: int, speed: Speed = ASSUMED["cpu"]) -> list[Cohort]:
-    """Halve the longest cohorts as far as that lowers the highest load of a slot. The longest come first.
+def split(
+    cohorts: Iterable[Cohort], slots: int, speed: Speed = ASSUMED["cpu"], teachers: Sequence[Stage] = ()
+) -> list[Cohort]:
+    """Halve the longest cohorts as far as that lowers the makespan, with the ``teachers`` that are to be made before.
 
-    One halving may bring nothing while several do (four equal cohorts on six slots), so all are tried; the fewest that
-    come within 2 % of the best are taken, for each costs another teacher pass. Among many cohorts the load is looked at after
-    every few halvings.
+    One halving may bring nothing while several do (four equal cohorts on six slots), so all are tried, and looked at
+    after every few; the fewest that come within 2 % of the best are taken, for each costs another teacher pass.
     """
     number = itertools.count()
-    queue = [(-speed.seconds(cohort.work), next(number), cohort) for cohort in cohorts]
-    heapq.heapify(queue)
-    best, lowest = sorted(queue), highest_load([-cost for cost, *_ in queue], slots)
-    total, halved = -sum(cost for cost, *_ in queue), 0
-    while slots > 1 and queue and len(queue[0][2].runs) > 1 and total / slots < 0.98 * lowest:
-        cost, _, longest = heapq.heappop(queue)
-        total += cost
-        for half in _halves(longest):
-            seconds = speed.seconds(half.work)
-            total += seconds
-            heapq.heappush(queue, (-seconds, next(number), half))
-        halved += 1
-        if halved % (1 + len(queue) // 100) == 0:
-            load = highest_load([-cost for cost, *_ in queue], slots)
-            if load < 0.98 * lowest:
-                best, lowest = sorted(queue), load
-    return [cohort for *_, cohort in best]
+
+    def entry(cohort: Cohort) -> tuple[float, int, Cohort, Task]:
+        task = cohort.task(speed)
+        return -task.seconds, next(number), cohort, task
+
+    queue = sorted(map(entry, cohorts))
+    fixed = tasks(teachers, (), speed)
+    total = sum(task.seconds for task in fixed) - sum(seconds for seconds, *_ in queue)
+    best, lowest, looked = queue.copy(), math.inf, 0
+    single: list[tuple[float, int, Cohort, Task]] = []
+    while slots > 1 and total / slots < 0.98 * lowest:
+        count = len(queue) + len(single)
+        if count >= looked * 1.02:
+            looked, current = count, single + queue
+            end = makespan([*fixed, *(task for *_, task in current)], slots)
+            if end < 0.98 * lowest:
+                best, lowest = current, end
+        if not queue:
+            break
+        longest = heapq.heappop(queue)
+        if len(longest[2].runs) == 1:
+            single.append(longest)
+            continue
+        total += longest[0]
+        for half in map(entry, _halves(longest[2])):
+            heapq.heappush(queue, half)
+            total -= half[0]
+    return [cohort for *_, cohort, _ in sorted(best)]
 
 
 def _halves(cohort: Cohort) -> tuple[Cohort, Cohort]:
-    """Two cohorts with about half of the students' work each."""
+    """Two cohorts with about half of the students' work each.
+
+    Runs whose terms need parts on the teacher go to one side, if they are not far from half: the others need not wait.
+    """
+    pairs = sorted(zip(cohort.runs, cohort.students, strict=True), key=lambda pair: -pair[1].macs)
+    waiting = sum(work.macs for run, work in pairs if run.adapters)
+    apart = 0.25 < waiting / max(1.0, sum(work.macs for _, work in pairs)) < 0.75
     sides: tuple[list[tuple[RunSpec, Work]], ...] = ([], [])
     load = [0.0, 0.0]
-    for run, work in sorted(zip(cohort.runs, cohort.students, strict=True), key=lambda pair: -pair[1].macs):
-        side = int(load[1] < load[0])
+    for run, work in pairs:
+        side = bool(run.adapters) if apart else load[1] < load[0]
         load[side] += work.macs
         sides[side].append((run, work))
     left, right = (Cohort(*map(tuple, zip(*side, strict=True))) for side in sides)

@@ -20,7 +20,7 @@ _STATE = 8
 _BEST = 4
 """Bytes more where the weights of the best epoch are kept, too."""
 
-_EPOCH, _RECORD = 250, 8192
+_EPOCH, _RECORD = 250, 16_384
 """About the bytes of an epoch's line in metrics.jsonl, and of a record's other files, each of which fills a block."""
 
 

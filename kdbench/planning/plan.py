@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdbench.planning.cohorts import Cohort, auxiliaries_of, by_depth, cap_size, group, split
+from kdbench.planning.cohorts import Cohort, auxiliaries_of, by_depth, by_path, cap_size, group, split, tasks
 from kdbench.planning.cost import NOTHING, Work, cohort_work, measurement_work, teacher_work
 from kdbench.planning.speed import ASSUMED, Speed
 from kdbench.store.record import Record
@@ -55,9 +55,18 @@ class Plan:
         return sum(map(measurement_work, self.measurements), sum(map(teacher_work, self.teachers), NOTHING))
 
     def split_for(self, slots: int, speed: Speed = ASSUMED["cpu"]) -> Plan:
-        """The same for so many slots: cohorts are halved while that shortens the makespan."""
-        parts = by_depth(self.cohorts)
-        return replace(self, cohorts=tuple(cohort for part in parts for cohort in split(part, slots, speed)))
+        """The same for so many slots: cohorts are halved while that shortens the makespan.
+
+        Teachers and cohorts come in the order of the longest path that begins with them: first what most waits for.
+        """
+        cohorts = split(self.cohorts, slots, speed, self.teachers)
+        jobs: list[Stage | Cohort] = [*self.teachers, *cohorts]
+        order = [jobs[number] for number in by_path(tasks(self.teachers, cohorts, speed))]
+        return replace(
+            self,
+            teachers=tuple(job for job in order if not isinstance(job, Cohort)),
+            cohorts=tuple(job for job in order if isinstance(job, Cohort)),
+        )
 
 
 def make_plan(

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 from filelock import Timeout
 from pydantic import ValidationError
 
 from kdbench.errors import BadInput, BadRecord
-from kdbench.files import quarantine, write_atomically
+from kdbench.files import quarantine
 from kdbench.store.reading import LARGEST_METRICS
 from kdbench.store.record import Record
 from kdbench.store.store import Store
 from kdbench.suite.measurements import measurement_from
-from kdbench.suite.specs import RunSpec, Stage, stage_from, teaching_run, trained_stages
+from kdbench.suite.specs import RunSpec, Stage, digest, stage_from, teaching_run, trained_stages
 
 
 def import_teachers(folder: Path, store: Store) -> list[Stage]:
@@ -89,15 +87,13 @@ def export_teacher(record: Record, folder: Path, store: Store) -> list[Stage]:
 
 
 def place(record: Record, target: Record) -> None:
-    """Copy a finished record to its place, under its lock, unless a finished one is there.
+    """Copy a finished or diverged record to its place, under its lock, unless one that has ended is there.
 
     A damaged one is quarantined; an unfinished one gives way when the copy is whole. Raises Timeout where another process
     is at it, BadRecord for a damaged record, OSError.
     """
     with target.lock().acquire(timeout=0):
-        for leftover in target.folder.parent.glob(f".{target.id}.*.tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        if target.done():
+        if target.done() or target.diverged():
             return
         if target.has_result_file():
             quarantine(target.folder)
@@ -105,9 +101,12 @@ def place(record: Record, target: Record) -> None:
 
 
 def check_copyable(record: Record) -> None:
-    """Raise BadRecord unless a finished record's files are plain ones, of a size that they can have, and whole."""
+    """Raise BadRecord unless the files of a record that has ended are plain ones, of a size that they can have, and whole."""
     check_plain(record)
-    record.check(quick=not record.keeps_weights())
+    if not record.diverged():
+        record.check(quick=not record.keeps_weights())
+    elif digest(record.spec()) != record.id:
+        raise BadRecord(f"{record.folder / 'spec.json'}: is not what was stored")
 
 
 def check_plain(record: Record) -> None:
@@ -121,14 +120,20 @@ def check_plain(record: Record) -> None:
 
 
 def copy_record(record: Record, target: Path) -> None:
-    """Copy a finished record atomically, in the place of an unfinished one. Raises OSError, BadRecord if the copy differs."""
+    """Copy a record that has ended, atomically, in the place of an unfinished one. Nobody else may copy to there meanwhile.
+
+    Raises OSError, and BadRecord if the copy differs.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{record.id}.{secrets.token_hex(6)}.tmp" / record.id
+    temporary = target.parent / f".{record.id}.copy.tmp" / record.id
+    shutil.rmtree(temporary.parent, ignore_errors=True)  # what a killed process left
     try:
         temporary.mkdir(parents=True)
         for path in stored_files(record):
-            with path.open("rb") as file:
-                write_atomically(temporary / path.name, partial(shutil.copyfileobj, file))
+            with path.open("rb") as file, (temporary / path.name).open("xb") as copy:
+                shutil.copyfileobj(file, copy)
+                copy.flush()
+                os.fsync(copy.fileno())
         check_copyable(Record(temporary))
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
@@ -142,9 +147,10 @@ STORED = (
     "weights.safetensors",
     "teacher_head.safetensors",
     "metadata.json",
+    "failure.json",
     "result.json",
 )
-"""The files of a finished record that travel with it."""
+"""The files that travel with a record that has ended."""
 
 
 def stored_files(record: Record) -> Iterator[Path]:

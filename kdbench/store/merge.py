@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from kdbench.errors import BadRecord, KdbenchError
 from kdbench.store.archives import merge_sources, merge_suites
 from kdbench.store.exchange import basis, check_copyable, place
-from kdbench.store.record import Record, Result
+from kdbench.store.record import Failure, Record, Result
 from kdbench.store.store import KINDS, Store
 from kdbench.store.verify import label_of
-from kdbench.suite.specs import Stage, stage_label
+from kdbench.suite.specs import Stage, digest, stage_label
 
 
 MERGING = "merging.lock"
@@ -39,7 +39,7 @@ class Merged:
 
     ``taken`` counts records by kind (``runs`` …), ``suites`` and ``sources``. ``same`` counts those that are finished here
     with equal content; ``differing`` are finished here with another, and stay so. ``left_out`` could not be taken;
-    ``unfinished`` counts those without a result.
+    ``unfinished`` counts those that can go on where they are. One that diverged has ended as well as a finished one.
     """
 
     taken: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*KINDS, "suites", "sources"), 0))
@@ -56,7 +56,7 @@ def merge(sources: Mapping[str, Store], target: Store, *, dry_run: bool = False)
     Nothing that is finished in ``target`` is changed. A record lands whole or not at all, after the networks that it was made
     on: a merge that was killed is simply repeated. Raises KdbenchError where the target cannot be written.
     """
-    merged, would_take = Merged(), dict[str, Result]()
+    merged, would_take = Merged(), dict[str, Outcome]()
     suites, code = set[str](), set[str]()
     for name, source in sources.items():
         merger = _Merger(source, target, merged, name, would_take, dry_run=dry_run)
@@ -77,6 +77,9 @@ def merge(sources: Mapping[str, Store], target: Store, *, dry_run: bool = False)
     return merged
 
 
+Outcome = Result | Failure
+
+
 class _Merger:
     """Takes over the records of one folder, each after those that it was made on. ``would_take`` holds those of a dry run."""
 
@@ -86,7 +89,7 @@ class _Merger:
         target: Store,
         merged: Merged,
         name: str,
-        would_take: dict[str, Result],
+        would_take: dict[str, Outcome],
         *,
         dry_run: bool,
     ) -> None:
@@ -101,18 +104,18 @@ class _Merger:
             return
         self._seen.add(record.id)
         try:
-            result = record.result()
-            if result is None:
+            outcome = record.outcome()
+            if outcome is None:
                 self._merged.unfinished += 1
                 return
-            for problem in record.small_file_problems(result):
-                raise problem
+            if digest(record.spec()) != record.id:
+                raise BadRecord(f"{record.folder / 'spec.json'}: is not what was stored")
             networks = basis(record, kind)
             for network in networks:
                 below = self._source.record_of(network)
                 if below.has_result_file():
                     self.take("runs" if network.source_run else "teachers", below)
-            self._take_finished(kind, record, result, networks)
+            self._take_ended(kind, record, outcome, networks)
         except BadRecord as error:
             self._leave_out(kind, record, str(error))
         except ValidationError:
@@ -120,25 +123,25 @@ class _Merger:
         except Timeout:
             self._leave_out(kind, record, "another process is making it here: repeat the merge when it has finished")
 
-    def _take_finished(self, kind: str, record: Record, result: Result, networks: tuple[Stage, ...]) -> None:
+    def _take_ended(self, kind: str, record: Record, theirs: Outcome, networks: tuple[Stage, ...]) -> None:
         here = Record(self._target.root / kind / record.id)
         mine = None
         with suppress(BadRecord):  # it is quarantined, and theirs takes its place
-            mine = here.result() or self._would_take.get(record.id)
-        if mine == result:
+            mine = here.outcome() or self._would_take.get(record.id)
+        if mine == theirs or (isinstance(mine, Failure) and isinstance(theirs, Failure)):
             self._merged.same += 1
         elif mine:
             texts = (
                 f"{text} {where} ({each.made_by()})"
-                for text, each, where in zip(_apart(mine, result), (here, record), ("here", "there"), strict=True)
+                for text, each, where in zip(_apart(mine, theirs), (here, record), ("here", "there"), strict=True)
             )
             self._merged.differing.append(self._told(kind, record, ", ".join(texts)))
-        elif reason := self._other_weights(result, networks):
+        elif isinstance(theirs, Result) and (reason := self._other_weights(theirs, networks)):
             self._leave_out(kind, record, reason)
         else:
             check_copyable(record)
             if self._dry_run:
-                self._would_take[record.id] = result
+                self._would_take[record.id] = theirs
             else:
                 place(record, here)
             self._merged.taken[kind] += 1
@@ -158,8 +161,8 @@ class _Merger:
     def _weights(self, network: Stage) -> str | None:
         record = self._target.record_of(network)
         with suppress(BadRecord):
-            result = record.result() or self._would_take.get(record.id)
-            return result.weights_sha256 if result else None
+            outcome = record.result() or self._would_take.get(record.id)
+            return outcome.weights_sha256 if isinstance(outcome, Result) else None
         return None
 
     def _leave_out(self, kind: str, record: Record, reason: str) -> None:
@@ -170,8 +173,13 @@ class _Merger:
         return LeftOut(kind[:-1], record.id, label_of(record, kind), self._name, reason)
 
 
-def _apart(first: Result, second: Result) -> tuple[str, str]:
-    """What tells two results of one record apart: the accuracies or values, or else the hash of the weights or the curve."""
+def _apart(first: Outcome, second: Outcome) -> tuple[str, str]:
+    """What tells two outcomes of one record apart: the accuracies or values, or else the hash of the weights or the curve."""
+    if isinstance(first, Failure) or isinstance(second, Failure):
+        first_text, second_text = (
+            "diverged" if isinstance(each, Failure) else _numbers(each) for each in (first, second)
+        )
+        return first_text, second_text
     ways: tuple[Callable[[Result], str], ...] = (
         _numbers,
         lambda result: f"weights {result.weights_sha256:.8}",

@@ -87,7 +87,7 @@ def pack(
     suites: Collection[str] | None = None,
     without_weights: Collection[str] = (),
 ) -> Packed:
-    """Write the finished records of a store, or the ``wanted`` ones (ids by kind), into one file, whole or not at all.
+    """Write the records of a store that have ended, or the ``wanted`` ones (ids by kind), into one file, whole or not at all.
 
     suites:          the ids of the archived suites that go with them; None: all
     without_weights: ids of records whose weights stay behind
@@ -97,7 +97,9 @@ def pack(
     packed, contents = Packed(), dict[str, Path | bytes]()
     for kind in KINDS:
         for record in store.records(kind):
-            if (wanted is not None and record.id not in wanted[kind]) or not record.has_result_file():
+            if (wanted is not None and record.id not in wanted[kind]) or not (
+                record.has_result_file() or record.diverged()
+            ):
                 continue
             try:
                 check_copyable(record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import secrets
@@ -10,7 +11,7 @@ import socket
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -83,7 +84,7 @@ class Choice:
     keep: Collection[str] = ()
     used: Collection[str] = ()
     needed: Collection[str] = ()
-    until: float = field(default_factory=time.time)
+    until: float = math.inf
 
 
 def prunable(store: Store, choice: Choice) -> list[Item]:

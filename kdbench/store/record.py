@@ -257,6 +257,13 @@ class Record:
         failure = self.failure()
         return failure is not None and failure.kind == "diverged" and not self.done()
 
+    def outcome(self) -> Result | Failure | None:
+        """How it ended: its result, or the failure of a training that diverged; None of one that can go on.
+
+        Raises BadRecord for an invalid result.
+        """
+        return self.result() or (self.failure() if self.diverged() else None)
+
     def keeps_weights(self) -> bool:
         """Whether the weights were kept: those of tiny runs only if something depends on them."""
         return not NO_WEIGHTS.items() <= self.metadata().items()

@@ -7,6 +7,12 @@ import json
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """No speeds that another test has measured."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def test_plan(kdbench, suite_file, tmp_path):
     text = kdbench("plan", suite_file).stdout
     assert "2 runs to do in 1 cohorts, 0 settled already." in text
@@ -15,20 +21,26 @@ def test_plan(kdbench, suite_file, tmp_path):
 
 
 def test_plan_as_json(kdbench, suite_file, finished):
-    facts = json.loads(kdbench("plan", suite_file, "--json", "--slots", 2, "--on", "gpu").stdout)
-    assert (facts["runs"], facts["runs_settled"], facts["slots"], facts["device"]) == (1, 1, 2, "gpu")
+    facts = json.loads(kdbench("plan", suite_file, "--json", "--devices", 2, "--on", "gpu").stdout)
+    assert (facts["runs"], facts["runs_settled"], facts["devices"], facts["device"]) == (1, 1, 2, "gpu")
     assert facts["teachers"] == ["resnet8x4 on digits"]
-    assert facts["speed_source"] == "assumed"
-    assert 0 < facts["makespan_hours"] <= facts["device_hours"]
+    assert (facts["estimate"], facts["speed"]["records"]) == ("assumed for a GPU", 0)
+    assert 0 < facts["makespan_hours"] <= facts["device_hours"] < facts["device_hours_without_cohorts"] * 1.001
+    assert facts["idle_share"] == pytest.approx(1 - facts["device_hours"] / (2 * facts["makespan_hours"]))
+    assert set(facts["disk_bytes"]) == {"weights", "checkpoints", "logs"}
+    assert min(facts["disk_bytes"].values()) > 0
 
 
-def test_plan_with_a_given_speed_and_with_a_measured_one(kdbench, suite_file, finished):
-    slow, fast = (json.loads(kdbench("plan", suite_file, "--json", "--speed", s).stdout) for s in (1, 10))
-    assert slow["device_hours"] == pytest.approx(10 * fast["device_hours"])
-    about = {"device": {"kind": "gpu"}, "macs": 5e9, "seconds": 1}
+def test_plan_with_a_measured_speed(kdbench, suite_file, finished):
+    """A GPU that takes a second for 5 billion multiply-accumulates; what else there is stays in proportion."""
+    work = {"macs": 5e9, "activations": 0, "layers": 0, "updates": 0, "files": 0}
+    about = {"device": {"kind": "gpu", "name": "NVIDIA H100"}, "macs": 5e9, "work": work, "seconds": 1}
     (finished.folder / "metadata.json").write_text(json.dumps(about))
     facts = json.loads(kdbench("plan", suite_file, "--json").stdout)
-    assert (facts["device"], facts["speed"], facts["speed_source"]) == ("gpu", 5e9, "measured here")
+    assert (facts["device"], facts["device_name"], facts["speed"]["records"]) == ("gpu", "NVIDIA H100", 1)
+    assumed = json.loads(kdbench("plan", suite_file, "--json", "--on", "cpu").stdout)
+    assert assumed["device_name"] == ""
+    assert facts["device_hours"] > assumed["device_hours"]
     for junk in ('{"device": {"kind": "tpu"}, "macs": 1, "seconds": 1}', '{"device": "x"}', "{", '{"macs": "a"}'):
         (finished.folder / "metadata.json").write_text(junk)
         assert kdbench("plan", suite_file).returncode == 0
@@ -37,11 +49,10 @@ def test_plan_with_a_given_speed_and_with_a_measured_one(kdbench, suite_file, fi
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        (["--on", "tpu"], "write cpu or gpu"),
-        (["--slots", "0"], "--slots"),
+        (["--on", "tpu"], "write cpu, gpu, or part of the name"),
+        (["--devices", "0"], "--devices"),
         (["--slots", "1000000000"], "--slots"),
         (["--trials", "0"], "--trials"),
-        (["--speed", "0"], "--speed"),
         (["--only", "kd"], "write KEY=VALUE"),
         (["--only", "colour=red"], "write KEY=VALUE"),
         (["--only", "method="], "write KEY=VALUE"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.planning.cohorts import Cohort, auxiliaries_of, cap_size, group, highest_load, split
+from kdbench.planning.cohorts import Cohort, Task, auxiliaries_of, by_path, cap_size, group, makespan, split, tasks
 from kdbench.planning.cost import Work, student_work
 from kdbench.planning.plan import make_plan
 from kdbench.planning.speed import Speed
@@ -80,11 +80,28 @@ def test_different_epochs_may_train_together():
     assert len(group([run(), run(recipe=RECIPE.model_copy(update={"epochs": 2, "lr": 0.2}))])) == 1
 
 
-def test_the_costliest_jobs_go_first_to_the_slot_with_the_lowest_load():
-    assert highest_load([2, 3, 2, 3, 2], 2) == 7
-    assert highest_load([3, 3, 2, 2], 2, start=1.0) == 6
-    assert highest_load([3, 1], 5, start=1.0) == 4
-    assert highest_load([], 2, start=1.0) == 1
+def task(name, seconds, *needs):
+    return Task(seconds, (name,), frozenset(needs))
+
+
+def test_the_longest_chain_of_tasks_starts_first():
+    jobs = [task("long", 5), task("head", 3, "teacher"), task("teacher", 1), task("student", 4, "head")]
+    assert [jobs[number].gives[0] for number in by_path(jobs)] == ["teacher", "head", "long", "student"]
+
+
+@pytest.mark.parametrize(
+    ("jobs", "slots", "end"),
+    [
+        ([], 2, 0),
+        ([task(str(n), seconds) for n, seconds in enumerate((2, 3, 2, 3, 2))], 2, 7),
+        ([task("a", 3), task("b", 1)], 5, 3),
+        ([task("teacher", 2), task("a", 3, "teacher"), task("b", 3, "teacher"), task("other", 2)], 2, 5),
+        ([task("other", 9), task("a", 1), task("b", 9, "a")], 2, 10),
+        ([task("a", 1, "made before")], 1, 1),
+    ],
+)
+def test_the_makespan_of_tasks_by_hand(jobs, slots, end):
+    assert makespan(jobs, slots) == end
 
 
 def runs_of(cohorts):
@@ -92,7 +109,7 @@ def runs_of(cohorts):
 
 
 def ends(cohorts, slots):
-    return highest_load([cohort.work.macs for cohort in cohorts], slots)
+    return makespan(tasks((), cohorts, SPEED), slots)
 
 
 def test_one_slot_needs_no_split():

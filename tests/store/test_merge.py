@@ -12,6 +12,7 @@ from kdbench.files import write_json
 from kdbench.store import exchange
 from kdbench.store.archives import portable_about
 from kdbench.store.merge import merge
+from kdbench.store.record import Failure
 from kdbench.store.store import Store
 from kdbench.store.suites import find_kept
 from kdbench.store.verify import verify
@@ -78,6 +79,22 @@ def test_damaged_unfinished_and_old_records_stay_behind(made, suite, tmp_path):
         "their pack: 1 record was written by kdbench 0.1 and is not used. Report them with that version, or run their "
         "suites again"
     ]
+
+
+def test_a_diverged_run_has_ended(made, suite, tmp_path):
+    source, target = made("source"), Store(tmp_path / "target")
+    diverged = source.run(suite.runs[0].id)
+    for name in ("result.json", "metadata.json", "weights.safetensors"):
+        (diverged.folder / name).unlink()
+    diverged.fail(Failure(kind="diverged", epoch=3, reason="the loss is nan"))
+    assert merge({"source": source}, target).taken["runs"] == 4
+    assert target.run(diverged.id).diverged()
+    assert merge({"source": source}, target).same == 5
+    (reason,) = (each.reason for each in merge({"whole": made("whole")}, target).differing)
+    assert reason == (
+        "diverged here (machine and versions unknown), "
+        "last 50.00 % best 50.00 % there (kdbench 0.2.0, torch 2.13.0, A processor)"
+    )
 
 
 def test_a_finished_record_takes_the_place_of_an_unfinished_or_damaged_one(made, suite):

@@ -15,7 +15,6 @@ def found():
     """found(store, what, …): the names of what can be removed."""
 
     def names(store, *what, **choice):
-        choice = {"until": time.time() + 60, **choice}
         return [item.paths[0].relative_to(store.root).as_posix() for item in prunable(store, Choice(what, **choice))]
 
     return names
@@ -44,7 +43,7 @@ def test_weights_of_students_go_and_the_numbers_stay(made, suite, found):
     assert found(store, What.weights, needed={second.id}, keep={third.id}) == sorted(
         f"runs/{run.id}/weights.safetensors" for run in (first, fourth)
     )
-    items = prunable(store, Choice([What.weights], until=time.time() + 60))
+    items = prunable(store, Choice([What.weights]))
     assert len(list(remove(items))) == 4
     assert not verify(store).damaged
     assert store.run(first.id).result()
@@ -72,7 +71,7 @@ def test_what_is_in_use_or_young_stays(made, suite, found):
     with record.lock().acquire(timeout=0):
         assert found(store, What.checkpoints) == []
         assert set(everything) - set(found(store, What.unused)) == {f"runs/{record.id}"}
-        items = prunable(store, Choice([What.unused], until=time.time() + 60))
+        items = prunable(store, Choice([What.unused]))
     with store.run(suite.runs[1].id).lock().acquire(timeout=0):
         removed = {item.paths[0].name for item in remove(items)}
     assert len(removed) == len(items) - 1

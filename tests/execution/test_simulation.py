@@ -1,0 +1,83 @@
+"""A plan that is played: its makespan by hand, and nothing lost with the devices."""
+
+import pytest
+
+from kdbench.execution.simulation import Conditions, play
+from kdbench.planning.cohorts import Cohort
+from kdbench.planning.cost import cohort_work, teacher_work
+from kdbench.planning.plan import Plan, make_plan
+from kdbench.planning.speed import Speed
+from kdbench.store.store import Store
+from kdbench.suite.specs import Adapter, DatasetSpec, Recipe, RunSpec, Supervised, WeightedTerm
+
+
+RECIPE = Recipe(epochs=4, batch=64, lr=0.1)
+CIFAR = DatasetSpec(name="cifar100")
+TEACHER = Supervised(network="vgg13", dataset=CIFAR, recipe=RECIPE)
+ADAPTER = Adapter(parent=TEACHER, dataset=CIFAR, term="ft", recipe=RECIPE)
+SPEED = Speed("gpu", (1e-12, 0.0, 0.0, 0.0, 0.0))
+"""A run takes about a minute and a half."""
+
+
+def run(method="kd", trial=0, **values):
+    spec = {"student": "vgg8", "teacher": TEACHER, "dataset": CIFAR, "recipe": RECIPE, **values}
+    return RunSpec(terms=(WeightedTerm(name=method),), trial=trial, **spec)
+
+
+def seconds(*runs):
+    return SPEED.seconds(cohort_work(runs))
+
+
+MADE = SPEED.seconds(teacher_work(TEACHER))
+
+
+def plan_of(*runs, teachers=(TEACHER,)):
+    """Each run a cohort of its own."""
+    return Plan(teachers, tuple(Cohort((each,)) for each in runs), 0, 0)
+
+
+def test_students_wait_for_their_teacher():
+    played = play(plan_of(run(), run(trial=1), run(trial=2)), 2, SPEED)
+    assert played.makespan == pytest.approx(MADE + 2 * seconds(run()))
+    assert played.idle_share == pytest.approx(1 - (MADE + 3 * seconds(run())) / (2 * played.makespan))
+    assert (played.jobs, played.losses, played.repeated) == (4, 0, 0)
+
+
+def test_what_needs_an_adapter_waits_for_it_and_others_do_not():
+    adapted = run("ft", trial=1, adapters=(ADAPTER,))
+    played = play(plan_of(run(), adapted, teachers=(TEACHER, ADAPTER)), 2, SPEED)
+    chain = SPEED.seconds(teacher_work(ADAPTER)) + seconds(adapted)
+    assert played.makespan == pytest.approx(MADE + max(chain, seconds(run())))
+
+
+def test_what_takes_time_beside_the_work():
+    conditions = Conditions(start=10, prepare=5, save=0.5)
+    played = play(plan_of(run()), 1, SPEED, conditions)
+    assert played.makespan == pytest.approx(10 + 5 + 1.5 * MADE + 5 + 1.5 * seconds(run()))
+
+
+def test_nothing_to_do_takes_no_time():
+    played = play(Plan((), (), 0, 0), 4, SPEED)
+    assert (played.makespan, played.idle_share) == (0, 0)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 7])
+def test_with_devices_that_get_lost_every_job_comes_to_its_end(devices):
+    """Losses every minute and a half, of jobs that take as long: most jobs are begun more than once."""
+    runs = [run(method, trial) for method in ("kd", "at", "sp", "vid") for trial in range(5)]
+    plan = make_plan(runs, Store("/nowhere"))
+    conditions = Conditions(start=2, prepare=1, checkpoint=10, loss=90, absence=20, seed=3)
+    played = play(plan, devices, SPEED, conditions)
+    calm = play(plan, devices, SPEED)
+    assert played.losses >= 5
+    assert played.makespan > calm.makespan
+    assert played.trained - played.repeated == pytest.approx(
+        calm.trained, rel=0.15
+    )  # other splits, other teacher passes
+    assert 0 < played.repeated <= 10 * played.losses
+
+
+def test_the_same_seed_plays_the_same():
+    plan = make_plan([run(trial=trial) for trial in range(6)], Store("/nowhere"))
+    first, again, other = (play(plan, 2, SPEED, Conditions(loss=60, absence=30, seed=seed)) for seed in (1, 1, 2))
+    assert first == again != other

@@ -1,0 +1,48 @@
+"""Disk space by hand, and that of a bundled suite."""
+
+from dataclasses import replace
+
+from kdbench.catalogue.networks import network
+from kdbench.catalogue.terms import costs
+from kdbench.planning.cohorts import Cohort
+from kdbench.planning.disk import disk_needed
+from kdbench.planning.plan import Plan
+from kdbench.suite.specs import DatasetSpec, HeadSpec, NewLayers, Recipe, RunSpec, Supervised, WeightedTerm
+
+
+RECIPE = Recipe(epochs=10, batch=64, lr=0.1)
+CIFAR = DatasetSpec(name="cifar100")
+TEACHER = Supervised(network="vgg13", dataset=CIFAR, recipe=RECIPE)
+VGG8, VGG13 = network("vgg8").parameters, network("vgg13").parameters
+
+
+def run(method, **values):
+    spec = {"student": "vgg8", "teacher": TEACHER, "dataset": CIFAR, "recipe": RECIPE, **values}
+    return RunSpec(terms=(WeightedTerm(name=method),), **spec)
+
+
+def test_by_hand():
+    """Weights of three networks; on one slot the checkpoints of two students, with what vid trains, are the most."""
+    plan = Plan((TEACHER,), (Cohort((run("kd"), run("vid"))),), 0, 0)
+    disk = disk_needed(plan, 1)
+    assert disk.weights == 4 * (2 * VGG8 + VGG13)
+    assert disk.checkpoints == max(8 * (2 * VGG8 + costs().of("vid").parameters), 12 * VGG13)
+    assert disk_needed(plan, 2).checkpoints == 8 * (2 * VGG8 + costs().of("vid").parameters) + 12 * VGG13
+    assert disk.logs == 3 * 10 * 250 + 3 * 16_384
+
+
+def test_weights_of_the_best_epoch_are_in_the_checkpoint_too():
+    plan = Plan((), (Cohort((run("kd", checkpoint="best"),)),), 0, 0)
+    assert disk_needed(plan, 4).checkpoints == 12 * VGG8
+
+
+def test_of_new_layers_they_alone_are_stored():
+    head = NewLayers(parent=TEACHER, dataset=CIFAR, head=HeadSpec(width=256, recipe=RECIPE))
+    assert disk_needed(Plan((head,), (), 0, 0), 1).weights == 4 * (513 * 256 + 257 * 100)
+
+
+def test_weights_of_stand_ins_are_not_kept():
+    tiny = CIFAR.model_copy(update={"classes": 8, "train_per_class": 1, "test_per_class": 1, "stand_in": True})
+    plan = Plan((), (Cohort((run("kd", dataset=tiny),)),), 0, 0)
+    assert disk_needed(plan, 1).weights == 0
+    assert disk_needed(replace(plan, cohorts=()), 1).checkpoints == 0
