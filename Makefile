@@ -2,6 +2,7 @@
 #   make demo    train the demonstration grid and print its table
 #   make test    run the tests but the slow ones; ARGS="tests/models" some of them
 #   make test-all  run all tests
+#   make test-cluster  install Slurm, where there is none (Debian, as root), and run an array under its daemons
 #   make fuzz    try suites, records, weights and archives that hypothesis makes up, for long; ARGS="-k suites" some of them
 #   make docs    build the documentation into .venv/site, strictly: broken links and undocumented keys are errors
 #   make bench   measure steps, streams, saves, start-up and reports; PEER=FOLDER RepDistiller beside; ARGS="--quick" tries it
@@ -16,7 +17,7 @@ export MALLOC_TRIM_THRESHOLD_ := 1073741824
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
 export GOMP_SPINCOUNT := 10000
 
-.PHONY: demo test test-all fuzz lint docs smoke tiny bench bench-tables clean
+.PHONY: demo test test-all test-cluster fuzz lint docs smoke tiny bench bench-tables clean
 
 demo: $(READY)
 	$(KDBENCH) run demo
@@ -28,6 +29,10 @@ test: $(READY)
 
 test-all: $(READY)
 	$(PYTEST) $(ARGS)
+
+test-cluster: $(READY)
+	command -v slurmctld || (apt-get update && apt-get install --yes --no-install-recommends slurmctld slurmd slurm-client munge)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/cli/test_slurm.py $(ARGS)
 
 fuzz: $(READY)
 	KDBENCH_FUZZ=fuzz $(PYTEST) tests/fuzz $(ARGS)

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 10.0
 
+WIDEST = 100
+"""Columns of the display, so that numbers stay near their labels on a wide terminal."""
+
 
 @dataclass
 class NetworkProgress(NetworkAt):
@@ -76,9 +79,10 @@ class Totals:
 
 
 class RunProgress:
-    """Shows what a pool does: ``listen`` takes its events."""
+    """Shows what a pool does: ``listen`` takes its events. ``on_interrupt`` tells what Ctrl-C does."""
 
-    def __init__(self, suites: Sequence[Suite]) -> None:
+    def __init__(self, suites: Sequence[Suite], on_interrupt: str = "save and stop") -> None:
+        self.on_interrupt = on_interrupt
         self.labels = {run.id: run.label for suite in suites for run in suite.runs}
         self.live: Any = None
         self._planned(Plan((), (), 0, 0))
@@ -152,9 +156,12 @@ class RunProgress:
         specs = [alone] if alone else event["runs"]
         for spec in specs:
             self.networks.setdefault(spec.id, self._network(spec))
-        title = title_of(event, self.labels)
-        self.slots[slot] = SlotStatus(title, [spec.id for spec in specs])
-        if not self.live and not event["waited"]:
+        self.begin(slot, title_of(event, self.labels), [spec.id for spec in specs], quiet=event["waited"])
+
+    def begin(self, slot: str, title: str, ids: list[str], *, quiet: bool = False) -> None:
+        """A job of networks that are known has started on a slot."""
+        self.slots[slot] = SlotStatus(title, ids)
+        if not self.live and not quiet:
             self.say(f"[{slot}] {title}: starts")
 
     def _trained(self, slot: str, event: dict[str, Any]) -> None:
@@ -197,26 +204,36 @@ class RunProgress:
         return ", ".join([*runs, *failed, self.totals.left()])
 
     def _render(self) -> Any:
+        """A line for each slot and each network: what is too long for the terminal is cut, so that nothing wraps."""
+        from rich.console import Group
+        from rich.constrain import Constrain
         from rich.table import Table
         from rich.text import Text
 
-        table = Table.grid(padding=(0, 2))
+        def line(left: Text, *right: Text) -> Table:
+            table = Table.grid(padding=(0, 2), expand=True)
+            table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+            for text in right:
+                table.add_column(min_width=len(text), justify="right", no_wrap=True)
+            table.add_row(left, *right)
+            return table
+
+        lines = []
         for slot, work in sorted(self.slots.items()):
             title = Text(one_line(f"[{slot}] {work.title}"), style="bold")
-            table.add_row(title, "", "", "", Text(f"{work.speed:,.0f} images/s"))
+            lines.append(line(title, Text(f"{work.speed:,.0f} images/s")))
             for id in work.ids[:20]:
                 network = self.networks[id]
-                table.add_row(
-                    Text("  " + one_line(network.label)),
-                    Text(network.place, style="cyan"),
-                    Text(f"loss {network.loss:.3f}" if network.loss is not None else ""),
-                    Text(f"top-1 {network.top1:.2f}" if network.top1 is not None else "", style="green"),
-                    "",
+                loss = f"loss {network.loss:.3f}" if network.loss is not None else ""
+                top1 = f"top-1 {network.top1:.2f}" if network.top1 is not None else ""
+                label = Text("  " + one_line(network.label))
+                lines.append(
+                    line(label, Text(network.place, style="cyan"), Text(f"{loss:10}"), Text(f"{top1:11}", "green"))
                 )
             if len(work.ids) > 20:
-                table.add_row(Text(f"  … and {len(work.ids) - 20} more", style="dim"), "", "", "", "")
-        table.add_row(Text(self._summary(), style="bold cyan"), "", "", "", Text("Ctrl-C: save and stop", style="dim"))
-        return table
+                lines.append(line(Text(f"  … and {len(work.ids) - 20} more", style="dim")))
+        keys = Text(f"Ctrl-C: {self.on_interrupt}", style="dim")
+        return Constrain(Group(*lines, line(Text(self._summary(), style="bold cyan"), keys)), WIDEST)
 
 
 STEP = 10

@@ -8,6 +8,7 @@ import threading
 from contextlib import closing
 
 import pytest
+from rich.console import Console
 
 from kdbench.cli.progress import RunProgress, Totals
 from kdbench.planning.plan import make_plan
@@ -43,6 +44,13 @@ def progress_of(plan):
     progress = RunProgress([])
     progress.listen("", {"event": "planned", "plan": plan})
     return progress
+
+
+def shown(progress, width):
+    """The lines of the display on a terminal of that many columns."""
+    console = Console(width=width, file=io.StringIO())
+    console.print(progress._render())
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
 
 @pytest.fixture
@@ -148,8 +156,7 @@ def test_a_terminal_gets_one_display(progress, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     with closing(progress):
         drive(progress)
-        table = progress._render()
-        assert table.row_count == 4
+        assert len(shown(progress, 80)) == 4
     assert "[not markup]" in screen.getvalue()
 
 
@@ -157,7 +164,20 @@ def test_the_display_of_a_large_cohort_is_cut(progress):
     many = [run.model_copy(update={"trial": n}) for n in range(15) for run in RUNS]
     progress.networks |= {run.id: progress.networks[RUNS[0].id] for run in many}
     progress.listen("gpu:0", {"event": "started", "teacher": None, "runs": many, "measurement": None, "waited": False})
-    assert progress._render().row_count == 1 + 20 + 1 + 1
+    assert len(shown(progress, 80)) == 1 + 20 + 1 + 1
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_each_network_has_one_line_with_all_its_numbers(progress, width):
+    progress.listen("cpu", {"event": "started", "teacher": None, "runs": RUNS, "measurement": None, "waited": False})
+    progress.listen("cpu", epoch(RUNS[0].id, 3, 91.5))
+    progress.networks[RUNS[0].id].label = "a teacher of a long name → a student of a long name kd+at #0"
+    title, network, *_ = lines = shown(progress, width)
+    assert len(lines) == 4
+    assert max(map(len, lines)) <= min(width, 100)
+    assert title.endswith("1,234 images/s")
+    assert network.endswith("3/4  loss 1.250  top-1 91.50")
+    assert lines[-1].endswith("Ctrl-C: save and stop")
 
 
 def test_time_left_counts_what_this_session_has_done():

@@ -1,12 +1,13 @@
-"""kdbench status: who works at what, what has stopped, and what is left."""
+"""kdbench status and watch: who works at what, what has stopped, and what is left."""
 
 import json
 
 import pytest
 
-from kdbench.store.live import Heartbeat, JobAt, NetworkAt, beat
+from kdbench.cli.cluster import watch
+from kdbench.store.live import Heartbeat, JobAt, NetworkAt, beat, end_beating
 from kdbench.store.liveness import Process
-from kdbench.store.record import Failure
+from kdbench.store.record import Accuracy, Failure, Result
 from kdbench.store.store import Store
 from kdbench.store.suites import keep_suites
 from kdbench.suite.load import load_suite
@@ -63,5 +64,50 @@ def test_what_failed_is_told(kdbench, finished, suite_file, tmp_path, kind, word
 
 
 def test_a_folder_that_is_not_there(kdbench):
-    done = kdbench("status", "nowhere")
-    assert (done.returncode, done.stderr) == (2, "nowhere: no such results folder\n")
+    for command in ("status", "watch"):
+        done = kdbench(command, "nowhere")
+        assert (done.returncode, done.stderr) == (2, "nowhere: no such results folder\n")
+
+
+def test_watch_shows_what_goes_on_elsewhere_to_its_end(kdbench, at_work, tmp_path, monkeypatch):
+    run, here = at_work
+    store = Store(tmp_path / "results")
+
+    def finish(seconds):
+        accuracy = Accuracy(epoch=4, top1=91.5, top5=99.0)
+        result = Result(
+            id=run.id, kind="run", last=accuracy, best=accuracy, train_images=1, test_images=1, weights_sha256=""
+        )
+        store.run(run.id).begin(run.spec.canonical())
+        store.run(run.id).finish(result, {})
+        end_beating(store, here)
+
+    monkeypatch.setattr(watch.time, "sleep", finish)
+    slot = f"[{here.host} {here.pid} cpu] 1 student of resnet8x4, trial 0"
+    lines = kdbench("watch", "results").stderr.splitlines()
+    assert lines[0] == f"{slot}: starts"
+    assert lines[1].startswith(f"{slot}: epoch 1.50/4, top-1 80.00, 1,234 images/s; 0 of 1 runs")
+    assert lines[2] == f"finished {run.label}: top-1 91.50"
+    assert lines[3:] == ["Nothing works any more in results.", "own: 2 of 2 runs done, 0 left"]
+
+
+def test_watch_tells_of_failures(kdbench, at_work, tmp_path, monkeypatch):
+    run, here = at_work
+    store = Store(tmp_path / "results")
+
+    def fail(seconds):
+        store.run(run.id).begin(run.spec.canonical())
+        store.run(run.id).fail(Failure(kind="diverged", epoch=3, reason="loss is not finite"))
+        end_beating(store, here)
+
+    monkeypatch.setattr(watch.time, "sleep", fail)
+    assert f"FAILED {run.label}: loss is not finite" in kdbench("watch", "results").stderr.splitlines()
+
+
+def test_ctrl_c_leaves_the_runs_alone(kdbench, at_work, monkeypatch):
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch.time, "sleep", interrupt)
+    done = kdbench("watch", "results")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "The runs go on.")

@@ -49,16 +49,16 @@ def status(
     if not results.is_dir():
         raise BadInput(f"{results}: no such results folder")
     found = sorted(sightings(store), key=lambda each: (each.heartbeat.host, each.heartbeat.pid))
-    counted = [_count(suite, store, found) for suite in chosen_suites(store, suites, trials, only, settings, tiny=tiny)]
+    chosen = chosen_suites(store, suites, trials, only, settings, tiny=tiny)
     if json_output:
         facts = {
             "results": str(results),
             "processes": [_facts(sighting) for sighting in found],
-            "suites": [asdict(progress) for progress in counted],
+            "suites": [asdict(_count(suite, store, found)) for suite in chosen],
         }
         typer.echo(json.dumps(facts, indent=1))
         return
-    for line in (*_describe_processes(found), *_describe_suites(counted)):
+    for line in (*_describe_processes(found), *describe_suites(chosen, store, found)):
         typer.echo(line)
 
 
@@ -162,8 +162,9 @@ def _reached(network: NetworkAt) -> str:
     return (f"epoch {network.place}" if network.epochs else network.place) + top1
 
 
-def _describe_suites(counted: Sequence[SuiteProgress]) -> Iterator[str]:
-    for suite in counted:
+def describe_suites(suites: Sequence[Suite], store: Store, found: Sequence[Sighting]) -> Iterator[str]:
+    """How far suites are, and which of their runs failed."""
+    for suite in (_count(suite, store, found) for suite in suites):
         diverged = sum(run.kind == "diverged" for run in suite.failed)
         others = len(suite.failed) - diverged
         parts = [
