@@ -18,7 +18,8 @@ from kdbench.cli.options import HELP_OPTIONS
 COMMANDS = {
     "run": ("run:run", "Train what is missing of the suites, then print their tables."),
     "plan": ("plan:plan", "Show what would run: teachers, cohorts, runs, hours."),
-    "status": ("status:status", "Show who works at what in a results folder, how far, and what is left."),
+    "status": ("cluster.status:status", "Show who works at what in a results folder, how far, and what is left."),
+    "slurm": ("cluster.slurm:slurm", "Write a Slurm batch script whose tasks share the runs of suites."),
     "report": ("report:report", "Print the suites' tables with the results so far."),
     "plot": ("plot:plot", "Draw a picture of results, or a figure of a paper."),
     "compare": ("report:compare", "Compare two results folders cell by cell."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -58,6 +59,15 @@ def group(summary: str) -> typer.Typer:
     return typer.Typer(help=summary, no_args_is_help=True, add_completion=False, context_settings=HELP_OPTIONS)
 
 
+def _shard(text: str | None) -> str | None:
+    number, _, count = (text or "1/1").partition("/")
+    if not (
+        re.fullmatch(r"[1-9]\d{0,4}", number) and re.fullmatch(r"[1-9]\d{0,4}", count) and int(number) <= int(count)
+    ):
+        raise typer.BadParameter(f"{shorten(str(text))!r}: write I/N with I from 1 to N, such as 1/4")
+    return text
+
+
 Suites = Annotated[
     list[str],
     typer.Argument(
@@ -104,6 +114,15 @@ Set = Annotated[
         help="Change the protocols of the suites, such as protocol.epochs=5; the value is read as YAML. May be repeated.",
     ),
 ]
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        callback=_shard,
+        help="Only part I of N, for machines that share nothing; kdbench results merge joins their results.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
@@ -115,6 +134,7 @@ def load(
     *,
     tiny: bool = False,
     settings: Sequence[str] | None = None,
+    shard: str | None = None,
 ) -> list[Suite]:
     """Load the selected part of suites. Suites, weights and modules that are gone are those kept with the results."""
     from kdbench.store.store import Store
@@ -133,7 +153,12 @@ def load(
     tell_outdated(stores)
     for message in known.messages:
         say(message)
-    return select(loaded, only)
+    selected = select(loaded, only)
+    if shard:
+        from kdbench.planning import shards
+
+        return shards.shard(selected, *map(int, shard.split("/")))
+    return selected
 
 
 def tell_outdated(stores: Iterable[Store]) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from kdbench.catalogue.text import printable
-from kdbench.cli.options import Data, Json, Only, Results, Set, Suites, Tiny, Trials, load
+from kdbench.cli.options import Data, Json, Only, Results, Set, Shard, Suites, Tiny, Trials, load
 from kdbench.errors import BadRecord
 from kdbench.execution.simulation import play
 from kdbench.planning.disk import disk_needed
@@ -39,12 +39,13 @@ def plan(
     on: On = "",
     trials: Trials = None,
     only: Only = None,
+    shard: Shard = None,
     settings: Set = None,
     tiny: Tiny = False,
     json_output: Json = False,
 ) -> None:
     """Show what would run: teachers, cohorts, runs, hours. Nothing is trained."""
-    loaded = load(suites, [results], trials, only, tiny=tiny, settings=settings)
+    loaded = load(suites, [results], trials, only, tiny=tiny, settings=settings, shard=shard)
     facts = summarise(loaded, results, devices, on, data=data)
     if json_output:
         typer.echo(json.dumps(facts, indent=1))

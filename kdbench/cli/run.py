@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from kdbench.catalogue.text import command, printable, shell_line
-from kdbench.cli.options import Data, Only, Results, Set, Suites, Tiny, Trials, load, say
+from kdbench.cli.options import Data, Only, Results, Set, Shard, Suites, Tiny, Trials, load, say
 from kdbench.cli.plan import describe, summarise
 from kdbench.cli.plot import plot
 from kdbench.cli.progress import RunProgress
@@ -35,6 +35,12 @@ Jobs = Annotated[
         help="Workers that share a device. Default: 1 on a GPU, one per core (at most 4) on a CPU.",
     ),
 ]
+ClusterOption = Annotated[
+    str,
+    typer.Option(
+        "--cluster", help="Train on a Ray cluster: its HOST:PORT, auto (the one here) or local (started here)."
+    ),
+]
 Download = Annotated[bool, typer.Option("--download", help="Fetch data sets and published weights that are missing.")]
 
 
@@ -44,8 +50,10 @@ def run(
     data: Data = Path("data"),
     devices: Devices = "auto",
     jobs_per_device: Jobs = None,
+    cluster: ClusterOption = "",
     trials: Trials = None,
     only: Only = None,
+    shard: Shard = None,
     settings: Set = None,
     tiny: Tiny = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
@@ -81,14 +89,23 @@ def run(
         if suites != ["demo"]:
             raise BadInput("--quick is for the demo alone: kdbench run demo --quick")
         only = [*QUICK, *(only or ())]
-    loaded = load(suites, [results], trials, only, tiny=tiny, settings=settings)
+    loaded = load(suites, [results], trials, only, tiny=tiny, settings=settings, shard=shard)
     if dry_run:
         typer.echo(printable(describe(summarise(loaded, results, 1, data=data))))
         return
     store = Store(results)
     tell_changed(loaded, [store])
     options = RunOptions(
-        results, data, devices, jobs_per_device, download, checkpoint_seconds, retry_diverged, deterministic, eager
+        results,
+        data,
+        devices,
+        jobs_per_device,
+        download,
+        checkpoint_seconds,
+        retry_diverged,
+        deterministic,
+        eager,
+        cluster,
     )
     with tracking(track, loaded, results) as tracked, progress(loaded, tracked) as on_event:
         failed = run_suites(loaded, options, on_event)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -61,6 +61,7 @@ class Batch:
     clean_labels: [B] int64, the labels before label noise; None without noise
     teacher_images: [B, 3, H', W'], the images in the teacher's own preprocessing; None if it sees the students'
     views: transformed views of the images, by kind of transform (kdbench.data.views); only the kinds that a term needs
+    portions: the number of equal portions, one for each device, that the batch was divided into; this is one of them
     """
 
     images: Tensor
@@ -69,9 +70,33 @@ class Batch:
     clean_labels: Tensor | None = None
     teacher_images: Tensor | None = None
     views: Mapping[str, AugmentedViews] = field(default_factory=dict)
+    portions: int = 1
 
     def __len__(self) -> int:
-        return self.images.shape[0]
+        return self.labels.shape[0]
+
+
+class Portion(NamedTuple):
+    """The portion of each batch that one of ``size`` devices sees: images in a row, as many as every other one.
+
+    A batch is divided where all portions are equal and hold at least two images of each of the parts, ``multiple`` in
+    all, that must not be torn; another, such as a short last one, goes to every device whole.
+    """
+
+    rank: int = 0
+    size: int = 1
+    multiple: int = 1
+
+    def of(self, start: int, stop: int) -> tuple[slice, int]:
+        """The images of the batch ``start`` … ``stop`` that the device sees, and the number of portions."""
+        count = stop - start
+        if self.size == 1 or count % self.multiple or count < 2 * self.multiple:
+            return slice(start, stop), 1
+        own = count // self.size
+        return slice(start + self.rank * own, start + (self.rank + 1) * own), self.size
+
+
+UNDIVIDED = Portion()
 
 
 class Batches(Protocol):
@@ -81,9 +106,16 @@ class Batches(Protocol):
         """Images per epoch."""
 
     def epoch(
-        self, epoch: int, *, with_teacher: bool = True, transforms: Sequence[str] = (), first: int = 0
+        self,
+        epoch: int,
+        *,
+        with_teacher: bool = True,
+        transforms: Sequence[str] = (),
+        first: int = 0,
+        portion: Portion = UNDIVIDED,
     ) -> Iterator[Batch]:
         """The batches of an epoch, counted from 1, from batch number ``first`` on, counted from 0.
 
-        ``with_teacher`` includes the teacher's own images; ``transforms`` names the kinds of views to generate.
+        ``with_teacher`` includes the teacher's own images; ``transforms`` names the kinds of views to generate. With a
+        ``portion`` those of a device come instead: together they are the same batches.
         """

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kdbench.data.augment import AREA, RATIO, random_resized_crop
-from kdbench.data.batch import VIEWS_PER_IMAGE, Batch, generator
+from kdbench.data.batch import UNDIVIDED, VIEWS_PER_IMAGE, Batch, Portion, generator
 from kdbench.data.image_sets import ImageFiles
 from kdbench.data.preprocess import Normalisation, center_crop, pixels
 from kdbench.data.views import ViewGenerator
@@ -147,28 +147,36 @@ class FileStream:
         return self.labels.shape[0]
 
     def epoch(
-        self, epoch: int, *, with_teacher: bool = True, transforms: Sequence[str] = (), first: int = 0
+        self,
+        epoch: int,
+        *,
+        with_teacher: bool = True,
+        transforms: Sequence[str] = (),
+        first: int = 0,
+        portion: Portion = UNDIVIDED,
     ) -> Iterator[Batch]:
         """The batches of an epoch, counted from 1. Without a teacher, its own images are left out.
 
         Each view that ``transforms`` names has its own crop and its own flip.
         """
         order = torch.randperm(len(self), generator=generator("epoch", *self.seed, epoch))
-        parts = torch.split(order, self.batch)[first:]
-        batches = self.load([(epoch, with_teacher, bool(transforms), part.tolist()) for part in parts])
+        starts = range(first * self.batch, len(self), self.batch)
+        parts = [portion.of(start, min(start + self.batch, len(self))) for start in starts]
+        batches = self.load([(epoch, with_teacher, bool(transforms), order[part].tolist()) for part, _ in parts])
         generators = {name: ViewGenerator(name, len(self), (*self.seed, epoch), self.device) for name in transforms}
         normalise = self.normalise if with_teacher else self.normalise[:1]
-        places = torch.split(order.to(self.device), self.batch)[first:]
-        for number, (indices, stacks) in enumerate(zip(places, batches, strict=True), first):
+        order = order.to(self.device)
+        for (part, portions), stacks in zip(parts, batches, strict=True):
             images = [each(stack) for each, stack in zip(normalise, stacks, strict=False)]
-            crops, start = stacks[len(images) :], number * self.batch
+            crops, indices = stacks[len(images) :], order[part]
             yield Batch(
                 images=images[0],
                 labels=self.labels[indices],
                 indices=indices,
                 clean_labels=None if self.clean_labels is None else self.clean_labels[indices],
                 teacher_images=images[1] if len(images) > 1 else None,
-                views={name: generate(crops, normalise, start) for name, generate in generators.items()},
+                views={name: generate(crops, normalise, part.start) for name, generate in generators.items()},
+                portions=portions,
             )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.data.augment import Augmenter
-from kdbench.data.batch import VIEWS_PER_IMAGE, Batch, generator
+from kdbench.data.batch import UNDIVIDED, VIEWS_PER_IMAGE, Batch, Portion, generator
 from kdbench.data.file_stream import FileStream, FileTestSet
 from kdbench.data.image_sets import ImageFiles, ImageSet, Samples, Sets, apply_scenario, load_images, samples_of
 from kdbench.data.preprocess import Normalisation, resize
@@ -54,7 +54,13 @@ class Stream:
         return self.labels.shape[0]
 
     def epoch(
-        self, epoch: int, *, with_teacher: bool = True, transforms: Sequence[str] = (), first: int = 0
+        self,
+        epoch: int,
+        *,
+        with_teacher: bool = True,
+        transforms: Sequence[str] = (),
+        first: int = 0,
+        portion: Portion = UNDIVIDED,
     ) -> Iterator[Batch]:
         """The batches of an epoch, counted from 1. Without a teacher, its own images are left out.
 
@@ -75,13 +81,13 @@ class Stream:
             for role, augmenter in enumerate(augmenters if generators else [])
         ]
         for start in range(first * self.batch, count, self.batch):
-            part = slice(start, start + self.batch)
+            part, portions = portion.of(start, min(start + self.batch, count))
             indices = order[part]
             seen = [
                 augmenter(indices, offsets[:, part], flips[part])
                 for augmenter, (offsets, flips) in zip(augmenters, crops_and_flips, strict=True)
             ]
-            rows = view_rows(start, len(indices))
+            rows = view_rows(part.start, len(indices))
             pixels = [
                 augmenter.pixels(
                     indices.repeat_interleave(VIEWS_PER_IMAGE),
@@ -97,7 +103,8 @@ class Stream:
                 indices=indices,
                 clean_labels=None if self.clean_labels is None else self.clean_labels[indices],
                 teacher_images=seen[1] if len(seen) > 1 else None,
-                views={name: generate(pixels, normalise, start) for name, generate in generators.items()},
+                views={name: generate(pixels, normalise, part.start) for name, generate in generators.items()},
+                portions=portions,
             )
 
 
@@ -202,9 +209,15 @@ class FeatureStream:
         return len(self.labels)
 
     def epoch(
-        self, epoch: int, *, with_teacher: bool = True, transforms: Sequence[str] = (), first: int = 0
+        self,
+        epoch: int,
+        *,
+        with_teacher: bool = True,
+        transforms: Sequence[str] = (),
+        first: int = 0,
+        portion: Portion = UNDIVIDED,
     ) -> Iterator[Batch]:
-        """The batches of an epoch, counted from 1."""
+        """The batches of an epoch, counted from 1, whatever the ``portion``: a device sees them whole."""
         order = torch.randperm(len(self), generator=generator("features", *self.seed, epoch))
         for indices in torch.split(order.to(self.labels.device), self.batch)[first:]:
             yield Batch(images=self.features[indices], labels=self.labels[indices], indices=indices)

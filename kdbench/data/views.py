@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdbench.data.batch import VIEWS_PER_IMAGE, AugmentedViews, Batch, generator
+from kdbench.data.batch import UNDIVIDED, VIEWS_PER_IMAGE, AugmentedViews, Batch, Portion, generator
 from kdbench.data.image_sets import ImageSet
 from kdbench.data.preprocess import Normalisation
 from kdbench.errors import BadInput
@@ -285,9 +285,18 @@ class TwoViews:
         return self.labels.shape[0]
 
     def epoch(
-        self, epoch: int, *, with_teacher: bool = False, transforms: Sequence[str] = (), first: int = 0
+        self,
+        epoch: int,
+        *,
+        with_teacher: bool = False,
+        transforms: Sequence[str] = (),
+        first: int = 0,
+        portion: Portion = UNDIVIDED,
     ) -> Iterator[Batch]:
-        """The batches of an epoch, counted from 1. There is no teacher, and there are no transformed views."""
+        """The batches of an epoch, counted from 1. There is no teacher, and there are no transformed views.
+
+        They are not divided: whatever the ``portion``, a device sees them whole.
+        """
         rng = generator("two views", *self.seed, epoch)
         order = torch.randperm(len(self), generator=rng).to(self.device)
         parts = torch.split(order, self.how.recipe.batch)

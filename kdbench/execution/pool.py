@@ -15,25 +15,30 @@ from kdbench.child import exit_reason
 from kdbench.errors import KdbenchError
 from kdbench.execution.devices import Slot
 from kdbench.execution.scheduler import Assignment, Outcome, Scheduler, StoredRecords
-from kdbench.execution.worker_handle import RunOptions, Watchdog, WorkerHandle
+from kdbench.execution.worker_handle import Inbox, RunOptions, Watchdog, Worker, WorkerHandle
 from kdbench.planning.plan import Plan
 from kdbench.planning.speed import choose, known_speeds
 from kdbench.store.store import Store
 
 
 class Pool:
-    """Runs a plan on slots. ``listen`` is called with (slot name, event) for each event of the workers."""
+    """Runs a plan on slots. ``listen`` is called with (slot name, event) for each event of the workers.
+
+    ``start`` starts a worker on a slot. Slots may come and go: ``joined`` and ``left`` in the inbox say so.
+    """
 
     def __init__(
         self,
         slots: Sequence[Slot],
         options: RunOptions,
         listen: Callable[[str, dict[str, Any]], None],
+        start: Callable[[Slot, RunOptions, Inbox], Worker] = WorkerHandle,
     ) -> None:
         self.options = options
         self.listen = listen
-        self.inbox: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
-        self.workers: dict[str, WorkerHandle] = {}
+        self.start = start
+        self.inbox: Inbox = queue.Queue()
+        self.workers: dict[str, Worker] = {}
         self.watchdog = Watchdog()
         store = Store(options.results)
         speed = choose(known_speeds(store), slots[0].kind)
@@ -85,13 +90,13 @@ class Pool:
                 idle.close()
         if slot.name not in self.workers:
             try:
-                self.workers[slot.name] = WorkerHandle(slot, self.options, self.inbox)
+                self.workers[slot.name] = self.start(slot, self.options, self.inbox)
             except OSError as error:
                 reason = f"{error.strerror or error}: {error.filename or self.options.results}"
                 raise KdbenchError(f"no worker process can be started: {reason}") from None
             self.watchdog.add(slot.name)
         self.watchdog.restart(slot.name)
-        self.workers[slot.name].send(assignment.message())
+        self.workers[slot.name].send(assignment.message(), assignment.job)
 
     def _check_workers(self) -> None:
         """Warn of workers that hang, and kill those that are silent for too long."""
@@ -107,6 +112,17 @@ class Pool:
                 self._say(alarm.text)
 
     def _handle(self, slot: str, event: dict[str, Any]) -> None:
+        match event["event"]:
+            case "joined":
+                self.scheduler.add_slot(event["slot"])
+                self._say(f"{slot} has joined")
+                return
+            case "left":
+                if worker := self.workers.pop(slot, None):
+                    worker.close()
+                if slot in self.scheduler.slots:
+                    self.scheduler.remove_slot(slot, event["reason"])
+                return
         self.watchdog.receive(slot, event["event"])
         match event["event"]:
             case "alive":
@@ -115,9 +131,10 @@ class Pool:
                 worker.close()
                 self.scheduler.remove_slot(slot, event["reason"])
             case "exit" if worker := self.workers.pop(slot, None):
-                words = worker.stderr_tail()
+                words = "" if "reason" in event else worker.stderr_tail()
                 worker.close()
                 reason = f"the worker process ended ({exit_reason(event['code'])})" + (f": {words}" if words else "")
+                reason = event.get("reason", reason)
                 self.scheduler.lose(slot, reason, asked=self.outcome.stopping and event["code"] == 0)
             case _:
                 self.scheduler.handle(slot, event)

@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -15,10 +15,11 @@ from typing import Any
 from kdbench.catalogue.text import command
 from kdbench.child import answer
 from kdbench.errors import BadInput, BadSuite, Interrupted, KdbenchError, Problem
+from kdbench.execution.cluster import connected
 from kdbench.execution.devices import Slot, make_slots
 from kdbench.execution.heartbeats import Heartbeats
 from kdbench.execution.pool import Pool
-from kdbench.execution.worker_handle import RunOptions
+from kdbench.execution.worker_handle import RunOptions, WorkerHandle
 from kdbench.planning.cohorts import auxiliaries_of
 from kdbench.planning.plan import Plan, all_stages, make_plan, missing_files
 from kdbench.planning.speed import known_speeds
@@ -134,13 +135,21 @@ def _prepare(plan: Plan, suites: Sequence[Suite], store: Store, options: RunOpti
 
 def _execute(plan: Plan, suites: Sequence[Suite], options: RunOptions, on_event: OnEvent) -> dict[str, str]:
     """Train a plan on the devices. Returns the reasons of what failed; raises Interrupted, CannotSave or NoDevice."""
-    slots = make_slots(options.devices, options.jobs_per_device, lambda text: _tell(on_event, [text]))
-    _check_precision(plan, slots)
-    with Heartbeats(Store(options.results), suites, on_event) as heartbeats:
+
+    def tell(text: str) -> None:
+        _tell(on_event, [text])
+
+    with ExitStack() as stack:
+        cluster = stack.enter_context(connected(options, tell)) if options.cluster else None
+        slots = cluster.slots() if cluster else make_slots(options.devices, options.jobs_per_device, tell)
+        _check_precision(plan, slots)
+        heartbeats = stack.enter_context(Heartbeats(Store(options.results), suites, on_event))
         heartbeats.listen("", {"event": "planned", "plan": plan})
-        pool = Pool(slots, options, heartbeats.listen)
-        with _stopping_on_signals(pool):
-            outcome = pool.run(plan)
+        pool = Pool(slots, options, heartbeats.listen, cluster.start if cluster else WorkerHandle)
+        if cluster:
+            stack.enter_context(cluster.watched(pool.inbox))
+        stack.enter_context(_stopping_on_signals(pool))
+        outcome = pool.run(plan)
     known_speeds(Store(options.results))  # which keeps what was measured for other folders
     if outcome.interrupted:
         raise Interrupted("Stopped. What was trained up to the last checkpoint is saved")
@@ -216,10 +225,11 @@ def misfits(teachers: Iterable[Stage], files: Mapping[str, Path]) -> list[str]:
 
 @contextmanager
 def _stopping_on_signals(pool: Pool) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) lets the workers finish the step and save, the second ends them at once.
+    """The first Ctrl-C lets the workers finish the step and save, the second ends them at once.
 
-    The end of the terminal acts as the first, however often it is signalled; a process under nohup outlives it. Outside
-    the main thread, where Python handles no signals, nothing changes.
+    SIGTERM acts as the first however often it comes: batch systems send it to all processes of a job, and each may pass it
+    on. So does the end of the terminal; a process under nohup outlives it. Outside the main thread, where Python handles no
+    signals, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -228,7 +238,7 @@ def _stopping_on_signals(pool: Pool) -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal count
-        count += number != signal.SIGHUP
+        count += number == signal.SIGINT
         (pool.stop if count <= 1 else pool.kill)()
 
     numbers = [signal.SIGINT, signal.SIGTERM]

@@ -17,12 +17,13 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from kdbench.child import interpreter
 from kdbench.datafiles.own_files import ImageSource
 from kdbench.errors import BadInput
 from kdbench.execution.devices import Slot
+from kdbench.execution.jobs import Job
 from kdbench.store.liveness import process_state
 from kdbench.store.store import log_name
 
@@ -103,8 +104,9 @@ class Watchdog:
         state = self.states[slot]
         state.silent += passed
         state.idle += passed
-        silent = f"worker {slot} (PID {pid}) has said nothing for {state.silent:.0f} s"
-        idle = f"worker {slot} (PID {pid}) is alive, but its job has not come further for {state.idle:.0f} s"
+        worker = f"worker {slot} (PID {pid})" if pid else f"worker {slot}"
+        silent = f"{worker} has said nothing for {state.silent:.0f} s"
+        idle = f"{worker} is alive, but its job has not come further for {state.idle:.0f} s"
         if state.silent >= (STOP_SECONDS if self.stopping else HUNG_SECONDS) and (state.ready or self.stopping):
             return Alarm(slot, silent, fatal=True)
         if self.stopping and state.idle >= HUNG_SECONDS:
@@ -114,14 +116,15 @@ class Watchdog:
             return Alarm(slot, f"{silent}{_cause(pid, state.ready)}")
         if state.idle >= (STEP_SECONDS if self.stopping else HUNG_SECONDS) and not state.warned_idle:
             state.warned_idle = True
-            advice = "Ctrl-C again stops at once" if self.stopping else f"if it hangs, 'kill -9 {pid}' starts it again"
+            kill = f"kill -9 {pid}" if pid else "kill -9"
+            advice = "Ctrl-C again stops at once" if self.stopping else f"if it hangs, '{kill}' starts it again"
             return Alarm(slot, f"{idle}: a long step, or a device or file system that hangs; {advice}")
         return None
 
 
 def _cause(pid: int, ready: bool) -> str:
     """What may be the matter with a silent process, and what will be done."""
-    state = process_state(pid)
+    state = process_state(pid) if pid else ""
     if state == "stopped":
         cause = f" and is stopped ('kill -CONT {pid}' lets it go on)"
     else:
@@ -142,8 +145,9 @@ class RunOptions:
 
     ``devices`` is ``auto``, ``cpu``, or GPU numbers such as ``0,1``; ``checkpoint_seconds`` is the age at which a resume
     point is replaced; ``deterministic``: a GPU gives the same bits each time, more slowly; ``eager``: a GPU's kernels are
-    launched one by one, instead of as graphs; ``weights`` holds files of weights by SHA-256, in addition to those that suites
-    name. ``images``, the sources of images of one's own, and ``beside``, the folders of plug-ins' modules that are not on the
+    launched one by one, instead of as graphs; ``weights`` holds files of weights by SHA-256, in addition to those that
+    suites name. ``cluster`` is the address of a Ray cluster, ``local``, ``auto``, or "" for this machine's devices.
+    ``images``, the sources of images of one's own, and ``beside``, the folders of plug-ins' modules that are not on the
     import path, are found out when a run starts.
     """
 
@@ -156,9 +160,29 @@ class RunOptions:
     retry_diverged: bool = False
     deterministic: bool = False
     eager: bool = False
+    cluster: str = ""
     weights: Mapping[str, Path] = field(default_factory=dict)
     images: Mapping[str, ImageSource] = field(default_factory=dict)
     beside: Mapping[str, Path] = field(default_factory=dict)
+
+
+Inbox = queue.Queue[tuple[str, dict[str, Any]]]
+"""Where events of workers arrive, each with the name of its slot."""
+
+
+class Worker(Protocol):
+    """A worker process, wherever it is. ``pid`` is 0 for one of another machine."""
+
+    pid: int
+
+    def send(self, message: dict[str, Any], job: Job | None = None) -> None:
+        """Send a job, with its message, or a request."""
+
+    def close(self) -> bool:
+        """End it at once. False where the system does not let it end."""
+
+    def stderr_tail(self) -> str:
+        """The end of its log."""
 
 
 class WorkerHandle:
@@ -168,7 +192,7 @@ class WorkerHandle:
     error goes to a log file, which is removed in the end if it is empty.
     """
 
-    def __init__(self, slot: Slot, options: RunOptions, inbox: queue.Queue[tuple[str, dict[str, Any]]]) -> None:
+    def __init__(self, slot: Slot, options: RunOptions, inbox: Inbox) -> None:
         self.slot = slot
         self.log = options.results / "logs" / log_name(slot.name)
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -195,7 +219,7 @@ class WorkerHandle:
         device = "cuda" if slot.kind == "gpu" else "cpu"
         self.send({**asdict(options), "device": device, "threads": slot.threads})
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: dict[str, Any], job: Job | None = None) -> None:
         """Send a job or a request. One that is gone is noticed through its "exit" event, one that hangs by its silence."""
         self.outbox.put(json.dumps(message, default=str) + "\n")
 
@@ -226,7 +250,7 @@ class WorkerHandle:
             return ""
         return lines[-1] if lines else ""
 
-    def _listen(self, inbox: queue.Queue[tuple[str, dict[str, Any]]]) -> None:
+    def _listen(self, inbox: Inbox) -> None:
         assert self.process.stdout is not None
         with self.process.stdout as lines:
             for line in lines:
@@ -234,7 +258,7 @@ class WorkerHandle:
                     self._pass_on(inbox, json.loads(line))
         self._pass_on(inbox, {"event": "exit", "code": self.process.wait()})
 
-    def _pass_on(self, inbox: queue.Queue[tuple[str, dict[str, Any]]], event: dict[str, Any]) -> None:
+    def _pass_on(self, inbox: Inbox, event: dict[str, Any]) -> None:
         if not self.closed:
             inbox.put((self.slot.name, event))
 

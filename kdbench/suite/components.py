@@ -152,6 +152,9 @@ class Recipe(Preprocessing):
     The learning rate is multiplied by ``decay`` after each of the ``milestones`` (epochs, counted from 1).
     ``node_embedding`` is the width of EGA's layer between backbone and classifier (None: the network's own classifier).
     Test accuracy is measured after every ``evaluate_every``-th epoch and after the last.
+
+    Batch norm normalises each of ``batch_norm_parts`` equal parts of a batch, images in a row, by statistics of its own, and
+    its running statistics are those of the first: so torch's DataParallel trains on so many GPUs.
     """
 
     epochs: Epochs
@@ -165,6 +168,7 @@ class Recipe(Preprocessing):
     precision: Precision = "fp32"
     node_embedding: Width | None = None
     evaluate_every: Epochs = 1
+    batch_norm_parts: PositiveInt = 1
 
     def lr_at(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 1."""
@@ -174,6 +178,11 @@ class Recipe(Preprocessing):
     def _consistent(self) -> Recipe:
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
+        parts = self.batch_norm_parts
+        if self.batch % parts or self.batch // parts < 2:
+            raise ValueError(
+                f"a batch of {self.batch} has no {parts} equal parts of 2 images or more (batch_norm_parts)"
+            )
         return self
 
 

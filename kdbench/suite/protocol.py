@@ -26,6 +26,8 @@ from kdbench.suite.yaml_reader import Document, YamlPath, parse_yaml
 
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+_ALONE = {"node_embedding": None, "evaluate_every": 1, "batch_norm_parts": 1}
+"""What a recipe of students says that does not concern what is trained on a teacher before them."""
 Changes = dict[str, Any]
 """Values of a recipe that take the place of others."""
 
@@ -102,7 +104,7 @@ class Protocol(Recipe):
 
     def pretraining_spec(self, network: str, data: DatasetSpec | None) -> Pretraining:
         """The recipe of self-supervised pre-training."""
-        changes = {"node_embedding": None, "evaluate_every": 1, **self.pretraining, "crop_padding": 0}
+        changes = {**_ALONE, **self.pretraining, "crop_padding": 0}
         return Pretraining(recipe=self.recipe(network, data, changes), **self.simclr.model_dump())
 
     def head_spec(
@@ -112,7 +114,7 @@ class Protocol(Recipe):
         if self.node_embedding is None:
             return None
         beside = self.head_simultaneous if simultaneous else {}
-        changes = {**self.head, **beside, "node_embedding": None, **(view or {})}
+        changes = {"batch_norm_parts": 1, **self.head, **beside, "node_embedding": None, **(view or {})}
         return HeadSpec(width=self.node_embedding, recipe=self.recipe("", data, changes))
 
     def part_recipe(
@@ -123,7 +125,7 @@ class Protocol(Recipe):
         rates = changes.pop("lr_for", {})
         rate = next(({"lr": lr} for pattern, lr in rates.items() if fnmatchcase(student, pattern)), {})
         seen = view.model_dump() if view else {}
-        return self.recipe(student, data, {"node_embedding": None, "evaluate_every": 1, **changes, **rate, **seen})
+        return self.recipe(student, data, {**_ALONE, **changes, **rate, **seen})
 
     def recipe(self, network: str, data: DatasetSpec | None, changes: Changes | None = None) -> Recipe:
         """The recipe of a student; of another network with the ``changes`` that make it that one's.

@@ -23,6 +23,7 @@ from kdbench.training.build import DamagedTeacher
 from kdbench.training.checkpoint import DamagedCheckpoint, as_safetensors, load_checkpoint
 from kdbench.training.environment import Settings, describe
 from kdbench.training.loop import Callbacks
+from kdbench.training.ranks import ALONE, Ranks
 from kdbench.training.replay import Replay, why_eager
 from kdbench.training.teacher import load_stage
 from kdbench.training.trainer import Trainer
@@ -43,7 +44,9 @@ class JobContext:
 
     ``emit(event, **fields)`` tells the parent. ``waited``: another process was training the same when the job first asked,
     so that a failure of that process counts, too. ``discard_weights``: ids of students whose weights nothing will read.
-    ``eager``: steps are not replayed, though the device could.
+    ``eager``: steps are not replayed, though the device could. ``options``, what the worker was started with, and
+    ``replicas`` are for the other processes that train the job with this one on devices of their own; ``ranks`` are all of
+    them.
     """
 
     store: Store
@@ -56,14 +59,22 @@ class JobContext:
     eager: bool = False
     waited: bool = False
     discard_weights: frozenset[str] = frozenset()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    replicas: Sequence[Mapping[str, Any]] = ()
+    ranks: Ranks = ALONE
 
     def callbacks(self, on_finish: Callable[[Trainer], None]) -> Callbacks:
         """The functions that the training loop calls."""
-        return Callbacks(self._on_progress, self._on_epoch, on_finish, self.should_stop, self.checkpoint_seconds)
+        conclude = on_finish if self.ranks.leads else lambda trainer: None
+        return Callbacks(self._on_progress, self._on_epoch, conclude, self._stops, self.checkpoint_seconds)
+
+    def _stops(self) -> bool:
+        (stops,) = self.ranks.agrees(self.should_stop())
+        return stops
 
     def replay(self, recipe: Recipe) -> Replay | None:
         """What replays the full batches of a recipe; None where the device cannot, or is not to."""
-        if self.eager or why_eager(self.device):
+        if self.eager or self.ranks.size > 1 or why_eager(self.device):
             return None
         return Replay(self.device, recipe.batch, lambda text: self.emit("message", text=text))
 
@@ -114,6 +125,8 @@ class JobContext:
 
     def begin(self, record: Record, spec: dict[str, Any]) -> None:
         """Prepare a record for training."""
+        if not self.ranks.leads:
+            return
         for message in record.begin(spec):
             self.emit("message", text=message)
 
@@ -128,6 +141,7 @@ class JobContext:
         def build_on_parents() -> Trainer:
             trainer = build()
             trainer.parent_sha256 = self.store.hashes(parents) or None
+            trainer.ranks = self.ranks
             return trainer
 
         settings = Settings()
@@ -182,6 +196,8 @@ class JobContext:
 
     def fail(self, record: Record, failure: Failure) -> None:
         """Store a failure and report it."""
+        if not self.ranks.leads:
+            return
         record.fail(failure)
         self.emit("failed", id=record.id, reason=failure.reason)
 

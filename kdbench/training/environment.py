@@ -99,10 +99,16 @@ def _memory_is_short() -> bool:
     return free < SHORT_MEMORY * total
 
 
+class LostRank(RuntimeError):
+    """Another process that trains the same job is gone, and with it its portion of every batch."""
+
+
 def device_lost(error: BaseException) -> bool:
-    """Whether an error leaves the GPU unusable for this process: whatever runs next would fail, too."""
+    """Whether an error leaves the GPU, or the company of other processes, unusable: whatever runs next would fail, too."""
     if out_of_memory(error):
         return False
+    if isinstance(error, LostRank):
+        return True
     if isinstance(error, getattr(torch, "AcceleratorError", ())):  # since torch 2.8
         return True
     message = message_of(error)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from kdbench.data.batch import AugmentedViews, Batch, Batches
+from kdbench.data.batch import UNDIVIDED, AugmentedViews, Batch, Batches, Portion
 from kdbench.data.views import interleave_views
 from kdbench.errors import BadInput
 from kdbench.methods.term import Term
@@ -114,6 +114,8 @@ def aliased(shown: Shown) -> Shown:
 
 def relisted(outputs: Outputs) -> Outputs:
     """The same tensors, with lists of their own: what is appended to these is not seen by others."""
+    if type(outputs) is not Outputs:  # it is gathered from several devices and makes a list whenever one is read
+        return outputs
     return outputs._replace(features=[*outputs.features], preactivations=[*outputs.preactivations])
 
 
@@ -147,10 +149,16 @@ class ReplayedStream:
         return len(self._stream)
 
     def epoch(
-        self, epoch: int, *, with_teacher: bool = True, transforms: Sequence[str] = (), first: int = 0
+        self,
+        epoch: int,
+        *,
+        with_teacher: bool = True,
+        transforms: Sequence[str] = (),
+        first: int = 0,
+        portion: Portion = UNDIVIDED,
     ) -> Iterator[Batch]:
         """The batches of an epoch."""
-        return self._stream.epoch(epoch, with_teacher=with_teacher, transforms=transforms, first=first)
+        return self._stream.epoch(epoch, with_teacher=with_teacher, transforms=transforms, first=first, portion=portion)
 
 
 def plugged_in(modules: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,17 @@ from kdbench.models.checkpoints import load_checkpoint, published_accuracy
 from kdbench.models.outputs import Shapes, measure_shapes
 from kdbench.planning.cost import cohort_work, student_work, teacher_pass_work, teacher_work
 from kdbench.store.record import Accuracy, Failure, Record
-from kdbench.suite.specs import Adapter, Imported, RunSpec, Scenario, SelfSupervised, Stage, StudentOf, stage_label
+from kdbench.suite.specs import (
+    Adapter,
+    Imported,
+    RunSpec,
+    Scenario,
+    SelfSupervised,
+    Stage,
+    StudentOf,
+    stage_from,
+    stage_label,
+)
 from kdbench.training.build import (
     TEACHER_TRIAL,
     DamagedTeacher,
@@ -35,6 +45,7 @@ from kdbench.training.build import (
 from kdbench.training.context import JobContext, JobResult, RunFinisher, cost_fields
 from kdbench.training.environment import device_lost, out_of_memory
 from kdbench.training.loop import Evaluate, failure_of, train
+from kdbench.training.replicas import on_several_devices
 from kdbench.training.teacher import FrozenTeacher, OnlineTeacher, adapter_trainer, load_adapter
 from kdbench.training.trainer import Trainer
 
@@ -53,7 +64,18 @@ def train_teacher(spec: Stage, ctx: JobContext) -> JobResult:
         if isinstance(spec, Imported):
             _import_weights(spec, record, ctx)
             return JobResult()
-        return JobResult(stopped=not _train_stage(spec, record, ctx))
+        recipes = [] if spec.recipe is None else [spec.recipe]
+        with on_several_devices({"teacher": spec.model_dump(mode="json")}, recipes, ctx) as together:
+            return JobResult(stopped=not _train_stage(spec, record, together))
+
+
+def train_along(job: Mapping[str, Any], ctx: JobContext) -> None:
+    """Train what another process trains, in its company, on this device's portions. Nothing is stored."""
+    if "teacher" in job:
+        stage = stage_from(job["teacher"])
+        _train_stage(stage, ctx.store.teacher(stage.id), ctx)
+    else:
+        _train_together([RunSpec.model_validate(spec) for spec in job["runs"]], ctx)
 
 
 def _import_weights(spec: Imported, record: Record, ctx: JobContext) -> None:
@@ -98,20 +120,21 @@ def _train_stage(spec: Stage, record: Record, ctx: JobContext) -> bool:
     recipe, data = spec.recipe, spec.dataset
     stream: Batches
     evaluate: Evaluate | None
-    if not isinstance(spec, SelfSupervised):
-        stream = ctx.data.stream(data, Scenario(), recipe, TEACHER_TRIAL)
-        test = None if isinstance(spec, Adapter) else ctx.data.test(data, recipe)
-        evaluate = None if test is None else partial(measure, test=test)
-    else:
-        stream = ctx.data.two_views(data, spec.pretraining, TEACHER_TRIAL)
-        known, test = ctx.data.train(data, recipe), ctx.data.test(data, recipe)
-        evaluate = partial(measure_neighbours, train=known, test=test, classes=data.class_count)
-    ctx.begin(record, spec.canonical())
-    if isinstance(spec, Adapter):
-        make = partial(adapter_trainer, spec, ctx.store, ctx.device, len(stream))
-    else:
-        make = partial(teacher_trainer, spec, ctx.store, ctx.device)
-    trainer, _ = ctx.restore_or_build(make, [spec.parent] if spec.parent else [])
+    with ctx.ranks.after_the_first():
+        if not isinstance(spec, SelfSupervised):
+            stream = ctx.data.stream(data, Scenario(), recipe, TEACHER_TRIAL)
+            test = None if isinstance(spec, Adapter) else ctx.data.test(data, recipe)
+            evaluate = None if test is None else partial(measure, test=test)
+        else:
+            stream = ctx.data.two_views(data, spec.pretraining, TEACHER_TRIAL)
+            known, test = ctx.data.train(data, recipe), ctx.data.test(data, recipe)
+            evaluate = partial(measure_neighbours, train=known, test=test, classes=data.class_count)
+        ctx.begin(record, spec.canonical())
+        if isinstance(spec, Adapter):
+            make = partial(adapter_trainer, spec, ctx.store, ctx.device, len(stream))
+        else:
+            make = partial(teacher_trainer, spec, ctx.store, ctx.device)
+        trainer, _ = ctx.restore_or_build(make, [spec.parent] if spec.parent else [])
     fields = {
         "train_images": len(stream),
         "test_images": 0 if test is None else len(test),
@@ -119,7 +142,7 @@ def _train_stage(spec: Stage, record: Record, ctx: JobContext) -> bool:
     }
     work = teacher_work(spec)
     conclude = RunFinisher(ctx, "teacher", {spec.id: cost_fields(work, work, recipe.precision)}, fields)
-    return train([trainer], None, stream, evaluate, ctx.callbacks(conclude), ctx.replay(recipe))
+    return train([trainer], None, stream, evaluate, ctx.callbacks(conclude), ctx.replay(recipe), ctx.ranks)
 
 
 def train_cohort(runs: Sequence[RunSpec], ctx: JobContext) -> JobResult:
@@ -142,7 +165,9 @@ def _train_within_memory(specs: Sequence[RunSpec], ctx: JobContext) -> bool:
     Runs that have finished or failed when memory runs out are not started again.
     """
     try:
-        return _train_together(specs, ctx)
+        job = {"runs": [spec.model_dump(mode="json") for spec in specs]}
+        with on_several_devices(job, [spec.recipe for spec in specs], ctx) as together:
+            return _train_together(specs, together)
     except Exception as error:
         if not out_of_memory(error):
             raise
@@ -165,12 +190,13 @@ def _train_within_memory(specs: Sequence[RunSpec], ctx: JobContext) -> bool:
 def _train_together(specs: Sequence[RunSpec], ctx: JobContext) -> bool:
     """Train runs on one stream with one teacher. False if asked to stop before the end."""
     lead = next((spec for spec in specs if spec.teacher), specs[0])  # who needs no teacher knows nothing of its view
-    stream = ctx.data.stream(lead.dataset, lead.scenario, lead.recipe, lead.trial, lead.teacher_view)
-    test = ctx.data.test(lead.dataset, lead.recipe)
-    teacher, shapes = open_teacher(lead, ctx), None
-    if teacher:
-        shapes = measure_shapes(teacher.network, seen_size(lead.dataset, lead.teacher_view or lead.recipe))
-    students = [(spec, _build_student(spec, teacher, shapes, stream.labels, ctx)) for spec in specs]
+    with ctx.ranks.after_the_first():
+        stream = ctx.data.stream(lead.dataset, lead.scenario, lead.recipe, lead.trial, lead.teacher_view)
+        test = ctx.data.test(lead.dataset, lead.recipe)
+        teacher, shapes = open_teacher(lead, ctx), None
+        if teacher:
+            shapes = measure_shapes(teacher.network, seen_size(lead.dataset, lead.teacher_view or lead.recipe))
+        students = [(spec, _build_student(spec, teacher, shapes, stream.labels, ctx)) for spec in specs]
     built = {spec: student for spec, student in students if student}
     readers = [student for student in built.values() if student[0].reads_teacher]
     if teacher and readers:
@@ -185,9 +211,8 @@ def _train_together(specs: Sequence[RunSpec], ctx: JobContext) -> bool:
     finalize = partial(teacher.finalize, test=test) if teacher else None
     conclude = RunFinisher(ctx, "run", costs, fields, finalize)
     trainers = [trainer for trainer, _ in built.values()]
-    return train(
-        trainers, teacher, stream, partial(measure, test=test), ctx.callbacks(conclude), ctx.replay(lead.recipe)
-    )
+    evaluate, replay = partial(measure, test=test), ctx.replay(lead.recipe)
+    return train(trainers, teacher, stream, evaluate, ctx.callbacks(conclude), replay, ctx.ranks)
 
 
 def open_teacher(run: RunSpec, ctx: JobContext) -> FrozenTeacher | None:
@@ -202,7 +227,7 @@ def open_teacher(run: RunSpec, ctx: JobContext) -> FrozenTeacher | None:
     own_test = ctx.data.test(run.dataset, run.teacher_view) if run.teacher_view else None
     if run.head is not None:
         headed = with_head(network, online_layers(run)).to(ctx.device)
-        return OnlineTeacher(headed, run.head.recipe, own_test=own_test, **how)
+        return OnlineTeacher(headed, run.head.recipe, own_test=own_test, ranks=ctx.ranks, **how)
     result = ctx.store.record_of(run.teacher).result()
     known = result.accuracy(run.teacher.checkpoint) if result else None
     tested_after = known.epoch if known and run.teacher_seen_elsewhere else None

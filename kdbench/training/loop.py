@@ -21,6 +21,7 @@ from kdbench.store.record import Failure
 from kdbench.training.checkpoint import save_checkpoint
 from kdbench.training.environment import Settings, device_lost, out_of_memory
 from kdbench.training.guard import Watch, aliased, relisted, rows_of
+from kdbench.training.ranks import ALONE, Ranks
 from kdbench.training.replay import Replay
 from kdbench.training.teacher import FrozenTeacher
 from kdbench.training.trainer import Trainer
@@ -60,10 +61,12 @@ def train(
     evaluate: Evaluate | None,
     callbacks: Callbacks,
     replay: Replay | None = None,
+    ranks: Ranks = ALONE,
 ) -> bool:
     """Train all trainers to their last epoch. Returns False if asked to stop before. Without ``evaluate`` none is tested.
 
-    With ``replay``, full batches are trained on by captured steps.
+    With ``replay``, full batches are trained on by captured steps. Of several ``ranks``, which take the same steps, the first
+    alone tests, reports, saves, and says when to stop.
 
     Trainers that are behind (after a crash, say) train alone until they have caught up: the stream and the teacher replay
     any epoch, so the result is the same in any company.
@@ -71,12 +74,13 @@ def train(
     while behind := [trainer.progress.epoch for trainer in trainers if trainer.active]:
         epoch = min(behind) + 1
         group = [trainer for trainer in trainers if trainer.active and trainer.progress.epoch == epoch - 1]
-        timer = EpochTimer(group)
-        if not train_epoch(group, teacher, stream, epoch, callbacks, timer, replay):
+        timer = EpochTimer(group, ranks.size)
+        if not train_epoch(group, teacher, stream, epoch, callbacks, timer, replay, ranks):
             _report_finished(group, callbacks)
             return False
         alive = [trainer for trainer in group if trainer.failure is None]
-        tested = [trainer for trainer in alive if evaluate and trainer.due_for_test(epoch)]
+        ranks.follow([buffer for trainer in alive for buffer in trainer.network.buffers()])
+        tested = [trainer for trainer in alive if evaluate and ranks.leads and trainer.due_for_test(epoch)]
         results = _evaluate(tested, teacher, evaluate, epoch) if evaluate else {}
         alive = [trainer for trainer in alive if trainer.failure is None]
         speed = timer.end(alive)
@@ -84,19 +88,23 @@ def train(
             _guarded(trainer, partial(trainer.end_epoch, epoch, *results.get(id(trainer), (None, {}))), epoch)
             if trainer.failure is None:
                 callbacks.on_epoch(trainer, speed)
+        for trainer, fine in zip(group, ranks.agrees(*(trainer.failure is None for trainer in group)), strict=True):
+            if not fine and trainer.failure is None:
+                trainer.failure = Failure(kind="error", epoch=epoch, reason="it failed as it was tested")
         _report_finished(group, callbacks)
         stopping = callbacks.should_stop()
-        _save(alive, teacher, callbacks, now=stopping)
+        if ranks.leads:
+            _save(alive, teacher, callbacks, now=stopping)
         if stopping:
             return False
     return True
 
 
 class EpochTimer:
-    """The time that passes in an epoch, shared equally among those it is spent on."""
+    """The time that passes in an epoch, shared equally among those it is spent on, and counted for each of the devices."""
 
-    def __init__(self, trainers: Sequence[Trainer]) -> None:
-        self.trainers = trainers
+    def __init__(self, trainers: Sequence[Trainer], devices: int = 1) -> None:
+        self.trainers, self.devices = trainers, devices
         self.before = self._images()
         self.started = self.counted = self.told = time.perf_counter()
 
@@ -104,7 +112,7 @@ class EpochTimer:
         """Share the time since the last count among some trainers."""
         now = time.perf_counter()
         for trainer in trainers:
-            trainer.progress.seconds += (now - self.counted) / len(trainers)
+            trainer.progress.seconds += self.devices * (now - self.counted) / len(trainers)
         self.counted = now
 
     def end(self, trainers: Sequence[Trainer]) -> float:
@@ -138,6 +146,7 @@ def train_epoch(
     callbacks: Callbacks,
     timer: EpochTimer,
     replay: Replay | None = None,
+    ranks: Ranks = ALONE,
 ) -> bool:
     """One pass over the stream, or what each trainer has left of it. Returns False if asked to stop on the way.
 
@@ -156,9 +165,12 @@ def train_epoch(
     for trainer in group:
         _guarded(trainer, partial(trainer.begin_epoch, epoch, network, stream), epoch)
     transforms = sorted({trainer.transforms for trainer in group if trainer.transforms})
+    portion = ranks.portion([trainer.recipe.batch_norm_parts for trainer in group])
     while alive := [trainer for trainer in group if trainer.failure is None]:
         first = min(trainer.progress.batches for trainer in alive)
-        batches = stream.epoch(epoch, with_teacher=teacher is not None, transforms=transforms, first=first)
+        batches = stream.epoch(
+            epoch, with_teacher=teacher is not None, transforms=transforms, first=first, portion=portion
+        )
         for number, batch in enumerate(batches, first):
             current_teacher = teacher if number >= teacher_start else None
             captured = replay if replay and len(batch) == replay.batch else None
@@ -176,7 +188,8 @@ def train_epoch(
             if current_teacher:
                 current_teacher.learn()
             stopping = callbacks.should_stop()
-            _save(group, teacher, callbacks, now=stopping)
+            if ranks.leads:
+                _save(group, teacher, callbacks, now=stopping)
             if stopping:
                 return False
             timer.tell(callbacks, len(stream))

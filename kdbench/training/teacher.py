@@ -30,6 +30,7 @@ from kdbench.suite.specs import Adapter, Recipe, Stage
 from kdbench.training.build import DamagedTeacher, load_teacher, module_key, seed_key, seeded, seen_size
 from kdbench.training.checkpoint import write_tensors
 from kdbench.training.guard import mapped, plugged_in
+from kdbench.training.ranks import ALONE, Ranks
 from kdbench.training.replay import Replay
 from kdbench.training.trainer import Trainer, make_optimiser, set_learning_rate
 
@@ -150,7 +151,7 @@ class OnlineTeacher(FrozenTeacher):
 
     The students see the outputs from before each update, and no gradient of theirs reaches the teacher (Ma et al., BMVC
     2022, Algorithm A). How many students there are changes nothing for the teacher. It learns from the students' images,
-    under few-shot only from those, and from their clean labels.
+    under few-shot only from those, and from their clean labels. On several devices each passes its portion of them.
     """
 
     def __init__(
@@ -163,6 +164,7 @@ class OnlineTeacher(FrozenTeacher):
         inference: TeacherInference | None = None,
         side: int = 32,
         own_test: TestImages | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__(network, bf16=bf16, widened=widened, own_test=own_test)
         self.inference = network  # a copy would not learn
@@ -173,6 +175,7 @@ class OnlineTeacher(FrozenTeacher):
         self.head = nn.ModuleList([network.node, network.fc]).requires_grad_(True)
         self.recipe = recipe
         self.optimiser = make_optimiser(list(self.head.parameters()), recipe)
+        self.ranks = ranks
         self.epoch = self.batches = 0
 
     def begin_epoch(self, epoch: int, stream: Batches, first: int = 0) -> None:
@@ -222,6 +225,7 @@ class OnlineTeacher(FrozenTeacher):
     def learn(self) -> None:
         """One step of the new layers, once the students have taken theirs."""
         if self.epoch >= 1:
+            self.ranks.average([*self.head.parameters()])
             self.optimiser.step()
             self.batches += 1
 

@@ -24,6 +24,7 @@ from kdbench.models.backbone import Backbone
 from kdbench.models.outputs import Outputs
 from kdbench.store.record import Accuracy, Failure, Record
 from kdbench.suite.specs import Recipe
+from kdbench.training.batch_norm import batch_norm_by_parts
 from kdbench.training.environment import lacks_variance
 from kdbench.training.guard import (
     ReplayedStream,
@@ -35,6 +36,7 @@ from kdbench.training.guard import (
     relisted,
     rows_of,
 )
+from kdbench.training.ranks import ALONE, Ranks, whole
 from kdbench.training.replay import Replay
 
 
@@ -76,7 +78,8 @@ class Trainer:
     """A network, its weighted loss terms and one optimiser over the trainable parts of both.
 
     ``seed`` decides on the random numbers of its steps. ``modules`` says which parts of the network train; the others
-    stay in eval mode and are not touched. ``parent_sha256`` joins the hashes of the weights that it depends on.
+    stay in eval mode and are not touched. ``parent_sha256`` joins the hashes of the weights that it depends on, ``ranks``
+    are the processes that train it together.
 
     A term with an initial stage trains the student by itself first, in epochs that are counted up to 0: the network's
     feature modules and its own parts, at the recipe's first rate. The main training then begins with a fresh optimiser.
@@ -117,6 +120,7 @@ class Trainer:
         self.bound: list[Tensor] = []
         self.bindings = 0
         self.parent_sha256: str | None = None
+        self.ranks: Ranks = ALONE
         self.saved_at = time.monotonic()
         self.save_seconds = 0.0
 
@@ -191,13 +195,16 @@ class Trainer:
         whole where a term needs full ones, and so is a last one of a single image where that gives a batch norm a single
         value of each channel, which has no variance: torch refuses it, and so the authors' code stops there.
 
+        On several devices the network sees this one's portion, terms see the whole batch, and gradients are averaged.
+
         With ``replay`` the tensors are in its memory, and the step is captured and replayed; not with foreign code, which may
         do what no graph can hold.
 
         Raises BadInput where a term writes into what it is shown: then ``batch`` and the teacher's outputs are spoiled.
         """
         self.progress.batches += 1
-        if self.full_batches and len(batch) < self.recipe.batch:
+        images = len(batch) * batch.portions
+        if self.full_batches and images < self.recipe.batch:
             return
         take = partial(self._take, batch, teacher, copies)
         if replay and not self.foreign:
@@ -207,7 +214,7 @@ class Trainer:
             self._seed()
             done = take()
         if done:
-            self.progress.images += len(batch)
+            self.progress.images += images
 
     def _seed(self) -> None:
         seed = seed_of("step", self.seed, self.progress.epoch, self.progress.images)
@@ -224,7 +231,8 @@ class Trainer:
         watch.add("teacher", teacher)
         try:
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-                outputs = self.network(self._images_of(batch))
+                with batch_norm_by_parts(self.recipe.batch_norm_parts, batch.portions, self.ranks):
+                    outputs = self.network(self._images_of(batch))
                 watch.check("the student's network")
                 loss, values = self._losses(outputs, teacher, copies, batch, watch)
         except ValueError as error:
@@ -239,12 +247,13 @@ class Trainer:
             return False
         loss.backward()  # type: ignore[no-untyped-call]
         watch.check(f"the backward pass of {' + '.join(values)}")
+        self.ranks.average([p for group in self.optimiser.param_groups for p in group["params"]])
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)  # at once: the next trainer's gradients take the same memory
         if self.progress.epoch >= 0:
             for term in cast(list[Term], list(self.terms.values())):
                 term.after_step()
-        self._count({"loss": loss, **values}, len(batch))
+        self._count({"loss": loss, **values}, len(batch) * batch.portions)
         return True
 
     @torch.no_grad()
@@ -268,19 +277,25 @@ class Trainer:
         """The loss to minimise, a scalar, and the value of each term."""
         watch.add("student", outputs)
         upright = rows_of(outputs, slice(None, None, 1 + VIEWS_PER_IMAGE)) if self.transforms else outputs
-        shown = teacher or upright
+        upright_pair, pair_with_copies = (upright, teacher or upright), (outputs, outputs)
+        if teacher and copies:
+            pair_with_copies = outputs, interleave_outputs(teacher, copies)
+            watch.add("teacher", pair_with_copies[1])
+        if batch.portions > 1:
+            gather = partial(whole, ranks=self.ranks, watch=watch)
+            batch = gather("batch", batch)
+            upright_pair, pair_with_copies = (
+                (gather("student", student), gather("teacher", shown))
+                for student, shown in (upright_pair, pair_with_copies)
+            )
         if self.progress.epoch < 0 and self.initial:
             name, term = self.initial
-            value = term.initial_loss(upright, shown, batch)
+            value = term.initial_loss(*upright_pair, batch)
             watch.check(f"the term '{name}'")
             return value, {name: value}
-        shown_with_copies = outputs
-        if teacher and copies:
-            shown_with_copies = interleave_outputs(teacher, copies)
-            watch.add("teacher", shown_with_copies)
         values = {}
         for name, module in self.terms.items():
-            pair = (outputs, shown_with_copies) if cast(Term, module).transforms else (upright, shown)
+            pair = pair_with_copies if cast(Term, module).transforms else upright_pair
             values[name] = module(*map(relisted, pair), batch)
             watch.check(f"the term '{name}'")
         first, *others = (_weighted(value, self.weights[name]) for name, value in values.items())

@@ -17,13 +17,14 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 
-from kdbench.catalogue.plugins import locating_modules
+from kdbench.catalogue.plugins import ModuleLocator, locating_modules
 from kdbench.data.stream import DataSource
 from kdbench.datafiles.own_files import ImageSource
 from kdbench.errors import KdbenchError, LostTeacher, reason_of
@@ -33,8 +34,9 @@ from kdbench.suite.specs import RunSpec, stage_from
 from kdbench.training.context import JobContext, JobResult
 from kdbench.training.environment import device_lost, prepare
 from kdbench.training.gpus import trouble_of
-from kdbench.training.jobs import train_cohort, train_teacher
+from kdbench.training.jobs import train_along, train_cohort, train_teacher
 from kdbench.training.measuring import take_measurement
+from kdbench.training.replicas import meet
 from kdbench.training.weights import WeightFiles
 
 
@@ -96,29 +98,62 @@ def main() -> None:
         channel.emit("unusable", reason=trouble)
         channel.close()
         return
-    data = Path(options["data"])
-    weights = {sha256: Path(file) for sha256, file in options["weights"].items()}
-    sources = {sha256: ImageSource(**source) for sha256, source in options["images"].items()}
-    ctx = JobContext(
-        store=Store(Path(options["results"])),
-        data=DataSource(data, device, download=options["download"], sources=sources),
-        weights=WeightFiles(
-            data / "weights", weights, options["download"], lambda text: channel.emit("message", text=text)
-        ),
-        device=device,
-        emit=channel.emit,
-        should_stop=channel.stopping.is_set,
-        checkpoint_seconds=options["checkpoint_seconds"],
-        eager=options["eager"],
-    )
-    modules = {module: Path(folder) for module, folder in options["beside"].items()}
+    ctx = _context(options, device, channel.emit, channel.stopping.is_set)
     channel.emit("ready")
-    with locating_modules(modules.get):
+    with locating_modules(_beside(options)):
         while not channel.stopping.is_set():
             job = channel.jobs.get()
             if not job.get("stop"):
                 channel.emit("done", **_work(job, ctx))
     channel.close()
+
+
+def assist() -> None:
+    """Train one job in the company of a worker, on another device. Options and job come from there; nothing is stored.
+
+    It ends when the worker does, however that ends. What it gives up for goes to standard output.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    options = json.loads(sys.stdin.readline())
+    sink = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+    device = prepare(options["device"], options["threads"], deterministic=options["deterministic"])
+    ctx = _context(options, device, lambda event, **fields: None, lambda: False)
+    try:
+        ranks = meet(options["meeting"], options["rank"], options["size"], device)
+        with locating_modules(_beside(options)):
+            train_along(options["job"], replace(ctx, ranks=ranks))
+        ranks.leave()
+    except Exception as error:
+        traceback.print_exc()
+        os.write(sink, reason_of(error).encode())
+        os._exit(1)
+
+
+def _beside(options: dict[str, Any]) -> ModuleLocator:
+    return {module: Path(folder) for module, folder in options["beside"].items()}.get
+
+
+def _context(
+    options: dict[str, Any], device: torch.device, emit: Callable[..., None], should_stop: Callable[[], bool]
+) -> JobContext:
+    """What all jobs of a process work with."""
+    data = Path(options["data"])
+    weights = {sha256: Path(file) for sha256, file in options["weights"].items()}
+    sources = {sha256: ImageSource(**source) for sha256, source in options["images"].items()}
+    return JobContext(
+        store=Store(Path(options["results"])),
+        data=DataSource(data, device, download=options["download"], sources=sources),
+        weights=WeightFiles(data / "weights", weights, options["download"], lambda text: emit("message", text=text)),
+        device=device,
+        emit=emit,
+        should_stop=should_stop,
+        checkpoint_seconds=options["checkpoint_seconds"],
+        eager=options["eager"],
+        options=options,
+    )
 
 
 def _work(job: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
@@ -151,6 +186,7 @@ def _dispatch(job: dict[str, Any], ctx: JobContext) -> JobResult:
     if ctx.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(ctx.device)
     ctx = replace(ctx, waited=job["waited"], discard_weights=frozenset(job["discard_weights"]))
+    ctx = replace(ctx, replicas=job.get("replicas", ()))
     if "teacher" in job:
         return train_teacher(stage_from(job["teacher"]), ctx)
     if "measurement" in job:

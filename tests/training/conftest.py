@@ -122,8 +122,8 @@ class Bench:
     def texts(self, event="message"):
         return [entry.get("text", entry.get("reason")) for entry in self.events if entry["event"] == event]
 
-    def teacher(self, spec):
-        return jobs.train_teacher(spec, self.shop)
+    def teacher(self, spec, **job):
+        return jobs.train_teacher(spec, self.context(**job))
 
     def cohort(self, *runs, **job):
         return jobs.train_cohort(runs, self.context(**job))

@@ -1,0 +1,169 @@
+"""`kdbench slurm`: writes a batch script whose tasks share the runs of suites."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdbench.catalogue.text import command, shell_line, shorten
+from kdbench.cli.options import Data, Only, Output, Results, Set, Suites, Tiny, Trials, load, print_text, say
+from kdbench.errors import BadInput
+from kdbench.suite.load import bundled_suites
+from kdbench.suite.suite import Suite
+from kdbench.suite.yaml_reader import STDIN
+
+
+_TIME = r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}"
+_NAME = r"[\w.,@+-]+"
+
+
+def _matching(pattern: str, wanted: str) -> Callable[[str | None], str | None]:
+    """What checks the text of an option."""
+
+    def check(text: str | None) -> str | None:
+        if text is not None and not re.fullmatch(pattern, text, re.ASCII):
+            raise typer.BadParameter(f"{shorten(text)!r}: write {wanted}")
+        return text
+
+    return check
+
+
+def slurm(
+    suites: Suites,
+    array: Annotated[int, typer.Option("--array", min=1, max=10_000, help="How many tasks share the work.")] = 1,
+    partition: Annotated[
+        str | None, typer.Option("--partition", callback=_matching(_NAME, "a name, or several with commas"))
+    ] = None,
+    time: Annotated[
+        str | None,
+        typer.Option(
+            "--time",
+            callback=_matching(_TIME, "MINUTES, HOURS:MINUTES:SECONDS or DAYS-HOURS, such as 24:00:00"),
+            help="The limit of a task, which is queued again there.",
+        ),
+    ] = None,
+    gpus: Annotated[int, typer.Option("--gpus-per-task", min=0, max=64, help="GPUs of a task.")] = 1,
+    cpus: Annotated[int | None, typer.Option("--cpus-per-task", min=1, max=1024, help="Cores of a task.")] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--mem", callback=_matching(r"\d+[KMGT]?", "a number with K, M, G or T"), help="Memory of a task."
+        ),
+    ] = None,
+    account: Annotated[str | None, typer.Option("--account", callback=_matching(_NAME, "a name"))] = None,
+    results: Results = Path("results"),
+    data: Data = Path("data"),
+    jobs_per_device: Annotated[
+        int | None, typer.Option("--jobs-per-device", min=1, max=1024, help="Workers that share a device.")
+    ] = None,
+    trials: Trials = None,
+    only: Only = None,
+    settings: Set = None,
+    tiny: Tiny = False,
+    output: Output = None,
+    submit: Annotated[bool, typer.Option("--submit", help="Give it to sbatch as well.")] = False,
+) -> None:
+    """Write a Slurm batch script: an array of tasks that share the runs of suites in one results folder.
+
+    A task that reaches its time limit, or gets SIGTERM otherwise, saves and is queued again; it ends when nothing is left.
+    """
+    if submit and not shutil.which("sbatch"):
+        raise BadInput(
+            "--submit: there is no sbatch on this machine. Write the script with -o FILE, and submit it where there is"
+        )
+    if STDIN in suites:
+        raise BadInput("a suite on standard input cannot be read again by the tasks: write it to a file")
+    loaded = load(suites, [results], trials, only, tiny=tiny, settings=settings)
+    run = [sys.executable, "-m", "kdbench", "run", *_references(loaded)]
+    run += ["--results", os.path.abspath(results), "--data", os.path.abspath(data)]
+    run += ["--jobs-per-device", str(jobs_per_device)] if jobs_per_device else []
+    run += ["--trials", str(trials)] if trials else []
+    run += [word for condition in only or () for word in ("--only", condition)]
+    run += [word for setting in settings or () for word in ("--set", setting)]
+    run += ["--tiny"] * tiny
+    resources = {
+        "partition": partition,
+        "account": account,
+        "time": time,
+        "ntasks": "1",
+        "gpus-per-task": str(gpus) if gpus else None,
+        "cpus-per-task": str(cpus) if cpus else None,
+        "mem": memory,
+    }
+    logs = Path(os.path.abspath(results), "logs")
+    script = "\n".join(_script(loaded, array, {k: v for k, v in resources.items() if v}, logs, run)) + "\n"
+    _make_folder(logs)
+    if output or not submit:
+        print_text(script, output)
+    if submit:
+        _submit(script)
+        say(f"Who works at what: {command('status', str(results))}")
+
+
+def _references(suites: Sequence[Suite]) -> Iterator[str]:
+    """What names the suites from any folder."""
+    bundled = {str(path): name for name, path in bundled_suites().items()}
+    yield from (bundled.get(suite.file) or os.path.abspath(suite.file) for suite in suites)
+
+
+def _script(
+    suites: Sequence[Suite], array: int, resources: dict[str, str], logs: Path, run: Sequence[str]
+) -> Iterator[str]:
+    names = ", ".join(suite.name for suite in suites)
+    log = str(logs).replace("%", "%%") + "/slurm-%A_%a.log"
+    if re.search(r"[\"\\\n\r]", log):
+        raise BadInput(
+            f"--results {logs.parent}: Slurm takes no path with quotes, backslashes or line ends. Name another"
+        )
+    yield "#!/bin/bash"
+    yield f"# {array} equal tasks share the runs of {shorten(names, 80)}: each takes what no other is at."
+    yield f"#SBATCH --job-name={re.sub('[^A-Za-z0-9._-]+', '-', f'kdbench-{suites[0].name}')}"
+    yield f"#SBATCH --array=1-{array}"
+    yield from (f"#SBATCH --{name}={value}" for name, value in resources.items())
+    yield f'#SBATCH --output="{log}"'
+    yield "#SBATCH --open-mode=append"
+    yield "#SBATCH --requeue"
+    yield "# Two minutes before its time is up a task gets SIGTERM: it saves, and is queued again."
+    yield "#SBATCH --signal=B:TERM@120"
+    yield ""
+    yield f"{shell_line(run)} &"
+    yield _HANDLING
+
+
+_HANDLING = """\
+run=$!
+trap 'trap "" TERM; told=yes; kill -TERM "$run"' TERM
+wait "$run"; status=$?
+if [ "$told" ]; then wait "$run"; status=$?; fi
+
+# 130: interrupted, with work left; 143: before it had begun. A cancelled task is not running any longer, and stays so.
+task="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+if [[ "$status" =~ ^(130|143)$ ]] && [ "$(squeue --noheader --jobs="$task" --format=%T)" = RUNNING ]; then
+    scontrol requeue "$task"
+fi
+exit "$status\""""
+
+
+def _make_folder(logs: Path) -> None:
+    """Slurm does not start a task whose log has no folder."""
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"{logs}: cannot be made: {error.strerror or error}. Choose another folder with --results"
+        ) from None
+
+
+def _submit(script: str) -> None:
+    done = subprocess.run(["sbatch"], input=script, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BadInput(f"sbatch refuses it: {done.stderr.strip() or f'exit code {done.returncode}'}")
+    typer.echo(done.stdout.strip())

@@ -1,0 +1,154 @@
+"""What runs on a node of a cluster: a look at the node, and a seat, which starts a worker there and passes on what it says.
+
+Where the node does not see the results folder, a seat works in a temporary one: records that its jobs need are written into
+it, and what its worker writes is handed back, file by file.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from kdbench import __version__
+from kdbench.execution.devices import Machine, Slot, query_devices
+from kdbench.execution.worker_handle import RunOptions, WorkerHandle
+from kdbench.files import write_bytes
+from kdbench.store.record import Record
+from kdbench.store.store import KINDS
+
+
+EVENT_SECONDS = 1.0
+"""So long a seat waits for an event before it says that there is none."""
+
+Files = Mapping[str, bytes | None]
+"""Contents of files by their paths within a results folder; None for one that is gone."""
+
+
+def versions() -> dict[str, str]:
+    """The versions in which all nodes must agree."""
+    return {"kdbench": __version__, "torch": version("torch"), "Python": ".".join(map(str, sys.version_info[:2]))}
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """A node's versions and devices, whether it sees the results folder, and those of the given paths that it lacks."""
+
+    versions: Mapping[str, str]
+    machine: Machine
+    shares_results: bool
+    missing: Sequence[str] = ()
+
+
+def look_at_node(token: str, paths: Sequence[str], *, gpus: bool) -> NodeFacts:
+    """The facts of the node on which this is called; ``token``: a file in the results folder."""
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # hidden from tasks that reserve no GPU
+    missing = [path for path in paths if not os.path.exists(path)]
+    return NodeFacts(versions(), query_devices(gpus=gpus), os.path.exists(token), missing)
+
+
+@dataclass
+class Mirror:
+    """A results folder, and the state of its records' files when they were last read or written."""
+
+    root: Path
+    known: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def write(self, files: Files) -> None:
+        """Write files; of each record the result last, and then without its checkpoint."""
+        for path in sorted(files, key=lambda path: path.endswith("/result.json")):
+            content, target = files[path], self.root / path
+            if content is None:
+                target.unlink(missing_ok=True)
+                self.known.pop(path, None)
+                continue
+            write_bytes(target, content)
+            self.known[path] = _state(target)
+            if target.name == "result.json":
+                Record(target.parent).cleanup()
+
+    def changes(self) -> dict[str, bytes | None]:
+        """The files that were written or removed since they were last looked at."""
+        there, changed = dict[str, tuple[int, int]](), dict[str, bytes | None]()
+        for path in self._files():
+            with suppress(OSError):  # replaced or removed meanwhile: the next look finds it
+                there[path] = _state(self.root / path)
+                if there[path] != self.known.get(path):
+                    changed[path] = (self.root / path).read_bytes()
+        changed |= dict.fromkeys(self.known.keys() - there.keys())
+        self.known = there
+        return changed
+
+    def record(self, kind: str, id: str) -> dict[str, bytes | None]:
+        """All files of one record."""
+        return {path: (self.root / path).read_bytes() for path in self._files_of(f"{kind}/{id}")}
+
+    def _files(self) -> Iterator[str]:
+        sources = (path for path in self.root.glob("sources/*/**/*") if path.is_file() and path.name[0] != ".")
+        yield from (str(path.relative_to(self.root)) for path in sources)
+        for kind in KINDS:
+            with suppress(FileNotFoundError):
+                for entry in sorted(os.listdir(self.root / kind)):
+                    if "." not in entry:
+                        yield from self._files_of(f"{kind}/{entry}")
+
+    def _files_of(self, folder: str) -> Iterator[str]:
+        """The files of a record: the result, whose presence says that the others are whole, first, a checkpoint last."""
+        with suppress(FileNotFoundError):
+            names = [name for name in os.listdir(self.root / folder) if name[0] != "." and ".damaged-" not in name]
+            yield from (f"{folder}/{name}" for name in sorted(names, key=_rank))
+
+
+def _rank(name: str) -> int:
+    return {"result.json": 0, "state.pt": 2}.get(name, 1)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+class Seat:
+    """A slot on a node. Whoever holds it sends jobs and asks again and again for events."""
+
+    def __init__(self, slot: Slot, options: RunOptions, *, shares_results: bool) -> None:
+        self.mirror: Mirror | None = None
+        if not shares_results:
+            self.mirror = Mirror(Path(tempfile.mkdtemp(prefix="kdbench-")))
+            options = replace(options, results=self.mirror.root)
+        self.inbox: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
+        self.worker = WorkerHandle(slot, options, self.inbox)
+
+    def send(self, message: dict[str, Any], files: Files) -> None:
+        """Write the records that a job needs, and send it to the worker."""
+        if self.mirror:
+            self.mirror.write(files)
+        self.worker.send(message)
+
+    def events(self) -> tuple[Files, list[dict[str, Any]]]:
+        """What has changed in a results folder of the seat's own, and then the events that came before that."""
+        events = []
+        with suppress(queue.Empty):
+            events.append(self.inbox.get(timeout=EVENT_SECONDS)[1])
+            while True:
+                events.append(self.inbox.get_nowait()[1])
+        return self.mirror.changes() if self.mirror else {}, events
+
+    def stderr_tail(self) -> str:
+        """The end of the worker's log."""
+        return self.worker.stderr_tail()
+
+    def close(self) -> bool:
+        """End the worker at once. False where the system does not let it end."""
+        ended = self.worker.close()
+        if self.mirror:
+            shutil.rmtree(self.mirror.root, ignore_errors=True)
+        return ended

@@ -1,0 +1,144 @@
+"""A cluster's nodes as slots, and folders that are mirrored to and from nodes; Ray itself is in test_ray."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from kdbench.errors import BadInput, NoDevice
+from kdbench.execution import node
+from kdbench.execution.cluster import Cluster, connected, slots_of
+from kdbench.execution.devices import Gpu, Machine
+from kdbench.execution.node import Mirror, NodeFacts, look_at_node, versions
+from kdbench.execution.worker_handle import RunOptions
+
+
+GPUS = Machine(threads=8, gpus=(Gpu("A"), Gpu("B", trouble="too old"), Gpu("C")))
+FACTS = NodeFacts(versions(), Machine(threads=8), shares_results=True)
+
+
+@pytest.mark.parametrize(
+    ("resources", "machine", "options", "expected"),
+    [
+        ({"CPU": 8.0}, Machine(threads=8), {}, [("n:cpu:0", 2), ("n:cpu:1", 2), ("n:cpu:2", 2), ("n:cpu:3", 2)]),
+        ({"CPU": 3.0}, Machine(threads=8), {"jobs_per_device": 2}, [("n:cpu:0", 1), ("n:cpu:1", 1)]),
+        ({"CPU": 8.0, "GPU": 3.0}, GPUS, {}, [("n:gpu:0", 0), ("n:gpu:2", 0)]),
+        ({"CPU": 8.0, "GPU": 1.0}, GPUS, {"jobs_per_device": 2}, [("n:gpu:0.0", 0), ("n:gpu:0.1", 0)]),
+        ({"CPU": 1.0, "GPU": 3.0}, GPUS, {"devices": "cpu"}, [("n:cpu:0", 1)]),
+        ({"GPU": 1.0}, Machine(threads=8), {}, []),
+    ],
+)
+def test_slots_are_what_ray_gives_out_and_torch_can_use(resources, machine, options, expected):
+    facts = NodeFacts(versions(), machine, shares_results=True)
+    slots = slots_of("n", resources, facts, RunOptions(**options))
+    assert [(slot.name, slot.threads) for slot in slots] == expected
+    assert {slot.host for slot in slots} <= {"n"}
+
+
+class FakeRay:
+    """As much of Ray as looking at nodes takes; ``answers`` by node, an exception or facts."""
+
+    def __init__(self, answers):
+        self.answers = answers
+        strategy = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda node, soft: node)
+        self.util = SimpleNamespace(scheduling_strategies=strategy)
+        self.exceptions = SimpleNamespace(RayError=RuntimeError)
+
+    def nodes(self):
+        resources = {"CPU": 1.0}
+        return [
+            {"NodeID": id, "Alive": True, "NodeManagerHostname": id[0], "Resources": resources} for id in self.answers
+        ]
+
+    def remote(self, function):
+        def options(scheduling_strategy, **_):
+            return SimpleNamespace(remote=lambda *_, **__: scheduling_strategy)
+
+        return SimpleNamespace(options=options)
+
+    def get(self, node, timeout):
+        if isinstance(answer := self.answers[node], Exception):
+            raise answer
+        return answer
+
+
+@pytest.fixture
+def look(tmp_path):
+    """look({node: answer}): the names of the slots, and what the user hears."""
+
+    def at(answers):
+        said = []
+        found = Cluster(FakeRay(answers), RunOptions(results=tmp_path / "r"), said.append).slots()
+        assert not [*(tmp_path / "r").iterdir()]
+        return [slot.name for slot in found], said
+
+    return at
+
+
+def test_a_node_that_differs_is_refused_by_name_and_the_others_go_on(look):
+    old = NodeFacts({**versions(), "torch": "2.0.0"}, Machine(threads=1), shares_results=True)
+    bare = NodeFacts(versions(), Machine(threads=1), shares_results=True, missing=["/data/mine"])
+    names, said = look(
+        {"a1": FACTS, "b1": old, "c1": RuntimeError("Traceback\n  No module named 'kdbench'"), "d1": bare}
+    )
+    assert names == ["a:cpu:0"]
+    assert said == [
+        f"node b is not used: it has torch 2.0.0 (here {versions()['torch']}); install the same versions there",
+        "node c cannot be used: No module named 'kdbench'",
+        "node d is not used: it lacks /data/mine; put them on a shared disk",
+    ]
+
+
+def test_nodes_of_one_host_have_names_of_their_own(look):
+    assert look({"a1": FACTS, "a2": FACTS})[0] == ["a:cpu:0", "a-2:cpu:0"]
+
+
+def test_without_any_node_nothing_runs(look):
+    with pytest.raises(NoDevice, match="no node of the cluster can be used"):
+        look({"c1": RuntimeError("gone")})
+
+
+def test_a_nodes_facts(tmp_path):
+    (tmp_path / "token").touch()
+    facts = look_at_node(str(tmp_path / "token"), [str(tmp_path), str(tmp_path / "no")], gpus=False)
+    assert (facts.versions, facts.shares_results, facts.missing) == (versions(), True, [str(tmp_path / "no")])
+    assert not look_at_node(str(tmp_path / "other"), [], gpus=False).shares_results
+
+
+def test_what_ray_gives_out_is_not_chosen_by_number(tmp_path):
+    with (
+        pytest.raises(BadInput, match="--devices 0: with --cluster write auto or cpu"),
+        connected(RunOptions(devices="0", cluster="auto"), print),
+    ):
+        pass
+
+
+def test_without_ray_one_line_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with (
+        pytest.raises(BadInput, match=r"pip install 'kdbench\[cluster\]'"),
+        connected(RunOptions(cluster="auto"), print),
+    ):
+        pass
+
+
+def test_a_mirror_gives_what_has_changed_and_takes_results_last(tmp_path, monkeypatch):
+    one, other = Mirror(tmp_path / "one"), Mirror(tmp_path / "other")
+    record = one.root / "runs" / ("0" * 12)
+    record.mkdir(parents=True)
+    for name in ("spec.json", "state.pt", "metrics.jsonl", ".x.tmp", "state.pt.damaged-1"):
+        (record / name).write_text(name)
+    first = one.changes()
+    assert [path.rpartition("/")[2] for path in first][-1] == "state.pt"
+    assert {path.rpartition("/")[2] for path in first} == {"spec.json", "state.pt", "metrics.jsonl"}
+    assert one.changes() == {}
+    other.write(first)
+    assert other.changes() == {}
+    (record / "state.pt").unlink()
+    (record / "result.json").write_text("{}")
+    order = []
+    monkeypatch.setattr(node, "write_bytes", lambda path, content: (order.append(path.name), path.write_bytes(content)))
+    other.write({**one.changes(), f"runs/{record.name}/weights.safetensors": b"w"})
+    assert order == ["weights.safetensors", "result.json"]
+    kept = {path.name for path in (other.root / "runs" / record.name).iterdir()}
+    assert kept == {"spec.json", "metrics.jsonl", "result.json", "weights.safetensors"}

@@ -1,0 +1,106 @@
+"""A real Ray cluster of three nodes on this machine, one of which is lost."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from kdbench.execution import cluster
+from kdbench.execution.node import look_at_node
+from kdbench.execution.runner import run_suites
+from kdbench.execution.worker_handle import RunOptions
+from kdbench.suite.load import load_suites
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (pip install 'kdbench[cluster]')"),
+]
+
+
+class Nodes:
+    """Nodes of a cluster, each with one CPU, in process groups of their own."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.processes = []
+
+    def start(self, *arguments):
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1", "--block", *arguments]
+        quiet = {"RAY_DISABLE_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
+        log = Path(self.folder, f"{len(self.processes)}.log")
+        with log.open("wb") as out:
+            self.processes.append(
+                subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True, env={**os.environ, **quiet})
+            )
+        deadline = time.monotonic() + 60
+        while "Ray runtime started" not in log.read_text():
+            assert time.monotonic() < deadline, f"the node does not start:\n{log.read_text()}"
+            time.sleep(0.1)
+
+    def add(self):
+        self.start(f"--address={self.address}")
+
+    def lose(self, number):
+        os.killpg(self.processes[number].pid, signal.SIGKILL)
+        self.processes[number].wait()
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """A head, and two nodes more."""
+    with tempfile.TemporaryDirectory(prefix="kd") as folder:  # short: sockets are in it
+        made = Nodes(folder)
+        port = made.address.partition(":")[2]
+        made.start(
+            "--head",
+            "--node-ip-address=127.0.0.1",
+            f"--port={port}",
+            "--include-dashboard=false",
+            f"--temp-dir={folder}",
+        )
+        made.add()
+        made.add()
+        yield made
+        for number, process in enumerate(made.processes):
+            if process.poll() is None:
+                made.lose(number)
+
+
+def test_a_lost_node_and_a_new_one_change_no_byte(nodes, place, undisturbed):
+    here = place()
+    session = here.start("--cluster", nodes.address)
+    session.wait_for(" of resnet8, trial 0: epoch", seconds=90)
+    nodes.lose(2)
+    nodes.add()
+    assert session.end() == 0, session.said
+    assert "The work goes on without it" in session.said
+    assert here.files() == undisturbed
+
+
+def test_what_nodes_make_elsewhere_is_sent_here(nodes, place, undisturbed, monkeypatch):
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(cluster, "look_at_node", elsewhere)
+    here, said = place(), []
+    options = RunOptions(here.results, here.root, "cpu", checkpoint_seconds=0.2, cluster=nodes.address)
+    suites = load_suites([str(here.root / "tiny.yaml")])
+    assert run_suites(suites, options, lambda slot, event: said.append(event.get("text", ""))) == {}
+    assert any("does not see" in text for text in said)
+    assert here.files() == undisturbed
+
+
+def elsewhere(token, paths, *, gpus):
+    """The facts of a node that does not see the results."""
+    return replace(look_at_node(token, paths, gpus=gpus), shares_results=False)

@@ -1,0 +1,66 @@
+"""Parts of suites: each run in one, of about the same length, with few teachers in two."""
+
+from dataclasses import replace
+
+import pytest
+
+from kdbench.errors import BadInput
+from kdbench.planning.plan import make_plan
+from kdbench.planning.shards import shard
+from kdbench.planning.speed import ASSUMED
+from kdbench.store.store import Store
+from kdbench.suite.load import load_suites
+from kdbench.suite.suite import measurement_specs, run_specs
+
+
+@pytest.fixture(scope="module")
+def suites():
+    return load_suites(["semckd_cifar100", "smoke"])
+
+
+@pytest.fixture
+def plan_of(tmp_path):
+    return lambda suites: make_plan(run_specs(suites), Store(tmp_path))
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_each_run_is_in_one_part_of_about_the_same_length(suites, plan_of, count):
+    parts = [shard(suites, number, count) for number in range(1, count + 1)]
+    ids = [id for part in parts for id in {spec.id for spec in run_specs(part)}]
+    assert len(ids) == len(set(ids))
+    assert set(ids) == {spec.id for spec in run_specs(suites)}
+    measured = {spec.id for part in parts for spec in measurement_specs(part)}
+    assert measured == {spec.id for spec in measurement_specs(suites)}
+    seconds = [ASSUMED["cpu"].seconds(plan_of(part).work) for part in parts]
+    assert max(seconds) < 1.15 * sum(seconds) / count
+
+
+def test_few_teachers_are_trained_twice(suites, plan_of):
+    """Each cut divides the runs of one teacher at most, and here only those of the largest."""
+    whole = {teacher.id for teacher in plan_of(suites).teachers}
+    trained = [teacher.id for number in range(1, 5) for teacher in plan_of(shard(suites, number, 4)).teachers]
+    assert set(trained) == whole
+    assert len(trained) <= len(whole) + 3
+
+
+def test_a_teachers_runs_stay_together_where_that_makes_a_part_little_longer(tmp_path, plan_of):
+    (tmp_path / "two.yaml").write_text("""\
+protocol: smoke
+dataset: digits
+grid:
+  - {teacher: resnet14, student: resnet8, method: [kd, at, sp, pkt]}
+  - {teacher: resnet20, student: resnet8, method: [kd, at, sp, pkt]}
+""")
+    suites = load_suites([str(tmp_path / "two.yaml")])
+    networks = [[str(t.network) for t in plan_of(shard(suites, number, 2)).teachers] for number in (1, 2)]
+    assert networks == [["resnet14"], ["resnet20"]]
+
+
+def test_more_parts_than_runs(tmp_path):
+    (tmp_path / "one.yaml").write_text(
+        "protocol: smoke\ndataset: digits\ntrials: 1\ngrid: {student: resnet8, method: ce}\n"
+    )
+    suites = load_suites([str(tmp_path / "one.yaml")])
+    with pytest.raises(BadInput, match="--shard 1/2: holds no run, for there are 1 in all: choose fewer parts"):
+        shard(suites, 1, 2)
+    assert shard(suites, 2, 2) == [replace(suites[0], whole=suites[0])]
