@@ -16,7 +16,7 @@ from pathlib import Path
 
 from kdbench.cli.app import app
 from kdbench.errors import KdbenchError
-from kdbench.store.record import Accuracy, Failure, Result
+from kdbench.store.result import Accuracy, Failure, Result
 from kdbench.store.store import Store
 from kdbench.suite.load import bundled_suites, load_suites
 from kdbench.suite.measurements import ProbeSpec

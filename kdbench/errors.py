@@ -6,6 +6,7 @@ KdbenchError                exit code 1: something failed while running
 ├── BadRecord               a file of the results directory does not hold what it should
 │   ├── UnreadableRecord    the system does not let it be read: permissions, a faulty disk
 │   └── LostTeacher         a teacher's weights are damaged; they are quarantined and trained again
+├── LostLease               another process has taken over what this one was at
 ├── CannotSave              the results directory cannot be written; resumable
 ├── NoDevice                no device is left that the work could go on with; resumable
 └── Interrupted             exit code 130: stopped on request; resumable
@@ -39,6 +40,10 @@ class UnreadableRecord(BadRecord):
 
 class LostTeacher(BadRecord):
     """A teacher whose weights are damaged. They were quarantined; it must be retrained."""
+
+
+class LostLease(KdbenchError):
+    """What this process was at was taken over by another, which saw no sign of life of it for long."""
 
 
 class CannotSave(KdbenchError):

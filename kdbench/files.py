@@ -7,30 +7,100 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_atomically(
+    path: Path,
+    write: Callable[[BinaryIO], object],
+    *,
+    check: Callable[[], object] | None = None,
+    replace: bool = True,
+) -> None:
     """Call ``write`` on a temporary file in the folder of ``path``, flush it to disk and rename it to ``path``.
 
-    Whoever reads ``path`` sees the old content or the new one. Raises OSError (disk full, no permission) with the old
-    content untouched and no temporary file left.
+    Whoever reads ``path`` sees the old content or the new one. ``check`` is called last before that; what it raises keeps the
+    old content. Without ``replace`` an existing file stays, and FileExistsError is raised. Raises OSError (disk full, no
+    permission) with the old content untouched and no temporary file left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name[:40]}.{secrets.token_hex(6)}.tmp"
     try:
-        with temporary.open("xb") as file:
+        with _create(temporary) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        if check:
+            check()
+        if replace:
+            temporary.replace(path)
+        else:
+            _link(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def _create(path: Path) -> BinaryIO:
+    try:
+        file = path.open("xb")
+    except FileNotFoundError:
+        make_folder(path.parent)
+        file = path.open("xb")
+    share_with_group(path)
+    return file
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Give a file its name unless there is one of that name. Raises FileExistsError."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        if not temporary.samefile(path):  # NFS repeats a request whose answer was lost
+            raise
+    except OSError as error:
+        if error.errno not in _UNLINKED:
+            raise
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        temporary.rename(path)
+        return
+    temporary.unlink()
+
+
+_UNLINKED = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+"""Errors of file systems without hard links, such as SMB and FAT."""
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, unless they are there, and share new ones as ``share_with_group`` does."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+    except FileNotFoundError:
+        make_folder(folder.parent)
+        make_folder(folder)
+    else:
+        share_with_group(folder)
+
+
+def share_with_group(path: Path) -> None:
+    """Let a folder's group use a new file or folder in it as it may use the folder, whatever the umask.
+
+    Only folders that the group may write to, and not everybody, are shared so.
+    """
+    folder = os.stat(path.parent).st_mode
+    if folder & (stat.S_IWGRP | stat.S_IWOTH) == stat.S_IWGRP:
+        mode = os.stat(path).st_mode
+        group = folder & (stat.S_IRWXG if stat.S_ISDIR(mode) else stat.S_IRGRP | stat.S_IWGRP)
+        with suppress(PermissionError):  # a file system without modes
+            os.chmod(path, stat.S_IMODE(mode) | group)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -44,8 +114,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically, indented, in the order of the keys given."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    """Write a JSON file atomically, as ``json_bytes`` gives it."""
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """A value as the content of a JSON file: indented, in the order of the keys given."""
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 
 def quarantine(path: Path) -> Path:

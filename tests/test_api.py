@@ -15,7 +15,7 @@ from kdbench.errors import BadInput, BadRecord
 from kdbench.execution import devices
 from kdbench.methods import build_term
 from kdbench.models import Shapes
-from kdbench.store.record import Accuracy, Result
+from kdbench.store.result import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.training.build import new_network
 from kdbench.training.checkpoint import write_tensors

@@ -23,7 +23,8 @@ from kdbench.catalogue.terms import TermInfo, costs, term, term_names
 from kdbench.catalogue.text import normalise, one_line, printable
 from kdbench.cli.options import Json, Results
 from kdbench.errors import BadRecord
-from kdbench.store.record import Record, Result
+from kdbench.store.record import Record
+from kdbench.store.result import Result
 from kdbench.store.store import Store
 from kdbench.suite.load import bundled_suites, load_suite
 from kdbench.suite.methods import Terms, formula

@@ -18,7 +18,8 @@ from kdbench.execution.jobs import Backlog, Job, cohort_job, jobs_of, spread
 from kdbench.planning.cohorts import Cohort, split
 from kdbench.planning.plan import Plan
 from kdbench.planning.speed import ASSUMED, Speed
-from kdbench.store.record import Failure, Record
+from kdbench.store.record import Record
+from kdbench.store.result import Failure
 from kdbench.store.store import Store
 from kdbench.suite.specs import Stage
 
@@ -322,6 +323,9 @@ class Scheduler:
             taken = [id for id in job.ids if self.records.is_taken(job, id)]
             self._fail([id for id in job.ids if id not in taken], job, event["error"], event.get("detail", ""))
             self._wait(job, taken)
+        elif "lost_lease" in event:
+            self._say(event["lost_lease"])
+            self._wait(job, [id for id in job.ids if not self.records.done(job, id)])
         elif "lost_teacher" in event:
             self._say(event["lost_teacher"])
             job.not_before = self.clock() + RETRY_SECONDS

@@ -16,7 +16,7 @@ from kdbench.execution.scheduler import Assignment, Scheduler
 from kdbench.planning.cost import measurement_work, shared_work, student_work, teacher_work
 from kdbench.planning.plan import Plan
 from kdbench.planning.speed import Speed
-from kdbench.store.record import Failure
+from kdbench.store.result import Failure
 from kdbench.suite.specs import Stage
 
 

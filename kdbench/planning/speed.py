@@ -12,7 +12,7 @@ from typing import Any
 from kdbench.errors import BadInput
 from kdbench.files import remember, remembered
 from kdbench.planning.cost import Work
-from kdbench.store.record import compute_of
+from kdbench.store.result import compute_of
 from kdbench.store.store import Store
 
 

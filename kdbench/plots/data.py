@@ -14,7 +14,8 @@ from kdbench.reporting.cells import summarise
 from kdbench.reporting.keys import CELL, GROUP, pair_text, split_method, tuples
 from kdbench.reporting.report import Report
 from kdbench.reporting.tables import grid_cells
-from kdbench.store.record import Record, compute_of
+from kdbench.store.record import Record
+from kdbench.store.result import compute_of
 from kdbench.suite.suite import Run
 
 

@@ -16,7 +16,7 @@ from kdbench.reporting.keys import CELL, GROUP, Group, grouped, measured_on, pai
 from kdbench.reporting.observations import collect
 from kdbench.reporting.rendered import RenderedTable, Section, TableCell
 from kdbench.reporting.teacher_weights import TeacherWeights, valid_result
-from kdbench.store.record import Result
+from kdbench.store.result import Result
 from kdbench.store.store import Store
 from kdbench.suite.suite import Suite, measurement_specs, run_specs
 

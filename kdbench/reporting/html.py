@@ -38,7 +38,8 @@ from kdbench.reporting.report import Report
 from kdbench.reporting.statistics import Statistics
 from kdbench.reporting.statistics_tables import all_statistics_tables, p_text
 from kdbench.reporting.tables import GridTable
-from kdbench.store.record import Record, compute_of
+from kdbench.store.record import Record
+from kdbench.store.result import compute_of
 from kdbench.store.store import Store
 from kdbench.suite.components import Recipe
 from kdbench.suite.protocol import bundled_protocol

@@ -23,7 +23,8 @@ from kdbench.reporting.keys import (
     tiny_paper,
 )
 from kdbench.reporting.teacher_weights import TeacherWeights, auxiliary_run
-from kdbench.store.record import Maker, Record, Result
+from kdbench.store.record import Record
+from kdbench.store.result import Maker, Result
 from kdbench.store.store import Store
 from kdbench.suite.measurements import ProbeSpec, probe, probe_protocols
 from kdbench.suite.specs import DatasetSpec, RunSpec

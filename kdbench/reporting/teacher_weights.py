@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from kdbench.errors import BadRecord
-from kdbench.store.record import Record, Result
+from kdbench.store.record import Record
+from kdbench.store.result import Result
 from kdbench.store.store import Store
 from kdbench.suite.methods import auxiliary_method
 from kdbench.suite.specs import Imported, RunSpec, Stage, stage_label

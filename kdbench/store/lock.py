@@ -1,19 +1,22 @@
-"""Locks between processes. The system frees them when their holder ends, however it ends."""
+"""Locks between processes: the system's file locks, which end with their holder, or leases where those do not hold."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import re
 import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from filelock import SoftFileLock, Timeout
+from filelock import Timeout
 
 from kdbench.errors import KdbenchError
+from kdbench.files import share_with_group, write_text
+from kdbench.store.lease import Lease
 from kdbench.store.liveness import process_state
 
 
@@ -22,18 +25,31 @@ LOCKLESS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 POLL_SECONDS = 0.5
 
+MARK = "leases"
+"""A file of this name in a folder of locks says why all processes, on whatever machine, take leases there."""
+
 
 class Lock:
-    """An exclusive lock on a file, which names its holder: process and host, a line each.
+    """An exclusive lock on a file, which names its holder: process, host and since when, a line each.
 
-    On a file system without locks a file that is there only while the lock is held stands in for it: one that a dead
-    machine left behind must be removed by hand. A file that belongs to somebody else need only be readable.
+    Where the folder is marked, or its file system has no locks, a lease beside the file takes its place. A file that belongs
+    to somebody else need only be readable.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor: int | None = None
-        self._stand_in: SoftFileLock | None = None
+        self._lease = Lease(path.with_suffix(".lease"))
+
+    @property
+    def held(self) -> bool:
+        """Whether this object holds it."""
+        return self._descriptor is not None or self._lease.held
+
+    @property
+    def leased(self) -> bool:
+        """Whether it is held by a lease."""
+        return self._lease.held
 
     def acquire(self, timeout: float = -1) -> Self:
         """Take the lock within so many seconds (negative: whenever it is free).
@@ -41,7 +57,7 @@ class Lock:
         Raises Timeout where another holds it to the end, and KdbenchError where the file may not be used.
         """
         end = time.monotonic() + timeout
-        while not self._take():
+        while self.held or not self._take():
             if timeout >= 0 and time.monotonic() >= end:
                 raise Timeout(str(self.path))
             time.sleep(POLL_SECONDS)
@@ -55,27 +71,23 @@ class Lock:
             note(f"another process is at {what}: waiting for it ({self.holder()})")
             return self.acquire()
 
+    def check(self) -> None:
+        """Raise LostLease if it was held and another process has broken its lease."""
+        self._lease.check()
+
     def release(self) -> None:
         """Free the lock, if it is held."""
-        if self._stand_in:
-            self._stand_in.release()
-            self._stand_in = None
-        elif self._descriptor is not None:
+        self._lease.release()
+        if self._descriptor is not None:
             self._sign(self._descriptor, "")
             os.close(self._descriptor)
             self._descriptor = None
 
-    @property
-    def stands_in(self) -> bool:
-        """Whether it is held by a file's presence, because the file system has no locks."""
-        return self._stand_in is not None
-
     def holder(self) -> str:
-        """The holder, as far as known: process, host, since when, and whether it is stopped."""
-        for path in (self.path, self._presence):
+        """The holder, as far as known: process, host, since when by its clock, and whether it is stopped."""
+        for path in (self.path, self._lease.path):
             try:
-                pid, host = path.read_text().splitlines()[:2]
-                since = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
+                pid, host, since = path.read_text().splitlines()[:3]
                 state = process_state(int(pid)) if host == socket.gethostname() else ""
             except (OSError, ValueError):
                 continue
@@ -84,46 +96,38 @@ class Lock:
         return "a process that has not left its name"
 
     def __enter__(self) -> Self:
-        return self if self._descriptor is not None or self._stand_in else self.acquire()
+        return self if self.held else self.acquire()
 
     def __exit__(self, *error: object) -> None:
         self.release()
 
-    @property
-    def _presence(self) -> Path:
-        return self.path.with_suffix(".held")
-
     def _take(self) -> bool:
-        import fcntl
+        if os.path.lexists(self.path.with_name(MARK)):
+            return self._lease.take()
+        descriptor = self._open()
+        try:
+            if not _flock(descriptor):
+                os.close(descriptor)
+                return False
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in LOCKLESS:
+                return self._lease.take()
+            raise KdbenchError(self._refusal(error)) from None
+        self._sign(descriptor, f"{os.getpid()}\n{socket.gethostname()}\n{time.strftime('%Y-%m-%d %H:%M')}\n")
+        self._descriptor = descriptor
+        return True
 
+    def _open(self) -> int:
         try:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         except PermissionError:
             try:
-                descriptor = os.open(self.path, os.O_RDONLY)
+                return os.open(self.path, os.O_RDONLY)
             except PermissionError as error:
                 raise KdbenchError(self._refusal(error)) from None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            if isinstance(error, BlockingIOError):
-                return False
-            if error.errno in LOCKLESS:
-                return self._take_stand_in()
-            raise KdbenchError(self._refusal(error)) from None
-        self._sign(descriptor, f"{os.getpid()}\n{socket.gethostname()}\n")
-        self._descriptor = descriptor
-        return True
-
-    def _take_stand_in(self) -> bool:
-        lock = SoftFileLock(self._presence)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return False
-        self._stand_in = lock
-        return True
+        share_with_group(self.path)
+        return descriptor
 
     @staticmethod
     def _sign(descriptor: int, text: str) -> None:
@@ -146,14 +150,70 @@ class Lock:
         )
 
 
-def lacks_locks(folder: Path) -> bool:
-    """Whether a folder's file system lacks file locks. Raises KdbenchError if files may not be locked there."""
+def _flock(descriptor: int) -> bool:
+    """Lock an open file unless another has; the lock ends when it is closed. Raises OSError where that cannot be done."""
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def prepare_locks(folder: Path) -> str:
+    """Find out whether file locks hold in a folder, among all machines that may see it, and mark it if not.
+
+    Returns why leases are taken there, "" if locks are. Raises KdbenchError if files may not be locked, OSError if none can
+    be written.
+    """
+    mark = folder / MARK
+    with contextlib.suppress(FileNotFoundError):
+        return mark.read_text().strip()
+    reason = _why_leases(folder)
+    if reason:
+        write_text(mark, f"{reason}\n")
+    return reason
+
+
+def _why_leases(folder: Path) -> str:
+    kind = file_system(folder)
+    if kind not in LOCAL:
+        return f"{kind} is not known as a file system of one machine"
     path = folder / "probe.lock"
     try:
         with Lock(path).acquire(timeout=0) as lock:
-            return lock.stands_in
+            if lock.leased:
+                return "its file system has no file locks"
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                return "its file system grants one lock twice" if _flock(descriptor) else ""
+            finally:
+                os.close(descriptor)
     except Timeout:
-        return False  # another process tries the same
+        return ""  # another process tries the same
     finally:
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+LOCAL = frozenset(
+    "bcachefs btrfs exfat ext2 ext3 ext4 f2fs jfs ntfs3 overlay ramfs rootfs tmpfs vfat xfs zfs".split()  # noqa: SIM905
+) | {""}
+"""File systems that one machine alone has mounted, so that its locks hold for all; "" where the system does not say."""
+
+
+def file_system(folder: Path) -> str:
+    """The type of the file system that a folder is on, such as ``nfs4``; "" where the system does not say."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return ""
+    where = os.path.realpath(folder)
+    found = "", ""
+    for mount in mounts:
+        place, _, kind = mount.partition(" - ")
+        point = re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), place.split()[4])
+        if os.path.commonpath([where, point]) == point and len(point) >= len(found[0]):
+            found = point, kind.split()[0]
+    return found[1]

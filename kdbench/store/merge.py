@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from kdbench.errors import BadRecord, KdbenchError
 from kdbench.store.archives import merge_sources, merge_suites
 from kdbench.store.exchange import basis, check_copyable, place
-from kdbench.store.record import Failure, Record, Result
+from kdbench.store.record import Record
+from kdbench.store.result import Failure, Result
 from kdbench.store.store import KINDS, Store
 from kdbench.store.verify import label_of
 from kdbench.suite.specs import Stage, digest, stage_label

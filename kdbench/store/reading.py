@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -26,6 +27,15 @@ def read(path: str, largest: int = LARGEST) -> bytes:
 
     Raises BadRecord for what is no file, and for one that is larger than any that kdbench writes.
     """
+    try:
+        return _read(path, largest)
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        return _read(path, largest)  # replaced through another machine while this one had it open
+
+
+def _read(path: str, largest: int) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)  # a pipe would let one wait for ever
     try:
         status = os.fstat(descriptor)

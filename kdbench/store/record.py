@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, BinaryIO
 
 from filelock import Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
-from kdbench.errors import BadRecord, KdbenchError
-from kdbench.files import quarantine, write_json, write_text
+from kdbench.errors import BadRecord, KdbenchError, LostLease
+from kdbench.files import json_bytes, make_folder, quarantine, write_atomically
 from kdbench.store.lock import Lock
 from kdbench.store.reading import (
     LARGEST_METRICS,
@@ -31,128 +32,8 @@ from kdbench.store.reading import (
     stored_mapping,
     unreadable,
 )
+from kdbench.store.result import Failure, Maker, Result
 from kdbench.suite.specs import digest
-
-
-Kind = Literal["run", "teacher", "measurement"]
-Percent = Annotated[float, Field(ge=0.0, le=100.0)]
-Value = Annotated[float, Field(ge=-1e100, le=1e100)]
-Count = Annotated[int, Field(ge=0, lt=2**53)]
-
-
-class Accuracy(BaseModel):
-    """Test accuracy in percent after an epoch."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    epoch: Count
-    top1: Percent
-    top5: Percent
-
-
-POINT = 1.0
-"""Percentage points by which stated and measured accuracy may differ before that is a warning."""
-
-
-class Result(BaseModel):
-    """The result of a finished network. Equal runs give byte-identical results on the same CPU.
-
-    ``measure`` is how the accuracy came about: by the network's classifier, or, where it has none, by a vote of the
-    nearest training images (kdbench.evaluation). It is None for an encoder that was trained elsewhere. ``published_top1``
-    is what an imported file says of its weights, ``published_best`` of the best epoch of their training,
-    ``parent_sha256`` the hash of the weights on which a teacher's stage was made, or those, joined by "+", of the teacher
-    and adapters that taught a run, or of the networks that were measured. ``values`` are what was measured on them, by
-    name; ``undefined`` says why others are not there.
-
-    ``metrics_sha256`` is the hash of metrics.jsonl.
-
-    ``sm_score`` and ``layer_cka`` say how alike the maps are that the run's terms associate (kdbench.evaluation),
-    on average over those of the last ten epochs that were tested. ``teacher`` is the accuracy of the teacher as it taught,
-    where its own record does not hold that: its new layers learned beside the student (``teacher_head_sha256`` is the hash of
-    their file), or it was shown other test images, or the same otherwise, than where it was measured.
-
-    Under a scenario ``changed_labels`` says how many of the student's labels are not the true ones, and ``samples_sha256`` is
-    the hash of its images and labels (`kdbench data samples` lists them).
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    id: str
-    kind: Kind
-    last: Accuracy | None = None
-    best: Accuracy | None = None
-    measure: Literal["classifier", "neighbours"] = "classifier"
-    published_top1: Percent | None = None
-    published_best: Percent | None = None
-    parent_sha256: str | None = None
-    values: dict[str, Value] | None = None
-    undefined: dict[str, str] | None = None
-    train_images: Count = 0
-    test_images: Count = 0
-    changed_labels: Count | None = None
-    samples_sha256: str | None = None
-    sm_score: Value | None = None
-    layer_cka: Value | None = None
-    teacher: Accuracy | None = None
-    teacher_head_sha256: str | None = None
-    weights_sha256: str
-    metrics_sha256: str | None = None
-
-    @model_validator(mode="after")
-    def _measured(self) -> Result:
-        if self.kind == "run" and (self.last is None or self.best is None):
-            raise ValueError("a run's result holds its last and its best accuracy")
-        return self
-
-    def accuracy(self, score: str) -> Accuracy | None:
-        """The accuracy by a score rule, ``last`` or ``best``; None for an encoder without classes."""
-        return self.best if score == "best" else self.last
-
-    def contradiction(self, measured: Accuracy | None) -> str:
-        """A sentence where an imported file states an accuracy more than a point from the measured one, else ""."""
-        stated = self.published_best if self.published_top1 is None else self.published_top1
-        if measured is None or stated is None or abs(stated - measured.top1) <= POINT:
-            return ""
-        whose = (
-            "as the best of its training, perhaps of another epoch" if self.published_top1 is None else "of its weights"
-        )
-        return (
-            f"its file states {stated:.2f} % {whose}, and {measured.top1:.2f} % is measured here: check mean and std, the "
-            "images' size, and the order of the classes"
-        )
-
-
-class Failure(BaseModel):
-    """Why a run stopped for good. A diverged run would diverge again; an error may be gone next time."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["diverged", "error"]
-    epoch: int
-    reason: str
-    detail: str = ""
-
-
-class Compute(NamedTuple):
-    """The kind of the device that trained a network, and the training's multiply-accumulates and seconds."""
-
-    device: str
-    macs: float
-    seconds: float
-
-
-class Maker(NamedTuple):
-    """The versions of kdbench and torch, and the device, that made a record; "" for what is unknown."""
-
-    kdbench: str = ""
-    torch: str = ""
-    device: str = ""
-
-    def __str__(self) -> str:
-        libraries = (
-            f"{name} {version}" for name, version in (("kdbench", self.kdbench), ("torch", self.torch)) if version
-        )
-        return ", ".join([*libraries, *filter(None, [self.device])]) or "machine and versions unknown"
 
 
 FILES = ("spec.json", "metrics.jsonl", "weights.safetensors", "metadata.json", "result.json")
@@ -165,10 +46,14 @@ NO_WEIGHTS = {"weights": "not kept"}
 
 
 class Record:
-    """The folder of one run or teacher. All writes are atomic; nothing is created by reading."""
+    """The folder of one run or teacher. All writes are atomic; nothing is created by reading.
 
-    def __init__(self, folder: Path | str) -> None:
+    ``locks`` are those that a store has handed out, by the record's path: a record is locked once, whoever asks.
+    """
+
+    def __init__(self, folder: Path | str, locks: dict[str, Lock] | None = None) -> None:
         self._path = str(folder)
+        self._locks = {} if locks is None else locks
         self.id = os.path.basename(self._path)
 
     @cached_property
@@ -334,27 +219,57 @@ class Record:
             )
         (self.folder / "failure.json").unlink(missing_ok=True)
         if self.spec() != spec:
-            write_json(self.folder / "spec.json", spec)
+            self._write_json("spec.json", spec)
         return messages
+
+    def write(self, name: str, write: Callable[[BinaryIO], object], *, replace: bool = True) -> None:
+        """Write one of its files as ``write_atomically`` does.
+
+        Raises LostLease, with nothing changed, where the record was locked by a lease that is lost.
+        """
+        check = self._locks[self._path].check if self._path in self._locks else None
+        try:
+            write_atomically(self.folder / name, write, check=check, replace=replace)
+        except OSError:  # perhaps the new holder has removed the temporary file
+            if check:
+                check()
+            raise
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write one of its files. Raises as ``write`` does."""
+        self.write(name, lambda file: file.write(content))
+
+    def _write_json(self, name: str, value: Any, *, replace: bool = True) -> None:
+        self.write(name, lambda file: file.write(json_bytes(value)), replace=replace)
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> str:
         """Replace the epochs so far; returns the SHA-256 of the file."""
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        write_text(self.folder / "metrics.jsonl", text)
-        return hashlib.sha256(text.encode()).hexdigest()
+        content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        self.write_bytes("metrics.jsonl", content)
+        return hashlib.sha256(content).hexdigest()
 
     def fail(self, failure: Failure) -> None:
         """Store why training stopped. After an error the last checkpoint stays, and a retry resumes from it."""
-        write_json(self.folder / "failure.json", failure.model_dump())
+        self._write_json("failure.json", failure.model_dump())
         if failure.kind == "diverged":
             self.state_file.unlink(missing_ok=True)
 
     def finish(self, result: Result, metadata: dict[str, Any]) -> None:
-        """Store the result, last of all, and drop the resume state."""
-        write_json(self.folder / "metadata.json", metadata)
+        """Store the result, last of all, and drop the resume state. Raises LostLease if there is a result."""
+        self._write_json("metadata.json", metadata)
         content = result.model_dump(exclude_none=True)
-        write_json(self.folder / "result.json", {**content, "checksum": digest(content)})
+        try:
+            self._write_json("result.json", {**content, "checksum": digest(content)}, replace=False)
+        except FileExistsError:
+            self.check_unfinished()
+            raise
         self.cleanup()
+
+    def check_unfinished(self) -> None:
+        """Raise LostLease if another process has finished the record, on whatever machine."""
+        with contextlib.suppress(FileNotFoundError):
+            if "result.json" in os.listdir(self._path):  # for a list, network file systems ask the server
+                raise LostLease(f"{self.folder}: another process has finished it meanwhile")
 
     def cleanup(self) -> None:
         """Remove what a finished record does not need: the resume state, and the failure of an earlier try."""
@@ -362,10 +277,12 @@ class Record:
         self.state_file.unlink(missing_ok=True)
 
     def lock(self) -> Lock:
-        """The lock held while training. The system releases it when the process ends, however it ends."""
-        locks = self.folder.parent.parent / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        return Lock(locks / f"{self.folder.parent.name}-{self.id}.lock")
+        """The lock held while training. It ends with its holder, however that ends."""
+        if self._path not in self._locks:
+            folder = self.folder.parent.parent / "locks"
+            make_folder(folder)
+            self._locks[self._path] = Lock(folder / f"{self.folder.parent.name}-{self.id}.lock")
+        return self._locks[self._path]
 
     def is_locked(self) -> bool:
         """Whether another process holds the lock."""
@@ -376,16 +293,6 @@ class Record:
             return True
         except (KdbenchError, OSError):
             return False  # whoever wants it will say why it cannot be locked
-
-
-def compute_of(metadata: dict[str, Any]) -> Compute:
-    """What a training cost, from its record's metadata; ("", 0, 0) if unknown."""
-    device, macs, seconds = metadata.get("device"), metadata.get("macs"), metadata.get("seconds")
-    kind = device.get("kind") if isinstance(device, dict) else None
-    if not (isinstance(kind, str) and isinstance(macs, int | float) and isinstance(seconds, int | float)):
-        return Compute("", 0.0, 0.0)
-    possible = 0 <= macs < 1e30 and (seconds == 0 or 1e-6 < seconds < 1e12)
-    return Compute(kind, float(macs), float(seconds)) if possible else Compute("", 0.0, 0.0)
 
 
 def timestamp() -> str:

@@ -15,10 +15,12 @@ from filelock import Timeout
 
 from kdbench.catalogue.plugins import Source, SourceFile
 from kdbench.errors import BadInput, BadRecord, KdbenchError, UnreadableRecord
-from kdbench.files import quarantine, write_bytes
+from kdbench.files import make_folder, quarantine, write_bytes
+from kdbench.store.lease import LEASE_SECONDS
 from kdbench.store.liveness import process_state
-from kdbench.store.lock import Lock, lacks_locks
-from kdbench.store.record import Record, Result
+from kdbench.store.lock import Lock, prepare_locks
+from kdbench.store.record import Record
+from kdbench.store.result import Result
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import Adapter, NewLayers, Stage, stage_label
 
@@ -35,18 +37,19 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._path = str(root)
+        self._locks: dict[str, Lock] = {}
 
     def run(self, id: str) -> Record:
         """The record of a run, existing or not."""
-        return Record(f"{self._path}/runs/{id}")
+        return Record(f"{self._path}/runs/{id}", self._locks)
 
     def teacher(self, id: str) -> Record:
         """The record of a teacher, existing or not."""
-        return Record(f"{self._path}/teachers/{id}")
+        return Record(f"{self._path}/teachers/{id}", self._locks)
 
     def measurement(self, id: str) -> Record:
         """The record of a measurement, existing or not."""
-        return Record(f"{self._path}/measurements/{id}")
+        return Record(f"{self._path}/measurements/{id}", self._locks)
 
     def measured(self, spec: ProbeSpec | SimilaritySpec) -> Result | None:
         """The stored measurement; None if there is none, or the networks' weights have changed since."""
@@ -78,7 +81,7 @@ class Store:
     def records(self, kind: str) -> Iterator[Record]:
         """All records of a kind (``runs``, ``teachers`` …), by id; neither quarantined ones nor those of kdbench 0.1."""
         entries = (entry for entry in self._entries(kind) if "." not in entry.name)
-        yield from (Record(entry.path) for entry in entries if not _is_outdated(entry))
+        yield from (Record(entry.path, self._locks) for entry in entries if not _is_outdated(entry))
 
     def find(self, kind: str, prefix: str) -> Record | None:
         """The record whose id begins so, with four digits or more; None if there is none. Raises BadInput for several."""
@@ -201,11 +204,10 @@ class Store:
         """Raise BadInput unless results can be written; returns what a user should know of the file system."""
         try:
             for folder in (self.root, self.root / "runs", self.root / "teachers", self.root / "locks"):
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
                 with tempfile.TemporaryFile(dir=folder):  # without a name, nothing is left however the process ends
                     pass
-            if not lacks_locks(self.root / "locks"):
-                return []
+            reason = prepare_locks(self.root / "locks")
         except KdbenchError as error:
             raise BadInput(f"{error}. Choose another folder with --results.") from None
         except OSError as error:
@@ -213,9 +215,11 @@ class Store:
             raise BadInput(
                 f"cannot write results to {self.root}: {reason}. Choose another folder with --results."
             ) from None
+        if not reason:
+            return []
         return [
-            f"{self.root} cannot be locked: its file system has no file locks. Files {self.root}/locks/*.held stand in for "
-            "them; where a machine dies, remove those that it leaves. A folder with locks (--results) needs no such care."
+            f"{self.root}: {reason}. Leases take the place of locks: what a dead machine was at is free after "
+            f"{LEASE_SECONDS:.0f} s"
         ]
 
 
@@ -227,7 +231,7 @@ def _is_outdated(entry: os.DirEntry[str]) -> bool:
 def exclusive(folder: Path) -> Iterator[None]:
     """Lock a folder of archived files, and remove temporary files that killed processes have left in it."""
     locks = folder.parent.parent / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
+    make_folder(locks)
     with Lock(locks / f"{folder.parent.name}-{folder.name}.lock").acquire():
         for leftover in folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from kdbench.errors import BadRecord, KdbenchError, UnreadableRecord
 from kdbench.store.reading import stored_mapping
-from kdbench.store.record import FILES, OTHER_FILES, Record, Result
+from kdbench.store.record import FILES, OTHER_FILES, Record
+from kdbench.store.result import Result
 from kdbench.store.store import KINDS, Store
 from kdbench.suite.measurements import measurement_from
 from kdbench.suite.methods import formula

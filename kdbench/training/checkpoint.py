@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from kdbench.files import quarantine, write_atomically, write_bytes
+from kdbench.files import quarantine, write_bytes
 from kdbench.training.environment import out_of_memory
 from kdbench.training.trainer import Progress, Trainer
 
@@ -48,7 +48,7 @@ def save_checkpoint(trainer: Trainer, teacher_state: dict[str, Any]) -> None:
     torch.save(state, buffer)
     content = buffer.getbuffer()
     digest = hashlib.sha256(content).digest()
-    write_atomically(trainer.record.state_file, lambda file: file.writelines((digest, content)))
+    trainer.record.write("state.pt", lambda file: file.writelines((digest, content)))
     trainer.record.write_metrics(trainer.progress.metrics)
     trainer.saved_at = time.monotonic()
     trainer.save_seconds = trainer.saved_at - started

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,10 +13,11 @@ from filelock import Timeout
 from torch import Tensor
 
 from kdbench.data.stream import DataSource
-from kdbench.errors import BadRecord, LostTeacher
-from kdbench.files import quarantine, write_bytes
+from kdbench.errors import BadRecord, LostLease, LostTeacher
+from kdbench.files import quarantine
 from kdbench.planning.cost import Work
-from kdbench.store.record import NO_WEIGHTS, Failure, Kind, Record, Result, timestamp
+from kdbench.store.record import NO_WEIGHTS, Record, timestamp
+from kdbench.store.result import Failure, Kind, Result
 from kdbench.store.store import Store
 from kdbench.suite.specs import Recipe, Stage
 from kdbench.training.build import DamagedTeacher
@@ -115,6 +116,8 @@ class JobContext:
     def already_finished(self, record: Record) -> bool:
         """Whether a locked record needs no training; if so, report how it ended."""
         failure = record.failure() if self.waited else None
+        with suppress(LostLease):
+            record.check_unfinished()
         if record.done() and (result := record.result()):
             record.cleanup()
             self.report(result)
@@ -178,7 +181,7 @@ class JobContext:
         content = as_safetensors(weights)
         kept = record.id not in self.discard_weights
         if kept:
-            write_bytes(record.weights_file, content)
+            record.write_bytes(record.weights_file.name, content)
         result = Result(
             id=record.id,
             kind=kind,

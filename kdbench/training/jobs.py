@@ -17,7 +17,8 @@ from kdbench.models import build
 from kdbench.models.checkpoints import load_checkpoint, published_accuracy
 from kdbench.models.outputs import Shapes, measure_shapes
 from kdbench.planning.cost import cohort_work, student_work, teacher_pass_work, teacher_work
-from kdbench.store.record import Accuracy, Failure, Record
+from kdbench.store.record import Record
+from kdbench.store.result import Accuracy, Failure
 from kdbench.suite.specs import (
     Adapter,
     Imported,

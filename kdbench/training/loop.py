@@ -17,7 +17,7 @@ from kdbench.errors import BadInput, reason_of
 from kdbench.evaluation import LayerSimilarity, Scores
 from kdbench.methods.term import Term
 from kdbench.models.outputs import Outputs
-from kdbench.store.record import Failure
+from kdbench.store.result import Failure
 from kdbench.training.checkpoint import save_checkpoint
 from kdbench.training.environment import Settings, device_lost, out_of_memory
 from kdbench.training.guard import Watch, aliased, relisted, rows_of

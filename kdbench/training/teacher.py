@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from functools import partial
@@ -23,12 +24,13 @@ from kdbench.models.backbone import Backbone
 from kdbench.models.folding import fold_batch_norm
 from kdbench.models.heads import NodeEmbedding
 from kdbench.models.outputs import Outputs, measure_shapes
-from kdbench.store.record import Accuracy, Record
+from kdbench.store.record import Record
+from kdbench.store.result import Accuracy
 from kdbench.store.store import Store
 from kdbench.suite.components import TeacherInference
 from kdbench.suite.specs import Adapter, Recipe, Stage
 from kdbench.training.build import DamagedTeacher, load_teacher, module_key, seed_key, seeded, seen_size
-from kdbench.training.checkpoint import write_tensors
+from kdbench.training.checkpoint import as_safetensors
 from kdbench.training.guard import mapped, plugged_in
 from kdbench.training.ranks import ALONE, Ranks
 from kdbench.training.replay import Replay
@@ -233,7 +235,9 @@ class OnlineTeacher(FrozenTeacher):
         """Keep the new layers as they are now, and their accuracy."""
         layers = {key: value for key, value in self.network.state_dict().items() if not key.startswith("backbone.")}
         accuracy = self.accuracy(self.epoch, test)
-        return {"teacher": accuracy, "teacher_head_sha256": write_tensors(record.teacher_head_file, layers)}
+        content = as_safetensors(layers)
+        record.write_bytes(record.teacher_head_file.name, content)
+        return {"teacher": accuracy, "teacher_head_sha256": hashlib.sha256(content).hexdigest()}
 
     def state(self) -> dict[str, Any]:
         """Weights and momentum of the new layers, and how far they are: the epoch, and its batches behind them."""

@@ -22,7 +22,8 @@ from kdbench.evaluation import Scores
 from kdbench.methods.term import Term
 from kdbench.models.backbone import Backbone
 from kdbench.models.outputs import Outputs
-from kdbench.store.record import Accuracy, Failure, Record
+from kdbench.store.record import Record
+from kdbench.store.result import Accuracy, Failure
 from kdbench.suite.specs import Recipe
 from kdbench.training.batch_norm import batch_norm_by_parts
 from kdbench.training.environment import lacks_variance

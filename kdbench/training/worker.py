@@ -27,7 +27,7 @@ import torch
 from kdbench.catalogue.plugins import ModuleLocator, locating_modules
 from kdbench.data.stream import DataSource
 from kdbench.datafiles.own_files import ImageSource
-from kdbench.errors import KdbenchError, LostTeacher, reason_of
+from kdbench.errors import KdbenchError, LostLease, LostTeacher, reason_of
 from kdbench.store.store import Store
 from kdbench.suite.measurements import measurement_from
 from kdbench.suite.specs import RunSpec, stage_from
@@ -159,6 +159,8 @@ def _context(
 def _work(job: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
     try:
         outcome = _dispatch(job, ctx)
+    except LostLease as error:
+        return {"lost_lease": str(error)}
     except LostTeacher as error:
         return {"lost_teacher": str(error)}
     except KdbenchError as error:

@@ -81,7 +81,7 @@ grid:
 @pytest.fixture
 def finished(tmp_path, suite_file):
     """A results folder in which the suite's first run is done, with spec, curve and result."""
-    from kdbench.store.record import Accuracy, Result
+    from kdbench.store.result import Accuracy, Result
     from kdbench.store.store import Store
     from kdbench.suite.load import load_suite
 

@@ -14,7 +14,7 @@ from kdbench.cli.app import app
 from kdbench.execution import devices, runner
 from kdbench.execution.scheduler import Outcome
 from kdbench.models import build
-from kdbench.store.record import Accuracy, Result
+from kdbench.store.result import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.store.suites import kept_suites
 from kdbench.suite import load

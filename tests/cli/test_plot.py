@@ -32,7 +32,7 @@ grid:
 @pytest.fixture
 def results(tmp_path, suite):
     """A results folder in which all runs of the suite are done, each trial of a method better by one than the one before."""
-    from kdbench.store.record import Accuracy, Result
+    from kdbench.store.result import Accuracy, Result
     from kdbench.store.store import Store
     from kdbench.suite.load import load_suite
 

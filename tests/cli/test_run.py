@@ -12,7 +12,7 @@ from kdbench.cli.app import app
 from kdbench.errors import BadInput, BadSuite, CannotSave, Interrupted, KdbenchError, NoDevice
 from kdbench.execution import devices, runner
 from kdbench.execution.scheduler import Outcome
-from kdbench.store.record import Accuracy, Failure, Result
+from kdbench.store.result import Accuracy, Failure, Result
 from kdbench.store.store import Store
 from kdbench.suite.load import find_suite, load_suite
 

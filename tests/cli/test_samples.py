@@ -12,7 +12,7 @@ from kdbench.__main__ import main
 from kdbench.cli.data import list_samples
 from kdbench.data.stream import DataSource
 from kdbench.errors import BadInput, KdbenchError
-from kdbench.store.record import Accuracy, Result
+from kdbench.store.result import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.suite.specs import DatasetSpec, Recipe, RunSpec, Scenario, WeightedTerm
 

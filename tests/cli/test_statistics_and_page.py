@@ -8,7 +8,7 @@ import pytest
 @pytest.fixture
 def several(tmp_path, suite_file):
     """Results of a suite with two trials of three methods, all done."""
-    from kdbench.store.record import Accuracy, Result
+    from kdbench.store.result import Accuracy, Result
     from kdbench.store.store import Store
     from kdbench.suite.load import load_suite
 

@@ -7,7 +7,7 @@ import pytest
 from kdbench.cli.cluster import watch
 from kdbench.store.live import Heartbeat, JobAt, NetworkAt, beat, end_beating
 from kdbench.store.liveness import Process
-from kdbench.store.record import Accuracy, Failure, Result
+from kdbench.store.result import Accuracy, Failure, Result
 from kdbench.store.store import Store
 from kdbench.store.suites import keep_suites
 from kdbench.suite.load import load_suite

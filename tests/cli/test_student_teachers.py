@@ -5,7 +5,7 @@ import json
 import pytest
 
 from kdbench.files import file_hash
-from kdbench.store.record import Result
+from kdbench.store.result import Result
 from kdbench.store.store import Store
 from kdbench.store.suites import teaching_runs
 from kdbench.suite.load import load_suite

@@ -61,7 +61,7 @@ def test_a_suite_fills_its_table(kdbench, tmp_path):
 
 
 def test_versions(kdbench, suite_file, finished, tmp_path):
-    from kdbench.store.record import Result
+    from kdbench.store.result import Result
     from kdbench.store.store import Store
     from kdbench.suite.load import load_suite
 
@@ -75,7 +75,7 @@ def test_versions(kdbench, suite_file, finished, tmp_path):
 
 
 def test_folders_that_disagree(kdbench, suite_file, finished, tmp_path):
-    from kdbench.store.record import Accuracy, Result
+    from kdbench.store.result import Accuracy, Result
     from kdbench.store.store import Store
 
     other = Accuracy(epoch=2, top1=44.0, top5=90.0)

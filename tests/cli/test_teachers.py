@@ -9,7 +9,7 @@ import torch
 
 from kdbench.files import file_hash
 from kdbench.models import build, load_checkpoint
-from kdbench.store.record import Accuracy, Result
+from kdbench.store.result import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.suite.load import load_suite
 from kdbench.suite.specs import lineage

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdbench.data.stream import DataSource
-from kdbench.store.record import Accuracy, Result
+from kdbench.store.result import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.suite.specs import (
     DatasetSpec,

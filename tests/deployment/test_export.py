@@ -17,7 +17,7 @@ from kdbench.deployment.classifier import Classifier
 from kdbench.deployment.source import standalone
 from kdbench.errors import BadInput, KdbenchError
 from kdbench.models import build
-from kdbench.store.record import Result
+from kdbench.store.result import Result
 from kdbench.suite.networks import network_spec
 from kdbench.training.build import keep_code, new_network
 from kdbench.training.checkpoint import write_tensors

@@ -19,7 +19,8 @@ from kdbench.execution.jobs import Backlog, jobs_of
 from kdbench.execution.pool import Pool
 from kdbench.execution.worker_handle import RunOptions, WorkerHandle
 from kdbench.planning.plan import Cohort, Plan, make_plan
-from kdbench.store.record import Accuracy, Record, Result
+from kdbench.store.record import Record
+from kdbench.store.result import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.suite.specs import (
     Adapter,

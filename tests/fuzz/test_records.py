@@ -17,7 +17,7 @@ from kdbench.cli.app import app
 from kdbench.errors import KdbenchError
 from kdbench.files import file_hash
 from kdbench.planning.plan import make_plan
-from kdbench.store.record import Accuracy, Result
+from kdbench.store.result import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.suite.load import load_suite
 from kdbench.suite.specs import digest

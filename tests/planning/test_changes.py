@@ -1,7 +1,7 @@
 """What a plan says of plug-ins that have changed since runs were finished."""
 
 from kdbench.planning.plan import changed_plugins, hashes_of_plugins
-from kdbench.store.record import Accuracy, Result
+from kdbench.store.result import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.suite.specs import Adapter, DatasetSpec, Recipe, RunSpec, Supervised, WeightedTerm
 

@@ -9,7 +9,7 @@ from kdbench.planning.cohorts import Cohort, Task, auxiliaries_of, by_path, cap_
 from kdbench.planning.cost import Work, student_work
 from kdbench.planning.plan import make_plan
 from kdbench.planning.speed import Speed
-from kdbench.store.record import Accuracy, Failure, Result
+from kdbench.store.result import Accuracy, Failure, Result
 from kdbench.store.store import Store
 from kdbench.suite.load import find_suite, load_suite
 from kdbench.suite.specs import (

@@ -1,6 +1,6 @@
 import pytest
 
-from kdbench.store.record import Accuracy, Result
+from kdbench.store.result import Accuracy, Result
 from kdbench.store.store import Store
 
 

@@ -15,7 +15,7 @@ from kdbench.reporting.options import ReportOptions, View
 from kdbench.reporting.paired_tests import complete_block
 from kdbench.reporting.report import measured_report
 from kdbench.reporting.tables import grid_tables
-from kdbench.store.record import Result
+from kdbench.store.result import Result
 from kdbench.store.store import Store
 from kdbench.suite.load import bundled_suites, load_suite
 from kdbench.suite.specs import stage_label

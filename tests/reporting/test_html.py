@@ -14,7 +14,7 @@ from kdbench.reporting.observations import run_frame
 from kdbench.reporting.options import Bold, ReportOptions, View
 from kdbench.reporting.report import measured_report, published_report
 from kdbench.reporting.tables import grid_tables
-from kdbench.store.record import Accuracy, Failure, Result
+from kdbench.store.result import Accuracy, Failure, Result
 from kdbench.store.store import Store
 from kdbench.suite.components import digest
 from kdbench.suite.load import bundled_suites, load_suite

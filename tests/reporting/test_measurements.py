@@ -12,7 +12,7 @@ from kdbench.reporting.options import Bold, Format, ReportOptions, View
 from kdbench.reporting.rendered import plain
 from kdbench.reporting.report import measured_report
 from kdbench.reporting.writers import write_report
-from kdbench.store.record import Accuracy, Result
+from kdbench.store.result import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.suite.measurements import ProbeSpec
 

@@ -12,7 +12,7 @@ from kdbench.reporting.csv_json import json_text, observations_csv
 from kdbench.reporting.keys import KEY, canonical, canonical_setting, grouped, split_method, terms_text, tuples
 from kdbench.reporting.observations import collect, comparable, run_observations, teacher_observations
 from kdbench.reporting.report import measured_report
-from kdbench.store.record import Accuracy, Failure, Result
+from kdbench.store.result import Accuracy, Failure, Result
 from kdbench.store.store import Store
 from kdbench.suite.specs import WeightedTerm
 

@@ -8,7 +8,7 @@ from kdbench.reporting.keys import tuples
 from kdbench.reporting.options import ReportOptions, View
 from kdbench.reporting.rendered import Emphasis
 from kdbench.reporting.report import measured_report
-from kdbench.store.record import Failure
+from kdbench.store.result import Failure
 from kdbench.store.store import Store
 from kdbench.suite.selection import select
 

@@ -8,7 +8,7 @@ from kdbench.reporting.keys import dataset_label, scenario_label
 from kdbench.reporting.observations import collect
 from kdbench.reporting.options import View
 from kdbench.reporting.tables import grid_tables, render_grid
-from kdbench.store.record import Accuracy, Failure, Result
+from kdbench.store.result import Accuracy, Failure, Result
 from kdbench.store.store import Store
 from kdbench.suite.specs import DatasetSpec, Scenario
 

@@ -1,7 +1,7 @@
 import pytest
 
 from kdbench.files import file_hash
-from kdbench.store.record import Accuracy, Result
+from kdbench.store.result import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.store.suites import keep_suites
 from kdbench.suite.load import load_suite

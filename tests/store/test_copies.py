@@ -7,7 +7,8 @@ import pytest
 from kdbench.errors import BadRecord
 from kdbench.files import file_hash
 from kdbench.store.exchange import check_copyable, copy_record
-from kdbench.store.record import Record, Result
+from kdbench.store.record import Record
+from kdbench.store.result import Result
 from kdbench.suite.specs import digest
 
 

@@ -12,7 +12,8 @@ from kdbench.errors import BadInput, BadRecord, KdbenchError, UnreadableRecord
 from kdbench.files import file_hash
 from kdbench.store import reading
 from kdbench.store.reading import check_size
-from kdbench.store.record import NO_WEIGHTS, Accuracy, Result
+from kdbench.store.record import NO_WEIGHTS
+from kdbench.store.result import Accuracy, Result
 from kdbench.store.store import Store, log_name
 from kdbench.store.verify import verify
 from kdbench.suite.load import load_suite
@@ -52,6 +53,7 @@ def finish(store):
         accuracy = Accuracy(epoch=2, top1=50.0, top5=90.0)
         facts = {"metrics_sha256": record.write_metrics([{"epoch": 1}, {"epoch": 2}]), **facts}
         facts["weights_sha256"] = file_hash(record.weights_file)
+        (record.folder / "result.json").unlink(missing_ok=True)
         record.finish(Result(id=record.id, kind=kind, last=accuracy, best=accuracy, **facts), about or {})
         return record
 

@@ -58,7 +58,7 @@ def test_whoever_waits_gets_it_when_it_is_free(path, monkeypatch):
     first = Lock(path).acquire()
     monkeypatch.setattr(lock_module.time, "sleep", lambda seconds: first.release())
     with Lock(path) as second:
-        assert not second.stands_in
+        assert second.held
 
 
 def test_a_file_that_may_only_be_read_can_be_locked(path, monkeypatch):
@@ -103,26 +103,42 @@ def test_of_ones_own_file_no_owner_is_to_be_asked(path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_without_locks_a_file_that_is_there_stands_in(path, monkeypatch, number):
+def test_without_locks_a_lease_is_taken(path, monkeypatch, number):
     answers(monkeypatch, number)
     with Lock(path) as lock:
-        assert lock.stands_in
+        assert lock.leased
         assert Lock(path).holder().startswith(f"process {os.getpid()} on ")
         with pytest.raises(Timeout):
             Lock(path).acquire(timeout=0)
-    assert not path.with_suffix(".held").exists()
+    assert not path.with_suffix(".lease").exists()
     Lock(path).acquire(timeout=0).release()
 
 
 def test_a_folder_without_locks_is_told_of_before_anything_runs(tmp_path, monkeypatch):
-    assert Store(tmp_path).check_writable() == []
-    answers(monkeypatch, errno.ENOLCK)
-    (trouble,) = Store(tmp_path).check_writable()
-    assert trouble.startswith(f"{tmp_path} cannot be locked: its file system has no file locks.")
+    assert Store(tmp_path / "a").check_writable() == []
     answers(monkeypatch, errno.EIO)
     with pytest.raises(BadInput, match="cannot be locked: Input/output error"):
-        Store(tmp_path).check_writable()
+        Store(tmp_path / "a").check_writable()
     assert not [entry for entry in tmp_path.rglob("*") if entry.is_file()]
+    answers(monkeypatch, errno.ENOLCK)
+    (trouble,) = Store(tmp_path / "b").check_writable()
+    assert trouble.startswith(f"{tmp_path / 'b'}: its file system has no file locks. Leases take the place of locks")
+
+
+def test_a_file_system_that_grants_a_lock_twice_is_found_out_and_the_folder_marked_for_all(tmp_path, monkeypatch):
+    with monkeypatch.context() as lying:
+        lying.setattr(fcntl, "flock", lambda descriptor, operation: None)
+        (trouble,) = Store(tmp_path).check_writable()
+    assert "grants one lock twice" in trouble
+    assert Store(tmp_path).check_writable() == [trouble], "another machine, whose locks seem to work, takes leases, too"
+    with Store(tmp_path).run("0" * 12).lock() as lock:
+        assert lock.leased
+
+
+def test_on_a_network_file_system_leases_are_taken_whatever_its_locks_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock_module, "file_system", lambda folder: "nfs4")
+    (trouble,) = Store(tmp_path).check_writable()
+    assert "nfs4 is not known as a file system of one machine" in trouble
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664)])

@@ -12,7 +12,7 @@ from kdbench.files import write_json
 from kdbench.store import exchange
 from kdbench.store.archives import portable_about
 from kdbench.store.merge import merge
-from kdbench.store.record import Failure
+from kdbench.store.result import Failure
 from kdbench.store.store import Store
 from kdbench.store.suites import find_kept
 from kdbench.store.verify import verify

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from kdbench.errors import BadInput, BadRecord
+from kdbench.errors import BadInput, BadRecord, LostLease
 from kdbench.files import file_hash
-from kdbench.store.record import Accuracy, Failure, Result, compute_of
+from kdbench.store.result import Accuracy, Failure, Result, compute_of
 from kdbench.store.store import Store
 
 
@@ -65,6 +65,9 @@ def test_the_score_rule_chooses_between_the_last_and_the_best_epoch():
 def test_equal_results_are_equal_bytes(record):
     record.finish(RESULT, {})
     first = (record.folder / "result.json").read_bytes()
+    with pytest.raises(LostLease, match="another process has finished it meanwhile"):
+        record.finish(RESULT, {"when": "later"})
+    (record.folder / "result.json").unlink()
     record.finish(RESULT, {"when": "later"})
     assert (record.folder / "result.json").read_bytes() == first
 

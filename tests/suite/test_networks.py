@@ -10,7 +10,7 @@ import pytest
 from kdbench.errors import BadSuite
 from kdbench.models.build import _facts_or_error
 from kdbench.planning.plan import changed_plugins
-from kdbench.store.record import Accuracy, Result
+from kdbench.store.result import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.suite import networks
 from kdbench.suite.load import load_suite, load_suites

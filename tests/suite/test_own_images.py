@@ -8,7 +8,7 @@ from PIL import Image
 
 from kdbench.errors import BadSuite
 from kdbench.planning.plan import changed_plugins
-from kdbench.store.record import Accuracy, Result
+from kdbench.store.result import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.store.suites import ArchivedFiles, image_sources, keep_suites
 from kdbench.suite.load import load_suite

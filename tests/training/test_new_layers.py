@@ -7,7 +7,8 @@ from safetensors.torch import load_file
 from kdbench.errors import BadRecord
 from kdbench.evaluation import measure
 from kdbench.files import file_hash
-from kdbench.store.record import Accuracy, Record, Result
+from kdbench.store.record import Record
+from kdbench.store.result import Accuracy, Result
 from kdbench.suite.specs import Preprocessing, Scenario, StudentOf
 from kdbench.training import jobs
 from kdbench.training import teacher as teacher_module

@@ -1,0 +1,157 @@
+"""Leases: one holder at a time, by the observer's own clock, and a holder that was given up does not land."""
+
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from kdbench.errors import LostLease
+from kdbench.store import lease as module
+from kdbench.store.lease import BEAT_SECONDS, LEASE_SECONDS, Lease
+from kdbench.store.liveness import Process
+from kdbench.store.record import Record
+from kdbench.store.result import Failure
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that is set by hand; holders of this process do not beat, and count as those of another machine."""
+    now = SimpleNamespace(seconds=1000.0)
+    monkeypatch.setattr(module.time, "monotonic", lambda: now.seconds)
+    monkeypatch.setattr(Lease, "_beat", lambda self, descriptor: None)
+    monkeypatch.setattr(Process, "ended", lambda self: False)
+    return now
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "x.lease"
+
+
+def looks(observer, clock, seconds, step=BEAT_SECONDS):
+    """Let an observer look for so long; whether it got the lease."""
+    end = clock.seconds + seconds
+    while clock.seconds < end:
+        if observer.take():
+            return True
+        clock.seconds += step
+    return False
+
+
+def test_a_lease_that_is_renewed_stays(path, clock):
+    holder, observer = Lease(path), Lease(path)
+    assert holder.take()
+    for beat in range(1, 6):
+        assert not looks(observer, clock, LEASE_SECONDS - 10)
+        holder._renew(holder._descriptor, beat)
+    holder.check()
+    holder.release()
+    assert observer.take()
+    observer.release()
+    assert not path.exists()
+
+
+def test_one_without_a_sign_of_life_is_broken_once_and_its_holder_notices(path, clock):
+    holder, first, second = Lease(path), Lease(path), Lease(path)
+    assert holder.take()
+    assert not looks(first, clock, LEASE_SECONDS / 2)
+    assert not second.take()
+    assert looks(first, clock, LEASE_SECONDS)
+    assert not second.take(), "it has not seen the new one for long"
+    with pytest.raises(LostLease, match="another process has taken over"):
+        holder.check()
+    holder._renew(holder._descriptor, 9)
+    first.check()
+    holder.release()
+    first.check()
+    first.release()
+    assert [*path.parent.iterdir()] == []
+
+
+def test_an_observer_that_was_stopped_itself_does_not_count_that_time(path, clock):
+    holder, observer = Lease(path), Lease(path)
+    assert holder.take()
+    assert not observer.take()
+    clock.seconds += 100 * LEASE_SECONDS
+    assert not observer.take()
+    holder.release()
+
+
+def test_the_lease_of_a_dead_process_of_this_machine_is_free_at_once(path, monkeypatch):
+    holder, observer = Lease(path), Lease(path)
+    assert holder.take()
+    assert not observer.take()
+    monkeypatch.setattr(Process, "ended", lambda self: True)
+    assert observer.take()
+    observer.release()
+    with pytest.raises(LostLease):
+        holder.check()
+    holder.release()
+
+
+def test_of_many_that_break_it_one_gets_it(path, monkeypatch):
+    assert Lease(path).take()
+    monkeypatch.setattr(Process, "ended", lambda self: self.started == "dead")
+    path.write_bytes(path.read_bytes().replace(Process.current().started.encode(), b"dead"))
+    observers, won = [Lease(path) for _ in range(16)], []
+    start = threading.Barrier(len(observers))
+
+    def run(observer):
+        start.wait()
+        if observer.take():
+            won.append(observer)
+
+    threads = [threading.Thread(target=run, args=(observer,)) for observer in observers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    held = []
+    for observer in won:
+        try:
+            observer.check()
+            held.append(observer)
+        except LostLease:
+            pass
+    assert len(held) == 1
+    for observer in won:
+        observer.release()
+
+
+def test_beats_show_life(path, monkeypatch):
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.01)
+    holder = Lease(path)
+    assert holder.take()
+    seen = {path.read_bytes()}
+    end = time.monotonic() + 5
+    while len(seen) < 3 and time.monotonic() < end:
+        seen.add(path.read_bytes())
+    holder.release()
+    assert len(seen) >= 3
+
+
+@pytest.fixture
+def lost(tmp_path, monkeypatch):
+    """A record whose lock was held by a lease, which another process has broken."""
+    (tmp_path / "locks").mkdir()
+    (tmp_path / "locks" / "leases").write_text("why\n")
+    record = Record(tmp_path / "runs" / ("a" * 12))
+    record.lock().acquire(timeout=0)
+    monkeypatch.setattr(Process, "ended", lambda self: True)
+    other = Record(record.folder)
+    other.lock().acquire(timeout=0)
+    yield record, other
+    record.lock().release()
+    other.lock().release()
+
+
+def test_whoever_has_lost_a_record_writes_nothing_to_it(lost):
+    record, other = lost
+    with pytest.raises(LostLease):
+        record.write_bytes("state.pt", b"mine")
+    with pytest.raises(LostLease):
+        record.fail(Failure(kind="error", epoch=0, reason="x"))
+    other.write_bytes("state.pt", b"theirs")
+    assert [entry.name for entry in record.folder.iterdir()] == ["state.pt"]
+    assert record.state_file.read_bytes() == b"theirs"
