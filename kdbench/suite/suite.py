@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from math import gcd
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -258,6 +259,7 @@ def _recipe(recipe: Recipe, seen_by: Network) -> Recipe:
         update={
             "epochs": 1,
             "batch": _batch(recipe.batch),
+            "batch_norm_parts": gcd(2, recipe.batch_norm_parts),
             "lr": RATE,
             "momentum": 0.0,
             "nesterov": False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -65,6 +66,8 @@ def train_teacher(spec: Stage, ctx: JobContext) -> JobResult:
         if isinstance(spec, Imported):
             _import_weights(spec, record, ctx)
             return JobResult()
+        if isinstance(spec, SelfSupervised):  # its batches are not divided
+            ctx = replace(ctx, replicas=())
         recipes = [] if spec.recipe is None else [spec.recipe]
         with on_several_devices({"teacher": spec.model_dump(mode="json")}, recipes, ctx) as together:
             return JobResult(stopped=not _train_stage(spec, record, together))

@@ -145,7 +145,7 @@ def _in_company() -> Iterator[None]:
     except RuntimeError as error:
         if out_of_memory(error):
             raise
-        raise LostRank(f"another process of this job is gone: {error}") from None
+        raise LostRank("the process on another device of this run has ended, or is not at the same step") from error
 
 
 class _Gather(torch.autograd.Function):

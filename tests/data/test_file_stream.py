@@ -14,7 +14,7 @@ import torch
 from kdbench.catalogue import datasets as catalogue
 from kdbench.data import file_stream as module
 from kdbench.data.augment import random_resized_crop
-from kdbench.data.batch import generator
+from kdbench.data.batch import Portion, generator
 from kdbench.data.file_stream import FileStream, FileTestSet, loader_workers
 from kdbench.data.image_sets import apply_scenario, load_images
 from kdbench.data.preprocess import Normalisation, center_crop, pixels
@@ -82,6 +82,22 @@ def test_an_epoch_is_the_same_for_any_number_of_workers_and_after_a_broken_one(t
             draw = generator("cut", 0, "seed", 0, 2, index)
             expected = pixels(random_resized_crop(train.read(index), 24, draw, flip=True))
             assert torch.equal(image, normalise(expected[None])[0])
+
+
+def test_portions_make_up_the_batches(train, recipe, monkeypatch):
+    monkeypatch.setattr(module, "loader_workers", lambda: 1)
+    stream = FileStream(train, small(recipe, batch=8), SPEC, ("seed",), CPU)
+    whole = epoch_of(stream, 1, transforms=["four"], first=1)  # 8 and 2 of 18
+    left, right = (
+        epoch_of(stream, 1, transforms=["four"], first=1, portion=Portion(rank, 2, multiple=2)) for rank in (0, 1)
+    )
+    assert [batch.portions for batch in left] == [2, 1]
+    for attribute in ("images", "labels", "indices"):
+        parts = [getattr(batch, attribute) for batch in (left[0], right[0])]
+        assert torch.equal(torch.cat(parts), getattr(whole[0], attribute))
+        assert torch.equal(getattr(right[1], attribute), getattr(whole[1], attribute))
+    copies = [batch.views["four"].images for batch in (left[0], right[0])]
+    torch.testing.assert_close(torch.cat(copies), whole[0].views["four"].images)
 
 
 def test_a_teachers_view_is_another_cut_of_the_same_image(train, recipe, monkeypatch):

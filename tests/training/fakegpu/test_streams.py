@@ -76,7 +76,7 @@ def tensors(value):
         return [value.cpu()]
     if isinstance(value, dict):
         return [each for view in value.values() for each in tensors(view)]
-    if value is None:
+    if value is None or isinstance(value, int):
         return []
     return [each for field in fields(value) for each in tensors(getattr(value, field.name))]
 
