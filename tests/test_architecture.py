@@ -63,6 +63,7 @@ MAY_IMPORT = {
         "methods",
         "evaluation",
         "datafiles",
+        "child",
     },
     "deployment": {
         "errors",

@@ -13,9 +13,10 @@ import typer
 from kdbench.catalogue.text import command, printable, shell_line
 from kdbench.cli.options import Data, Only, Results, Set, Shard, Suites, Tiny, Trials, load, say
 from kdbench.cli.plan import describe, summarise
+from kdbench.cli.plot import plot
 from kdbench.cli.progress import RunProgress
 from kdbench.cli.report import FormatOption, command_lines, render, tell_changed
-from kdbench.errors import CannotSave, Interrupted, KdbenchError, NoDevice
+from kdbench.errors import BadInput, CannotSave, Interrupted, KdbenchError, NoDevice
 from kdbench.execution.runner import OnEvent, run_suites
 from kdbench.execution.worker_handle import RunOptions
 from kdbench.reporting.options import Format
@@ -78,9 +79,23 @@ def run(
     track: Annotated[
         Tool | None, typer.Option("--track", help="Show curves there as they grow; each is an extra of the same name.")
     ] = None,
+    devices_per_run: Annotated[
+        str,
+        typer.Option(
+            "--devices-per-run",
+            help="Devices that train one run together, or auto: several where one run would keep all others waiting.",
+        ),
+    ] = "1",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="demo alone: the part of it that takes about a minute, with a picture.")
+    ] = False,
     format: FormatOption = Format.terminal,
 ) -> None:
     """Train what is missing of the suites, then print their tables. Safe to kill: run it again to resume."""
+    if quick:
+        if suites != ["demo"]:
+            raise BadInput("--quick is for the demo alone: kdbench run demo --quick")
+        only = [*QUICK, *(only or ())]
     loaded = load(suites, [results], trials, only, tiny=tiny, settings=settings, shard=shard)
     if dry_run:
         typer.echo(printable(describe(summarise(loaded, results, 1, data=data))))
@@ -98,6 +113,7 @@ def run(
         deterministic,
         eager,
         cluster,
+        _devices_per_run(devices_per_run),
     )
     with tracking(track, loaded, results) as tracked, progress(loaded, tracked) as on_event:
         failed = run_suites(loaded, options, on_event)
@@ -105,7 +121,30 @@ def run(
     elsewhere = data if data != Path("data") else None
     commands = command_lines(suites, folders, trials, only, settings, tiny=tiny, data=elsewhere)
     typer.echo(render(loaded, [store], format, commands), nl=False)
+    if quick:
+        _draw_quick(results)
     _report_failures(loaded, store, failed)
+
+
+def _devices_per_run(wanted: str) -> int:
+    """The number that is meant; 0 for auto. Raises BadInput for anything else."""
+    if wanted == "auto":
+        return 0
+    if not wanted.isascii() or not wanted.isdigit() or not 1 <= int(wanted) <= 64:
+        raise BadInput(f"--devices-per-run {wanted}: write auto, or a number from 1 to 64")
+    return int(wanted)
+
+
+QUICK = ("teacher=simclr", "strategy=simultaneous")
+"""The part of the demo that --quick takes: ce, kd and ega on one student, beside which the teacher's new layers learn."""
+
+
+def _draw_quick(results: Path) -> None:
+    """Draw the quick demo's bars, if matplotlib is there."""
+    try:
+        plot(["bars", "demo"], output=results / "demo.png", results=[results], only=list(QUICK))
+    except BadInput as error:
+        say(str(error))
 
 
 @contextmanager

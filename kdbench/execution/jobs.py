@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Container, Sequence
+import math
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
 
 from kdbench.planning.cohorts import Cohort
+from kdbench.planning.cost import NOTHING, Work, cohort_work, teacher_work
 from kdbench.planning.plan import Plan
+from kdbench.planning.speed import ASSUMED
+from kdbench.suite.components import usable_devices
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
-from kdbench.suite.specs import RunSpec, Stage, lineage
+from kdbench.suite.specs import RunSpec, SelfSupervised, Stage, lineage
 
 
 @dataclass(eq=False)
@@ -99,6 +103,32 @@ def jobs_of(plan: Plan) -> list[Job]:
 def cohort_job(cohort: Cohort, discard_weights: frozenset[str] = frozenset()) -> Job:
     """The job that trains a cohort."""
     return Job(runs=cohort.runs, discard_weights=discard_weights.intersection(run.id for run in cohort.runs))
+
+
+def spread(jobs: Iterable[Job], per_run: int, slots: int, most: int) -> list[Job]:
+    """The same jobs, each to be trained on ``per_run`` devices of a host, or on as many as are worthwhile for 0.
+
+    More than one are worthwhile for a single network that takes longer than all work would take if the slots shared it
+    equally: as many as bring it down to that, of the ``most`` that a host has.
+    """
+    jobs = list(jobs)
+    if per_run == 1:
+        return jobs
+    seconds = {job: ASSUMED["gpu"].seconds(_training_work(job)) for job in jobs}
+    fair = sum(seconds.values()) / slots
+    for job, longest in seconds.items():
+        recipes = [run.recipe for run in job.runs]
+        if job.teacher and job.teacher.recipe and not isinstance(job.teacher, SelfSupervised):
+            recipes.append(job.teacher.recipe)
+        wanted = per_run or (math.ceil(longest / fair) if fair and len(job.ids) == 1 else 1)
+        job.devices = usable_devices(recipes, min(wanted, most)) if recipes else 1
+    return jobs
+
+
+def _training_work(job: Job) -> Work:
+    if job.measurement:
+        return NOTHING
+    return teacher_work(job.teacher) if job.teacher else cohort_work(job.runs)
 
 
 def job_for(teacher: Stage) -> Job:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from kdbench.errors import CannotSave, NoDevice
 from kdbench.execution.devices import Slot
-from kdbench.execution.jobs import Backlog, Job, cohort_job, jobs_of
+from kdbench.execution.jobs import Backlog, Job, cohort_job, jobs_of, spread
 from kdbench.planning.cohorts import Cohort, split
 from kdbench.planning.plan import Plan
 from kdbench.planning.speed import ASSUMED, Speed
@@ -131,7 +131,8 @@ class Scheduler:
 
     Slots may come and go. Where many more or fewer are there, cohorts that have not started are split anew, by the time that
     they take at a ``speed``. ``listen`` is called with (slot name, or "", and an event) for what the user should know;
-    ``clock`` gives seconds.
+    ``clock`` gives seconds. Each run is trained on ``devices_per_run``; 0: on several where it would otherwise keep the
+    others waiting.
     """
 
     def __init__(
@@ -142,11 +143,13 @@ class Scheduler:
         clock: Callable[[], float] = time.monotonic,
         *,
         speed: Speed = ASSUMED["cpu"],
+        devices_per_run: int = 1,
     ) -> None:
         self.records = records
         self.listen = listen
         self.clock = clock
         self.speed = speed
+        self.devices_per_run = devices_per_run
         self.outcome = Outcome()
         self.backlog = Backlog(records.has, self.outcome.failed, self._give_up, clock)
         self.cohorts: tuple[Cohort, ...] = ()
@@ -169,7 +172,7 @@ class Scheduler:
         """Put a plan's jobs in line. Its cohorts are split for the slots that there are."""
         self.cohorts = plan.cohorts
         self.split_for = len(self.slots)
-        self.backlog.add(jobs_of(plan.split_for(self.split_for, self.speed)))
+        self.backlog.add(self._spread(jobs_of(plan.split_for(self._lanes(), self.speed))))
 
     def add_slot(self, slot: Slot) -> None:
         """A device, or a share of it, has come."""
@@ -224,8 +227,16 @@ class Scheduler:
         ids = {id for job in fresh for id in job.ids}
         discard = frozenset[str]().union(*(job.discard_weights for job in fresh))
         self.cohorts = tuple(left for cohort in self.cohorts if (left := _subset(cohort, ids)).runs)
-        parts = split(self.cohorts, self.split_for, self.speed)
-        self.backlog.add([cohort_job(cohort, discard) for cohort in parts])
+        parts = split(self.cohorts, self._lanes(), self.speed)
+        self.backlog.add(self._spread([cohort_job(cohort, discard) for cohort in parts]))
+
+    def _lanes(self) -> int:
+        """How many jobs can be trained at the same time."""
+        return max(1, len(self.slots) // max(1, self.devices_per_run))
+
+    def _spread(self, jobs: Sequence[Job]) -> list[Job]:
+        most = max(map(len, _devices(self.slots.values()).values()), default=1)
+        return spread(jobs, self.devices_per_run, max(1, len(self.slots)), most)
 
     def handle(self, slot: str, event: dict[str, Any]) -> None:
         """Take note of what a worker reports of its job."""

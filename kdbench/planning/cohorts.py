@@ -178,7 +178,7 @@ def split(
     single: list[tuple[float, int, Cohort, Task]] = []
     while slots > 1 and total / slots < 0.98 * lowest:
         count = len(queue) + len(single)
-        if count >= looked * 1.02:
+        if count >= looked * 1.05:
             looked, current = count, single + queue
             end = makespan([*fixed, *(task for *_, task in current)], slots)
             if end < 0.98 * lowest:

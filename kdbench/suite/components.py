@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
@@ -184,6 +185,18 @@ class Recipe(Preprocessing):
                 f"a batch of {self.batch} has no {parts} equal parts of 2 images or more (batch_norm_parts)"
             )
         return self
+
+
+def usable_devices(recipes: Sequence[Recipe], devices: int) -> int:
+    """The most of so many devices among which batches can be divided equally, and the parts that batch norm makes of them."""
+
+    def divides(count: int, recipe: Recipe) -> bool:
+        parts = recipe.batch_norm_parts
+        smallest = math.lcm(count, parts)
+        whole_parts = parts % count == 0 or count % parts == 0
+        return whole_parts and recipe.batch % smallest == 0 and recipe.batch >= 2 * smallest
+
+    return max(count for count in range(1, devices + 1) if count == 1 or all(divides(count, each) for each in recipes))
 
 
 def late_milestone(milestones: Any, epochs: Any) -> str:

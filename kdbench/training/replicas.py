@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import socket
 import subprocess
@@ -21,25 +20,13 @@ import torch
 from torch import distributed as dist
 
 from kdbench.child import exit_reason, interpreter
-from kdbench.suite.specs import Recipe
+from kdbench.suite.components import Recipe, usable_devices
 from kdbench.training.context import JobContext
 from kdbench.training.ranks import TIMEOUT, Ranks
 
 
 END_SECONDS = 60.0
 """How long a process may take to end once its work is done."""
-
-
-def usable_devices(recipes: Sequence[Recipe], devices: int) -> int:
-    """The most of so many devices among which the batches can be divided, and the parts that batch norm makes of them."""
-
-    def divides(count: int, recipe: Recipe) -> bool:
-        parts = recipe.batch_norm_parts
-        smallest = math.lcm(count, parts)
-        whole_parts = parts % count == 0 or count % parts == 0
-        return whole_parts and recipe.batch % smallest == 0 and recipe.batch >= 2 * smallest
-
-    return max(n for n in range(1, devices + 1) if n == 1 or all(divides(n, recipe) for recipe in recipes))
 
 
 @contextmanager

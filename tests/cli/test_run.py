@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -13,7 +14,7 @@ from kdbench.execution import devices, runner
 from kdbench.execution.scheduler import Outcome
 from kdbench.store.record import Accuracy, Failure, Result
 from kdbench.store.store import Store
-from kdbench.suite.load import load_suite
+from kdbench.suite.load import find_suite, load_suite
 
 
 SUITE = {
@@ -92,6 +93,22 @@ def test_tables_are_printed_at_the_end(place):
     assert done.exit_code == 0
     assert "kd" in done.stdout
     assert "50" in done.stdout
+
+
+def test_the_quick_demo_is_a_part_of_the_demo_with_a_picture(place):
+    def finish_all(plan):
+        for run in (run for cohort in plan.cohorts for run in cohort.runs):
+            place.finish(SimpleNamespace(id=run.id, spec=run))
+
+    place.work = finish_all
+    done = CliRunner().invoke(app, ["run", "demo", "--quick", "--results", str(place.results)])
+    assert done.exit_code == 0, done.output
+    (plan,) = place.plans
+    assert {run.id for cohort in plan.cohorts for run in cohort.runs} < load_suite(find_suite("demo")).specs.keys()
+    assert sorted(run.terms[-1].name for cohort in plan.cohorts for run in cohort.runs) == ["ce", "ega", "kd"]
+    assert (place.results / "demo.png").stat().st_size > 1000
+    with pytest.raises(BadInput, match="kdbench run demo --quick"):
+        place.run("--quick")
 
 
 def test_with_nothing_left_no_pool_is_made(place, monkeypatch):

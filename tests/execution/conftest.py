@@ -57,7 +57,12 @@ class Session:
 
     def workers(self):
         """Ids of the worker processes."""
-        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return self.children(self.process.pid)
+
+    @staticmethod
+    def children(parent):
+        """Ids of the processes that a process has started."""
+        path = Path(f"/proc/{parent}/task/{parent}/children")
         return [int(pid) for pid in path.read_text().split()] if path.exists() else []
 
     def end(self, seconds=120):

@@ -65,6 +65,27 @@ def test_signals_save_and_stop_and_the_same_command_goes_on(place, undisturbed, 
     assert here.files() == undisturbed
 
 
+@pytest.mark.slow
+def test_a_run_on_two_devices_goes_on_when_the_process_of_one_is_killed(place, gone):
+    here = place(
+        suite="""
+protocol: {base: smoke, epochs: 12, milestones: []}
+dataset: {name: digits, train_per_class: 40, test_per_class: 2}
+grid: {student: resnet8, method: ce}
+"""
+    )
+    session = here.start("--devices-per-run", "2", "--jobs-per-device", "2")
+    session.wait_for("trial 0: epoch ")
+    (worker,) = session.workers()
+    (replica,) = session.children(worker)
+    os.kill(replica, signal.SIGKILL)
+    gone([worker])
+    session.wait_for("resumes after epoch")
+    assert session.end() == 0
+    (metadata,) = here.results.glob("runs/*/metadata.json")
+    assert json.loads(metadata.read_text())["sessions"] == 2
+
+
 def test_a_second_signal_ends_at_once(place, gone):
     here = place(
         suite="""

@@ -165,3 +165,28 @@ def test_the_time_for_a_job_does_not_grow_with_the_jobs_and_slots():
             table.scheduler.remove_slot(next(reversed(table.scheduler.slots)), "its node is lost")
     assert count >= 4_001
     assert time.process_time() - started < 13
+
+
+def widths(jobs, per_run, slots=4, most=4):
+    return [job.devices for job in jobs_module.spread(jobs, per_run, slots, most)]
+
+
+def test_one_run_gets_the_devices_that_would_wait_for_it():
+    alone, small = (Job(runs=cohort(1).runs) for _ in range(2))
+    long = Job(runs=(student().model_copy(update={"recipe": RECIPE.model_copy(update={"epochs": 200})}),))
+    assert widths([alone], per_run=0) == [4]
+    assert widths([alone], per_run=0, most=3) == [2]  # a batch of 16 is not divided by three
+    assert widths([alone, small], per_run=0) == [2, 2]
+    assert widths([long, *(Job(runs=cohort(1, trial=n).runs) for n in range(4))], per_run=0) == [4, 1, 1, 1, 1]
+    assert widths([Job(runs=cohort(4).runs), Job(teacher=TEACHER)], per_run=0) == [1, 2]
+    assert widths([Job(runs=cohort(4).runs), Job(teacher=TEACHER)], per_run=2) == [2, 2]
+
+
+def test_cohorts_are_split_for_the_groups_of_devices_that_there_are():
+    slots = [gpu("a", number) for number in range(4)]
+    table = Table(slots)
+    table.scheduler.devices_per_run = 2
+    table.scheduler.add(Plan((), (cohort(8),), 0, 0))
+    started = table.start()
+    assert sizes(started) == [4, 4]
+    assert [len(each.others) for each in started.values()] == [1, 1]

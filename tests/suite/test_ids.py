@@ -27,7 +27,7 @@ SPEC = RunSpec(
 RECIPE_CHANGES = {
     "epochs": 241, "batch": 65, "lr": 0.06, "momentum": 0.8, "weight_decay": 0.0, "nesterov": True, "milestones": (150,),
     "decay": 0.2, "crop_padding": 4, "flip": True, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "precision": "bf16",
-    "node_embedding": 256, "evaluate_every": 5, "size": 224,
+    "node_embedding": 256, "evaluate_every": 5, "size": 224, "batch_norm_parts": 8,
     "crop_area": (0.1, 1.0), "crop_ratio": (0.8, 1.25),
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ from kdbench.suite.specs import DatasetSpec, Scenario, SimCLR
 
 GRID = "grid:\n  teacher: resnet32x4\n  student: resnet8x4\n  method: [ce, kd]\n"
 RECIPE = ["epochs", "batch", "lr", "momentum", "weight_decay", "decay", "crop_padding", "size", "evaluate_every"]
+RECIPE += ["batch_norm_parts"]
 PROBED = [key for key in RECIPE if key != "size"]
 SECTIONS = [
     "teacher: ",
