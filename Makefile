@@ -2,7 +2,7 @@
 #   make demo    train the demonstration grid and print its table
 #   make test    run the tests but the slow ones; ARGS="tests/models" some of them
 #   make test-all  run all tests
-#   make test-cluster  install Slurm, where there is none (Debian, as root), and run an array under its daemons
+#   make test-cluster  install Ray and Slurm, where they are missing (Slurm on Debian, as root), and train on both
 #   make fuzz    try suites, records, weights and archives that hypothesis makes up, for long; ARGS="-k suites" some of them
 #   make docs    build the documentation into .venv/site, strictly: broken links and undocumented keys are errors
 #   make bench   measure steps, streams, saves, start-up and reports; PEER=FOLDER RepDistiller beside; ARGS="--quick" tries it
@@ -32,7 +32,8 @@ test-all: $(READY)
 
 test-cluster: $(READY)
 	command -v slurmctld || (apt-get update && apt-get install --yes --no-install-recommends slurmctld slurmd slurm-client munge)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/cli/test_slurm.py $(ARGS)
+	$(VENV)/bin/python -c 'import ray' || $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster]'
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/execution/test_ray.py tests/cli/test_slurm.py $(ARGS)
 
 fuzz: $(READY)
 	KDBENCH_FUZZ=fuzz $(PYTEST) tests/fuzz $(ARGS)

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdbench.errors import BadRecord
-from kdbench.files import write_json
+from kdbench.files import write_text
 from kdbench.store.liveness import Process, file_system_time
 from kdbench.store.reading import read
 from kdbench.store.store import Store
@@ -125,7 +125,7 @@ def heartbeat_file(store: Store, process: Process) -> Path:
 def beat(store: Store, heartbeat: Heartbeat) -> None:
     """Leave a heartbeat, if it can be written: a disk that is full stops no work."""
     with contextlib.suppress(OSError):
-        write_json(heartbeat_file(store, heartbeat.process), heartbeat.model_dump(mode="json"))
+        write_text(heartbeat_file(store, heartbeat.process), heartbeat.model_dump_json(indent=1) + "\n")
 
 
 def end_beating(store: Store, process: Process) -> None:
@@ -150,10 +150,10 @@ def sightings(store: Store) -> Iterator[Sighting]:
 
 def forget_the_dead(store: Store) -> None:
     """Remove the heartbeats of processes that are known to be gone, or were not heard of for long."""
-    for sighting in sightings(store):
-        if sighting.ended or sighting.age > FORGOTTEN_SECONDS:
-            with contextlib.suppress(OSError):
-                sighting.path.unlink()
+    with contextlib.suppress(OSError):
+        for sighting in sightings(store):
+            if sighting.ended or sighting.age > FORGOTTEN_SECONDS:
+                sighting.path.unlink(missing_ok=True)
 
 
 def batch_job() -> str:

@@ -2,13 +2,14 @@
 
 import os
 import time
+from dataclasses import replace
 
 import pytest
 
 from kdbench.execution.heartbeats import Heartbeats
 from kdbench.planning.plan import make_plan
 from kdbench.store import live
-from kdbench.store.live import Heartbeat, beat, forget_the_dead, sightings
+from kdbench.store.live import Heartbeat, JobAt, NetworkAt, beat, forget_the_dead, sightings
 from kdbench.store.liveness import Process
 from kdbench.store.store import Store
 from kdbench.suite.load import load_suite
@@ -90,6 +91,14 @@ def test_a_full_disk_stops_nothing(store, suite):
     with Heartbeats(store, [suite]) as beats:
         beat(store, beats.heartbeat())
     assert store.root.read_text() == "no folder"
+
+
+def test_a_loss_that_is_no_number_is_left_out(store):
+    network = NetworkAt(label="kd", epoch=1, epochs=4, loss=float("nan"), top1=10.0)
+    job = JobAt(title="1 student", seconds=1.0, images_per_second=1.0, networks={"a": network})
+    beat(store, of(Process.current(), slots={"cpu": job}))
+    (found,) = sightings(store)
+    assert found.heartbeat.slots["cpu"].networks["a"] == replace(network, loss=None)
 
 
 def test_the_dead_are_told_from_the_living(store):
