@@ -30,10 +30,12 @@ test: $(READY)
 test-all: $(READY)
 	$(PYTEST) $(ARGS)
 
+CLUSTER := tests/execution/test_ray.py tests/cli/test_slurm.py
 test-cluster: $(READY)
-	command -v slurmctld || (apt-get update && apt-get install --yes --no-install-recommends slurmctld slurmd slurm-client munge)
-	$(VENV)/bin/python -c 'import ray' || $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster]'
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/execution/test_ray.py tests/cli/test_slurm.py $(ARGS)
+	command -v slurmctld > /dev/null || (apt-get update -qq && apt-get install -qq --yes --no-install-recommends slurmctld slurmd \
+	slurm-client munge > /dev/null) || echo "Slurm cannot be installed here: its test is skipped"
+	$(VENV)/bin/python -c 'import ray' 2> /dev/null || $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster]'
+	$(PYTEST) $(CLUSTER) -rs $(ARGS)
 
 fuzz: $(READY)
 	KDBENCH_FUZZ=fuzz $(PYTEST) tests/fuzz $(ARGS)
