@@ -18,7 +18,7 @@ from typing import Any
 from filelock import Timeout
 
 from kdbench.datafiles.own_files import ImageSource
-from kdbench.errors import BadInput, NoDevice
+from kdbench.errors import BadInput, KdbenchError, NoDevice
 from kdbench.execution.devices import MAX_CPU_SLOTS, NO_GPUS, Slot
 from kdbench.execution.jobs import Job
 from kdbench.execution.node import Files, Mirror, NodeFacts, Seat, look_at_node, versions
@@ -26,6 +26,7 @@ from kdbench.execution.worker_handle import KILL_SECONDS, Inbox, RunOptions
 from kdbench.files import write_text
 from kdbench.store.record import Record
 from kdbench.store.store import Store
+from kdbench.suite.specs import Stage
 
 
 LOOK_SECONDS = 3.0
@@ -181,6 +182,7 @@ class SeatHandle:
         self.mirror = None if node.shares_results else Mirror(store.root)
         self.held = ExitStack()
         self.busy: list[str] = []
+        self.needs: list[Stage] = []
         self.closed = False
         share = (
             {"num_gpus": 1 / (options.jobs_per_device or 1), "num_cpus": 0} if slot.gpu else {"num_cpus": slot.threads}
@@ -200,6 +202,7 @@ class SeatHandle:
             if not any(message.get(part) for part in ("runs", "teacher", "measurement")):
                 self._pass_on({"event": "done", "busy": []})
                 return
+            self.needs = [*job.dependencies.values()]
             files = self._needed(job)
         self.seat.send.remote(message, files)
 
@@ -258,12 +261,21 @@ class SeatHandle:
                     if event["event"] == "done":
                         self.held.close()
                         event["busy"] = [*event.get("busy", ()), *self.busy]
+                        if self.mirror and "lost_teacher" in event:
+                            self._check_teachers()
                     self._pass_on(event)
         except errors.RayError as error:
             self._pass_on(self._end(error))
         except OSError as error:
             reason = f"{error.strerror or error}: {error.filename or self.store.root}"
             self._pass_on({"event": "done", "error": reason, "fatal": True})
+        except KdbenchError as error:
+            self._pass_on({"event": "done", "error": str(error), "fatal": True})
+
+    def _check_teachers(self) -> None:
+        """Quarantine what the job depends on and is damaged here, too: the node quarantined its copy."""
+        for text in self.store.quarantine_damaged_teachers(self.needs):
+            self._pass_on({"event": "message", "text": text})
 
     def _end(self, error: Exception) -> dict[str, Any]:
         """The event for a seat that is gone. Ray may take a moment to find that its whole node is."""

@@ -29,8 +29,8 @@ from kdbench.store.store import KINDS
 EVENT_SECONDS = 1.0
 """So long a seat waits for an event before it says that there is none."""
 
-Files = Mapping[str, bytes | None]
-"""Contents of files by their paths within a results folder; None for one that is gone."""
+Files = Mapping[str, bytes]
+"""Contents of files by their paths within a results folder."""
 
 
 def versions() -> dict[str, str]:
@@ -63,31 +63,39 @@ class Mirror:
     known: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def write(self, files: Files) -> None:
-        """Write files; of each record the result last, and then without its checkpoint."""
-        for path in sorted(files, key=lambda path: path.endswith("/result.json")):
-            content, target = files[path], self.root / path
-            if content is None:
-                target.unlink(missing_ok=True)
-                self.known.pop(path, None)
-                continue
-            write_bytes(target, content)
-            self.known[path] = _state(target)
-            if target.name == "result.json":
-                Record(target.parent).cleanup()
+        """Write files; of each record the checkpoint first and the result last.
 
-    def changes(self) -> dict[str, bytes | None]:
-        """The files that were written or removed since they were last looked at."""
-        there, changed = dict[str, tuple[int, int]](), dict[str, bytes | None]()
+        What they replace goes, as it went where they were made: the failure of an earlier try, the checkpoint of what is
+        finished or has diverged.
+        """
+        for path in sorted(files, key=lambda path: _LANDING.get(path.rpartition("/")[2], 1)):
+            target = self.root / path
+            write_bytes(target, files[path])
+            self.known[path] = _state(target)
+            record = Record(target.parent)
+            match target.name:
+                case "state.pt":
+                    (record.folder / "failure.json").unlink(missing_ok=True)
+                case "failure.json" if record.diverged():
+                    record.state_file.unlink(missing_ok=True)
+                case "result.json":
+                    record.cleanup()
+
+    def changes(self) -> dict[str, bytes]:
+        """The files that were written since they were last looked at.
+
+        Removed ones are not told: where a node clears its temporary folder, the results stay.
+        """
+        there, changed = dict[str, tuple[int, int]](), dict[str, bytes]()
         for path in self._files():
             with suppress(OSError):  # replaced or removed meanwhile: the next look finds it
                 there[path] = _state(self.root / path)
                 if there[path] != self.known.get(path):
                     changed[path] = (self.root / path).read_bytes()
-        changed |= dict.fromkeys(self.known.keys() - there.keys())
         self.known = there
         return changed
 
-    def record(self, kind: str, id: str) -> dict[str, bytes | None]:
+    def record(self, kind: str, id: str) -> dict[str, bytes]:
         """All files of one record."""
         return {path: (self.root / path).read_bytes() for path in self._files_of(f"{kind}/{id}")}
 
@@ -105,6 +113,10 @@ class Mirror:
         with suppress(FileNotFoundError):
             names = [name for name in os.listdir(self.root / folder) if name[0] != "." and ".damaged-" not in name]
             yield from (f"{folder}/{name}" for name in sorted(names, key=_rank))
+
+
+_LANDING = {"state.pt": 0, "failure.json": 2, "result.json": 3}
+"""In which order the files of a record are written; the others as 1."""
 
 
 def _rank(name: str) -> int:

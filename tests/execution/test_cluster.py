@@ -1,5 +1,7 @@
 """A cluster's nodes as slots, and folders that are mirrored to and from nodes; Ray itself is in test_ray."""
 
+import json
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -142,3 +144,28 @@ def test_a_mirror_gives_what_has_changed_and_takes_results_last(tmp_path, monkey
     assert order == ["weights.safetensors", "result.json"]
     kept = {path.name for path in (other.root / "runs" / record.name).iterdir()}
     assert kept == {"spec.json", "metrics.jsonl", "result.json", "weights.safetensors"}
+
+
+def test_a_node_that_clears_its_temporary_folder_takes_no_results_along(tmp_path):
+    here, there = Mirror(tmp_path / "here"), Mirror(tmp_path / "there")
+    record = here.root / "teachers" / ("0" * 12)
+    record.mkdir(parents=True)
+    (record / "result.json").write_text("{}")
+    there.write(here.record("teachers", record.name))
+    shutil.rmtree(there.root)
+    here.write(there.changes())
+    assert (record / "result.json").exists()
+
+
+def failure(kind):
+    return json.dumps({"kind": kind, "epoch": 1, "reason": "a reason"}).encode()
+
+
+def test_a_mirrored_record_keeps_the_checkpoint_of_a_failed_try_and_not_that_of_a_diverged_run(tmp_path):
+    mirror, names = Mirror(tmp_path), lambda: {path.name for path in (tmp_path / "runs" / "1").iterdir()}
+    mirror.write({"runs/1/failure.json": failure("error"), "runs/1/state.pt": b"at epoch 1"})
+    assert names() == {"failure.json", "state.pt"}
+    mirror.write({"runs/1/state.pt": b"at epoch 2, of the next try"})
+    assert names() == {"state.pt"}
+    mirror.write({"runs/1/failure.json": failure("diverged")})
+    assert names() == {"failure.json"}
