@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from filelock import Timeout
 
 from kdbench.catalogue.datasets import dataset as find_dataset
 from kdbench.catalogue.text import printable
@@ -24,6 +23,7 @@ from kdbench.execution.runner import train_teachers
 from kdbench.execution.worker_handle import RunOptions
 from kdbench.planning.cohorts import auxiliaries_of
 from kdbench.store.exchange import export_teacher, import_teachers
+from kdbench.store.lock import Taken
 from kdbench.store.record import Record
 from kdbench.store.store import Store
 from kdbench.store.verify import label_of
@@ -225,7 +225,7 @@ def export(
 
 def _leave_as_it_was(record: Record, folders: Iterable[Path]) -> None:
     """Remove the record of a failed import, and the folders that it made, if they are still empty."""
-    with contextlib.suppress(OSError, Timeout, KdbenchError):
+    with contextlib.suppress(OSError, Taken, KdbenchError):
         if record.folder.exists():
             with record.lock().acquire(timeout=0):
                 if not (record.folder / "result.json").exists():

@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import Timeout
-
 from kdbench.datafiles.own_files import ImageSource
 from kdbench.errors import BadInput, KdbenchError, NoDevice
 from kdbench.execution.devices import MAX_CPU_SLOTS, NO_GPUS, Slot
@@ -24,6 +22,7 @@ from kdbench.execution.jobs import Job
 from kdbench.execution.node import Files, Mirror, NodeFacts, Seat, look_at_node, versions
 from kdbench.execution.worker_handle import KILL_SECONDS, Inbox, RunOptions
 from kdbench.files import write_text
+from kdbench.store.lock import Taken
 from kdbench.store.record import Record
 from kdbench.store.store import Store
 from kdbench.suite.specs import Stage
@@ -229,7 +228,7 @@ class SeatHandle:
         for record in self._records(job):
             try:
                 self.held.enter_context(record.lock().acquire(timeout=0))
-            except Timeout:
+            except Taken:
                 self.busy.append(record.id)
         if job.runs:
             runs = [spec for run, spec in zip(job.runs, message["runs"], strict=True) if run.id not in self.busy]

@@ -8,11 +8,11 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import Timeout
 from pydantic import ValidationError
 
 from kdbench.errors import BadInput, BadRecord
 from kdbench.files import quarantine
+from kdbench.store.lock import Taken
 from kdbench.store.reading import LARGEST_METRICS
 from kdbench.store.record import Record
 from kdbench.store.store import Store
@@ -40,7 +40,7 @@ def import_teachers(folder: Path, store: Store) -> list[Stage]:
         target = store.teacher(record.id)
         try:
             place(record, target)
-        except Timeout:
+        except Taken:
             raise BadInput(f"teacher {record.id} is being made by another process: try again later") from None
         except BadRecord as error:
             raise BadInput(str(error)) from None
@@ -89,7 +89,7 @@ def export_teacher(record: Record, folder: Path, store: Store) -> list[Stage]:
 def place(record: Record, target: Record) -> None:
     """Copy a finished or diverged record to its place, under its lock, unless one that has ended is there.
 
-    A damaged one is quarantined; an unfinished one gives way when the copy is whole. Raises Timeout where another process
+    A damaged one is quarantined; an unfinished one gives way when the copy is whole. Raises Taken where another process
     is at it, BadRecord for a damaged record, OSError.
     """
     with target.lock().acquire(timeout=0):

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from filelock import Timeout
-
 from kdbench.errors import KdbenchError
 from kdbench.files import share_with_group, write_text
 from kdbench.store.lease import Lease
@@ -27,6 +25,10 @@ POLL_SECONDS = 0.5
 
 MARK = "leases"
 """A file of this name in a folder of locks says why all processes, on whatever machine, take leases there."""
+
+
+class Taken(Exception):
+    """Another process holds a lock, and held it as long as was waited."""
 
 
 class Lock:
@@ -54,12 +56,12 @@ class Lock:
     def acquire(self, timeout: float = -1) -> Self:
         """Take the lock within so many seconds (negative: whenever it is free).
 
-        Raises Timeout where another holds it to the end, and KdbenchError where the file may not be used.
+        Raises Taken where another holds it to the end, and KdbenchError where the file may not be used.
         """
         end = time.monotonic() + timeout
         while self.held or not self._take():
             if timeout >= 0 and time.monotonic() >= end:
-                raise Timeout(str(self.path))
+                raise Taken(str(self.path))
             time.sleep(POLL_SECONDS)
         return self
 
@@ -67,7 +69,7 @@ class Lock:
         """Wait for the lock, and note who holds ``what`` if that takes time. Raises as ``acquire`` does."""
         try:
             return self.acquire(timeout=0)
-        except Timeout:
+        except Taken:
             note(f"another process is at {what}: waiting for it ({self.holder()})")
             return self.acquire()
 
@@ -190,7 +192,7 @@ def _why_leases(folder: Path) -> str:
                 return "its file system grants one lock twice" if _flock(descriptor) else ""
             finally:
                 os.close(descriptor)
-    except Timeout:
+    except Taken:
         return ""  # another process tries the same
     finally:
         with contextlib.suppress(OSError):

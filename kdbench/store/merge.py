@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from filelock import Timeout
 from pydantic import ValidationError
 
 from kdbench.errors import BadRecord, KdbenchError
 from kdbench.store.archives import merge_sources, merge_suites
 from kdbench.store.exchange import basis, check_copyable, place
+from kdbench.store.lock import Taken
 from kdbench.store.record import Record
 from kdbench.store.result import Failure, Result
 from kdbench.store.store import KINDS, Store
@@ -121,7 +121,7 @@ class _Merger:
             self._leave_out(kind, record, str(error))
         except ValidationError:
             self._leave_out(kind, record, "its spec.json says nothing that this version of kdbench understands")
-        except Timeout:
+        except Taken:
             self._leave_out(kind, record, "another process is making it here: repeat the merge when it has finished")
 
     def _take_ended(self, kind: str, record: Record, theirs: Outcome, networks: tuple[Stage, ...]) -> None:

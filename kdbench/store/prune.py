@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from filelock import Timeout
 from pydantic import ValidationError
 
 from kdbench.errors import KdbenchError
 from kdbench.files import write_json
 from kdbench.store.exchange import basis
 from kdbench.store.liveness import process_state
-from kdbench.store.lock import Lock
+from kdbench.store.lock import Lock, Taken
 from kdbench.store.merge import MERGING
 from kdbench.store.packs import UNPACKED
 from kdbench.store.record import NO_WEIGHTS, Record
@@ -117,7 +116,7 @@ def remove(items: Iterable[Item]) -> Iterator[Item]:
                     write_json(item.record.folder / "metadata.json", {**item.record.metadata(), **NO_WEIGHTS})
                 for path in item.paths:
                     _remove(path)
-        except Timeout:
+        except Taken:
             continue
         except OSError as error:
             raise KdbenchError(f"{item.paths[0]}: cannot be removed: {error.strerror or error}") from None
@@ -212,7 +211,7 @@ def _in_use(item: Item) -> bool:
     try:
         with item.guard().acquire(timeout=0):
             return False
-    except Timeout:
+    except Taken:
         return True
     except (KdbenchError, OSError):
         return False  # removing says why it cannot be locked

@@ -13,12 +13,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from filelock import Timeout
 from pydantic import ValidationError
 
 from kdbench.errors import BadRecord, KdbenchError, LostLease
 from kdbench.files import json_bytes, make_folder, quarantine, write_atomically
-from kdbench.store.lock import Lock
+from kdbench.store.lock import Lock, Taken
 from kdbench.store.reading import (
     LARGEST_METRICS,
     MOST_LINES,
@@ -289,7 +288,7 @@ class Record:
         try:
             with self.lock().acquire(timeout=0):
                 return False
-        except Timeout:
+        except Taken:
             return True
         except (KdbenchError, OSError):
             return False  # whoever wants it will say why it cannot be locked

@@ -11,14 +11,12 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from filelock import Timeout
-
 from kdbench.catalogue.plugins import Source, SourceFile
 from kdbench.errors import BadInput, BadRecord, KdbenchError, UnreadableRecord
 from kdbench.files import make_folder, quarantine, write_bytes
 from kdbench.store.lease import LEASE_SECONDS
 from kdbench.store.liveness import process_state
-from kdbench.store.lock import Lock, prepare_locks
+from kdbench.store.lock import Lock, Taken, prepare_locks
 from kdbench.store.record import Record
 from kdbench.store.result import Result
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
@@ -162,13 +160,13 @@ class Store:
 
     def _cleanup(self, record: Record) -> None:
         if record.has_checkpoint():
-            with contextlib.suppress(Timeout, OSError, KdbenchError), record.lock().acquire(timeout=0):
+            with contextlib.suppress(Taken, OSError, KdbenchError), record.lock().acquire(timeout=0):
                 record.cleanup()
 
     def _quarantine(self, record: Record, check: Callable[[], object], reason: str, kind: str) -> str:
         """Quarantine a record, unless another process holds or has repaired it; returns a message, or ""."""
         try:
-            with contextlib.suppress(Timeout), record.lock().acquire(timeout=0):
+            with contextlib.suppress(Taken), record.lock().acquire(timeout=0):
                 try:
                     check()
                 except UnreadableRecord as error:

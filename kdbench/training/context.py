@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from filelock import Timeout
 from torch import Tensor
 
 from kdbench.data.stream import DataSource
 from kdbench.errors import BadRecord, LostLease, LostTeacher
 from kdbench.files import quarantine
 from kdbench.planning.cost import Work
+from kdbench.store.lock import Taken
 from kdbench.store.record import NO_WEIGHTS, Record, timestamp
 from kdbench.store.result import Failure, Kind, Result
 from kdbench.store.store import Store
@@ -213,7 +213,7 @@ def _locked(records: Iterable[Record]) -> Iterator[set[str]]:
         for record in records:
             try:
                 stack.enter_context(record.lock().acquire(timeout=0))
-            except Timeout:
+            except Taken:
                 continue
             mine.add(record.id)
         yield mine

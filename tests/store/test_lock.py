@@ -8,12 +8,11 @@ import subprocess
 import sys
 
 import pytest
-from filelock import Timeout
 
 from kdbench.errors import BadInput, KdbenchError
 from kdbench.store import lock as lock_module
 from kdbench.store.liveness import process_state
-from kdbench.store.lock import Lock
+from kdbench.store.lock import Lock, Taken
 from kdbench.store.store import Store
 
 
@@ -34,7 +33,7 @@ def answers(monkeypatch, number):
 def test_the_holder_is_named_and_forgotten_when_it_is_done(path):
     with Lock(path):
         assert Lock(path).holder().startswith(f"process {os.getpid()} on {os.uname().nodename} since 20")
-        with pytest.raises(Timeout):
+        with pytest.raises(Taken):
             Lock(path).acquire(timeout=0)
     assert Lock(path).holder() == "a process that has not left its name"
     assert path.read_text() == ""
@@ -71,7 +70,7 @@ def test_a_file_that_may_only_be_read_can_be_locked(path, monkeypatch):
         return real(name, flags, *mode)
 
     monkeypatch.setattr(os, "open", protected)
-    with Lock(path), pytest.raises(Timeout):
+    with Lock(path), pytest.raises(Taken):
         Lock(path).acquire(timeout=0)
     assert path.read_text() == "1\nelsewhere\n"
 
@@ -108,7 +107,7 @@ def test_without_locks_a_lease_is_taken(path, monkeypatch, number):
     with Lock(path) as lock:
         assert lock.leased
         assert Lock(path).holder().startswith(f"process {os.getpid()} on ")
-        with pytest.raises(Timeout):
+        with pytest.raises(Taken):
             Lock(path).acquire(timeout=0)
     assert not path.with_suffix(".lease").exists()
     Lock(path).acquire(timeout=0).release()
