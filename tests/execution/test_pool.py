@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import pytest
 
 from kdbench.errors import BadInput, CannotSave, KdbenchError, NoDevice
-from kdbench.execution import pool as pool_module
 from kdbench.execution import scheduler, worker_handle
 from kdbench.execution import worker_handle as watch_module
 from kdbench.execution.devices import NO_GPUS, Slot
@@ -80,7 +79,8 @@ class Stage:
 
     def run(self, *runs, slots=1, plan=None):
         named = [Slot(f"cpu:{n}", "cpu", {}) for n in range(slots)]
-        self.pool = Pool(named, RunOptions(self.root, self.root), lambda slot, event: self.heard.append(event))
+        options = RunOptions(self.root, self.root)
+        self.pool = Pool(named, options, lambda slot, event: self.heard.append(event), self.worker)
         return self.pool.run(plan or make_plan(runs, self.store))
 
     def said(self, kind="message"):
@@ -91,7 +91,7 @@ class Pretender:
     """Takes the place of a WorkerHandle."""
 
     stage: Stage
-    pid = 0
+    pid = os.getpid()
     deaf = False
 
     def __init__(self, slot, options, inbox):
@@ -101,7 +101,7 @@ class Pretender:
         self.mute = event["event"] != "ready"
         self.tell(event)
 
-    def send(self, message):
+    def send(self, message, job=None):
         if self.mute:
             return
         if message.get("stop"):
@@ -151,7 +151,7 @@ class Pretender:
 @pytest.fixture
 def stage(tmp_path, monkeypatch):
     stage = Stage(tmp_path)
-    monkeypatch.setattr(pool_module, "WorkerHandle", type("Bound", (Pretender,), {"stage": stage}))
+    stage.worker = type("Bound", (Pretender,), {"stage": stage})
     monkeypatch.setattr(scheduler, "RETRY_SECONDS", 0.0)
     return stage
 
@@ -204,12 +204,12 @@ def test_a_lost_teacher_is_trained_again_before_its_cohort(stage):
     stage.answers[run.id] = [{"lost_teacher": "weights.safetensors: is not the file that was stored"}]
     send = Pretender.send
 
-    def losing(self, message):
+    def losing(self, message, job=None):
         send(self, message)
         if len(stage.sent) == 1:
             stage.store.teacher(headed.id).folder.rename(stage.root / "aside")
 
-    pool_module.WorkerHandle.send = losing
+    stage.worker.send = losing
     result = stage.run(run)
     assert not result.failed
     assert stage.sent == [[run.id], headed.id, [run.id]]
@@ -248,12 +248,12 @@ def test_a_lost_auxiliary_is_trained_again_with_all_that_it_needs(stage):
     stage.answers[run.id] = [{"lost_teacher": "weights.safetensors: is not the file that was stored"}]
     send = Pretender.send
 
-    def losing(self, message):
+    def losing(self, message, job=None):
         send(self, message)
         if len(stage.sent) == 1:
             stage.store.run(between.id).folder.rename(stage.root / "aside")
 
-    pool_module.WorkerHandle.send = losing
+    stage.worker.send = losing
     assert not stage.run(run).failed
     assert stage.sent == [[run.id], teacher().id, [between.id], [run.id]]
 
@@ -434,7 +434,7 @@ def test_a_worker_that_hangs_is_killed_and_its_job_started_again(stage, impatien
     assert stage.sent == [[run.id], [run.id]]
     (said,) = stage.said()
     assert re.fullmatch(
-        r"worker cpu:0 \(PID 0\) has said nothing for 0 s and was killed; starting it again from .*", said
+        rf"worker cpu:0 \(PID {os.getpid()}\) has said nothing for 0 s and was killed; starting it again from .*", said
     )
 
 
@@ -466,7 +466,7 @@ def test_the_cost_of_a_job_does_not_grow_with_the_plan(stage, monkeypatch):
 
     monkeypatch.setattr(Record, "result", lambda self: counted("result", result, self))
     monkeypatch.setattr(Backlog, "_lacking", lambda self, job: counted("needs", lacking, self, job))
-    monkeypatch.setattr(Pretender, "send", lambda self, message: self.tell({"event": "done", "busy": []}))
+    monkeypatch.setattr(Pretender, "send", lambda self, message, job: self.tell({"event": "done", "busy": []}))
     teachers = [teacher(), teacher(head=True)]
     cohorts = [Cohort((student(teachers[1], trial=n),)) for n in range(300)]
     for spec in teachers:
@@ -491,11 +491,11 @@ def test_what_waits_is_looked_at_when_something_has_ended_and_not_before(stage, 
     assert sum(bool(job.runs) for job in looked) <= 3 * 20
 
 
-def test_a_worker_that_cannot_be_started_is_one_message(stage, monkeypatch):
+def test_a_worker_that_cannot_be_started_is_one_message(stage):
     def broken(*_):
         raise OSError(28, "No space left on device", "results/logs")
 
-    monkeypatch.setattr(pool_module, "WorkerHandle", broken)
+    stage.worker = broken
     with pytest.raises(KdbenchError, match="no worker process can be started: No space left on device: results/logs"):
         stage.run(student())
 
