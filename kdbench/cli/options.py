@@ -60,11 +60,13 @@ def group(summary: str) -> typer.Typer:
 
 
 def _shard(text: str | None) -> str | None:
-    number, _, count = (text or "1/1").partition("/")
+    if text is None:
+        return None
+    number, _, count = text.partition("/")
     if not (
         re.fullmatch(r"[1-9]\d{0,4}", number) and re.fullmatch(r"[1-9]\d{0,4}", count) and int(number) <= int(count)
     ):
-        raise typer.BadParameter(f"{shorten(str(text))!r}: write I/N with I from 1 to N, such as 1/4")
+        raise typer.BadParameter(f"{shorten(text)!r}: write I/N with I from 1 to N, such as 1/4")
     return text
 
 

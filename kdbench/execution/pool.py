@@ -122,6 +122,7 @@ class Pool:
                     worker.close()
                 if slot in self.scheduler.slots:
                     self.scheduler.remove_slot(slot, event["reason"])
+                    self.listen(slot, {"event": "exit"})
                 return
         self.watchdog.receive(slot, event["event"])
         match event["event"]:

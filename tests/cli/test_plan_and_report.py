@@ -152,7 +152,7 @@ def test_folders_that_cannot_be_read(kdbench, suite_file, tmp_path):
 def test_a_part_of_the_runs(kdbench, suite_file):
     plans = [json.loads(kdbench("plan", "own.yaml", "--shard", part, "--json").stdout) for part in ("1/2", "2/2")]
     assert [plan["runs"] for plan in plans] == [1, 1]
-    for wrong in ("0/2", "3/2", "1", "a/2", "1/2/3"):
+    for wrong in ("0/2", "3/2", "1", "a/2", "1/2/3", ""):
         done = kdbench("plan", "own.yaml", "--shard", wrong)
         assert done.returncode == 2
         assert f"'{wrong}': write I/N with I from 1 to N, such as 1/4" in done.stderr

@@ -63,6 +63,18 @@ def test_what_failed_is_told(kdbench, finished, suite_file, tmp_path, kind, word
     assert lines[2] == f"  {word} {run.label} ({run.id}): loss is not finite"
 
 
+def test_a_run_whose_teacher_diverged_is_not_left(kdbench, finished, suite_file, tmp_path):
+    run = load_suite(suite_file).runs[1]
+    teacher = run.spec.stages[0]
+    record = Store(tmp_path / "results").teacher(teacher.id)
+    record.begin(teacher.canonical())
+    record.fail(Failure(kind="diverged", epoch=3, reason="loss is not finite"))
+    (record.folder / "result.json").unlink(missing_ok=True)
+    lines = kdbench("status", "results", "own.yaml").stdout.splitlines()
+    assert lines[1] == "own: 1 of 2 runs done, 0 left, 1 diverged"
+    assert "its teacher" in lines[2]
+
+
 def test_a_folder_that_is_not_there(kdbench):
     for command in ("status", "watch"):
         done = kdbench(command, "nowhere")

@@ -16,10 +16,12 @@ from kdbench.cli.options import Json, Only, Set, Tiny, Trials, load, results_fol
 from kdbench.cli.plan import duration
 from kdbench.errors import BadInput, BadSuite
 from kdbench.store.live import JobAt, NetworkAt, Sighting, sightings
+from kdbench.store.result import Failure
 from kdbench.store.store import Store
 from kdbench.store.suites import ArchivedFiles, kept_suites
 from kdbench.suite.load import load_suite
 from kdbench.suite.selection import select
+from kdbench.suite.specs import RunSpec, stage_label
 from kdbench.suite.suite import Suite
 
 
@@ -110,7 +112,7 @@ def _count(suite: Suite, store: Store, found: Sequence[Sighting]) -> SuiteProgre
     trained = {id for job in jobs for id in job.networks}
     labels = {run.id: run.label for run in suite.runs}
     missing = [id for id in labels if not store.run(id).done()]
-    failures = {id: failure for id in missing if id not in trained and (failure := store.run(id).failure())}
+    failures = {id: failure for id in missing if id not in trained and (failure := _failure_of(suite.specs[id], store))}
     return SuiteProgress(
         suite.name,
         runs=len(labels),
@@ -119,6 +121,17 @@ def _count(suite: Suite, store: Store, found: Sequence[Sighting]) -> SuiteProgre
         at_work=len(trained.intersection(missing)),
         failed=tuple(FailedRun(id, labels[id], each.kind, each.reason) for id, each in failures.items()),
     )
+
+
+def _failure_of(spec: RunSpec, store: Store) -> Failure | None:
+    """Why a run has stopped for good, or what it needs."""
+    if failure := store.run(spec.id).failure():
+        return failure
+    for stage in spec.stages:
+        record = store.record_of(stage)
+        if not record.done() and (failure := record.failure()):
+            return failure.model_copy(update={"reason": f"its teacher {stage_label(stage)} failed: {failure.reason}"})
+    return None
 
 
 def _facts(sighting: Sighting) -> dict[str, Any]:
@@ -138,7 +151,7 @@ def _describe_processes(found: Sequence[Sighting]) -> Iterator[str]:
         if sighting.at_work:
             tail = f"for {_time(heartbeat.seconds + sighting.age)}"
         elif sighting.ended:
-            tail = f"ENDED without saving, last heard of {_time(sighting.age)} ago at:"
+            tail = f"ENDED, last heard of {_time(sighting.age)} ago at:"
         else:
             tail = f"STALE, last heard of {_time(sighting.age)} ago at:"
         yield one_line(", ".join([*filter(None, names), tail]))
