@@ -21,6 +21,7 @@ from kdbench.execution.runner import OnEvent, run_suites
 from kdbench.execution.worker_handle import RunOptions
 from kdbench.reporting.options import Format
 from kdbench.store.store import Store
+from kdbench.suite.schema import device_count
 from kdbench.suite.suite import Suite
 from kdbench.tracking import Tool, Tracking, open_tracker
 
@@ -80,12 +81,13 @@ def run(
         Tool | None, typer.Option("--track", help="Show curves there as they grow; each is an extra of the same name.")
     ] = None,
     devices_per_run: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--devices-per-run",
-            help="Devices that train one run together, or auto: several where one run would keep all others waiting.",
+            help="Devices that train one run together, or auto: several where one run would keep all others waiting. "
+            "Default: the suite's devices_per_run, or 1.",
         ),
-    ] = "1",
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="demo alone: the part of it that takes about a minute, with a picture.")
     ] = False,
@@ -126,13 +128,14 @@ def run(
     _report_failures(loaded, store, failed)
 
 
-def _devices_per_run(wanted: str) -> int:
-    """The number that is meant; 0 for auto. Raises BadInput for anything else."""
-    if wanted == "auto":
-        return 0
-    if not wanted.isascii() or not wanted.isdigit() or not 1 <= int(wanted) <= 64:
-        raise BadInput(f"--devices-per-run {wanted}: write auto, or a number from 1 to 64")
-    return int(wanted)
+def _devices_per_run(wanted: str | None) -> int | None:
+    """The number that is meant; 0 for auto, None for what the suites say. Raises BadInput for anything else."""
+    try:
+        return (
+            None if wanted is None else device_count(int(wanted) if wanted.isascii() and wanted.isdigit() else wanted)
+        )
+    except ValueError as error:
+        raise BadInput(f"--devices-per-run {wanted}: {error}") from None
 
 
 QUICK = ("teacher=simclr", "strategy=simultaneous")

@@ -316,7 +316,7 @@ def connected(options: RunOptions, tell: Callable[[str], None]) -> Iterator[Clus
     """
     if options.devices not in ("auto", "cpu"):
         raise BadInput(f"--devices {options.devices}: with --cluster write auto or cpu; Ray gives out the GPUs")
-    if options.devices_per_run != 1:
+    if options.devices_per_run not in (None, 1):
         raise BadInput(
             "--devices-per-run works on the devices of one machine, without --cluster: Ray gives out single GPUs"
         )

@@ -41,7 +41,8 @@ class Pool:
         self.workers: dict[str, Worker] = {}
         self.watchdog = Watchdog()
         store = Store(options.results)
-        speed, several = choose(known_speeds(store), slots[0].kind), options.devices_per_run
+        speed = choose(known_speeds(store), slots[0].kind)
+        several = 1 if options.devices_per_run is None else options.devices_per_run
         self.scheduler = Scheduler(slots, StoredRecords(store), listen, speed=speed, devices_per_run=several)
         self.outcome = self.scheduler.outcome
         self.told_to_stop = False

@@ -145,6 +145,9 @@ def _execute(plan: Plan, suites: Sequence[Suite], options: RunOptions, on_event:
         _check_precision(plan, slots)
         heartbeats = stack.enter_context(Heartbeats(Store(options.results), suites, on_event))
         heartbeats.listen("", {"event": "planned", "plan": plan})
+        if options.devices_per_run is None and not cluster:
+            numbers = [suite.devices_per_run for suite in suites]
+            options = replace(options, devices_per_run=0 if 0 in numbers else max(numbers, default=1))
         pool = Pool(slots, options, heartbeats.listen, cluster.start if cluster else WorkerHandle)
         if cluster:
             stack.enter_context(cluster.watched(pool.inbox))

@@ -128,6 +128,7 @@ def read_suite(document: Document, trials: int | None = None) -> Suite:
         weight_files={each.sha256: each.file for each in validator.teachers.values() if each.sha256 and each.file},
         image_sources=validator.image_sources,
         tables=tuple(dict.fromkeys(validator.head.tables)),
+        devices_per_run=validator.head.devices_per_run,
         measurements=tuple(measurements),
         text=document.text,
         settings=tuple(dict.fromkeys(document.settings.values())),

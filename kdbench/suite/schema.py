@@ -315,6 +315,15 @@ class GridEntry(Shared):
     exclude: Many[Selector] = ()
 
 
+def device_count(value: Any) -> int:
+    """How many devices train a run together; 0 for ``auto``. Raises ValueError for anything else."""
+    if value == "auto":
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 64:
+        raise ValueError("write auto, or a number from 1 to 64")
+    return value
+
+
 class SuiteHead(Shared):
     """A suite file without its grids. ``tables`` are the printed tables that it fills."""
 
@@ -325,6 +334,7 @@ class SuiteHead(Shared):
     networks: dict[str, Any] = {}
     teachers: dict[str, Any] = {}
     tables: Many[TableName] = ()
+    devices_per_run: Annotated[int, BeforeValidator(device_count)] = 1
     grid: Any = None
 
 

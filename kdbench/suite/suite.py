@@ -117,8 +117,9 @@ class Suite:
 
     Its runs in the order of the file, what is measured on their networks, the files of weights and the images of one's own
     that it names, by SHA-256, the printed ``tables`` that it fills, and its ``text``. ``tiny`` says that its runs are tiny
-    ones in the place of the suite's own, ``max_cohort_size`` limits what is in memory together, ``whole`` is the suite of
-    which a part was chosen, ``settings`` are the options that changed the text.
+    ones in the place of the suite's own, ``devices_per_run`` how many devices train one together (0: as many as are
+    worthwhile), ``max_cohort_size`` limits what is in memory together, ``whole`` is the suite of which a part was chosen,
+    ``settings`` are the options that changed the text.
     """
 
     name: str
@@ -128,6 +129,7 @@ class Suite:
     weight_files: dict[str, Path] = field(default_factory=dict)
     image_sources: dict[str, ImageSource] = field(default_factory=dict)
     tables: tuple[str, ...] = ()
+    devices_per_run: int = 1
     measurements: tuple[Measurement, ...] = ()
     tiny: bool = False
     max_cohort_size: int | None = None

@@ -144,3 +144,14 @@ def test_two_files_of_one_name_are_refused(tmp_path):
         )
     with pytest.raises(BadSuite, match="is called 'x', too"):
         load_suites([str(tmp_path / folder / "x.yaml") for folder in ("a", "b")])
+
+
+def test_a_suite_says_how_many_devices_train_a_run_and_that_changes_no_run(load):
+    text = "protocol: crd\ndataset: cifar100\ngrid: {teacher: vgg13, student: vgg8, method: kd}\n"
+    plain = load(text)
+    for value, number in (("4", 4), ("auto", 0)):
+        suite = load(f"devices_per_run: {value}\n{text}")
+        assert (suite.devices_per_run, [*suite.specs]) == (number, [*plain.specs])
+    for wrong in ("0", "65", "true", "'4'", "1.5"):
+        with pytest.raises(BadSuite, match="devices_per_run: write auto, or a number from 1 to 64"):
+            load(f"devices_per_run: {wrong}\n{text}")
