@@ -82,7 +82,7 @@ def test_lost_nodes_and_a_new_one_change_no_byte(nodes, place, undisturbed):
     here = place()
     session = here.start("--cluster", nodes.address)
     session.wait_for(" of resnet8, trial 0: starts", seconds=90)
-    time.sleep(3)
+    time.sleep(1)
     nodes.lose(1)
     nodes.lose(2)
     nodes.add()
