@@ -19,7 +19,7 @@ from kdbench.execution.cluster import connected
 from kdbench.execution.devices import Slot, make_slots
 from kdbench.execution.heartbeats import Heartbeats
 from kdbench.execution.pool import Pool
-from kdbench.execution.worker_handle import RunOptions, WorkerHandle
+from kdbench.execution.worker_handle import RunOptions
 from kdbench.planning.cohorts import auxiliaries_of
 from kdbench.planning.plan import Plan, all_stages, make_plan, missing_files
 from kdbench.planning.speed import known_speeds
@@ -148,9 +148,11 @@ def _execute(plan: Plan, suites: Sequence[Suite], options: RunOptions, on_event:
         if options.devices_per_run is None and not cluster:
             numbers = [suite.devices_per_run for suite in suites]
             options = replace(options, devices_per_run=0 if 0 in numbers else max(numbers, default=1))
-        pool = Pool(slots, options, heartbeats.listen, cluster.start if cluster else WorkerHandle)
         if cluster:
+            pool = Pool(slots, options, heartbeats.listen, cluster.start)
             stack.enter_context(cluster.watched(pool.inbox))
+        else:
+            pool = Pool(slots, options, heartbeats.listen)
         stack.enter_context(_stopping_on_signals(pool))
         outcome = pool.run(plan)
     known_speeds(Store(options.results))  # which keeps what was measured for other folders
