@@ -18,7 +18,10 @@ from kdbench.cli.options import HELP_OPTIONS
 COMMANDS = {
     "run": ("run:run", "Train what is missing of the suites, then print their tables."),
     "plan": ("plan:plan", "Show what would run: teachers, cohorts, runs, hours."),
-    "status": ("cluster.status:status", "Show who works at what in a results folder, how far, and what is left."),
+    "status": (
+        "cluster.status:status",
+        "Show who works at what in a results folder, how far, since when, and what is left.",
+    ),
     "watch": ("cluster.watch:watch", "Show the progress of runs elsewhere, live."),
     "slurm": ("cluster.slurm:slurm", "Write a Slurm batch script whose tasks share the runs of suites."),
     "report": ("report:report", "Print the suites' tables with the results so far."),

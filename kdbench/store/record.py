@@ -253,12 +253,15 @@ class Record:
         if failure.kind == "diverged":
             self.state_file.unlink(missing_ok=True)
 
-    def finish(self, result: Result, metadata: dict[str, Any]) -> None:
-        """Store the result, last of all, and drop the resume state. Raises LostLease if there is a result."""
+    def finish(self, result: Result, metadata: dict[str, Any], *, replace: bool = True) -> None:
+        """Store the result, last of all, and drop the resume state.
+
+        Without ``replace`` a result that is there stays, and LostLease is raised.
+        """
         self._write_json("metadata.json", metadata)
         content = result.model_dump(exclude_none=True)
         try:
-            self._write_json("result.json", {**content, "checksum": digest(content)}, replace=False)
+            self._write_json("result.json", {**content, "checksum": digest(content)}, replace=replace)
         except FileExistsError:
             self.check_unfinished()
             raise

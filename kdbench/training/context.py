@@ -190,7 +190,7 @@ class JobContext:
             metrics_sha256=record.write_metrics(list(metrics)),
         )
         mark = {} if kept else NO_WEIGHTS
-        record.finish(result, {"finished": timestamp(), **metadata, **describe(self.device), **mark})
+        record.finish(result, {"finished": timestamp(), **metadata, **describe(self.device), **mark}, replace=False)
         self.report(result)
 
     def report(self, result: Result) -> None:

@@ -66,7 +66,7 @@ def test_equal_results_are_equal_bytes(record):
     record.finish(RESULT, {})
     first = (record.folder / "result.json").read_bytes()
     with pytest.raises(LostLease, match="another process has finished it meanwhile"):
-        record.finish(RESULT, {"when": "later"})
+        record.finish(RESULT, {"when": "later"}, replace=False)
     (record.folder / "result.json").unlink()
     record.finish(RESULT, {"when": "later"})
     assert (record.folder / "result.json").read_bytes() == first

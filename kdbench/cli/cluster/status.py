@@ -46,7 +46,10 @@ def status(
     tiny: Tiny = False,
     json_output: Json = False,
 ) -> None:
-    """Show who works at what in a results folder, how far, since when, and what is left; from any machine that sees it."""
+    """Show who works at what in a results folder, how far, since when, and what is left.
+
+    From any machine that sees it.
+    """
     store = Store(results)
     if not results.is_dir():
         raise BadInput(f"{results}: no such results folder")
