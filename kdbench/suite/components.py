@@ -180,7 +180,7 @@ class Recipe(Preprocessing):
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
         parts = self.batch_norm_parts
-        if self.batch % parts or self.batch // parts < 2:
+        if parts > 1 and (self.batch % parts or self.batch // parts < 2):
             raise ValueError(
                 f"a batch of {self.batch} has no {parts} equal parts of 2 images or more (batch_norm_parts)"
             )

@@ -99,7 +99,7 @@ def test_the_layers_are_whole_before_there_is_a_result(bench, make_run, monkeypa
     class Killed(BaseException):
         pass
 
-    def dying(record, result, about):
+    def dying(record, result, about, **how):
         raise Killed
 
     finish = Record.finish

@@ -75,10 +75,10 @@ def test_killed_while_the_results_are_written(bench, make_run, fatal, monkeypatc
     hurt.teachers(*runs)
     finish, calls = Record.finish, iter(range(1, 100))
 
-    def dying(record, result, about):
+    def dying(record, result, about, **how):
         if next(calls) == fatal:
             raise Killed
-        finish(record, result, about)
+        finish(record, result, about, **how)
         if next(calls) == fatal:
             raise Killed
 
