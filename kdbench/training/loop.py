@@ -164,6 +164,7 @@ def train_epoch(
     network = teacher.network if teacher else None
     for trainer in group:
         _guarded(trainer, partial(trainer.begin_epoch, epoch, network, stream), epoch)
+        _confirm(trainer, ranks)
     transforms = sorted({trainer.transforms for trainer in group if trainer.transforms})
     portion = ranks.portion([trainer.recipe.batch_norm_parts for trainer in group])
     while alive := [trainer for trainer in group if trainer.failure is None]:
@@ -180,6 +181,7 @@ def train_epoch(
             active = [trainer for trainer in alive if trainer.failure is None and trainer.progress.batches == number]
             for trainer in active:
                 _guarded(trainer, partial(trainer.step, batch, shown, copies.get(trainer.transforms), captured), epoch)
+                _confirm(trainer, ranks)
                 if trainer.failure is not None:
                     break
             timer.count(active)
@@ -302,6 +304,13 @@ def _guarded(trainer: Trainer, act: Callable[[], None], epoch: int) -> None:
         names, terms = ", ".join(changed), " + ".join(trainer.terms)
         blame = f"{terms} changes torch's {names}, which all runs share: it must put back what it sets"
         trainer.failure = failure_of(BadInput(blame), epoch)
+
+
+def _confirm(trainer: Trainer, ranks: Ranks) -> None:
+    """A failure, if there is one, ends a run where all processes have it."""
+    if trainer.failure is not None:
+        progress = trainer.progress
+        ranks.confirm(trainer.failure.reason, f"{trainer.record.id} {progress.epoch} {progress.batches}")
 
 
 def failure_of(error: BaseException, epoch: int) -> Failure:

@@ -10,6 +10,7 @@ and what trains here is also a term's own parameters, or an adapter beside a net
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -30,6 +31,9 @@ Shown = TypeVar("Shown")
 TIMEOUT = timedelta(minutes=30)
 """How long one process waits for the others: as long as the first may take to test after an epoch."""
 
+FAILURE_SECONDS = 60.0
+"""How long after one process a run may fail in the others: they are at the same step."""
+
 
 class Ranks:
     """This process, number ``rank`` of ``size`` that train together; by default it is alone.
@@ -37,8 +41,8 @@ class Ranks:
     All of them call the same methods in the same order. Where one is gone the others raise LostRank.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
-        self.rank, self.size = rank, size
+    def __init__(self, rank: int = 0, size: int = 1, store: Any = None) -> None:
+        self.rank, self.size, self.store = rank, size, store
         self._groups: dict[int, Any] = {}
 
     @classmethod
@@ -47,7 +51,7 @@ class Ranks:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         with _in_company():
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
-        return cls(rank, size)
+        return cls(rank, size, store)
 
     @staticmethod
     def leave() -> None:
@@ -81,6 +85,20 @@ class Ranks:
         with _in_company():
             dist.broadcast(told, 0)
         return [bool(flag) for flag in told]
+
+    def confirm(self, failure: str, step: str) -> None:
+        """Wait until what failed here at a ``step`` has failed in all processes. Raises LostRank where it has not.
+
+        The others would then wait for this one within the step.
+        """
+        if self.size == 1:
+            return
+        self.store.add(step, 1)
+        deadline = time.monotonic() + FAILURE_SECONDS
+        while self.store.add(step, 0) < self.size:
+            if time.monotonic() >= deadline:
+                raise LostRank(f"{failure}, but not on each of {self.size} devices")
+            time.sleep(0.1)
 
     def follow(self, tensors: Sequence[Tensor]) -> None:
         """Write the first process's values into these tensors."""

@@ -115,6 +115,16 @@ def test_students_and_a_teacher_train_on_two_devices(bench, make_run, pair, teac
     assert two.record(cohort[1]).failure().reason == one.record(cohort[1]).failure().reason
 
 
+def test_a_failure_in_one_process_alone_ends_the_job(monkeypatch):
+    monkeypatch.setattr(ranks, "FAILURE_SECONDS", 0)
+    store = torch.distributed.HashStore()
+    store.add("shared", 1)
+    one = ranks.Ranks(0, 2, store)
+    one.confirm("ValueError: no", "shared")
+    with pytest.raises(ranks.LostRank, match=r"^ValueError: no, but not on each of 2 devices$"):
+        one.confirm("ValueError: no", "own")
+
+
 @pytest.mark.parametrize("before", [1, 2])
 def test_a_run_is_resumed_on_another_number_of_devices(bench, make_run, pair, before):
     whole, run = bench("whole"), make_run({"ce": 1, "crd": {"weight": 0.8, "negatives": 32}})
