@@ -14,7 +14,7 @@ from kdbench.planning.cohorts import Cohort
 from kdbench.planning.cost import NOTHING, Work, cohort_work, teacher_work
 from kdbench.planning.plan import Plan
 from kdbench.planning.speed import ASSUMED
-from kdbench.suite.components import usable_devices
+from kdbench.suite.components import Recipe, usable_devices
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import RunSpec, SelfSupervised, Stage, lineage
 
@@ -46,6 +46,15 @@ class Job:
         """What it trains or measures."""
         single = self.teacher or self.measurement
         return [single.id] if single else [run.id for run in self.runs]
+
+    @property
+    def recipes(self) -> list[Recipe]:
+        """Those of what it trains on batches that can be divided among devices; SimCLR's cannot."""
+        if isinstance(self.teacher, SelfSupervised) or self.measurement:
+            return []
+        if self.teacher:
+            return [self.teacher.recipe] if self.teacher.recipe else []
+        return [run.recipe for run in self.runs]
 
     @cached_property
     def dependencies(self) -> dict[str, Stage]:
@@ -117,11 +126,8 @@ def spread(jobs: Iterable[Job], per_run: int, slots: int, most: int) -> list[Job
     seconds = {job: ASSUMED["gpu"].seconds(_training_work(job)) for job in jobs}
     fair = sum(seconds.values()) / slots
     for job, longest in seconds.items():
-        recipes = [run.recipe for run in job.runs]
-        if job.teacher and job.teacher.recipe and not isinstance(job.teacher, SelfSupervised):
-            recipes.append(job.teacher.recipe)
         wanted = per_run or (math.ceil(longest / fair) if fair and len(job.ids) == 1 else 1)
-        job.devices = usable_devices(recipes, min(wanted, most)) if recipes else 1
+        job.devices = usable_devices(job.recipes, min(wanted, most)) if job.recipes else 1
     return jobs
 
 

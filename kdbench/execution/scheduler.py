@@ -173,7 +173,12 @@ class Scheduler:
         """Put a plan's jobs in line. Its cohorts are split for the slots that there are."""
         self.cohorts = plan.cohorts
         self.split_for = len(self.slots)
-        self.backlog.add(self._spread(jobs_of(plan.split_for(self._lanes(), self.speed))))
+        jobs = self._spread(jobs_of(plan.split_for(self._lanes(), self.speed)))
+        fewest = min((job.devices for job in jobs if job.recipes), default=self.devices_per_run)
+        if fewest < self.devices_per_run:
+            text = "no host has more, or batches cannot be divided equally among more"
+            self._say(f"not all runs get {self.devices_per_run} devices, some {fewest}: {text}")
+        self.backlog.add(jobs)
 
     def add_slot(self, slot: Slot) -> None:
         """A device, or a share of it, has come."""

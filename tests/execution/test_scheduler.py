@@ -182,6 +182,14 @@ def test_one_run_gets_the_devices_that_would_wait_for_it():
     assert widths([Job(runs=cohort(4).runs), Job(teacher=TEACHER)], per_run=2) == [2, 2]
 
 
+@pytest.mark.parametrize(("wanted", "texts"), [(0, []), (2, []), (3, ["not all runs get 3 devices, some 2"])])
+def test_fewer_devices_than_asked_for_are_announced(wanted, texts):
+    table = Table([gpu("a", number) for number in range(4)])
+    table.scheduler.devices_per_run = wanted
+    table.scheduler.add(Plan((), (cohort(1),), 0, 0))
+    assert [event["text"].partition(": ")[0] for event in table.heard] == texts
+
+
 def test_cohorts_are_split_for_the_groups_of_devices_that_there_are():
     slots = [gpu("a", number) for number in range(4)]
     table = Table(slots)
