@@ -72,8 +72,8 @@ def play_on(plan: Plan, counts: tuple[int, ...], speed: Speed, conditions: Condi
     chain = makespan(tasks(plan.teachers, alone, speed), len(plan.teachers) + len(alone))
     for devices in counts:
         ideal = work / devices
-        calm = play(plan, devices, speed, replace(conditions, loss=0))
-        played = play(plan, devices, speed, conditions)
+        calm = play(plan, devices, speed, replace(conditions, loss=0), devices_per_run=0)
+        played = play(plan, devices, speed, conditions, devices_per_run=0)
         yield {
             "devices": f"{devices:,}",
             "ideal, h": f"{ideal / 3600:,.1f}",

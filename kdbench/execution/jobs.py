@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import heapq
-import math
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
 
-from kdbench.planning.cohorts import Cohort
-from kdbench.planning.cost import NOTHING, Work, cohort_work, teacher_work
+from kdbench.planning.cohorts import Cohort, recipes_of, tasks, widened
 from kdbench.planning.plan import Plan
-from kdbench.planning.speed import ASSUMED
+from kdbench.planning.speed import ASSUMED, Speed
 from kdbench.suite.components import Recipe, usable_devices
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
-from kdbench.suite.specs import RunSpec, SelfSupervised, Stage, lineage
+from kdbench.suite.specs import RunSpec, Stage, lineage
 
 
 @dataclass(eq=False)
@@ -49,12 +47,8 @@ class Job:
 
     @property
     def recipes(self) -> list[Recipe]:
-        """Those of what it trains on batches that can be divided among devices; SimCLR's cannot."""
-        if isinstance(self.teacher, SelfSupervised) or self.measurement:
-            return []
-        if self.teacher:
-            return [self.teacher.recipe] if self.teacher.recipe else []
-        return [run.recipe for run in self.runs]
+        """Those of what it trains on batches that can be divided among devices."""
+        return recipes_of(self.teacher, self.runs)
 
     @cached_property
     def dependencies(self) -> dict[str, Stage]:
@@ -114,27 +108,25 @@ def cohort_job(cohort: Cohort, discard_weights: frozenset[str] = frozenset()) ->
     return Job(runs=cohort.runs, discard_weights=discard_weights.intersection(run.id for run in cohort.runs))
 
 
-def spread(jobs: Iterable[Job], per_run: int, slots: int, most: int) -> list[Job]:
-    """The same jobs, each to be trained on ``per_run`` devices of a host, or on as many as are worthwhile for 0.
+def spread(jobs: Sequence[Job], per_run: int, slots: int, most: int, speed: Speed = ASSUMED["gpu"]) -> Sequence[Job]:
+    """The same jobs, each to be trained on ``per_run`` devices of a host, which has ``most``.
 
-    More than one are worthwhile for a single network that takes longer than all work would take if the slots shared it
-    equally: as many as bring it down to that, of the ``most`` that a host has.
+    0: on several where others would wait for it (``widened``).
     """
-    jobs = list(jobs)
-    if per_run == 1:
+    if per_run:
+        for job in jobs:
+            job.devices = usable_devices(job.recipes, min(per_run, most)) if job.recipes else 1
         return jobs
-    seconds = {job: ASSUMED["gpu"].seconds(_training_work(job)) for job in jobs}
-    fair = sum(seconds.values()) / slots
-    for job, longest in seconds.items():
-        wanted = per_run or (math.ceil(longest / fair) if fair and len(job.ids) == 1 else 1)
-        job.devices = usable_devices(job.recipes, min(wanted, most)) if job.recipes else 1
+    trained = [job for job in jobs if not job.measurement]
+    found = [
+        *chain.from_iterable(
+            tasks([job.teacher] if job.teacher else [], [Cohort(job.runs)] if job.runs else [], speed, most)
+            for job in trained
+        )
+    ]
+    for job, task in zip(trained, widened(found, slots), strict=True):
+        job.devices = task.devices
     return jobs
-
-
-def _training_work(job: Job) -> Work:
-    if job.measurement:
-        return NOTHING
-    return teacher_work(job.teacher) if job.teacher else cohort_work(job.runs)
 
 
 def job_for(teacher: Stage) -> Job:
@@ -152,7 +144,8 @@ class Backlog:
     """The jobs that have not started: in line by their place, waiting for one thing that they lack, or for a time to come.
 
     ``has(stage)`` says whether a teacher is there; ``failed`` holds the reasons of what will not come; ``give_up(job, ids,
-    lost)`` is told which ids of a job need it; ``clock`` gives seconds.
+    lost)`` is told which ids of a job need it; ``spread(jobs)`` sets on how many devices those train that are added for a
+    teacher that is gone; ``clock`` gives seconds.
     """
 
     def __init__(
@@ -160,9 +153,10 @@ class Backlog:
         has: Callable[[Stage], bool],
         failed: dict[str, str],
         give_up: Callable[[Job, list[str], str], None],
+        spread: Callable[[Sequence[Job]], Sequence[Job]],
         clock: Callable[[], float],
     ) -> None:
-        self.has, self.failed, self.give_up, self.clock = has, failed, give_up, clock
+        self.has, self.failed, self.give_up, self.spread, self.clock = has, failed, give_up, spread, clock
         self.line: list[tuple[Place, Job]] = []
         self.later: list[tuple[float, Place, Job]] = []
         self.waiting: dict[str, list[tuple[Place, Job]]] = {}
@@ -205,7 +199,8 @@ class Backlog:
                 self._drop(job, lost)
             elif lacking := self._lacking(job):
                 self.waiting.setdefault(lacking[0], []).append((place, job))
-                self.add_first([job_for(job.dependencies[id]) for id in lacking if id not in self.coming])
+                gone = [job_for(job.dependencies[id]) for id in lacking if id not in self.coming]
+                self.add_first(self.spread(gone))
             else:
                 return job
 

@@ -152,7 +152,7 @@ class Scheduler:
         self.speed = speed
         self.devices_per_run = devices_per_run
         self.outcome = Outcome()
-        self.backlog = Backlog(records.has, self.outcome.failed, self._give_up, clock)
+        self.backlog = Backlog(records.has, self.outcome.failed, self._give_up, self._spread, clock)
         self.cohorts: tuple[Cohort, ...] = ()
         self.split_for = 0
         self.slots: dict[str, Slot] = {}
@@ -173,7 +173,7 @@ class Scheduler:
         """Put a plan's jobs in line. Its cohorts are split for the slots that there are."""
         self.cohorts = plan.cohorts
         self.split_for = len(self.slots)
-        jobs = self._spread(jobs_of(plan.split_for(self._lanes(), self.speed)))
+        jobs = self._spread(jobs_of(plan.split_for(self._lanes(), self.speed, self._most())))
         fewest = min((job.devices for job in jobs if job.recipes), default=self.devices_per_run)
         if fewest < self.devices_per_run:
             text = "no host has more, or batches cannot be divided equally among more"
@@ -233,16 +233,22 @@ class Scheduler:
         ids = {id for job in fresh for id in job.ids}
         discard = frozenset[str]().union(*(job.discard_weights for job in fresh))
         self.cohorts = tuple(left for cohort in self.cohorts if (left := _subset(cohort, ids)).runs)
-        parts = split(self.cohorts, self._lanes(), self.speed)
+        parts = split(self.cohorts, self._lanes(), self.speed, most=self._most())
         self.backlog.add(self._spread([cohort_job(cohort, discard) for cohort in parts]))
 
     def _lanes(self) -> int:
         """How many jobs can be trained at the same time."""
         return max(1, len(self.slots) // max(1, self.devices_per_run))
 
-    def _spread(self, jobs: Sequence[Job]) -> list[Job]:
-        most = max(map(len, _devices(self.slots.values()).values()), default=1)
-        return spread(jobs, self.devices_per_run, max(1, len(self.slots)), most)
+    def _spread(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        return spread(jobs, self.devices_per_run, max(1, len(self.slots)), self._largest_host(), self.speed)
+
+    def _most(self) -> int:
+        """How many devices a job may get of its own accord."""
+        return 1 if self.devices_per_run else self._largest_host()
+
+    def _largest_host(self) -> int:
+        return max(map(len, _devices(self.slots.values()).values()), default=1)
 
     def handle(self, slot: str, event: dict[str, Any]) -> None:
         """Take note of what a worker reports of its job."""

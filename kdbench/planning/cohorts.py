@@ -6,13 +6,23 @@ import heapq
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 
 from kdbench.planning.cost import Work, shared_work, student_work, teacher_work
 from kdbench.planning.speed import ASSUMED, Speed
-from kdbench.suite.specs import HeadSpec, Preprocessing, RunSpec, Stage, Teacher, lineage, teaching_run
+from kdbench.suite.components import Recipe, usable_devices
+from kdbench.suite.specs import (
+    HeadSpec,
+    Preprocessing,
+    RunSpec,
+    SelfSupervised,
+    Stage,
+    Teacher,
+    lineage,
+    teaching_run,
+)
 
 
 @dataclass(frozen=True)
@@ -41,10 +51,11 @@ class Cohort:
     def teacher_view(self) -> Preprocessing | None:
         return next((run.teacher_view for run in self.runs if run.teacher_view), None)
 
-    def task(self, speed: Speed) -> Task:
-        """What it takes and needs."""
+    def task(self, speed: Speed, most: int = 1) -> Task:
+        """What it takes and needs, on up to ``most`` devices."""
         needs = {need.id: need for run in self.runs for need in run.dependencies}
-        return Task(speed.seconds(self.work), tuple(run.id for run in self.runs), frozenset(_ids(needs.values())))
+        ids = tuple(run.id for run in self.runs)
+        return _task(self.work, ids, needs.values(), recipes_of(None, self.runs), speed, most)
 
     @cached_property
     def work(self) -> Work:
@@ -68,39 +79,118 @@ def by_depth(cohorts: Iterable[Cohort]) -> list[list[Cohort]]:
 
 @dataclass(frozen=True)
 class Task:
-    """A job as far as its place and time matter: its seconds, what it gives, and what it waits for if that is to be made."""
+    """A job as far as its place and time matter: its seconds, what it gives, and what it waits for if that is to be made.
+
+    ``devices`` train it together; ``quicker``: on how many more it would take how many seconds, as far as that is worthwhile.
+    """
 
     seconds: float
     gives: tuple[str, ...]
     needs: frozenset[str]
+    devices: int = 1
+    quicker: tuple[tuple[int, float], ...] = ()
 
 
-def tasks(teachers: Iterable[Stage], cohorts: Iterable[Cohort], speed: Speed) -> list[Task]:
-    """Teachers and cohorts as tasks."""
+def tasks(teachers: Iterable[Stage], cohorts: Iterable[Cohort], speed: Speed, most: int = 1) -> list[Task]:
+    """Teachers and cohorts as tasks, on up to ``most`` devices."""
     made = [
-        Task(speed.seconds(teacher_work(teacher)), (teacher.id,), frozenset(_ids(lineage(teacher)[:-1])))
-        for teacher in teachers
+        _task(teacher_work(stage), (stage.id,), lineage(stage)[:-1], recipes_of(stage), speed, most)
+        for stage in teachers
     ]
-    return made + [cohort.task(speed) for cohort in cohorts]
+    return made + [cohort.task(speed, most) for cohort in cohorts]
+
+
+def _task(
+    work: Work, gives: tuple[str, ...], needs: Iterable[Stage], recipes: Sequence[Recipe], speed: Speed, most: int
+) -> Task:
+    """Several devices are worthwhile where, added up, they take at most twice the time of one; 1.1 times for several runs,
+    which can be split instead.
+    """
+    alone = speed.seconds(work)
+    most_in_all = alone * (2 if len(gives) == 1 else 1.1)
+    counts = sorted({usable_devices(recipes, count) for count in range(2, most + 1)} - {1}) if recipes else []
+    quicker = [(count, speed.seconds(work, count)) for count in counts]
+    worthwhile = tuple((count, seconds) for count, seconds in quicker if count * seconds <= most_in_all)
+    return Task(alone, gives, frozenset(_ids(needs)), quicker=worthwhile)
+
+
+def recipes_of(teacher: Stage | None, runs: Iterable[RunSpec] = ()) -> list[Recipe]:
+    """Those of what is trained on batches that can be divided among devices; SimCLR's cannot."""
+    if isinstance(teacher, SelfSupervised):
+        return []
+    own = [teacher.recipe] if teacher and teacher.recipe else []
+    return own + [run.recipe for run in runs]
+
+
+def widened(jobs: Sequence[Task], slots: int) -> list[Task]:
+    """The same tasks, some of them on several devices, as far as that lowers the makespan.
+
+    They are those in a chain of tasks, each of which needs the one before, that takes longer than all would take if the slots
+    shared them equally, or a fifth less or more; they get the fewest devices that bring the chain down to that.
+    """
+    best = list(jobs)
+    if not any(task.quicker for task in jobs):
+        return best
+    fair = sum(task.seconds for task in jobs) / slots
+    through, lowest = _chains(jobs), makespan(jobs, slots)
+    for goal in (1.2 * fair, fair, 0.8 * fair):
+        wider = [
+            _widened(task, goal / chain) if chain > goal else task for task, chain in zip(jobs, through, strict=True)
+        ]
+        end = makespan(wider, slots)
+        if end < 0.9 * lowest:
+            best, lowest = wider, end
+    return best
+
+
+def _widened(task: Task, factor: float) -> Task:
+    """On the fewest devices that bring its time down by a factor; where none do, on the most that are worthwhile."""
+    if not task.quicker:
+        return task
+    enough = (each for each in task.quicker if each[1] <= factor * task.seconds)
+    devices, seconds = next(enough, task.quicker[-1])
+    return replace(task, devices=devices, seconds=seconds)
 
 
 def by_path(jobs: Sequence[Task]) -> list[int]:
     """The order in which tasks should start: first where the longest chain of tasks begins. Their numbers."""
+    paths = _paths(jobs, _followers(jobs))
+    return sorted(range(len(jobs)), key=lambda number: -paths[number])
+
+
+def _chains(jobs: Sequence[Task]) -> list[float]:
+    """The seconds of the longest chain of tasks through each."""
+    followers = _followers(jobs)
+    makers: dict[int, list[int]] = defaultdict(list)
+    for maker, after in followers.items():
+        for number in after:
+            makers[number].append(maker)
+    paths = zip(_paths(jobs, makers), _paths(jobs, followers), jobs, strict=True)
+    return [before + after - task.seconds for before, after, task in paths]
+
+
+def _followers(jobs: Sequence[Task]) -> Mapping[int, list[int]]:
+    """By the number of a task, those that need what it gives."""
     makers = {id: number for number, task in enumerate(jobs) for id in task.gives}
     followers: dict[int, list[int]] = defaultdict(list)
     for number, task in enumerate(jobs):
         for maker in {makers[id] for id in task.needs if id in makers}:
             followers[maker].append(number)
+    return followers
+
+
+def _paths(jobs: Sequence[Task], following: Mapping[int, Sequence[int]]) -> list[float]:
+    """The seconds of the longest chain that begins with each task."""
 
     @cache
     def path(number: int) -> float:
-        return jobs[number].seconds + max(map(path, followers[number]), default=0.0)
+        return jobs[number].seconds + max(map(path, following.get(number, ())), default=0.0)
 
-    return sorted(range(len(jobs)), key=lambda number: -path(number))
+    return [path(number) for number in range(len(jobs))]
 
 
 def makespan(jobs: Sequence[Task], slots: int) -> float:
-    """When the last task ends, if a free slot always takes the first in order of ``by_path`` that has what it needs."""
+    """When the last task ends, if free slots always take the first in order of ``by_path`` that has what it needs."""
     order = by_path(jobs)
     coming = {id for task in jobs for id in task.gives}
     lacks = [set(jobs[number].needs & coming) for number in order]
@@ -110,12 +200,14 @@ def makespan(jobs: Sequence[Task], slots: int) -> float:
             waiting[id].append(place)
     ready = [place for place, needs in enumerate(lacks) if not needs]
     running: list[tuple[float, int]] = []
-    now = 0.0
+    now, free = 0.0, slots
     while ready or running:
-        while ready and len(running) < slots:
+        while ready and (free >= jobs[order[ready[0]]].devices or not running):
             place = heapq.heappop(ready)
+            free -= jobs[order[place]].devices
             heapq.heappush(running, (now + jobs[order[place]].seconds, place))
         now, ended = heapq.heappop(running)
+        free += jobs[order[ended]].devices
         for id in jobs[order[ended]].gives:
             for place in waiting[id]:
                 lacks[place].discard(id)
@@ -158,9 +250,11 @@ def cap_size(cohorts: Iterable[Cohort], largest: int) -> list[Cohort]:
 
 
 def split(
-    cohorts: Iterable[Cohort], slots: int, speed: Speed = ASSUMED["cpu"], teachers: Sequence[Stage] = ()
+    cohorts: Iterable[Cohort], slots: int, speed: Speed = ASSUMED["cpu"], teachers: Sequence[Stage] = (), most: int = 1
 ) -> list[Cohort]:
     """Halve the longest cohorts as far as that lowers the makespan, with the ``teachers`` that are to be made before.
+
+    Up to ``most`` devices train a job together where others would wait for it.
 
     One halving may bring nothing while several do (four equal cohorts on six slots), so all are tried, and looked at
     after every few; the fewest that come within 2 % of the best are taken, for each costs another teacher pass.
@@ -168,11 +262,11 @@ def split(
     number = itertools.count()
 
     def entry(cohort: Cohort) -> tuple[float, int, Cohort, Task]:
-        task = cohort.task(speed)
+        task = cohort.task(speed, most)
         return -task.seconds, next(number), cohort, task
 
     queue = sorted(map(entry, cohorts))
-    fixed = tasks(teachers, (), speed)
+    fixed = tasks(teachers, (), speed, most)
     total = sum(task.seconds for task in fixed) - sum(seconds for seconds, *_ in queue)
     best, lowest, looked = queue.copy(), math.inf, 0
     single: list[tuple[float, int, Cohort, Task]] = []
@@ -180,7 +274,7 @@ def split(
         count = len(queue) + len(single)
         if count >= looked * 1.05:
             looked, current = count, single + queue
-            end = makespan([*fixed, *(task for *_, task in current)], slots)
+            end = makespan(widened([*fixed, *(task for *_, task in current)], slots), slots)
             if end < 0.98 * lowest:
                 best, lowest = current, end
         if not queue:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdbench.planning.cohorts import Cohort, auxiliaries_of, by_depth, by_path, cap_size, group, split, tasks
+from kdbench.planning.cohorts import Cohort, auxiliaries_of, by_depth, by_path, cap_size, group, split, tasks, widened
 from kdbench.planning.cost import NOTHING, Work, cohort_work, measurement_work, teacher_work
 from kdbench.planning.speed import ASSUMED, Speed
 from kdbench.store.record import Record
@@ -54,14 +54,16 @@ class Plan:
     def _others(self) -> Work:
         return sum(map(measurement_work, self.measurements), sum(map(teacher_work, self.teachers), NOTHING))
 
-    def split_for(self, slots: int, speed: Speed = ASSUMED["cpu"]) -> Plan:
+    def split_for(self, slots: int, speed: Speed = ASSUMED["cpu"], most: int = 1) -> Plan:
         """The same for so many slots: cohorts are halved while that shortens the makespan.
+
+        Up to ``most`` devices train a job together where others would wait for it.
 
         Teachers and cohorts come in the order of the longest path that begins with them: first what most waits for.
         """
-        cohorts = split(self.cohorts, slots, speed, self.teachers)
+        cohorts = split(self.cohorts, slots, speed, self.teachers, most)
         jobs: list[Stage | Cohort] = [*self.teachers, *cohorts]
-        order = [jobs[number] for number in by_path(tasks(self.teachers, cohorts, speed))]
+        order = [jobs[number] for number in by_path(widened(tasks(self.teachers, cohorts, speed, most), slots))]
         return replace(
             self,
             teachers=tuple(job for job in order if not isinstance(job, Cohort)),
