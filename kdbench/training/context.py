@@ -70,8 +70,7 @@ class JobContext:
         return Callbacks(self._on_progress, self._on_epoch, conclude, self._stops, self.checkpoint_seconds)
 
     def _stops(self) -> bool:
-        (stops,) = self.ranks.agrees(self.should_stop())
-        return stops
+        return self.ranks.agrees(self.should_stop())
 
     def replay(self, recipe: Recipe) -> Replay | None:
         """What replays the full batches of a recipe; None where the device cannot, or is not to."""

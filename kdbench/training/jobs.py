@@ -45,7 +45,7 @@ from kdbench.training.build import (
     with_head,
 )
 from kdbench.training.context import JobContext, JobResult, RunFinisher, cost_fields
-from kdbench.training.environment import device_lost, out_of_memory
+from kdbench.training.environment import LostRank, device_lost, out_of_memory
 from kdbench.training.loop import Evaluate, failure_of, train
 from kdbench.training.replicas import on_several_devices
 from kdbench.training.teacher import FrozenTeacher, OnlineTeacher, adapter_trainer, load_adapter
@@ -202,6 +202,10 @@ def _train_together(specs: Sequence[RunSpec], ctx: JobContext) -> bool:
             shapes = measure_shapes(teacher.network, seen_size(lead.dataset, lead.teacher_view or lead.recipe))
         students = [(spec, _build_student(spec, teacher, shapes, stream.labels, ctx)) for spec in specs]
     built = {spec: student for spec, student in students if student}
+    there, *others = (set(ids) for ids in ctx.ranks.exchange([spec.id for spec in built]))
+    if any(there - other for other in others):
+        raise LostRank(f"a run can be built on the first of {ctx.ranks.size} devices, but not on all")
+    built = {spec: student for spec, student in built.items() if spec.id in there}
     readers = [student for student in built.values() if student[0].reads_teacher]
     if teacher and readers:
         _, earliest = min(readers, key=lambda student: (student[0].progress.epoch, student[0].progress.batches))

@@ -19,7 +19,7 @@ from kdbench.methods.term import Term
 from kdbench.models.outputs import Outputs
 from kdbench.store.result import Failure
 from kdbench.training.checkpoint import save_checkpoint
-from kdbench.training.environment import Settings, device_lost, out_of_memory
+from kdbench.training.environment import LostRank, Settings, device_lost, out_of_memory
 from kdbench.training.guard import Watch, aliased, relisted, rows_of
 from kdbench.training.ranks import ALONE, Ranks
 from kdbench.training.replay import Replay
@@ -88,9 +88,7 @@ def train(
             _guarded(trainer, partial(trainer.end_epoch, epoch, *results.get(id(trainer), (None, {}))), epoch)
             if trainer.failure is None:
                 callbacks.on_epoch(trainer, speed)
-        for trainer, fine in zip(group, ranks.agrees(*(trainer.failure is None for trainer in group)), strict=True):
-            if not fine and trainer.failure is None:
-                trainer.failure = Failure(kind="error", epoch=epoch, reason="it failed as it was tested")
+        _compare_failures(group, ranks, epoch)
         _report_finished(group, callbacks)
         stopping = callbacks.should_stop()
         if ranks.leads:
@@ -311,6 +309,16 @@ def _confirm(trainer: Trainer, ranks: Ranks) -> None:
     if trainer.failure is not None:
         progress = trainer.progress
         ranks.confirm(trainer.failure.reason, f"{trainer.record.id} {progress.epoch} {progress.batches}")
+
+
+def _compare_failures(trainers: Sequence[Trainer], ranks: Ranks, epoch: int) -> None:
+    """A failure in the first process, which alone tests, ends a run in all. Raises LostRank for one in others alone."""
+    own = [trainer.failure.reason if trainer.failure else "" for trainer in trainers]
+    for trainer, (first, *others) in zip(trainers, zip(*ranks.exchange(own), strict=True), strict=True):
+        if first and trainer.failure is None:
+            trainer.failure = Failure(kind="error", epoch=epoch, reason=first)
+        if not first and any(others):
+            raise LostRank(f"{next(filter(None, others))}, but not on the first of {ranks.size} devices")
 
 
 def failure_of(error: BaseException, epoch: int) -> Failure:

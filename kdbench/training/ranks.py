@@ -77,14 +77,22 @@ class Ranks:
         if self.leads:
             self.agrees(True)
 
-    def agrees(self, *flags: bool) -> list[bool]:
-        """The flags of the first process."""
+    def agrees(self, flag: bool) -> bool:
+        """The flag of the first process."""
         if self.size == 1:
-            return list(flags)
-        told = torch.tensor(flags, dtype=torch.uint8)
+            return flag
+        told = torch.tensor(flag)
         with _in_company():
             dist.broadcast(told, 0)
-        return [bool(flag) for flag in told]
+        return bool(told)
+
+    def exchange(self, words: list[str]) -> list[list[str]]:
+        """The words of each process, those of the first one first."""
+        everyones = [words] * self.size
+        if self.size > 1:
+            with _in_company():
+                dist.all_gather_object(everyones, words)
+        return everyones
 
     def confirm(self, failure: str, step: str) -> None:
         """Wait until what failed here at a ``step`` has failed in all processes. Raises LostRank where it has not.
