@@ -208,21 +208,6 @@ def test_out_of_memory_on_another_device_is_out_of_memory(monkeypatch, bench, re
         raise ranks.LostRank("it is gone")
 
 
-@pytest.mark.slow
-def test_runs_that_have_no_room_together_on_another_device_are_trained_by_halves(bench, make_run):
-    shop = bench()
-    runs = [make_run(terms) for terms in ({"ce": 1}, {"ce": 1, "faulty_terms:Beside": {"hungry": True}})]
-    options = {
-        "device": "cpu", "threads": 1, "deterministic": False, "results": str(shop.root), "data": str(shop.root),
-        "weights": {}, "images": {}, "download": False, "checkpoint_seconds": 1e9, "eager": True,
-        "beside": {"faulty_terms": str(Path(__file__).parent)},
-    }  # fmt: skip
-    shop.cohort(*runs, options=options, replicas=[{"environment": {}}])
-    assert shop.texts() == ["out of memory with 2 students at once: continuing with half of them at a time"]
-    assert shop.record(runs[0]).done()
-    assert shop.record(runs[1]).failure().reason == "out of memory: device 2 of 2: OutOfMemoryError: no room here"
-
-
 @pytest.mark.parametrize("before", [1, 2])
 def test_a_run_is_resumed_on_another_number_of_devices(bench, make_run, pair, before):
     whole, run = bench("whole"), make_run({"ce": 1, "crd": {"weight": 0.8, "negatives": 32}})
