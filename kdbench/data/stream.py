@@ -125,8 +125,11 @@ class TestSet:
         return self.labels.shape[0]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pairs of images [B, 3, H, W] and labels [B]."""
-        for start in range(0, len(self), self.batch):
+        return self.batches()
+
+    def batches(self, first: int = 0, step: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pairs of images [B, 3, H, W] and labels [B]; of every so manieth batch, from number ``first`` on."""
+        for start in range(first * self.batch, len(self), step * self.batch):
             part = slice(start, start + self.batch)
             yield self.normalise(resize(self.images[part], self.size)), self.labels[part]
 

@@ -9,11 +9,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdbench.data.batch import Batches
+from kdbench.data.file_stream import FileTestSet
+from kdbench.data.stream import TestSet
 from kdbench.errors import message_of
-from kdbench.evaluation import measure, measure_neighbours
+from kdbench.evaluation import Scores, measure, measure_neighbours
 from kdbench.models import build
 from kdbench.models.checkpoints import load_checkpoint, published_accuracy
 from kdbench.models.outputs import Shapes, measure_shapes
@@ -47,6 +49,7 @@ from kdbench.training.build import (
 from kdbench.training.context import JobContext, JobResult, RunFinisher, cost_fields
 from kdbench.training.environment import LostRank, device_lost, out_of_memory
 from kdbench.training.loop import Evaluate, failure_of, train
+from kdbench.training.ranks import Ranks
 from kdbench.training.replicas import on_several_devices
 from kdbench.training.teacher import FrozenTeacher, OnlineTeacher, adapter_trainer, load_adapter
 from kdbench.training.trainer import Trainer
@@ -128,11 +131,11 @@ def _train_stage(spec: Stage, record: Record, ctx: JobContext) -> bool:
         if not isinstance(spec, SelfSupervised):
             stream = ctx.data.stream(data, Scenario(), recipe, TEACHER_TRIAL)
             test = None if isinstance(spec, Adapter) else ctx.data.test(data, recipe)
-            evaluate = None if test is None else partial(measure, test=test)
+            evaluate = None if test is None else partial(_test, test)
         else:
             stream = ctx.data.two_views(data, spec.pretraining, TEACHER_TRIAL)
             known, test = ctx.data.train(data, recipe), ctx.data.test(data, recipe)
-            evaluate = partial(measure_neighbours, train=known, test=test, classes=data.class_count)
+            evaluate = partial(_test_neighbours, known, test, data.class_count)
         ctx.begin(record, spec.canonical())
         if isinstance(spec, Adapter):
             make = partial(adapter_trainer, spec, ctx.store, ctx.device, len(stream))
@@ -219,8 +222,18 @@ def _train_together(specs: Sequence[RunSpec], ctx: JobContext) -> bool:
     finalize = partial(teacher.finalize, test=test) if teacher else None
     conclude = RunFinisher(ctx, "run", costs, fields, finalize)
     trainers = [trainer for trainer, _ in built.values()]
-    evaluate, replay = partial(measure, test=test), ctx.replay(lead.recipe)
-    return train(trainers, teacher, stream, evaluate, ctx.callbacks(conclude), replay, ctx.ranks)
+    callbacks, replay = ctx.callbacks(conclude), ctx.replay(lead.recipe)
+    return train(trainers, teacher, stream, partial(_test, test), callbacks, replay, ctx.ranks)
+
+
+def _test(test: TestSet | FileTestSet, networks: Sequence[nn.Module], ranks: Ranks) -> list[Scores]:
+    return measure(networks, test.batches(ranks.rank, ranks.size), ranks.add_up)
+
+
+def _test_neighbours(
+    known: TestSet | FileTestSet, test: TestSet | FileTestSet, classes: int, networks: Sequence[nn.Module], ranks: Ranks
+) -> list[Scores]:
+    return measure_neighbours(networks, known, test, classes)
 
 
 def open_teacher(run: RunSpec, ctx: JobContext) -> FrozenTeacher | None:

@@ -32,8 +32,8 @@ TELL_SECONDS = 5.0
 SAVE_SHARE = 20
 """Before trainers are saved again, they train at least this many times as long as saving them took."""
 
-Evaluate = Callable[[Sequence[nn.Module]], list[Scores]]
-"""A test of networks, which it leaves in eval mode."""
+Evaluate = Callable[[Sequence[nn.Module], Ranks], list[Scores]]
+"""A test of networks by some processes, each on its part of the images. It leaves them in eval mode."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def train(
     """Train all trainers to their last epoch. Returns False if asked to stop before. Without ``evaluate`` none is tested.
 
     With ``replay``, full batches are trained on by captured steps. Of several ``ranks``, which take the same steps, the first
-    alone tests, reports, saves, and says when to stop.
+    alone reports, saves, and says when to stop.
 
     Trainers that are behind (after a crash, say) train alone until they have caught up: the stream and the teacher replay
     any epoch, so the result is the same in any company.
@@ -80,8 +80,8 @@ def train(
             return False
         alive = [trainer for trainer in group if trainer.failure is None]
         ranks.follow([buffer for trainer in alive for buffer in trainer.network.buffers()])
-        tested = [trainer for trainer in alive if evaluate and ranks.leads and trainer.due_for_test(epoch)]
-        results = _evaluate(tested, teacher, evaluate, epoch) if evaluate else {}
+        tested = [trainer for trainer in alive if trainer.due_for_test(epoch)]
+        results = _evaluate(tested, teacher, evaluate, epoch, ranks) if evaluate else {}
         alive = [trainer for trainer in alive if trainer.failure is None]
         speed = timer.end(alive)
         for trainer in alive:
@@ -205,16 +205,23 @@ def _report_finished(group: Sequence[Trainer], callbacks: Callbacks) -> None:
 
 
 def _evaluate(
-    trainers: Sequence[Trainer], teacher: FrozenTeacher | None, evaluate: Evaluate, epoch: int
+    trainers: Sequence[Trainer], teacher: FrozenTeacher | None, evaluate: Evaluate, epoch: int, ranks: Ranks
 ) -> dict[int, tuple[Scores, dict[str, float]]]:
-    """Test accuracy, and likeness to the teacher where it is due, by the trainers' id()."""
+    """Test accuracy, and likeness to the teacher where it is due, by the trainers' id().
+
+    Each device tests its part of the images. Likeness is no sum over images: where it is due the first device tests alone.
+    """
     shown = CachedTeacher(teacher) if teacher else None
     networks = [
         LayerSimilarityMonitor(trainer, shown, epoch) if shown and trainer.due_for_likeness(epoch) else trainer.network
         for trainer in trainers
     ]
+    if any(isinstance(network, LayerSimilarityMonitor) for network in networks):
+        if not ranks.leads:
+            return {}
+        ranks = ALONE
     results = {}
-    for trainer, network, scores in zip(trainers, networks, evaluate(networks), strict=True):
+    for trainer, network, scores in zip(trainers, networks, evaluate(networks, ranks), strict=True):
         likeness = network.similarity.scores() if isinstance(network, LayerSimilarityMonitor) else {}
         results[id(trainer)] = scores, likeness
     return results
@@ -312,7 +319,7 @@ def _confirm(trainer: Trainer, ranks: Ranks) -> None:
 
 
 def _compare_failures(trainers: Sequence[Trainer], ranks: Ranks, epoch: int) -> None:
-    """A failure in the first process, which alone tests, ends a run in all. Raises LostRank for one in others alone."""
+    """A failure in the first process, which alone stores, ends a run in all. Raises LostRank for one in others alone."""
     own = [trainer.failure.reason if trainer.failure else "" for trainer in trainers]
     for trainer, (first, *others) in zip(trainers, zip(*ranks.exchange(own), strict=True), strict=True):
         if first and trainer.failure is None:

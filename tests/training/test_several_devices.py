@@ -142,6 +142,21 @@ def test_what_has_no_double_precision_agrees_in_the_first_epoch(make_run, with_a
         assert curve(two, run) == pytest.approx(curve(one, run), rel=difference)
 
 
+@pytest.mark.parametrize("terms", [{"ce": 1}, {"ce": 1, "at": 100}])
+def test_two_devices_count_what_one_counts(bench, make_run, teacher, pair, terms):
+    """They divide three batches of test images, unless likeness to the teacher is told as well."""
+    images = teacher.dataset.model_copy(update={"test_per_class": 60})
+    run = make_run(terms, recipe={"epochs": 1}, dataset=images)
+    one = bench("one")
+    one.teachers(run)
+    two = one.copy("two")
+    one.cohort(run)
+    pair.train(two, run)
+    ours, theirs = two.record(run).result(), one.record(run).result()
+    assert (ours.test_images, ours.last, ours.best) == (600, theirs.last, theirs.best)
+    assert ours.layer_cka == pytest.approx(theirs.layer_cka)
+
+
 def test_batch_norm_has_the_same_parts_on_one_device_and_on_two(bench, make_run, pair):
     whole, run = (make_run({"ce": 1}, recipe={"batch_norm_parts": parts}) for parts in (1, 2))
     one, two = bench("one"), bench("two")
