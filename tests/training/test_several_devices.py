@@ -214,12 +214,18 @@ def test_a_failure_at_the_end_of_an_epoch(bench, make_run, pair, rank):
 
 
 def test_out_of_memory_on_another_device_is_out_of_memory(monkeypatch, bench, recipe):
-    code = f"import os\ninput()\nprint('no room', flush=True)\nos._exit({replicas.OUT_OF_MEMORY})"
+    """Whoever ends because of that is not blamed."""
+    code = f"""
+import json, os
+rank = json.loads(input())["rank"]
+print("no room" if rank == 2 else "lost", flush=True)
+os._exit({replicas.OUT_OF_MEMORY} if rank == 2 else {replicas.BEREFT})
+"""
     monkeypatch.setattr(replicas, "interpreter", lambda _: [sys.executable, "-c", code])
-    monkeypatch.setattr(replicas, "meet", lambda *_: ranks.Ranks(0, 2))
+    monkeypatch.setattr(replicas, "meet", lambda *_: ranks.Ranks(0, 4))
     monkeypatch.setattr(ranks.Ranks, "leave", lambda *_: None)
-    together = replicas.on_several_devices({}, [recipe], bench().context(replicas=[{"environment": {}}]))
-    with pytest.raises(torch.OutOfMemoryError, match=r"^device 2 of 2: no room$"), together:
+    together = replicas.on_several_devices({}, [recipe], bench().context(replicas=[{"environment": {}}] * 3))
+    with pytest.raises(torch.OutOfMemoryError, match=r"^device 3 of 4: no room$"), together:
         raise ranks.LostRank("it is gone")
 
 
