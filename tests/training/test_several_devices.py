@@ -1,8 +1,10 @@
 """Two processes that train one run together give what one process gives, to rounding."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -213,7 +215,20 @@ def test_a_failure_at_the_end_of_an_epoch(bench, make_run, pair, rank):
         assert shop.record(good).done()
 
 
-def test_out_of_memory_on_another_device_is_out_of_memory(monkeypatch, bench, recipe):
+@pytest.fixture
+def company(monkeypatch, bench, recipe):
+    """company(code): the first of four processes is in the context of the others, which run this."""
+
+    def make(code):
+        monkeypatch.setattr(replicas, "interpreter", lambda _: [sys.executable, "-c", code])
+        monkeypatch.setattr(replicas, "meet", lambda *_: ranks.Ranks(0, 4))
+        monkeypatch.setattr(ranks.Ranks, "leave", lambda *_: None)
+        return replicas.on_several_devices({}, [recipe], bench().context(replicas=[{"environment": {}}] * 3))
+
+    return make
+
+
+def test_out_of_memory_on_another_device_is_out_of_memory(company):
     """Whoever ends because of that is not blamed."""
     code = f"""
 import json, os
@@ -221,12 +236,22 @@ rank = json.loads(input())["rank"]
 print("no room" if rank == 2 else "lost", flush=True)
 os._exit({replicas.OUT_OF_MEMORY} if rank == 2 else {replicas.BEREFT})
 """
-    monkeypatch.setattr(replicas, "interpreter", lambda _: [sys.executable, "-c", code])
-    monkeypatch.setattr(replicas, "meet", lambda *_: ranks.Ranks(0, 4))
-    monkeypatch.setattr(ranks.Ranks, "leave", lambda *_: None)
-    together = replicas.on_several_devices({}, [recipe], bench().context(replicas=[{"environment": {}}] * 3))
-    with pytest.raises(torch.OutOfMemoryError, match=r"^device 3 of 4: no room$"), together:
+    with pytest.raises(torch.OutOfMemoryError, match=r"^device 3 of 4: no room$"), company(code):
         raise ranks.LostRank("it is gone")
+
+
+def test_what_fails_in_the_first_process_ends_the_others(company, tmp_path):
+    def save():
+        while len([*tmp_path.glob("[0-9]*")]) < 3:
+            time.sleep(0.01)
+        raise OSError("disk full")
+
+    code = f"import os, time\nopen(f'{tmp_path}/{{os.getpid()}}', 'w').close()\ntime.sleep(600)"
+    with pytest.raises(OSError, match="disk full"), company(code):
+        save()
+    for file in tmp_path.glob("[0-9]*"):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(file.name), 0)
 
 
 @pytest.mark.parametrize("before", [1, 2])
