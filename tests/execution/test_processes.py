@@ -86,6 +86,7 @@ grid: {student: resnet8, method: ce}
     assert json.loads(metadata.read_text())["sessions"] == 2
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(place, gone):
     here = place(
         suite="""
