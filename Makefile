@@ -55,6 +55,7 @@ docs: $(READY)
 
 smoke: $(READY)
 	$(KDBENCH) run smoke --results $(VENV)/smoke
+	$(VENV)/bin/python .ci/tables.py $(VENV)/smoke smoke
 
 # All suites in one go, from nothing: what several share is trained once. Their tables and the progress go to files.
 SUITES ?= $(patsubst suites/%.yaml,%,$(wildcard suites/*.yaml))
@@ -63,7 +64,7 @@ tiny: $(READY)
 	@rm -rf $(TINY) && mkdir -p $(TINY)
 	@$(KDBENCH) run $(SUITES) --tiny --devices cpu --checkpoint-seconds 600 --results $(TINY) > $(TINY)/tables.txt 2> $(TINY)/progress.txt; \
 	code=$$?; if [ $$code -ne 0 ]; then tail -n 20 $(TINY)/progress.txt >&2; fi; \
-	$(VENV)/bin/python .ci/tiny.py $(TINY) $(SUITES) && exit $$code
+	$(VENV)/bin/python .ci/tables.py --tiny $(TINY) $(SUITES) && exit $$code
 
 bench: $(READY)
 	$(VENV)/bin/python benchmarks/bench.py $(if $(PEER),--peer $(PEER)) $(ARGS)
