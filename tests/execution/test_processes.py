@@ -102,6 +102,7 @@ grid: {student: resnet8, method: [ce, {name: hungry, terms: {ce: 1, "faulty_term
     assert len([*here.results.glob("runs/*/result.json")]) == 1
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(place, gone):
     here = place(
         suite="""

@@ -1,5 +1,7 @@
 """What a recipe says reaches SGD, and what an epoch gives is written down."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -182,3 +184,10 @@ def test_the_default_generators_of_the_cpu_and_one_device_are_seeded(monkeypatch
         assert torch.initial_seed() == 8
     assert devices[1].initial_seed() == 8
     assert devices[0].initial_seed() != 8
+
+
+def test_training_imports_no_compiler(bench, make_run, monkeypatch):
+    run, shop = make_run({"ce": 1, "kd": 1}, recipe={"epochs": 1}), bench()
+    monkeypatch.setitem(sys.modules, "torch._dynamo", None)
+    shop.train(run)
+    assert shop.record(run).done()
