@@ -30,6 +30,7 @@ class PlotOptions:
     classes: names of classes
     images:  positions of test images
     order:   of the methods, those that are not named last
+    most_images: how many points a t-SNE may have
     """
 
     metrics: tuple[str, ...] = ()
@@ -39,6 +40,7 @@ class PlotOptions:
     classes: tuple[str, ...] = ()
     images: tuple[int, ...] = ()
     order: tuple[str, ...] = ()
+    most_images: int | None = None
 
 
 Request = Callable[[dict[str, Any]], Any]
