@@ -13,7 +13,7 @@ from kdbench.catalogue.pictures import KINDS
 from kdbench.errors import BadInput, KdbenchError
 from kdbench.plots.data import PlotOptions, Request, Source, titled, varying_settings
 from kdbench.plots.kinds import draw
-from kdbench.plots.style import Picture, styled
+from kdbench.plots.style import Picture, styled, take_note
 from kdbench.reporting.options import PagePicture
 from kdbench.reporting.report import Report
 
@@ -79,8 +79,7 @@ def _drawn(kind: str, source: Source, pair: str = "") -> Iterator[PagePicture]:
 def _on_page(picture: Picture, kind: str, pair: str) -> PagePicture:
     """A picture whose note is the page's caption, and whose numbers are a table there unless they are too many."""
     figure, content = picture.figure, BytesIO()
-    caption = figure.get_supxlabel().replace("\n", " ")
-    figure.supxlabel("")
+    caption = take_note(figure)
     with styled():
         figure.savefig(content, format="png", dpi=_STORED, metadata={"Software": None})
     width = round(float(figure.get_size_inches()[0]) * _SHOWN)
@@ -88,7 +87,10 @@ def _on_page(picture: Picture, kind: str, pair: str) -> PagePicture:
     rows = [tuple(map(str, data.columns)), *(tuple(map(_text, row)) for row in data.itertuples(index=False))]
     numbers = tuple(rows) if len(data) <= LONGEST_TABLE else ()
     summary = KINDS[kind].summary.partition(";")[0]
-    return PagePicture(kind, pair, summary, caption, content.getvalue(), width, numbers)
+    methods = tuple(dict.fromkeys(data["method"])) if "method" in data else ()
+    return PagePicture(
+        kind, pair, summary[0].upper() + summary[1:], methods, caption, content.getvalue(), width, numbers
+    )
 
 
 def _text(value: Any) -> str:

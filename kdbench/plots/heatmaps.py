@@ -77,7 +77,7 @@ def draw_classes(data: pd.DataFrame) -> Figure:
         title(at, panel)
         _ticks(at, list(table.index), list(table.columns))
         if matrix.shape[1] * min(2, len(names)) <= MOST_ANNOTATED:
-            _annotate(at, matrix, low, 100)
+            _annotate(at, matrix, low, 100, size=6.0 if len(names) == 1 else 5.0)
     figure.colorbar(image, ax=axes, label="accuracy (%)", pad=0.01, aspect=20)
     return figure
 
@@ -196,9 +196,9 @@ def _ticks(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
             side(range(len(names)), names, rotation=turned)
 
 
-def _annotate(axes: Axes, matrix: Matrix, low: float, high: float) -> None:
+def _annotate(axes: Axes, matrix: Matrix, low: float, high: float, size: float | None = None) -> None:
     whole = high > 2
-    size = 5.5 if max(matrix.shape) <= 6 else 4.0
+    size = size or (5.5 if max(matrix.shape) <= 6 else 4.0)
     for (r, c), value in np.ndenumerate(matrix):
         text = f"{value:.0f}" if whole else f"{value:.2f}"
         shade = "white" if value < (low + high) / 2 else "black"

@@ -46,6 +46,7 @@ class PagePicture:
 
     pair:    the pair of networks that it shows; "" where it shows all of them
     summary: what it shows
+    methods: whose marks it has
     caption: what the marks are, over how many trials and how trained
     width:   in CSS pixels
     numbers: its data as lines of a table, the names of columns first; () where there are too many
@@ -54,6 +55,7 @@ class PagePicture:
     kind: str
     pair: str
     summary: str
+    methods: tuple[str, ...]
     caption: str
     png: bytes
     width: int

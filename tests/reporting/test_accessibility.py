@@ -33,7 +33,9 @@ grid:
   method: [ce, kd, at, sskd]
 """)
     numbers = (("method", "mean"), ("kd", "51.5"))
-    pictures = tuple(PagePicture("bars", pair, "accuracies", "n = 3", PIXEL, 300, numbers) for pair in ("", "a → b"))
+    pictures = tuple(
+        PagePicture("bars", pair, "Accuracies", ("kd",), "n = 3", PIXEL, 700, numbers) for pair in ("", "a → b")
+    )
     return html(measured_report([suite], [store]), ReportOptions(commands="kdbench report", pictures=pictures))
 
 
