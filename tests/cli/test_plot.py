@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from kdbench.catalogue.pictures import paper_figures
+from kdbench.errors import KdbenchError
 
 
 @pytest.fixture
@@ -238,3 +239,25 @@ def test_a_page_shows_the_pictures_that_the_results_are_enough_for(kdbench, suit
     assert "img-src data:" in done.stdout
     assert "<img" not in kdbench("report", suite, "--results", results, "-f", "html").stdout
     assert "--pictures is for --format html" in kdbench("report", suite, "--results", results, "--pictures").stderr
+
+
+def test_views_that_cannot_be_drawn_leave_a_page_without_them(kdbench, monkeypatch, suite, results):
+    for folder in (results / "runs").iterdir():
+        (folder / "weights.safetensors").touch()
+
+    def lost(request):
+        raise KdbenchError(f"{request['view']}: no data set")
+
+    monkeypatch.setattr("kdbench.cli.report.networks_of", lambda data: lost)
+    done = kdbench("report", suite, "-f", "html", "--views", "--data", "elsewhere")
+    assert done.returncode == 0
+    told = [
+        f"a page without some views of networks: {view}: no data set"
+        for view in ("predictions", "layers", "embeddings")
+    ]
+    assert done.stderr.splitlines() == told  # once, though there are two pairs
+    assert 'alt="bars: ' in done.stdout
+    assert 'alt="tsne' not in done.stdout
+    assert "--views --data elsewhere" in done.stdout
+    refused = kdbench("report", suite, "--views")
+    assert (refused.returncode, refused.stderr.startswith("--views is for --format html")) == (2, True)
