@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from kdbench.catalogue.text import printable, shorten
+from kdbench.child import answer
 from kdbench.cli.completion import complete_only, complete_suites
 from kdbench.errors import BadInput, KdbenchError
 from kdbench.suite.selection import select
@@ -188,6 +190,12 @@ def plots_module(module: str) -> Any:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
         raise BadInput("pictures need matplotlib, which cannot be imported: pip install 'kdbench[plots]'") from None
+
+
+def networks_of(data: Path) -> Callable[[dict[str, Any]], Any]:
+    """What ``kdbench.deployment.views`` answers of finished networks, on the data sets below a folder."""
+    code = "from kdbench.deployment.views import print_views\nprint_views()"
+    return lambda request: json.loads(answer(code, {**request, "data": str(data)}, "the networks cannot be shown"))
 
 
 class _Output(io.FileIO):

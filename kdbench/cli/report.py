@@ -17,11 +17,13 @@ from kdbench.catalogue.tables import table_name
 from kdbench.catalogue.text import command, shell_line
 from kdbench.cli.completion import complete_methods, complete_suites, complete_tables
 from kdbench.cli.options import (
+    Data,
     Only,
     Output,
     Set,
     Tiny,
     Trials,
+    networks_of,
     plots_module,
     print_text,
     results_folder,
@@ -115,8 +117,19 @@ def report(
     standalone: Annotated[bool, typer.Option("--standalone", help="LaTeX: a whole document.")] = False,
     pictures: Annotated[
         bool,
-        typer.Option("--pictures", help="HTML: with the pictures of kdbench plot that the results are enough for."),
+        typer.Option(
+            "--pictures",
+            help="HTML: with the pictures of kdbench plot that the results are enough for.",
+        ),
     ] = False,
+    views: Annotated[
+        bool,
+        typer.Option(
+            "--views",
+            help="HTML: with --pictures, and what the networks of each pair show of the test images, on which they run.",
+        ),
+    ] = False,
+    data: Data = Path("data"),
     mix_versions: MixVersions = False,
     output: Output = None,
     trials: Trials = None,
@@ -130,8 +143,9 @@ def report(
     gc.disable()  # a report makes no reference cycles: collecting would take a tenth of the time for 10,000 records
     if standalone and format is not Format.latex:
         raise BadInput(f"--standalone is for --format latex, not {format}")
-    if pictures and (format is not Format.html or published):
-        raise BadInput("--pictures is for --format html, and pictures are of results: leave one of the options out")
+    if (pictures or views) and (format is not Format.html or published):
+        option = "--views" if views else "--pictures"
+        raise BadInput(f"{option} is for --format html, and pictures are of results: leave one of the options out")
     if (statistics or baseline) and format is Format.csv:
         raise BadInput("--statistics has no CSV: its numbers are in --format json")
     names = list(dict.fromkeys(map(table_name, table or ())))
@@ -159,11 +173,16 @@ def report(
         changed += ["--view", view] if view is not View.both and not published else []
         changed += ["--bold", bold] if bold is not Bold.best else []
         changed += ["--tolerance", f"{tolerance:g}"] if tolerance != TOLERANCE else []
-        changed += ["--pictures"] * pictures + ["--mix-versions"] * mix_versions
+        changed += ["--views"] * views + ["--pictures"] * (pictures and not views) + ["--mix-versions"] * mix_versions
         changed += ["--baseline", baseline] if baseline else []
         named = suites or _references(loaded)
-        commands = command_lines(named, results or (), trials, only, settings, tiny=tiny, options=changed)
-        drawn = plots_module("gallery").gallery(content) if pictures else ()
+        elsewhere = data if views and data != Path("data") else None
+        changed += _repeated("--data", [elsewhere] if elsewhere else [])
+        commands = command_lines(
+            named, results or (), trials, only, settings, tiny=tiny, options=changed, data=elsewhere
+        )
+        ask = networks_of(data) if views else None
+        drawn = plots_module("gallery").gallery(content, ask, say) if pictures or views else ()
         options = replace(options, commands=commands, pictures=drawn)
     print_text(write_report(content, format, for_terminal(options, output)), output)
 

@@ -232,6 +232,7 @@ def teacher_trainer(
         seed=seed_key(spec),
         modules=modules,
         keep_best=spec.checkpoint == "best",
+        classifies=not isinstance(spec, SelfSupervised),
     )
 
 

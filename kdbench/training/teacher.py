@@ -295,7 +295,8 @@ def adapter_trainer(spec: Adapter, store: Store, device: torch.device, train_siz
     network = TeacherWithAdapter(teacher, adapter.to(device))
     terms: dict[str, Term] = {module_key(spec.term): AdapterLoss(context, adapter)}
     record, weights = store.teacher(spec.id), dict.fromkeys(terms, 1.0)
-    return Trainer(record, network, terms, weights, spec.recipe, seed=seed_key(spec), modules=[adapter])
+    key = seed_key(spec)
+    return Trainer(record, network, terms, weights, spec.recipe, seed=key, modules=[adapter], classifies=False)
 
 
 def load_adapter(spec: Adapter, store: Store, teacher: nn.Module, device: torch.device) -> Part:
