@@ -47,6 +47,7 @@ from kdbench.training.build import (
 from kdbench.training.context import JobContext, JobResult, RunFinisher, cost_fields
 from kdbench.training.environment import device_lost, out_of_memory
 from kdbench.training.loop import Evaluate, failure_of, train
+from kdbench.training.replay import batches_at_once
 from kdbench.training.replicas import on_several_devices
 from kdbench.training.teacher import FrozenTeacher, OnlineTeacher, adapter_trainer, load_adapter
 from kdbench.training.trainer import Trainer
@@ -215,7 +216,8 @@ def _train_together(specs: Sequence[RunSpec], ctx: JobContext) -> bool:
     finalize = partial(teacher.finalize, test=test) if teacher else None
     conclude = RunFinisher(ctx, "run", costs, fields, finalize)
     trainers = [trainer for trainer, _ in built.values()]
-    evaluate, replay = partial(measure, test=test), ctx.replay(lead.recipe)
+    at_once = batches_at_once(shapes, lead.recipe.batch) if teacher and shapes and not teacher.learns else 1
+    evaluate, replay = partial(measure, test=test), ctx.replay(lead.recipe, at_once)
     return train(trainers, teacher, stream, evaluate, ctx.callbacks(conclude), replay, ctx.ranks)
 
 

@@ -2,11 +2,12 @@
 
 A step of a small network is some hundred kernels, and a GPU is done with each before Python has launched the next. A graph
 holds them all, on fixed memory and with all numbers as they were; to replay it costs the host one launch. The batch and what
-an eager teacher gives for it are therefore copied to where the first of their kind were.
+the teacher gives for it are therefore copied to where the first of their kind were.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar, cast
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from kdbench.data.batch import Batch
 from kdbench.errors import message_of
+from kdbench.models.outputs import Shapes
 from kdbench.training.environment import device_lost, out_of_memory
 from kdbench.training.guard import mapped, tensors_of
 
@@ -50,11 +52,6 @@ class Captured(Generic[Shown]):
         self._result: Shown | None = None
         self._refused = False
         self.captures = 0
-
-    @property
-    def replayed(self) -> bool:
-        """Whether the last call was a replay, so that its result is where it will be next time."""
-        return self._graph is not None
 
     def __call__(
         self,
@@ -156,17 +153,28 @@ class FixedMemory(Generic[Shown]):
         return cast(Shown, self._held)
 
 
+AT_ONCE, SHOWN_BYTES = 8, 2**29
+"""A frozen teacher looks at so many batches at once, or at fewer where its outputs would take more memory."""
+
+
+def batches_at_once(shapes: Shapes, batch: int) -> int:
+    """How many batches a frozen teacher, whose outputs have these ``shapes``, looks at in one pass."""
+    values = sum(map(math.prod, (*shapes.features, *shapes.stages)))  # a pre-activation for each stage
+    return max(1, min(AT_ONCE, SHOWN_BYTES // (4 * batch * values)))
+
+
 class Replay:
     """The captured functions of trainers that train together, and the memory that these share.
 
-    batch: the size of those batches that are replayed; the short last one is not
-    tell:  is told what is not replayed, and why
+    batch:   the size of those batches that are replayed; the short last one is not
+    tell:    is told what is not replayed, and why
+    at_once: the number of batches that are made in one go
     """
 
-    def __init__(self, device: torch.device, batch: int, tell: Callable[[str], None]) -> None:
-        self.device, self.batch, self.tell = device, batch, tell
-        self.batches: FixedMemory[Batch] = FixedMemory()
-        self.shown: FixedMemory[Any] = FixedMemory()
+    def __init__(self, device: torch.device, batch: int, tell: Callable[[str], None], at_once: int = 1) -> None:
+        self.device, self.batch, self.tell, self.at_once = device, batch, tell, at_once
+        self.chunks: FixedMemory[Batch] = FixedMemory()
+        self.lessons: FixedMemory[Any] = FixedMemory()
         self.teacher: Captured[Any] = Captured(device, self._teller("the teacher's passes"))
         self._pool = torch.get_device_module(device).graph_pool_handle()
         self._steps: dict[Hashable, Captured[bool]] = {}
@@ -176,11 +184,6 @@ class Replay:
         if trainer not in self._steps:
             self._steps[trainer] = Captured(self.device, self._teller(f"the steps of {terms}"), self._pool)
         return self._steps[trainer]
-
-    @property
-    def memory(self) -> Hashable:
-        """Stands for the memory that steps read."""
-        return self.batches.changes, self.shown.changes, self.teacher.captures
 
     def _teller(self, what: str) -> Callable[[str], None]:
         return lambda reason: self.tell(f"{what} are launched one kernel after the other: {reason}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -33,7 +32,6 @@ from kdbench.training.build import DamagedTeacher, load_teacher, module_key, see
 from kdbench.training.checkpoint import as_safetensors
 from kdbench.training.guard import mapped, plugged_in
 from kdbench.training.ranks import ALONE, Ranks
-from kdbench.training.replay import Replay
 from kdbench.training.trainer import Trainer, make_optimiser, set_learning_rate
 
 
@@ -49,6 +47,9 @@ class FrozenTeacher:
     ``own_test``: the test set in its own view of the images; None where it sees the students'. ``tested_after``: the epoch
     of its weights, where its accuracy as it teaches is to be measured, because its record does not hold it.
     """
+
+    learns = False
+    """Whether it changes from batch to batch."""
 
     def __init__(
         self,
@@ -74,15 +75,8 @@ class FrozenTeacher:
     def begin_epoch(self, epoch: int, stream: Batches, first: int = 0) -> None:
         """Nothing changes from step to step."""
 
-    def look(self, batch: Batch, replay: Replay | None = None) -> tuple[Outputs, Mapping[str, Outputs]]:
-        """The outputs for a batch and, by kind, for its transformed copies; with ``replay``, all in its memory."""
-        look = partial(self._look_at, batch)
-        if replay is None:
-            return look()
-        seen: tuple[Outputs, Mapping[str, Outputs]] = replay.teacher(look, replay.batches.changes)
-        return seen if replay.teacher.replayed else replay.shown.put(seen)
-
-    def _look_at(self, batch: Batch) -> tuple[Outputs, Mapping[str, Outputs]]:
+    def look(self, batch: Batch) -> tuple[Outputs, Mapping[str, Outputs]]:
+        """The outputs for a batch and, by kind, for its transformed copies."""
         copies = self.forward_views(batch)
         return self.forward(batch), copies
 
@@ -156,6 +150,8 @@ class OnlineTeacher(FrozenTeacher):
     under few-shot only from those, and from their clean labels. On several devices each passes its portion of them.
     """
 
+    learns = True
+
     def __init__(
         self,
         network: NodeEmbedding,
@@ -194,11 +190,6 @@ class OnlineTeacher(FrozenTeacher):
         self._go_to(epoch)
         if self.batches < first:
             self._catch_up(islice(stream.epoch(epoch, first=self.batches), first - self.batches))
-
-    def look(self, batch: Batch, replay: Replay | None = None) -> tuple[Outputs, Mapping[str, Outputs]]:
-        """The outputs for a batch and, by kind, for its transformed copies. It learns, so it is not replayed."""
-        seen = self._look_at(batch)
-        return replay.shown.put(seen) if replay else seen
 
     def _catch_up(self, batches: Iterable[Batch]) -> None:
         for batch in batches:
