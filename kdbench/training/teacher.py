@@ -28,7 +28,7 @@ from kdbench.store.result import Accuracy
 from kdbench.store.store import Store
 from kdbench.suite.components import TeacherInference
 from kdbench.suite.specs import Adapter, Recipe, Stage
-from kdbench.training.build import DamagedTeacher, load_teacher, module_key, seed_key, seeded, seen_size
+from kdbench.training.build import DamagedTeacher, load_teacher, module_key, move_layers, seed_key, seeded, seen_size
 from kdbench.training.checkpoint import as_safetensors
 from kdbench.training.guard import mapped, plugged_in
 from kdbench.training.ranks import ALONE, Ranks
@@ -164,12 +164,14 @@ class OnlineTeacher(FrozenTeacher):
         own_test: TestImages | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__(network, bf16=bf16, widened=widened, own_test=own_test)
-        self.inference = network  # a copy would not learn
+        super().__init__(network, widened=widened, own_test=own_test)
+        self.bf16 = bf16
         if inference:
             network.backbone = fold_batch_norm(network.backbone, side)
+        shown = network.on(_cast_once(network.backbone)) if bf16 else network
         if inference == "compiled":
-            network.backbone.compile(dynamic=False)
+            shown.backbone.compile(dynamic=False)
+        self.inference = shown
         self.head = nn.ModuleList([network.node, network.fc]).requires_grad_(True)
         self.recipe = recipe
         self.optimiser = make_optimiser(list(self.head.parameters()), recipe)
@@ -209,7 +211,7 @@ class OnlineTeacher(FrozenTeacher):
         labels = batch.labels if batch.clean_labels is None else batch.clean_labels
         images = self.view_of(batch)
         with torch.enable_grad(), torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            outputs: Outputs = self.network(images)
+            outputs: Outputs = self.inference(images)
             loss = F.cross_entropy(outputs.logits, labels)
         loss.backward()  # type: ignore[no-untyped-call]
         seen = Outputs(outputs.logits.detach(), outputs.embedding.detach(), outputs.features, outputs.preactivations)
@@ -283,7 +285,8 @@ def adapter_trainer(spec: Adapter, store: Store, device: torch.device, train_siz
     store.keep_source(term(spec.term, spec.source_sha256).source)
     with seeded("part", seed_key(spec)):
         context, adapter = _fresh_adapter(spec, teacher, train_size)
-    network = TeacherWithAdapter(teacher, adapter.to(device))
+    move_layers(adapter, device)
+    network = TeacherWithAdapter(teacher, adapter)
     terms: dict[str, Term] = {module_key(spec.term): AdapterLoss(context, adapter)}
     record, weights = store.teacher(spec.id), dict.fromkeys(terms, 1.0)
     return Trainer(record, network, terms, weights, spec.recipe, seed=seed_key(spec), modules=[adapter])
@@ -307,7 +310,8 @@ def load_adapter(spec: Adapter, store: Store, teacher: nn.Module, device: torch.
         adapter.load_state_dict(state)
     except RuntimeError:
         raise DamagedTeacher(f"{record.weights_file}: holds another adapter", spec) from None
-    return adapter.to(device).eval().requires_grad_(False)
+    move_layers(adapter, device)
+    return adapter.eval().requires_grad_(False)
 
 
 def _fresh_adapter(spec: Adapter, teacher: nn.Module, train_size: int) -> tuple[TermContext, Part]:
