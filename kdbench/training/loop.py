@@ -21,9 +21,8 @@ from kdbench.store.result import Failure
 from kdbench.training.checkpoint import save_checkpoint
 from kdbench.training.environment import Settings, device_lost, out_of_memory
 from kdbench.training.guard import Watch, aliased, relisted, rows_of
-from kdbench.training.lessons import lessons
 from kdbench.training.ranks import ALONE, Ranks
-from kdbench.training.replay import Replay
+from kdbench.training.replay import Replay, lessons
 from kdbench.training.teacher import FrozenTeacher
 from kdbench.training.trainer import Trainer
 

@@ -13,8 +13,7 @@ from kdbench.suite.specs import DatasetSpec, Recipe
 from kdbench.training import replay as module
 from kdbench.training.build import new_network, on_device
 from kdbench.training.gpus import eager_because
-from kdbench.training.lessons import lessons
-from kdbench.training.replay import WARM_UP, Captured, FixedMemory, Replay, _tensors, batches_at_once
+from kdbench.training.replay import WARM_UP, Captured, FixedMemory, Replay, _tensors, batches_at_once, lessons
 from kdbench.training.teacher import FrozenTeacher
 
 
