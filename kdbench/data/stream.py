@@ -108,18 +108,23 @@ class Stream:
             )
 
 
+def _test_batch(device: torch.device, side: int) -> int:
+    """How many images of ``side`` × ``side`` pixels are tested at once: more on a GPU, which small ones keep busier then."""
+    return 256 if device.type == "cpu" else max(256, 1024 * 32**2 // side**2)
+
+
 class TestSet:
     """The test images as normalised batches, in order."""
 
     __test__ = False
 
     def __init__(
-        self, test: ImageSet, view: Preprocessing, spec: DatasetSpec, device: torch.device, batch: int = 256
+        self, test: ImageSet, view: Preprocessing, spec: DatasetSpec, device: torch.device, batch: int | None = None
     ) -> None:
         self.images, self.labels = test.images.to(device), test.labels.to(device)
         self.size = view.size
         self.normalise = Normalisation(view, spec, device)
-        self.batch = batch
+        self.batch = batch or _test_batch(device, view.size or test.images.shape[-1])
 
     def __len__(self) -> int:
         return self.labels.shape[0]

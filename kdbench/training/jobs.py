@@ -50,6 +50,7 @@ from kdbench.training.context import JobContext, JobResult, RunFinisher, cost_fi
 from kdbench.training.environment import LostRank, device_lost, out_of_memory
 from kdbench.training.loop import Evaluate, failure_of, train
 from kdbench.training.ranks import Ranks
+from kdbench.training.replay import batches_at_once
 from kdbench.training.replicas import on_several_devices
 from kdbench.training.teacher import FrozenTeacher, OnlineTeacher, adapter_trainer, load_adapter
 from kdbench.training.trainer import Trainer
@@ -222,7 +223,8 @@ def _train_together(specs: Sequence[RunSpec], ctx: JobContext) -> bool:
     finalize = partial(teacher.finalize, test=test) if teacher else None
     conclude = RunFinisher(ctx, "run", costs, fields, finalize)
     trainers = [trainer for trainer, _ in built.values()]
-    callbacks, replay = ctx.callbacks(conclude), ctx.replay(lead.recipe)
+    at_once = batches_at_once(shapes, lead.recipe.batch) if teacher and shapes and not teacher.learns else 1
+    callbacks, replay = ctx.callbacks(conclude), ctx.replay(lead.recipe, at_once)
     return train(trainers, teacher, stream, partial(_test, test), callbacks, replay, ctx.ranks)
 
 

@@ -22,7 +22,7 @@ from kdbench.training.checkpoint import save_checkpoint
 from kdbench.training.environment import LostRank, Settings, device_lost, out_of_memory
 from kdbench.training.guard import Watch, aliased, relisted, rows_of
 from kdbench.training.ranks import ALONE, Ranks
-from kdbench.training.replay import Replay
+from kdbench.training.replay import Replay, lessons
 from kdbench.training.teacher import FrozenTeacher
 from kdbench.training.trainer import Trainer
 
@@ -167,15 +167,18 @@ def train_epoch(
     portion = ranks.portion([trainer.recipe.batch_norm_parts for trainer in group])
     while alive := [trainer for trainer in group if trainer.failure is None]:
         first = min(trainer.progress.batches for trainer in alive)
-        batches = stream.epoch(
-            epoch, with_teacher=teacher is not None, transforms=transforms, first=first, portion=portion
+        taught = lessons(
+            stream,
+            teacher,
+            replay,
+            epoch=epoch,
+            first=first,
+            teacher_start=teacher_start,
+            transforms=transforms,
+            portion=portion,
         )
-        for number, batch in enumerate(batches, first):
-            current_teacher = teacher if number >= teacher_start else None
+        for number, (batch, shown, copies) in enumerate(taught, first):
             captured = replay if replay and len(batch) == replay.batch else None
-            if captured:
-                batch = captured.batches.put(batch)
-            shown, copies = current_teacher.look(batch, captured) if current_teacher else (None, {})
             active = [trainer for trainer in alive if trainer.failure is None and trainer.progress.batches == number]
             for trainer in active:
                 _guarded(trainer, partial(trainer.step, batch, shown, copies.get(trainer.transforms), captured), epoch)
@@ -185,8 +188,8 @@ def train_epoch(
             timer.count(active)
             if any(trainer.progress.batches == number for trainer in active):
                 break
-            if current_teacher:
-                current_teacher.learn()
+            if teacher and number >= teacher_start:
+                teacher.learn()
             stopping = callbacks.should_stop()
             if ranks.leads:
                 _save(group, teacher, callbacks, now=stopping)

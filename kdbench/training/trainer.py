@@ -223,7 +223,7 @@ class Trainer:
         take = partial(self._take, batch, teacher, copies)
         if replay and not self.foreign:
             step = replay.step_of((self.record.id, self.progress.epoch < 0), " + ".join(self.terms))
-            done = step(take, (self.setting, replay.memory), self.state, self._seed)
+            done = step(take, (self.setting, replay.lessons.changes), self.state, self._seed)
         else:
             self._seed()
             done = take()

@@ -81,6 +81,15 @@ def test_stages_are_all_maps_but_the_stems():
     assert len(shapes.features) == 4
 
 
+def test_cudnn_tries_no_algorithms_for_a_batch_of_one(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    net, seen = build("resnet8", 10), []
+    net.conv1.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
+    measure_shapes(net, 32)
+    assert seen == [False]
+    assert torch.backends.cudnn.benchmark
+
+
 def test_macs_grow_with_the_image():
     assert count_macs(build("vgg8"), size=64) == 271_370_240
     assert count_macs(build("resnet8x4"), size=96) == 1_593_435_136
