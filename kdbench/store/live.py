@@ -1,4 +1,4 @@
-"""Heartbeats: what each `kdbench run` is at, in live/HOST-PID.json beside the records, for whoever looks from elsewhere.
+"""Heartbeats: what each `kdbench run` is at, in live/MACHINE-PID.json beside the records, for whoever looks from elsewhere.
 
 Machines' clocks differ, so a heartbeat holds durations, and its age is taken by the clock that stamps the folder's files.
 """
@@ -119,7 +119,7 @@ class Sighting:
 
 def heartbeat_file(store: Store, process: Process) -> Path:
     """Where a process leaves its heartbeats."""
-    return store.root / "live" / f"{process.host}-{process.pid}.json"
+    return store.root / "live" / f"{process.machine}-{process.pid}.json"
 
 
 def beat(store: Store, heartbeat: Heartbeat) -> None:

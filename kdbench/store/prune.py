@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import secrets
 import shutil
-import socket
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
@@ -25,7 +23,7 @@ from kdbench.store.lock import Lock, Taken
 from kdbench.store.merge import MERGING
 from kdbench.store.packs import UNPACKED
 from kdbench.store.record import NO_WEIGHTS, Record
-from kdbench.store.store import KINDS, Store
+from kdbench.store.store import KINDS, Store, parent_here
 from kdbench.store.verify import label_of
 from kdbench.suite.specs import Stage
 
@@ -219,9 +217,8 @@ def _in_use(item: Item) -> bool:
 
 def _still_written(log: Path) -> bool:
     """Whether the worker of a log may live: on this machine its process does, on another the log is of the last day."""
-    found = re.search(r"-(\d+)\.log$", log.name)
-    if found and f"-{socket.gethostname()}-" in log.name:
-        return process_state(int(found[1])) != "gone"
+    if parent := parent_here(log):
+        return process_state(parent) != "gone"
     return time.time() - log.stat().st_mtime < _DAY
 
 
