@@ -205,7 +205,8 @@ class Record:
     def begin(self, spec: dict[str, Any]) -> list[str]:
         """Make the folder ready for training: write the spec, clear an old failure, set damaged results aside.
 
-        What a killed process was just writing is removed. Returns messages for the user.
+        What another process was just writing is removed, so one that was stopped before a rename and has lost its lease has
+        nothing to rename. Returns messages for the user.
         """
         messages = []
         for leftover in self.folder.glob(".*.tmp"):
