@@ -6,12 +6,13 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from kdbench.errors import BadInput, BadRecord
-from kdbench.files import quarantine
+from kdbench.files import quarantine, remove_folder
 from kdbench.store.lock import Taken
 from kdbench.store.reading import LARGEST_METRICS
 from kdbench.store.record import Record
@@ -135,7 +136,8 @@ def copy_record(record: Record, target: Path) -> None:
                 copy.flush()
                 os.fsync(copy.fileno())
         check_copyable(Record(temporary))
-        shutil.rmtree(target, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            remove_folder(target)
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary.parent, ignore_errors=True)

@@ -167,7 +167,7 @@ def opened(path: Path, within: Path | None = None) -> Iterator[Store]:
         return
     if not path.is_file():
         raise BadInput(f"{path}: no such results folder or pack")
-    with tempfile.TemporaryDirectory(prefix=UNPACKED, dir=within) as folder:
+    with tempfile.TemporaryDirectory(prefix=UNPACKED, dir=within, ignore_cleanup_errors=True) as folder:
         unpack(path, Path(folder))
         yield Store(Path(folder))
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
-import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
@@ -16,7 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from kdbench.errors import KdbenchError
-from kdbench.files import write_json
+from kdbench.files import remove_folder, write_json
 from kdbench.store.exchange import basis
 from kdbench.store.liveness import process_state
 from kdbench.store.lock import Lock, Taken
@@ -113,22 +111,15 @@ def remove(items: Iterable[Item]) -> Iterator[Item]:
                 if item.what is What.weights and item.record:
                     write_json(item.record.folder / "metadata.json", {**item.record.metadata(), **NO_WEIGHTS})
                 for path in item.paths:
-                    _remove(path)
+                    if path.is_dir() and not path.is_symlink():
+                        remove_folder(path)
+                    else:
+                        path.unlink(missing_ok=True)
         except Taken:
             continue
         except OSError as error:
             raise KdbenchError(f"{item.paths[0]}: cannot be removed: {error.strerror or error}") from None
         yield item
-
-
-def _remove(path: Path) -> None:
-    """Remove a file, or a folder: renamed first, so that no half of a record is ever seen."""
-    if path.is_dir() and not path.is_symlink():
-        going = path.with_name(f".{path.name.strip('.')}.{secrets.token_hex(6)}.tmp")
-        path.rename(going)
-        shutil.rmtree(going)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _of_folder(store: Store, choice: Choice) -> Iterator[Item]:

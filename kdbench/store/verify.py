@@ -136,6 +136,10 @@ def _next_step(record: Record, kind: str, error: KdbenchError) -> str:
     return f"Remove {record.folder}, and the next kdbench run of its suite makes it again."
 
 
+REMOVED_WHILE_OPEN = ".nfs"
+"""How NFS names a file that was removed while a process has it open. It goes by itself."""
+
+
 def _leftovers(record: Record) -> Iterator[str]:
     """Harmless files that do not belong in a record's folder."""
     try:
@@ -155,5 +159,5 @@ def _leftovers(record: Record) -> Iterator[str]:
             yield f"{path}: was left by a process that was killed"
         elif ".damaged-" in name:
             yield f"{path}: {_QUARANTINED}"
-        elif name not in (*FILES, *OTHER_FILES):
+        elif name not in (*FILES, *OTHER_FILES) and not name.startswith(REMOVED_WHILE_OPEN):
             yield f"{path}: is no file of kdbench's"

@@ -6,6 +6,9 @@ import shutil
 import pytest
 
 from kdbench.files import write_json
+from kdbench.store.store import Store
+from kdbench.store.suites import keep_suites
+from kdbench.suite.load import load_suite
 
 
 @pytest.fixture
@@ -79,3 +82,21 @@ def test_unused_is_what_no_known_suite_has(kdbench, record, suite_file):
     done = kdbench("results", "prune", "results", suite_file, "--what", "unused", "--yes")
     assert done.stdout.endswith("are free.\n")
     assert not record.folder.exists()
+
+
+def test_what_nfs_keeps_of_removed_files_is_in_nobodys_way(kdbench, record, suite_file, tmp_path):
+    results = tmp_path / "results"
+    keep_suites([load_suite(suite_file)], Store(results))
+    for folder in ("live", "logs", "teachers", "measurements", f"sources/{'0' * 64}"):
+        (results / folder).mkdir(parents=True, exist_ok=True)
+    commands = [
+        ("status", "results"), ("list", "runs"), ("report", suite_file), ("plan", suite_file),
+        ("results", "verify", "results"), ("results", "prune", "results", "--dry-run"),
+        ("results", "pack", "results", "-o", "a.tar"), ("results", "merge", "results", "--into", "new", "--dry-run"),
+    ]  # fmt: skip
+    before = [kdbench(*command) for command in commands]
+    for folder in (results, *(path for path in results.rglob("*") if path.is_dir())):
+        (folder / ".nfs000000000012d687").write_text("removed while open")
+    for command, then in zip(commands, before, strict=True):
+        now = kdbench(*command)
+        assert (now.returncode, now.stdout, now.stderr) == (then.returncode, then.stdout, then.stderr)
