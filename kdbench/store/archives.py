@@ -46,15 +46,15 @@ def portable_about(folder: Path) -> bytes | None:
             images[replace(source, path=moved(source.path)).key] = facts
     weights = {moved(path): sha256 for path, sha256 in about.weights.items()}
     file = os.sep if about.file.endswith(os.sep) else os.sep + os.path.basename(about.file)
-    return (
-        about.model_copy(update={"file": file, "weights": weights, "images": images}).model_dump_json(indent=1).encode()
-    )
+    changes = {"file": file, "weights": weights, "images": images, "part": None}
+    return about.model_copy(update=changes).model_dump_json(indent=1).encode()
 
 
 def merge_suites(source: Store, target: Store, notes: list[str], *, dry_run: bool = False) -> set[str]:
     """Take over the archived suites that a store has not; returns their ids. ``notes`` gets what was left out, and why.
 
-    Of one that both have, what is known of weights and images is put together.
+    Of one that both have, what is known of weights and images is put together. All its runs are of interest then, whatever
+    part of them was trained in either place.
     """
     taken = set()
     for kept in all_kept([source]):
@@ -72,6 +72,7 @@ def merge_suites(source: Store, target: Store, notes: list[str], *, dry_run: boo
         if mine:
             facts = {"weights": {**about.weights, **mine.weights}, "images": {**about.images, **mine.images}}
             about = mine.model_copy(update=facts)
+        about = about.model_copy(update={"part": None})
         if not mine:
             taken.add(kept.folder.name)
         if dry_run:

@@ -9,12 +9,13 @@ import pytest
 
 from kdbench.catalogue.plugins import SourceFile, source_hash
 from kdbench.files import write_json
+from kdbench.planning.shards import shard
 from kdbench.store import exchange
 from kdbench.store.archives import portable_about
 from kdbench.store.merge import merge
 from kdbench.store.result import Failure
 from kdbench.store.store import Store
-from kdbench.store.suites import find_kept
+from kdbench.store.suites import all_kept, find_kept
 from kdbench.store.verify import verify
 
 
@@ -35,6 +36,15 @@ def test_two_halves_make_the_whole(made, halves, content, tmp_path):
     assert not verify(target).damaged
     again = merge(halves, target)
     assert (again.same, sum(again.taken.values())) == (5, 0)
+
+
+def test_all_parts_of_a_suite_make_the_whole(made, suite, content, tmp_path):
+    parts = {f"part{number}": shard([suite], number, 3)[0] for number in (1, 2, 3)}
+    target = Store(tmp_path / "target")
+    merge({name: made(name, part=part) for name, part in parts.items()}, target)
+    assert content(target) == content(made("whole"))
+    (kept,) = all_kept([target])
+    assert kept.about.part is None
 
 
 def test_other_numbers_are_told_and_the_ones_here_stay(made, content, tmp_path):
