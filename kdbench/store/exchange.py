@@ -6,7 +6,6 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -136,7 +135,9 @@ def copy_record(record: Record, target: Path) -> None:
                 copy.flush()
                 os.fsync(copy.fileno())
         check_copyable(Record(temporary))
-        with suppress(FileNotFoundError):
+        if target.is_symlink():
+            target.unlink()
+        elif target.is_dir():
             remove_folder(target)
         temporary.rename(target)
     finally:

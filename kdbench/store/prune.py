@@ -142,7 +142,7 @@ def _of_folder(store: Store, choice: Choice) -> Iterator[Item]:
         for path in sorted((store.root / folder).glob("*/.*.tmp")):
             guard = locks / f"{folder}-{path.parent.name}.lock"
             yield Item(What.tmp, (path,), "was not written to its end", _size(path), lock=guard)
-    for path in sorted((store.root / "logs").glob("*.log")):
+    for path in sorted(path for name in ("worker", "slurm") for path in (store.root / "logs").glob(f"{name}-*.log")):
         if not _still_written(path):
             yield Item(What.logs, (path,), "the log of a worker", _size(path), lock=locks / "logs.lock")
 

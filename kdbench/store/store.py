@@ -200,6 +200,7 @@ class Store:
 
     def check_writable(self) -> list[str]:
         """Raise BadInput unless results can be written; returns ``leases`` when the folder was just found to need them."""
+        folder = self.root
         try:
             known = self.leases()
             for folder in (self.root, self.root / "runs", self.root / "teachers", self.root / "locks"):
@@ -212,7 +213,7 @@ class Store:
         except OSError as error:
             reason = error.strerror or str(error)
             raise BadInput(
-                f"cannot write results to {self.root}: {reason}. Choose another folder with --results."
+                f"cannot write results to {folder}: {reason}. Choose another folder with --results."
             ) from None
         return [] if known else self.leases()
 

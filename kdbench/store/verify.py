@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 
 from kdbench.errors import BadRecord, KdbenchError, UnreadableRecord
+from kdbench.store.archives import damaged_suites
 from kdbench.store.reading import stored_mapping
 from kdbench.store.record import FILES, OTHER_FILES, Record
 from kdbench.store.result import Result
@@ -60,6 +61,8 @@ def verify(store: Store, wanted: Mapping[str, Collection[str]] | None = None) ->
         for folder in store.quarantined(kind):
             if wanted is None or folder.name.partition(".")[0] in wanted[kind]:
                 report.notes.append(f"{folder}: {_QUARANTINED}")
+    if wanted is None:
+        report.notes += damaged_suites(store)
     if outdated := store.outdated():
         report.notes.append(outdated)
     return report
