@@ -97,11 +97,11 @@ def pack(
     packed, contents = Packed(), dict[str, Path | bytes]()
     for kind in KINDS:
         for record in store.records(kind):
-            if (wanted is not None and record.id not in wanted[kind]) or not (
-                record.has_result_file() or record.diverged()
-            ):
+            if wanted is not None and record.id not in wanted[kind]:
                 continue
             try:
+                if record.outcome() is None:
+                    continue
                 check_copyable(record)
             except BadRecord as error:
                 packed.left_out.append(f"{kind[:-1]} {record.id}, {label_of(record, kind)}: {error}")
@@ -113,7 +113,7 @@ def pack(
         if suites is None or kept.folder.name in suites:
             contents |= {f"suites/{kept.folder.name}/{name}": content for name, content in files.items()}
             contents[f"suites/{kept.folder.name}/about.json"] = portable_about(kept)
-    packed.left_out += problems
+    packed.left_out += [line for line in problems if suites is None or any(id in line for id in suites)]
     for folder in store.root.glob("sources/*"):
         contents |= {str(path.relative_to(store.root)): path for path in archived_files(folder)}
     contents = {name: contents[name] for name in sorted(contents) if _NAMES.fullmatch(name)}
