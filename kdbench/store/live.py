@@ -149,8 +149,12 @@ def sightings(store: Store) -> Iterator[Sighting]:
 
 
 def forget_the_dead(store: Store) -> None:
-    """Remove the heartbeats of processes that are known to be gone, or were not heard of for long."""
+    """Remove the heartbeats of processes that are known to be gone, or were not heard of for long, also half-written ones."""
+    folder = store.root / "live"
     with contextlib.suppress(OSError):
+        for file in folder.glob(".*.tmp"):
+            if file_system_time(folder) - file.stat().st_mtime > STALE_SECONDS:
+                file.unlink(missing_ok=True)
         for sighting in sightings(store):
             if sighting.ended or sighting.age > FORGOTTEN_SECONDS:
                 sighting.path.unlink(missing_ok=True)

@@ -164,7 +164,10 @@ def test_whoever_has_lost_a_record_writes_nothing_to_it(record, other, monkeypat
     with pytest.raises(LostLease):
         record.fail(Failure(kind="error", epoch=0, reason="x"))
     other.write_bytes("state.pt", b"theirs")
-    assert [entry.name for entry in record.folder.iterdir()] == ["state.pt"]
+    (other.folder / ".weights.safetensors.0a.tmp").write_text("what the other is just writing")
+    with pytest.raises(LostLease):
+        record.begin({})
+    assert {*os.listdir(record.folder)} == {"state.pt", ".weights.safetensors.0a.tmp"}
     assert record.state_file.read_bytes() == b"theirs"
 
 

@@ -102,6 +102,16 @@ def test_a_loss_that_is_no_number_is_left_out(store):
     assert found.heartbeat.slots["cpu"].networks["a"] == replace(network, loss=None)
 
 
+def test_what_a_killed_process_was_just_writing_is_removed(store):
+    (store.root / "live").mkdir(parents=True)
+    old, new = (store.root / "live" / f".{name}.json.0a.tmp" for name in ("old", "new"))
+    for file in (old, new):
+        file.write_text("{")
+    os.utime(old, (0, 0))
+    forget_the_dead(store)
+    assert [*(store.root / "live").iterdir()] == [new]
+
+
 def test_the_dead_are_told_from_the_living(store):
     for process in (Process.current(), GONE, CONTAINER, ELSEWHERE):
         beat(store, of(process))
