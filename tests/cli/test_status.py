@@ -42,6 +42,14 @@ def test_who_works_at_what_and_what_is_left(kdbench, at_work):
     assert lines[-1] == "own: 1 of 2 runs done, 1 left (1 of them in training)"
 
 
+def test_a_process_that_is_stopped_is_called_so(kdbench, at_work, monkeypatch):
+    _, here = at_work
+    monkeypatch.setattr(Process, "state", lambda self: "stopped" if self == here else "gone")
+    lines = kdbench("status", "results").stdout.splitlines()
+    assert f"process {here.pid} on {here.host}, which is stopped, Slurm job 17_3, own, for 5 min" in lines
+    assert sum("which is" in line for line in lines) == 1
+
+
 def test_the_same_for_programs(kdbench, at_work):
     run, here = at_work
     facts = json.loads(kdbench("status", "results", "own.yaml", "--json").stdout)

@@ -165,7 +165,13 @@ def _describe_processes(found: Sequence[Sighting]) -> Iterator[str]:
     yield f"{at_work} processes at work." if at_work > 1 else f"{at_work or 'No'} process at work."
     for sighting in found:
         heartbeat = sighting.heartbeat
-        names = [f"process {heartbeat.pid} on {heartbeat.host}", heartbeat.batch_job, ", ".join(heartbeat.suites)]
+        blocked = "" if sighting.ended else heartbeat.process.state()
+        names = [
+            f"process {heartbeat.pid} on {heartbeat.host}",
+            f"which is {blocked}" if blocked else "",
+            heartbeat.batch_job,
+            ", ".join(heartbeat.suites),
+        ]
         if sighting.at_work:
             tail = f"for {_time(heartbeat.seconds + sighting.age)}"
         elif sighting.ended:
