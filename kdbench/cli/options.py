@@ -140,7 +140,10 @@ def load(
     settings: Sequence[str] | None = None,
     shard: str | None = None,
 ) -> list[Suite]:
-    """Load the selected part of suites. Suites, weights and modules that are gone are those kept with the results."""
+    """Load the selected part of suites; empty, with a message, where a shard has none of their runs.
+
+    Suites, weights and modules that are gone are those kept with the results.
+    """
     from kdbench.store.store import Store
     from kdbench.store.suites import ArchivedFiles, find_kept
     from kdbench.suite.load import bundled_suites, load_suites
@@ -161,7 +164,9 @@ def load(
     if shard:
         from kdbench.planning import shards
 
-        return shards.shard(selected, *map(int, shard.split("/")))
+        selected = shards.shard(selected, *map(int, shard.split("/")))
+        if not selected:
+            say(f"--shard {shard}: holds no run, for there are fewer runs than parts: there is nothing to do")
     return selected
 
 

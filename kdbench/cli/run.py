@@ -99,6 +99,8 @@ def run(
             raise BadInput("--quick is for the demo alone: kdbench run demo --quick")
         only = [*QUICK, *(only or ())]
     loaded = load(suites, [results], trials, only, tiny=tiny, settings=settings, shard=shard)
+    if not loaded:
+        return
     if dry_run:
         typer.echo(printable(describe(summarise(loaded, results, 1, data=data))))
         return

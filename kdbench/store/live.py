@@ -1,4 +1,4 @@
-"""Heartbeats: what each `kdbench run` is at, in live/HOST-PID.json beside the records, for whoever looks from elsewhere.
+"""Heartbeats: what each `kdbench run` is at, in live/MACHINE-PID.json beside the records, for whoever looks from elsewhere.
 
 Machines' clocks differ, so a heartbeat holds durations, and its age is taken by the clock that stamps the folder's files.
 """
@@ -119,7 +119,7 @@ class Sighting:
 
 def heartbeat_file(store: Store, process: Process) -> Path:
     """Where a process leaves its heartbeats."""
-    return store.root / "live" / f"{process.host}-{process.pid}.json"
+    return store.root / "live" / f"{process.machine}-{process.pid}.json"
 
 
 def beat(store: Store, heartbeat: Heartbeat) -> None:
@@ -149,8 +149,12 @@ def sightings(store: Store) -> Iterator[Sighting]:
 
 
 def forget_the_dead(store: Store) -> None:
-    """Remove the heartbeats of processes that are known to be gone, or were not heard of for long."""
+    """Remove the heartbeats of processes that are known to be gone, or were not heard of for long, also half-written ones."""
+    folder = store.root / "live"
     with contextlib.suppress(OSError):
+        for file in folder.glob(".*.tmp"):
+            if file_system_time(folder) - file.stat().st_mtime > STALE_SECONDS:
+                file.unlink(missing_ok=True)
         for sighting in sightings(store):
             if sighting.ended or sighting.age > FORGOTTEN_SECONDS:
                 sighting.path.unlink(missing_ok=True)

@@ -143,6 +143,8 @@ def test_doctor(kdbench, tmp_path):
         "cifar-100-python",
     ):
         assert word in done.stdout
+    (tmp_path / "new" / "locks" / "leases").write_text("nfs4 is not known\n")
+    assert "–    new: nfs4 is not known. Leases take the place of locks" in kdbench("doctor", "--results", "new").stdout
     (tmp_path / "file").write_text("")
     done = kdbench("doctor", "--results", "file/below")
     assert (done.returncode, done.stderr) == (2, "file/below: cannot be a folder of results: Not a directory\n")

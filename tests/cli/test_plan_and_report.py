@@ -149,9 +149,14 @@ def test_folders_that_cannot_be_read(kdbench, suite_file, tmp_path):
         assert kdbench("list", "runs", "--results", folder).returncode == 2
 
 
-def test_a_part_of_the_runs(kdbench, suite_file):
+def test_a_part_of_the_runs(kdbench, suite_file, tmp_path):
     plans = [json.loads(kdbench("plan", "own.yaml", "--shard", part, "--json").stdout) for part in ("1/2", "2/2")]
     assert [plan["runs"] for plan in plans] == [1, 1]
+    nothing = "--shard 3/3: holds no run, for there are fewer runs than parts: there is nothing to do\n"
+    for command in ("run", "plan"):
+        done = kdbench(command, "own.yaml", "--shard", "3/3")
+        assert (done.returncode, done.stderr) == (0, nothing)
+    assert not (tmp_path / "results").exists()
     for wrong in ("0/2", "3/2", "1", "a/2", "1/2/3", ""):
         done = kdbench("plan", "own.yaml", "--shard", wrong)
         assert done.returncode == 2
