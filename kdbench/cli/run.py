@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -256,12 +257,11 @@ def closing_summary(session: Session, report: Report, results: Path) -> Iterator
         *(f"{count} {word}" for word, count in _unfinished(runs["status"]) if count),
     ]
     names = ", ".join(suite.name for suite in report.suites)
-    yield f"{names}: {'; '.join(filter(None, parts))}. Results: {results}"
+    yield f"{names}: {'; '.join(filter(None, parts))}"
+    yield f"Results: {results}"
     if not any(suite.tiny for suite in report.suites):  # their numbers mean nothing
-        lines = list(_best_methods(report.all_grids))
-        yield from lines if len(lines) <= MOST_LINES else lines[: MOST_LINES - 1]
-        if len(lines) > MOST_LINES:
-            yield f"… and {len(lines) - MOST_LINES + 1} more pairs in the tables"
+        lines = [*islice(_best_methods(report.all_grids), MOST_LINES + 1)]
+        yield from lines if len(lines) <= MOST_LINES else [*lines[: MOST_LINES - 1], "… and more pairs in the tables"]
 
 
 def _unfinished(statuses: pd.Series) -> list[tuple[str, int]]:
@@ -285,7 +285,7 @@ def _time(seconds: float) -> str:
 def _best_methods(tables: Sequence[GridTable]) -> Iterator[str]:
     """For each pair of networks the best method, and those that a paired t-test does not tell from it.
 
-    Single trials make none the best: then the three highest are named without a ranking.
+    Without trials that methods share none is the best: then the three highest are named without a ranking.
     """
     from kdbench.reporting.cells import measured_text
     from kdbench.reporting.keys import Group, pair_text
@@ -301,14 +301,14 @@ def _best_methods(tables: Sequence[GridTable]) -> Iterator[str]:
                 continue
             numbers = zip(cells["mean"], cells["sd"], cells["n"], cells["planned"], strict=True)
             texts = dict(zip(cells["method"], (measured_text(*each) for each in numbers), strict=True))
-            best = [method for method in texts if method in table.best(pair)]
-            alike = [method for method in texts if method in not_separable(table.samples, pair) and method not in best]
+            highest, alike = table.best(pair), not_separable(table.samples, pair) - table.best(pair)
+            best, others = ([method for method in texts if method in some] for some in (highest, alike))
             if best:
                 found = f"best {' and '.join(best)} {texts[best[0]]}"
-                found += f"; not significantly different: {', '.join(alike)}" if alike else ""
+                found += f"; not significantly different: {', '.join(others)}" if others else ""
             else:
                 found = ", ".join(f"{method} {text}" for method, text in [*texts.items()][:3])
-                found += "; single trials rank nothing" if len(texts) > 1 else ""
+                found += "; too few shared trials to rank them" if len(texts) > 1 else ""
             yield f"{', '.join([*context, pair_text(pair)])}: {found}"
 
 
