@@ -304,12 +304,12 @@ def _best_methods(tables: Sequence[GridTable]) -> Iterator[str]:
             highest, alike = table.best(pair), not_separable(table.samples, pair) - table.best(pair)
             best, others = ([method for method in texts if method in some] for some in (highest, alike))
             if best:
-                found = f"best {' and '.join(best)} {texts[best[0]]}"
+                found = f"best: {' and '.join(best)} {texts[best[0]]}"
                 found += f"; not significantly different: {', '.join(others)}" if others else ""
             else:
                 found = ", ".join(f"{method} {text}" for method, text in [*texts.items()][:3])
                 found += "; too few shared trials to rank them" if len(texts) > 1 else ""
-            yield f"{', '.join([*context, pair_text(pair)])}: {found}"
+            yield f"{', '.join([*context, pair_text(pair)])}  {found}"
 
 
 def describe_failures(suites: Sequence[Suite], store: Store, failed: dict[str, str]) -> Iterator[str]:

@@ -254,7 +254,7 @@ def test_the_best_methods_are_those_of_the_tables(place):
     place.write({**SUITE, "trials": 3, "grid": [{**SUITE["grid"][0], "method": [*accuracies]}]})
     for run in load_suite(place.suite).runs:
         place.finish(run, accuracies[run.method][run.spec.trial])
-    best = "resnet8 → resnet8: best kd 80.53 ± 0.61 (3); not significantly different: at"
+    best = "resnet8 → resnet8  best: kd 80.53 ± 0.61 (3); not significantly different: at"
     assert summary(place)[2:] == [best]
     assert summary(place, tiny=True)[2:] == [], "numbers of tiny runs mean nothing"
 
@@ -262,7 +262,7 @@ def test_the_best_methods_are_those_of_the_tables(place):
 def test_single_trials_make_no_method_the_best(place):
     for run, top1 in zip(place.runs().values(), (70.0, 80.0), strict=True):
         place.finish(run, top1)
-    assert summary(place)[2:] == ["resnet8 → resnet8: kd 80.00 (1), ce 70.00 (1); too few shared trials to rank them"]
+    assert summary(place)[2:] == ["resnet8 → resnet8  kd 80.00 (1), ce 70.00 (1); too few shared trials to rank them"]
 
 
 def test_of_many_pairs_the_first_are_named(place):
@@ -271,7 +271,7 @@ def test_of_many_pairs_the_first_are_named(place):
     for run in load_suite(place.suite).runs:
         place.finish(run)
     lines = summary(place)[2:]
-    assert lines[0] == "resnet8 → resnet8: kd 50.00 (1)"
+    assert lines[0] == "resnet8 → resnet8  kd 50.00 (1)"
     assert lines[4:] == ["… and more pairs in the tables"]
 
 
