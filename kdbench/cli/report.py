@@ -166,7 +166,7 @@ def report(
         if tiny and view not in (View.both, View.measured):
             raise BadInput(f"--view {view}: the numbers of --tiny are compared with none. Leave one of the two out")
         loaded, stores = load(suites, results, trials, only, tiny=tiny, settings=settings)
-        content = _report(loaded, stores, names, mix_versions=mix_versions)
+        content = build_report(loaded, stores, names, mix_versions=mix_versions)
     options = ReportOptions(view, tolerance, bold, statistics, baseline, standalone=standalone)
     if format is Format.html:
         changed = ["--published"] * published + _repeated("--table", names)
@@ -187,13 +187,7 @@ def report(
     print_text(write_report(content, format, for_terminal(options, output)), output)
 
 
-def render(suites: Sequence[Suite], stores: Sequence[Store], format: Format, commands: str) -> str:
-    """The tables of suites as text for standard output; a page shows the ``commands`` that lead to it."""
-    options = for_terminal(ReportOptions(commands=commands), None)
-    return write_report(_report(suites, stores), format, options)
-
-
-def _report(
+def build_report(
     suites: Sequence[Suite], stores: Sequence[Store], tables: Sequence[str] = (), *, mix_versions: bool = False
 ) -> Report:
     """The report of suites, with warnings of what contradicts itself."""
@@ -315,14 +309,26 @@ def command_lines(
     data: Path | None = None,
 ) -> str:
     """The commands that train what is missing (in one results folder) and write the report again."""
-    names = [f"./{name}" if name.startswith("-") else name for name in suites]
-    chosen = [*names, *["--tiny"] * tiny, *_repeated("--trials", [trials] if trials else [])]
-    chosen += [*_repeated("--only", only or ()), *_repeated("--set", settings or ())]
+    chosen = selection(suites, trials, only, settings, tiny=tiny)
     folders = _repeated("--results", results)
     places = [*(folders if len(results) == 1 else []), *(["--data", str(data)] if data else [])]
     train = ["kdbench", "run", *chosen, *places]
     write = ["kdbench", "report", *chosen, *folders, "-f", "html", *options, "-o", "report.html"]
     return "\n".join(map(shell_line, [train, write] if suites else [write]))
+
+
+def selection(
+    suites: Sequence[str],
+    trials: int | None,
+    only: Sequence[str] | None,
+    settings: Sequence[str] | None,
+    *,
+    tiny: bool,
+) -> list[str]:
+    """The words of a command that choose these suites, or a part of them."""
+    names = [f"./{name}" if name.startswith("-") else name for name in suites]
+    chosen = [*names, *["--tiny"] * tiny, *_repeated("--trials", [trials] if trials else [])]
+    return [*chosen, *_repeated("--only", only or ()), *_repeated("--set", settings or ())]
 
 
 def _repeated(name: str, values: Sequence[object]) -> list[str]:

@@ -34,8 +34,8 @@ from kdbench.suite.suite import Suite, measurement_specs, run_specs
 OnEvent = Callable[[str, dict[str, Any]], None]
 """Is called with the name of a device slot ("" for none) and an event, whose name is ``event["event"]``.
 
-From this process: ``planned`` (``plan``); ``started``, a job on a slot (``teacher``, ``runs``, ``measurement``, ``waited``:
-another process was at it before); ``message`` (``text``); ``failed`` (``id``, ``reason``).
+From this process: ``planned`` (``plan``); ``started``, a job on a slot (``teacher``, ``runs``, ``measurement``, ``devices``:
+how many, ``waited``: another process was at it before); ``message`` (``text``); ``failed`` (``id``, ``reason``).
 
 From workers, besides the last two: ``ready``, its libraries are imported; ``under way`` (``id``, ``epoch``, ``epochs``,
 ``initial_epochs``, ``share`` of the epoch, ``images_per_second``) within an epoch; ``epoch`` (``id``, ``epoch``, ``loss``,
@@ -157,7 +157,7 @@ def _execute(plan: Plan, suites: Sequence[Suite], options: RunOptions, on_event:
         outcome = pool.run(plan)
     known_speeds(Store(options.results))  # which keeps what was measured for other folders
     if outcome.interrupted:
-        raise Interrupted("Stopped. What was trained up to the last checkpoint is saved")
+        raise Interrupted(f"Stopped. What was trained up to the last checkpoint is saved in {options.results}")
     if outcome.fatal:
         raise outcome.fatal
     return outcome.failed

@@ -215,7 +215,7 @@ class Scheduler:
         self.lent[slot.name] = others
         self.free.difference_update(each.name for each in (slot, *others))
         parts = {"teacher": job.teacher, "runs": job.runs, "measurement": job.measurement}
-        self.listen(slot.name, {"event": "started", **parts, "waited": job.waited})
+        self.listen(slot.name, {"event": "started", **parts, "devices": 1 + len(others), "waited": job.waited})
         return Assignment(slot, job, others)
 
     def _candidates(self, job: Job, free: Iterable[Slot]) -> tuple[int, list[Slot]]:

@@ -30,7 +30,10 @@ FORGOTTEN_SECONDS = 7 * 86_400.0
 
 @dataclass
 class NetworkAt:
-    """A network in training: the epochs behind it of how many, and the ``share`` of the next, from 0 to 1."""
+    """A network in training: the epochs behind it of how many, and the ``share`` of the next, from 0 to 1.
+
+    ``top1`` is its accuracy in the epoch ``tested``.
+    """
 
     label: str
     epoch: int = 0
@@ -39,13 +42,26 @@ class NetworkAt:
     share: float = 0.0
     loss: float | None = None
     top1: float | None = None
+    tested: int = 0
 
     def advance(self, event: dict[str, Any]) -> None:
         """Take note of what an event of its training tells: ``epoch``, ``under way`` or ``resumed``."""
         self.epoch, self.epochs, self.initial_epochs = event["epoch"], event["epochs"], event["initial_epochs"]
         self.share = event.get("share", 0.0)
         self.loss = event.get("loss", self.loss)
-        self.top1 = self.top1 if event.get("top1") is None else event["top1"]
+        if event.get("top1") is not None:
+            self.top1, self.tested = event["top1"], event.get("tested", event["epoch"])
+
+    @property
+    def part(self) -> float:
+        """The share of its epochs that is behind it, from 0 to 1."""
+        total = self.epochs + self.initial_epochs
+        return (self.epoch + self.share + self.initial_epochs) / total if total else 0.0
+
+    @property
+    def test(self) -> str:
+        """Its last test, e.g. ``91.50 @ 20``: the accuracy in %, and the epoch."""
+        return "" if self.top1 is None else f"{self.top1:.2f} @ {self.tested}"
 
     @property
     def place(self) -> str:

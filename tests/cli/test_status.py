@@ -20,7 +20,7 @@ def at_work(finished, suite_file, tmp_path):
     suite, store = load_suite(suite_file), Store(tmp_path / "results")
     keep_suites([suite], store)
     run = suite.runs[1]
-    network = NetworkAt(label=run.label, epoch=1, epochs=4, share=0.5, top1=80.0)
+    network = NetworkAt(label=run.label, epoch=1, epochs=4, share=0.5, top1=80.0, tested=1)
     job = JobAt(
         title="1 student of resnet8x4, trial 0", seconds=120, images_per_second=1234, networks={run.id: network}
     )
@@ -125,7 +125,7 @@ def test_watch_shows_what_goes_on_elsewhere_to_its_end(kdbench, at_work, tmp_pat
     slot = f"[{here.host} {here.pid} cpu] 1 student of resnet8x4, trial 0"
     lines = kdbench("watch", "results").stderr.splitlines()
     assert lines[0] == f"{slot}: starts"
-    assert lines[1].startswith(f"{slot}: epoch 1.50/4, top-1 80.00, 1,234 images/s; 0 of 1 runs")
+    assert lines[1].startswith(f"{slot}: epoch 1.50/4, top-1 80.00 @ 1, 1,234 images/s; 2%, 0 of 1 runs, 5 min elapsed")
     assert lines[2] == f"finished {run.label}: top-1 91.50"
     assert lines[3:] == ["Nothing works any more in results.", "own: 2 of 2 runs done, 0 left"]
 
