@@ -16,7 +16,7 @@ import typer
 
 from kdbench.catalogue.text import command, printable, shell_line
 from kdbench.cli.options import Data, Only, Results, Set, Shard, Suites, Tiny, Trials, load, say
-from kdbench.cli.plan import describe, duration, summarise
+from kdbench.cli.plan import DevicesPerRun, describe, duration, parse_devices_per_run, summarise
 from kdbench.cli.plot import plot
 from kdbench.cli.progress import RunProgress
 from kdbench.cli.report import FormatOption, build_report, command_lines, for_terminal, selection, tell_changed
@@ -26,8 +26,7 @@ from kdbench.execution.worker_handle import RunOptions
 from kdbench.reporting.options import Format, ReportOptions
 from kdbench.reporting.writers import write_report
 from kdbench.store.store import Store
-from kdbench.suite.schema import device_count
-from kdbench.suite.suite import Suite
+from kdbench.suite.suite import Suite, devices_per_run
 from kdbench.tracking import Tool, Tracking, open_tracker
 
 
@@ -93,14 +92,7 @@ def run(
     track: Annotated[
         Tool | None, typer.Option("--track", help="Show curves there as they grow; each is an extra of the same name.")
     ] = None,
-    devices_per_run: Annotated[
-        str | None,
-        typer.Option(
-            "--devices-per-run",
-            help="Devices that train one run together, or auto: several where one run would keep all others waiting. "
-            "Default: the suite's devices_per_run, or 1.",
-        ),
-    ] = None,
+    per_run: DevicesPerRun = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="demo alone: the part of it that takes about a minute, with a picture.")
     ] = False,
@@ -115,7 +107,9 @@ def run(
     if not loaded:
         return
     if dry_run:
-        typer.echo(printable(describe(summarise(loaded, results, 1, data=data))))
+        several = parse_devices_per_run(per_run)
+        count = _device_count(devices, devices_per_run(loaded) if several is None else several)
+        typer.echo(printable(describe(summarise(loaded, results, count, several, data=data))))
         return
     store = Store(results)
     tell_changed(loaded, [store])
@@ -130,7 +124,7 @@ def run(
         deterministic,
         eager,
         cluster,
-        _devices_per_run(devices_per_run),
+        parse_devices_per_run(per_run),
     )
     session = Session()
     with tracking(track, loaded, results) as tracked, progress(loaded, tracked, session.listen) as on_event:
@@ -152,14 +146,12 @@ def run(
         say(f"      {command('plot', 'bars', *chosen, '-o', 'bars.png', results=results)}")
 
 
-def _devices_per_run(wanted: str | None) -> int | None:
-    """The number that is meant; 0 for auto, None for what the suites say. Raises BadInput for anything else."""
-    try:
-        return (
-            None if wanted is None else device_count(int(wanted) if wanted.isascii() and wanted.isdigit() else wanted)
-        )
-    except ValueError as error:
-        raise BadInput(f"--devices-per-run {wanted}: {error}") from None
+def _device_count(named: str, per_run: int) -> int:
+    """For how many devices a dry run plans: those that ``--devices`` names, but enough for one run.
+
+    What ``auto`` and ``cpu`` mean is not looked up: that starts torch.
+    """
+    return max(1, per_run, len({*named.split(",")}))
 
 
 QUICK = ("teacher=simclr", "strategy=simultaneous")

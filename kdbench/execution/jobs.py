@@ -152,7 +152,8 @@ class Backlog:
     """The jobs that have not started: in line by their place, waiting for one thing that they lack, or for a time to come.
 
     ``has(stage)`` says whether a teacher is there; ``failed`` holds the reasons of what will not come; ``give_up(job, ids,
-    lost)`` is told which ids of a job need it; ``clock`` gives seconds.
+    lost)`` is told which ids of a job need it; ``spread(jobs)`` sets on how many devices those train that are added for a
+    teacher that is gone; ``clock`` gives seconds.
     """
 
     def __init__(
@@ -160,9 +161,10 @@ class Backlog:
         has: Callable[[Stage], bool],
         failed: dict[str, str],
         give_up: Callable[[Job, list[str], str], None],
+        spread: Callable[[Sequence[Job]], Sequence[Job]],
         clock: Callable[[], float],
     ) -> None:
-        self.has, self.failed, self.give_up, self.clock = has, failed, give_up, clock
+        self.has, self.failed, self.give_up, self.spread, self.clock = has, failed, give_up, spread, clock
         self.line: list[tuple[Place, Job]] = []
         self.later: list[tuple[float, Place, Job]] = []
         self.waiting: dict[str, list[tuple[Place, Job]]] = {}
@@ -205,7 +207,8 @@ class Backlog:
                 self._drop(job, lost)
             elif lacking := self._lacking(job):
                 self.waiting.setdefault(lacking[0], []).append((place, job))
-                self.add_first([job_for(job.dependencies[id]) for id in lacking if id not in self.coming])
+                gone = [job_for(job.dependencies[id]) for id in lacking if id not in self.coming]
+                self.add_first(self.spread(gone))
             else:
                 return job
 

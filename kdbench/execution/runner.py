@@ -28,7 +28,7 @@ from kdbench.store.suites import keep_suites
 from kdbench.suite.measurements import ProbeSpec
 from kdbench.suite.methods import plugin_folders
 from kdbench.suite.specs import Imported, Stage, StudentOf, lineage, trained_stages
-from kdbench.suite.suite import Suite, measurement_specs, run_specs
+from kdbench.suite.suite import Suite, devices_per_run, measurement_specs, run_specs
 
 
 OnEvent = Callable[[str, dict[str, Any]], None]
@@ -146,8 +146,7 @@ def _execute(plan: Plan, suites: Sequence[Suite], options: RunOptions, on_event:
         heartbeats = stack.enter_context(Heartbeats(Store(options.results), suites, on_event))
         heartbeats.listen("", {"event": "planned", "plan": plan})
         if options.devices_per_run is None and not cluster:
-            numbers = [suite.devices_per_run for suite in suites]
-            options = replace(options, devices_per_run=0 if 0 in numbers else max(numbers, default=1))
+            options = replace(options, devices_per_run=devices_per_run(suites))
         if cluster:
             pool = Pool(slots, options, heartbeats.listen, cluster.start)
             stack.enter_context(cluster.watched(pool.inbox))

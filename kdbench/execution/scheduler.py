@@ -152,7 +152,7 @@ class Scheduler:
         self.speed = speed
         self.devices_per_run = devices_per_run
         self.outcome = Outcome()
-        self.backlog = Backlog(records.has, self.outcome.failed, self._give_up, clock)
+        self.backlog = Backlog(records.has, self.outcome.failed, self._give_up, self._spread, clock)
         self.cohorts: tuple[Cohort, ...] = ()
         self.split_for = 0
         self.slots: dict[str, Slot] = {}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kdbench.errors import KdbenchError
 from kdbench.execution.devices import Slot
@@ -30,6 +30,7 @@ class Conditions:
     save:       the share of time that saving takes
     loss:       between two losses of a device, somewhere; 0: none is lost
     absence:    until another device takes the place of one that was lost
+    per_host:   so many devices are on one host, and can train one run together
     """
 
     start: float = 0.0
@@ -38,6 +39,7 @@ class Conditions:
     save: float = 0.0
     loss: float = 0.0
     absence: float = 600.0
+    per_host: int = 8
     seed: int = 0
 
 
@@ -50,6 +52,7 @@ class Played:
     repeated: seconds of training that were lost with a device
     losses:   how often a device was lost
     jobs:     how many jobs came to their end
+    widths:   how many of these were on so many devices
     """
 
     devices: int
@@ -58,6 +61,7 @@ class Played:
     repeated: float = 0.0
     losses: int = 0
     jobs: int = 0
+    widths: Counter[int] = field(default_factory=Counter)
 
     @property
     def idle_share(self) -> float:
@@ -65,9 +69,14 @@ class Played:
         return 1 - self.trained / (self.devices * self.makespan) if self.makespan else 0.0
 
 
-def play(plan: Plan, devices: int, speed: Speed, conditions: Conditions = Conditions()) -> Played:
-    """Play a plan on devices that are alike, until all of it is done. Raises KdbenchError if something fails for good."""
-    return _Simulation(plan, devices, speed, conditions).run()
+def play(
+    plan: Plan, devices: int, speed: Speed, conditions: Conditions = Conditions(), *, devices_per_run: int = 1
+) -> Played:
+    """Play a plan on devices that are alike, until all of it is done; ``devices_per_run`` is the scheduler's.
+
+    Raises KdbenchError if something fails for good.
+    """
+    return _Simulation(plan, devices, speed, conditions, devices_per_run).run()
 
 
 @dataclass(eq=False)
@@ -83,7 +92,7 @@ class _Training:
 class _Simulation:
     """Devices, what they are at, and the events to come. It is the records, too, that the scheduler asks for."""
 
-    def __init__(self, plan: Plan, devices: int, speed: Speed, conditions: Conditions) -> None:
+    def __init__(self, plan: Plan, devices: int, speed: Speed, conditions: Conditions, devices_per_run: int) -> None:
         self.speed, self.conditions = speed, conditions
         self.now = 0.0
         self.events: list[tuple[float, int, Callable[[], None]]] = []
@@ -95,8 +104,18 @@ class _Simulation:
         self.missing = {spec.id for spec in (*plan.teachers, *plan.measurements)}
         self.missing |= {run.id for cohort in plan.cohorts for run in cohort.runs}
         self.played = Played(devices)
-        slots = [Slot(f"device {number}", speed.kind) for number in range(devices)]
-        self.scheduler = Scheduler(slots, self, lambda slot, event: None, lambda: self.now, speed=speed)
+        self.slots = [
+            Slot(f"device {number}", speed.kind, host=f"host {number // conditions.per_host}")
+            for number in range(devices)
+        ]
+        self.scheduler = Scheduler(
+            self.slots,
+            self,
+            lambda slot, event: None,
+            lambda: self.now,
+            speed=speed,
+            devices_per_run=devices_per_run,
+        )
         self.scheduler.add(plan)
 
     def run(self) -> Played:
@@ -121,24 +140,24 @@ class _Simulation:
         ready = self.ready.setdefault(name, self.now + self.conditions.start)
         began = max(self.now, ready) + self.conditions.prepare
         width = 1 + len(assignment.others)
-        seconds = self._seconds(job) * (1 + self.conditions.save) / width
+        seconds = self._seconds(job, width) * (1 + self.conditions.save)
         self.training[name] = training = _Training(job, began, seconds, width)
         self.scheduler.handle(name, {"event": "ready"})
         self._in(began + seconds - self.now, lambda: self._end(name, training))
 
-    def _seconds(self, job: Job) -> float:
-        """What is left of a job."""
+    def _seconds(self, job: Job, width: int) -> float:
+        """What is left of a job, on so many devices."""
         if job.runs:
             left = [1 - self.shares[run.id] for run in job.runs]
-            parts = [self.speed.seconds(student_work(run)) for run in job.runs]
+            parts = [self.speed.seconds(student_work(run), width) for run in job.runs]
             own = sum(share * part for share, part in zip(left, parts, strict=True))
-            return own + max(left) * self.speed.seconds(shared_work(job.runs))
+            return own + max(left) * self.speed.seconds(shared_work(job.runs), width)
         if job.teacher:
             work = teacher_work(job.teacher)
         else:
             assert job.measurement is not None
             work = measurement_work(job.measurement)
-        return (1 - self.shares[job.ids[0]]) * self.speed.seconds(work)
+        return (1 - self.shares[job.ids[0]]) * self.speed.seconds(work, width)
 
     def _end(self, name: str, training: _Training) -> None:
         if self.training.get(name) is not training:  # its device was lost meanwhile
@@ -146,6 +165,7 @@ class _Simulation:
         del self.training[name]
         self.played.trained += training.seconds * training.width
         self.played.jobs += 1
+        self.played.widths[training.width] += 1
         for id in training.job.ids:
             self.missing.discard(id)
             self.scheduler.handle(name, {"event": "finished", "id": id})
@@ -167,7 +187,8 @@ class _Simulation:
             if leader != name:
                 self.scheduler.lose(leader, "a device beside it was lost")
             self.scheduler.remove_slot(name, "lost")
-            self._in(self.conditions.absence, lambda: self.scheduler.add_slot(Slot(name, self.speed.kind)))
+            slot = next(slot for slot in self.slots if slot.name == name)
+            self._in(self.conditions.absence, lambda: self.scheduler.add_slot(slot))
         else:
             self.scheduler.lose(name, "lost")
             self.ready[name] = self.now + self.conditions.absence + self.conditions.start

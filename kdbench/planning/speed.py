@@ -34,9 +34,16 @@ class Speed:
     records: int = 0
     error: float = 0.0
 
-    def seconds(self, work: Work) -> float:
-        """How long work takes."""
-        return sum(cost * count for cost, count in zip(self.costs, work.values(), strict=True))
+    def seconds(self, work: Work, devices: int = 1) -> float:
+        """How long work takes.
+
+        Several devices divide arithmetic, memory traffic and decoding. Each launches all layers and updates all weights, and
+        to average the gradients takes as long as another update.
+        """
+        macs, activations, layers, updates, files = (
+            cost * count for cost, count in zip(self.costs, work.values(), strict=True)
+        )
+        return (macs + activations + files) / devices + layers + (updates if devices == 1 else 2 * updates)
 
     def __str__(self) -> str:
         if not self.records:

@@ -157,6 +157,12 @@ class Suite:
         return replace(self, name=name, runs=runs, measurements=measurements)
 
 
+def devices_per_run(suites: Iterable[Suite]) -> int:
+    """How many devices train a run of these suites: the most that one wants, 0 where one leaves it to the scheduler."""
+    wanted = [suite.devices_per_run for suite in suites]
+    return 0 if 0 in wanted else max(wanted, default=1)
+
+
 def run_specs(suites: Iterable[Suite]) -> list[RunSpec]:
     """The distinct runs of each suite, suite by suite."""
     return [spec for suite in suites for spec in suite.specs.values()]

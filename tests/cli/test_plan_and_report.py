@@ -31,6 +31,24 @@ def test_plan_as_json(kdbench, suite_file, finished):
     assert min(facts["disk_bytes"].values()) > 0
 
 
+def test_plan_with_several_devices_in_a_run(kdbench, suite_file):
+    """By the option, or by the suite itself, which the option overrides. A dry run plans for enough devices."""
+
+    def plan(*options):
+        return json.loads(kdbench("plan", suite_file, "--json", "--devices", 2, "--on", "gpu", *options).stdout)
+
+    alone, both = plan(), plan("--devices-per-run", "2")
+    assert (alone["devices_per_run"], alone["jobs_on_several_devices"]) == (1, {})
+    assert (both["devices_per_run"], both["jobs_on_several_devices"]) == (2, {"2": 2})
+    assert both["makespan_hours"] < alone["makespan_hours"]
+    assert both["idle_share"] == pytest.approx(0)
+    suite_file.write_text(f"devices_per_run: auto\n{suite_file.read_text()}")
+    assert (plan()["devices_per_run"], plan("--devices-per-run", "1")) == ("auto", alone)
+    dry = kdbench("run", suite_file, "--dry-run", "--devices-per-run", "2").stdout
+    assert "on 2 devices" in dry
+    assert "Jobs on several devices: 2 on 2; the others on one." in dry
+
+
 def test_plan_with_a_measured_speed(kdbench, suite_file, finished):
     """A GPU that takes a second for 5 billion multiply-accumulates; what else there is stays in proportion."""
     work = {"macs": 5e9, "activations": 0, "layers": 0, "updates": 0, "files": 0}
@@ -51,6 +69,7 @@ def test_plan_with_a_measured_speed(kdbench, suite_file, finished):
     [
         (["--on", "tpu"], "write cpu, gpu, or part of the name"),
         (["--devices", "0"], "--devices"),
+        (["--devices-per-run", "many"], "--devices-per-run many: write auto, or a number from 1 to 64"),
         (["--slots", "1000000000"], "--slots"),
         (["--trials", "0"], "--trials"),
         (["--only", "kd"], "write KEY=VALUE"),
