@@ -43,6 +43,30 @@ ClusterOption = Annotated[
     ),
 ]
 Download = Annotated[bool, typer.Option("--download", help="Fetch data sets and published weights that are missing.")]
+RetryDiverged = Annotated[bool, typer.Option("--retry-diverged", help="Try runs again whose loss diverged.")]
+CheckpointSeconds = Annotated[
+    float,
+    typer.Option(
+        "--checkpoint-seconds",
+        min=0.0,
+        max=86_400.0,
+        help="Save a resume point when the last one is this old; 0: always.",
+    ),
+]
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="On a GPU: the same bits each time, in float32 throughout; slower.")
+]
+Eager = Annotated[
+    bool, typer.Option("--eager", help="On a GPU: launch kernel by kernel, instead of replaying steps as graphs.")
+]
+DevicesPerRun = Annotated[
+    str | None,
+    typer.Option(
+        "--devices-per-run",
+        help="Devices that train one run together, or auto: several where one run would keep all others waiting. "
+        "Default: the suite's devices_per_run, or 1.",
+    ),
+]
 
 
 def run(
@@ -59,35 +83,14 @@ def run(
     tiny: Tiny = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     download: Download = False,
-    retry_diverged: Annotated[
-        bool, typer.Option("--retry-diverged", help="Try runs again whose loss diverged.")
-    ] = False,
-    checkpoint_seconds: Annotated[
-        float,
-        typer.Option(
-            "--checkpoint-seconds",
-            min=0.0,
-            max=86_400.0,
-            help="Save a resume point when the last one is this old; 0: always.",
-        ),
-    ] = 30.0,
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="On a GPU: the same bits each time, in float32 throughout; slower.")
-    ] = False,
-    eager: Annotated[
-        bool, typer.Option("--eager", help="On a GPU: launch kernel by kernel, instead of replaying steps as graphs.")
-    ] = False,
+    retry_diverged: RetryDiverged = False,
+    checkpoint_seconds: CheckpointSeconds = 30.0,
+    deterministic: Deterministic = False,
+    eager: Eager = False,
     track: Annotated[
         Tool | None, typer.Option("--track", help="Show curves there as they grow; each is an extra of the same name.")
     ] = None,
-    devices_per_run: Annotated[
-        str | None,
-        typer.Option(
-            "--devices-per-run",
-            help="Devices that train one run together, or auto: several where one run would keep all others waiting. "
-            "Default: the suite's devices_per_run, or 1.",
-        ),
-    ] = None,
+    devices_per_run: DevicesPerRun = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="demo alone: the part of it that takes about a minute, with a picture.")
     ] = False,
@@ -115,7 +118,7 @@ def run(
         deterministic,
         eager,
         cluster,
-        _devices_per_run(devices_per_run),
+        parse_devices_per_run(devices_per_run),
     )
     with tracking(track, loaded, results) as tracked, progress(loaded, tracked) as on_event:
         failed = run_suites(loaded, options, on_event)
@@ -128,7 +131,7 @@ def run(
     _report_failures(loaded, store, failed)
 
 
-def _devices_per_run(wanted: str | None) -> int | None:
+def parse_devices_per_run(wanted: str | None) -> int | None:
     """The number that is meant; 0 for auto, None for what the suites say. Raises BadInput for anything else."""
     try:
         return (

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -43,6 +44,8 @@ def programs(tmp_path, monkeypatch):
         (["--account", "a\n#SBATCH --array=1-9999"], "write a name"),
         (["--mem", "32 GB"], "'32 GB': write a number with K, M, G or T"),
         (["--results", 'a"b'], "Slurm takes no path with quotes"),
+        (["--devices", "gpu"], "--devices gpu: write auto, cpu, or GPU numbers"),
+        (["--devices-per-run", "half"], "--devices-per-run half: "),
     ],
 )
 def test_what_slurm_would_not_take_is_refused(kdbench, suite_file, tmp_path, options, said):
@@ -81,6 +84,26 @@ def test_the_script_names_everything_from_the_root(kdbench, suite_file, tmp_path
         "--only 'method=kd, ce' --set protocol.epochs=3 --tiny &"
     )
     assert (tmp_path / "my 5%" / "logs").is_dir(), "Slurm starts no task whose log has no folder"
+
+
+def test_tasks_get_the_options_of_run(kdbench, suite_file):
+    """All that say how to train; the others show something, or are of one machine alone."""
+    passed = ["--devices", "0,1", "--jobs-per-device", "2", "--devices-per-run", "2", "--download", "--retry-diverged"]
+    passed += ["--checkpoint-seconds", "60.0", "--deterministic", "--eager"]
+    script = kdbench("slurm", "own.yaml", *passed).stdout
+    (run,) = (line for line in script.splitlines() if line.endswith(" &"))
+    words = {word for word in run.split() if word.startswith("--")}
+    known = set(re.findall(r"--[a-z-]+", kdbench("run", "--help").stdout))
+    assert words >= {word for word in passed if word.startswith("--")}
+    assert " --checkpoint-seconds 60.0 " in run
+    assert known - words - set(re.findall(r"--[a-z-]+", kdbench("slurm", "--help").stdout)) == {
+        "--cluster",
+        "--shard",
+        "--dry-run",
+        "--track",
+        "--quick",
+        "--format",
+    }
 
 
 @pytest.mark.parametrize(

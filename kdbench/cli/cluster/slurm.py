@@ -7,15 +7,27 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from kdbench.catalogue.text import command, shell_line, shorten
 from kdbench.cli.options import Data, Only, Output, Results, Set, Suites, Tiny, Trials, load, print_text, say
+from kdbench.cli.run import (
+    CheckpointSeconds,
+    Deterministic,
+    Devices,
+    DevicesPerRun,
+    Download,
+    Eager,
+    Jobs,
+    RetryDiverged,
+    parse_devices_per_run,
+)
 from kdbench.errors import BadInput
+from kdbench.execution.worker_handle import RunOptions
 from kdbench.suite.load import bundled_suites
 from kdbench.suite.suite import Suite
 from kdbench.suite.yaml_reader import STDIN
@@ -61,13 +73,18 @@ def slurm(
     account: Annotated[str | None, typer.Option("--account", callback=_matching(_NAME, "a name"))] = None,
     results: Results = Path("results"),
     data: Data = Path("data"),
-    jobs_per_device: Annotated[
-        int | None, typer.Option("--jobs-per-device", min=1, max=1024, help="Workers that share a device.")
-    ] = None,
+    devices: Devices = "auto",
+    jobs_per_device: Jobs = None,
+    devices_per_run: DevicesPerRun = None,
     trials: Trials = None,
     only: Only = None,
     settings: Set = None,
     tiny: Tiny = False,
+    download: Download = False,
+    retry_diverged: RetryDiverged = False,
+    checkpoint_seconds: CheckpointSeconds = RunOptions.checkpoint_seconds,
+    deterministic: Deterministic = False,
+    eager: Eager = False,
     output: Output = None,
     submit: Annotated[bool, typer.Option("--submit", help="Give it to sbatch as well.")] = False,
 ) -> None:
@@ -83,12 +100,27 @@ def slurm(
         raise BadInput("a suite on standard input cannot be read again by the tasks: write it to a file")
     loaded = load(suites, [results], trials, only, tiny=tiny, settings=settings)
     run = [sys.executable, "-m", "kdbench", "run", *_references(loaded)]
-    run += ["--results", os.path.abspath(results), "--data", os.path.abspath(data)]
-    run += ["--jobs-per-device", str(jobs_per_device)] if jobs_per_device else []
-    run += ["--trials", str(trials)] if trials else []
-    run += [word for condition in only or () for word in ("--only", condition)]
-    run += [word for setting in settings or () for word in ("--set", setting)]
-    run += ["--tiny"] * tiny
+    if not re.fullmatch(r"auto|cpu|\d+(,\d+)*", devices, re.ASCII):
+        raise BadInput(f"--devices {devices}: write auto, cpu, or GPU numbers such as 0,1")
+    parse_devices_per_run(devices_per_run)
+    run += _options(
+        {
+            "results": os.path.abspath(results),
+            "data": os.path.abspath(data),
+            "devices": devices if devices != RunOptions.devices else None,
+            "jobs-per-device": jobs_per_device,
+            "devices-per-run": devices_per_run,
+            "trials": trials,
+            "only": only,
+            "set": settings,
+            "tiny": tiny,
+            "download": download,
+            "retry-diverged": retry_diverged,
+            "checkpoint-seconds": checkpoint_seconds if checkpoint_seconds != RunOptions.checkpoint_seconds else None,
+            "deterministic": deterministic,
+            "eager": eager,
+        }
+    )
     resources = {
         "partition": partition,
         "account": account,
@@ -106,6 +138,16 @@ def slurm(
     if submit:
         _submit(script)
         say(f"Who works at what: {command('status', str(results))}")
+
+
+def _options(values: Mapping[str, Any]) -> Iterator[str]:
+    """Options as they are typed: those that are None or False are left out, and of several values each is named."""
+    for name, value in values.items():
+        if value is True:
+            yield f"--{name}"
+        elif value is not None and value is not False:
+            for each in value if isinstance(value, list) else [value]:
+                yield from (f"--{name}", str(each))
 
 
 def _references(suites: Sequence[Suite]) -> Iterator[str]:
