@@ -157,18 +157,23 @@ def _absolute(source: ImageSource) -> ImageSource:
     return replace(source, path=str(Path(source.path).resolve()))
 
 
-@contextmanager
-def connected(options: RunOptions, tell: Callable[[str], None]) -> Iterator[Cluster]:
-    """Connect to the cluster at ``options.cluster``: ``local`` (started here), ``auto`` (the one that runs here), HOST:PORT.
-
-    Raises BadInput where Ray is not installed, or there is no cluster.
-    """
+def check_options(options: RunOptions) -> None:
+    """Raise BadInput for options that cannot be met on a cluster."""
     if options.devices not in ("auto", "cpu"):
         raise BadInput(f"--devices {options.devices}: with --cluster write auto or cpu; Ray gives out the GPUs")
     if options.devices_per_run not in (None, 1):
         raise BadInput(
             "--devices-per-run works on the devices of one machine, without --cluster: Ray gives out single GPUs"
         )
+
+
+@contextmanager
+def connected(options: RunOptions, tell: Callable[[str], None]) -> Iterator[Cluster]:
+    """Connect to the cluster at ``options.cluster``: ``local`` (started here), ``auto`` (the one that runs here), HOST:PORT.
+
+    Raises BadInput where Ray is not installed, or there is no cluster.
+    """
+    check_options(options)
     try:
         import ray
         import ray.util.scheduling_strategies
