@@ -10,7 +10,7 @@ import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,13 @@ NODE_SECONDS = 300.0
 
 
 class Cluster:
-    """The slots of a Ray cluster. ``tell`` is called with what the user should know of its nodes."""
+    """The slots of a Ray cluster. ``tell`` is called with what the user should know of its nodes.
 
-    def __init__(self, ray: Any, options: RunOptions, tell: Callable[[str], None]) -> None:
-        self.ray, self.tell = ray, tell
+    Without ``writing`` nothing is put into the results folder to find out which nodes see it.
+    """
+
+    def __init__(self, ray: Any, options: RunOptions, tell: Callable[[str], None], *, writing: bool = True) -> None:
+        self.ray, self.tell, self.writing = ray, tell, writing
         self.options = replace(
             options,
             results=options.results.resolve(),
@@ -91,25 +94,31 @@ class Cluster:
     def _new_nodes(self) -> list[Node]:
         """The nodes that have come since the last look, all looked at at once. One that cannot be used has no slots."""
         fresh = {id: node for id, node in alive(self.ray).items() if id not in self.nodes}
-        token = self.store.root / f".cluster-{secrets.token_hex(6)}"
         if not fresh:
             return []
-        write_text(token, "")
-        try:
+        with self._token() if self.writing else nullcontext("") as token:
             asked = {id: self._ask(id, token) for id in fresh}
             made = [self._node(id, fresh[id], answer) for id, answer in asked.items()]
-        finally:
-            token.unlink(missing_ok=True)
         self.nodes |= {node.id: node for node in made}
         self.node_of |= {slot.name: node for node in made for slot in node.slots}
         return made
 
-    def _ask(self, id: str, token: Path) -> Any:
+    @contextmanager
+    def _token(self) -> Iterator[str]:
+        """The path of a file that the nodes see if they see the results folder."""
+        token = self.store.root / f".cluster-{secrets.token_hex(6)}"
+        write_text(token, "")
+        try:
+            yield str(token)
+        finally:
+            token.unlink(missing_ok=True)
+
+    def _ask(self, id: str, token: str) -> Any:
         paths = [str(path) for path in (*self.options.weights.values(), *self.options.beside.values())]
         paths += [source.path for source in self.options.images.values()]
         paths += [str(self.options.data)] if self.options.data.exists() else []
         look = self.ray.remote(look_at_node).options(num_cpus=0, scheduling_strategy=on_node(self.ray, id))
-        return look.remote(str(token), paths, gpus=self.options.devices != "cpu")
+        return look.remote(token, paths, gpus=self.options.devices != "cpu")
 
     def _node(self, id: str, node: dict[str, Any], answer: Any) -> Node:
         host = str(node["NodeManagerHostname"])
@@ -168,7 +177,7 @@ def check_options(options: RunOptions) -> None:
 
 
 @contextmanager
-def connected(options: RunOptions, tell: Callable[[str], None]) -> Iterator[Cluster]:
+def connected(options: RunOptions, tell: Callable[[str], None], *, writing: bool = True) -> Iterator[Cluster]:
     """Connect to the cluster at ``options.cluster``: ``local`` (started here), ``auto`` (the one that runs here), HOST:PORT.
 
     Raises BadInput where Ray is not installed, or there is no cluster.
@@ -179,11 +188,12 @@ def connected(options: RunOptions, tell: Callable[[str], None]) -> Iterator[Clus
         import ray.util.scheduling_strategies
     except ImportError:
         raise BadInput("--cluster needs Ray: pip install 'kdbench[cluster]'") from None
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
-    address = {"local": {"include_dashboard": False}}.get(options.cluster, {"address": options.cluster})
+    how: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+    if options.cluster == "local":
+        how["include_dashboard"] = False
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**address, **quiet)
+        ray.init(options.cluster, **how)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         raise BadInput(
             f"--cluster {options.cluster}: no Ray cluster can be reached: {last_line(error)}. Write local, auto, or "
@@ -192,6 +202,6 @@ def connected(options: RunOptions, tell: Callable[[str], None]) -> Iterator[Clus
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray's prints its stack, and gives an exit code of its own
     try:
-        yield Cluster(ray, options, tell)
+        yield Cluster(ray, options, tell, writing=writing)
     finally:
         ray.shutdown()

@@ -49,10 +49,10 @@ class NodeFacts:
 
 
 def look_at_node(token: str, paths: Sequence[str], *, gpus: bool) -> NodeFacts:
-    """The facts of the node on which this is called; ``token``: a file in the results folder."""
+    """The facts of the node on which this is called; ``token``: a file in the results folder, or "" where none is wanted."""
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # hidden from tasks that reserve no GPU
     missing = [path for path in paths if not os.path.exists(path)]
-    return NodeFacts(versions(), query_devices(gpus=gpus), os.path.exists(token), missing)
+    return NodeFacts(versions(), query_devices(gpus=gpus), not token or os.path.exists(token), missing)
 
 
 @dataclass

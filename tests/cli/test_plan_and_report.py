@@ -3,8 +3,13 @@
 import csv
 import io
 import json
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
+
+from kdbench.cli import plan
+from kdbench.execution.devices import Slot
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +34,23 @@ def test_plan_as_json(kdbench, suite_file, finished):
     assert facts["idle_share"] == pytest.approx(1 - facts["device_hours"] / (2 * facts["makespan_hours"]))
     assert set(facts["disk_bytes"]) == {"weights", "checkpoints", "logs"}
     assert min(facts["disk_bytes"].values()) > 0
+
+
+def test_plan_on_what_a_cluster_has_now(kdbench, suite_file, tmp_path, monkeypatch):
+    @contextmanager
+    def connected(options, tell, *, writing):
+        tell(f"node n of {options.cluster} is looked at")
+        assert not writing
+        yield SimpleNamespace(slots=lambda: [Slot(f"n:gpu:{n}", "gpu") for n in range(3)])
+
+    monkeypatch.setattr(plan, "connected", connected)
+    on_cluster = kdbench("plan", suite_file, "--json", "--cluster", "head:6379")
+    assert on_cluster.stderr == "node n of head:6379 is looked at\n"
+    assert on_cluster.stdout == kdbench("plan", suite_file, "--json", "--devices", 3, "--on", "gpu").stdout
+    assert not (tmp_path / "results").exists()
+    refused = kdbench("plan", suite_file, "--cluster", "auto", "--devices", 2)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "--devices and --cluster exclude each other" in refused.stderr
 
 
 def test_plan_with_a_measured_speed(kdbench, suite_file, finished):

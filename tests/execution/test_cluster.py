@@ -100,6 +100,14 @@ def test_nodes_of_one_host_have_names_of_their_own(look):
     assert look({"a1": FACTS, "a2": FACTS})[0] == ["a:cpu:0", "a-2:cpu:0"]
 
 
+def test_looking_for_a_plan_writes_nothing(tmp_path):
+    options = RunOptions(results=tmp_path / "r")
+    found = Cluster(FakeRay({"a1": FACTS}), options, print, writing=False).slots()
+    assert [slot.name for slot in found] == ["a:cpu:0"]
+    assert not (tmp_path / "r").exists()
+    assert look_at_node("", [], gpus=False).shares_results
+
+
 def test_without_any_node_nothing_runs(look):
     with pytest.raises(NoDevice, match="no node of the cluster can be used"):
         look({"c1": RuntimeError("gone")})
