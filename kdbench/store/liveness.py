@@ -27,7 +27,12 @@ class Process(NamedTuple):
     @classmethod
     def current(cls) -> Self:
         """This process."""
-        return cls(os.getpid(), socket.gethostname(), _place(), _started(os.getpid()))
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        """A process of this machine."""
+        return cls(pid, socket.gethostname(), _place(), _started(pid))
 
     def ended(self) -> bool:
         """Whether it is certain that the process has ended: it ran here, and it is gone or its number is another's."""

@@ -1,9 +1,12 @@
 """A cluster's nodes as slots, and folders that are mirrored to and from nodes; Ray itself is in test_ray."""
 
 import json
+import os
 import queue
 import shutil
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from types import SimpleNamespace
@@ -260,6 +263,24 @@ def test_a_node_that_clears_its_temporary_folder_takes_no_results_along(tmp_path
     shutil.rmtree(there.root)
     here.write(there.changes())
     assert (record / "result.json").exists()
+
+
+def test_what_killed_seats_left_on_a_node_is_removed_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with subprocess.Popen(["sleep", "60"]) as worker:
+        users = {"dead": [worker.pid], "orphaned": [worker.pid, os.getpid()], "mine": [os.getpid()], "new": None}
+        for name, pids in users.items():
+            (tmp_path / f"kdbench-node-{name}" / "runs").mkdir(parents=True)
+            if pids:
+                node.note_users(tmp_path / f"kdbench-node-{name}", *pids)
+        (tmp_path / "kdbench-node-unreadable").mkdir()
+        (tmp_path / "kdbench-node-unreadable" / "users.json").write_text('{"not": "ours"}')
+        node.remove_abandoned()
+        assert len([*tmp_path.iterdir()]) == 5
+        worker.kill()
+    node.remove_abandoned()
+    left = {path.name.removeprefix("kdbench-node-") for path in tmp_path.iterdir()}
+    assert left == {"orphaned", "mine", "new", "unreadable"}
 
 
 def failure(kind):
