@@ -12,9 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from kdbench.catalogue.text import printable
-from kdbench.cli.options import Data, Json, Only, Results, Set, Shard, Suites, Tiny, Trials, load
+from kdbench.cli.options import Data, Json, Only, Results, Set, Shard, Suites, Tiny, Trials, load, say
 from kdbench.errors import BadInput, BadRecord
+from kdbench.execution.cluster import connected
 from kdbench.execution.simulation import play
+from kdbench.execution.worker_handle import RunOptions
 from kdbench.planning.disk import disk_needed
 from kdbench.planning.plan import Plan, changed_plugins, make_plan, missing_files
 from kdbench.planning.speed import choose, known_speeds
@@ -37,6 +39,12 @@ DevicesPerRun = Annotated[
         "Default: the suite's devices_per_run, or 1.",
     ),
 ]
+Cluster = Annotated[
+    str,
+    typer.Option(
+        "--cluster", help="On the devices that a Ray cluster has now: its HOST:PORT, auto (the one here) or local."
+    ),
+]
 On = Annotated[str, typer.Option("--on", help="What to estimate for: cpu, gpu, or part of a measured device's name.")]
 
 
@@ -46,6 +54,7 @@ def plan(
     data: Data = Path("data"),
     devices: Devices = 1,
     per_run: DevicesPerRun = None,
+    cluster: Cluster = "",
     on: On = "",
     trials: Trials = None,
     only: Only = None,
@@ -56,6 +65,12 @@ def plan(
 ) -> None:
     """Show what would run: teachers, cohorts, runs, hours. Nothing is trained."""
     loaded = load(suites, [results], trials, only, tiny=tiny, settings=settings, shard=shard)
+    if cluster:
+        if devices > 1:
+            raise BadInput("--devices and --cluster exclude each other: a cluster says how many devices it has")
+        with connected(RunOptions(results, data, cluster=cluster), say, writing=False) as there:
+            slots = there.slots()
+        devices, on = len(slots), on or slots[0].kind
     facts = summarise(loaded, results, devices, parse_devices_per_run(per_run), on, data=data)
     if json_output:
         typer.echo(json.dumps(facts, indent=1))

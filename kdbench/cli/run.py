@@ -55,6 +55,22 @@ ClusterOption = Annotated[
     ),
 ]
 Download = Annotated[bool, typer.Option("--download", help="Fetch data sets and published weights that are missing.")]
+RetryDiverged = Annotated[bool, typer.Option("--retry-diverged", help="Try runs again whose loss diverged.")]
+CheckpointSeconds = Annotated[
+    float,
+    typer.Option(
+        "--checkpoint-seconds",
+        min=0.0,
+        max=86_400.0,
+        help="Save a resume point when the last one is this old; 0: always.",
+    ),
+]
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="On a GPU: the same bits each time, in float32 throughout; slower.")
+]
+Eager = Annotated[
+    bool, typer.Option("--eager", help="On a GPU: launch kernel by kernel, instead of replaying steps as graphs.")
+]
 
 
 def run(
@@ -71,24 +87,10 @@ def run(
     tiny: Tiny = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     download: Download = False,
-    retry_diverged: Annotated[
-        bool, typer.Option("--retry-diverged", help="Try runs again whose loss diverged.")
-    ] = False,
-    checkpoint_seconds: Annotated[
-        float,
-        typer.Option(
-            "--checkpoint-seconds",
-            min=0.0,
-            max=86_400.0,
-            help="Save a resume point when the last one is this old; 0: always.",
-        ),
-    ] = 30.0,
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="On a GPU: the same bits each time, in float32 throughout; slower.")
-    ] = False,
-    eager: Annotated[
-        bool, typer.Option("--eager", help="On a GPU: launch kernel by kernel, instead of replaying steps as graphs.")
-    ] = False,
+    retry_diverged: RetryDiverged = False,
+    checkpoint_seconds: CheckpointSeconds = 30.0,
+    deterministic: Deterministic = False,
+    eager: Eager = False,
     track: Annotated[
         Tool | None, typer.Option("--track", help="Show curves there as they grow; each is an extra of the same name.")
     ] = None,

@@ -28,7 +28,12 @@ class Process(NamedTuple):
     @classmethod
     def current(cls) -> Self:
         """This process."""
-        return cls(os.getpid(), socket.gethostname(), _place(), _started(os.getpid()))
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        """A process of this machine."""
+        return cls(pid, socket.gethostname(), _place(), _started(pid))
 
     @property
     def machine(self) -> str:

@@ -3,8 +3,13 @@
 import csv
 import io
 import json
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
+
+from kdbench.cli import plan
+from kdbench.execution.devices import Slot
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +52,23 @@ def test_plan_with_several_devices_in_a_run(kdbench, suite_file):
     dry = kdbench("run", suite_file, "--dry-run", "--devices-per-run", "2").stdout
     assert "on 2 devices" in dry
     assert "Jobs on several devices: 2 on 2; the others on one." in dry
+
+
+def test_plan_on_what_a_cluster_has_now(kdbench, suite_file, tmp_path, monkeypatch):
+    @contextmanager
+    def connected(options, tell, *, writing):
+        tell(f"node n of {options.cluster} is looked at")
+        assert not writing
+        yield SimpleNamespace(slots=lambda: [Slot(f"n:gpu:{n}", "gpu") for n in range(3)])
+
+    monkeypatch.setattr(plan, "connected", connected)
+    on_cluster = kdbench("plan", suite_file, "--json", "--cluster", "head:6379")
+    assert on_cluster.stderr == "node n of head:6379 is looked at\n"
+    assert on_cluster.stdout == kdbench("plan", suite_file, "--json", "--devices", 3, "--on", "gpu").stdout
+    assert not (tmp_path / "results").exists()
+    refused = kdbench("plan", suite_file, "--cluster", "auto", "--devices", 2)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "--devices and --cluster exclude each other" in refused.stderr
 
 
 def test_plan_with_a_measured_speed(kdbench, suite_file, finished):
