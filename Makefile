@@ -1,8 +1,9 @@
 # Every target sets up .venv first, if it is missing or older than pyproject.toml or constraints.txt.
 #   make demo    train the demonstration grid and print its table
 #   make test    run the tests but the slow ones; ARGS="tests/models" some of them
-#   make test-all  run all tests
-#   make test-cluster  install Ray and Slurm, where they are missing (Slurm on Debian, as root), and train on both
+#   make test-all  run all tests; those on Ray and Slurm are skipped where these are missing
+#   make cluster   install Ray, and Slurm on Debian as root
+#   make test-cluster  install both and train on them
 #   make fuzz    try suites, records, weights and archives that hypothesis makes up, for long; ARGS="-k suites" some of them
 #   make docs    build the documentation into .venv/site, strictly: broken links and undocumented keys are errors
 #   make bench   measure steps, streams, saves, start-up and reports; PEER=FOLDER RepDistiller beside; ARGS="--quick" tries it
@@ -16,8 +17,10 @@ KDBENCH := $(VENV)/bin/kdbench
 export MALLOC_TRIM_THRESHOLD_ := 1073741824
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
 export GOMP_SPINCOUNT := 10000
+# Compiled modules are kept: otherwise each process that a test starts compiles kdbench anew.
+export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-all test-cluster fuzz lint docs smoke tiny bench bench-tables clean
+.PHONY: demo test test-all cluster test-cluster fuzz lint docs smoke tiny bench bench-tables clean
 
 demo: $(READY)
 	$(KDBENCH) run demo
@@ -30,12 +33,13 @@ test: $(READY)
 test-all: $(READY)
 	$(PYTEST) $(ARGS)
 
-CLUSTER := tests/execution/test_ray.py tests/cli/test_slurm.py
-test-cluster: $(READY)
+cluster: $(READY)
 	command -v slurmctld > /dev/null || (apt-get update -qq && apt-get install -qq --yes --no-install-recommends slurmctld slurmd \
 	slurm-client munge > /dev/null) || echo "Slurm cannot be installed here: its test is skipped"
 	$(VENV)/bin/python -c 'import ray' 2> /dev/null || $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster]'
-	$(PYTEST) $(CLUSTER) -rs $(ARGS)
+
+test-cluster: cluster
+	$(PYTEST) tests/execution/test_ray.py tests/cli/test_slurm.py -rs $(ARGS)
 
 fuzz: $(READY)
 	KDBENCH_FUZZ=fuzz $(PYTEST) tests/fuzz $(ARGS)
@@ -51,6 +55,7 @@ docs: $(READY)
 
 smoke: $(READY)
 	$(KDBENCH) run smoke --results $(VENV)/smoke
+	$(VENV)/bin/python .ci/tables.py $(VENV)/smoke smoke
 
 # All suites in one go, from nothing: what several share is trained once. Their tables and the progress go to files.
 SUITES ?= $(patsubst suites/%.yaml,%,$(wildcard suites/*.yaml))
@@ -59,7 +64,7 @@ tiny: $(READY)
 	@rm -rf $(TINY) && mkdir -p $(TINY)
 	@$(KDBENCH) run $(SUITES) --tiny --devices cpu --checkpoint-seconds 600 --results $(TINY) > $(TINY)/tables.txt 2> $(TINY)/progress.txt; \
 	code=$$?; if [ $$code -ne 0 ]; then tail -n 20 $(TINY)/progress.txt >&2; fi; \
-	$(VENV)/bin/python .ci/tiny.py $(TINY) $(SUITES) && exit $$code
+	$(VENV)/bin/python .ci/tables.py --tiny $(TINY) $(SUITES) && exit $$code
 
 bench: $(READY)
 	$(VENV)/bin/python benchmarks/bench.py $(if $(PEER),--peer $(PEER)) $(ARGS)

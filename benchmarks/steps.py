@@ -41,7 +41,7 @@ from kdbench.suite.specs import Adapter, DatasetSpec, Preprocessing, Pretraining
 from kdbench.training.build import new_network, on_device, student_trainer
 from kdbench.training.checkpoint import as_safetensors, save_checkpoint
 from kdbench.training.loop import Callbacks, EpochTimer, train_epoch
-from kdbench.training.replay import Replay, why_eager
+from kdbench.training.replay import Replay, batches_at_once, why_eager
 from kdbench.training.teacher import FrozenTeacher
 from kdbench.training.trainer import Trainer
 
@@ -102,7 +102,9 @@ class Setup:
         """What replays the steps of trainers that train together, as it does in a worker; None where nothing does."""
         if self.eager or why_eager(self.device):
             return None
-        return Replay(self.device, self.batch, partial(print, file=sys.stderr))
+        shapes = measure_shapes(new_network(self.teacher, CIFAR, None, "teacher"), CIFAR.image_size)
+        at_once = min(self.steps, batches_at_once(shapes, self.batch))
+        return Replay(self.device, self.batch, partial(print, file=sys.stderr), at_once)
 
     def synchronise(self) -> None:
         if self.device.type == "cuda":

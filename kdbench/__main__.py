@@ -28,7 +28,7 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
-        say(error)
+        say(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

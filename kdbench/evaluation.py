@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +22,15 @@ class Scores:
 
 
 @torch.no_grad()
-def measure(networks: Sequence[nn.Module], test: Iterable[tuple[Tensor, Tensor]]) -> list[Scores]:
-    """Test several networks in one pass over the test set. They are left in eval mode."""
+def measure(
+    networks: Sequence[nn.Module],
+    test: Iterable[tuple[Tensor, Tensor]],
+    add_up: Callable[[list[int]], list[int]] = list,
+) -> list[Scores]:
+    """Test several networks in one pass over the test set. They are left in eval mode.
+
+    add_up: where ``test`` is a part of the set, adds counts to those of the other parts
+    """
     if not networks:
         return []
     for network in networks:
@@ -34,8 +41,10 @@ def measure(networks: Sequence[nn.Module], test: Iterable[tuple[Tensor, Tensor]]
         count += len(labels)
         for index, network in enumerate(networks):
             totals[index] = totals[index] + count_hits(network(images).logits, labels)
-    hits = [total.tolist() if isinstance(total, Tensor) else [0, 0] for total in totals]
-    return [Scores(100 * first / count, 100 * fifth / count) for first, fifth in hits]
+    own = [hits for total in totals for hits in (total.tolist() if isinstance(total, Tensor) else (0, 0))]
+    *hits, count = add_up([*own, count])
+    pairs = zip(hits[::2], hits[1::2], strict=True)
+    return [Scores(100 * first / count, 100 * fifth / count) for first, fifth in pairs]
 
 
 def count_hits(logits: Tensor, labels: Tensor) -> Tensor:

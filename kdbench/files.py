@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Callable
 from contextlib import suppress
@@ -131,6 +132,24 @@ def quarantine(path: Path) -> Path:
             path.rename(target)
             return target
     raise OSError(f"{path}: too many damaged copies")
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder: renamed first, so that no half of it is ever seen. Raises OSError.
+
+    A file that is still open stays on NFS under a name of its own (``.nfs…``), and with it the renamed folder, as if this
+    process had been killed here.
+    """
+    going = path.with_name(f".{path.name.strip('.')}.{secrets.token_hex(6)}.tmp")
+    path.rename(going)
+    shutil.rmtree(going, ignore_errors=True)
+    try:
+        shutil.rmtree(going)  # tells why, if anything is left
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+            raise
 
 
 def _sync_folder(folder: Path) -> None:

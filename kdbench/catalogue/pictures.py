@@ -39,6 +39,7 @@ KINDS: dict[str, PictureKind] = {
     "scatter": _kind("measured against published numbers"),
     "cd": _kind("mean ranks with the critical difference"),
     "attention": _kind("SemCKD's attention between layers"),
+    "class-accuracy": _kind("accuracy by class, of teacher and students", networks=True),
     "correlation": _kind("difference of the class correlations of student and teacher", networks=True),
     "similarity": _kind("CKA of the layers of student and teacher", networks=True),
     "confusion": _kind("the answers of teacher and students by true class", networks=True),

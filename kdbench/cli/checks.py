@@ -137,7 +137,9 @@ def doctor(results: Results = Path("results"), data: Data = Path("data")) -> Non
     problems += _check_devices()
     try:
         temporary_folder()
-        for trouble in Store(results).check_writable():
+        store = Store(results)
+        store.check_writable()
+        for trouble in store.leases():
             _line(False, trouble, optional=True)
         _line(True, f"results go to {results.resolve()} ({shutil.disk_usage(results).free / 2**30:,.0f} GiB free)")
     except KdbenchError as error:

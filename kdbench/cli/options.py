@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from kdbench.catalogue.text import printable, shorten
+from kdbench.child import answer
 from kdbench.cli.completion import complete_only, complete_suites
 from kdbench.errors import BadInput, KdbenchError
 from kdbench.suite.selection import select
@@ -138,7 +140,10 @@ def load(
     settings: Sequence[str] | None = None,
     shard: str | None = None,
 ) -> list[Suite]:
-    """Load the selected part of suites. Suites, weights and modules that are gone are those kept with the results."""
+    """Load the selected part of suites; empty, with a message, where a shard has none of their runs.
+
+    Suites, weights and modules that are gone are those kept with the results.
+    """
     from kdbench.store.store import Store
     from kdbench.store.suites import ArchivedFiles, find_kept
     from kdbench.suite.load import bundled_suites, load_suites
@@ -159,7 +164,9 @@ def load(
     if shard:
         from kdbench.planning import shards
 
-        return shards.shard(selected, *map(int, shard.split("/")))
+        selected = shards.shard(selected, *map(int, shard.split("/")))
+        if not selected:
+            say(f"--shard {shard}: holds no run, for there are fewer runs than parts: there is nothing to do")
     return selected
 
 
@@ -188,6 +195,12 @@ def plots_module(module: str) -> Any:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
         raise BadInput("pictures need matplotlib, which cannot be imported: pip install 'kdbench[plots]'") from None
+
+
+def networks_of(data: Path) -> Callable[[dict[str, Any]], Any]:
+    """What ``kdbench.deployment.views`` answers of finished networks, on the data sets below a folder."""
+    code = "from kdbench.deployment.views import print_views\nprint_views()"
+    return lambda request: json.loads(answer(code, {**request, "data": str(data)}, "the networks cannot be shown"))
 
 
 class _Output(io.FileIO):

@@ -12,21 +12,38 @@ from typing import Annotated, Any
 import typer
 
 from kdbench.catalogue.text import printable
-from kdbench.cli.options import Data, Json, Only, Results, Set, Shard, Suites, Tiny, Trials, load
-from kdbench.errors import BadRecord
+from kdbench.cli.options import Data, Json, Only, Results, Set, Shard, Suites, Tiny, Trials, load, say
+from kdbench.errors import BadInput, BadRecord
+from kdbench.execution.cluster import connected
 from kdbench.execution.simulation import play
+from kdbench.execution.worker_handle import RunOptions
 from kdbench.planning.disk import disk_needed
 from kdbench.planning.plan import Plan, changed_plugins, make_plan, missing_files
 from kdbench.planning.speed import choose, known_speeds
 from kdbench.store.store import Store
 from kdbench.suite.methods import plugin_folders
+from kdbench.suite.schema import device_count
 from kdbench.suite.specs import stage_label
-from kdbench.suite.suite import Suite, measurement_specs, run_specs
+from kdbench.suite.suite import Suite, devices_per_run, measurement_specs, run_specs
 
 
 Devices = Annotated[
     int,
     typer.Option("--devices", "--slots", min=1, max=10_000, help="Devices, or shares of them, that run a job each."),
+]
+DevicesPerRun = Annotated[
+    str | None,
+    typer.Option(
+        "--devices-per-run",
+        help="Devices that train one run together, or auto: several where one run would keep all others waiting. "
+        "Default: the suite's devices_per_run, or 1.",
+    ),
+]
+Cluster = Annotated[
+    str,
+    typer.Option(
+        "--cluster", help="On the devices that a Ray cluster has now: its HOST:PORT, auto (the one here) or local."
+    ),
 ]
 On = Annotated[str, typer.Option("--on", help="What to estimate for: cpu, gpu, or part of a measured device's name.")]
 
@@ -36,6 +53,8 @@ def plan(
     results: Results = Path("results"),
     data: Data = Path("data"),
     devices: Devices = 1,
+    per_run: DevicesPerRun = None,
+    cluster: Cluster = "",
     on: On = "",
     trials: Trials = None,
     only: Only = None,
@@ -46,27 +65,48 @@ def plan(
 ) -> None:
     """Show what would run: teachers, cohorts, runs, hours. Nothing is trained."""
     loaded = load(suites, [results], trials, only, tiny=tiny, settings=settings, shard=shard)
-    facts = summarise(loaded, results, devices, on, data=data)
+    if cluster:
+        if devices > 1:
+            raise BadInput("--devices and --cluster exclude each other: a cluster says how many devices it has")
+        with connected(RunOptions(results, data, cluster=cluster), say, writing=False) as there:
+            slots = there.slots()
+        devices, on = len(slots), on or slots[0].kind
+    facts = summarise(loaded, results, devices, parse_devices_per_run(per_run), on, data=data)
     if json_output:
         typer.echo(json.dumps(facts, indent=1))
     else:
         typer.echo(printable(describe(facts)))
 
 
+def parse_devices_per_run(wanted: str | None) -> int | None:
+    """The number that is meant; 0 for auto, None for what the suites say. Raises BadInput for anything else."""
+    try:
+        return (
+            None if wanted is None else device_count(int(wanted) if wanted.isascii() and wanted.isdigit() else wanted)
+        )
+    except ValueError as error:
+        raise BadInput(f"--devices-per-run {wanted}: {error}") from None
+
+
 _KINDS = {"probe": "linear probe", "similarity": "similarity"}
 
 
-def summarise(suites: Sequence[Suite], results: Path, devices: int, on: str = "", *, data: Path) -> dict[str, Any]:
-    """A plan as JSON-ready facts. Hours come from speeds measured in the results folder, or kept from others, or assumed."""
+def summarise(
+    suites: Sequence[Suite], results: Path, devices: int, per_run: int | None = None, on: str = "", *, data: Path
+) -> dict[str, Any]:
+    """A plan as JSON-ready facts. Hours come from speeds measured in the results folder, or kept from others, or assumed.
+
+    ``per_run`` devices train one run together; 0: as many as the scheduler finds worthwhile, None: what the suites say.
+    """
+    per_run = devices_per_run(suites) if per_run is None else per_run
     store = Store(results)
     specs = run_specs(suites)
     plugin_folders(specs)
     plan = make_plan(specs, store, measurements=measurement_specs(suites))
     precisions = Counter(run.recipe.precision for cohort in plan.cohorts for run in cohort.runs)
     speed = choose(known_speeds(store), on, max(precisions, key=precisions.__getitem__, default="fp32"))
-    played = play(plan, devices, speed)
-    plan = plan.split_for(devices, speed)
-    hours = speed.seconds(plan.work) / 3600
+    played = play(plan, devices, speed, devices_per_run=per_run)
+    plan = plan.split_for(max(1, devices // max(1, per_run)), speed)
     return {
         "runs": plan.runs,
         "runs_settled": plan.runs_done,
@@ -86,10 +126,12 @@ def summarise(suites: Sequence[Suite], results: Path, devices: int, on: str = ""
         "measurements": [f"{_KINDS[spec.kind]} on {spec.dataset.name}" for spec in plan.measurements],
         "measurements_done": plan.measurements_done,
         "devices": devices,
+        "devices_per_run": per_run or "auto",
+        "jobs_on_several_devices": {str(width): count for width, count in sorted(played.widths.items()) if width > 1},
         "device": speed.kind,
         "device_name": speed.device,
         "speed": {"precision": speed.precision, "records": speed.records, "error": speed.error},
-        "device_hours": hours,
+        "device_hours": played.trained / 3600,
         "device_hours_without_cohorts": speed.seconds(plan.work_alone) / 3600,
         "makespan_hours": played.makespan / 3600,
         "idle_share": played.idle_share,
@@ -132,6 +174,9 @@ def describe(facts: dict[str, Any]) -> str:
         several = f"{facts['devices']} devices, which are idle for {facts['idle_share']:.0%} of it"
         where = several if facts["devices"] > 1 else "one device"
         lines.append(f"done after {duration(facts['makespan_hours'])} on {where}. Speed: {facts['estimate']}.")
+        if widths := facts["jobs_on_several_devices"]:
+            each = ", ".join(f"{count} on {width}" for width, count in widths.items())
+            lines.append(f"Jobs on several devices: {each}; the others on one.")
         disk = {name: _size(count) for name, count in facts["disk_bytes"].items()}
         lines.append(
             f"Disk: {disk['weights']} of weights, {disk['logs']} of logs, up to {disk['checkpoints']} of checkpoints."

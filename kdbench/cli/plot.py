@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,8 @@ import typer
 
 from kdbench.catalogue.pictures import KINDS, PaperFigure, paper_figure
 from kdbench.catalogue.text import nearest, shell_line
-from kdbench.child import answer
 from kdbench.cli.completion import complete_figures, complete_methods, complete_pictures
-from kdbench.cli.options import Data, Only, Set, Tiny, Trials, path, plots_module, say
+from kdbench.cli.options import Data, Only, Set, Tiny, Trials, networks_of, path, plots_module, say
 from kdbench.cli.report import Folders, load
 from kdbench.errors import BadInput, KdbenchError, message_of
 from kdbench.suite.load import bundled_suites
@@ -82,7 +80,7 @@ def plot(
         list[str] | None,
         typer.Option(
             "--metric",
-            help="curves: what is drawn, such as top1, loss, terms.kd; may be repeated. cost: seconds or macs. bars: probe.",
+            help="curves: what is drawn: top1, train_error, terms.kd …; may be repeated. cost: seconds or macs. bars: probe.",
         ),
     ] = None,
     over: Annotated[
@@ -125,15 +123,10 @@ def plot(
     loaded, stores = load(wanted.suites, results, trials, [*wanted.only, *(only or ())], tiny=tiny, settings=settings)
     if wanted.figure:
         loaded = _methods_of(wanted.figure, loaded)
-
-    def ask(request: dict[str, Any]) -> Any:
-        code = "from kdbench.deployment.views import print_views\nprint_views()"
-        return json.loads(answer(code, {**request, "data": str(data)}, "the networks cannot be shown"))
-
     train = ["kdbench", "run", *[suite.name if suite.name in bundled_suites() else suite.file for suite in loaded]]
     train += [part for each in wanted.only for part in ("--only", each)] + ["--tiny"] * tiny
     train += ["--results", str(stores[0].root)] if results else []
-    picture = _draw(wanted, loaded, stores, ask, f"Train what is missing: {shell_line(train)}")
+    picture = _draw(wanted, loaded, stores, networks_of(data), f"Train what is missing: {shell_line(train)}")
     written = style.write(picture, output)
     say(f"written to {' and '.join(map(str, written))}")
 

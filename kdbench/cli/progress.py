@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from kdbench.catalogue.text import one_line, printable
+from kdbench.catalogue.text import printable
 from kdbench.cli.options import heard_or_not, say
 from kdbench.cli.plan import duration
 from kdbench.execution.heartbeats import label_of, title_of
@@ -24,25 +25,33 @@ from kdbench.suite.suite import Suite
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from kdbench.cli.display import Frame, LiveDisplay
     from kdbench.datafiles.download import ProgressReporter
 
 
-PLAIN_SECONDS = 10.0
+PLAIN_SECONDS, LONGEST_PLAIN_SECONDS = 10.0, 600.0
+"""Between two plain lines of progress: a tenth of the time so far, within these."""
 
-WIDEST = 100
-"""Columns of the display, so that numbers stay near their labels on a wide terminal."""
+LONGEST_FORECAST = 365 * 86_400.0
+"""Seconds left beyond which a forecast from the pace so far means nothing."""
 
 
 @dataclass
 class NetworkProgress(NetworkAt):
-    """One network in training, and what its whole training costs, in multiply-accumulates."""
+    """One network in training, and what its whole training costs, in multiply-accumulates.
+
+    ``earlier`` is what was trained before this session, ``trained`` all so far.
+    """
 
     cost: float = 0.0
+    trained: float = 0.0
+    earlier: float = 0.0
+    failed: bool = False
 
-    def reach(self, event: dict[str, Any]) -> float:
-        """Take note of what an event tells of its training; returns the cost so far."""
+    def reach(self, event: dict[str, Any]) -> None:
+        """Take note of what an event tells of its training."""
         self.advance(event)
-        return self.cost * (self.epoch + self.share + self.initial_epochs) / (self.epochs + self.initial_epochs)
+        self.trained = self.cost * self.part
 
 
 @dataclass
@@ -52,46 +61,34 @@ class SlotStatus:
     title: str
     ids: list[str]
     speed: float = 0.0
-    printed: float = 0.0
-
-
-@dataclass
-class Totals:
-    """Progress of a plan, in multiply-accumulates and in runs; ``earlier`` is what a previous session had trained."""
-
-    total: float
-    runs: int
-    done: dict[str, float] = field(default_factory=dict)
-    finished: int = 0
-    failed: int = 0
-    started: float = field(default_factory=time.monotonic)
-    earlier: dict[str, float] = field(default_factory=dict)
-
-    def left(self) -> str:
-        """The time left, from the pace so far."""
-        done = sum(self.done.values())
-        fresh = done - sum(self.earlier.values())
-        elapsed = time.monotonic() - self.started
-        if fresh <= 0 or elapsed < 2:
-            return "time left unknown"
-        hours = (self.total - done) * elapsed / fresh / 3600
-        return f"about {duration(max(0.0, hours))} left"
 
 
 class RunProgress:
-    """Shows what a pool does: ``listen`` takes its events. ``on_interrupt`` tells what Ctrl-C does."""
+    """Shows what a pool does: ``listen`` takes its events. ``on_interrupt`` tells what Ctrl-C does.
 
-    def __init__(self, suites: Sequence[Suite], on_interrupt: str = "save and stop") -> None:
+    ``clock`` gives seconds since the epoch; times are those of the day where the command runs.
+    """
+
+    def __init__(
+        self,
+        suites: Sequence[Suite],
+        on_interrupt: str = "save and stop",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.on_interrupt = on_interrupt
+        self.clock = clock
         self.labels = {run.id: run.label for suite in suites for run in suite.runs}
-        self.live: Any = None
+        self.live: LiveDisplay | None = None
+        self.started = clock()
+        self.printed = 0.0
         self._planned(Plan((), (), 0, 0))
 
     def _planned(self, plan: Plan) -> None:
         runs = [run for cohort in plan.cohorts for run in cohort.runs]
         self.networks = {spec.id: self._network(spec) for spec in (*plan.teachers, *runs, *plan.measurements)}
-        self.counted = {run.id for run in runs}
-        self.totals = Totals(sum(network.cost for network in self.networks.values()), plan.runs)
+        self.unfinished = {run.id for run in runs}
+        self.runs = plan.runs
+        self.begun = self.clock()
         self.slots: dict[str, SlotStatus] = {}
         self.resumed: set[str] = set()
 
@@ -105,13 +102,15 @@ class RunProgress:
         return NetworkProgress(label_of(spec, self.labels), cost=work.macs)
 
     def _show(self) -> None:
-        if sys.stderr.isatty() and not self.live:
-            from rich.console import Console
-            from rich.live import Live
+        if not sys.stderr.isatty() or self.live:
+            return
+        from kdbench.cli.display import Display, LiveDisplay
 
-            self.live = Live(console=Console(stderr=True), get_renderable=self._render, refresh_per_second=4)
+        live = LiveDisplay(Display(self.frame))
+        if live.console.is_interactive:
+            self.live = live
             with heard_or_not():
-                self.live.start()
+                live.start()
 
     def close(self) -> None:
         """End the display."""
@@ -123,8 +122,7 @@ class RunProgress:
         """Print one line above the display."""
         text = printable(text)
         if self.live:
-            with heard_or_not():
-                self.live.console.print(text, markup=False, highlight=False)
+            self.live.say(text)
         else:
             say(text)
 
@@ -143,9 +141,7 @@ class RunProgress:
             case "finished":
                 self._finished(event)
             case "failed":
-                self.totals.failed += 1
-                network = self.networks.get(event["id"])
-                self.say(f"FAILED {network.label if network else event['id']}: {event['reason']}")
+                self._failed(event)
             case "message":
                 self.say(event["text"])
             case "done" | "unusable" | "exit":
@@ -166,74 +162,107 @@ class RunProgress:
 
     def _trained(self, slot: str, event: dict[str, Any]) -> None:
         network = self.networks[event["id"]]
-        self.totals.done[event["id"]] = network.reach(event)
+        network.reach(event)
         if event["id"] in self.resumed:
             self.resumed.remove(event["id"])
             if network.share:  # nearly all of it was there before: only the loop knows what share that is
-                self.totals.earlier[event["id"]] = self.totals.done[event["id"]]
-        work = self.slots.get(slot)
-        if work is None:
+                network.earlier = network.trained
+        if job := self.slots.get(slot):
+            job.speed = event["images_per_second"]
+            if not self.live:
+                self._print_progress(slot, job, network)
+
+    def _print_progress(self, slot: str, job: SlotStatus, network: NetworkProgress) -> None:
+        """A plain line, where the last one is long enough ago: the longer the work takes, the rarer."""
+        now = self.clock()
+        if now - self.printed < min(max(PLAIN_SECONDS, (now - self.started) / 10), LONGEST_PLAIN_SECONDS):
             return
-        work.speed = event["images_per_second"]
-        now = time.monotonic()
-        if not self.live and (now - work.printed > PLAIN_SECONDS):
-            work.printed = now
-            loss = f", loss {network.loss:.3f}" if network.loss is not None else ""
-            top1 = f", top-1 {network.top1:.2f}" if network.top1 is not None else ""
-            where = f"epoch {network.place}{loss}{top1}, {work.speed:,.0f} images/s"
-            self.say(f"[{slot}] {work.title}: {where}; {self._summary()}")
+        self.printed = now
+        loss = f", loss {network.loss:.3f}" if network.loss is not None else ""
+        top1 = f", top-1 {network.test}" if network.top1 is not None else ""
+        where = f"epoch {network.place}{loss}{top1}, {job.speed:,.0f} images/s"
+        self.say(f"[{slot}] {job.title}: {where}; {self.reached()}, {self.times()}")
 
     def _resumed(self, event: dict[str, Any]) -> None:
         network = self.networks[event["id"]]
         self.resumed.add(event["id"])
-        if earlier := network.reach(event):
-            self.totals.earlier[event["id"]] = earlier
+        network.reach(event)
+        network.earlier = network.trained
         self.say(f"{network.label}: {event['text']}")
 
     def _finished(self, event: dict[str, Any]) -> None:
         network = self.networks[event["id"]]
-        self.totals.done[event["id"]] = network.cost
-        self.totals.finished += event["id"] in self.counted
+        network.trained, network.failed = network.cost, False
+        self.unfinished.discard(event["id"])
         if not self.live:
             top1 = f": top-1 {event['top1']:.2f}" if event["top1"] is not None else ""
             self.say(f"finished {network.label}{top1}")
 
-    def _summary(self) -> str:
-        runs = [f"{self.totals.finished} of {self.totals.runs} runs"] if self.totals.runs else []
-        failed = [f"{self.totals.failed} failed"] if self.totals.failed else []
-        return ", ".join([*runs, *failed, self.totals.left()])
+    def _failed(self, event: dict[str, Any]) -> None:
+        network = self.networks.setdefault(event["id"], NetworkProgress(event["id"]))
+        network.failed = True
+        self.say(f"FAILED {network.label}: {event['reason']}")
 
-    def _render(self) -> Any:
-        """A line for each slot and each network: what is too long for the terminal is cut, so that nothing wraps."""
-        from rich.console import Group
-        from rich.constrain import Constrain
-        from rich.table import Table
-        from rich.text import Text
+    @property
+    def share(self) -> float:
+        """How much of the work is done, from 0 to 1; what is left of networks that have failed is no work."""
+        return self._trained_macs / total if (total := self._total_macs) else 0.0
 
-        def line(left: Text, *right: Text) -> Table:
-            table = Table.grid(padding=(0, 2), expand=True)
-            table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
-            for text in right:
-                table.add_column(min_width=len(text), justify="right", no_wrap=True)
-            table.add_row(left, *right)
-            return table
+    @property
+    def _known(self) -> list[NetworkProgress]:
+        return [*self.networks.values()]  # the display's thread reads while others may come
 
-        lines = []
-        for slot, work in sorted(self.slots.items()):
-            title = Text(one_line(f"[{slot}] {work.title}"), style="bold")
-            lines.append(line(title, Text(f"{work.speed:,.0f} images/s")))
-            for id in work.ids[:20]:
-                network = self.networks[id]
-                loss = f"loss {network.loss:.3f}" if network.loss is not None else ""
-                top1 = f"top-1 {network.top1:.2f}" if network.top1 is not None else ""
-                label = Text("  " + one_line(network.label))
-                lines.append(
-                    line(label, Text(network.place, style="cyan"), Text(f"{loss:10}"), Text(f"{top1:11}", "green"))
-                )
-            if len(work.ids) > 20:
-                lines.append(line(Text(f"  … and {len(work.ids) - 20} more", style="dim")))
-        keys = Text(f"Ctrl-C: {self.on_interrupt}", style="dim")
-        return Constrain(Group(*lines, line(Text(self._summary(), style="bold cyan"), keys)), WIDEST)
+    @property
+    def _trained_macs(self) -> float:
+        return sum(network.trained for network in self._known)
+
+    @property
+    def _total_macs(self) -> float:
+        return sum(network.trained if network.failed else network.cost for network in self._known)
+
+    def reached(self) -> str:
+        """``42%, 5 of 12 runs, 1 failed``: how far the work is."""
+        runs = [f"{self.runs - len(self.unfinished)} of {self.runs} runs"] if self.runs else []
+        failed = sum(network.failed for network in self._known)
+        return ", ".join([f"{int(100 * self.share)}%", *runs, *([f"{failed} failed"] if failed else [])])
+
+    def frame(self) -> Frame:
+        """What the display shows now."""
+        from kdbench.cli.display import Frame
+
+        jobs = []
+        for slot, job in sorted([*self.slots.items()]):
+            networks = [self.networks[id] for id in job.ids]
+            jobs.append((slot, job.speed, [network for network in networks if not network.failed]))
+        return Frame(jobs, self.share, self.reached(), self.times(), f"Ctrl-C: {self.on_interrupt}")
+
+    def elapsed(self) -> str:
+        """``4 min``, since the display began."""
+        return duration((self.clock() - self.started) / 3600)
+
+    def times(self) -> str:
+        """``4 min elapsed, about 3 min left, ends 14:32``, from the pace so far."""
+        now, elapsed = self.clock(), f"{self.elapsed()} elapsed"
+        left = self._seconds_left(now)
+        if left is None:
+            return f"{elapsed}, time left unknown"
+        return f"{elapsed}, about {duration(left / 3600)} left, ends {time_of_day(now + left, now)}"
+
+    def _seconds_left(self, now: float) -> float | None:
+        fresh = self._trained_macs - sum(network.earlier for network in self._known)
+        elapsed = now - self.begun
+        if fresh <= 0 or elapsed < 2:
+            return None
+        left = (self._total_macs - self._trained_macs) * elapsed / fresh
+        return left if left < LONGEST_FORECAST else None
+
+
+def time_of_day(moment: float, now: float) -> str:
+    """A moment in seconds since the epoch as ``14:32``, with the day where that is not today's: ``Sun 6 Dec 14:32``."""
+    at, today = datetime.fromtimestamp(moment), datetime.fromtimestamp(now)
+    days = (at.date() - today.date()).days
+    day = "" if not days else f"{at:%a} " if 0 < days < 7 else f"{at:%a} {at.day} {at:%b} "
+    return f"{day}{at:%H:%M}"
 
 
 STEP = 10

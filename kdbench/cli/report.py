@@ -17,11 +17,13 @@ from kdbench.catalogue.tables import table_name
 from kdbench.catalogue.text import command, shell_line
 from kdbench.cli.completion import complete_methods, complete_suites, complete_tables
 from kdbench.cli.options import (
+    Data,
     Only,
     Output,
     Set,
     Tiny,
     Trials,
+    networks_of,
     plots_module,
     print_text,
     results_folder,
@@ -115,8 +117,19 @@ def report(
     standalone: Annotated[bool, typer.Option("--standalone", help="LaTeX: a whole document.")] = False,
     pictures: Annotated[
         bool,
-        typer.Option("--pictures", help="HTML: with the pictures of kdbench plot that the results are enough for."),
+        typer.Option(
+            "--pictures",
+            help="HTML: with the pictures of kdbench plot that the results are enough for.",
+        ),
     ] = False,
+    views: Annotated[
+        bool,
+        typer.Option(
+            "--views",
+            help="HTML: with --pictures, and what the networks of each pair show of the test images, on which they run.",
+        ),
+    ] = False,
+    data: Data = Path("data"),
     mix_versions: MixVersions = False,
     output: Output = None,
     trials: Trials = None,
@@ -130,8 +143,9 @@ def report(
     gc.disable()  # a report makes no reference cycles: collecting would take a tenth of the time for 10,000 records
     if standalone and format is not Format.latex:
         raise BadInput(f"--standalone is for --format latex, not {format}")
-    if pictures and (format is not Format.html or published):
-        raise BadInput("--pictures is for --format html, and pictures are of results: leave one of the options out")
+    if (pictures or views) and (format is not Format.html or published):
+        option = "--views" if views else "--pictures"
+        raise BadInput(f"{option} is for --format html, and pictures are of results: leave one of the options out")
     if (statistics or baseline) and format is Format.csv:
         raise BadInput("--statistics has no CSV: its numbers are in --format json")
     names = list(dict.fromkeys(map(table_name, table or ())))
@@ -152,29 +166,28 @@ def report(
         if tiny and view not in (View.both, View.measured):
             raise BadInput(f"--view {view}: the numbers of --tiny are compared with none. Leave one of the two out")
         loaded, stores = load(suites, results, trials, only, tiny=tiny, settings=settings)
-        content = _report(loaded, stores, names, mix_versions=mix_versions)
+        content = build_report(loaded, stores, names, mix_versions=mix_versions)
     options = ReportOptions(view, tolerance, bold, statistics, baseline, standalone=standalone)
     if format is Format.html:
         changed = ["--published"] * published + _repeated("--table", names)
         changed += ["--view", view] if view is not View.both and not published else []
         changed += ["--bold", bold] if bold is not Bold.best else []
         changed += ["--tolerance", f"{tolerance:g}"] if tolerance != TOLERANCE else []
-        changed += ["--pictures"] * pictures + ["--mix-versions"] * mix_versions
+        changed += ["--views"] * views + ["--pictures"] * (pictures and not views) + ["--mix-versions"] * mix_versions
         changed += ["--baseline", baseline] if baseline else []
         named = suites or _references(loaded)
-        commands = command_lines(named, results or (), trials, only, settings, tiny=tiny, options=changed)
-        drawn = plots_module("gallery").gallery(content) if pictures else ()
+        elsewhere = data if views and data != Path("data") else None
+        changed += _repeated("--data", [elsewhere] if elsewhere else [])
+        commands = command_lines(
+            named, results or (), trials, only, settings, tiny=tiny, options=changed, data=elsewhere
+        )
+        ask = networks_of(data) if views else None
+        drawn = plots_module("gallery").gallery(content, ask, say) if pictures or views else ()
         options = replace(options, commands=commands, pictures=drawn)
     print_text(write_report(content, format, for_terminal(options, output)), output)
 
 
-def render(suites: Sequence[Suite], stores: Sequence[Store], format: Format, commands: str) -> str:
-    """The tables of suites as text for standard output; a page shows the ``commands`` that lead to it."""
-    options = for_terminal(ReportOptions(commands=commands), None)
-    return write_report(_report(suites, stores), format, options)
-
-
-def _report(
+def build_report(
     suites: Sequence[Suite], stores: Sequence[Store], tables: Sequence[str] = (), *, mix_versions: bool = False
 ) -> Report:
     """The report of suites, with warnings of what contradicts itself."""
@@ -296,14 +309,26 @@ def command_lines(
     data: Path | None = None,
 ) -> str:
     """The commands that train what is missing (in one results folder) and write the report again."""
-    names = [f"./{name}" if name.startswith("-") else name for name in suites]
-    chosen = [*names, *["--tiny"] * tiny, *_repeated("--trials", [trials] if trials else [])]
-    chosen += [*_repeated("--only", only or ()), *_repeated("--set", settings or ())]
+    chosen = selection(suites, trials, only, settings, tiny=tiny)
     folders = _repeated("--results", results)
     places = [*(folders if len(results) == 1 else []), *(["--data", str(data)] if data else [])]
     train = ["kdbench", "run", *chosen, *places]
     write = ["kdbench", "report", *chosen, *folders, "-f", "html", *options, "-o", "report.html"]
     return "\n".join(map(shell_line, [train, write] if suites else [write]))
+
+
+def selection(
+    suites: Sequence[str],
+    trials: int | None,
+    only: Sequence[str] | None,
+    settings: Sequence[str] | None,
+    *,
+    tiny: bool,
+) -> list[str]:
+    """The words of a command that choose these suites, or a part of them."""
+    names = [f"./{name}" if name.startswith("-") else name for name in suites]
+    chosen = [*names, *["--tiny"] * tiny, *_repeated("--trials", [trials] if trials else [])]
+    return [*chosen, *_repeated("--only", only or ()), *_repeated("--set", settings or ())]
 
 
 def _repeated(name: str, values: Sequence[object]) -> list[str]:

@@ -19,12 +19,13 @@ from kdbench.catalogue.text import one_line
 from kdbench.cli.checks import ids_of, print_verification
 from kdbench.cli.completion import complete_suites
 from kdbench.cli.options import Json, Only, group, load, path, results_folder, say
-from kdbench.errors import BadInput, BadSuite
+from kdbench.errors import BadInput, BadSuite, KdbenchError
+from kdbench.store.archives import damaged_suites
 from kdbench.store.liveness import file_system_time
 from kdbench.store.lock import Lock
 from kdbench.store.merge import MERGING, LeftOut, Merged
 from kdbench.store.merge import merge as merge_into
-from kdbench.store.packs import UNPACKED, opened
+from kdbench.store.packs import UNPACKED, check_pack, opened
 from kdbench.store.packs import pack as write_pack
 from kdbench.store.prune import Choice, Item, What, prunable, remove
 from kdbench.store.store import KINDS, Store
@@ -64,11 +65,13 @@ def merge(
     Each record is checked, and lands whole. Nothing that is finished here is replaced: where numbers differ, both are told
     and the one here stays. A merge that was stopped is repeated. Exit code 1 if a record was left out.
     """
-    if any(source.is_dir() and into.is_dir() and source.samefile(into) for source in sources):
-        raise BadInput(f"--into {into}: is one of the folders that are merged. Name another")
     for source in sources:
-        if not source.is_file() and not any((source / kind).is_dir() for kind in KINDS):
-            raise BadInput(f"{source}: is no pack, and holds no results: no folder runs, teachers or measurements")
+        if source.is_file():
+            check_pack(source)
+        else:
+            _check_results(source)
+            if into.resolve().is_relative_to(source.resolve()):
+                raise BadInput(f"--into {into}: is {source}, which is merged, or lies in it. Name another folder")
     target = Store(into)
     with ExitStack() as stack:
         if not dry_run:
@@ -90,6 +93,14 @@ def merge(
         _print_merged(merged, into, dry_run=dry_run)
     if merged.differing or merged.left_out:
         raise typer.Exit(1)
+
+
+def _check_results(folder: Path) -> None:
+    """Raise BadInput unless a folder is one of results."""
+    if not folder.exists():
+        raise BadInput(f"{folder}: no such results folder or pack")
+    if not any((folder / kind).is_dir() for kind in KINDS):
+        raise BadInput(f"{folder}: holds no results: no folder runs, teachers or measurements")
 
 
 def _print_merged(merged: Merged, into: Path, *, dry_run: bool) -> None:
@@ -138,11 +149,10 @@ def pack(
 ) -> None:
     """Write finished records, with their suites and code, into one file for another machine.
 
-    `kdbench results merge` and `verify` read it. Equal results give an equal file. Exit code 1 if a damaged record was
-    left out.
+    `kdbench results merge` and `verify` read it. Equal results give an equal file. Exit code 1 if a damaged record or suite
+    was left out.
     """
-    if not results.is_dir():
-        raise BadInput(f"{results}: no such results folder")
+    _check_results(results)
     if not output.name.endswith((".tar", ".tar.gz")):
         raise BadInput(f"--output {output}: name a file that ends in .tar.gz or .tar")
     if only and not suites:
@@ -159,6 +169,8 @@ def pack(
             without_weights={item.record.id for item in weightless if item.record},
         )
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and Path(error.filename).is_relative_to(results):
+            raise KdbenchError(f"{error.filename}: was removed while it was packed. Pack once more") from None
         raise BadInput(f"--output {output}: cannot be written: {error.strerror or error}") from None
     lines = [one_line(f"LEFT OUT {each}", 2000) for each in packed.left_out]
     for line in _shortened(lines, "kdbench results verify lists all"):
@@ -175,6 +187,8 @@ def verify(
     json_output: Json = False,
 ) -> None:
     """Compare the files of finished records with their checksums, also in a pack. Exit code 1 if one is damaged."""
+    if not results.is_file():
+        _check_results(results)
     with opened(results) as store:
         checked = compare(store)
         if store.root != results:
@@ -216,8 +230,7 @@ def prune(
 
     What another process is at stays, and so do teachers and students on which something else is made.
     """
-    if not results.is_dir():
-        raise BadInput(f"{results}: no such results folder")
+    _check_results(results)
     store, choice = Store(results), Choice(_kinds(what))
     if older_than:
         choice = replace(choice, until=file_system_time(results) - _seconds(older_than))
@@ -265,14 +278,17 @@ def _known_suites(store: Store) -> list[Suite]:
 
     Raises BadInput where one of these cannot be read: what it uses is not known then.
     """
+    if problems := damaged_suites(store):
+        raise BadInput(f"{problems[0]}. {_NOT_KNOWN}")
     trials, known = _trials(store), ArchivedFiles([store])
     files = dict.fromkeys([*bundled_suites().values(), *(each.original for each in kept_suites([store]))])
     try:
         return [load_suite(file, trials, known.tell) for file in files]
     except BadSuite as error:
-        raise BadInput(
-            f"{error.problems[0]}. What this suite uses is not known: leave out weights and unused"
-        ) from None
+        raise BadInput(f"{error.problems[0]}. {_NOT_KNOWN}") from None
+
+
+_NOT_KNOWN = "Run the suite again, or remove its folder: until then, leave out weights and unused"
 
 
 def _trials(store: Store) -> int:

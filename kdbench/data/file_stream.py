@@ -198,9 +198,13 @@ class FileTestSet:
         return self.labels.shape[0]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pairs of images [B, 3, H, W] and labels [B]."""
-        for (stack,), labels in zip(self.load(self.requests), torch.split(self.labels, self.batch), strict=True):
-            yield self.normalise(stack), labels
+        return self.batches()
+
+    def batches(self, first: int = 0, step: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pairs of images [B, 3, H, W] and labels [B]; of every so manieth batch, from number ``first`` on."""
+        labels = torch.split(self.labels, self.batch)[first::step]
+        for (stack,), right in zip(self.load(self.requests[first::step]), labels, strict=True):
+            yield self.normalise(stack), right
 
 
 def _as_it_is(answer: list[Tensor] | BadInput) -> list[Tensor] | BadInput:

@@ -108,25 +108,33 @@ class Stream:
             )
 
 
+def _test_batch(device: torch.device, side: int) -> int:
+    """How many images of ``side`` × ``side`` pixels are tested at once: more on a GPU, which small ones keep busier then."""
+    return 256 if device.type == "cpu" else max(256, 1024 * 32**2 // side**2)
+
+
 class TestSet:
     """The test images as normalised batches, in order."""
 
     __test__ = False
 
     def __init__(
-        self, test: ImageSet, view: Preprocessing, spec: DatasetSpec, device: torch.device, batch: int = 256
+        self, test: ImageSet, view: Preprocessing, spec: DatasetSpec, device: torch.device, batch: int | None = None
     ) -> None:
         self.images, self.labels = test.images.to(device), test.labels.to(device)
         self.size = view.size
         self.normalise = Normalisation(view, spec, device)
-        self.batch = batch
+        self.batch = batch or _test_batch(device, view.size or test.images.shape[-1])
 
     def __len__(self) -> int:
         return self.labels.shape[0]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pairs of images [B, 3, H, W] and labels [B]."""
-        for start in range(0, len(self), self.batch):
+        return self.batches()
+
+    def batches(self, first: int = 0, step: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pairs of images [B, 3, H, W] and labels [B]; of every so manieth batch, from number ``first`` on."""
+        for start in range(first * self.batch, len(self), step * self.batch):
             part = slice(start, start + self.batch)
             yield self.normalise(resize(self.images[part], self.size)), self.labels[part]
 

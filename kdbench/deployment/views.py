@@ -25,7 +25,7 @@ from kdbench.training.measuring import classifier_weights
 
 
 MOST_IMAGES = 2000
-"""Images of a t-SNE; of more, as many are drawn at regular places."""
+"""Images of a t-SNE where a request does not say ``most``; of more, as many are drawn at regular places."""
 COMPARED_IMAGES = 512
 """Test images on which layers are compared."""
 SHOWN_IMAGES = 10
@@ -62,7 +62,7 @@ class Views:
         classes = self._classes(self.request["classes"], 9)
         labels = self.source.sets(self.dataset)[1].labels
         chosen = torch.isin(labels, torch.tensor(classes)).nonzero().flatten()
-        chosen = chosen[:: -(-len(chosen) // MOST_IMAGES)]
+        chosen = chosen[:: -(-len(chosen) // self.request.get("most", MOST_IMAGES))]
         if len(chosen) < 5:
             raise BadInput(f"{len(chosen)} test images are too few for t-SNE: name more classes with --class")
         perplexity = min(30.0, (len(chosen) - 1) / 3)

@@ -6,6 +6,7 @@ it, and what its worker writes is handed back, file by file.
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import shutil
@@ -21,7 +22,8 @@ from typing import Any
 from kdbench import __version__
 from kdbench.execution.devices import Machine, Slot, query_devices
 from kdbench.execution.worker_handle import RunOptions, WorkerHandle
-from kdbench.files import write_bytes
+from kdbench.files import write_bytes, write_text
+from kdbench.store.liveness import Process
 from kdbench.store.record import Record
 from kdbench.store.store import KINDS
 
@@ -49,10 +51,10 @@ class NodeFacts:
 
 
 def look_at_node(token: str, paths: Sequence[str], *, gpus: bool) -> NodeFacts:
-    """The facts of the node on which this is called; ``token``: a file in the results folder."""
+    """The facts of the node on which this is called; ``token``: a file in the results folder, or "" where none is wanted."""
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # hidden from tasks that reserve no GPU
     missing = [path for path in paths if not os.path.exists(path)]
-    return NodeFacts(versions(), query_devices(gpus=gpus), os.path.exists(token), missing)
+    return NodeFacts(versions(), query_devices(gpus=gpus), not token or os.path.exists(token), missing)
 
 
 @dataclass
@@ -128,16 +130,37 @@ def _state(path: Path) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
+PREFIX = "kdbench-node-"
+"""With which the names of seats' temporary folders begin."""
+
+
+def note_users(folder: Path, *pids: int) -> None:
+    """Write down which processes use a seat's temporary folder."""
+    write_text(folder / "users.json", json.dumps([Process.of(pid) for pid in pids]))
+
+
+def remove_abandoned() -> None:
+    """Remove the folders of seats that were killed, once it is certain that their processes have ended."""
+    for users in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/users.json"):
+        with suppress(OSError, ValueError, TypeError):  # another user's, or just being removed
+            if all(Process(*each).ended() for each in json.loads(users.read_text())):
+                shutil.rmtree(users.parent)
+
+
 class Seat:
     """A slot on a node. Whoever holds it sends jobs and asks again and again for events."""
 
     def __init__(self, slot: Slot, options: RunOptions, *, shares_results: bool) -> None:
         self.mirror: Mirror | None = None
         if not shares_results:
-            self.mirror = Mirror(Path(tempfile.mkdtemp(prefix="kdbench-")))
+            remove_abandoned()
+            self.mirror = Mirror(Path(tempfile.mkdtemp(prefix=PREFIX)))
+            note_users(self.mirror.root, os.getpid())
             options = replace(options, results=self.mirror.root)
         self.inbox: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
         self.worker = WorkerHandle(slot, options, self.inbox)
+        if self.mirror:
+            note_users(self.mirror.root, os.getpid(), self.worker.pid)
 
     def send(self, message: dict[str, Any], files: Files) -> None:
         """Write the records that a job needs, and send it to the worker."""

@@ -24,7 +24,8 @@ from kdbench.store.store import Store
 class Pool:
     """Runs a plan on slots. ``listen`` is called with (slot name, event) for each event of the workers.
 
-    ``start`` starts a worker on a slot. Slots may come and go: ``joined`` and ``left`` in the inbox say so.
+    ``start`` starts a worker on a slot. Slots may come and go: ``joined`` and ``left`` in the inbox say so, and ``held`` that
+    somebody else has the resources of one.
     """
 
     def __init__(
@@ -117,6 +118,10 @@ class Pool:
             case "joined":
                 self.scheduler.add_slot(event["slot"])
                 self._say(f"{slot} has joined")
+                return
+            case "held" if slot in self.scheduler.slots:
+                self.scheduler.hold(slot, event["reason"])
+                self.listen(slot, {"event": "exit"})
                 return
             case "left":
                 if worker := self.workers.pop(slot, None):

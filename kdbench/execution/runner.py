@@ -28,14 +28,14 @@ from kdbench.store.suites import keep_suites
 from kdbench.suite.measurements import ProbeSpec
 from kdbench.suite.methods import plugin_folders
 from kdbench.suite.specs import Imported, Stage, StudentOf, lineage, trained_stages
-from kdbench.suite.suite import Suite, measurement_specs, run_specs
+from kdbench.suite.suite import Suite, devices_per_run, measurement_specs, run_specs
 
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 """Is called with the name of a device slot ("" for none) and an event, whose name is ``event["event"]``.
 
-From this process: ``planned`` (``plan``); ``started``, a job on a slot (``teacher``, ``runs``, ``measurement``, ``waited``:
-another process was at it before); ``message`` (``text``); ``failed`` (``id``, ``reason``).
+From this process: ``planned`` (``plan``); ``started``, a job on a slot (``teacher``, ``runs``, ``measurement``, ``devices``:
+how many, ``waited``: another process was at it before); ``message`` (``text``); ``failed`` (``id``, ``reason``).
 
 From workers, besides the last two: ``ready``, its libraries are imported; ``under way`` (``id``, ``epoch``, ``epochs``,
 ``initial_epochs``, ``share`` of the epoch, ``images_per_second``) within an epoch; ``epoch`` (``id``, ``epoch``, ``loss``,
@@ -146,8 +146,7 @@ def _execute(plan: Plan, suites: Sequence[Suite], options: RunOptions, on_event:
         heartbeats = stack.enter_context(Heartbeats(Store(options.results), suites, on_event))
         heartbeats.listen("", {"event": "planned", "plan": plan})
         if options.devices_per_run is None and not cluster:
-            numbers = [suite.devices_per_run for suite in suites]
-            options = replace(options, devices_per_run=0 if 0 in numbers else max(numbers, default=1))
+            options = replace(options, devices_per_run=devices_per_run(suites))
         if cluster:
             pool = Pool(slots, options, heartbeats.listen, cluster.start)
             stack.enter_context(cluster.watched(pool.inbox))
@@ -157,7 +156,7 @@ def _execute(plan: Plan, suites: Sequence[Suite], options: RunOptions, on_event:
         outcome = pool.run(plan)
     known_speeds(Store(options.results))  # which keeps what was measured for other folders
     if outcome.interrupted:
-        raise Interrupted("Stopped. What was trained up to the last checkpoint is saved")
+        raise Interrupted(f"Stopped. What was trained up to the last checkpoint is saved in {options.results}")
     if outcome.fatal:
         raise outcome.fatal
     return outcome.failed

@@ -161,6 +161,7 @@ class Scheduler:
         self.running: dict[str, Job] = {}
         self.lent: dict[str, Sequence[Slot]] = {}
         self.free: set[str] = set()
+        self.held: set[str] = set()
         self.numbers: dict[str, int] = {}
         for slot in slots:
             self.add_slot(slot)
@@ -196,7 +197,7 @@ class Scheduler:
         """
         if not self.split_for / RESPLIT < len(self.slots) < self.split_for * RESPLIT:
             self._split_again()
-        free = {name: self.slots[name] for name in sorted(self.free, key=self.numbers.__getitem__)}
+        free = {name: self.slots[name] for name in sorted(self.free - self.held, key=self.numbers.__getitem__)}
         postponed: list[Job] = []
         while free and (job := self.backlog.take()):
             wanted, candidates = self._candidates(job, free.values())
@@ -215,7 +216,7 @@ class Scheduler:
         self.lent[slot.name] = others
         self.free.difference_update(each.name for each in (slot, *others))
         parts = {"teacher": job.teacher, "runs": job.runs, "measurement": job.measurement}
-        self.listen(slot.name, {"event": "started", **parts, "waited": job.waited})
+        self.listen(slot.name, {"event": "started", **parts, "devices": 1 + len(others), "waited": job.waited})
         return Assignment(slot, job, others)
 
     def _candidates(self, job: Job, free: Iterable[Slot]) -> tuple[int, list[Slot]]:
@@ -255,6 +256,7 @@ class Scheduler:
         match event["event"]:
             case "ready" if slot in self.health:
                 self.health[slot].ready = True
+                self.held.discard(slot)
             case "done" if job := self._release(slot):
                 self.health[slot].faults = 0
                 self._done(job, event)
@@ -273,6 +275,7 @@ class Scheduler:
 
         ``asked``: it was told to stop, and has done so.
         """
+        self.held.discard(slot)
         health, job = self.health[slot], self._release(slot)
         ready, health.ready = health.ready, False
         if job is None or asked or self.outcome.stopping:
@@ -285,10 +288,18 @@ class Scheduler:
         elif self._crashed(job, reason):
             self._blame(slot, reason)
 
+    def hold(self, slot: str, reason: str) -> None:
+        """Somebody else has a slot's resources: its job goes back in line, and it gets none until its worker is ready."""
+        self.held.add(slot)
+        if job := self._release(slot):
+            self.backlog.ended(job, [job], first=True)
+        self._say(f"{slot} is waited for: {reason}. Its job goes to the next slot that is free")
+
     def remove_slot(self, name: str, reason: str) -> None:
         """Give a slot up; the others go on, and its job goes back in line. Without any slot left the work ends."""
         del self.slots[name], self.health[name]
         self.free.discard(name)
+        self.held.discard(name)
         self.lost[name] = reason
         if job := self._release(name):
             self.backlog.ended(job, [job], first=True)

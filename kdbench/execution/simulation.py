@@ -5,9 +5,9 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kdbench.errors import KdbenchError
 from kdbench.execution.devices import Slot
@@ -52,6 +52,7 @@ class Played:
     repeated: seconds of training that were lost with a device
     losses:   how often a device was lost
     jobs:     how many jobs came to their end
+    widths:   how many of these were on so many devices
     """
 
     devices: int
@@ -60,6 +61,7 @@ class Played:
     repeated: float = 0.0
     losses: int = 0
     jobs: int = 0
+    widths: Counter[int] = field(default_factory=Counter)
 
     @property
     def idle_share(self) -> float:
@@ -163,6 +165,7 @@ class _Simulation:
         del self.training[name]
         self.played.trained += training.seconds * training.width
         self.played.jobs += 1
+        self.played.widths[training.width] += 1
         for id in training.job.ids:
             self.missing.discard(id)
             self.scheduler.handle(name, {"event": "finished", "id": id})

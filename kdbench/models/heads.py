@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import cast
 
 from torch import Tensor, nn
@@ -74,6 +75,12 @@ class NodeEmbedding(Backbone):
         below: Outputs = self.backbone(images)
         embedding = self.node(below.embedding)
         return Outputs(self.fc(embedding), embedding, below.features, below.preactivations)
+
+    def on(self, backbone: Backbone) -> NodeEmbedding:
+        """The same two layers on another backbone: what one learns, the other has learned."""
+        other = copy(self)
+        other._modules = {**self._modules, "backbone": backbone}
+        return other
 
     def feature_modules(self) -> list[nn.Module]:
         """The backbone's."""

@@ -73,15 +73,18 @@ def measure_shapes(net: nn.Module, size: int) -> Shapes:
 def probe(net: nn.Module, size: int) -> Outputs:
     """The network's outputs for one black image [1, 3, size, size], in eval mode and without gradients.
 
-    The modes and buffers of its modules are restored.
+    The modes and buffers of its modules are restored. cuDNN tries no algorithms for a batch of one that will not come again.
     """
     weight = next(net.parameters())
     modes = {module: module.training for module in net.modules()}
     net.eval()
+    cudnn = torch.backends.cudnn
+    tries, cudnn.benchmark = cudnn.benchmark, False
     try:
         with torch.no_grad():
             outputs: Outputs = net(torch.zeros(1, 3, size, size, dtype=weight.dtype, device=weight.device))
     finally:
+        cudnn.benchmark = tries
         for module, mode in modes.items():
             module.training = mode
     return outputs

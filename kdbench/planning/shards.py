@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import accumulate, pairwise
 
-from kdbench.errors import BadInput
 from kdbench.planning.cohorts import Cohort, auxiliaries_of, group
 from kdbench.planning.cost import Work, shared_work, student_work, teacher_work
 from kdbench.planning.plan import all_stages
@@ -23,21 +21,10 @@ def shard(suites: Sequence[Suite], number: int, count: int) -> list[Suite]:
     """Part ``number`` (from 1) of ``count``, about equally long ones, that have each run once.
 
     All runs stand in a line, teacher by teacher and cohort by cohort, which is cut: so few teachers are trained in two
-    parts. What is measured goes with its run. Raises BadInput where the part holds no run.
+    parts. What is measured goes with its run. Where there are more parts than runs, the last ones are empty.
     """
-    specs = {spec.id: spec for spec in run_specs(suites)}
-    ids = _parts([*specs.values()], count)[number - 1]
-    parts = [
-        replace(
-            suite,
-            runs=tuple(run for run in suite.runs if run.id in ids),
-            measurements=tuple(each for each in suite.measurements if each.run.id in ids),
-            whole=suite.whole or suite,
-        )
-        for suite in suites
-    ]
-    if not ids:
-        raise BadInput(f"--shard {number}/{count}: holds no run, for there are {len(specs)} in all: choose fewer parts")
+    ids = _parts([*{spec.id: spec for spec in run_specs(suites)}.values()], count)[number - 1]
+    parts = (suite.part(run for run in suite.runs if run.id in ids) for suite in suites)
     return [suite for suite in parts if suite.runs]
 
 
@@ -64,21 +51,28 @@ def _parts(specs: Sequence[RunSpec], count: int) -> list[set[str]]:
             ends[1].add(len(line))
         ends[0].add(len(line))
     at = [0.0, *accumulate(seconds)]
-    inner = (_cut(at, ends, at[-1] * part / count, TOLERANCE * at[-1] / count) for part in range(1, count))
-    return [set(line[start:end]) for start, end in pairwise([0, *inner, len(line)])]
+    length, cuts = at[-1] / count, [0]
+    for part in range(1, count):
+        first = min(cuts[-1] + 1, len(line))
+        left_for_others = max(first, len(line) - (count - part))
+        cuts.append(_cut(at, ends, range(first, left_for_others + 1), length * part, TOLERANCE * length))
+    return [set(line[start:end]) for start, end in pairwise([*cuts, len(line)])]
 
 
-def _cut(at: Sequence[float], ends: Sequence[set[int]], wanted: float, tolerance: float) -> int:
-    """Where to cut a line whose runs begin and end ``at`` so many seconds: after a teacher's runs, a cohort, or any run."""
+def _cut(at: Sequence[float], ends: Sequence[set[int]], allowed: range, wanted: float, tolerance: float) -> int:
+    """Where to cut a line whose runs begin and end ``at`` so many seconds: after a teacher's runs, a cohort, or any run.
+
+    ``allowed`` are the positions that leave a run for each part.
+    """
 
     def distance(position: int) -> float:
         return abs(at[position] - wanted)
 
     for positions in ends:
-        nearest = min(positions, key=lambda position: (distance(position), position))
-        if distance(nearest) <= tolerance:
+        near = (position for position in allowed if position in positions and distance(position) <= tolerance)
+        if (nearest := min(near, key=distance, default=None)) is not None:
             return nearest
-    return min(range(len(at)), key=distance)
+    return min(allowed, key=distance)
 
 
 def _first_teacher(cohort: Cohort) -> str:

@@ -30,6 +30,7 @@ class PlotOptions:
     classes: names of classes
     images:  positions of test images
     order:   of the methods, those that are not named last
+    most_images: how many points a t-SNE may have
     """
 
     metrics: tuple[str, ...] = ()
@@ -39,6 +40,7 @@ class PlotOptions:
     classes: tuple[str, ...] = ()
     images: tuple[int, ...] = ()
     order: tuple[str, ...] = ()
+    most_images: int | None = None
 
 
 Request = Callable[[dict[str, Any]], Any]
@@ -154,6 +156,7 @@ LABELS = {
     "top1_error": "top-1 test error (%)",
     "top5_error": "top-5 test error (%)",
     "loss": "training loss",
+    "train_error": "training error (%)",
     "lr": "learning rate",
     "terms.ce": "cross-entropy on training images",
 }
@@ -212,11 +215,8 @@ def swept(source: Source, over: str | None) -> tuple[pd.DataFrame, str]:
     The setting is a number in the brackets of methods' names, such as `beta` of `semckd[beta=400]`, or one of SCENARIO.
     A word in the brackets makes a series of its own. Raises BadInput unless exactly one setting varies or is named.
     """
-    frame, runs = cells(source), own_run(source.report)
-    settings = pd.DataFrame(
-        [_settings(runs[id], method) for id, method in zip(frame["run_id"], frame["method"], strict=True)]
-    )
-    varying = [str(name) for name in settings if name != "words" and settings[name].nunique() > 1]
+    frame = cells(source)
+    settings, varying = _varying(source, frame)
     if over is None and len(varying) != 1:
         found = f"several settings vary ({', '.join(varying)})" if varying else "no setting varies"
         raise BadInput(f"{found}: name one with --over, or draw bars" if varying else f"{found}: draw bars instead")
@@ -238,6 +238,20 @@ def swept(source: Source, over: str | None) -> tuple[pd.DataFrame, str]:
     place = [name for name in PLACE if name not in dropped]
     whole = titled(frame.assign(series=series), place)
     return whole[whole["panel"].isin(whole.loc[~whole["flat"], "panel"])], over
+
+
+def varying_settings(source: Source) -> list[str]:
+    """The settings that ``swept`` can lay along an axis."""
+    return _varying(source, cells(source))[1]
+
+
+def _varying(source: Source, frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The settings of each cell, and the names of those that vary."""
+    runs = own_run(source.report)
+    settings = pd.DataFrame(
+        [_settings(runs[id], method) for id, method in zip(frame["run_id"], frame["method"], strict=True)]
+    )
+    return settings, [str(name) for name in settings if name != "words" and settings[name].nunique() > 1]
 
 
 def _settings(run: Run, method: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Heat maps: attention between layers, class correlations, similarity of layers, and confusion."""
+"""Heat maps: attention between layers, accuracy by class, class correlations, similarity of layers, and confusion."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from kdbench.errors import BadInput
-from kdbench.plots.data import Source, attention_maps
+from kdbench.plots.data import Source, attention_maps, rows_of, tidy
 from kdbench.plots.lines import origin, provenance
 from kdbench.plots.style import Picture, note, panels, title, trials
 from kdbench.plots.views import TEACHER, ask, finished, with_teachers
+from kdbench.reporting.cells import summarise
 
 
 Matrix = NDArray[np.float64]
@@ -38,6 +39,47 @@ def attention(source: Source) -> Picture:
     _name_axes(figure, "student's layer", "teacher's layer")
     note(figure, "mean over the images of the last epoch", *provenance(data["n"], "in the CSV file", source.runs))
     return Picture(figure, data.drop(columns=["values", "planned", "note"]))
+
+
+def class_accuracy(source: Source) -> Picture:
+    """Accuracy by class (columns), of the teacher and each method's students (rows), mean over trials."""
+    asked = with_teachers(finished(source, trials=True), source.report)
+    answer = ask(source, "predictions", asked)
+    counts = [np.array(network["confusion"], dtype=float) for network in answer["networks"]]
+    rows = [
+        (row.panel, row.method, name, row.trial, 100 * right / max(1.0, images), "")
+        for row, count in zip(rows_of(asked), counts, strict=True)
+        for name, right, images in zip(answer["classes"], count.diagonal(), count.sum(1), strict=True)
+    ]
+    by = ["panel", "method", "class"]
+    data = summarise(pd.DataFrame(rows, columns=[*by, "trial", "value", "reason"]), by).reset_index()
+    figure = draw_classes(data)
+    note(
+        figure,
+        f"{int(counts[0].sum()):,} test images; classes from the first row's best to its worst",
+        f"mean over {trials(data['n'])}",
+        *origin(source.runs),
+    )
+    return Picture(figure, tidy(data, [*by, "mean", "sd", "n", "values"]))
+
+
+def draw_classes(data: pd.DataFrame) -> Figure:
+    """A map for each panel, from the columns panel, method, class and mean; its first row orders the classes."""
+    names = list(dict.fromkeys(data["panel"]))
+    rows = data.groupby("panel")["method"].nunique().max()
+    figure, axes = panels(len(names), columns=min(2, len(names)), height=0.2 * rows + 0.7, wide=True)
+    low = float(data["mean"].min())
+    for at, panel in zip(axes, names, strict=True):
+        table = data[data["panel"] == panel].pivot_table(index="method", columns="class", values="mean", sort=False)
+        table = table.sort_values(table.index[0], axis=1, ascending=False, kind="stable")
+        matrix = table.to_numpy(dtype=float)
+        image = at.imshow(matrix, cmap="cividis", vmin=low, vmax=100, aspect="auto", interpolation="nearest")
+        title(at, panel)
+        _ticks(at, list(table.index), list(table.columns))
+        if matrix.shape[1] * min(2, len(names)) <= MOST_ANNOTATED:
+            _annotate(at, matrix, low, 100, size=6.0 if len(names) == 1 else 5.0)
+    figure.colorbar(image, ax=axes, label="accuracy (%)", pad=0.01, aspect=20)
+    return figure
 
 
 def correlation(source: Source) -> Picture:
@@ -146,17 +188,17 @@ def draw_maps(
 def _ticks(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
     axes.grid(False)
     axes.tick_params(length=0)
-    if len(rows) > MOST_NAMED:
-        axes.set(xticks=[], yticks=[])
-        return
     long = max(map(len, columns)) > 2
-    axes.set_xticks(range(len(columns)), columns, rotation=90 if long else 0)
-    axes.set_yticks(range(len(rows)), rows)
+    for side, names, turned in ((axes.set_xticks, columns, 90 if long else 0), (axes.set_yticks, rows, 0)):
+        if len(names) > MOST_NAMED:
+            side([])
+        else:
+            side(range(len(names)), names, rotation=turned)
 
 
-def _annotate(axes: Axes, matrix: Matrix, low: float, high: float) -> None:
+def _annotate(axes: Axes, matrix: Matrix, low: float, high: float, size: float | None = None) -> None:
     whole = high > 2
-    size = 5.5 if max(matrix.shape) <= 6 else 4.0
+    size = size or (5.5 if max(matrix.shape) <= 6 else 4.0)
     for (r, c), value in np.ndenumerate(matrix):
         text = f"{value:.0f}" if whole else f"{value:.2f}"
         shade = "white" if value < (low + high) / 2 else "black"

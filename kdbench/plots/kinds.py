@@ -22,6 +22,7 @@ DRAW: dict[str, Callable[[Source], Picture]] = {
     "scatter": comparisons.scatter,
     "cd": comparisons.cd,
     "attention": heatmaps.attention,
+    "class-accuracy": heatmaps.class_accuracy,
     "correlation": heatmaps.correlation,
     "similarity": heatmaps.similarity,
     "confusion": heatmaps.confusion,

@@ -34,9 +34,11 @@ SEED = 0
 
 def tsne(source: Source) -> Picture:
     """Embeddings of test images of some classes in the plane: the teacher's and the students', by t-SNE with one seed."""
+    most = source.options.most_images
     runs = finished(source, trials=False)
     asked = with_teachers(runs, source.report)
-    answer = ask(source, "embeddings", asked, classes=list(source.options.classes), seed=SEED)
+    settings = {"classes": list(source.options.classes), "seed": SEED} | ({"most": most} if most else {})
+    answer = ask(source, "embeddings", asked, **settings)
     parts = [
         pd.DataFrame(points, columns=["x", "y"]).assign(
             panel=row.panel, method=row.method, image=answer["positions"], label=answer["classes"]

@@ -155,7 +155,20 @@ def note(figure: Figure, *parts: str) -> None:
     inches = float(figure.get_size_inches()[0])
     lines = textwrap.wrap("; ".join(part for part in parts if part) + ".", int(inches * 24))
     figure.supxlabel("\n".join(lines), fontsize=5.5, color="#555555", x=0.01, ha="left")
-    figure.set_size_inches(inches, float(figure.get_size_inches()[1]) + 0.09 * len(lines))
+    figure.set_size_inches(inches, float(figure.get_size_inches()[1]) + _NOTE_LINE * len(lines))
+
+
+_NOTE_LINE = 0.09
+"""The height of a note's line in inches."""
+
+
+def take_note(figure: Figure) -> str:
+    """Remove the note below the panels, and return it."""
+    text = figure.get_supxlabel()
+    figure.supxlabel("")
+    width, height = map(float, figure.get_size_inches())
+    figure.set_size_inches(width, height - _NOTE_LINE * len(text.splitlines()))
+    return text.replace("\n", " ")
 
 
 def line_handle(style: MethodStyle, *, marker: bool = True) -> Line2D:

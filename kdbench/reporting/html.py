@@ -80,7 +80,10 @@ def html(report: Report, options: ReportOptions) -> str:
         measurements=report.measurement_tables(options.view),
         statistics=all_statistics_tables(statistics),
         environment=environments(metadata),
-        pictures=[(each, b64encode(each.png).decode()) for each in options.pictures],
+        pictures={
+            pair: [(each, b64encode(each.png).decode()) for each in options.pictures if each.pair == pair]
+            for pair in dict.fromkeys(each.pair for each in options.pictures)
+        },
         commands=options.commands,
         sources=sources(report.suites),
         latest=latest(metadata),
@@ -294,7 +297,7 @@ def safe_json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-QUANTITIES = ("top1", "loss")
+QUANTITIES = ("top1", "train_error", "loss")
 
 
 @dataclass(frozen=True)

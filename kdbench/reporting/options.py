@@ -42,12 +42,24 @@ class Bold(StrEnum):
 
 @dataclass(frozen=True)
 class PagePicture:
-    """A picture for a page: its kind, what it shows, a PNG, and its width in CSS pixels."""
+    """A picture for a page.
+
+    pair:    the pair of networks that it shows; "" where it shows all of them
+    summary: what it shows
+    methods: whose marks it has
+    caption: what the marks are, over how many trials and how trained
+    width:   in CSS pixels
+    numbers: its data as lines of a table, the names of columns first; () where there are too many
+    """
 
     kind: str
+    pair: str
     summary: str
+    methods: tuple[str, ...]
+    caption: str
     png: bytes
     width: int
+    numbers: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -26,15 +26,52 @@ def archived_files(folder: Path) -> Iterator[Path]:
         yield from (path for path in paths if path.is_file() and not path.is_symlink())
 
 
-def portable_about(folder: Path) -> bytes | None:
-    """An archived suite's about.json without the folders of this machine, as if the suite had been in /; None without one.
+def archived_suites(store: Store, problems: list[str]) -> Iterator[tuple[KeptSuite, dict[str, bytes]]]:
+    """The archived suites with the content of their files but about.json, in the order in which they were run.
+
+    ``problems`` gets a line for each that is not what was stored.
+    """
+    known = all_kept([store])
+    folders = {kept.folder.name for kept in known}
+    try:
+        names = sorted(entry.name for entry in os.scandir(store.root / "suites") if entry.is_dir())
+    except FileNotFoundError:
+        names = []
+    except OSError as error:
+        problems.append(f"{store.root / 'suites'}: cannot be read: {error.strerror}")
+        return
+    for name in names:
+        if name not in folders:
+            problems.append(f"{store.root / 'suites' / name}: its about.json cannot be read, so the suite is not known")
+    for kept in known:
+        try:
+            files = {str(path.relative_to(kept.folder)): read(str(path)) for path in archived_files(kept.folder)}
+            if hashed(files.get(kept.file.name, b"").decode(errors="replace")) != kept.folder.name:
+                raise BadRecord(f"{kept.file}: is not the suite that was stored")
+        except OSError as error:
+            problems.append(f"{error.filename}: cannot be read: {error.strerror}")
+            continue
+        except BadRecord as error:
+            problems.append(str(error))
+            continue
+        files.pop("about.json", None)
+        yield kept, files
+
+
+def damaged_suites(store: Store) -> list[str]:
+    """A line for each archived suite that is not what was stored."""
+    problems: list[str] = []
+    list(archived_suites(store, problems))
+    return problems
+
+
+def portable_about(kept: KeptSuite) -> bytes:
+    """An archived suite's about.json without the folders of this machine, as if the suite had been in /.
 
     Paths that the suite itself names in full stay.
     """
-    about = about_of(folder)
-    if about is None:
-        return None
-    text, base = KeptSuite(folder, about).text.decode(errors="replace"), os.path.dirname(about.file)
+    about = kept.about
+    text, base = kept.text.decode(errors="replace"), os.path.dirname(about.file)
 
     def moved(path: str) -> str:
         return path if path in text else os.path.normpath(os.path.join(os.sep, os.path.relpath(path, base)))
@@ -46,32 +83,24 @@ def portable_about(folder: Path) -> bytes | None:
             images[replace(source, path=moved(source.path)).key] = facts
     weights = {moved(path): sha256 for path, sha256 in about.weights.items()}
     file = os.sep if about.file.endswith(os.sep) else os.sep + os.path.basename(about.file)
-    return (
-        about.model_copy(update={"file": file, "weights": weights, "images": images}).model_dump_json(indent=1).encode()
-    )
+    changes = {"file": file, "weights": weights, "images": images, "part": None}
+    return about.model_copy(update=changes).model_dump_json(indent=1).encode()
 
 
 def merge_suites(source: Store, target: Store, notes: list[str], *, dry_run: bool = False) -> set[str]:
     """Take over the archived suites that a store has not; returns their ids. ``notes`` gets what was left out, and why.
 
-    Of one that both have, what is known of weights and images is put together.
+    Of one that both have, what is known of weights and images is put together. All its runs are of interest then, whatever
+    part of them was trained in either place.
     """
-    taken = set()
-    for kept in all_kept([source]):
+    taken, problems = set(), list[str]()
+    for kept, files in archived_suites(source, problems):
         folder = target.root / "suites" / kept.folder.name
-        try:
-            files = {str(path.relative_to(kept.folder)): read(str(path)) for path in archived_files(kept.folder)}
-        except BadRecord as error:
-            notes.append(f"{error}: the suite is left out")
-            continue
-        files.pop("about.json")
-        if hashed(files.get(kept.file.name, b"").decode(errors="replace")) != kept.folder.name:
-            notes.append(f"{kept.file}: is not the suite that was stored: it is left out")
-            continue
         about, mine = kept.about, about_of(folder)
         if mine:
             facts = {"weights": {**about.weights, **mine.weights}, "images": {**about.images, **mine.images}}
             about = mine.model_copy(update=facts)
+        about = about.model_copy(update={"part": None})
         if not mine:
             taken.add(kept.folder.name)
         if dry_run:
@@ -85,6 +114,7 @@ def merge_suites(source: Store, target: Store, notes: list[str], *, dry_run: boo
                     notes.append(f"{kept.folder / name}: is not like {path}, which is kept")
             if about != mine:
                 write_json(folder / "about.json", about.model_dump())
+    notes += [f"{problem}: it is left out" for problem in problems]
     return taken
 
 

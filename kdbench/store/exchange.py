@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from kdbench.errors import BadInput, BadRecord
-from kdbench.files import quarantine
+from kdbench.files import quarantine, remove_folder
 from kdbench.store.lock import Taken
 from kdbench.store.reading import LARGEST_METRICS
 from kdbench.store.record import Record
@@ -135,7 +135,10 @@ def copy_record(record: Record, target: Path) -> None:
                 copy.flush()
                 os.fsync(copy.fileno())
         check_copyable(Record(temporary))
-        shutil.rmtree(target, ignore_errors=True)
+        if target.is_symlink():
+            target.unlink()
+        elif target.is_dir():
+            remove_folder(target)
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary.parent, ignore_errors=True)

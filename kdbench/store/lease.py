@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kdbench.errors import BadRecord, LostLease
 from kdbench.files import share_with_group
-from kdbench.store.liveness import Process
+from kdbench.store.liveness import signature, signer
 from kdbench.store.reading import read
 
 
@@ -79,9 +79,7 @@ class Lease:
         except FileExistsError:
             return False
         self._token = secrets.token_hex(8)
-        me = Process.current()
-        names = [me.pid, me.host, time.strftime("%Y-%m-%d %H:%M"), me.place, me.started, self._token]
-        self._names = "".join(f"{name}\n" for name in names)
+        self._names = f"{signature()}{self._token}\n"
         try:
             share_with_group(self.path)
             self._renew(descriptor, 0)
@@ -129,8 +127,7 @@ class Lease:
         if self._unchanged >= LEASE_SECONDS:
             return True
         try:
-            pid, host, _, place, started, *_ = content.decode().splitlines()
-            return Process(int(pid), host, place, started).ended()
+            return signer(content.decode())[0].ended()
         except ValueError:  # its holder is just writing it, or died then
             return False
 

@@ -1,4 +1,4 @@
-"""Heartbeats: what each `kdbench run` is at, in live/HOST-PID.json beside the records, for whoever looks from elsewhere.
+"""Heartbeats: what each `kdbench run` is at, in live/MACHINE-PID.json beside the records, for whoever looks from elsewhere.
 
 Machines' clocks differ, so a heartbeat holds durations, and its age is taken by the clock that stamps the folder's files.
 """
@@ -30,7 +30,10 @@ FORGOTTEN_SECONDS = 7 * 86_400.0
 
 @dataclass
 class NetworkAt:
-    """A network in training: the epochs behind it of how many, and the ``share`` of the next, from 0 to 1."""
+    """A network in training: the epochs behind it of how many, and the ``share`` of the next, from 0 to 1.
+
+    ``top1`` is its accuracy in the epoch ``tested``.
+    """
 
     label: str
     epoch: int = 0
@@ -39,13 +42,26 @@ class NetworkAt:
     share: float = 0.0
     loss: float | None = None
     top1: float | None = None
+    tested: int = 0
 
     def advance(self, event: dict[str, Any]) -> None:
         """Take note of what an event of its training tells: ``epoch``, ``under way`` or ``resumed``."""
         self.epoch, self.epochs, self.initial_epochs = event["epoch"], event["epochs"], event["initial_epochs"]
         self.share = event.get("share", 0.0)
         self.loss = event.get("loss", self.loss)
-        self.top1 = self.top1 if event.get("top1") is None else event["top1"]
+        if event.get("top1") is not None:
+            self.top1, self.tested = event["top1"], event.get("tested", event["epoch"])
+
+    @property
+    def part(self) -> float:
+        """The share of its epochs that is behind it, from 0 to 1."""
+        total = self.epochs + self.initial_epochs
+        return (self.epoch + self.share + self.initial_epochs) / total if total else 0.0
+
+    @property
+    def test(self) -> str:
+        """Its last test, e.g. ``91.50 @ 20``: the accuracy in %, and the epoch."""
+        return "" if self.top1 is None else f"{self.top1:.2f} @ {self.tested}"
 
     @property
     def place(self) -> str:
@@ -119,7 +135,7 @@ class Sighting:
 
 def heartbeat_file(store: Store, process: Process) -> Path:
     """Where a process leaves its heartbeats."""
-    return store.root / "live" / f"{process.host}-{process.pid}.json"
+    return store.root / "live" / f"{process.machine}-{process.pid}.json"
 
 
 def beat(store: Store, heartbeat: Heartbeat) -> None:
@@ -149,8 +165,12 @@ def sightings(store: Store) -> Iterator[Sighting]:
 
 
 def forget_the_dead(store: Store) -> None:
-    """Remove the heartbeats of processes that are known to be gone, or were not heard of for long."""
+    """Remove the heartbeats of processes that are known to be gone, or were not heard of for long, also half-written ones."""
+    folder = store.root / "live"
     with contextlib.suppress(OSError):
+        for file in folder.glob(".*.tmp"):
+            if file_system_time(folder) - file.stat().st_mtime > STALE_SECONDS:
+                file.unlink(missing_ok=True)
         for sighting in sightings(store):
             if sighting.ended or sighting.age > FORGOTTEN_SECONDS:
                 sighting.path.unlink(missing_ok=True)

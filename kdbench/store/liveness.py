@@ -7,6 +7,7 @@ import os
 import socket
 import tempfile
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -27,13 +28,39 @@ class Process(NamedTuple):
     @classmethod
     def current(cls) -> Self:
         """This process."""
-        return cls(os.getpid(), socket.gethostname(), _place(), _started(os.getpid()))
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        """A process of this machine."""
+        return cls(pid, socket.gethostname(), _place(), _started(pid))
+
+    @property
+    def machine(self) -> str:
+        """Where no two processes that live have one number, for the names of files: the host and a hash of the place."""
+        return f"{self.host}-{sha256(self.place.encode()).hexdigest()[:8]}" if self.place else self.host
+
+    def state(self) -> str:
+        """What blocks the process, or ``gone`` if it has certainly ended; "" if nothing is known, as of one elsewhere."""
+        if not self.place or self.place != _place():
+            return ""
+        return process_state(self.pid) if _started(self.pid) in ("", self.started) else "gone"
 
     def ended(self) -> bool:
         """Whether it is certain that the process has ended: it ran here, and it is gone or its number is another's."""
-        if not self.place or self.place != _place():
-            return False
-        return process_state(self.pid) == "gone" or _started(self.pid) not in ("", self.started)
+        return self.state() == "gone"
+
+
+def signature() -> str:
+    """What this process writes into a file that it holds, a line each: number, host, now by its clock, place and start."""
+    me = Process.current()
+    return "".join(f"{each}\n" for each in (me.pid, me.host, time.strftime("%Y-%m-%d %H:%M"), me.place, me.started))
+
+
+def signer(text: str) -> tuple[Process, str]:
+    """The process that a signature is of, and its time. Raises ValueError where there is no whole one."""
+    pid, host, since, place, started, *_ = text.splitlines()
+    return Process(int(pid), host, place, started), since
 
 
 def process_state(pid: int) -> str:

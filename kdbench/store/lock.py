@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import re
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Self
 from kdbench.errors import KdbenchError
 from kdbench.files import share_with_group, write_text
 from kdbench.store.lease import Lease
-from kdbench.store.liveness import process_state
+from kdbench.store.liveness import signature, signer
 
 
 LOCKLESS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
@@ -32,7 +31,7 @@ class Taken(Exception):
 
 
 class Lock:
-    """An exclusive lock on a file, which names its holder: process, host and since when, a line each.
+    """An exclusive lock on a file, which names its holder.
 
     Where the folder is marked, or its file system has no locks, a lease beside the file takes its place. A file that belongs
     to somebody else need only be readable.
@@ -89,12 +88,14 @@ class Lock:
         """The holder, as far as known: process, host, since when by its clock, and whether it is stopped."""
         for path in (self.path, self._lease.path):
             try:
-                pid, host, since = path.read_text().splitlines()[:3]
-                state = process_state(int(pid)) if host == socket.gethostname() else ""
+                process, since = signer(path.read_text())
             except (OSError, ValueError):
                 continue
-            if state != "gone":
-                return f"process {pid} on {host} since {since}" + (f", which is {state}" if state else "")
+            if not process.ended():
+                state = process.state()
+                return f"process {process.pid} on {process.host} since {since}" + (
+                    f", which is {state}" if state else ""
+                )
         return "a process that has not left its name"
 
     def __enter__(self) -> Self:
@@ -116,7 +117,7 @@ class Lock:
             if error.errno in LOCKLESS:
                 return self._lease.take()
             raise KdbenchError(self._refusal(error)) from None
-        self._sign(descriptor, f"{os.getpid()}\n{socket.gethostname()}\n{time.strftime('%Y-%m-%d %H:%M')}\n")
+        self._sign(descriptor, signature())
         self._descriptor = descriptor
         return True
 
@@ -163,22 +164,24 @@ def _flock(descriptor: int) -> bool:
     return True
 
 
-def prepare_locks(folder: Path) -> str:
+def prepare_locks(folder: Path) -> None:
     """Find out whether file locks hold in a folder, among all machines that may see it, and mark it if not.
 
-    Returns why leases are taken there, "" if locks are. Raises KdbenchError if files may not be locked, OSError if none can
-    be written.
+    Raises KdbenchError if files may not be locked, OSError if none can be written.
     """
-    mark = folder / MARK
-    with contextlib.suppress(FileNotFoundError):
-        return mark.read_text().strip()
-    reason = _why_leases(folder)
-    if reason:
-        write_text(mark, f"{reason}\n")
-    return reason
+    if not why_leases(folder) and (reason := _trouble_with_locks(folder)):
+        write_text(folder / MARK, f"{reason}\n")
 
 
-def _why_leases(folder: Path) -> str:
+def why_leases(folder: Path) -> str:
+    """Why a folder is marked as one in which leases take the place of locks; "" if it is not."""
+    try:
+        return (folder / MARK).read_text().strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+
+
+def _trouble_with_locks(folder: Path) -> str:
     kind = file_system(folder)
     if kind not in LOCAL:
         return f"{kind} is not known as a file system of one machine"

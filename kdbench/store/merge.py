@@ -69,7 +69,7 @@ def merge(sources: Mapping[str, Store], target: Store, *, dry_run: bool = False)
                     merger.take(kind, record)
             suites |= merge_suites(source, target, notes, dry_run=dry_run)
         except OSError as error:
-            where = error.filename or target.root
+            where = error.filename2 or error.filename or target.root
             raise KdbenchError(f"{where}: {error.strerror or error}. Mend this and repeat the merge") from None
         if outdated := source.outdated():
             notes.append(outdated)

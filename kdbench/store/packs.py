@@ -29,7 +29,7 @@ from kdbench import __version__
 from kdbench.catalogue.text import shorten
 from kdbench.errors import BadInput, BadRecord
 from kdbench.files import file_hash, write_atomically
-from kdbench.store.archives import archived_files, portable_about
+from kdbench.store.archives import archived_files, archived_suites, portable_about
 from kdbench.store.exchange import STORED, check_copyable, stored_files
 from kdbench.store.record import NO_WEIGHTS, Record
 from kdbench.store.store import KINDS, Store
@@ -72,7 +72,7 @@ class _Manifest(BaseModel):
 
 @dataclass
 class Packed:
-    """What was packed: records by kind, bytes of the archive, and the records that were left out as damaged."""
+    """What was packed: records by kind, bytes of the archive, and the records and suites left out as damaged."""
 
     records: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     bytes: int = 0
@@ -97,21 +97,23 @@ def pack(
     packed, contents = Packed(), dict[str, Path | bytes]()
     for kind in KINDS:
         for record in store.records(kind):
-            if (wanted is not None and record.id not in wanted[kind]) or not (
-                record.has_result_file() or record.diverged()
-            ):
+            if wanted is not None and record.id not in wanted[kind]:
                 continue
             try:
+                if record.outcome() is None:
+                    continue
                 check_copyable(record)
             except BadRecord as error:
                 packed.left_out.append(f"{kind[:-1]} {record.id}, {label_of(record, kind)}: {error}")
                 continue
             packed.records[kind] += 1
             contents |= _contents(record, kind, weights=record.id not in without_weights)
-    for folder in sorted(store.root.glob("suites/*")):
-        if (suites is None or folder.name in suites) and (about := portable_about(folder)):
-            contents |= {str(path.relative_to(store.root)): path for path in archived_files(folder)}
-            contents[f"suites/{folder.name}/about.json"] = about
+    problems: list[str] = []
+    for kept, files in archived_suites(store, problems):
+        if suites is None or kept.folder.name in suites:
+            contents |= {f"suites/{kept.folder.name}/{name}": content for name, content in files.items()}
+            contents[f"suites/{kept.folder.name}/about.json"] = portable_about(kept)
+    packed.left_out += [line for line in problems if suites is None or any(id in line for id in suites)]
     for folder in store.root.glob("sources/*"):
         contents |= {str(path.relative_to(store.root)): path for path in archived_files(folder)}
     contents = {name: contents[name] for name in sorted(contents) if _NAMES.fullmatch(name)}
@@ -167,7 +169,7 @@ def opened(path: Path, within: Path | None = None) -> Iterator[Store]:
         return
     if not path.is_file():
         raise BadInput(f"{path}: no such results folder or pack")
-    with tempfile.TemporaryDirectory(prefix=UNPACKED, dir=within) as folder:
+    with tempfile.TemporaryDirectory(prefix=UNPACKED, dir=within, ignore_cleanup_errors=True) as folder:
         unpack(path, Path(folder))
         yield Store(Path(folder))
 
@@ -201,6 +203,25 @@ def unpack(file: Path, folder: Path) -> None:
     Nothing is written but what the manifest lists, and not unless there is room for it. Raises BadInput for what is no
     pack, and BadRecord for one that is not what was written.
     """
+    with _reading(file) as (archive, stream):
+        manifest = _read_manifest(file, archive)
+        _check_room(file, manifest, folder)
+        for entry in manifest.files:
+            stream.allow(_HEADERS + entry.bytes)
+            _extract(file, archive, entry, folder / entry.path)
+        if archive.next() is not None:
+            raise BadRecord(f"{file}: holds more files than its manifest lists")
+
+
+def check_pack(file: Path) -> None:
+    """Raise BadInput or BadRecord unless a file begins as a pack does: quick, whatever its size."""
+    with _reading(file) as (archive, _):
+        _read_manifest(file, archive)
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[tuple[tarfile.TarFile, _Metered]]:
+    """A pack's members one after the other, and the stream that they come from."""
     try:
         with file.open("rb") as raw:
             compressed = raw.read(2) == b"\x1f\x8b"
@@ -208,13 +229,7 @@ def unpack(file: Path, folder: Path) -> None:
             stream = _Metered(gzip.GzipFile(fileobj=raw) if compressed else raw)  # type: ignore[arg-type]
             stream.allow(2 * _HEADERS + _LARGEST_MANIFEST)
             with tarfile.open(fileobj=stream, mode="r|") as archive:  # type: ignore[call-overload]
-                manifest = _read_manifest(file, archive)
-                _check_room(file, manifest, folder)
-                for entry in manifest.files:
-                    stream.allow(_HEADERS + entry.bytes)
-                    _extract(file, archive, entry, folder / entry.path)
-                if archive.next() is not None:
-                    raise BadRecord(f"{file}: holds more files than its manifest lists")
+                yield archive, stream
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise BadRecord(f"{file}: is no whole pack of results ({error}). Copy it once more") from None
     except OSError as error:
@@ -242,7 +257,7 @@ def _check_room(file: Path, manifest: _Manifest, folder: Path) -> None:
     needed, free = sum(entry.bytes for entry in manifest.files), shutil.disk_usage(folder).free
     if needed > free:
         raise BadInput(
-            f"{file}: unpacks to {needed / 2**30:,.1f} GiB, and {folder.parent} has room for {free / 2**30:,.1f} GiB"
+            f"{file}: unpacks to {needed / 2**20:,.1f} MiB, and {folder.parent} has room for {free / 2**20:,.1f} MiB"
         )
 
 

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
-import secrets
-import shutil
-import socket
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
@@ -18,14 +14,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from kdbench.errors import KdbenchError
-from kdbench.files import write_json
+from kdbench.files import remove_folder, write_json
 from kdbench.store.exchange import basis
 from kdbench.store.liveness import process_state
 from kdbench.store.lock import Lock, Taken
 from kdbench.store.merge import MERGING
 from kdbench.store.packs import UNPACKED
 from kdbench.store.record import NO_WEIGHTS, Record
-from kdbench.store.store import KINDS, Store
+from kdbench.store.store import KINDS, Store, parent_here
 from kdbench.store.verify import label_of
 from kdbench.suite.specs import Stage
 
@@ -115,22 +111,15 @@ def remove(items: Iterable[Item]) -> Iterator[Item]:
                 if item.what is What.weights and item.record:
                     write_json(item.record.folder / "metadata.json", {**item.record.metadata(), **NO_WEIGHTS})
                 for path in item.paths:
-                    _remove(path)
+                    if path.is_dir() and not path.is_symlink():
+                        remove_folder(path)
+                    else:
+                        path.unlink(missing_ok=True)
         except Taken:
             continue
         except OSError as error:
             raise KdbenchError(f"{item.paths[0]}: cannot be removed: {error.strerror or error}") from None
         yield item
-
-
-def _remove(path: Path) -> None:
-    """Remove a file, or a folder: renamed first, so that no half of a record is ever seen."""
-    if path.is_dir() and not path.is_symlink():
-        going = path.with_name(f".{path.name.strip('.')}.{secrets.token_hex(6)}.tmp")
-        path.rename(going)
-        shutil.rmtree(going)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _of_folder(store: Store, choice: Choice) -> Iterator[Item]:
@@ -153,7 +142,7 @@ def _of_folder(store: Store, choice: Choice) -> Iterator[Item]:
         for path in sorted((store.root / folder).glob("*/.*.tmp")):
             guard = locks / f"{folder}-{path.parent.name}.lock"
             yield Item(What.tmp, (path,), "was not written to its end", _size(path), lock=guard)
-    for path in sorted((store.root / "logs").glob("*.log")):
+    for path in sorted(path for name in ("worker", "slurm") for path in (store.root / "logs").glob(f"{name}-*.log")):
         if not _still_written(path):
             yield Item(What.logs, (path,), "the log of a worker", _size(path), lock=locks / "logs.lock")
 
@@ -219,9 +208,8 @@ def _in_use(item: Item) -> bool:
 
 def _still_written(log: Path) -> bool:
     """Whether the worker of a log may live: on this machine its process does, on another the log is of the last day."""
-    found = re.search(r"-(\d+)\.log$", log.name)
-    if found and f"-{socket.gethostname()}-" in log.name:
-        return process_state(int(found[1])) != "gone"
+    if parent := parent_here(log):
+        return process_state(parent) != "gone"
     return time.time() - log.stat().st_mtime < _DAY
 
 

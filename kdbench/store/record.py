@@ -205,8 +205,10 @@ class Record:
     def begin(self, spec: dict[str, Any]) -> list[str]:
         """Make the folder ready for training: write the spec, clear an old failure, set damaged results aside.
 
-        What a killed process was just writing is removed. Returns messages for the user.
+        What another process was just writing is removed, so one that was stopped before a rename and has lost its lease has
+        nothing to rename. Returns messages for the user. Raises LostLease, with nothing changed, as ``write`` does.
         """
+        self._check_lease()
         messages = []
         for leftover in self.folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
@@ -226,13 +228,16 @@ class Record:
 
         Raises LostLease, with nothing changed, where the record was locked by a lease that is lost.
         """
-        check = self._locks[self._path].check if self._path in self._locks else None
         try:
-            write_atomically(self.folder / name, write, check=check, replace=replace)
+            write_atomically(self.folder / name, write, check=self._check_lease, replace=replace)
         except OSError:  # perhaps the new holder has removed the temporary file
-            if check:
-                check()
+            self._check_lease()
             raise
+
+    def _check_lease(self) -> None:
+        """Raise LostLease if the record was locked by a lease that is lost."""
+        if self._path in self._locks:
+            self._locks[self._path].check()
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write one of its files. Raises as ``write`` does."""

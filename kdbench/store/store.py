@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,8 +15,8 @@ from kdbench.catalogue.plugins import Source, SourceFile
 from kdbench.errors import BadInput, BadRecord, KdbenchError, UnreadableRecord
 from kdbench.files import make_folder, quarantine, write_bytes
 from kdbench.store.lease import LEASE_SECONDS
-from kdbench.store.liveness import process_state
-from kdbench.store.lock import Lock, Taken, prepare_locks
+from kdbench.store.liveness import Process, process_state
+from kdbench.store.lock import Lock, Taken, prepare_locks, why_leases
 from kdbench.store.record import Record
 from kdbench.store.result import Result
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
@@ -182,9 +182,9 @@ class Store:
 
     def remove_empty_logs(self) -> None:
         """Remove the empty logs of workers whose parent process on this machine was killed."""
-        for log in (self.root / "logs").glob(log_name("*", "*")):
-            with contextlib.suppress(OSError, ValueError, OverflowError):
-                if log.stat().st_size == 0 and process_state(int(log.stem.rpartition("-")[2])) == "gone":
+        for log in (self.root / "logs").glob("*.log"):
+            with contextlib.suppress(OSError):
+                if (parent := parent_here(log)) and log.stat().st_size == 0 and process_state(parent) == "gone":
                     log.unlink()
 
     def source_folder(self, sha256: str) -> Path:
@@ -199,20 +199,27 @@ class Store:
                 write_modules(source.files.values(), folder)
 
     def check_writable(self) -> list[str]:
-        """Raise BadInput unless results can be written; returns what a user should know of the file system."""
+        """Raise BadInput unless results can be written; returns ``leases`` when the folder was just found to need them."""
+        folder = self.root
         try:
+            known = self.leases()
             for folder in (self.root, self.root / "runs", self.root / "teachers", self.root / "locks"):
                 make_folder(folder)
                 with tempfile.TemporaryFile(dir=folder):  # without a name, nothing is left however the process ends
                     pass
-            reason = prepare_locks(self.root / "locks")
+            prepare_locks(self.root / "locks")
         except KdbenchError as error:
             raise BadInput(f"{error}. Choose another folder with --results.") from None
         except OSError as error:
             reason = error.strerror or str(error)
             raise BadInput(
-                f"cannot write results to {self.root}: {reason}. Choose another folder with --results."
+                f"cannot write results to {folder}: {reason}. Choose another folder with --results."
             ) from None
+        return [] if known else self.leases()
+
+    def leases(self) -> list[str]:
+        """One sentence on why leases take the place of locks in this folder; empty where locks are known to hold."""
+        reason = why_leases(self.root / "locks")
         if not reason:
             return []
         return [
@@ -244,6 +251,13 @@ def write_modules(files: Iterable[SourceFile], folder: Path) -> None:
             write_bytes(path, file.content)
 
 
-def log_name(slot: str, parent: int | str | None = None) -> str:
-    """The name of the log of a worker of this machine; ``parent``: the process that started it, or this one."""
-    return f"worker-{slot.replace(':', '-')}-{platform.node()}-{parent or os.getpid()}.log"
+def log_name(slot: str, parent: Process | None = None) -> str:
+    """The name of the log of a worker; ``parent``: the process that started it, or this one."""
+    parent = parent or Process.current()
+    return f"worker-{slot.replace(':', '-')}-{parent.machine}-{parent.pid}.log"
+
+
+def parent_here(log: Path) -> int | None:
+    """The number of the process that started the worker of a log, if that was on this machine."""
+    found = re.fullmatch(rf"worker-.*-{re.escape(Process.current().machine)}-(\d{{1,18}})\.log", log.name)
+    return int(found[1]) if found else None

@@ -37,7 +37,8 @@ from kdbench.suite.yaml_reader import Document, read_yaml
 class About(BaseModel):
     """What about.json says.
 
-    ``file`` and the keys of ``weights`` are absolute paths; of a pipe, ``file`` is the working folder with a slash.
+    ``file`` and the keys of ``weights`` are absolute paths; of a pipe, ``file`` is the working folder with a slash. What was
+    wanted at last: ``trials``, ``tiny`` runs, and of these a ``part``, by their ids.
     """
 
     file: str
@@ -45,6 +46,9 @@ class About(BaseModel):
     weights: dict[str, str]
     images: dict[str, dict[str, Any]] = {}
     settings: list[str] = []
+    trials: int | None = None
+    tiny: bool = False
+    part: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,16 @@ def keep_suites(suites: Iterable[Suite], store: Store) -> None:
         file = os.path.abspath(suite.file) if os.path.isfile(suite.file) else os.path.join(os.getcwd(), "")
         weights = {**(before.weights if before else {}), **weights}
         images = {**(before.images if before else {}), **_facts_of_images(suite)}
-        about = About(file=file, run=timestamp(), weights=weights, images=images, settings=list(suite.settings))
+        about = About(
+            file=file,
+            run=timestamp(),
+            weights=weights,
+            images=images,
+            settings=list(suite.settings),
+            trials=suite.trials,
+            tiny=suite.tiny,
+            part=list(suite.specs) if suite.whole else None,
+        )
         with exclusive(folder):
             for source in sources_of((suite.whole or suite).specs.values()):
                 write_modules(source.local_files, folder)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 
 from kdbench.errors import BadRecord, KdbenchError, UnreadableRecord
+from kdbench.store.archives import damaged_suites
 from kdbench.store.reading import stored_mapping
 from kdbench.store.record import FILES, OTHER_FILES, Record
 from kdbench.store.result import Result
@@ -60,6 +61,8 @@ def verify(store: Store, wanted: Mapping[str, Collection[str]] | None = None) ->
         for folder in store.quarantined(kind):
             if wanted is None or folder.name.partition(".")[0] in wanted[kind]:
                 report.notes.append(f"{folder}: {_QUARANTINED}")
+    if wanted is None:
+        report.notes += damaged_suites(store)
     if outdated := store.outdated():
         report.notes.append(outdated)
     return report
@@ -136,6 +139,10 @@ def _next_step(record: Record, kind: str, error: KdbenchError) -> str:
     return f"Remove {record.folder}, and the next kdbench run of its suite makes it again."
 
 
+REMOVED_WHILE_OPEN = ".nfs"
+"""How NFS names a file that was removed while a process has it open. It goes by itself."""
+
+
 def _leftovers(record: Record) -> Iterator[str]:
     """Harmless files that do not belong in a record's folder."""
     try:
@@ -155,5 +162,5 @@ def _leftovers(record: Record) -> Iterator[str]:
             yield f"{path}: was left by a process that was killed"
         elif ".damaged-" in name:
             yield f"{path}: {_QUARANTINED}"
-        elif name not in (*FILES, *OTHER_FILES):
+        elif name not in (*FILES, *OTHER_FILES) and not name.startswith(REMOVED_WHILE_OPEN):
             yield f"{path}: is no file of kdbench's"

@@ -132,6 +132,7 @@ def read_suite(document: Document, trials: int | None = None) -> Suite:
         measurements=tuple(measurements),
         text=document.text,
         settings=tuple(dict.fromkeys(document.settings.values())),
+        trials=trials,
     )
 
 

@@ -109,6 +109,11 @@ def named_probe(value: Any) -> Any:
         known = ", ".join(probe_protocols())
         raise ValueError(f"no such way to train a probe: '{name}'. Name one of {known}, or {{base: NAME, …changes}}")
     whole = {**probe_protocols()[name].model_dump(), **changes}
+    if "batch_norm_parts" in changes and whole["batch_norm"] == "frozen":
+        raise ValueError(
+            "'batch_norm_parts' divides a batch where batch norms train, and under batch_norm: frozen none does. "
+            "Leave it out, or set batch_norm: batch"
+        )
     if message := late_milestone(changes.get("milestones"), whole["epochs"]):
         raise ValueError(message)
     return whole

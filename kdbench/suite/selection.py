@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kdbench.catalogue.datasets import dataset
@@ -53,15 +52,7 @@ def select(suites: Sequence[Suite], only: Sequence[str] | None) -> list[Suite]:
             raise BadInput(
                 f"--only {shorten(condition, 200)}: no run has the {key} '{shorten(error.args[0])}'. {hint}"
             ) from None
-        chosen = [
-            replace(
-                suite,
-                runs=tuple(run for run in suite.runs if value(run) in wanted),
-                measurements=tuple(m for m in suite.measurements if value(m.run) in wanted),
-                whole=suite.whole or suite,
-            )
-            for suite in chosen
-        ]
+        chosen = [suite.part(run for run in suite.runs if value(run) in wanted) for suite in chosen]
     if only and not any(suite.runs for suite in chosen):
         raise BadInput(f"--only {' --only '.join(only)}: no run matches all of these")
     return [suite for suite in chosen if suite.runs]

@@ -119,7 +119,7 @@ class Suite:
     that it names, by SHA-256, the printed ``tables`` that it fills, and its ``text``. ``tiny`` says that its runs are tiny
     ones in the place of the suite's own, ``devices_per_run`` how many devices train one together (0: as many as are
     worthwhile), ``max_cohort_size`` limits what is in memory together, ``whole`` is the suite of which a part was chosen,
-    ``settings`` are the options that changed the text.
+    ``settings`` are the options that changed the text, ``trials`` those that were asked for instead of its own.
     """
 
     name: str
@@ -136,17 +136,31 @@ class Suite:
     whole: Suite | None = None
     text: str = ""
     settings: tuple[str, ...] = ()
+    trials: int | None = None
 
     @property
     def specs(self) -> dict[str, RunSpec]:
         """The distinct runs by id."""
         return {run.id: run.spec for run in self.runs}
 
+    def part(self, runs: Iterable[Run]) -> Suite:
+        """The part that has some of its runs, with what is measured on their networks."""
+        chosen = tuple(runs)
+        keys = {run.key for run in chosen}
+        measurements = tuple(each for each in self.measurements if each.run.key in keys)
+        return replace(self, runs=chosen, measurements=measurements, whole=self.whole or self)
+
     def renamed(self, name: str) -> Suite:
         """The same under another name."""
         runs = tuple(replace(run, suite=name) for run in self.runs)
         measurements = tuple(replace(each, run=replace(each.run, suite=name)) for each in self.measurements)
         return replace(self, name=name, runs=runs, measurements=measurements)
+
+
+def devices_per_run(suites: Iterable[Suite]) -> int:
+    """How many devices train a run of these suites: the most that one wants, 0 where one leaves it to the scheduler."""
+    wanted = [suite.devices_per_run for suite in suites]
+    return 0 if 0 in wanted else max(wanted, default=1)
 
 
 def run_specs(suites: Iterable[Suite]) -> list[RunSpec]:

@@ -44,6 +44,7 @@ from kdbench.suite.specs import (
     code_of,
     digest,
 )
+from kdbench.training.guard import plugged_in
 from kdbench.training.trainer import Trainer
 
 
@@ -181,7 +182,8 @@ def student_trainer(
         for use in spec.terms:
             store.keep_source(term(use.name, use.source_sha256).source)
             own = replace(context, part=trained.get(use.name))
-            terms[module_key(use.name)] = build_term(use.name, own, use.source_sha256, **use.hyperparameters).to(device)
+            terms[module_key(use.name)] = build_term(use.name, own, use.source_sha256, **use.hyperparameters)
+            move_layers(terms[module_key(use.name)], device)
     return Trainer(
         store.run(spec.id),
         on_device(network, device),
@@ -232,6 +234,7 @@ def teacher_trainer(
         seed=seed_key(spec),
         modules=modules,
         keep_best=spec.checkpoint == "best",
+        classifies=not isinstance(spec, SelfSupervised),
     )
 
 
@@ -308,6 +311,15 @@ def seen_size(spec: DatasetSpec, view: Preprocessing) -> int:
 def on_device(network: Backbone, device: torch.device) -> Backbone:
     """Move a network to a device, in channels-last memory, which convolutions run faster in."""
     return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def move_layers(layers: nn.Module, device: torch.device) -> None:
+    """Move a term or an adapter to a device; on a GPU, where it is kdbench's own, into channels-last memory as the maps.
+
+    Otherwise each convolution would bring weights and gradients into the other order in every step.
+    """
+    own = device.type != "cpu" and not plugged_in(layers)
+    layers.to(device=device, memory_format=torch.channels_last if own else torch.preserve_format)  # type: ignore[call-overload]
 
 
 def module_key(name: str) -> str:

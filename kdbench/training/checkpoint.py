@@ -19,8 +19,8 @@ from kdbench.training.environment import out_of_memory
 from kdbench.training.trainer import Progress, Trainer
 
 
-FORMAT = 2
-"""The version of a checkpoint's content. Version 1 held whole epochs only."""
+FORMAT = 3
+"""The version of a checkpoint's content. Version 1 held whole epochs only, version 2 no training error."""
 
 _DIGEST = hashlib.sha256().digest_size
 """A checkpoint file begins with the SHA-256 of what torch.save wrote: torch.load alone does not notice flipped bits."""

@@ -70,14 +70,13 @@ class JobContext:
         return Callbacks(self._on_progress, self._on_epoch, conclude, self._stops, self.checkpoint_seconds)
 
     def _stops(self) -> bool:
-        (stops,) = self.ranks.agrees(self.should_stop())
-        return stops
+        return self.ranks.agrees(self.should_stop())
 
-    def replay(self, recipe: Recipe) -> Replay | None:
-        """What replays the full batches of a recipe; None where the device cannot, or is not to."""
+    def replay(self, recipe: Recipe, at_once: int = 1) -> Replay | None:
+        """What replays full batches, ``at_once`` made in one go; None where the device cannot, or is not to."""
         if self.eager or self.ranks.size > 1 or why_eager(self.device):
             return None
-        return Replay(self.device, recipe.batch, lambda text: self.emit("message", text=text))
+        return Replay(self.device, recipe.batch, lambda text: self.emit("message", text=text), at_once)
 
     def _on_progress(self, trainer: Trainer, share: float, speed: float) -> None:
         place = {"id": trainer.record.id, "epoch": trainer.progress.epoch, **trainer.length}

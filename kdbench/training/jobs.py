@@ -9,11 +9,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdbench.data.batch import Batches
+from kdbench.data.file_stream import FileTestSet
+from kdbench.data.stream import TestSet
 from kdbench.errors import message_of
-from kdbench.evaluation import measure, measure_neighbours
+from kdbench.evaluation import Scores, measure, measure_neighbours
 from kdbench.models import build
 from kdbench.models.checkpoints import load_checkpoint, published_accuracy
 from kdbench.models.outputs import Shapes, measure_shapes
@@ -45,8 +47,10 @@ from kdbench.training.build import (
     with_head,
 )
 from kdbench.training.context import JobContext, JobResult, RunFinisher, cost_fields
-from kdbench.training.environment import device_lost, out_of_memory
+from kdbench.training.environment import LostRank, device_lost, out_of_memory
 from kdbench.training.loop import Evaluate, failure_of, train
+from kdbench.training.ranks import Ranks
+from kdbench.training.replay import batches_at_once
 from kdbench.training.replicas import on_several_devices
 from kdbench.training.teacher import FrozenTeacher, OnlineTeacher, adapter_trainer, load_adapter
 from kdbench.training.trainer import Trainer
@@ -128,11 +132,11 @@ def _train_stage(spec: Stage, record: Record, ctx: JobContext) -> bool:
         if not isinstance(spec, SelfSupervised):
             stream = ctx.data.stream(data, Scenario(), recipe, TEACHER_TRIAL)
             test = None if isinstance(spec, Adapter) else ctx.data.test(data, recipe)
-            evaluate = None if test is None else partial(measure, test=test)
+            evaluate = None if test is None else partial(_test, test)
         else:
             stream = ctx.data.two_views(data, spec.pretraining, TEACHER_TRIAL)
             known, test = ctx.data.train(data, recipe), ctx.data.test(data, recipe)
-            evaluate = partial(measure_neighbours, train=known, test=test, classes=data.class_count)
+            evaluate = partial(_test_neighbours, known, test, data.class_count)
         ctx.begin(record, spec.canonical())
         if isinstance(spec, Adapter):
             make = partial(adapter_trainer, spec, ctx.store, ctx.device, len(stream))
@@ -202,6 +206,10 @@ def _train_together(specs: Sequence[RunSpec], ctx: JobContext) -> bool:
             shapes = measure_shapes(teacher.network, seen_size(lead.dataset, lead.teacher_view or lead.recipe))
         students = [(spec, _build_student(spec, teacher, shapes, stream.labels, ctx)) for spec in specs]
     built = {spec: student for spec, student in students if student}
+    there, *others = (set(ids) for ids in ctx.ranks.exchange([spec.id for spec in built]))
+    if any(there - other for other in others):
+        raise LostRank(f"a run can be built on the first of {ctx.ranks.size} devices, but not on all")
+    built = {spec: student for spec, student in built.items() if spec.id in there}
     readers = [student for student in built.values() if student[0].reads_teacher]
     if teacher and readers:
         _, earliest = min(readers, key=lambda student: (student[0].progress.epoch, student[0].progress.batches))
@@ -215,8 +223,19 @@ def _train_together(specs: Sequence[RunSpec], ctx: JobContext) -> bool:
     finalize = partial(teacher.finalize, test=test) if teacher else None
     conclude = RunFinisher(ctx, "run", costs, fields, finalize)
     trainers = [trainer for trainer, _ in built.values()]
-    evaluate, replay = partial(measure, test=test), ctx.replay(lead.recipe)
-    return train(trainers, teacher, stream, evaluate, ctx.callbacks(conclude), replay, ctx.ranks)
+    at_once = batches_at_once(shapes, lead.recipe.batch) if teacher and shapes and not teacher.learns else 1
+    callbacks, replay = ctx.callbacks(conclude), ctx.replay(lead.recipe, at_once)
+    return train(trainers, teacher, stream, partial(_test, test), callbacks, replay, ctx.ranks)
+
+
+def _test(test: TestSet | FileTestSet, networks: Sequence[nn.Module], ranks: Ranks) -> list[Scores]:
+    return measure(networks, test.batches(ranks.rank, ranks.size), ranks.add_up)
+
+
+def _test_neighbours(
+    known: TestSet | FileTestSet, test: TestSet | FileTestSet, classes: int, networks: Sequence[nn.Module], ranks: Ranks
+) -> list[Scores]:
+    return measure_neighbours(networks, known, test, classes)
 
 
 def open_teacher(run: RunSpec, ctx: JobContext) -> FrozenTeacher | None:

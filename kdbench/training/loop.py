@@ -19,10 +19,10 @@ from kdbench.methods.term import Term
 from kdbench.models.outputs import Outputs
 from kdbench.store.result import Failure
 from kdbench.training.checkpoint import save_checkpoint
-from kdbench.training.environment import Settings, device_lost, out_of_memory
+from kdbench.training.environment import LostRank, Settings, device_lost, out_of_memory
 from kdbench.training.guard import Watch, aliased, relisted, rows_of
 from kdbench.training.ranks import ALONE, Ranks
-from kdbench.training.replay import Replay
+from kdbench.training.replay import Replay, lessons
 from kdbench.training.teacher import FrozenTeacher
 from kdbench.training.trainer import Trainer
 
@@ -32,8 +32,8 @@ TELL_SECONDS = 5.0
 SAVE_SHARE = 20
 """Before trainers are saved again, they train at least this many times as long as saving them took."""
 
-Evaluate = Callable[[Sequence[nn.Module]], list[Scores]]
-"""A test of networks, which it leaves in eval mode."""
+Evaluate = Callable[[Sequence[nn.Module], Ranks], list[Scores]]
+"""A test of networks by some processes, each on its part of the images. It leaves them in eval mode."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def train(
     """Train all trainers to their last epoch. Returns False if asked to stop before. Without ``evaluate`` none is tested.
 
     With ``replay``, full batches are trained on by captured steps. Of several ``ranks``, which take the same steps, the first
-    alone tests, reports, saves, and says when to stop.
+    alone reports, saves, and says when to stop.
 
     Trainers that are behind (after a crash, say) train alone until they have caught up: the stream and the teacher replay
     any epoch, so the result is the same in any company.
@@ -80,17 +80,15 @@ def train(
             return False
         alive = [trainer for trainer in group if trainer.failure is None]
         ranks.follow([buffer for trainer in alive for buffer in trainer.network.buffers()])
-        tested = [trainer for trainer in alive if evaluate and ranks.leads and trainer.due_for_test(epoch)]
-        results = _evaluate(tested, teacher, evaluate, epoch) if evaluate else {}
+        tested = [trainer for trainer in alive if trainer.due_for_test(epoch)]
+        results = _evaluate(tested, teacher, evaluate, epoch, ranks) if evaluate else {}
         alive = [trainer for trainer in alive if trainer.failure is None]
         speed = timer.end(alive)
         for trainer in alive:
             _guarded(trainer, partial(trainer.end_epoch, epoch, *results.get(id(trainer), (None, {}))), epoch)
             if trainer.failure is None:
                 callbacks.on_epoch(trainer, speed)
-        for trainer, fine in zip(group, ranks.agrees(*(trainer.failure is None for trainer in group)), strict=True):
-            if not fine and trainer.failure is None:
-                trainer.failure = Failure(kind="error", epoch=epoch, reason="it failed as it was tested")
+        _compare_failures(group, ranks, epoch)
         _report_finished(group, callbacks)
         stopping = callbacks.should_stop()
         if ranks.leads:
@@ -169,15 +167,18 @@ def train_epoch(
     portion = ranks.portion([trainer.recipe.batch_norm_parts for trainer in group])
     while alive := [trainer for trainer in group if trainer.failure is None]:
         first = min(trainer.progress.batches for trainer in alive)
-        batches = stream.epoch(
-            epoch, with_teacher=teacher is not None, transforms=transforms, first=first, portion=portion
+        taught = lessons(
+            stream,
+            teacher,
+            replay,
+            epoch=epoch,
+            first=first,
+            teacher_start=teacher_start,
+            transforms=transforms,
+            portion=portion,
         )
-        for number, batch in enumerate(batches, first):
-            current_teacher = teacher if number >= teacher_start else None
+        for number, (batch, shown, copies) in enumerate(taught, first):
             captured = replay if replay and len(batch) == replay.batch else None
-            if captured:
-                batch = captured.batches.put(batch)
-            shown, copies = current_teacher.look(batch, captured) if current_teacher else (None, {})
             active = [trainer for trainer in alive if trainer.failure is None and trainer.progress.batches == number]
             for trainer in active:
                 _guarded(trainer, partial(trainer.step, batch, shown, copies.get(trainer.transforms), captured), epoch)
@@ -187,8 +188,8 @@ def train_epoch(
             timer.count(active)
             if any(trainer.progress.batches == number for trainer in active):
                 break
-            if current_teacher:
-                current_teacher.learn()
+            if teacher and number >= teacher_start:
+                teacher.learn()
             stopping = callbacks.should_stop()
             if ranks.leads:
                 _save(group, teacher, callbacks, now=stopping)
@@ -207,16 +208,23 @@ def _report_finished(group: Sequence[Trainer], callbacks: Callbacks) -> None:
 
 
 def _evaluate(
-    trainers: Sequence[Trainer], teacher: FrozenTeacher | None, evaluate: Evaluate, epoch: int
+    trainers: Sequence[Trainer], teacher: FrozenTeacher | None, evaluate: Evaluate, epoch: int, ranks: Ranks
 ) -> dict[int, tuple[Scores, dict[str, float]]]:
-    """Test accuracy, and likeness to the teacher where it is due, by the trainers' id()."""
+    """Test accuracy, and likeness to the teacher where it is due, by the trainers' id().
+
+    Each device tests its part of the images. Likeness is no sum over images: where it is due the first device tests alone.
+    """
     shown = CachedTeacher(teacher) if teacher else None
     networks = [
         LayerSimilarityMonitor(trainer, shown, epoch) if shown and trainer.due_for_likeness(epoch) else trainer.network
         for trainer in trainers
     ]
+    if any(isinstance(network, LayerSimilarityMonitor) for network in networks):
+        if not ranks.leads:
+            return {}
+        ranks = ALONE
     results = {}
-    for trainer, network, scores in zip(trainers, networks, evaluate(networks), strict=True):
+    for trainer, network, scores in zip(trainers, networks, evaluate(networks, ranks), strict=True):
         likeness = network.similarity.scores() if isinstance(network, LayerSimilarityMonitor) else {}
         results[id(trainer)] = scores, likeness
     return results
@@ -311,6 +319,16 @@ def _confirm(trainer: Trainer, ranks: Ranks) -> None:
     if trainer.failure is not None:
         progress = trainer.progress
         ranks.confirm(trainer.failure.reason, f"{trainer.record.id} {progress.epoch} {progress.batches}")
+
+
+def _compare_failures(trainers: Sequence[Trainer], ranks: Ranks, epoch: int) -> None:
+    """A failure in the first process, which alone stores, ends a run in all. Raises LostRank for one in others alone."""
+    own = [trainer.failure.reason if trainer.failure else "" for trainer in trainers]
+    for trainer, (first, *others) in zip(trainers, zip(*ranks.exchange(own), strict=True), strict=True):
+        if first and trainer.failure is None:
+            trainer.failure = Failure(kind="error", epoch=epoch, reason=first)
+        if not first and any(others):
+            raise LostRank(f"{next(filter(None, others))}, but not on the first of {ranks.size} devices")
 
 
 def failure_of(error: BaseException, epoch: int) -> Failure:

@@ -78,7 +78,7 @@ def _train_probe(spec: ProbeSpec, record: Record, ctx: JobContext) -> bool:
     trainer, _ = ctx.restore_or_build(make, spec.dependencies)
     fields = {"train_images": len(stream), "test_images": tested}
     conclude = RunFinisher(ctx, "measurement", {spec.id: {"macs": measurement_work(spec).macs}}, fields)
-    return train([trainer], None, stream, partial(measure, test=test), ctx.callbacks(conclude))
+    return train([trainer], None, stream, lambda networks, _: measure(networks, test), ctx.callbacks(conclude))
 
 
 _TEST_BATCH = 4096

@@ -27,6 +27,7 @@ from kdbench.training.guard import Watch
 
 
 Shown = TypeVar("Shown")
+Word = TypeVar("Word", int, str)
 
 TIMEOUT = timedelta(minutes=30)
 """How long one process waits for the others: as long as the first may take to test after an epoch."""
@@ -61,7 +62,7 @@ class Ranks:
 
     @property
     def leads(self) -> bool:
-        """Whether it is this process that tests, reports and saves."""
+        """Whether it is this process that reports and saves."""
         return self.rank == 0
 
     def portion(self, parts: Sequence[int]) -> Portion:
@@ -77,14 +78,26 @@ class Ranks:
         if self.leads:
             self.agrees(True)
 
-    def agrees(self, *flags: bool) -> list[bool]:
-        """The flags of the first process."""
+    def agrees(self, flag: bool) -> bool:
+        """The flag of the first process."""
         if self.size == 1:
-            return list(flags)
-        told = torch.tensor(flags, dtype=torch.uint8)
+            return flag
+        told = torch.tensor(flag)
         with _in_company():
             dist.broadcast(told, 0)
-        return [bool(flag) for flag in told]
+        return bool(told)
+
+    def exchange(self, words: list[Word]) -> list[list[Word]]:
+        """The words of each process, those of the first one first."""
+        everyones = [words] * self.size
+        if self.size > 1:
+            with _in_company():
+                dist.all_gather_object(everyones, words)
+        return everyones
+
+    def add_up(self, numbers: list[int]) -> list[int]:
+        """The sums of the numbers in the same place over all processes."""
+        return [sum(each) for each in zip(*self.exchange(numbers), strict=True)]
 
     def confirm(self, failure: str, step: str) -> None:
         """Wait until what failed here at a ``step`` has failed in all processes. Raises LostRank where it has not.

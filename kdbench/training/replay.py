@@ -1,20 +1,24 @@
-"""Steps that are captured as a graph and replayed: one launch takes the place of some hundred.
+"""An epoch's lessons, and steps that are captured as a graph and replayed: one launch takes the place of some hundred.
 
 A step of a small network is some hundred kernels, and a GPU is done with each before Python has launched the next. A graph
 holds them all, on fixed memory and with all numbers as they were; to replay it costs the host one launch. The batch and what
-an eager teacher gives for it are therefore copied to where the first of their kind were.
+the teacher gives for it are therefore copied to where the first of their kind were.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import Any, Generic, TypeVar, cast
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from copy import copy
+from functools import partial
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from kdbench.data.batch import Batch
+from kdbench.data.batch import Batch, Batches, Portion
 from kdbench.errors import message_of
+from kdbench.models.outputs import Outputs, Shapes
 from kdbench.training.environment import device_lost, out_of_memory
 from kdbench.training.guard import mapped, tensors_of
 
@@ -50,11 +54,6 @@ class Captured(Generic[Shown]):
         self._result: Shown | None = None
         self._refused = False
         self.captures = 0
-
-    @property
-    def replayed(self) -> bool:
-        """Whether the last call was a replay, so that its result is where it will be next time."""
-        return self._graph is not None
 
     def __call__(
         self,
@@ -156,17 +155,28 @@ class FixedMemory(Generic[Shown]):
         return cast(Shown, self._held)
 
 
+AT_ONCE, SHOWN_BYTES = 8, 2**29
+"""A frozen teacher looks at so many batches at once, or at fewer where its outputs would take more memory."""
+
+
+def batches_at_once(shapes: Shapes, batch: int) -> int:
+    """How many batches a frozen teacher, whose outputs have these ``shapes``, looks at in one pass."""
+    values = sum(map(math.prod, (*shapes.features, *shapes.stages)))  # a pre-activation for each stage
+    return max(1, min(AT_ONCE, SHOWN_BYTES // (4 * batch * values)))
+
+
 class Replay:
     """The captured functions of trainers that train together, and the memory that these share.
 
-    batch: the size of those batches that are replayed; the short last one is not
-    tell:  is told what is not replayed, and why
+    batch:   the size of those batches that are replayed; the short last one is not
+    tell:    is told what is not replayed, and why
+    at_once: the number of batches that are made in one go
     """
 
-    def __init__(self, device: torch.device, batch: int, tell: Callable[[str], None]) -> None:
-        self.device, self.batch, self.tell = device, batch, tell
-        self.batches: FixedMemory[Batch] = FixedMemory()
-        self.shown: FixedMemory[Any] = FixedMemory()
+    def __init__(self, device: torch.device, batch: int, tell: Callable[[str], None], at_once: int = 1) -> None:
+        self.device, self.batch, self.tell, self.at_once = device, batch, tell, at_once
+        self.chunks: FixedMemory[Batch] = FixedMemory()
+        self.lessons: FixedMemory[Any] = FixedMemory()
         self.teacher: Captured[Any] = Captured(device, self._teller("the teacher's passes"))
         self._pool = torch.get_device_module(device).graph_pool_handle()
         self._steps: dict[Hashable, Captured[bool]] = {}
@@ -177,10 +187,81 @@ class Replay:
             self._steps[trainer] = Captured(self.device, self._teller(f"the steps of {terms}"), self._pool)
         return self._steps[trainer]
 
-    @property
-    def memory(self) -> Hashable:
-        """Stands for the memory that steps read."""
-        return self.batches.changes, self.shown.changes, self.teacher.captures
-
     def _teller(self, what: str) -> Callable[[str], None]:
         return lambda reason: self.tell(f"{what} are launched one kernel after the other: {reason}")
+
+
+class Guide(Protocol):
+    """What looks at batches for the students: a teacher. ``learns``: it changes from batch to batch."""
+
+    learns: bool
+
+    def look(self, batch: Batch) -> tuple[Outputs, Mapping[str, Outputs]]:
+        """The outputs for a batch and, by kind, for its transformed copies."""
+
+
+class Lesson(NamedTuple):
+    """A batch, the teacher's outputs for its images (None: nobody reads them), and for its transformed copies, by kind."""
+
+    batch: Batch
+    shown: Outputs | None = None
+    copies: Mapping[str, Outputs] = {}
+
+    @classmethod
+    def of(cls, batch: Batch, teacher: Guide | None) -> Lesson:
+        """The lesson that the teacher gives now."""
+        return cls(batch, *teacher.look(batch)) if teacher else cls(batch)
+
+    def part(self, start: int, size: int) -> Lesson:
+        """The rows of ``size`` images, or as many as there are, from number ``start`` on, in the same memory."""
+        images = len(self.batch)
+
+        def rows(tensor: Tensor) -> Tensor:
+            each = len(tensor) // images  # views have several rows for an image
+            return tensor[each * start : each * (start + size)]
+
+        return Lesson._make(mapped(rows, tuple(self)))
+
+
+def lessons(
+    stream: Batches,
+    teacher: Guide | None,
+    replay: Replay | None,
+    *,
+    epoch: int,
+    first: int,
+    teacher_start: int,
+    transforms: Sequence[str],
+    portion: Portion,
+) -> Iterator[Lesson]:
+    """The lessons of an epoch from batch number ``first`` on. The teacher is asked from number ``teacher_start`` on.
+
+    With ``replay``, those with full batches are in its memory, and ``replay.at_once`` of them are augmented and shown to the
+    teacher together. Which ones are together does not depend on where the epoch begins.
+    """
+    how: dict[str, Any] = {"with_teacher": teacher is not None, "transforms": transforms, "portion": portion}
+    if replay is None:
+        for number, batch in enumerate(stream.epoch(epoch, first=first, **how), first):
+            yield Lesson.of(batch, teacher if number >= teacher_start else None)
+        return
+    size, at_once = replay.batch, replay.at_once
+    begin = first // at_once
+    for number, chunk in enumerate(in_chunks(stream, at_once).epoch(epoch, first=begin, **how), begin):
+        asked = teacher if (number + 1) * at_once > teacher_start else None
+        if asked and not asked.learns and len(chunk) == at_once * size:
+            chunk = replay.chunks.put(chunk)
+            lesson: Lesson = replay.teacher(partial(Lesson.of, chunk, asked), replay.chunks.changes)
+        else:
+            lesson = Lesson.of(chunk, asked)
+        for start in range(max(0, first - number * at_once) * size, len(chunk), size):
+            part = lesson.part(start, size)
+            yield replay.lessons.put(part) if len(part.batch) == size else part
+
+
+def in_chunks(stream: Batches, batches: int) -> Batches:
+    """The same stream with ``batches`` batches in a row as one. Raises AttributeError where its batches have no set size."""
+    if batches == 1:
+        return stream
+    chunks: Any = copy(stream)
+    chunks.batch *= batches
+    return chunks  # type: ignore[no-any-return]

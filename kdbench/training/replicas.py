@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import socket
 import subprocess
 import sys
@@ -22,11 +23,16 @@ from torch import distributed as dist
 from kdbench.child import exit_reason, interpreter
 from kdbench.suite.components import Recipe, usable_devices
 from kdbench.training.context import JobContext
+from kdbench.training.environment import LostRank, out_of_memory
 from kdbench.training.ranks import TIMEOUT, Ranks
 
 
 END_SECONDS = 60.0
-"""How long a process may take to end once its work is done."""
+"""How long a process may take to end once its work is done, or once another one has ended too early."""
+NEWS_SECONDS = 5.0
+"""How long after another process is missed it is known how that ended."""
+OUT_OF_MEMORY, BEREFT = 75, 76
+"""Exit codes of a process that ran out of memory, and of one that has lost the others."""
 
 
 @contextmanager
@@ -37,7 +43,7 @@ def on_several_devices(job: Mapping[str, Any], recipes: Sequence[Recipe], ctx: J
     recipes: those of its networks; devices among which their batches cannot be divided are left idle
 
     Where one of them ends too early, this process ends as well, with a message on standard error: the job is then resumed
-    from its last checkpoint.
+    from its last checkpoint. Raises OutOfMemoryError where that one ran out of memory, as if it had been this one.
     """
     given = 1 + len(ctx.replicas)
     size = usable_devices(recipes, given)
@@ -50,20 +56,33 @@ def on_several_devices(job: Mapping[str, Any], recipes: Sequence[Recipe], ctx: J
     with tempfile.TemporaryDirectory(prefix="kdbench-") as folder, contextlib.ExitStack() as stack:
         meeting = str(Path(folder) / "ranks")
         stack.callback(Ranks.leave)
+        full: queue.Queue[str] = queue.Queue()
         replicas = [
             stack.enter_context(
-                _Replica({**ctx.options, **how, "meeting": meeting, "rank": rank, "size": size, "job": dict(job)})
+                _Replica({**ctx.options, **how, "meeting": meeting, "rank": rank, "size": size, "job": dict(job)}, full)
             )
             for rank, how in enumerate(ctx.replicas[: size - 1], 1)
         ]
-        ranks = meet(meeting, 0, size, ctx.device)
-        yield replace(ctx, ranks=ranks)
+        try:
+            ranks = meet(meeting, 0, size, ctx.device)
+            yield replace(ctx, ranks=ranks)
+        except LostRank as error:
+            with contextlib.suppress(queue.Empty):
+                raise torch.OutOfMemoryError(full.get(timeout=NEWS_SECONDS)) from error
+            raise
         for replica in replicas:
-            replica.expected = True
+            replica.expected.set()
         ranks.leave()
         for replica in replicas:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 replica.process.wait(END_SECONDS)
+
+
+def exit_code(error: BaseException) -> int:
+    """How a further process ends over an error."""
+    if out_of_memory(error):
+        return OUT_OF_MEMORY
+    return BEREFT if isinstance(error, LostRank) else 1
 
 
 def meet(meeting: str, rank: int, size: int, device: torch.device) -> Ranks:
@@ -77,11 +96,12 @@ def meet(meeting: str, rank: int, size: int, device: torch.device) -> Ranks:
 
 
 class _Replica:
-    """One further process, killed on leaving; ``expected``: it may end."""
+    """One further process, killed on leaving; ``expected``: it may end. Into ``full`` it says that it ran out of memory."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(self, options: dict[str, Any], full: queue.Queue[str]) -> None:
         self.name = f"device {options['rank'] + 1} of {options['size']}"
-        self.expected = False
+        self.full = full
+        self.expected = threading.Event()
         self.process = subprocess.Popen(
             interpreter("from kdbench.training.worker import assist\nassist()"),
             stdin=subprocess.PIPE,
@@ -100,7 +120,7 @@ class _Replica:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.expected = True
+        self.expected.set()
         self.process.kill()
         self.process.wait()
         self.listener.join()
@@ -114,7 +134,12 @@ class _Replica:
         assert self.process.stdout is not None
         words = self.process.stdout.read().strip()
         code = self.process.wait()
-        if not self.expected:
+        if self.expected.is_set():
+            return
+        if code == OUT_OF_MEMORY:
+            self.full.put(f"{self.name}: {words}")
+        waits = code in (OUT_OF_MEMORY, BEREFT)  # gloo tells this process that the other is gone, NCCL lets it wait
+        if not (waits and self.expected.wait(END_SECONDS)):
             reason = f"the process of {self.name} ended ({exit_reason(code)})" + (f": {words}" if words else "")
             print(reason, file=sys.stderr, flush=True)
             os._exit(1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -29,11 +28,10 @@ from kdbench.store.result import Accuracy
 from kdbench.store.store import Store
 from kdbench.suite.components import TeacherInference
 from kdbench.suite.specs import Adapter, Recipe, Stage
-from kdbench.training.build import DamagedTeacher, load_teacher, module_key, seed_key, seeded, seen_size
+from kdbench.training.build import DamagedTeacher, load_teacher, module_key, move_layers, seed_key, seeded, seen_size
 from kdbench.training.checkpoint import as_safetensors
 from kdbench.training.guard import mapped, plugged_in
 from kdbench.training.ranks import ALONE, Ranks
-from kdbench.training.replay import Replay
 from kdbench.training.trainer import Trainer, make_optimiser, set_learning_rate
 
 
@@ -49,6 +47,9 @@ class FrozenTeacher:
     ``own_test``: the test set in its own view of the images; None where it sees the students'. ``tested_after``: the epoch
     of its weights, where its accuracy as it teaches is to be measured, because its record does not hold it.
     """
+
+    learns = False
+    """Whether it changes from batch to batch."""
 
     def __init__(
         self,
@@ -74,15 +75,8 @@ class FrozenTeacher:
     def begin_epoch(self, epoch: int, stream: Batches, first: int = 0) -> None:
         """Nothing changes from step to step."""
 
-    def look(self, batch: Batch, replay: Replay | None = None) -> tuple[Outputs, Mapping[str, Outputs]]:
-        """The outputs for a batch and, by kind, for its transformed copies; with ``replay``, all in its memory."""
-        look = partial(self._look_at, batch)
-        if replay is None:
-            return look()
-        seen: tuple[Outputs, Mapping[str, Outputs]] = replay.teacher(look, replay.batches.changes)
-        return seen if replay.teacher.replayed else replay.shown.put(seen)
-
-    def _look_at(self, batch: Batch) -> tuple[Outputs, Mapping[str, Outputs]]:
+    def look(self, batch: Batch) -> tuple[Outputs, Mapping[str, Outputs]]:
+        """The outputs for a batch and, by kind, for its transformed copies."""
         copies = self.forward_views(batch)
         return self.forward(batch), copies
 
@@ -156,6 +150,8 @@ class OnlineTeacher(FrozenTeacher):
     under few-shot only from those, and from their clean labels. On several devices each passes its portion of them.
     """
 
+    learns = True
+
     def __init__(
         self,
         network: NodeEmbedding,
@@ -168,12 +164,14 @@ class OnlineTeacher(FrozenTeacher):
         own_test: TestImages | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__(network, bf16=bf16, widened=widened, own_test=own_test)
-        self.inference = network  # a copy would not learn
+        super().__init__(network, widened=widened, own_test=own_test)
+        self.bf16 = bf16
         if inference:
             network.backbone = fold_batch_norm(network.backbone, side)
+        shown = network.on(_cast_once(network.backbone)) if bf16 else network
         if inference == "compiled":
-            network.backbone.compile(dynamic=False)
+            shown.backbone.compile(dynamic=False)
+        self.inference = shown
         self.head = nn.ModuleList([network.node, network.fc]).requires_grad_(True)
         self.recipe = recipe
         self.optimiser = make_optimiser(list(self.head.parameters()), recipe)
@@ -195,11 +193,6 @@ class OnlineTeacher(FrozenTeacher):
         if self.batches < first:
             self._catch_up(islice(stream.epoch(epoch, first=self.batches), first - self.batches))
 
-    def look(self, batch: Batch, replay: Replay | None = None) -> tuple[Outputs, Mapping[str, Outputs]]:
-        """The outputs for a batch and, by kind, for its transformed copies. It learns, so it is not replayed."""
-        seen = self._look_at(batch)
-        return replay.shown.put(seen) if replay else seen
-
     def _catch_up(self, batches: Iterable[Batch]) -> None:
         for batch in batches:
             self.forward(batch)
@@ -218,7 +211,7 @@ class OnlineTeacher(FrozenTeacher):
         labels = batch.labels if batch.clean_labels is None else batch.clean_labels
         images = self.view_of(batch)
         with torch.enable_grad(), torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            outputs: Outputs = self.network(images)
+            outputs: Outputs = self.inference(images)
             loss = F.cross_entropy(outputs.logits, labels)
         loss.backward()  # type: ignore[no-untyped-call]
         seen = Outputs(outputs.logits.detach(), outputs.embedding.detach(), outputs.features, outputs.preactivations)
@@ -292,10 +285,12 @@ def adapter_trainer(spec: Adapter, store: Store, device: torch.device, train_siz
     store.keep_source(term(spec.term, spec.source_sha256).source)
     with seeded("part", seed_key(spec)):
         context, adapter = _fresh_adapter(spec, teacher, train_size)
-    network = TeacherWithAdapter(teacher, adapter.to(device))
+    move_layers(adapter, device)
+    network = TeacherWithAdapter(teacher, adapter)
     terms: dict[str, Term] = {module_key(spec.term): AdapterLoss(context, adapter)}
     record, weights = store.teacher(spec.id), dict.fromkeys(terms, 1.0)
-    return Trainer(record, network, terms, weights, spec.recipe, seed=seed_key(spec), modules=[adapter])
+    key = seed_key(spec)
+    return Trainer(record, network, terms, weights, spec.recipe, seed=key, modules=[adapter], classifies=False)
 
 
 def load_adapter(spec: Adapter, store: Store, teacher: nn.Module, device: torch.device) -> Part:
@@ -316,7 +311,8 @@ def load_adapter(spec: Adapter, store: Store, teacher: nn.Module, device: torch.
         adapter.load_state_dict(state)
     except RuntimeError:
         raise DamagedTeacher(f"{record.weights_file}: holds another adapter", spec) from None
-    return adapter.to(device).eval().requires_grad_(False)
+    move_layers(adapter, device)
+    return adapter.eval().requires_grad_(False)
 
 
 def _fresh_adapter(spec: Adapter, teacher: nn.Module, train_size: int) -> tuple[TermContext, Part]:

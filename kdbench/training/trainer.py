@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import unwrap
 from statistics import fmean
 from typing import Any, cast
 
@@ -41,9 +42,19 @@ from kdbench.training.ranks import ALONE, Ranks, whole
 from kdbench.training.replay import Replay
 
 
-def make_optimiser(parameters: Sequence[nn.Parameter], recipe: Recipe) -> torch.optim.SGD:
+class SGD(torch.optim.SGD):
+    """torch's SGD without the wrappers for torch.compile, which import torch._dynamo: 1.7 s of each worker's start."""
+
+    add_param_group = unwrap(torch.optim.SGD.add_param_group)
+    state_dict = unwrap(torch.optim.SGD.state_dict)
+    load_state_dict = unwrap(torch.optim.SGD.load_state_dict)
+    zero_grad = unwrap(torch.optim.SGD.zero_grad)
+    step = torch.no_grad()(unwrap(torch.optim.SGD.step))
+
+
+def make_optimiser(parameters: Sequence[nn.Parameter], recipe: Recipe) -> SGD:
     """SGD under a recipe. The fused form is one kernel for all parameters."""
-    return torch.optim.SGD(
+    return SGD(
         parameters,
         lr=recipe.lr,
         momentum=recipe.momentum,
@@ -79,8 +90,8 @@ class Trainer:
     """A network, its weighted loss terms and one optimiser over the trainable parts of both.
 
     ``seed`` decides on the random numbers of its steps. ``modules`` says which parts of the network train; the others
-    stay in eval mode and are not touched. ``parent_sha256`` joins the hashes of the weights that it depends on, ``ranks``
-    are the processes that train it together.
+    stay in eval mode and are not touched. ``classifies`` says whether the network's logits are answers, whose errors count.
+    ``parent_sha256`` joins the hashes of the weights that it depends on, ``ranks`` are the processes that train it together.
 
     A term with an initial stage trains the student by itself first, in epochs that are counted up to 0: the network's
     feature modules and its own parts, at the recipe's first rate. The main training then begins with a fresh optimiser.
@@ -97,6 +108,7 @@ class Trainer:
         seed: str,
         modules: list[nn.Module] | None = None,
         keep_best: bool = False,
+        classifies: bool = True,
     ) -> None:
         self.record = record
         self.network = network
@@ -106,6 +118,7 @@ class Trainer:
         self.seed = seed
         self.trained = modules if modules is not None else [network]
         self.keep_best = keep_best
+        self.classifies = classifies
         self.reads_teacher = any(term.needs_teacher for term in terms.values())
         self.main_transforms = one_transform(terms.values())
         self.full_batches = any(term.full_batches for term in terms.values())
@@ -210,7 +223,7 @@ class Trainer:
         take = partial(self._take, batch, teacher, copies)
         if replay and not self.foreign:
             step = replay.step_of((self.record.id, self.progress.epoch < 0), " + ".join(self.terms))
-            done = step(take, (self.setting, replay.memory), self.state, self._seed)
+            done = step(take, (self.setting, replay.lessons.changes), self.state, self._seed)
         else:
             self._seed()
             done = take()
@@ -235,7 +248,7 @@ class Trainer:
                 with batch_norm_by_parts(self.recipe.batch_norm_parts, batch.portions, self.ranks):
                     outputs = self.network(self._images_of(batch))
                 watch.check("the student's network")
-                loss, values = self._losses(outputs, teacher, copies, batch, watch)
+                loss, values, others = self._losses(outputs, teacher, copies, batch, watch)
         except ValueError as error:
             if len(batch) > 1 or not lacks_variance(error):
                 raise
@@ -254,12 +267,12 @@ class Trainer:
         if self.progress.epoch >= 0:
             for term in cast(list[Term], list(self.terms.values())):
                 term.after_step()
-        self._count({"loss": loss, **values}, len(batch) * batch.portions)
+        self._count({"loss": loss, **values, **others}, len(batch) * batch.portions)
         return True
 
     @torch.no_grad()
     def _count(self, values: Mapping[str, Tensor], images: int) -> None:
-        """Add the losses of a batch to the epoch's sums, in place and all at once."""
+        """Add a batch's means to the epoch's sums, in place and all at once."""
         totals = torch._foreach_mul(list(values.values()), images)
         if not self.sums:
             self.sums = {name: torch.zeros_like(total) for name, total in zip(values, totals, strict=True)}
@@ -274,8 +287,8 @@ class Trainer:
 
     def _losses(
         self, outputs: Outputs, teacher: Outputs | None, copies: Outputs | None, batch: Batch, watch: Watch
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimise, a scalar, and the value of each term."""
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """The loss to minimise, the value of each term, and what is recorded beside these, all of them scalars."""
         watch.add("student", outputs)
         upright = rows_of(outputs, slice(None, None, 1 + VIEWS_PER_IMAGE)) if self.transforms else outputs
         upright_pair, pair_with_copies = (upright, teacher or upright), (outputs, outputs)
@@ -293,19 +306,21 @@ class Trainer:
             name, term = self.initial
             value = term.initial_loss(*upright_pair, batch)
             watch.check(f"the term '{name}'")
-            return value, {name: value}
+            return value, {name: value}, {}
         values = {}
         for name, module in self.terms.items():
             pair = pair_with_copies if cast(Term, module).transforms else upright_pair
             values[name] = module(*map(relisted, pair), batch)
             watch.check(f"the term '{name}'")
         first, *others = (_weighted(value, self.weights[name]) for name, value in values.items())
-        return sum(others, first), values
+        error = {"train_error": _error_rate(upright_pair[0].logits, batch.labels)} if self.classifies else {}
+        return sum(others, first), values, error
 
     def end_epoch(self, epoch: int, scores: Scores | None, likeness: Mapping[str, float] | None = None) -> None:
-        """Record an epoch's mean losses, test accuracy and likeness to the teacher.
+        """Record an epoch's mean losses, training error in %, test accuracy and likeness to the teacher.
 
-        A loss that is not finite ends the run.
+        The training error is that of the images as they were trained on, each by the weights of its step. A loss that is
+        not finite ends the run.
         """
         means = {name: float(value) / self.progress.images for name, value in self.sums.items()}
         wrong = [name for name, value in means.items() if not math.isfinite(value)]
@@ -321,8 +336,10 @@ class Trainer:
             "epoch": epoch,
             "lr": self.recipe.lr_at(epoch),
             "loss": means.pop("loss"),
-            "terms": means,
         }
+        if "train_error" in means:
+            row["train_error"] = 100 * means.pop("train_error")
+        row["terms"] = means
         if scores is not None:
             row |= {"top1": scores.top1, "top5": scores.top5}
         row |= likeness or {}
@@ -373,6 +390,12 @@ class Trainer:
     def _tested(self) -> list[Accuracy]:
         rows = [row for row in self.progress.metrics if "top1" in row]
         return [Accuracy(epoch=row["epoch"], top1=row["top1"], top5=row["top5"]) for row in rows]
+
+
+@torch.no_grad()
+def _error_rate(logits: Tensor, labels: Tensor) -> Tensor:
+    """The share of wrong answers, a float32 scalar; nothing is copied from the device."""
+    return (logits.argmax(1) != labels).mean(dtype=torch.float32)
 
 
 def _weighted(value: Tensor, weight: float) -> Tensor:

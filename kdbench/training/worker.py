@@ -36,7 +36,7 @@ from kdbench.training.environment import device_lost, prepare
 from kdbench.training.gpus import trouble_of
 from kdbench.training.jobs import train_along, train_cohort, train_teacher
 from kdbench.training.measuring import take_measurement
-from kdbench.training.replicas import meet
+from kdbench.training.replicas import exit_code, meet
 from kdbench.training.weights import WeightFiles
 
 
@@ -129,7 +129,7 @@ def assist() -> None:
     except Exception as error:
         traceback.print_exc()
         os.write(sink, reason_of(error).encode())
-        os._exit(1)
+        os._exit(exit_code(error))
 
 
 def _beside(options: dict[str, Any]) -> ModuleLocator:

@@ -147,12 +147,12 @@ def test_pipes(call, tmp_path, monkeypatch):
 
 def test_what_is_kept_and_cannot_be_read_is_left_out(call, tmp_path):
     call("run", "my suite.yaml")
-    call("run", "smoke", "--tiny", "--only", "method=kd", "--only", "strategy=pretrained")
+    call("run", "demo", "--tiny")
     (tmp_path / "my suite.yaml").unlink()
     (about,) = (path.parent / "about.json" for path in tmp_path.glob("results/suites/*/my suite.yaml"))
     (about.parent / "my suite.yaml").write_text("grid: 5\n")
     done = call("report", "--tiny")
-    assert "smoke: " in done.stdout
+    assert "demo: " in done.stdout
     assert "my suite.yaml is left out: " in done.stderr
     about.write_text("{}")
     assert call("report", "--tiny").stderr == ""
@@ -160,13 +160,13 @@ def test_what_is_kept_and_cannot_be_read_is_left_out(call, tmp_path):
 
 def test_a_bundled_suite_is_reported_as_it_was_when_it_has_changed(call, tmp_path, monkeypatch):
     """It is kept with the results, and reported once as long as it is the same."""
-    call("run", "smoke", "--tiny", "--only", "method=kd", "--only", "strategy=pretrained")
-    assert "smoke (" not in call("report", "--tiny").stdout
-    (tmp_path / "smoke.yaml").write_text(SUITE.replace("weights: checkpoint.pth", "pretraining: simclr"))
+    call("run", "demo", "--tiny")
+    assert "demo (" not in call("report", "--tiny").stdout
+    (tmp_path / "demo.yaml").write_text(SUITE.replace("weights: checkpoint.pth", "pretraining: simclr"))
     for module in (load, report):
-        monkeypatch.setattr(module, "bundled_suites", lambda: {"smoke": tmp_path / "smoke.yaml"})
+        monkeypatch.setattr(module, "bundled_suites", lambda: {"demo": tmp_path / "demo.yaml"})
     (kept,) = tmp_path.glob("results/suites/*")
-    assert f"smoke ({kept.name}): " in call("report", "--tiny").stdout
+    assert f"demo ({kept.name}): " in call("report", "--tiny").stdout
 
 
 @pytest.mark.parametrize("name", ["odd name", "my suite", "my suite.yaml"])

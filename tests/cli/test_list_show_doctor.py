@@ -6,6 +6,7 @@ import re
 import pytest
 from typer.testing import CliRunner
 
+from kdbench.cli import checks
 from kdbench.cli.app import app
 from kdbench.cli.listing import table
 from kdbench.execution import devices
@@ -142,6 +143,8 @@ def test_doctor(kdbench, tmp_path):
         "cifar-100-python",
     ):
         assert word in done.stdout
+    (tmp_path / "new" / "locks" / "leases").write_text("nfs4 is not known\n")
+    assert "–    new: nfs4 is not known. Leases take the place of locks" in kdbench("doctor", "--results", "new").stdout
     (tmp_path / "file").write_text("")
     done = kdbench("doctor", "--results", "file/below")
     assert (done.returncode, done.stderr) == (2, "file/below: cannot be a folder of results: Not a directory\n")
@@ -153,6 +156,7 @@ def test_doctor_says_what_each_gpu_can_do_and_why_one_cannot(monkeypatch, tmp_pa
     gpus = (Gpu("H100", (9, 0), 80 * 2**30), Gpu("T4", (7, 5), 2**34, eager="no room"), old)
     machine = Machine(8, cuda="12.8", cudnn=91002, archs=("sm_75", "sm_90"), gpus=gpus)
     monkeypatch.setattr(devices, "query_devices", lambda *, tried: machine)
+    monkeypatch.setattr(checks, "_not_importable", dict)
     done = CliRunner().invoke(app, ["doctor"])
     assert done.exit_code == 1
     for line in (

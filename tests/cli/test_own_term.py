@@ -51,6 +51,7 @@ def trained(kdbench_process, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_beside_the_suite(trained, tmp_path):
     """The modules of the folder from which kdbench is started are neither imported nor in anybody's way."""
     (tmp_path / "suites").mkdir()

@@ -3,8 +3,13 @@
 import csv
 import io
 import json
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
+
+from kdbench.cli import plan
+from kdbench.execution.devices import Slot
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +36,41 @@ def test_plan_as_json(kdbench, suite_file, finished):
     assert min(facts["disk_bytes"].values()) > 0
 
 
+def test_plan_with_several_devices_in_a_run(kdbench, suite_file):
+    """By the option, or by the suite itself, which the option overrides. A dry run plans for enough devices."""
+
+    def plan(*options):
+        return json.loads(kdbench("plan", suite_file, "--json", "--devices", 2, "--on", "gpu", *options).stdout)
+
+    alone, both = plan(), plan("--devices-per-run", "2")
+    assert (alone["devices_per_run"], alone["jobs_on_several_devices"]) == (1, {})
+    assert (both["devices_per_run"], both["jobs_on_several_devices"]) == (2, {"2": 2})
+    assert both["makespan_hours"] < alone["makespan_hours"]
+    assert both["idle_share"] == pytest.approx(0)
+    suite_file.write_text(f"devices_per_run: auto\n{suite_file.read_text()}")
+    assert (plan()["devices_per_run"], plan("--devices-per-run", "1")) == ("auto", alone)
+    dry = kdbench("run", suite_file, "--dry-run", "--devices-per-run", "2").stdout
+    assert "on 2 devices" in dry
+    assert "Jobs on several devices: 2 on 2; the others on one." in dry
+
+
+def test_plan_on_what_a_cluster_has_now(kdbench, suite_file, tmp_path, monkeypatch):
+    @contextmanager
+    def connected(options, tell, *, writing):
+        tell(f"node n of {options.cluster} is looked at")
+        assert not writing
+        yield SimpleNamespace(slots=lambda: [Slot(f"n:gpu:{n}", "gpu") for n in range(3)])
+
+    monkeypatch.setattr(plan, "connected", connected)
+    on_cluster = kdbench("plan", suite_file, "--json", "--cluster", "head:6379")
+    assert on_cluster.stderr == "node n of head:6379 is looked at\n"
+    assert on_cluster.stdout == kdbench("plan", suite_file, "--json", "--devices", 3, "--on", "gpu").stdout
+    assert not (tmp_path / "results").exists()
+    refused = kdbench("plan", suite_file, "--cluster", "auto", "--devices", 2)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "--devices and --cluster exclude each other" in refused.stderr
+
+
 def test_plan_with_a_measured_speed(kdbench, suite_file, finished):
     """A GPU that takes a second for 5 billion multiply-accumulates; what else there is stays in proportion."""
     work = {"macs": 5e9, "activations": 0, "layers": 0, "updates": 0, "files": 0}
@@ -51,6 +91,7 @@ def test_plan_with_a_measured_speed(kdbench, suite_file, finished):
     [
         (["--on", "tpu"], "write cpu, gpu, or part of the name"),
         (["--devices", "0"], "--devices"),
+        (["--devices-per-run", "many"], "--devices-per-run many: write auto, or a number from 1 to 64"),
         (["--slots", "1000000000"], "--slots"),
         (["--trials", "0"], "--trials"),
         (["--only", "kd"], "write KEY=VALUE"),
@@ -149,9 +190,14 @@ def test_folders_that_cannot_be_read(kdbench, suite_file, tmp_path):
         assert kdbench("list", "runs", "--results", folder).returncode == 2
 
 
-def test_a_part_of_the_runs(kdbench, suite_file):
+def test_a_part_of_the_runs(kdbench, suite_file, tmp_path):
     plans = [json.loads(kdbench("plan", "own.yaml", "--shard", part, "--json").stdout) for part in ("1/2", "2/2")]
     assert [plan["runs"] for plan in plans] == [1, 1]
+    nothing = "--shard 3/3: holds no run, for there are fewer runs than parts: there is nothing to do\n"
+    for command in ("run", "plan"):
+        done = kdbench(command, "own.yaml", "--shard", "3/3")
+        assert (done.returncode, done.stderr) == (0, nothing)
+    assert not (tmp_path / "results").exists()
     for wrong in ("0/2", "3/2", "1", "a/2", "1/2/3", ""):
         done = kdbench("plan", "own.yaml", "--shard", wrong)
         assert done.returncode == 2

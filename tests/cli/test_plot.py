@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from kdbench.catalogue.pictures import paper_figures
+from kdbench.errors import KdbenchError
 
 
 @pytest.fixture
@@ -42,7 +43,10 @@ def results(tmp_path, suite):
         last = Accuracy(epoch=2, top1=values[run.method] + run.spec.trial, top5=90.0)
         record.begin(run.spec.canonical())
         record.write_metrics(
-            [{"epoch": 1, "loss": 2.0, "terms": {"ce": 1.5}}, {"epoch": 2, "loss": 1.0, "top1": last.top1}]
+            [
+                {"epoch": 1, "loss": 2.0, "train_error": 60.0, "terms": {"ce": 1.5}},
+                {"epoch": 2, "loss": 1.0, "train_error": 30.0, "top1": last.top1},
+            ]
         )
         about = {"device": {"kind": "cpu"}, "macs": 1e9, "seconds": 10.0 + values[run.method]}
         record.finish(Result(id=run.id, kind="run", last=last, best=last, weights_sha256=""), about)
@@ -166,7 +170,8 @@ def test_a_papers_figure_of_a_suite_of_ones_own(kdbench, tmp_path, suite, result
     done = kdbench("plot", "--paper", "ega-fig-3", suite, "--only", "method=ce", "-o", "a.pdf")
     assert done.returncode == 0, done.stderr
     data = pd.read_csv(tmp_path / "a.csv")
-    assert set(data["metric"]) == {"terms.ce", "top1_error"}
+    assert set(data["metric"]) == {"train_error", "top1_error"}
+    assert set(data.loc[data["metric"] == "train_error", "mean"]) == {60, 30}
     assert set(data.loc[data["metric"] == "top1_error", "mean"]) == {100 - 40.5}
     assert data["published"].isna().all()
 
@@ -191,6 +196,7 @@ grid:
     assert done.returncode == 0, done.stderr
     rows = {
         "attention": 3 * 3,
+        "class-accuracy": 3 * 10 + 2 * 10,
         "correlation": 2 * 100 + 100,
         "similarity": 2 * 9 + 9,
         "confusion": 3 * 100 + 2 * 100,
@@ -209,15 +215,49 @@ grid:
         if kind == "gradcam":
             assert data["method"].nunique() == 5  # two teachers, ce, semckd, ega
             assert data["heat"].between(0, 1).all()
+        if kind == "class-accuracy":
+            means = data.groupby(["panel", "method"])["mean"].mean()
+            found = json.loads(kdbench("report", file, "-f", "json").stdout)["facts"]
+            assert set(means.round(2)) >= {round(fact["value"], 2) for fact in found if fact["metric"] == "top1"}
     done = kdbench("plot", "tsne", file, "--class", "ten", "-o", "a.png")
     assert "--class ten: digits has no such class" in done.stderr
+    page = kdbench("report", file, "-f", "html", "--views").stdout
+    shown = re.findall(r'<img width="\d+" alt="([\w-]+) of (resnet8 → resnet\d+)[^"]*:', page)
+    ours, online = "resnet8 → resnet8", "resnet8 → resnet14"
+    views = ["class-accuracy", "attention", "similarity", "tsne"]
+    assert shown == [*((view, ours) for view in views), *((view, online) for view in views if view != "attention")]
 
 
 def test_a_page_shows_the_pictures_that_the_results_are_enough_for(kdbench, suite, results):
     done = kdbench("report", suite, "--results", results, "-f", "html", "--pictures")
-    shown = re.findall(r'<img width="\d+" alt="(\w+): [^"]+" src="data:image/png;base64,iVBOR', done.stdout)
-    assert {"curves", "bars", "cost"} <= set(shown)
+    shown = re.findall(r'<img width="\d+" alt="([\w-]+): [^"]+" src="data:image/png;base64,iVBOR', done.stdout)
+    assert {"curves", "sweep", "bars", "cost"} <= set(shown)
     assert not {"tsne", "scatter"} & set(shown)
+    captions = [text.replace("\N{NO-BREAK SPACE}", " ") for text in re.findall(r"<figcaption.*", done.stdout)]
+    assert sum("mean ± sd" in text and "n = 2 trials" in text for text in captions) >= 3
+    assert "<td>resnet8x4 → resnet8</td><td>kd</td>" in done.stdout  # the numbers behind the bars
     assert "img-src data:" in done.stdout
     assert "<img" not in kdbench("report", suite, "--results", results, "-f", "html").stdout
     assert "--pictures is for --format html" in kdbench("report", suite, "--results", results, "--pictures").stderr
+
+
+def test_views_that_cannot_be_drawn_leave_a_page_without_them(kdbench, monkeypatch, suite, results):
+    for folder in (results / "runs").iterdir():
+        (folder / "weights.safetensors").touch()
+
+    def lost(request):
+        raise KdbenchError(f"{request['view']}: no data set")
+
+    monkeypatch.setattr("kdbench.cli.report.networks_of", lambda data: lost)
+    done = kdbench("report", suite, "-f", "html", "--views", "--data", "elsewhere")
+    assert done.returncode == 0
+    told = [
+        f"a page without some views of networks: {view}: no data set"
+        for view in ("predictions", "layers", "embeddings")
+    ]
+    assert done.stderr.splitlines() == told  # once, though there are two pairs
+    assert 'alt="bars: ' in done.stdout
+    assert 'alt="tsne' not in done.stdout
+    assert "--views --data elsewhere" in done.stdout
+    refused = kdbench("report", suite, "--views")
+    assert (refused.returncode, refused.stderr.startswith("--views is for --format html")) == (2, True)

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +10,12 @@ import yaml
 from typer.testing import CliRunner
 
 from kdbench.cli.app import app
+from kdbench.cli.run import Session, closing_summary
 from kdbench.errors import BadInput, BadSuite, CannotSave, Interrupted, KdbenchError, NoDevice
 from kdbench.execution import devices, runner
 from kdbench.execution.scheduler import Outcome
+from kdbench.planning.plan import make_plan
+from kdbench.reporting.report import measured_report
 from kdbench.store.result import Accuracy, Failure, Result
 from kdbench.store.store import Store
 from kdbench.suite.load import find_suite, load_suite
@@ -46,8 +50,8 @@ class Place:
             raise done.exception
         return done
 
-    def finish(self, run):
-        accuracy = Accuracy(epoch=2, top1=50.0, top5=90.0)
+    def finish(self, run, top1=50.0):
+        accuracy = Accuracy(epoch=2, top1=top1, top5=90.0)
         facts = {"train_images": 1, "test_images": 1, "weights_sha256": ""}
         record = Store(self.results).run(run.id)
         record.begin(run.spec.canonical())
@@ -147,11 +151,14 @@ def test_missing_data_are_refused_before_any_work(place):
 def test_an_interrupt_says_how_to_go_on(place, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["kdbench", "run", "my suite.yaml", "--devices", "cpu"])
     place.result.interrupted = True
-    with pytest.raises(
-        Interrupted, match=r"resume with the same command:\n  kdbench run 'my suite.yaml' --devices cpu"
-    ) as e:
+    with pytest.raises(Interrupted) as caught:
         place.run()
-    assert e.value.exit_code == 130
+    assert caught.value.exit_code == 130
+    assert str(caught.value).splitlines() == [
+        "Reached 0%, 0 of 2 runs in 0 s.",
+        f"Stopped. What was trained up to the last checkpoint is saved in {place.results}; resume with the same command:",
+        "  kdbench run 'my suite.yaml' --devices cpu",
+    ]
 
 
 @pytest.fixture
@@ -203,6 +210,81 @@ def test_the_first_signal_stops_and_a_second_ctrl_c_kills(place, number, second)
     assert signal.getsignal(number) is before
 
 
+class Clock:
+    """Stands still until it is moved."""
+
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def summary(place, session=None, **changes):
+    suite = load_suite(place.suite)
+    report = measured_report([replace(suite, **changes)], [Store(place.results)])
+    return list(closing_summary(session or Session(), report, place.results))
+
+
+def test_the_summary_tells_what_ran_how_long_and_where_it_is(place):
+    runs, session = place.runs(), Session(Clock())
+    place.finish(runs["ce"])
+    plan = make_plan(load_suite(place.suite).specs.values(), Store(place.results))
+    session.listen("", {"event": "planned", "plan": plan})
+    for id, count in ((plan.teachers[0].id, 1), (runs["kd"].id, 4)):
+        session.listen("gpu:0", {"event": "started", "devices": count})
+        session.clock.now += 90
+        session.listen("gpu:0", {"event": "finished", "id": id})
+        session.listen("gpu:0", {"event": "done"})
+    place.finish(runs["kd"])
+    assert summary(place, session)[:2] == [
+        "tiny: 1 run and 1 teacher finished in 3 min (8 min of device time); 1 run reused",
+        f"Results: {place.results}",
+    ]
+
+
+def test_the_summary_counts_what_is_not_done(place):
+    runs = place.runs()
+    Store(place.results).run(runs["kd"].id).fail(Failure(kind="diverged", epoch=3, reason="x"))
+    assert summary(place)[0] == "tiny: nothing was trained; 1 failed; 1 not finished"
+
+
+def test_the_best_methods_are_those_of_the_tables(place):
+    """at is within noise of kd, ce is not."""
+    accuracies = {"ce": (70.0, 71.0, 70.5), "kd": (80.0, 81.2, 80.4), "at": (79.9, 81.3, 80.1)}
+    place.write({**SUITE, "trials": 3, "grid": [{**SUITE["grid"][0], "method": [*accuracies]}]})
+    for run in load_suite(place.suite).runs:
+        place.finish(run, accuracies[run.method][run.spec.trial])
+    best = "resnet8 → resnet8  best: kd 80.53 ± 0.61 (3); not significantly different: at"
+    assert summary(place)[2:] == [best]
+    assert summary(place, tiny=True)[2:] == [], "numbers of tiny runs mean nothing"
+
+
+def test_single_trials_make_no_method_the_best(place):
+    for run, top1 in zip(place.runs().values(), (70.0, 80.0), strict=True):
+        place.finish(run, top1)
+    assert summary(place)[2:] == ["resnet8 → resnet8  kd 80.00 (1), ce 70.00 (1); too few shared trials to rank them"]
+
+
+def test_of_many_pairs_the_first_are_named(place):
+    students = ["resnet8", "resnet14", "resnet20", "vgg8", "wrn-10-1", "wrn-16-1"]
+    place.write({**SUITE, "grid": [{"teacher": "resnet8", "student": students, "method": "kd"}]})
+    for run in load_suite(place.suite).runs:
+        place.finish(run)
+    lines = summary(place)[2:]
+    assert lines[0] == "resnet8 → resnet8  kd 50.00 (1)"
+    assert lines[4:] == ["… and more pairs in the tables"]
+
+
+def test_a_run_ends_with_the_commands_that_come_next(place):
+    place.work = lambda plan: [place.finish(run) for run in place.runs().values()]
+    done = place.run("--only", "method=kd")
+    chosen = f"{place.suite} --only method=kd"
+    assert done.stderr.splitlines()[-2:] == [
+        f"Next: kdbench report {chosen} --results {place.results} -f html -o report.html",
+        f"      kdbench plot bars {chosen} -o bars.png --results {place.results}",
+    ]
+
+
 @pytest.mark.parametrize(
     "fatal", [CannotSave("No space left on device: results"), NoDevice("gpu:0 cannot be used: no kernel image")]
 )
@@ -237,19 +319,22 @@ def test_bf16_is_refused_before_anything_trains_where_a_gpu_has_none(place, gpus
     assert len(place.plans) == 2
 
 
-def test_failures_of_now_and_before_end_with_exit_code_1(place):
+def test_failures_of_now_and_before_end_with_exit_code_1(place, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["kdbench", "run", "tiny.yaml"])
     runs = place.runs()
     store = Store(place.results)
     store.run(runs["ce"].id).fail(Failure(kind="diverged", epoch=3, reason="loss is not finite in epoch 3"))
     place.result.failed = {runs["kd"].id: "ValueError in epoch 1: no", "0123456789ab": "broken teacher"}
     with pytest.raises(KdbenchError) as caught:
         place.run()
-    text = str(caught.value)
-    assert text.startswith("3 failed:\n")
-    assert "loss is not finite in epoch 3" in text
-    assert "ValueError in epoch 1: no" in text
-    assert "teacher 0123456789ab: broken teacher" in text
-    assert text.endswith(f"More: kdbench show ID --results {place.results}")
+    assert str(caught.value).splitlines() == [
+        "3 failed:",
+        "  teacher 0123456789ab: broken teacher",
+        f"  {runs['kd'].label} ({runs['kd'].id}): ValueError in epoch 1: no",
+        f"  {runs['ce'].label} ({runs['ce'].id}): loss is not finite in epoch 3",
+        f"More: kdbench show 0123456789ab --results {place.results}",
+        "Try again: kdbench run tiny.yaml --retry-diverged",
+    ]
     assert [run.id for cohort in place.plans[0].cohorts for run in cohort.runs] == [runs["kd"].id]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,10 @@ def programs(tmp_path, monkeypatch):
         (["--account", "a\n#SBATCH --array=1-9999"], "write a name"),
         (["--mem", "32 GB"], "'32 GB': write a number with K, M, G or T"),
         (["--results", 'a"b'], "Slurm takes no path with quotes"),
+        (["--devices", "gpu"], "--devices gpu: write auto, cpu, or GPU numbers"),
+        (["--cluster", "2", "--devices", "0"], "--devices 0: with --cluster write auto or cpu"),
+        (["--cluster", "2", "--array", "2"], "--array and --cluster exclude each other"),
+        (["--devices-per-run", "half"], "--devices-per-run half: "),
     ],
 )
 def test_what_slurm_would_not_take_is_refused(kdbench, suite_file, tmp_path, options, said):
@@ -81,6 +87,39 @@ def test_the_script_names_everything_from_the_root(kdbench, suite_file, tmp_path
         "--only 'method=kd, ce' --set protocol.epochs=3 --tiny &"
     )
     assert (tmp_path / "my 5%" / "logs").is_dir(), "Slurm starts no task whose log has no folder"
+
+
+def test_the_script_of_a_ray_cluster(kdbench, suite_file, tmp_path):
+    """Its nodes get what a task would get, and one run is told where they are."""
+    options = ["--cluster", 4, "--gpus-per-task", 2, "--cpus-per-task", 8, "--results", "my 5%"]
+    assert kdbench("slurm", "own.yaml", *options, "-o", "job.sh").returncode == 0
+    script = (tmp_path / "job.sh").read_text()
+    shape = {"nodes=4", "ntasks-per-node=1", "gpus-per-node=2", "cpus-per-task=8"}
+    assert {f"#SBATCH --{option}" for option in shape} <= {*script.splitlines()}
+    assert f"--output='{tmp_path}/my 5%%/logs/ray-%j.log'" in script
+    assert "start_ray 3 1 " in script
+    assert f" -m kdbench run {suite_file} --results '{tmp_path}/my 5%' " in script
+    assert ' --cluster "$address" &\n' in script
+    subprocess.run(["bash", "-n", "job.sh"], cwd=tmp_path, check=True)
+
+
+def test_tasks_get_the_options_of_run(kdbench, suite_file):
+    """All that say how to train; the others show something, or are of one machine alone."""
+    passed = ["--devices", "0,1", "--jobs-per-device", "2", "--devices-per-run", "2", "--download", "--retry-diverged"]
+    passed += ["--checkpoint-seconds", "60.0", "--deterministic", "--eager"]
+    script = kdbench("slurm", "own.yaml", *passed).stdout
+    (run,) = (line for line in script.splitlines() if line.endswith(" &"))
+    words = {word for word in run.split() if word.startswith("--")}
+    known = set(re.findall(r"--[a-z-]+", kdbench("run", "--help").stdout))
+    assert words >= {word for word in passed if word.startswith("--")}
+    assert " --checkpoint-seconds 60.0 " in run
+    assert known - words - set(re.findall(r"--[a-z-]+", kdbench("slurm", "--help").stdout)) == {
+        "--shard",
+        "--dry-run",
+        "--track",
+        "--quick",
+        "--format",
+    }
 
 
 @pytest.mark.parametrize(
@@ -236,6 +275,22 @@ def records(results):
     }
 
 
+def in_training(kdbench):
+    """The Slurm jobs that train students, each as often as it trains on a slot."""
+    facts = json.loads(kdbench("status", "results", "--json").stdout)
+    return [
+        process["batch_job"].removeprefix("Slurm job ")
+        for process in facts["processes"]
+        for job in process["slots"].values()
+        if any("#" in network["label"] for network in job["networks"].values())
+    ]
+
+
+def ended(slurm, job):
+    facts = dict(word.partition("=")[::2] for word in slurm("scontrol", "show", "job", job, "--oneliner").split())
+    return facts["JobState"], facts["Restarts"]
+
+
 @pytest.mark.slow
 def test_an_array_with_a_cancelled_and_a_preempted_task_gives_the_same_records(
     slurm, kdbench, kdbench_process, tmp_path
@@ -244,16 +299,7 @@ def test_an_array_with_a_cancelled_and_a_preempted_task_gives_the_same_records(
     options = ["--array", 4, "--gpus-per-task", 0, "--jobs-per-device", 1, "--time", 60, "--submit"]
     job = kdbench("slurm", "own.yaml", *options).stdout.split()[-1]
 
-    def in_training():
-        """The array's tasks that train students."""
-        facts = json.loads(kdbench("status", "results", "--json").stdout)
-        return [
-            process["batch_job"].removeprefix("Slurm job ")
-            for process in facts["processes"]
-            if any("#" in n["label"] for job in process["slots"].values() for n in job["networks"].values())
-        ]
-
-    cancelled, preempted = wait_until(lambda: len(found := in_training()) >= 2 and found[:2], 300)
+    cancelled, preempted = wait_until(lambda: len(found := in_training(kdbench)) >= 2 and found[:2], 300)
     said = kdbench("status", "results").stdout
     assert f"Slurm job {cancelled}, own, for " in said
     assert f"Slurm job {preempted}, own, for " in said
@@ -262,16 +308,40 @@ def test_an_array_with_a_cancelled_and_a_preempted_task_gives_the_same_records(
     slurm("scancel", "--signal=TERM", "--batch", preempted)
     wait_until(lambda: not slurm("squeue", "-h"), 400)
 
-    def ended(task):
-        facts = dict(word.partition("=")[::2] for word in slurm("scontrol", "show", "job", task, "--oneliner").split())
-        return facts["JobState"], facts["Restarts"]
-
-    tasks = {task: ended(task) for task in (f"{job}_{number}" for number in range(1, 5))}
+    tasks = {task: ended(slurm, task) for task in (f"{job}_{number}" for number in range(1, 5))}
     others = tasks.keys() - {cancelled, preempted}
     assert tasks == {cancelled: ("CANCELLED", "0"), preempted: ("COMPLETED", "1")} | dict.fromkeys(
         others, ("COMPLETED", "0")
     )
     assert "No process at work.\nown: 8 of 8 runs done, 0 left\n" in kdbench("status", "results").stdout
     alone = kdbench_process("run", "own.yaml", "--results", "alone", "--jobs-per-device", 1)
+    assert alone.returncode == 0, alone.stderr
+    assert records(tmp_path / "results") == records(tmp_path / "alone")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (pip install 'kdbench[cluster]')")
+def test_a_ray_cluster_in_a_preempted_job_gives_the_same_records(
+    slurm, kdbench, kdbench_process, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as many as a node has cores
+    (tmp_path / "own.yaml").write_text(SUITE)
+    job = kdbench("slurm", "own.yaml", "--cluster", 2, "--gpus-per-task", 0, "--trials", 2, "--submit").stdout.split()[
+        -1
+    ]
+
+    def log():
+        return (tmp_path / "results" / "logs" / f"slurm-{job}.log").read_text()
+
+    def on_both_nodes():
+        assert slurm("squeue", "-h"), log()
+        return in_training(kdbench) == [job] * 2
+
+    wait_until(on_both_nodes, 300)
+    slurm("scancel", "--signal=TERM", "--batch", job)
+    wait_until(lambda: not slurm("squeue", "-h"), 400)
+    assert ended(slurm, job) == ("COMPLETED", "1"), log()
+    assert "Stopped. What was trained up to the last checkpoint is saved" in log()
+    alone = kdbench_process("run", "own.yaml", "--results", "alone", "--jobs-per-device", 1, "--trials", 2)
     assert alone.returncode == 0, alone.stderr
     assert records(tmp_path / "results") == records(tmp_path / "alone")

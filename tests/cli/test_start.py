@@ -43,15 +43,18 @@ def test_the_answer_comes_at_once(command, limit, times, tmp_path, compiled):
     """In time of the processor, since the machine may be busy; on a slower one in so many ``times`` that of two imports."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": compiled}
 
-    def spent(arguments):
+    def spent(arguments, enough=0.0):
         seconds = []
         for _ in range(4):  # the first one compiles
             before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
             subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, cwd=tmp_path, check=True)
             seconds.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
+            if seconds[-1] < enough:
+                break
         return min(seconds)
 
-    assert spent(["-m", "kdbench", *command]) < max(limit, times * spent(["-c", "import typer, pydantic"]))
+    seconds = spent(["-m", "kdbench", *command], enough=limit)
+    assert seconds < limit or seconds < times * spent(["-c", "import typer, pydantic"])
 
 
 def test_help_of_every_command_and_no_command(kdbench):

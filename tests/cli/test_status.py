@@ -5,6 +5,7 @@ import json
 import pytest
 
 from kdbench.cli.cluster import watch
+from kdbench.planning.shards import shard
 from kdbench.store.live import Heartbeat, JobAt, NetworkAt, beat, end_beating
 from kdbench.store.liveness import Process
 from kdbench.store.result import Accuracy, Failure, Result
@@ -19,7 +20,7 @@ def at_work(finished, suite_file, tmp_path):
     suite, store = load_suite(suite_file), Store(tmp_path / "results")
     keep_suites([suite], store)
     run = suite.runs[1]
-    network = NetworkAt(label=run.label, epoch=1, epochs=4, share=0.5, top1=80.0)
+    network = NetworkAt(label=run.label, epoch=1, epochs=4, share=0.5, top1=80.0, tested=1)
     job = JobAt(
         title="1 student of resnet8x4, trial 0", seconds=120, images_per_second=1234, networks={run.id: network}
     )
@@ -41,6 +42,14 @@ def test_who_works_at_what_and_what_is_left(kdbench, at_work):
     assert lines[-1] == "own: 1 of 2 runs done, 1 left (1 of them in training)"
 
 
+def test_a_process_that_is_stopped_is_called_so(kdbench, at_work, monkeypatch):
+    _, here = at_work
+    monkeypatch.setattr(Process, "state", lambda self: "stopped" if self == here else "gone")
+    lines = kdbench("status", "results").stdout.splitlines()
+    assert f"process {here.pid} on {here.host}, which is stopped, Slurm job 17_3, own, for 5 min" in lines
+    assert sum("which is" in line for line in lines) == 1
+
+
 def test_the_same_for_programs(kdbench, at_work):
     run, here = at_work
     facts = json.loads(kdbench("status", "results", "own.yaml", "--json").stdout)
@@ -48,7 +57,25 @@ def test_the_same_for_programs(kdbench, at_work):
         (here.pid, "at work"), (2**22 + 1, "ended"),
     ]  # fmt: skip
     assert facts["processes"][0]["slots"]["cpu"]["networks"][run.id]["epoch"] == 1
-    assert facts["suites"] == [{"name": "own", "runs": 2, "done": 1, "left": 1, "at_work": 1, "failed": []}]
+    assert facts["suites"] == [
+        {"name": "own", "tiny": False, "all": 2, "runs": 2, "done": 1, "left": 1, "at_work": 1, "failed": []}
+    ]
+
+
+def test_what_is_counted_is_what_was_started(kdbench, finished, suite_file, tmp_path):
+    store = Store(tmp_path / "results")
+
+    def line(*arguments):
+        return kdbench("status", "results", *arguments).stdout.splitlines()[-1]
+
+    keep_suites([load_suite(suite_file, tiny=True)], store)
+    assert line() == "own, tiny: 0 of 2 runs done, 2 left"
+    keep_suites([load_suite(suite_file, trials=3)], store)
+    assert line() == "own: 1 of 6 runs done, 5 left"
+    keep_suites(shard([load_suite(suite_file, trials=3)], 1, 3), store)
+    assert line() == "own, a part of 6: 1 of 2 runs done, 1 left"
+    assert line("--only", "method=kd") == "own, a part of 6: 0 of 3 runs done, 3 left"
+    assert line(suite_file) == "own: 1 of 2 runs done, 1 left"
 
 
 @pytest.mark.parametrize(("kind", "word"), [("diverged", "DIVERGED"), ("error", "FAILED")])
@@ -98,7 +125,7 @@ def test_watch_shows_what_goes_on_elsewhere_to_its_end(kdbench, at_work, tmp_pat
     slot = f"[{here.host} {here.pid} cpu] 1 student of resnet8x4, trial 0"
     lines = kdbench("watch", "results").stderr.splitlines()
     assert lines[0] == f"{slot}: starts"
-    assert lines[1].startswith(f"{slot}: epoch 1.50/4, top-1 80.00, 1,234 images/s; 0 of 1 runs")
+    assert lines[1].startswith(f"{slot}: epoch 1.50/4, top-1 80.00 @ 1, 1,234 images/s; 2%, 0 of 1 runs, 5 min elapsed")
     assert lines[2] == f"finished {run.label}: top-1 91.50"
     assert lines[3:] == ["Nothing works any more in results.", "own: 2 of 2 runs done, 0 left"]
 

@@ -141,6 +141,7 @@ def checkpoint(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_import_export_and_use(kdbench, tmp_path, checkpoint):
     done = kdbench("teachers", "import", checkpoint, "--network", "resnet8", "--dataset", "digits")
     assert done.returncode == 0, done.stderr

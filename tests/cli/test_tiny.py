@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 
-CHECK = Path(__file__).parents[2] / ".ci" / "tiny.py"
+CHECK = Path(__file__).parents[2] / ".ci" / "tables.py"
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def check(monkeypatch, capsys):
     """What `make tiny` says of results: exit code, standard output and standard error."""
 
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(CHECK), *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", [str(CHECK), "--tiny", *map(str, arguments)])
         try:
             runpy.run_path(str(CHECK), run_name="__main__")
             code = 0

@@ -130,6 +130,9 @@ def test_tests_see_the_centres_in_order_as_often_as_they_like(root, recipe, monk
         assert torch.equal(torch.cat([labels for _, labels in batches]), test.labels)
         expected = torch.stack([pixels(center_crop(test.read(index), 24)) for index in range(6)])
         assert torch.equal(torch.cat([images for images, _ in batches]), normalise(expected))
+    ((images, labels),) = loaded.batches(1, 2)
+    assert torch.equal(images, batches[1][0])
+    assert torch.equal(labels, batches[1][1])
 
 
 def test_a_damaged_image_is_named(train, recipe, root, monkeypatch):

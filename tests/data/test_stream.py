@@ -151,6 +151,12 @@ def test_the_test_set_comes_whole_in_order_and_untouched(images, recipe, digits)
     assert torch.equal(torch.cat([pixels for pixels, _ in batches]), Normalisation(recipe, digits, CPU)(images.images))
 
 
+@pytest.mark.parametrize(("device", "side", "batch"), [("cpu", 32, 256), ("meta", 32, 1024), ("meta", 224, 256)])
+def test_small_images_are_tested_in_larger_batches_on_a_gpu(images, recipe, digits, device, side, batch):
+    view = recipe.model_copy(update={"size": side})
+    assert TestSet(images, view, digits, torch.device(device)).batch == batch
+
+
 def test_the_source_gives_equal_streams_for_equal_settings_and_others_for_others(recipe, tmp_path):
     spec = DatasetSpec(name="digits", train_per_class=6, test_per_class=2)
     source = DataSource(tmp_path, CPU)

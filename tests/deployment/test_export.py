@@ -26,27 +26,36 @@ from kdbench.training.checkpoint import write_tensors
 OWN = {known.builder: name for name, known in networks().items() if known.builder != "clip"}
 
 
+LOGITS_OF_FOLDERS = """
+import importlib, sys, torch
+images = torch.load("images.pt")
+for name in ("run", "layers"):
+    sys.path.insert(0, name)
+    model = importlib.import_module("model")
+    with torch.no_grad():
+        torch.save([model.load()(images), model.load()(images / 255)], f"{name}.pt")
+    del sys.modules["model"]
+assert not any(name.partition(".")[0] == "kdbench" for name in sys.modules)
+"""
+
+
 def test_the_folder_gives_the_logits_without_kdbench(shelf, tmp_path):
-    for name in ("run", "layers"):
-        folder = tmp_path / name
-        files = kdbench.export(shelf.specs[name].id[:8], folder, results=shelf.root)
+    names = ("run", "layers")
+    for name in names:
+        files = kdbench.export(shelf.specs[name].id[:8], tmp_path / name, results=shelf.root)
         assert files == ["README.md", "config.json", "model.py", "model.safetensors"]
-        raw = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
-        torch.save(raw, tmp_path / "images.pt")
-        code = (
-            "import sys, torch, model; images = torch.load('../images.pt')\n"
-            "with torch.no_grad(): torch.save([model.load()(images), model.load()(images / 255)], '../logits.pt')\n"
-            "assert not any(name.partition('.')[0] == 'kdbench' for name in sys.modules)"
-        )
-        subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+    raw = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    torch.save(raw, tmp_path / "images.pt")
+    subprocess.run([sys.executable, "-c", LOGITS_OF_FOLDERS], cwd=tmp_path, check=True)
+    for name in names:
         facts = shelf.specs[name].dataset.facts
         with torch.no_grad():
             expected = Classifier(shelf.networks[name], (), facts.mean, facts.std).eval()(raw)
-        for logits in torch.load(tmp_path / "logits.pt"):
+        for logits in torch.load(tmp_path / f"{name}.pt"):
             torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
-        described = json.loads((folder / "config.json").read_text())
+        described = json.loads((tmp_path / name / "config.json").read_text())
         assert (described["class_names"], described["size"]) == ([str(digit) for digit in range(10)], 32)
-        card = (folder / "README.md").read_text()
+        card = (tmp_path / name / "README.md").read_text()
         assert shelf.specs[name].id in card
         assert "top-1 10.00 % on the test images" in card
 
@@ -95,7 +104,9 @@ def test_a_network_from_elsewhere_brings_its_code(shelf, tmp_path, name):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("format", ["torchscript", "pt2", pytest.param("onnx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "format", ["torchscript", *(pytest.param(each, marks=pytest.mark.slow) for each in ("pt2", "onnx"))]
+)
 def test_each_format_takes_any_batch(shelf, tmp_path, format):
     if format == "onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):

@@ -1,18 +1,26 @@
 """A cluster's nodes as slots, and folders that are mirrored to and from nodes; Ray itself is in test_ray."""
 
 import json
+import os
+import queue
 import shutil
+import subprocess
 import sys
+import tempfile
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from kdbench.errors import BadInput, NoDevice
-from kdbench.execution import node
+from kdbench.execution import node, seats
 from kdbench.execution.cluster import Cluster, connected, slots_of
-from kdbench.execution.devices import Gpu, Machine
+from kdbench.execution.devices import NO_GPUS, Gpu, Machine, Slot
 from kdbench.execution.node import Mirror, NodeFacts, look_at_node, versions
+from kdbench.execution.seats import Node, SeatHandle
 from kdbench.execution.worker_handle import RunOptions
+from kdbench.store.store import Store
 
 
 GPUS = Machine(threads=8, gpus=(Gpu("A"), Gpu("B", trouble="too old"), Gpu("C")))
@@ -95,6 +103,14 @@ def test_nodes_of_one_host_have_names_of_their_own(look):
     assert look({"a1": FACTS, "a2": FACTS})[0] == ["a:cpu:0", "a-2:cpu:0"]
 
 
+def test_looking_for_a_plan_writes_nothing(tmp_path):
+    options = RunOptions(results=tmp_path / "r")
+    found = Cluster(FakeRay({"a1": FACTS}), options, print, writing=False).slots()
+    assert [slot.name for slot in found] == ["a:cpu:0"]
+    assert not (tmp_path / "r").exists()
+    assert look_at_node("", [], gpus=False).shares_results
+
+
 def test_without_any_node_nothing_runs(look):
     with pytest.raises(NoDevice, match="no node of the cluster can be used"):
         look({"c1": RuntimeError("gone")})
@@ -105,6 +121,98 @@ def test_a_nodes_facts(tmp_path):
     facts = look_at_node(str(tmp_path / "token"), [str(tmp_path), str(tmp_path / "no")], gpus=False)
     assert (facts.versions, facts.shares_results, facts.missing) == (versions(), True, [str(tmp_path / "no")])
     assert not look_at_node(str(tmp_path / "other"), [], gpus=False).shares_results
+
+
+class Held:
+    """As much of Ray as a seat takes whose resources are another job's until ``free`` is set."""
+
+    def __init__(self, actors=()):
+        self.free, self.sent, self.killed = threading.Event(), [], []
+        self.exceptions = SimpleNamespace(RayError=RuntimeError, GetTimeoutError=TimeoutError)
+        strategy = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda node, soft: node)
+        self.util = SimpleNamespace(scheduling_strategies=strategy)
+        ids = {"own": "kdbench run", "2a": "python train.py", "3b": "python other.py", "4c": "gone"}
+        jobs = [
+            {"JobID": id, "IsDead": id == "4c", "Entrypoint": entrypoint, "DriverIPAddress": "10.0.0.3"}
+            for id, entrypoint in ids.items()
+        ]
+        table = {number: {"JobID": id, "Address": {"NodeID": node}} for number, (id, node) in enumerate(actors)}
+        state = SimpleNamespace(jobs=lambda: jobs, actors=lambda actor_state_name: table)
+        self._private = SimpleNamespace(state=state)
+
+    def get_runtime_context(self):
+        return SimpleNamespace(get_job_id=lambda: "own")
+
+    def remote(self, **_):
+        return lambda cls: SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self.seat))
+
+    def seat(self, *_, **__):
+        sent = []
+        self.sent.append(sent)
+
+        def ready(timeout):
+            if not self.free.wait(timeout):
+                raise TimeoutError
+
+        def events(timeout):
+            time.sleep(0.01)
+            return {}, [{"event": "ready"}]
+
+        return SimpleNamespace(
+            __ray_ready__=SimpleNamespace(remote=lambda: ready),
+            send=SimpleNamespace(remote=lambda message, files: sent.append(message)),
+            events=SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: events)),
+            close=SimpleNamespace(remote=lambda: lambda timeout: True),
+        )
+
+    def get(self, call, timeout=None):
+        return call(timeout)
+
+    def kill(self, seat):
+        self.killed.append(seat)
+
+
+@pytest.fixture
+def sit(tmp_path, monkeypatch):
+    """sit(ray): a seat of two cores on node 1, which is given back after a moment, and its inbox."""
+    monkeypatch.setattr(seats, "PLACE_SECONDS", 0.05)
+    monkeypatch.setattr(seats, "WAIT_SECONDS", 0.05)
+    made = []
+
+    def at(ray):
+        inbox = queue.Queue()
+        slot = Slot("n:cpu:0", "cpu", NO_GPUS, 2, host="n")
+        made.append(SeatHandle(ray, slot, RunOptions(tmp_path), inbox, Node("1", "n"), Store(tmp_path)))
+        return made[-1], inbox
+
+    yield at
+    for handle in made:
+        assert handle.close()
+
+
+def test_a_seat_that_another_job_holds_up_gives_its_job_back_and_starts_when_it_can(sit):
+    ray = Held(actors=[("own", "1"), ("2a", "1"), ("3b", "2")])
+    handle, inbox = sit(ray)
+    handle.send({"runs": ["a run"]})
+    name, event = inbox.get(timeout=10)
+    assert (name, event["event"]) == ("n:cpu:0", "held")
+    assert event["reason"] == (
+        "node n has not had 2 CPUs free for 0 s: held by job 2a (python train.py, from 10.0.0.3)"
+    )
+    ray.free.set()
+    assert inbox.get(timeout=10) == ("n:cpu:0", {"event": "ready"})
+    assert ray.sent == [[{"runs": ["a run"]}], []], "the job is not left with the seat that may start later"
+
+
+def test_a_seat_is_waited_for_by_what_ray_tells_and_can_be_let_go(sit):
+    handle, inbox = sit(Held())
+    others = "job 2a (python train.py, from 10.0.0.3), job 3b (python other.py, from 10.0.0.3)"
+    assert inbox.get(timeout=10)[1]["reason"].endswith(f" for 0 s: the cluster also has {others}")
+    handle.send({"stop": True})
+    assert inbox.get(timeout=10)[1] == {"event": "done", "busy": []}
+    silent = Held()
+    del silent._private
+    assert sit(silent)[1].get(timeout=10)[1]["reason"] == "node n has started no process for 0 s"
 
 
 def test_what_ray_gives_out_is_not_chosen_by_number(tmp_path):
@@ -155,6 +263,24 @@ def test_a_node_that_clears_its_temporary_folder_takes_no_results_along(tmp_path
     shutil.rmtree(there.root)
     here.write(there.changes())
     assert (record / "result.json").exists()
+
+
+def test_what_killed_seats_left_on_a_node_is_removed_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with subprocess.Popen(["sleep", "60"]) as worker:
+        users = {"dead": [worker.pid], "orphaned": [worker.pid, os.getpid()], "mine": [os.getpid()], "new": None}
+        for name, pids in users.items():
+            (tmp_path / f"kdbench-node-{name}" / "runs").mkdir(parents=True)
+            if pids:
+                node.note_users(tmp_path / f"kdbench-node-{name}", *pids)
+        (tmp_path / "kdbench-node-unreadable").mkdir()
+        (tmp_path / "kdbench-node-unreadable" / "users.json").write_text('{"not": "ours"}')
+        node.remove_abandoned()
+        assert len([*tmp_path.iterdir()]) == 5
+        worker.kill()
+    node.remove_abandoned()
+    left = {path.name.removeprefix("kdbench-node-") for path in tmp_path.iterdir()}
+    assert left == {"orphaned", "mine", "new", "unreadable"}
 
 
 def failure(kind):

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import tempfile
+import threading
 from dataclasses import dataclass, field
 
 import pytest
@@ -140,6 +141,12 @@ class Pretender:
 
     def tell(self, event):
         self.inbox.put((self.slot.name, event))
+        if event["event"] == "held":
+            threading.Timer(0.3, self.start_after_all).start()
+
+    def start_after_all(self):
+        self.mute = False
+        self.tell({"event": "ready"})
 
     def stderr_tail(self):
         return "Segmentation fault"
@@ -165,6 +172,16 @@ def test_teachers_come_before_the_cohorts_that_need_them(stage):
     assert order.index(teacher().id) < order.index(headed.id) < next(i for i, e in enumerate(order) if runs[0].id in e)
     assert order.index(teacher("resnet8").id) < next(i for i, e in enumerate(order) if runs[1].id in e)
     assert all(stage.store.run(run.id).done() for run in runs)
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_slot_whose_resources_are_held_gives_its_job_back_until_its_worker_is_ready(stage, slots):
+    """Another slot takes the job; where there is none, it waits."""
+    stage.starts["cpu:0"] = [{"event": "held", "reason": "by another job"}]
+    assert not stage.run(student(), slots=slots).failed
+    assert stage.said() == ["cpu:0 is waited for: by another job. Its job goes to the next slot that is free"]
+    assert [e["event"] for e in stage.heard if e["event"] in ("exit", "started")][-2:] == ["exit", "started"]
+    assert len(stage.sent) == 1
 
 
 def test_what_needs_no_teacher_does_not_wait_for_one(stage):

@@ -86,6 +86,23 @@ grid: {student: resnet8, method: ce}
     assert json.loads(metadata.read_text())["sessions"] == 2
 
 
+@pytest.mark.slow
+def test_runs_that_have_no_room_together_on_one_of_two_devices_are_trained_by_halves(place):
+    here = place(
+        suite="""
+protocol: {base: smoke, epochs: 2}
+dataset: {name: digits, train_per_class: 8, test_per_class: 2}
+grid: {student: resnet8, method: [ce, {name: hungry, terms: {ce: 1, "faulty_terms:Beside": {hungry: true}}}]}
+"""
+    )
+    code, said = here.run("--devices-per-run", "2", "--jobs-per-device", "2")
+    assert code == 1
+    assert "out of memory with 2 students at once: continuing with half of them at a time" in said
+    assert "out of memory: device 2 of 2: OutOfMemoryError: no room here" in said
+    assert len([*here.results.glob("runs/*/result.json")]) == 1
+
+
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(place, gone):
     here = place(
         suite="""

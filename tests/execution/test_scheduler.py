@@ -190,6 +190,16 @@ def test_fewer_devices_than_asked_for_are_announced(wanted, texts):
     assert [event["text"].partition(": ")[0] for event in table.heard] == texts
 
 
+@pytest.mark.parametrize("wanted", [0, 2])
+def test_a_teacher_that_is_gone_is_made_again_on_several_devices(wanted):
+    """The plan has its cohort alone: the teacher was there when it was made."""
+    table = Table([gpu("a", number) for number in range(2)])
+    table.scheduler.devices_per_run = wanted
+    table.scheduler.add(Plan((), (cohort(1, teacher=TEACHER),), 0, 0))
+    (again,) = table.start().values()
+    assert (again.job.teacher, len(again.others)) == (TEACHER, 1)
+
+
 def test_cohorts_are_split_for_the_groups_of_devices_that_there_are():
     slots = [gpu("a", number) for number in range(4)]
     table = Table(slots)

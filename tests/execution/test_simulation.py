@@ -1,10 +1,12 @@
 """A plan that is played: its makespan by hand, and nothing lost with the devices."""
 
+from dataclasses import replace
+
 import pytest
 
 from kdbench.execution.simulation import Conditions, play
 from kdbench.planning.cohorts import Cohort
-from kdbench.planning.cost import cohort_work, teacher_work
+from kdbench.planning.cost import Work, cohort_work, teacher_work
 from kdbench.planning.plan import Plan, make_plan
 from kdbench.planning.speed import Speed
 from kdbench.store.store import Store
@@ -54,6 +56,30 @@ def test_what_takes_time_beside_the_work():
     conditions = Conditions(start=10, prepare=5, save=0.5)
     played = play(plan_of(run()), 1, SPEED, conditions)
     assert played.makespan == pytest.approx(10 + 5 + 1.5 * MADE + 5 + 1.5 * seconds(run()))
+
+
+def test_several_devices_divide_arithmetic_and_each_launches_and_updates():
+    speed = Speed("gpu", (1e-12, 0.0, 1e-4, 1e-10, 0.0))
+    alone, divided = (play(plan_of(run()), devices, speed, devices_per_run=devices) for devices in (1, 4))
+    work = cohort_work([run()]) + teacher_work(TEACHER)
+    whole = speed.seconds(replace(work, macs=0)) + speed.seconds(Work(updates=work.updates))  # the gradients' averages
+    assert divided.makespan == pytest.approx(SPEED.seconds(work) / 4 + whole)
+    assert (alone.widths, divided.widths) == ({1: 2}, {4: 2})
+    assert divided.idle_share == pytest.approx(0)
+
+
+def test_a_run_gets_no_devices_of_another_host():
+    """Nine devices are on two hosts, eight and one."""
+    assert play(plan_of(run()), 9, SPEED, devices_per_run=16).widths == {8: 2}
+
+
+def test_what_a_group_of_devices_has_trained_is_lost_together():
+    conditions = Conditions(checkpoint=10, loss=30, absence=5, seed=1)
+    played = play(plan_of(run()), 4, SPEED, conditions, devices_per_run=4)
+    calm = play(plan_of(run()), 4, SPEED, devices_per_run=4)
+    assert played.losses >= 2
+    assert played.trained - played.repeated == pytest.approx(calm.trained)
+    assert 0 < played.repeated <= 4 * 10 * played.losses
 
 
 def test_nothing_to_do_takes_no_time():

@@ -13,14 +13,14 @@ from kdbench.catalogue.networks import network, networks
 from kdbench.catalogue.text import nearest, normalise, unknown
 from kdbench.errors import BadInput
 from kdbench.models import build
+from kdbench.models.checkpoints import _meta_network
 from kdbench.models.outputs import count_macs, count_operations, count_parameters, measure_shapes
 
 
 @pytest.mark.parametrize("name", networks())
 def test_every_entry_is_what_its_network_measures(name):
     entry = network(name)
-    with torch.device("meta"):
-        net = build(name)
+    net = _meta_network(name)
     size = entry.size or 32
     shapes = measure_shapes(net, size)
     counted = count_operations(net, size)
@@ -79,6 +79,15 @@ def test_stages_are_all_maps_but_the_stems():
     shapes = measure_shapes(build("resnet8", 10), 32)
     assert shapes.stages == ((16, 32, 32), (32, 16, 16), (64, 8, 8))
     assert len(shapes.features) == 4
+
+
+def test_cudnn_tries_no_algorithms_for_a_batch_of_one(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    net, seen = build("resnet8", 10), []
+    net.conv1.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
+    measure_shapes(net, 32)
+    assert seen == [False]
+    assert torch.backends.cudnn.benchmark
 
 
 def test_macs_grow_with_the_image():

@@ -101,11 +101,10 @@ def test_open_clips_layout(theirs, tmp_path):
 
 
 @pytest.mark.parametrize("theirs", ["clip-rn50"], indirect=True)
-def test_a_resnets_maps(theirs, tmp_path):
-    path = tmp_path / "weights.pt"
-    torch.save(theirs.tensors, path)
-    outputs = assert_gives_their_embedding(theirs, path)
+def test_a_resnets_maps(theirs):
+    theirs.ours.load_state_dict({f"visual.{key}": value for key, value in theirs.tower.state_dict().items()})
     with torch.no_grad():
+        outputs = theirs.ours(theirs.image)
         expected = theirs.tower.forward_intermediates(theirs.image)["image_intermediates"]
     for mine, reference in zip(outputs.features, expected, strict=True):
         torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-4)
@@ -155,9 +154,8 @@ def test_openais_layout(theirs, tmp_path, monkeypatch):
     path = tmp_path / "openai.pt"
     save_as_openai_does(theirs.tensors, path)
     monkeypatch.setattr(torch.jit, "load", None)
-    assert_loads(theirs, path)
-    if theirs.name in ("clip-vit-b32", "clip-rn50"):
-        assert_gives_their_embedding(theirs, path)
+    check = assert_gives_their_embedding if theirs.name in QUICK else assert_loads
+    check(theirs, path)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore::torch.jit.TracerWarning")
@@ -198,10 +196,11 @@ def test_what_is_refused(theirs, tmp_path):
     assert message.endswith("Name the network that they belong to.")
 
 
-@pytest.mark.parametrize("theirs", ["clip-vit-b16"], indirect=True)
-def test_patches_of_another_size(theirs, tmp_path):
+def test_patches_of_another_size(tmp_path):
+    with torch.device("meta"):
+        net = build("clip-vit-b16")
     path = tmp_path / "weights.pt"
-    torch.save(theirs.tensors, path)
+    torch.save({key: torch.zeros(value.shape, dtype=torch.half) for key, value in net.state_dict().items()}, path)
     message = refusal("clip-vit-b32", path)
     assert "visual.conv1.weight is [768, 3, 16, 16] instead of [768, 3, 32, 32]" in message
     assert "These are the weights of clip-vit-b16" in message

@@ -1,10 +1,7 @@
 """Parts of suites: each run in one, of about the same length, with few teachers in two."""
 
-from dataclasses import replace
-
 import pytest
 
-from kdbench.errors import BadInput
 from kdbench.planning.plan import make_plan
 from kdbench.planning.shards import shard
 from kdbench.planning.speed import ASSUMED
@@ -56,11 +53,16 @@ grid:
     assert networks == [["resnet14"], ["resnet20"]]
 
 
-def test_more_parts_than_runs(tmp_path):
-    (tmp_path / "one.yaml").write_text(
-        "protocol: smoke\ndataset: digits\ntrials: 1\ngrid: {student: resnet8, method: ce}\n"
-    )
-    suites = load_suites([str(tmp_path / "one.yaml")])
-    with pytest.raises(BadInput, match="--shard 1/2: holds no run, for there are 1 in all: choose fewer parts"):
-        shard(suites, 1, 2)
-    assert shard(suites, 2, 2) == [replace(suites[0], whole=suites[0])]
+def test_no_part_is_empty_unless_there_are_more_parts_than_runs(tmp_path):
+    """The teacher and its student are by far the largest share, and in the first part alone."""
+    (tmp_path / "three.yaml").write_text("""\
+protocol: smoke
+dataset: digits
+trials: 1
+grid:
+  - {teacher: resnet56, student: resnet56, method: [kd]}
+  - {student: [resnet8, resnet14], method: ce}
+""")
+    suites = load_suites([str(tmp_path / "three.yaml")])
+    for count, runs in ((2, [1, 2]), (3, [1, 1, 1]), (4, [1, 1, 1, 0])):
+        assert [len(run_specs(shard(suites, number, count))) for number in range(1, count + 1)] == runs

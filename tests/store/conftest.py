@@ -50,11 +50,14 @@ def put():
 
 @pytest.fixture
 def made(tmp_path, suite, put):
-    """made(name, …): a results folder in which the runs with these methods are finished, with their teacher and suite."""
+    """made(name, …): a results folder in which the runs with these methods, or of a part of the suite, are finished.
 
-    def make(name, methods=("ce", "kd"), teacher=b"teacher", **changes):
+    It holds their teacher and their suite, too.
+    """
+
+    def make(name, methods=("ce", "kd"), teacher=b"teacher", part=suite, **changes):
         store = Store(tmp_path / name)
-        for run in suite.runs:
+        for run in part.runs:
             if run.method not in methods:
                 continue
             parent = None
@@ -62,7 +65,7 @@ def made(tmp_path, suite, put):
                 record = store.teacher(run.spec.teacher.id)
                 parent = (record.result() or put(record, run.spec.teacher, "teacher", 90.0, teacher)).weights_sha256
             put(store.run(run.id), run.spec, parent=parent, **changes)
-        keep_suites([suite], store)
+        keep_suites([part], store)
         return store
 
     return make

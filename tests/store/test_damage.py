@@ -11,6 +11,7 @@ from kdbench.cli.app import app
 from kdbench.errors import BadInput, BadRecord, KdbenchError, UnreadableRecord
 from kdbench.files import file_hash
 from kdbench.store import reading
+from kdbench.store.liveness import Process
 from kdbench.store.reading import check_size
 from kdbench.store.record import NO_WEIGHTS
 from kdbench.store.result import Accuracy, Result
@@ -303,16 +304,17 @@ def test_empty_logs_of_processes_that_are_gone_are_removed(store):
         pass
     logs = store.root / "logs"
     logs.mkdir(parents=True)
-    for name, content in {
-        log_name("cpu:0", gone.pid): "",
-        log_name("cpu:1", gone.pid): "a message",
+    killed = Process.current()._replace(pid=gone.pid)
+    staying = {
+        log_name("cpu:1", killed): "a message",
         log_name("cpu:0"): "",
-        f"worker-cpu-0-elsewhere-{gone.pid}.log": "",
-    }.items():
+        log_name("cpu:0", killed._replace(host="elsewhere")): "",
+        log_name("cpu:0", killed._replace(place="a container with the same host name")): "",
+    }
+    for name, content in {log_name("cpu:0", killed): "", **staying}.items():
         (logs / name).write_text(content)
     store.remove_empty_logs()
-    assert log_name("cpu:0", gone.pid) not in os.listdir(logs)
-    assert len(os.listdir(logs)) == 3
+    assert {*os.listdir(logs)} == staying.keys()
 
 
 def test_metadata_that_cannot_be_read_may_be_removed(store, suite, finish):

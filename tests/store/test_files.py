@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from kdbench.files import quarantine, write_atomically, write_json, write_text
+from kdbench.files import quarantine, remove_folder, write_atomically, write_json, write_text
 
 
 def names(folder):
@@ -94,3 +94,25 @@ def test_damaged_files_are_set_aside_one_by_one(tmp_path):
         assert quarantine(tmp_path / "x.json").name == f"x.json.damaged-{number}"
     assert [(tmp_path / f"x.json.damaged-{n}").read_text() for n in (1, 2, 3)] == ["1", "2", "3"]
     assert not (tmp_path / "x.json").exists()
+
+
+def test_a_folder_is_removed_but_for_what_nfs_keeps_of_open_files(tmp_path, monkeypatch):
+    folder, unlink = tmp_path / "record", os.unlink
+    folder.mkdir()
+    for name in (".nfs0001", "a", "z"):
+        (folder / name).write_text("x")
+
+    def busy(path, **where):
+        if os.path.basename(path).startswith(".nfs"):
+            raise OSError(errno.EBUSY, "Device or resource busy", path)
+        unlink(path, **where)
+
+    with monkeypatch.context() as nfs:
+        nfs.setattr(os, "unlink", busy)
+        remove_folder(folder)
+    assert not folder.exists()
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".nfs0001"]
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".record.")
+    remove_folder(left)
+    assert not list(tmp_path.iterdir())

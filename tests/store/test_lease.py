@@ -1,7 +1,12 @@
 """Leases: one holder at a time, by the observer's own clock, and a holder that was given up does not land."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +15,7 @@ from kdbench.errors import LostLease
 from kdbench.store import lease as module
 from kdbench.store.lease import BEAT_SECONDS, LEASE_SECONDS, Lease
 from kdbench.store.liveness import Process
+from kdbench.store.lock import Taken
 from kdbench.store.record import Record
 from kdbench.store.result import Failure
 
@@ -132,26 +138,95 @@ def test_beats_show_life(path, monkeypatch):
 
 
 @pytest.fixture
-def lost(tmp_path, monkeypatch):
-    """A record whose lock was held by a lease, which another process has broken."""
+def record(tmp_path):
+    """A record in a folder of which all processes take leases."""
     (tmp_path / "locks").mkdir()
     (tmp_path / "locks" / "leases").write_text("why\n")
     record = Record(tmp_path / "runs" / ("a" * 12))
-    record.lock().acquire(timeout=0)
-    monkeypatch.setattr(Process, "ended", lambda self: True)
-    other = Record(record.folder)
-    other.lock().acquire(timeout=0)
-    yield record, other
+    yield record
     record.lock().release()
+
+
+@pytest.fixture
+def other(record):
+    """The same record, as another process sees it."""
+    other = Record(record.folder)
+    yield other
     other.lock().release()
 
 
-def test_whoever_has_lost_a_record_writes_nothing_to_it(lost):
-    record, other = lost
+def test_whoever_has_lost_a_record_writes_nothing_to_it(record, other, monkeypatch):
+    record.lock().acquire(timeout=0)
+    monkeypatch.setattr(Process, "ended", lambda self: True)
+    other.lock().acquire(timeout=0)
     with pytest.raises(LostLease):
         record.write_bytes("state.pt", b"mine")
     with pytest.raises(LostLease):
         record.fail(Failure(kind="error", epoch=0, reason="x"))
     other.write_bytes("state.pt", b"theirs")
-    assert [entry.name for entry in record.folder.iterdir()] == ["state.pt"]
+    (other.folder / ".weights.safetensors.0a.tmp").write_text("what the other is just writing")
+    with pytest.raises(LostLease):
+        record.begin({})
+    assert {*os.listdir(record.folder)} == {"state.pt", ".weights.safetensors.0a.tmp"}
     assert record.state_file.read_bytes() == b"theirs"
+
+
+def test_a_holder_that_is_stopped_between_its_last_look_and_the_rename_replaces_nothing(record, other, monkeypatch):
+    """The next holder removes what it finds half-written, so there is nothing left to rename."""
+    lock = record.lock().acquire(timeout=0)
+    record.begin({})
+    real = lock.check
+
+    def stopped():
+        monkeypatch.setattr(lock, "check", real)
+        lock.check()
+        monkeypatch.setattr(Process, "ended", lambda self: True)
+        other.lock().acquire(timeout=0)
+        other.begin({})
+        other.write_bytes("metrics.jsonl", b"theirs")
+
+    monkeypatch.setattr(lock, "check", stopped)
+    with pytest.raises(LostLease):
+        record.write_bytes("metrics.jsonl", b"mine")
+    assert os.listdir(record.folder) == ["metrics.jsonl"]
+    assert (record.folder / "metrics.jsonl").read_bytes() == b"theirs"
+
+
+HOLDER = """import sys
+from pathlib import Path
+from kdbench.errors import LostLease
+from kdbench.store import lease
+from kdbench.store.record import Record
+
+lease.BEAT_SECONDS = 0.01
+record = Record(Path(sys.argv[1]))
+with record.lock().acquire(timeout=0):
+    record.begin({})
+    record.write_bytes("state.pt", b"mine")
+    print("at work", flush=True)
+    input()
+    try:
+        record.write_bytes("state.pt", b"mine again")
+    except LostLease:
+        print("lost")
+"""
+
+
+def test_a_process_that_was_stopped_past_its_lease_leaves_the_record_alone_when_it_goes_on(record, other, clock):
+    command = [sys.executable, "-c", HOLDER, str(record.folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "at work\n"
+        os.kill(holder.pid, signal.SIGSTOP)
+        os.waitpid(holder.pid, os.WUNTRACED)
+        end = clock.seconds + 2 * LEASE_SECONDS
+        while not other.lock().held and clock.seconds < end:
+            with suppress(Taken):
+                other.lock().acquire(timeout=0)
+            clock.seconds += BEAT_SECONDS
+        other.begin({})
+        other.write_bytes("state.pt", b"theirs")
+        os.kill(holder.pid, signal.SIGCONT)
+        assert holder.communicate("go on\n")[0] == "lost\n"
+    assert holder.returncode == 0
+    assert record.state_file.read_bytes() == b"theirs"
+    other.lock().check()

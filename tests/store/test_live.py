@@ -16,6 +16,7 @@ from kdbench.suite.load import load_suite
 
 
 GONE = Process.current()._replace(pid=2**22 + 1)
+CONTAINER = GONE._replace(place="another namespace of the same machine")
 ELSEWHERE = Process(7, "node7", "another boot", "1")
 
 
@@ -101,20 +102,30 @@ def test_a_loss_that_is_no_number_is_left_out(store):
     assert found.heartbeat.slots["cpu"].networks["a"] == replace(network, loss=None)
 
 
+def test_what_a_killed_process_was_just_writing_is_removed(store):
+    (store.root / "live").mkdir(parents=True)
+    old, new = (store.root / "live" / f".{name}.json.0a.tmp" for name in ("old", "new"))
+    for file in (old, new):
+        file.write_text("{")
+    os.utime(old, (0, 0))
+    forget_the_dead(store)
+    assert [*(store.root / "live").iterdir()] == [new]
+
+
 def test_the_dead_are_told_from_the_living(store):
-    for process in (Process.current(), GONE, ELSEWHERE):
+    for process in (Process.current(), GONE, CONTAINER, ELSEWHERE):
         beat(store, of(process))
     age(store, ELSEWHERE, live.STALE_SECONDS + 30)
     (store.root / "live" / "broken.json").write_text("{")
     found = {sighting.heartbeat.process: sighting for sighting in sightings(store)}
     assert {process: sighting.at_work for process, sighting in found.items()} == {
-        Process.current(): True, GONE: False, ELSEWHERE: False,
+        Process.current(): True, GONE: False, CONTAINER: True, ELSEWHERE: False,
     }  # fmt: skip
     assert found[GONE].ended
     assert found[ELSEWHERE].stale
     assert not found[ELSEWHERE].ended
     forget_the_dead(store)
-    assert {sighting.heartbeat.process for sighting in sightings(store)} == {Process.current(), ELSEWHERE}
+    assert {sighting.heartbeat.process for sighting in sightings(store)} == {Process.current(), CONTAINER, ELSEWHERE}
     age(store, ELSEWHERE, live.FORGOTTEN_SECONDS + 30)
     forget_the_dead(store)
-    assert {sighting.heartbeat.process for sighting in sightings(store)} == {Process.current()}
+    assert {sighting.heartbeat.process for sighting in sightings(store)} == {Process.current(), CONTAINER}

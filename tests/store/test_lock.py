@@ -11,7 +11,7 @@ import pytest
 
 from kdbench.errors import BadInput, KdbenchError
 from kdbench.store import lock as lock_module
-from kdbench.store.liveness import process_state
+from kdbench.store.liveness import Process, process_state, signature
 from kdbench.store.lock import Lock, Taken
 from kdbench.store.store import Store
 
@@ -51,6 +51,13 @@ def test_a_stopped_holder_is_called_so_and_a_dead_one_is_not_named(path):
     assert process_state(holder.pid) == "gone"
     assert Lock(path).holder() == "a process that has not left its name"
     Lock(path).acquire(timeout=0).release()
+
+
+def test_a_holder_in_a_container_is_not_taken_for_a_process_of_this_machine(path):
+    path.write_text(signature().replace(str(os.getpid()), str(2**22 + 1)))
+    assert Lock(path).holder() == "a process that has not left its name"
+    path.write_text(path.read_text().replace(Process.current().place, "another namespace"))
+    assert Lock(path).holder().startswith(f"process {2**22 + 1} on {os.uname().nodename} since 20")
 
 
 def test_whoever_waits_gets_it_when_it_is_free(path, monkeypatch):
@@ -129,7 +136,8 @@ def test_a_file_system_that_grants_a_lock_twice_is_found_out_and_the_folder_mark
         lying.setattr(fcntl, "flock", lambda descriptor, operation: None)
         (trouble,) = Store(tmp_path).check_writable()
     assert "grants one lock twice" in trouble
-    assert Store(tmp_path).check_writable() == [trouble], "another machine, whose locks seem to work, takes leases, too"
+    assert Store(tmp_path).check_writable() == [], "it is told once"
+    assert Store(tmp_path).leases() == [trouble], "another machine, whose locks seem to work, takes leases, too"
     with Store(tmp_path).run("0" * 12).lock() as lock:
         assert lock.leased
 

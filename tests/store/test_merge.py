@@ -1,5 +1,6 @@
 """Merged results folders: what is taken, what stays as it is, what is told, and what a killed merge leaves."""
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -8,13 +9,15 @@ import signal
 import pytest
 
 from kdbench.catalogue.plugins import SourceFile, source_hash
+from kdbench.errors import KdbenchError
 from kdbench.files import write_json
+from kdbench.planning.shards import shard
 from kdbench.store import exchange
 from kdbench.store.archives import portable_about
 from kdbench.store.merge import merge
 from kdbench.store.result import Failure
 from kdbench.store.store import Store
-from kdbench.store.suites import find_kept
+from kdbench.store.suites import all_kept, find_kept
 from kdbench.store.verify import verify
 
 
@@ -35,6 +38,15 @@ def test_two_halves_make_the_whole(made, halves, content, tmp_path):
     assert not verify(target).damaged
     again = merge(halves, target)
     assert (again.same, sum(again.taken.values())) == (5, 0)
+
+
+def test_all_parts_of_a_suite_make_the_whole(made, suite, content, tmp_path):
+    parts = {f"part{number}": shard([suite], number, 3)[0] for number in (1, 2, 3)}
+    target = Store(tmp_path / "target")
+    merge({name: made(name, part=part) for name, part in parts.items()}, target)
+    assert content(target) == content(made("whole"))
+    (kept,) = all_kept([target])
+    assert kept.about.part is None
 
 
 def test_other_numbers_are_told_and_the_ones_here_stay(made, content, tmp_path):
@@ -110,6 +122,37 @@ def test_a_finished_record_takes_the_place_of_an_unfinished_or_damaged_one(made,
     assert len(list(here.quarantined("runs"))) == 1
 
 
+def test_a_full_disk_leaves_the_unfinished_record_that_was_to_be_replaced(made, suite, monkeypatch):
+    here, there = made("here", ["ce"]), made("there", ["ce"])
+    unfinished = here.run(suite.runs[0].id)
+    (unfinished.folder / "result.json").unlink()
+    unfinished.state_file.write_bytes(b"state")
+
+    def full(*files):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(exchange.shutil, "copyfileobj", full)
+    with pytest.raises(KdbenchError, match="here: No space left on device"):
+        merge({"there": there}, here)
+    assert unfinished.state_file.read_bytes() == b"state"
+    assert {path.name for path in (here.root / "runs").iterdir()} == {record.id for record in here.records("runs")}
+
+
+def test_a_stray_file_in_the_place_of_a_record_is_named_and_stays(made, suite):
+    here, there = made("here", []), made("there", ["ce"])
+    stray = here.run(suite.runs[0].id).folder
+    stray.parent.mkdir()
+    stray.write_text("notes")
+    with pytest.raises(KdbenchError, match=f"^{stray}: Not a directory. Mend this and repeat the merge"):
+        merge({"there": there}, here)
+    assert stray.read_text() == "notes"
+    stray.unlink()
+    stray.symlink_to("nowhere")
+    merge({"there": there}, here)
+    here.run(suite.runs[0].id).check()
+    assert not stray.is_symlink()
+
+
 def test_what_another_process_makes_is_left_to_it(made, suite):
     here, there = made("here", []), made("there", ["ce"])
     with here.run(suite.runs[0].id).lock().acquire(timeout=0):
@@ -180,7 +223,8 @@ def test_what_travels_of_a_suite_names_no_folder_of_the_machine(tmp_path):
     (folder / "s.yaml").write_text("teachers: {a: {weights: ../w.pth}, b: {weights: /shared/v.pth}}\n")
     weights = {"/home/someone/w.pth": "1", "/shared/v.pth": "2"}
     write_json(folder / "about.json", {"file": "/home/someone/suites/s.yaml", "run": "2026", "weights": weights})
-    text = portable_about(folder).decode()
+    (kept,) = all_kept([Store(tmp_path)])
+    text = portable_about(kept).decode()
     assert "someone" not in text
     assert '"/w.pth": "1"' in text
     assert '"/shared/v.pth": "2"' in text

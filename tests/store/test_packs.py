@@ -128,7 +128,7 @@ def test_headers_and_files_that_unpack_to_more_than_there_is_room_for(forged, tm
     with pytest.raises(KdbenchError, match="a header is larger than any that was written"):
         unpack(tmp_path / "bomb.tar.gz", tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=3))
-    with pytest.raises(BadInput, match=r"unpacks to 0\.0 GiB, and .* has room for 0\.0 GiB"):
+    with pytest.raises(BadInput, match=r"unpacks to 0\.0 MiB, and .* has room for 0\.0 MiB"):
         unpack(forged([(SPEC, b"aaaa")]), tmp_path)
 
 

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from kdbench.store.prune import Choice, What, prunable, remove
+from kdbench.store.store import log_name
 from kdbench.store.verify import verify
 from kdbench.suite.specs import StudentOf
 
@@ -27,11 +28,14 @@ def test_half_written_and_quarantined_files_and_old_logs(made, suite, found):
         (root / name).mkdir(parents=True)
     (first.folder / ".x.tmp").write_text("")
     (first.folder / "result.json.damaged-1").write_text("")
-    for name in ("worker-cpu-elsewhere-1.log", f"worker-cpu-{os.uname().nodename}-{os.getpid()}.log"):
+    for name in ("worker-cpu-elsewhere-1.log", log_name("cpu")):
         (root / "logs" / name).write_text("x")
-    os.utime(root / "logs" / "worker-cpu-elsewhere-1.log", (0, 0))
+    for name in ("worker-cpu-elsewhere-1.log", "slurm-17_3.log", "of-another-program.log"):
+        (root / "logs" / name).touch()
+        os.utime(root / "logs" / name, (0, 0))
     assert found(store, What.tmp, What.logs, What.damaged) == [
-        f"runs/.{first.id}.aa.tmp", ".unpacked-x", f"runs/{first.id}/.x.tmp", "logs/worker-cpu-elsewhere-1.log",
+        f"runs/.{first.id}.aa.tmp", ".unpacked-x", f"runs/{first.id}/.x.tmp", "logs/slurm-17_3.log",
+        "logs/worker-cpu-elsewhere-1.log",
         f"runs/{first.id}.damaged-1", f"runs/{first.id}/result.json.damaged-1",
     ]  # fmt: skip
     assert found(store, What.tmp, What.logs, only={first.id}) == [f"runs/.{first.id}.aa.tmp", f"runs/{first.id}/.x.tmp"]

@@ -176,7 +176,9 @@ def test_not_writable(tmp_path, blocked):
     if blocked:
         root.mkdir()
     (root / blocked if blocked else root).write_text("a file")
-    with pytest.raises(BadInput, match=r"cannot write results to .*Choose another folder with --results"):
+    with pytest.raises(
+        BadInput, match=rf"cannot write results to {root / blocked}: .*Choose another folder with --results"
+    ):
         Store(root).check_writable()
     with pytest.raises(BadInput, match="cannot write results"):
         Store((root / blocked if blocked else root) / "below").check_writable()

@@ -65,6 +65,10 @@ def test_only_what_is_left_is_measured(grid):
         ("{probe: stl10, probe_protocol: linaer}", "Name one of linear, semckd"),
         ("{probe: stl10, probe_protocol: {base: linear, epocs: 3}}", "Did you mean 'epochs'?"),
         ("{probe: stl10, probe_protocol: {base: linear, size: 3}}", "comes from the network that is probed"),
+        (
+            "{probe: stl10, probe_protocol: {base: linear, batch_norm_parts: 2}}",
+            "'batch_norm_parts' divides a batch where batch norms train, and under batch_norm: frozen none does",
+        ),
         ("{probe: {name: stl10, size: 64}}", "leave it out"),
         ("stl10", "must be a mapping"),
     ],

@@ -15,7 +15,7 @@ from kdbench.store.store import Store
 from kdbench.suite.load import load_suite
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.protocol import bundled_protocol
-from kdbench.suite.specs import DatasetSpec, HeadSpec, NewLayers, Recipe, RunSpec, Supervised, WeightedTerm
+from kdbench.suite.specs import Adapter, DatasetSpec, HeadSpec, NewLayers, Recipe, RunSpec, Supervised, WeightedTerm
 from kdbench.training import jobs
 from kdbench.training.context import JobContext
 from kdbench.training.measuring import take_measurement
@@ -201,6 +201,20 @@ def make_run(teacher):
             parts = {}
         spec = {"student": "resnet8", "dataset": TINY, "recipe": RECIPE.model_copy(update=changes), **parts, **fields}
         return RunSpec(terms=tuple(uses), **spec)
+
+    return make
+
+
+@pytest.fixture
+def with_adapter(make_run, recipe):
+    """with_adapter(term, {hyper-parameters}, …): a run with a term that trains an adapter on the teacher first."""
+
+    def make(term, options, strategy="pretrained", **fields):
+        run = make_run({"ce": 1, "kd": 1}, strategy, **fields)
+        how = recipe.model_copy(update={"epochs": 1, "lr": 0.05})
+        adapter = Adapter(parent=run.teacher, dataset=run.dataset, term=term, hyperparameters=options, recipe=how)
+        terms = make_run({"ce": 1, "kd": 1, term: {"weight": 0.1, **options}}).terms
+        return run.model_validate(run.model_copy(update={"terms": terms, "adapters": (adapter,)}).model_dump())
 
     return make
 

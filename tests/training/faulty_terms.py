@@ -125,6 +125,27 @@ class Hungry(Term):
         return student.logits.sum() * 0
 
 
+class Beside(_Counting):
+    """Fails in one of several processes, at the end of an epoch, or for lack of memory in a step."""
+
+    def __init__(self, context, *, rank: int = 1, hungry: bool = False):
+        super().__init__(context, after=0 if hungry else 1000)
+        self.rank = rank
+
+    def here(self):
+        return torch.distributed.is_initialized() and torch.distributed.get_rank() == self.rank
+
+    def fault(self, student):
+        if self.here():
+            raise torch.OutOfMemoryError("no room here")
+        return student.logits.sum() * 0
+
+    def epoch_metrics(self):
+        if self.here():
+            raise ValueError("not here")
+        return {}
+
+
 class Random(Term):
     """Draws from torch's global generator."""
 

@@ -9,7 +9,6 @@ import torch
 from kdbench.planning.plan import make_plan
 from kdbench.suite.measurements import ProbeProtocol, probe
 from kdbench.suite.specs import (
-    Adapter,
     DatasetSpec,
     FineTuned,
     Preprocessing,
@@ -23,20 +22,6 @@ from kdbench.training import jobs
 
 
 STRATEGIES = ("pretrained", "sequential", "simultaneous")
-
-
-@pytest.fixture
-def with_adapter(make_run, recipe):
-    """with_adapter(term, {hyper-parameters}, …): a run with a term that trains an adapter on the teacher first."""
-
-    def make(term, options, strategy="pretrained", **fields):
-        run = make_run({"ce": 1, "kd": 1}, strategy, **fields)
-        how = recipe.model_copy(update={"epochs": 1, "lr": 0.05})
-        adapter = Adapter(parent=run.teacher, dataset=run.dataset, term=term, hyperparameters=options, recipe=how)
-        terms = make_run({"ce": 1, "kd": 1, term: {"weight": 0.1, **options}}).terms
-        return run.model_validate(run.model_copy(update={"terms": terms, "adapters": (adapter,)}).model_dump())
-
-    return make
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Teachers: trained once, checked at every load, changed by nobody; and what each strategy does with them."""
 
 import shutil
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from kdbench.data.batch import Batch
 from kdbench.errors import BadRecord, LostTeacher
 from kdbench.models import build
+from kdbench.models.heads import NodeEmbedding
 from kdbench.suite.specs import Scenario
 from kdbench.training import jobs
 from kdbench.training.build import DamagedTeacher, load_teacher, online_layers, with_head
@@ -254,6 +256,25 @@ def test_a_bf16_teacher_casts_its_weights_once_and_shows_what_autocast_computes(
         assert left.dtype == torch.float32
         assert torch.equal(left, right.float())
     assert {torch.bfloat16, torch.float32} == {parameter.dtype for parameter in teacher.inference.parameters()}
+
+
+def test_a_bf16_teacher_that_learns_casts_its_backbone_once(recipe):
+    network = NodeEmbedding(build("resnet8x4", 10).requires_grad_(False), classes=10, width=16)
+    plain = deepcopy(network).eval()
+    teacher = OnlineTeacher(network, recipe, bf16=True)
+    images, labels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(4)
+    teacher.epoch = 1
+    shown = teacher.forward(Batch(images, labels, labels))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = plain(images)
+        loss = nn.functional.cross_entropy(expected.logits, labels)
+    loss.backward()
+    pairs = zip(torch.utils._pytree.tree_leaves(shown), torch.utils._pytree.tree_leaves(expected), strict=True)
+    assert all(left.dtype == right.dtype and torch.equal(left, right) for left, right in pairs)
+    assert torch.equal(network.node.weight.grad, plain.node.weight.grad)
+    assert teacher.inference.node is network.node
+    assert teacher.inference.backbone.conv1.weight.dtype == torch.bfloat16
+    assert network.backbone.conv1.weight.dtype == torch.float32
 
 
 @pytest.mark.slow

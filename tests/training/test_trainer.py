@@ -1,5 +1,7 @@
 """What a recipe says reaches SGD, and what an epoch gives is written down."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -83,16 +85,20 @@ def test_the_parameters_of_terms_train_with_the_network(bench, make_run):
     assert all(parameter.grad is None for parameter in trainer.network.parameters())
 
 
-def test_the_loss_written_down_is_the_mean_over_images(trainer):
+def test_loss_and_error_written_down_are_means_over_images(trainer):
     one = trainer(weight=2.0, lr=1e-12)
     one.begin_epoch(1)
     batches = [batch(0, 16), batch(1, 4)]
-    losses = []
+    losses, wrong = [], 0
     for each in batches:
-        losses.append(nn.functional.cross_entropy(one.network(each.images).logits, each.labels).item())
+        logits = one.network(each.images).logits
+        losses.append(nn.functional.cross_entropy(logits, each.labels).item())
+        wrong += sum(answer != label for answer, label in zip(logits.argmax(1), each.labels, strict=True))
         one.step(each, None)
     one.end_epoch(1, Scores(12.5, 50.0))
     (row,) = one.progress.metrics
+    assert 0 < wrong < 20
+    assert row["train_error"] == pytest.approx(100 * wrong.item() / 20)
     mean = (16 * losses[0] + 4 * losses[1]) / 20
     assert row["terms"] == {"ce": pytest.approx(mean, rel=1e-4)}
     assert row["loss"] == pytest.approx(2 * mean, rel=1e-4)
@@ -182,3 +188,10 @@ def test_the_default_generators_of_the_cpu_and_one_device_are_seeded(monkeypatch
         assert torch.initial_seed() == 8
     assert devices[1].initial_seed() == 8
     assert devices[0].initial_seed() != 8
+
+
+def test_training_imports_no_compiler(bench, make_run, monkeypatch):
+    run, shop = make_run({"ce": 1, "kd": 1}, recipe={"epochs": 1}), bench()
+    monkeypatch.setitem(sys.modules, "torch._dynamo", None)
+    shop.train(run)
+    assert shop.record(run).done()

@@ -81,10 +81,18 @@ def chosen_suites(
         return load(references, [store.root], trials, only, tiny=tiny, settings=settings)
     known, suites = ArchivedFiles([store]), []
     for kept in kept_suites([store]):
+        about = kept.about
         try:
-            suites.append(load_suite(kept.original, trials, known.tell, settings or (), tiny=tiny))
+            suite = load_suite(
+                kept.original, trials or about.trials, known.tell, settings or (), tiny=tiny or about.tiny
+            )
         except BadSuite as error:
             say(f"{kept.file} is left out: {error.problems[0]}")
+            continue
+        if about.part is not None and not (trials or only or settings):
+            ids = {*about.part}
+            suite = suite.part(run for run in suite.runs if run.id in ids)
+        suites.append(suite)
     return select(suites, only)
 
 
@@ -100,9 +108,14 @@ class FailedRun:
 
 @dataclass(frozen=True)
 class SuiteProgress:
-    """How far a suite is, in runs; ``at_work`` are those in training, of those left."""
+    """How far what was started of a suite is, in runs: the ``tiny`` ones, or a part of ``all``.
+
+    ``at_work`` are those in training, of those left.
+    """
 
     name: str
+    tiny: bool
+    all: int
     runs: int
     done: int
     left: int
@@ -118,6 +131,8 @@ def _count(suite: Suite, store: Store, found: Sequence[Sighting]) -> SuiteProgre
     failures = {id: failure for id in missing if id not in trained and (failure := _failure_of(suite.specs[id], store))}
     return SuiteProgress(
         suite.name,
+        suite.tiny,
+        all=len((suite.whole or suite).specs),
         runs=len(labels),
         done=len(labels) - len(missing),
         left=len(missing) - len(failures),
@@ -150,7 +165,13 @@ def _describe_processes(found: Sequence[Sighting]) -> Iterator[str]:
     yield f"{at_work} processes at work." if at_work > 1 else f"{at_work or 'No'} process at work."
     for sighting in found:
         heartbeat = sighting.heartbeat
-        names = [f"process {heartbeat.pid} on {heartbeat.host}", heartbeat.batch_job, ", ".join(heartbeat.suites)]
+        blocked = "" if sighting.ended else heartbeat.process.state()
+        names = [
+            f"process {heartbeat.pid} on {heartbeat.host}",
+            f"which is {blocked}" if blocked else "",
+            heartbeat.batch_job,
+            ", ".join(heartbeat.suites),
+        ]
         if sighting.at_work:
             tail = f"for {_time(heartbeat.seconds + sighting.age)}"
         elif sighting.ended:
@@ -189,7 +210,8 @@ def describe_suites(suites: Sequence[Suite], store: Store, found: Sequence[Sight
             f"{diverged:,} diverged" if diverged else "",
             f"{others:,} failed" if others else "",
         ]
-        yield f"{suite.name}: {', '.join(filter(None, parts))}"
+        of = [suite.name, "tiny" if suite.tiny else "", f"a part of {suite.all:,}" if suite.runs < suite.all else ""]
+        yield f"{', '.join(filter(None, of))}: {', '.join(filter(None, parts))}"
         for run in suite.failed[:SHOWN]:
             word = "DIVERGED" if run.kind == "diverged" else "FAILED"
             yield "  " + one_line(f"{word} {run.label} ({run.id}): {run.reason}")

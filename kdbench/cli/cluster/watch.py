@@ -68,7 +68,10 @@ class Watcher:
 
     def look(self) -> bool:
         """Look once. Returns whether any process is at work."""
-        found = [sighting.heartbeat for sighting in sightings(self.store) if sighting.at_work]
+        at_work = [sighting for sighting in sightings(self.store) if sighting.at_work]
+        found = [sighting.heartbeat for sighting in at_work]
+        if not self.looks and found:
+            self.progress.started -= max(each.heartbeat.seconds + each.age for each in at_work)
         jobs = {f"{each.host} {each.pid} {slot}": job for each in found for slot, job in each.slots.items()}
         for slot, job in self.jobs.items():
             if slot not in jobs or jobs[slot].networks.keys() != job.networks.keys():
@@ -86,7 +89,8 @@ class Watcher:
         for id, network in job.networks.items():
             known = self.progress.networks.setdefault(id, NetworkProgress(network.label))
             if not self.looks and network.epochs:  # it was trained so far before anybody watched
-                self.progress.totals.earlier[id] = known.reach(asdict(network))
+                known.reach(asdict(network))
+                known.earlier = known.trained
         self.progress.begin(slot, job.title, [*job.networks])
         self.seen.update(job.networks)
 

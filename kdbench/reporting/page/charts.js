@@ -90,6 +90,14 @@ function nothing(svg, text) {
 const range = (values) => values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
 const cellOf = (table, pair, method) => table.cells[pair * table.methods.length + method];
 
+/* What curves show: the text at the axis, the order of values from the best, and how one is written. */
+const percent = (value) => value.toFixed(2);
+const QUANTITIES = {
+  top1: { label: "top-1 test accuracy, %", order: (a, b) => b - a, format: percent },
+  train_error: { label: "training error, %", order: (a, b) => a - b, format: percent },
+  loss: { label: "training loss", order: (a, b) => a - b, format: String },
+};
+
 function chosenCurves() {
   const table = DATA[picked.table], quantity = pick("quantity").value, curves = [];
   table.methods.forEach((name, index) => {
@@ -114,14 +122,14 @@ function endIsWorthALook() {
 let readAt = null;
 
 function drawCurves() {
-  const svg = document.getElementById("curves"), curves = chosenCurves(), accuracy = pick("quantity").value === "top1";
+  const svg = document.getElementById("curves"), curves = chosenCurves(), quantity = QUANTITIES[pick("quantity").value];
   document.getElementById("curves-values").replaceChildren();
   svg.onpointermove = svg.onkeydown = null;
   if (curves.length === 0) return nothing(svg, "No epochs to show.");
   const values = curves.flatMap((curve) => [...curve.mean, ...curve.low, ...curve.high]);
   const epochs = [...new Set(curves.flatMap((curve) => curve.epochs))].sort((a, b) => a - b);
   const { x, y, top, bottom } = frame(svg, range(epochs), range(values), {
-    x: "epoch", y: accuracy ? "top-1 test accuracy, %" : "training loss", format: String, whole: true,
+    x: "epoch", y: quantity.label, format: String, whole: true,
   });
   const path = (at, list) => at.map((epoch, index) => x(epoch).toFixed(1) + "," + y(list[index]).toFixed(1));
   for (const curve of curves) {
@@ -143,7 +151,7 @@ function drawCurves() {
     readAt = Math.max(0, Math.min(epochs.length - 1, place));
     cursor.setAttribute("visibility", "visible");
     for (const end of ["x1", "x2"]) cursor.setAttribute(end, x(epochs[readAt]));
-    readValues(curves, epochs[readAt], accuracy);
+    readValues(curves, epochs[readAt], quantity);
   };
   svg.onpointermove = (event) => {
     const at = event.clientX - svg.getBoundingClientRect().left;
@@ -155,19 +163,19 @@ function drawCurves() {
     event.preventDefault();
     read((readAt === null ? epochs.length - 1 : readAt) + by);
   };
-  readValues(curves, epochs.at(-1), accuracy);
+  readValues(curves, epochs.at(-1), quantity);
 }
 
-function readValues(curves, epoch, accuracy) {
+function readValues(curves, epoch, quantity) {
   const list = document.getElementById("curves-values");
   list.replaceChildren();
   add(list, "span", "epoch " + epoch + ":");
   const there = curves.map((curve) => [curve, curve.mean[curve.epochs.indexOf(epoch)]]).filter(([, value]) => value !== undefined);
-  there.sort(([, a], [, b]) => (accuracy ? b - a : a - b));
+  there.sort(([, a], [, b]) => quantity.order(a, b));
   for (const [curve, value] of there) {
     const entry = add(list, "span", "");
     swatch(entry, curve.index);
-    add(entry, "span", curve.name + " " + (accuracy ? value.toFixed(2) : value));
+    add(entry, "span", curve.name + " " + quantity.format(value));
   }
 }
 
@@ -291,6 +299,8 @@ if (DATA.length > 0) {
   fill(pick("table"), DATA.map((table) => table.title), 0);
   pick("table").addEventListener("change", (event) => chooseTable(Number(event.target.value)));
   pick("pair").addEventListener("change", (event) => choosePair(Number(event.target.value)));
+  const cells = DATA.flatMap((table) => table.cells).filter(Boolean);
+  for (const option of [...pick("quantity").options]) if (!cells.some((cell) => cell[option.value])) option.remove();
   for (const name of ["quantity", "epochs"]) pick(name).addEventListener("change", drawCurves);
   pick("cost").addEventListener("change", drawScatter);
   pick("epochs").value = endIsWorthALook() ? "end" : "all";

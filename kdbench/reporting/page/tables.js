@@ -162,4 +162,4 @@ document.addEventListener("scroll", (event) => {
   if (document.activeElement.matches(CELL)) show(document.activeElement);
   else hide();
 }, { passive: true, capture: true });
-window.addEventListener("beforeprint", () => { for (const each of document.querySelectorAll("details")) each.open = true; });
+window.addEventListener("beforeprint", () => { for (const each of document.querySelectorAll("#reproduce details")) each.open = true; });

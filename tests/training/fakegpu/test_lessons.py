@@ -17,6 +17,8 @@ def test_a_step_is_the_cpus_and_makes_nobody_wait(gpu, tmp_path, name):
     expected, found = here.state(), there.state()
     assert found.keys() == expected.keys()
     assert [key for key in expected if not torch.equal(found[key], expected[key])] == []
+    kernels = [weight for weight in there.trainer.terms.parameters() if weight.dim() == 4]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
     assert {part: dict(seen.waits) for part, seen in there.seen.items() if seen.waits} == {}
     assert {part: dict(seen.copies) for part, seen in there.seen.items() if seen.copies} == {}
     budget = budgets()[name]

@@ -4,11 +4,20 @@ import pytest
 import torch
 from fakegpu import Graph
 
+from kdbench.data.batch import UNDIVIDED
+from kdbench.data.image_sets import ImageSet
+from kdbench.data.stream import Stream
+from kdbench.models import build
+from kdbench.models.outputs import measure_shapes
+from kdbench.suite.specs import DatasetSpec, Recipe
 from kdbench.training import replay as module
+from kdbench.training.build import new_network, on_device
 from kdbench.training.gpus import eager_because
-from kdbench.training.replay import WARM_UP, Captured, FixedMemory
+from kdbench.training.replay import WARM_UP, Captured, FixedMemory, Replay, _tensors, batches_at_once, lessons
+from kdbench.training.teacher import FrozenTeacher
 
 
+DIGITS = DatasetSpec(name="digits", size=16)
 THREE_BATCHES = {"batch": 12, "epochs": 2, "milestones": [1]}
 """And a short one in each epoch; the second epoch is trained at another rate."""
 FEW = {"ce", "kd", "ab", "crd", "semckd", "online_kd", "sskd"}
@@ -20,6 +29,7 @@ def captures(monkeypatch):
     """All captures. One call comes before the first of each function."""
     found, capture = [], Captured._capture
     monkeypatch.setattr(module, "WARM_UP", 1)
+    monkeypatch.setattr(module, "AT_ONCE", 2)
 
     def spy(self, *arguments):
         found.append(self)
@@ -67,6 +77,40 @@ def test_a_loss_of_ones_own_is_not_captured(gpu, bench, make_run, captures):
     shop.train(run)
     assert not captures
     assert shop.record(run).done()
+
+
+def test_lessons_made_at_once_are_those_made_one_by_one(gpu):
+    """Full ones in fixed memory, wherever the epoch begins; a chunk's passes are captured, the epoch's rest is not."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8, generator=draw)
+    recipe = Recipe(epochs=1, batch=8, lr=0.1, crop_padding=2)
+    stream = Stream(ImageSet(images, torch.arange(40) % 10, 10), recipe, DIGITS, ("seed",), gpu)
+    teacher = FrozenTeacher(on_device(new_network("resnet8", DIGITS, None, "teacher"), gpu))
+    replay, places = Replay(gpu, 8, pytest.fail, at_once=2), set()
+    for epoch, first in ((1, 0), (2, 0), (3, 3)):
+        how = {
+            "epoch": epoch,
+            "first": first,
+            "teacher_start": first,
+            "transforms": ["rotations"],
+            "portion": UNDIVIDED,
+        }
+        one_by_one = lessons(stream, teacher, None, **how)
+        for lesson in lessons(stream, teacher, replay, **how):
+            pairs = zip(_tensors(lesson), _tensors(next(one_by_one)), strict=True)
+            assert all(torch.equal(one.cpu(), other.cpu()) for one, other in pairs)
+            places.add(id(lesson[0]))
+        assert next(one_by_one, None) is None
+    assert len(places) == 1
+    assert replay.teacher.captures == 1
+
+
+@pytest.mark.parametrize(
+    ("network", "side", "batches"), [("resnet32x4", 32, 8), ("ResNet50", 32, 2), ("resnet8", 224, 1)]
+)
+def test_a_teacher_looks_at_as_many_batches_as_its_outputs_leave_room_for(network, side, batches):
+    shapes = measure_shapes(build(network, 100), side)
+    assert batches_at_once(shapes, 64) == batches
 
 
 class Steps:

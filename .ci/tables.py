@@ -1,13 +1,15 @@
-"""What became of tiny runs: one line for each suite, and what failed or is missing in its tables.
+"""What became of runs: one line for each suite, and what failed or is missing in its tables.
 
-    python .ci/tiny.py RESULTS SUITE…
+    python .ci/tables.py [--tiny] RESULTS SUITE…
 
 Exit code 1 where a run failed, or a cell of a suite's tables is empty without a reason or lacks what was planned.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -17,11 +19,11 @@ from kdbench.store.store import Store
 from kdbench.suite.load import load_suites
 
 
-def main(results: str, *names: str) -> int:
+def main(results: Path, names: Sequence[str], *, tiny: bool) -> int:
     """Print the lines; returns the exit code."""
     wrong = 0
-    for suite in load_suites(names, tiny=True):
-        report = measured_report([suite], [Store(Path(results))])
+    for suite in load_suites(names, tiny=tiny):
+        report = measured_report([suite], [Store(results)])
         done = (report.runs["status"] == "done").sum()
         cells = cells_of(report)
         lacking = cells[(cells["n"] < cells["planned"]) | (cells["mean"].isna() & (cells["note"] == ""))]
@@ -46,4 +48,9 @@ def cells_of(report: Report) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("results", type=Path)
+    parser.add_argument("suites", nargs="+")
+    options = parser.parse_args()
+    sys.exit(main(options.results, options.suites, tiny=options.tiny))
