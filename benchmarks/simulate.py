@@ -6,7 +6,7 @@
 Efficiency is the ideal time over the makespan. The ideal time is that of the unsplit plan, in which each cohort has one
 teacher pass, divided by the devices, which never wait: so repeated passes, start-up, saving, lost work, the absence of
 lost devices and idle time all count against it. The bound is the ideal time over the longest chain of jobs that need each
-other, if that is longer: no schedule does better.
+other, if that is longer, each run trained alone on as many devices of a host as are worthwhile: no schedule does better.
 """
 
 import argparse
@@ -69,7 +69,11 @@ def play_on(plan: Plan, counts: tuple[int, ...], speed: Speed, conditions: Condi
     """One row for each number of devices: with devices that get lost, and the efficiency without."""
     work = speed.seconds(plan.work)
     alone = [Cohort((run,), (work,)) for c in plan.cohorts for run, work in zip(c.runs, c.students, strict=True)]
-    chain = makespan(tasks(plan.teachers, alone, speed), len(plan.teachers) + len(alone))
+    quickest = [
+        replace(task, seconds=min([task.seconds, *(seconds for _, seconds in task.quicker)]))
+        for task in tasks(plan.teachers, alone, speed, conditions.per_host)
+    ]
+    chain = makespan(quickest, len(quickest))
     for devices in counts:
         ideal = work / devices
         calm = play(plan, devices, speed, replace(conditions, loss=0), devices_per_run=0)

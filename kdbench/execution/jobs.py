@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
-from kdbench.planning.cohorts import Cohort, recipes_of, tasks, widened
+from kdbench.planning.cohorts import Cohort, Task, recipes_of, tasks, widened
 from kdbench.planning.plan import Plan
 from kdbench.planning.speed import ASSUMED, Speed
 from kdbench.suite.components import Recipe, usable_devices
@@ -113,20 +113,21 @@ def spread(jobs: Sequence[Job], per_run: int, slots: int, most: int, speed: Spee
 
     0: on several where others would wait for it (``widened``).
     """
+    if per_run == 1:
+        return jobs
     if per_run:
         for job in jobs:
             job.devices = usable_devices(job.recipes, min(per_run, most)) if job.recipes else 1
         return jobs
     trained = [job for job in jobs if not job.measurement]
-    found = [
-        *chain.from_iterable(
-            tasks([job.teacher] if job.teacher else [], [Cohort(job.runs)] if job.runs else [], speed, most)
-            for job in trained
-        )
-    ]
-    for job, task in zip(trained, widened(found, slots), strict=True):
+    found = widened([_task(job, speed, most) for job in trained], slots)
+    for job, task in zip(trained, found, strict=True):
         job.devices = task.devices
     return jobs
+
+
+def _task(job: Job, speed: Speed, most: int) -> Task:
+    return tasks([job.teacher], (), speed, most)[0] if job.teacher else Cohort(job.runs).task(speed, most)
 
 
 def job_for(teacher: Stage) -> Job:

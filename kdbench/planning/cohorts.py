@@ -103,11 +103,11 @@ def tasks(teachers: Iterable[Stage], cohorts: Iterable[Cohort], speed: Speed, mo
 def _task(
     work: Work, gives: tuple[str, ...], needs: Iterable[Stage], recipes: Sequence[Recipe], speed: Speed, most: int
 ) -> Task:
-    """Several devices are worthwhile where, added up, they take at most twice the time of one; 1.1 times for several runs,
+    """Several devices are worthwhile where, added up, they take at most twice the time of one; 1.02 times for several runs,
     which can be split instead.
     """
     alone = speed.seconds(work)
-    most_in_all = alone * (2 if len(gives) == 1 else 1.1)
+    most_in_all = alone * (2 if len(gives) == 1 else 1.02)
     counts = sorted({usable_devices(recipes, count) for count in range(2, most + 1)} - {1}) if recipes else []
     quicker = [(count, speed.seconds(work, count)) for count in counts]
     worthwhile = tuple((count, seconds) for count, seconds in quicker if count * seconds <= most_in_all)
@@ -138,7 +138,7 @@ def widened(jobs: Sequence[Task], slots: int) -> list[Task]:
             _widened(task, goal / chain) if chain > goal else task for task, chain in zip(jobs, through, strict=True)
         ]
         end = makespan(wider, slots)
-        if end < 0.9 * lowest:
+        if end < 0.98 * lowest:
             best, lowest = wider, end
     return best
 

@@ -10,6 +10,7 @@ from kdbench.execution.devices import Slot
 from kdbench.execution.jobs import Job
 from kdbench.execution.scheduler import Scheduler
 from kdbench.planning.plan import Cohort, Plan
+from kdbench.planning.speed import ASSUMED, Speed
 from kdbench.suite.specs import DatasetSpec, Recipe, RunSpec, Supervised, WeightedTerm
 
 
@@ -167,8 +168,12 @@ def test_the_time_for_a_job_does_not_grow_with_the_jobs_and_slots():
     assert time.process_time() - started < 13
 
 
-def widths(jobs, per_run, slots=4, most=4):
-    return [job.devices for job in jobs_module.spread(jobs, per_run, slots, most)]
+ARITHMETIC = Speed("gpu", (1e-9, 0.0, 0.0, 0.0, 0.0))
+"""Of a device on which everything is divided."""
+
+
+def widths(jobs, per_run, slots=4, most=4, speed=ARITHMETIC):
+    return [job.devices for job in jobs_module.spread(jobs, per_run, slots, most, speed)]
 
 
 def test_one_run_gets_the_devices_that_would_wait_for_it():
@@ -176,9 +181,11 @@ def test_one_run_gets_the_devices_that_would_wait_for_it():
     long = Job(runs=(student().model_copy(update={"recipe": RECIPE.model_copy(update={"epochs": 200})}),))
     assert widths([alone], per_run=0) == [4]
     assert widths([alone], per_run=0, most=3) == [2]  # a batch of 16 is not divided by three
+    assert widths([alone], per_run=0, speed=Speed("gpu", (0.0, 0.0, 1.0, 0.0, 0.0))) == [1]  # each launches all layers
     assert widths([alone, small], per_run=0) == [2, 2]
     assert widths([long, *(Job(runs=cohort(1, trial=n).runs) for n in range(4))], per_run=0) == [4, 1, 1, 1, 1]
-    assert widths([Job(runs=cohort(4).runs), Job(teacher=TEACHER)], per_run=0) == [1, 2]
+    assert widths([Job(runs=cohort(4).runs)], per_run=0) == [4]
+    assert widths([Job(runs=cohort(4).runs)], per_run=0, speed=ASSUMED["gpu"]) == [1]  # it can be split instead
     assert widths([Job(runs=cohort(4).runs), Job(teacher=TEACHER)], per_run=2) == [2, 2]
 
 
