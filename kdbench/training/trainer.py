@@ -231,8 +231,7 @@ class Trainer:
             self.progress.images += images
 
     def _seed(self) -> None:
-        seed = seed_of("step", self.seed, self.progress.epoch, self.progress.images)
-        seed_default_generators(seed, self.device)
+        seed_default_generators(seed_of("step", self.seed, self.progress.epoch, self.progress.images), self.device)
 
     def _take(self, batch: Batch, teacher: Outputs | None, copies: Outputs | None) -> bool:
         """Take the step. False where the batch is left out."""
@@ -253,9 +252,8 @@ class Trainer:
             if len(batch) > 1 or not lacks_variance(error):
                 raise
             if not self.progress.images:
-                raise BadInput(
-                    "a batch of one image gives batch norm a single value per channel: choose another"
-                ) from error
+                text = "a batch of one image gives batch norm a single value per channel: choose another"
+                raise BadInput(text) from error
             for buffer, value in before.items():
                 buffer.copy_(value)
             return False
