@@ -132,7 +132,10 @@ def widened(jobs: Sequence[Task], slots: int) -> list[Task]:
     if not any(task.quicker for task in jobs):
         return best
     fair = sum(task.seconds for task in jobs) / slots
-    through, lowest = _chains(jobs), makespan(jobs, slots)
+    through = _chains(jobs)
+    if max(through) <= 0.8 * fair:
+        return best
+    lowest = makespan(jobs, slots)
     for goal in (1.2 * fair, fair, 0.8 * fair):
         wider = [
             _widened(task, goal / chain) if chain > goal else task for task, chain in zip(jobs, through, strict=True)

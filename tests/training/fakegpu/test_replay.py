@@ -8,7 +8,7 @@ from kdbench.data.batch import UNDIVIDED
 from kdbench.data.image_sets import ImageSet
 from kdbench.data.stream import Stream
 from kdbench.models import build
-from kdbench.models.outputs import measure_shapes
+from kdbench.models.outputs import Shapes, measure_shapes
 from kdbench.suite.specs import DatasetSpec, Recipe
 from kdbench.training import replay as module
 from kdbench.training.build import new_network, on_device
@@ -111,6 +111,10 @@ def test_lessons_made_at_once_are_those_made_one_by_one(gpu):
 def test_a_teacher_looks_at_as_many_batches_as_its_outputs_leave_room_for(network, side, batches):
     shapes = measure_shapes(build(network, 100), side)
     assert batches_at_once(shapes, 64) == batches
+
+
+def test_a_teacher_without_maps_looks_at_the_most_batches():
+    assert batches_at_once(Shapes(logits=100, embedding=512, features=()), 64) == 8
 
 
 class Steps:
