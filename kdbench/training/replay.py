@@ -162,7 +162,7 @@ AT_ONCE, SHOWN_BYTES = 8, 2**29
 def batches_at_once(shapes: Shapes, batch: int) -> int:
     """How many batches a frozen teacher, whose outputs have these ``shapes``, looks at in one pass."""
     maps = sum(map(math.prod, (*shapes.features, *shapes.stages)))  # a pre-activation for each stage
-    values = maps + shapes.embedding + shapes.logits
+    values = maps or shapes.embedding + shapes.logits  # which are small beside maps
     return max(1, min(AT_ONCE, SHOWN_BYTES // (4 * batch * values)))
 
 
