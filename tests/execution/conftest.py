@@ -49,10 +49,13 @@ class Session:
         return self.log.read_text()
 
     def wait_for(self, text, seconds=60):
+        self.wait_until(lambda: text in self.said, repr(text), seconds)
+
+    def wait_until(self, condition, what, seconds=60):
         end = time.monotonic() + seconds
-        while text not in self.said:
-            assert self.process.poll() is None, f"ended before it said {text!r}:\n{self.said}"
-            assert time.monotonic() < end, f"never said {text!r}:\n{self.said}"
+        while not condition():
+            assert self.process.poll() is None, f"ended before {what}:\n{self.said}"
+            assert time.monotonic() < end, f"never {what}:\n{self.said}"
             time.sleep(0.02)
 
     def workers(self):

@@ -290,7 +290,7 @@ def test_two_thousand_runs_make_a_small_page_quickly(load, about, tmp_path):
         (folder / "metrics.jsonl").hardlink_to(tmp_path / "curve")
     start = time.process_time()
     page = make_page(suite, store)
-    assert time.process_time() - start < 2.0  # it takes a third of that
+    assert time.process_time() - start < 4.0  # it takes a third of that, or half beside other work
     assert len(page) < 1_000_000
     assert "2,000 runs: 2,000 done." in page
 
