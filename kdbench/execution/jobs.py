@@ -11,7 +11,7 @@ from typing import Any
 
 from kdbench.planning.cohorts import Cohort, Task, recipes_of, tasks, widened
 from kdbench.planning.plan import Plan
-from kdbench.planning.speed import ASSUMED, Speed
+from kdbench.planning.speed import Speed
 from kdbench.suite.components import Recipe, usable_devices
 from kdbench.suite.measurements import ProbeSpec, SimilaritySpec
 from kdbench.suite.specs import RunSpec, Stage, lineage
@@ -108,7 +108,7 @@ def cohort_job(cohort: Cohort, discard_weights: frozenset[str] = frozenset()) ->
     return Job(runs=cohort.runs, discard_weights=discard_weights.intersection(run.id for run in cohort.runs))
 
 
-def spread(jobs: Sequence[Job], per_run: int, slots: int, most: int, speed: Speed = ASSUMED["gpu"]) -> Sequence[Job]:
+def spread(jobs: Sequence[Job], per_run: int, slots: int, most: int, speed: Speed) -> Sequence[Job]:
     """The same jobs, each to be trained on ``per_run`` devices of a host, which has ``most``.
 
     0: on several where others would wait for it (``widened``).
