@@ -44,6 +44,7 @@ class Pool:
         self.holding = holding
         self.inbox: Inbox = queue.Queue()
         self.workers: dict[str, Worker] = {}
+        self.ending: dict[str, dict[str, Any]] = {}
         self.watchdog = Watchdog()
         store = Store(options.results)
         speed = choose(known_speeds(store), slots[0].kind)
@@ -114,6 +115,8 @@ class Pool:
         """Warn of workers that hang, and kill those that are silent for too long."""
         if not self.inbox.empty():
             return
+        while self.ending:
+            self._handle(*self.ending.popitem())
         for alarm in self.watchdog.check({slot: self.workers[slot].pid for slot in self.scheduler.running}):
             if alarm.fatal:
                 ended = self.workers.pop(alarm.slot).close()
@@ -124,6 +127,8 @@ class Pool:
                 self._say(alarm.text)
 
     def _handle(self, slot: str, event: dict[str, Any]) -> None:
+        if event["event"] in ("exit", "left"):
+            self._end_leader(slot, event)
         match event["event"]:
             case "joined":
                 self.scheduler.add_slot(event["slot"])
@@ -133,11 +138,11 @@ class Pool:
                 leader = self.scheduler.lent.get(slot, slot)
                 if leader != slot:
                     self.workers.pop(leader).close()
+                    self.ending.pop(leader, None)
                 self.scheduler.hold(slot, event["reason"])
                 self.listen(leader, {"event": "exit"})
                 return
             case "left":
-                self._end_leader(slot, event)
                 if worker := self.workers.pop(slot, None):
                     worker.close()
                 if slot in self.scheduler.slots:
@@ -152,7 +157,6 @@ class Pool:
                 worker.close()
                 self.scheduler.remove_slot(slot, event["reason"])
             case "exit" if worker := self.workers.pop(slot, None):
-                self._end_leader(slot, event)
                 words = "" if "reason" in event else worker.stderr_tail()
                 worker.close()
                 reason = f"the worker process ended ({exit_reason(event['code'])})" + (f": {words}" if words else "")
@@ -163,10 +167,15 @@ class Pool:
         self.listen(slot, event)
 
     def _end_leader(self, slot: str, event: dict[str, Any]) -> None:
-        """Where a slot was lent that is lost, the worker that leads its job ends likewise, after what it has said before."""
-        if leader := self.scheduler.lent.get(slot):
+        """Where a slot is lost whose worker held it for a job, end the one that leads this.
+
+        Its end is handled like that of the slot, once, and after all that it has said before.
+        """
+        self.ending.pop(slot, None)
+        leader = self.scheduler.lent.get(slot)
+        if leader and slot in self.workers and leader not in self.ending:
             self.workers[leader].close()
-            self.inbox.put((leader, event))
+            self.ending[leader] = event
 
     def _say(self, text: str) -> None:
         self.listen("", {"event": "message", "text": text})

@@ -219,6 +219,15 @@ def test_the_worker_of_a_job_ends_with_a_slot_that_it_has_beside_and_the_job_goe
     assert stage.beside == ["cpu:1", again]
 
 
+def test_several_slots_that_a_job_loses_at_once_are_one_crash(stage):
+    run = student()
+    stage.answers[run.id] = ["never"]
+    lost = {"event": "exit", "code": 1, "reason": "Ray lost it"}
+    stage.starts |= {f"cpu:{number}": [lost] for number in (1, 2, 3)}
+    assert not stage.run(run, slots=4, per_run=4, holding=True).failed
+    assert stage.said() == ["Ray lost it; starting it again from the last checkpoint"]
+
+
 def test_what_needs_no_teacher_does_not_wait_for_one(stage):
     """While the only teacher trains on one slot, the plain student trains on the other."""
     plain = student(trial=5)
