@@ -158,9 +158,8 @@ const shape = (mark) => {
   const [first, ...rest] = mark.getAttribute("points").split(" ").map((point) => point.split(",").map(Number));
   return rest.map(([x, y]) => [Math.round(5 * (x - first[0])), Math.round(5 * (y - first[1]))].join());
 };
-const style = (swatch) => [swatch.children[0].getAttribute("stroke-dasharray"), shape(swatch.children[1])].join(" ");
-const styles = Array.from(document.querySelectorAll("#pick-methods .swatch"), style);
-found.styles = [styles.length, new Set(styles).size];
+found.styles = Array.from(document.querySelectorAll("#pick-methods .swatch"), ({ children: [line, mark] }) =>
+  [getComputedStyle(line).stroke, getComputedStyle(line).strokeDasharray, shape(mark).join(" ")]);
 found.lines = document.querySelectorAll("#curves polyline").length;
 found.marks = document.querySelectorAll("#curves .mark").length;
 document.getElementById("probe").textContent = JSON.stringify(found);
@@ -168,7 +167,8 @@ document.getElementById("probe").textContent = JSON.stringify(found);
 """
 
 
-def test_a_suites_own_methods_are_ticked_and_all_differ_without_colour(trained, probe):
+def test_a_suites_own_methods_are_ticked_and_all_look_as_in_pictures(trained, probe):
+    method_styles = pytest.importorskip("kdbench.plots.style", exc_type=ImportError).method_styles
     names = [f"m{at}" for at in range(8)]  # each better than the ones before
     sweep = ", ".join(f"{{name: {name}, terms: {{ce: 1, kd: {at + 2}}}}}" for at, name in enumerate(names))
     suite, store = trained(
@@ -178,7 +178,17 @@ def test_a_suites_own_methods_are_ticked_and_all_differ_without_colour(trained, 
     report = measured_report([suite], [store])
     found, console = probe(html(report, ReportOptions()), CHOSEN)
     assert (console, found["ticked"]) == ([], ["ce", *names])
-    assert found["styles"] == [15, 15]
+    looks = method_styles(["ce", *names, "kd", "at", "sp", "vid", "rkd", "pkt"]).values()
+    assert [(colour, dashes) for colour, dashes, _ in found["styles"]] == [
+        (
+            f"rgb({', '.join(str(int(look.colour[at : at + 2], 16)) for at in (1, 3, 5))})",
+            "none" if look.line == "solid" else ", ".join(f"{2 * length:g}px" for length in look.line[1]),
+        )
+        for look in looks
+    ]
+    shapes = {(look.marker, shape) for look, (_, _, shape) in zip(looks, found["styles"], strict=True)}
+    assert len(shapes) == len({marker for marker, _ in shapes}) == len({shape for _, shape in shapes})
+    assert len({(dashes, shape) for _, dashes, shape in found["styles"]}) == 15
     assert (found["lines"], found["marks"]) == (14, 14 * 4)  # the last has not been run
 
 
