@@ -65,13 +65,14 @@ def plan(
 ) -> None:
     """Show what would run: teachers, cohorts, runs, hours. Nothing is trained."""
     loaded = load(suites, [results], trials, only, tiny=tiny, settings=settings, shard=shard)
+    several, hosts = parse_devices_per_run(per_run), list[str]()
     if cluster:
         if devices > 1:
             raise BadInput("--devices and --cluster exclude each other: a cluster says how many devices it has")
         with connected(RunOptions(results, data, cluster=cluster), say, writing=False) as there:
             slots = there.slots()
-        devices, on = len(slots), on or slots[0].kind
-    facts = summarise(loaded, results, devices, parse_devices_per_run(per_run), on, data=data)
+        hosts, on = [slot.host for slot in slots], on or slots[0].kind
+    facts = summarise(loaded, results, hosts or devices, several, on, data=data)
     if json_output:
         typer.echo(json.dumps(facts, indent=1))
     else:
@@ -92,11 +93,18 @@ _KINDS = {"probe": "linear probe", "similarity": "similarity"}
 
 
 def summarise(
-    suites: Sequence[Suite], results: Path, devices: int, per_run: int | None = None, on: str = "", *, data: Path
+    suites: Sequence[Suite],
+    results: Path,
+    devices: int | Sequence[str],
+    per_run: int | None = None,
+    on: str = "",
+    *,
+    data: Path,
 ) -> dict[str, Any]:
     """A plan as JSON-ready facts. Hours come from speeds measured in the results folder, or kept from others, or assumed.
 
-    ``per_run`` devices train one run together; 0: as many as the scheduler finds worthwhile, None: what the suites say.
+    ``devices``: how many there are, or the host of each. ``per_run`` of them train one run together; 0: as many as the
+    scheduler finds worthwhile, None: what the suites say.
     """
     per_run = devices_per_run(suites) if per_run is None else per_run
     store = Store(results)
@@ -106,7 +114,7 @@ def summarise(
     precisions = Counter(run.recipe.precision for cohort in plan.cohorts for run in cohort.runs)
     speed = choose(known_speeds(store), on, max(precisions, key=precisions.__getitem__, default="fp32"))
     played = play(plan, devices, speed, devices_per_run=per_run)
-    plan = plan.split_for(max(1, devices // max(1, per_run)), speed)
+    plan = plan.split_for(max(1, played.devices // max(1, per_run)), speed)
     return {
         "runs": plan.runs,
         "runs_settled": plan.runs_done,
@@ -125,7 +133,7 @@ def summarise(
         "damaged": _damaged(store, plan),
         "measurements": [f"{_KINDS[spec.kind]} on {spec.dataset.name}" for spec in plan.measurements],
         "measurements_done": plan.measurements_done,
-        "devices": devices,
+        "devices": played.devices,
         "devices_per_run": per_run or "auto",
         "jobs_on_several_devices": {str(width): count for width, count in sorted(played.widths.items()) if width > 1},
         "device": speed.kind,
@@ -135,7 +143,7 @@ def summarise(
         "device_hours_without_cohorts": speed.seconds(plan.work_alone) / 3600,
         "makespan_hours": played.makespan / 3600,
         "idle_share": played.idle_share,
-        "disk_bytes": asdict(disk_needed(plan, devices)),
+        "disk_bytes": asdict(disk_needed(plan, played.devices)),
         "estimate": str(speed),
     }
 

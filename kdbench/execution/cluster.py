@@ -170,9 +170,10 @@ def check_options(options: RunOptions) -> None:
     """Raise BadInput for options that cannot be met on a cluster."""
     if options.devices not in ("auto", "cpu"):
         raise BadInput(f"--devices {options.devices}: with --cluster write auto or cpu; Ray gives out the GPUs")
-    if options.devices_per_run not in (None, 1):
+    if options.devices != "cpu" and (options.jobs_per_device or 1) > 1 and options.devices_per_run not in (None, 1):
         raise BadInput(
-            "--devices-per-run works on the devices of one machine, without --cluster: Ray gives out single GPUs"
+            f"--jobs-per-device {options.jobs_per_device}: runs that take several GPUs of a cluster take whole ones, as Ray "
+            "may give out two shares of the same. Leave it out, or write --devices-per-run 1"
         )
 
 

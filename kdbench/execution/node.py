@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from kdbench import __version__
-from kdbench.execution.devices import Machine, Slot, query_devices
-from kdbench.execution.worker_handle import RunOptions, WorkerHandle
+from kdbench.execution.devices import NO_GPUS, Machine, Slot, query_devices
+from kdbench.execution.worker_handle import Inbox, RunOptions, WorkerHandle
 from kdbench.files import write_bytes, write_text
 from kdbench.store.liveness import Process
 from kdbench.store.record import Record
@@ -148,7 +148,11 @@ def remove_abandoned() -> None:
 
 
 class Seat:
-    """A slot on a node. Whoever holds it sends jobs and asks again and again for events."""
+    """A slot on a node. Whoever holds it sends jobs and asks again and again for events.
+
+    Its worker starts with the first job. While the slot is lent to the worker of another seat, it has none and holds what Ray
+    has given it.
+    """
 
     def __init__(self, slot: Slot, options: RunOptions, *, shares_results: bool) -> None:
         self.mirror: Mirror | None = None
@@ -157,16 +161,36 @@ class Seat:
             self.mirror = Mirror(Path(tempfile.mkdtemp(prefix=PREFIX)))
             note_users(self.mirror.root, os.getpid())
             options = replace(options, results=self.mirror.root)
-        self.inbox: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
-        self.worker = WorkerHandle(slot, options, self.inbox)
-        if self.mirror:
-            note_users(self.mirror.root, os.getpid(), self.worker.pid)
+        self.slot, self.options = slot, options
+        self.inbox: Inbox = queue.Queue()
+        self.worker: WorkerHandle | None = None
 
-    def send(self, message: dict[str, Any], files: Files) -> None:
-        """Write the records that a job needs, and send it to the worker."""
+    def send(self, message: dict[str, Any], files: Files, lent: Sequence[Any] = ()) -> None:
+        """Write the records that a job needs, and send it to the worker.
+
+        ``lent``: for each of the message's replicas Ray's reference to what ``lend`` of its seat returns.
+        """
+        if lent:
+            import ray
+
+            beside = zip(message["replicas"], ray.get(lent), strict=True)
+            message = {**message, "replicas": [{**replica, "environment": there} for replica, there in beside]}
         if self.mirror:
             self.mirror.write(files)
-        self.worker.send(message)
+        if not self.worker and not message.get("stop"):
+            self.worker = WorkerHandle(self.slot, self.options, self.inbox)
+            if self.mirror:
+                note_users(self.mirror.root, os.getpid(), self.worker.pid)
+        if self.worker:
+            self.worker.send(message)
+
+    def lend(self) -> dict[str, str]:
+        """End the worker. Returns the environment in which another process finds the slot's device."""
+        if self.worker:
+            self.worker.close()
+            self.worker = None
+        given = {name: os.environ[name] for name in NO_GPUS if name in os.environ}
+        return {**given, **self.slot.environment}
 
     def events(self) -> tuple[Files, list[dict[str, Any]]]:
         """What has changed in a results folder of the seat's own, and then the events that came before that."""
@@ -179,11 +203,11 @@ class Seat:
 
     def stderr_tail(self) -> str:
         """The end of the worker's log."""
-        return self.worker.stderr_tail()
+        return self.worker.stderr_tail() if self.worker else ""
 
     def close(self) -> bool:
         """End the worker at once. False where the system does not let it end."""
-        ended = self.worker.close()
+        ended = self.worker.close() if self.worker else True
         if self.mirror:
             shutil.rmtree(self.mirror.root, ignore_errors=True)
         return ended

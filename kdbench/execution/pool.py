@@ -24,8 +24,9 @@ from kdbench.store.store import Store
 class Pool:
     """Runs a plan on slots. ``listen`` is called with (slot name, event) for each event of the workers.
 
-    ``start`` starts a worker on a slot. Slots may come and go: ``joined`` and ``left`` in the inbox say so, and ``held`` that
-    somebody else has the resources of one.
+    ``start`` starts a worker on a slot; ``holding``: it is the worker that holds the slot's resources, so a slot that is lent
+    to a job needs one, too. Slots may come and go: ``joined`` and ``left`` in the inbox say so, ``held`` that somebody else
+    has the resources of one, and ``placed`` that they are there.
     """
 
     def __init__(
@@ -34,12 +35,16 @@ class Pool:
         options: RunOptions,
         listen: Callable[[str, dict[str, Any]], None],
         start: Callable[[Slot, RunOptions, Inbox], Worker] = WorkerHandle,
+        *,
+        holding: bool = False,
     ) -> None:
         self.options = options
         self.listen = listen
         self.start = start
+        self.holding = holding
         self.inbox: Inbox = queue.Queue()
         self.workers: dict[str, Worker] = {}
+        self.ending: dict[str, dict[str, Any]] = {}
         self.watchdog = Watchdog()
         store = Store(options.results)
         speed = choose(known_speeds(store), slots[0].kind)
@@ -85,11 +90,18 @@ class Pool:
             self.watchdog.stop(self.scheduler.running)
 
     def _send(self, assignment: Assignment) -> None:
-        """Give a job to the worker of its slot, which is started where there is none. Those of its other slots make room."""
+        """Give a job to the worker of its slot. Those of its other slots make room, or hold them for it."""
         slot = assignment.slot
-        for other in assignment.others:
+        beside = [self._worker(other) for other in assignment.others] if self.holding else []
+        for other in () if self.holding else assignment.others:
             if idle := self.workers.pop(other.name, None):
                 idle.close()
+        worker = self._worker(slot)
+        self.watchdog.restart(slot.name)
+        worker.send(assignment.message(), assignment.job, beside)
+
+    def _worker(self, slot: Slot) -> Worker:
+        """The worker of a slot, which is started where there is none."""
         if slot.name not in self.workers:
             try:
                 self.workers[slot.name] = self.start(slot, self.options, self.inbox)
@@ -97,13 +109,14 @@ class Pool:
                 reason = f"{error.strerror or error}: {error.filename or self.options.results}"
                 raise KdbenchError(f"no worker process can be started: {reason}") from None
             self.watchdog.add(slot.name)
-        self.watchdog.restart(slot.name)
-        self.workers[slot.name].send(assignment.message(), assignment.job)
+        return self.workers[slot.name]
 
     def _check_workers(self) -> None:
         """Warn of workers that hang, and kill those that are silent for too long."""
         if not self.inbox.empty():
             return
+        while self.ending:
+            self._handle(*self.ending.popitem())
         for alarm in self.watchdog.check({slot: self.workers[slot].pid for slot in self.scheduler.running}):
             if alarm.fatal:
                 ended = self.workers.pop(alarm.slot).close()
@@ -114,14 +127,20 @@ class Pool:
                 self._say(alarm.text)
 
     def _handle(self, slot: str, event: dict[str, Any]) -> None:
+        if event["event"] in ("exit", "left"):
+            self._end_leader(slot, event)
         match event["event"]:
             case "joined":
                 self.scheduler.add_slot(event["slot"])
                 self._say(f"{slot} has joined")
                 return
             case "held" if slot in self.scheduler.slots:
+                leader = self.scheduler.lent.get(slot, slot)
+                if leader != slot:
+                    self.workers.pop(leader).close()
+                    self.ending.pop(leader, None)
                 self.scheduler.hold(slot, event["reason"])
-                self.listen(slot, {"event": "exit"})
+                self.listen(leader, {"event": "exit"})
                 return
             case "left":
                 if worker := self.workers.pop(slot, None):
@@ -146,6 +165,17 @@ class Pool:
             case _:
                 self.scheduler.handle(slot, event)
         self.listen(slot, event)
+
+    def _end_leader(self, slot: str, event: dict[str, Any]) -> None:
+        """Where a slot is lost whose worker held it for a job, end the one that leads this.
+
+        Its end is handled like that of the slot, once, and after all that it has said before.
+        """
+        self.ending.pop(slot, None)
+        leader = self.scheduler.lent.get(slot)
+        if leader and slot in self.workers and leader not in self.ending:
+            self.workers[leader].close()
+            self.ending[leader] = event
 
     def _say(self, text: str) -> None:
         self.listen("", {"event": "message", "text": text})

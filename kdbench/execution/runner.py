@@ -43,7 +43,7 @@ From workers, besides the last two: ``ready``, its libraries are imported; ``und
 ``top1`` in %, …) after one; ``resumed`` (``id``, ``epoch``, ``batches`` of the next, ``text``) from a checkpoint;
 ``finished`` (``id``, ``top1``); ``done``, the job has ended (``busy``: ids that other processes are at; or ``error``,
 ``detail``, ``fatal``; or ``lost_teacher``); ``unusable``, the device cannot train (``reason``); ``exit``, the process has
-ended (``code``). Only the pool hears ``alive``.
+ended (``code``). Only the pool hears ``alive`` and ``placed``.
 """
 
 
@@ -140,6 +140,8 @@ def _execute(plan: Plan, suites: Sequence[Suite], options: RunOptions, on_event:
     def tell(text: str) -> None:
         _tell(on_event, [text])
 
+    if options.devices_per_run is None:
+        options = replace(options, devices_per_run=devices_per_run(suites))
     with ExitStack() as stack:
         cluster = stack.enter_context(connected(options, tell)) if options.cluster else None
         slots = cluster.slots() if cluster else make_slots(options.devices, options.jobs_per_device, tell)
@@ -148,10 +150,8 @@ def _execute(plan: Plan, suites: Sequence[Suite], options: RunOptions, on_event:
             tell(warning)
         heartbeats = stack.enter_context(Heartbeats(Store(options.results), suites, on_event))
         heartbeats.listen("", {"event": "planned", "plan": plan})
-        if options.devices_per_run is None and not cluster:
-            options = replace(options, devices_per_run=devices_per_run(suites))
         if cluster:
-            pool = Pool(slots, options, heartbeats.listen, cluster.start)
+            pool = Pool(slots, options, heartbeats.listen, cluster.start, holding=True)
             stack.enter_context(cluster.watched(pool.inbox))
         else:
             pool = Pool(slots, options, heartbeats.listen)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -159,7 +159,7 @@ class Scheduler:
         self.health: dict[str, SlotHealth] = {}
         self.lost: dict[str, str] = {}
         self.running: dict[str, Job] = {}
-        self.lent: dict[str, Sequence[Slot]] = {}
+        self.lent: dict[str, str] = {}
         self.free: set[str] = set()
         self.held: set[str] = set()
         self.numbers: dict[str, int] = {}
@@ -213,7 +213,7 @@ class Scheduler:
 
     def _start(self, job: Job, slot: Slot, *others: Slot) -> Assignment:
         self.running[slot.name] = job
-        self.lent[slot.name] = others
+        self.lent.update({other.name: slot.name for other in others})
         self.free.difference_update(each.name for each in (slot, *others))
         parts = {"teacher": job.teacher, "runs": job.runs, "measurement": job.measurement}
         self.listen(slot.name, {"event": "started", **parts, "devices": 1 + len(others), "waited": job.waited})
@@ -233,7 +233,7 @@ class Scheduler:
         fresh = self.backlog.withdraw_cohorts()
         ids = {id for job in fresh for id in job.ids}
         discard = frozenset[str]().union(*(job.discard_weights for job in fresh))
-        self.cohorts = tuple(left for cohort in self.cohorts if (left := _subset(cohort, ids)).runs)
+        self.cohorts = tuple(left for cohort in self.cohorts if (left := cohort.subset(ids)).runs)
         parts = split(self.cohorts, self._lanes(), self.speed, most=self._most())
         self.backlog.add(self._spread([cohort_job(cohort, discard) for cohort in parts]))
 
@@ -256,6 +256,7 @@ class Scheduler:
         match event["event"]:
             case "ready" if slot in self.health:
                 self.health[slot].ready = True
+            case "placed":
                 self.held.discard(slot)
             case "done" if job := self._release(slot):
                 self.health[slot].faults = 0
@@ -289,9 +290,9 @@ class Scheduler:
             self._blame(slot, reason)
 
     def hold(self, slot: str, reason: str) -> None:
-        """Somebody else has a slot's resources: its job goes back in line, and it gets none until its worker is ready."""
+        """Somebody else has a slot's resources: its job goes back in line, and it gets none until it is ``placed``."""
         self.held.add(slot)
-        if job := self._release(slot):
+        if job := self._release(self.lent.get(slot, slot)):
             self.backlog.ended(job, [job], first=True)
         self._say(f"{slot} is waited for: {reason}. Its job goes to the next slot that is free")
 
@@ -313,8 +314,9 @@ class Scheduler:
         """Free a slot, and those that its job had beside; returns the job."""
         job = self.running.pop(slot, None)
         if job:
-            names = (slot, *(other.name for other in self.lent.pop(slot)))
-            self.free.update(name for name in names if name in self.slots)
+            others = {name for name, leader in self.lent.items() if leader == slot}
+            self.lent = {name: leader for name, leader in self.lent.items() if leader != slot}
+            self.free |= {slot, *others} & self.slots.keys()
         return job
 
     def _crashed(self, job: Job, reason: str) -> bool:
@@ -384,12 +386,6 @@ class Scheduler:
 
     def _say(self, text: str) -> None:
         self.listen("", {"event": "message", "text": text})
-
-
-def _subset(cohort: Cohort, ids: Container[str]) -> Cohort:
-    """The same with these of its runs alone."""
-    runs = tuple(run for run in cohort.runs if run.id in ids)
-    return cohort if len(runs) == len(cohort.runs) else Cohort(runs)
 
 
 def _devices(slots: Iterable[Slot]) -> dict[str, list[Slot]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,7 @@ class SeatHandle:
     """A seat on a node as its holder sees it: what a WorkerHandle is for a worker of this machine.
 
     Ray starts it once the slot's resources are free. Where that takes long, what it was sent is given back with the event
-    ``held``; its worker's ``ready`` says that it is there after all.
+    ``held``; ``placed`` says that it is there after all. What it is sent with other seats ``beside`` waits for these, too.
 
     On a node that does not see the results folder, the records that a job needs are sent with it, the locks of its own are
     held here meanwhile, and what its worker writes lands here before its events are passed on.
@@ -55,6 +56,7 @@ class SeatHandle:
         self.store = store
         self.mirror = None if node.shares_results else Mirror(store.root)
         self.held = ExitStack()
+        self.beside: Sequence[SeatHandle] = ()
         self.busy: list[str] = []
         self.needs: list[Stage] = []
         self.closed = False
@@ -66,7 +68,7 @@ class SeatHandle:
     def _ask_for_seat(self) -> None:
         """Ask Ray for a seat; it waits in Ray's line until the resources of its slot are free."""
         gpus = 1 / (self.options.jobs_per_device or 1) if self.slot.gpu else 0
-        actor = self.ray.remote(concurrency_groups={"listening": 1})(Seat).options(
+        actor = self.ray.remote(concurrency_groups={"listening": 1, "sending": 1})(Seat).options(
             num_gpus=gpus,
             num_cpus=0 if gpus else self.slot.threads,
             scheduling_strategy=on_node(self.ray, self.node.id),
@@ -74,9 +76,11 @@ class SeatHandle:
         self.seat = actor.remote(self.slot, self.options, shares_results=self.node.shares_results)
         self.ready = self.seat.__ray_ready__.remote()
 
-    def send(self, message: dict[str, Any], job: Job | None = None) -> None:
+    def send(self, message: dict[str, Any], job: Job | None = None, beside: Sequence[Any] = ()) -> None:
         """Send a job or a request. One that is gone is noticed through its "exit" event."""
-        if message.get("stop") and not self.placed:
+        if job:
+            self.beside = beside
+        if message.get("stop") and not all(seat.placed for seat in (self, *self.beside)):
             self._pass_on({"event": "done", "busy": []})
             return
         files: Files = {}
@@ -87,7 +91,8 @@ class SeatHandle:
                 return
             self.needs = [*job.dependencies.values()]
             files = self._needed(job)
-        self.seat.send.remote(message, files)
+        lent = [seat.seat.lend.remote() for seat in beside]
+        self.seat.send.options(concurrency_group="sending").remote(message, files, lent)
 
     def close(self) -> bool:
         """End the worker at once. What it trained since its last checkpoint is lost."""
@@ -143,6 +148,7 @@ class SeatHandle:
         self._pass_on({"event": "held", "reason": self._why_not_placed()})
         while not self.closed and not self._is_placed(WAIT_SECONDS):
             pass
+        self._pass_on({"event": "placed"})
 
     def _is_placed(self, seconds: float) -> bool:
         with contextlib.suppress(self.ray.exceptions.GetTimeoutError):
@@ -195,7 +201,7 @@ class SeatHandle:
             if self.node.id not in alive(self.ray):
                 return {"event": "left", "reason": "its node is lost"}
             time.sleep(0.3)
-        return {"event": "exit", "code": 1, "reason": f"Ray lost the worker: {last_line(error)}"}
+        return {"event": "exit", "code": 1, "reason": f"Ray lost the worker of {self.slot.name}: {last_line(error)}"}
 
     def _pass_on(self, event: dict[str, Any]) -> None:
         if not self.closed:

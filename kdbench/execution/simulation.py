@@ -6,7 +6,7 @@ import heapq
 import itertools
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from kdbench.errors import KdbenchError
@@ -30,7 +30,7 @@ class Conditions:
     save:       the share of time that saving takes
     loss:       between two losses of a device, somewhere; 0: none is lost
     absence:    until another device takes the place of one that was lost
-    per_host:   so many devices are on one host, and can train one run together
+    per_host:   so many devices are on one host, and can train one run together, where hosts are not named
     """
 
     start: float = 0.0
@@ -70,12 +70,19 @@ class Played:
 
 
 def play(
-    plan: Plan, devices: int, speed: Speed, conditions: Conditions = Conditions(), *, devices_per_run: int = 1
+    plan: Plan,
+    devices: int | Sequence[str],
+    speed: Speed,
+    conditions: Conditions = Conditions(),
+    *,
+    devices_per_run: int = 1,
 ) -> Played:
     """Play a plan on devices that are alike, until all of it is done; ``devices_per_run`` is the scheduler's.
 
-    Raises KdbenchError if something fails for good.
+    ``devices``: how many there are, or the host of each. Raises KdbenchError if something fails for good.
     """
+    if isinstance(devices, int):
+        devices = [f"host {number // conditions.per_host}" for number in range(devices)]
     return _Simulation(plan, devices, speed, conditions, devices_per_run).run()
 
 
@@ -92,7 +99,9 @@ class _Training:
 class _Simulation:
     """Devices, what they are at, and the events to come. It is the records, too, that the scheduler asks for."""
 
-    def __init__(self, plan: Plan, devices: int, speed: Speed, conditions: Conditions, devices_per_run: int) -> None:
+    def __init__(
+        self, plan: Plan, hosts: Sequence[str], speed: Speed, conditions: Conditions, devices_per_run: int
+    ) -> None:
         self.speed, self.conditions = speed, conditions
         self.now = 0.0
         self.events: list[tuple[float, int, Callable[[], None]]] = []
@@ -103,11 +112,8 @@ class _Simulation:
         self.shares: dict[str, float] = defaultdict(float)
         self.missing = {spec.id for spec in (*plan.teachers, *plan.measurements)}
         self.missing |= {run.id for cohort in plan.cohorts for run in cohort.runs}
-        self.played = Played(devices)
-        self.slots = [
-            Slot(f"device {number}", speed.kind, host=f"host {number // conditions.per_host}")
-            for number in range(devices)
-        ]
+        self.played = Played(len(hosts))
+        self.slots = [Slot(f"device {number}", speed.kind, host=host) for number, host in enumerate(hosts)]
         self.scheduler = Scheduler(
             self.slots,
             self,
@@ -178,8 +184,7 @@ class _Simulation:
         if self.ready.get(name, 0.0) > self.now:  # it is not there yet
             return
         self.played.losses += 1
-        leads = (led for led, others in self.scheduler.lent.items() if name in (other.name for other in others))
-        leader = next(leads, name)
+        leader = self.scheduler.lent.get(name, name)
         if training := self.training.pop(leader, None):
             self._keep(leader, training)
         self.ready.pop(name, None)

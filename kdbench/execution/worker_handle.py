@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -177,8 +177,8 @@ class Worker(Protocol):
 
     pid: int
 
-    def send(self, message: dict[str, Any], job: Job | None = None) -> None:
-        """Send a job, with its message, or a request."""
+    def send(self, message: dict[str, Any], job: Job | None = None, beside: Sequence[Worker] = ()) -> None:
+        """Send a job, with its message, or a request. ``beside``: the workers that hold the other slots of the job."""
 
     def close(self) -> bool:
         """End it at once. False where the system does not let it end."""
@@ -221,7 +221,7 @@ class WorkerHandle:
         device = "cuda" if slot.kind == "gpu" else "cpu"
         self.send({**asdict(options), "device": device, "threads": slot.threads})
 
-    def send(self, message: dict[str, Any], job: Job | None = None) -> None:
+    def send(self, message: dict[str, Any], job: Job | None = None, beside: Sequence[Any] = ()) -> None:
         """Send a job or a request. One that is gone is noticed through its "exit" event, one that hangs by its silence."""
         self.outbox.put(json.dumps(message, default=str) + "\n")
 

@@ -6,7 +6,7 @@ import heapq
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 
@@ -50,6 +50,11 @@ class Cohort:
     @property
     def teacher_view(self) -> Preprocessing | None:
         return next((run.teacher_view for run in self.runs if run.teacher_view), None)
+
+    def subset(self, ids: Container[str]) -> Cohort:
+        """The same with these of its runs alone."""
+        runs = tuple(run for run in self.runs if run.id in ids)
+        return self if len(runs) == len(self.runs) else Cohort(runs)
 
     def task(self, speed: Speed, most: int = 1) -> Task:
         """What it takes and needs, on up to ``most`` devices."""

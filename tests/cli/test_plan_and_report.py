@@ -59,12 +59,14 @@ def test_plan_on_what_a_cluster_has_now(kdbench, suite_file, tmp_path, monkeypat
     def connected(options, tell, *, writing):
         tell(f"node n of {options.cluster} is looked at")
         assert not writing
-        yield SimpleNamespace(slots=lambda: [Slot(f"n:gpu:{n}", "gpu") for n in range(3)])
+        yield SimpleNamespace(slots=lambda: [Slot(f"n{n}", "gpu", host=host) for n, host in enumerate("noo")])
 
     monkeypatch.setattr(plan, "connected", connected)
     on_cluster = kdbench("plan", suite_file, "--json", "--cluster", "head:6379")
     assert on_cluster.stderr == "node n of head:6379 is looked at\n"
     assert on_cluster.stdout == kdbench("plan", suite_file, "--json", "--devices", 3, "--on", "gpu").stdout
+    several = kdbench("plan", suite_file, "--json", "--cluster", "head:6379", "--devices-per-run", 4).stdout
+    assert json.loads(several)["jobs_on_several_devices"] == {"2": 2}, "no node has more"
     assert not (tmp_path / "results").exists()
     refused = kdbench("plan", suite_file, "--cluster", "auto", "--devices", 2)
     assert (refused.returncode, refused.stdout) == (2, "")

@@ -47,6 +47,7 @@ def programs(tmp_path, monkeypatch):
         (["--results", 'a"b'], "Slurm takes no path with quotes"),
         (["--devices", "gpu"], "--devices gpu: write auto, cpu, or GPU numbers"),
         (["--cluster", "2", "--devices", "0"], "--devices 0: with --cluster write auto or cpu"),
+        (["--cluster", "2", "--devices-per-run", "2", "--jobs-per-device", "2"], "--jobs-per-device 2: runs that take"),
         (["--cluster", "2", "--array", "2"], "--array and --cluster exclude each other"),
         (["--devices-per-run", "half"], "--devices-per-run half: "),
     ],
@@ -91,7 +92,7 @@ def test_the_script_names_everything_from_the_root(kdbench, suite_file, tmp_path
 
 def test_the_script_of_a_ray_cluster(kdbench, suite_file, tmp_path):
     """Its nodes get what a task would get, and one run is told where they are."""
-    options = ["--cluster", 4, "--gpus-per-task", 2, "--cpus-per-task", 8, "--results", "my 5%"]
+    options = ["--cluster", 4, "--gpus-per-task", 2, "--cpus-per-task", 8, "--devices-per-run", 2, "--results", "my 5%"]
     assert kdbench("slurm", "own.yaml", *options, "-o", "job.sh").returncode == 0
     script = (tmp_path / "job.sh").read_text()
     shape = {"nodes=4", "ntasks-per-node=1", "gpus-per-node=2", "cpus-per-task=8"}
@@ -99,7 +100,7 @@ def test_the_script_of_a_ray_cluster(kdbench, suite_file, tmp_path):
     assert f"--output='{tmp_path}/my 5%%/logs/ray-%j.log'" in script
     assert "start_ray 3 1 " in script
     assert f" -m kdbench run {suite_file} --results '{tmp_path}/my 5%' " in script
-    assert ' --cluster "$address" &\n' in script
+    assert ' --devices-per-run 2 --cluster "$address" &\n' in script
     subprocess.run(["bash", "-n", "job.sh"], cwd=tmp_path, check=True)
 
 

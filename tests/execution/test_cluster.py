@@ -15,9 +15,10 @@ import pytest
 
 from kdbench.errors import BadInput, NoDevice
 from kdbench.execution import node, seats
-from kdbench.execution.cluster import Cluster, connected, slots_of
+from kdbench.execution.cluster import Cluster, check_options, connected, slots_of
 from kdbench.execution.devices import NO_GPUS, Gpu, Machine, Slot
-from kdbench.execution.node import Mirror, NodeFacts, look_at_node, versions
+from kdbench.execution.jobs import Job
+from kdbench.execution.node import Mirror, NodeFacts, Seat, look_at_node, versions
 from kdbench.execution.seats import Node, SeatHandle
 from kdbench.execution.worker_handle import RunOptions
 from kdbench.store.store import Store
@@ -156,11 +157,12 @@ class Held:
 
         def events(timeout):
             time.sleep(0.01)
-            return {}, [{"event": "ready"}]
+            return {}, []
 
         return SimpleNamespace(
             __ray_ready__=SimpleNamespace(remote=lambda: ready),
-            send=SimpleNamespace(remote=lambda message, files: sent.append(message)),
+            send=SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda message, *_: sent.append(message))),
+            lend=SimpleNamespace(remote=dict),
             events=SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: events)),
             close=SimpleNamespace(remote=lambda: lambda timeout: True),
         )
@@ -200,7 +202,7 @@ def test_a_seat_that_another_job_holds_up_gives_its_job_back_and_starts_when_it_
         "node n has not had 2 CPUs free for 0 s: held by job 2a (python train.py, from 10.0.0.3)"
     )
     ray.free.set()
-    assert inbox.get(timeout=10) == ("n:cpu:0", {"event": "ready"})
+    assert inbox.get(timeout=10) == ("n:cpu:0", {"event": "placed"})
     assert ray.sent == [[{"runs": ["a run"]}], []], "the job is not left with the seat that may start later"
 
 
@@ -213,6 +215,52 @@ def test_a_seat_is_waited_for_by_what_ray_tells_and_can_be_let_go(sit):
     silent = Held()
     del silent._private
     assert sit(silent)[1].get(timeout=10)[1]["reason"] == "node n has started no process for 0 s"
+
+
+def test_a_job_that_waits_for_a_seat_beside_is_done_when_it_is_to_stop(sit):
+    free = Held()
+    free.free.set()
+    leader, inbox = sit(free)
+    while not leader.placed:
+        time.sleep(0.01)
+    leader.send({"runs": ["a run"]}, Job(), [sit(Held())[0]])
+    leader.send({"stop": True})
+    assert inbox.get(timeout=10)[1] == {"event": "done", "busy": []}
+
+
+def test_a_seat_has_a_worker_from_its_first_job_until_it_is_lent(tmp_path, monkeypatch):
+    made, told = [], []
+
+    class Worker:
+        def __init__(self, *_):
+            made.append(self)
+
+        def send(self, message):
+            told.append(message)
+
+        def close(self):
+            made.remove(self)
+
+    monkeypatch.setattr(node, "WorkerHandle", Worker)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda lent: [each.lend() for each in lent]))
+    leader, other = (Seat(Slot(f"n:gpu:{n}", "gpu"), RunOptions(tmp_path), shares_results=True) for n in range(2))
+    other.send({"stop": True}, {})
+    assert not made
+    other.send({"runs": []}, {})
+    assert len(made) == 1
+    leader.send({"replicas": [{"environment": {}, "threads": 3}]}, {}, [other])
+    assert made == [leader.worker]
+    assert told[-1] == {"replicas": [{"environment": {"CUDA_VISIBLE_DEVICES": "5"}, "threads": 3}]}
+    other.send({"runs": []}, {})
+    assert made == [leader.worker, other.worker]
+
+
+@pytest.mark.parametrize("per_run", [0, 2])
+def test_shares_of_a_gpu_that_may_be_the_same_train_no_run_together(per_run):
+    with pytest.raises(BadInput, match="--jobs-per-device 2: runs that take several GPUs of a cluster take whole ones"):
+        check_options(RunOptions(devices_per_run=per_run, jobs_per_device=2))
+    check_options(RunOptions(devices="cpu", devices_per_run=per_run, jobs_per_device=2))
 
 
 def test_what_ray_gives_out_is_not_chosen_by_number(tmp_path):

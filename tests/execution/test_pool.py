@@ -77,11 +77,15 @@ class Stage:
     def __post_init__(self):
         self.store = Store(self.root)
         self.stops = []
+        self.beside = []
+        self.closed = []
 
-    def run(self, *runs, slots=1, plan=None):
-        named = [Slot(f"cpu:{n}", "cpu", {}) for n in range(slots)]
-        options = RunOptions(self.root, self.root)
-        self.pool = Pool(named, options, lambda slot, event: self.heard.append(event), self.worker)
+    def run(self, *runs, slots=1, plan=None, per_run=1, holding=False):
+        """``per_run`` slots each are on one host."""
+        named = [Slot(f"cpu:{n}", "cpu", {}, host=f"host {n // per_run}") for n in range(slots)]
+        options = RunOptions(self.root, self.root, devices_per_run=per_run)
+        listen = lambda slot, event: self.heard.append(event)  # noqa: E731
+        self.pool = Pool(named, options, listen, self.worker, holding=holding)
         return self.pool.run(plan or make_plan(runs, self.store))
 
     def said(self, kind="message"):
@@ -102,9 +106,10 @@ class Pretender:
         self.mute = event["event"] != "ready"
         self.tell(event)
 
-    def send(self, message, job=None):
+    def send(self, message, job=None, beside=()):
         if self.mute:
             return
+        self.stage.beside += [worker.slot.name for worker in beside]
         if message.get("stop"):
             if self.deaf:
                 return
@@ -146,12 +151,13 @@ class Pretender:
 
     def start_after_all(self):
         self.mute = False
-        self.tell({"event": "ready"})
+        self.tell({"event": "placed"})
 
     def stderr_tail(self):
         return "Segmentation fault"
 
     def close(self):
+        self.stage.closed.append(self.slot.name)
         return True
 
 
@@ -175,13 +181,51 @@ def test_teachers_come_before_the_cohorts_that_need_them(stage):
 
 
 @pytest.mark.parametrize("slots", [1, 2])
-def test_a_slot_whose_resources_are_held_gives_its_job_back_until_its_worker_is_ready(stage, slots):
+def test_a_slot_whose_resources_are_held_gives_its_job_back_until_it_has_them(stage, slots):
     """Another slot takes the job; where there is none, it waits."""
     stage.starts["cpu:0"] = [{"event": "held", "reason": "by another job"}]
     assert not stage.run(student(), slots=slots).failed
     assert stage.said() == ["cpu:0 is waited for: by another job. Its job goes to the next slot that is free"]
     assert [e["event"] for e in stage.heard if e["event"] in ("exit", "started")][-2:] == ["exit", "started"]
     assert len(stage.sent) == 1
+
+
+@pytest.mark.parametrize(("holding", "beside"), [(False, []), (True, ["cpu:1"])])
+def test_a_slot_that_is_lent_has_a_worker_only_where_that_holds_it(stage, holding, beside):
+    assert not stage.run(student(), slots=2, per_run=2, holding=holding).failed
+    assert stage.beside == beside
+    assert sorted(stage.closed) == ["cpu:0", *beside]
+
+
+@pytest.mark.parametrize(
+    ("event", "said", "again"),
+    [
+        (
+            {"event": "exit", "code": 1, "reason": "Ray lost it"},
+            "Ray lost it; starting it again from the last",
+            "cpu:1",
+        ),
+        ({"event": "held", "reason": "by another job"}, "cpu:1 is waited for: by another job. Its job goes", "cpu:3"),
+        ({"event": "left", "reason": "lost"}, "cpu:1 cannot be used any longer: lost", "cpu:3"),
+    ],
+)
+def test_the_worker_of_a_job_ends_with_a_slot_that_it_has_beside_and_the_job_goes_on(stage, event, said, again):
+    run = student()
+    stage.answers[run.id] = ["never"]
+    stage.starts["cpu:1"] = [event]
+    assert not stage.run(run, slots=4, per_run=2, holding=True).failed
+    assert stage.said()[0].startswith(said)
+    assert stage.closed[0] == "cpu:0"
+    assert stage.beside == ["cpu:1", again]
+
+
+def test_several_slots_that_a_job_loses_at_once_are_one_crash(stage):
+    run = student()
+    stage.answers[run.id] = ["never"]
+    lost = {"event": "exit", "code": 1, "reason": "Ray lost it"}
+    stage.starts |= {f"cpu:{number}": [lost] for number in (1, 2, 3)}
+    assert not stage.run(run, slots=4, per_run=4, holding=True).failed
+    assert stage.said() == ["Ray lost it; starting it again from the last checkpoint"]
 
 
 def test_what_needs_no_teacher_does_not_wait_for_one(stage):
@@ -221,7 +265,7 @@ def test_a_lost_teacher_is_trained_again_before_its_cohort(stage):
     stage.answers[run.id] = [{"lost_teacher": "weights.safetensors: is not the file that was stored"}]
     send = Pretender.send
 
-    def losing(self, message, job=None):
+    def losing(self, message, *_):
         send(self, message)
         if len(stage.sent) == 1:
             stage.store.teacher(headed.id).folder.rename(stage.root / "aside")
@@ -265,7 +309,7 @@ def test_a_lost_auxiliary_is_trained_again_with_all_that_it_needs(stage):
     stage.answers[run.id] = [{"lost_teacher": "weights.safetensors: is not the file that was stored"}]
     send = Pretender.send
 
-    def losing(self, message, job=None):
+    def losing(self, message, *_):
         send(self, message)
         if len(stage.sent) == 1:
             stage.store.run(between.id).folder.rename(stage.root / "aside")
@@ -483,7 +527,7 @@ def test_the_cost_of_a_job_does_not_grow_with_the_plan(stage, monkeypatch):
 
     monkeypatch.setattr(Record, "result", lambda self: counted("result", result, self))
     monkeypatch.setattr(Backlog, "_lacking", lambda self, job: counted("needs", lacking, self, job))
-    monkeypatch.setattr(Pretender, "send", lambda self, message, job: self.tell({"event": "done", "busy": []}))
+    monkeypatch.setattr(Pretender, "send", lambda self, message, *_: self.tell({"event": "done", "busy": []}))
     teachers = [teacher(), teacher(head=True)]
     cohorts = [Cohort((student(teachers[1], trial=n),)) for n in range(300)]
     for spec in teachers:

@@ -1,4 +1,4 @@
-"""A real Ray cluster of three nodes on this machine, one of which is lost."""
+"""A real Ray cluster on this machine, whose nodes and actors get lost."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ pytestmark = [
 
 
 class Nodes:
-    """Nodes of a cluster, each with one CPU, in process groups of their own."""
+    """Nodes of a cluster in process groups of their own."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -35,8 +35,8 @@ class Nodes:
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
         self.processes = []
 
-    def start(self, *arguments):
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1", "--block", *arguments]
+    def start(self, *arguments, cpus=1):
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--num-cpus={cpus}", "--block", *arguments]
         quiet = {"RAY_DISABLE_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
         log = Path(self.folder, f"{len(self.processes)}.log")
         with log.open("wb") as out:
@@ -48,8 +48,18 @@ class Nodes:
             assert time.monotonic() < deadline, f"the node does not start:\n{log.read_text()}"
             time.sleep(0.1)
 
-    def add(self):
-        self.start(f"--address={self.address}")
+    def add(self, cpus=1):
+        self.start(f"--address={self.address}", cpus=cpus)
+
+    def seats(self, number):
+        """The processes of a node that are seats, each with its children."""
+        listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
+        lines = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
+        below = [str(self.processes[number].pid)]
+        for parent in below:
+            below += [pid for pid, of, _ in lines if of == parent]
+        seats = [pid for pid, _, name in lines if pid in below and name.startswith("ray::Seat")]
+        return {int(seat): [pid for pid, of, _ in lines if of == seat] for seat in seats}
 
     def lose(self, number):
         os.killpg(self.processes[number].pid, signal.SIGKILL)
@@ -102,6 +112,28 @@ def test_what_nodes_make_elsewhere_is_sent_here(nodes, place, undisturbed, monke
     assert run_suites(suites, options, lambda slot, event: said.append(event.get("text", ""))) == {}
     assert any("does not see" in text for text in said)
     assert here.files() == undisturbed
+
+
+def test_a_run_on_two_cpus_of_a_node_outlives_the_loss_of_one(nodes, place):
+    """The seat of the second, which only holds it, is killed: the run goes on from its checkpoint, as in one session here."""
+    suite = """
+protocol: {base: smoke, epochs: 8, milestones: [], teacher: {epochs: 1, milestones: []}}
+dataset: {name: digits, train_per_class: 40, test_per_class: 2}
+grid: {teacher: resnet8, student: resnet8, method: kd}
+"""
+    here, there = place("here", suite=suite), place("there", suite=suite)
+    nodes.add(cpus=2)
+    session = there.start("--devices-per-run", "2", "--cluster", nodes.address)
+    session.wait_until(lambda: list(there.results.glob("runs/*/state.pt")), "a checkpoint", seconds=120)
+    seats = nodes.seats(-1)
+    (idle,) = (pid for pid, children in seats.items() if not children)
+    assert len(seats) == 2
+    os.kill(idle, signal.SIGKILL)
+    assert session.end() == 0, session.said
+    assert "Ray lost the worker of " in session.said
+    assert "resumes after epoch" in session.said
+    assert here.run("--devices-per-run", "2", "--jobs-per-device", "2")[0] == 0
+    assert there.files() == here.files()
 
 
 def elsewhere(token, paths, *, gpus):

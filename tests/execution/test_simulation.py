@@ -71,6 +71,7 @@ def test_several_devices_divide_arithmetic_and_each_launches_and_updates():
 def test_a_run_gets_no_devices_of_another_host():
     """Nine devices are on two hosts, eight and one."""
     assert play(plan_of(run()), 9, SPEED, devices_per_run=16).widths == {8: 2}
+    assert play(plan_of(run()), ["a", "b", "b", "c"], SPEED, devices_per_run=4).widths == {2: 2}
 
 
 def test_what_a_group_of_devices_has_trained_is_lost_together():

@@ -29,7 +29,7 @@ from kdbench.errors import BadInput
 from kdbench.execution.cluster import check_options
 from kdbench.execution.worker_handle import RunOptions
 from kdbench.suite.load import bundled_suites
-from kdbench.suite.suite import Suite
+from kdbench.suite.suite import Suite, devices_per_run
 from kdbench.suite.yaml_reader import STDIN
 
 
@@ -87,7 +87,7 @@ def slurm(
     data: Data = Path("data"),
     devices: Devices = "auto",
     jobs_per_device: Jobs = None,
-    devices_per_run: DevicesPerRun = None,
+    per_run: DevicesPerRun = None,
     trials: Trials = None,
     only: Only = None,
     settings: Set = None,
@@ -116,16 +116,17 @@ def slurm(
     run = [sys.executable, "-m", "kdbench", "run", *_references(loaded)]
     if not re.fullmatch(r"auto|cpu|\d+(,\d+)*", devices, re.ASCII):
         raise BadInput(f"--devices {devices}: write auto, cpu, or GPU numbers such as 0,1")
-    per_run = parse_devices_per_run(devices_per_run)
+    several = parse_devices_per_run(per_run)
     if cluster:
-        check_options(RunOptions(devices=devices, devices_per_run=per_run))
+        several = devices_per_run(loaded) if several is None else several
+        check_options(RunOptions(devices=devices, jobs_per_device=jobs_per_device, devices_per_run=several))
     run += _options(
         {
             "results": os.path.abspath(results),
             "data": os.path.abspath(data),
             "devices": devices if devices != RunOptions.devices else None,
             "jobs-per-device": jobs_per_device,
-            "devices-per-run": devices_per_run,
+            "devices-per-run": per_run,
             "trials": trials,
             "only": only,
             "set": settings,
