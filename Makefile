@@ -63,8 +63,8 @@ TINY := $(VENV)/tiny
 tiny: $(READY)
 	@rm -rf $(TINY) && mkdir -p $(TINY)
 	@$(KDBENCH) run $(SUITES) --tiny --devices cpu --checkpoint-seconds 600 --results $(TINY) > $(TINY)/tables.txt 2> $(TINY)/progress.txt; \
-	code=$$?; if [ $$code -ne 0 ]; then tail -n 20 $(TINY)/progress.txt >&2; fi; \
-	$(VENV)/bin/python .ci/tables.py --tiny $(TINY) $(SUITES) && exit $$code
+	code=$$?; $(VENV)/bin/python .ci/tables.py --tiny $(TINY) $(SUITES); checked=$$?; \
+	if [ $$code -ne 0 ]; then tail -n 20 $(TINY)/progress.txt >&2; exit $$code; fi; exit $$checked
 
 bench: $(READY)
 	$(VENV)/bin/python benchmarks/bench.py $(if $(PEER),--peer $(PEER)) $(ARGS)

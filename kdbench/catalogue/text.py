@@ -107,3 +107,8 @@ def _quoted(word: str) -> str:
 def _octal(letter: str) -> str:
     """A letter's bytes; of half a character, the byte of a file's name that it stands for."""
     return "".join(f"\\{byte:03o}" for byte in letter.encode(errors="surrogateescape"))
+
+
+def file_size(count: float) -> str:
+    """Bytes as ``1.2 GB`` or ``34.5 MB``."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

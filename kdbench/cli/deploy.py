@@ -11,8 +11,7 @@ from tabulate import tabulate
 
 from kdbench.catalogue.datasets import dataset as find_dataset
 from kdbench.catalogue.text import printable
-from kdbench.child import answer
-from kdbench.cli.options import Data, Json, Output, Results, path, print_text
+from kdbench.cli.options import Data, Json, Output, Results, answer_of, path, print_text
 from kdbench.cli.teachers import HeldDataset, HeldNetwork, Key, Mean, Std, channels
 from kdbench.errors import BadInput
 from kdbench.suite.networks import find_network, info
@@ -47,7 +46,7 @@ def evaluate(
             f"{name}: no such file, and {', '.join(given)} describes a checkpoint: leave it out for a run or teacher"
         )
     code = "from kdbench.deployment.evaluate import print_evaluation\nprint_evaluation()"
-    found = json.loads(answer(code, request, f"{name} cannot be evaluated"))
+    found = answer_of(code, request, f"{name} cannot be evaluated", f"{name}: test images on {device}")
     print_text((json.dumps(found, indent=1) if json_output else _page(found)) + "\n", output)
 
 
@@ -70,7 +69,7 @@ def export(
     """
     request = {"name": id, "results": str(results), "data": str(data), "folder": str(folder), "formats": formats or []}
     code = "from kdbench.deployment.export import print_exported\nprint_exported()"
-    files = json.loads(answer(code, request, f"{id} cannot be exported"))
+    files = answer_of(code, request, f"{id} cannot be exported", f"{id}: writing and checking {folder}")
     typer.echo(printable(f"{folder}: {', '.join(files)}"))
 
 

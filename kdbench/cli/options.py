@@ -200,7 +200,32 @@ def plots_module(module: str) -> Any:
 def networks_of(data: Path) -> Callable[[dict[str, Any]], Any]:
     """What ``kdbench.deployment.views`` answers of finished networks, on the data sets below a folder."""
     code = "from kdbench.deployment.views import print_views\nprint_views()"
-    return lambda request: json.loads(answer(code, {**request, "data": str(data)}, "the networks cannot be shown"))
+
+    def ask(request: dict[str, Any]) -> Any:
+        doing = f"{request['view']} of {len(request['networks'])} networks on the CPU"
+        return answer_of(code, {**request, "data": str(data)}, "the networks cannot be shown", doing)
+
+    return ask
+
+
+def answer_of(code: str, request: Any, failure: str, doing: str) -> Any:
+    """What ``child.answer`` answers, as JSON. A terminal shows meanwhile what is done, and for how long."""
+    with _waiting(doing):
+        return json.loads(answer(code, request, failure))
+
+
+@contextmanager
+def _waiting(doing: str) -> Iterator[None]:
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        progress.add_task(printable(doing), total=None)
+        yield
 
 
 class _Output(io.FileIO):

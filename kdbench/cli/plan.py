@@ -17,7 +17,7 @@ from kdbench.errors import BadInput, BadRecord
 from kdbench.execution.cluster import connected
 from kdbench.execution.simulation import play
 from kdbench.execution.worker_handle import RunOptions
-from kdbench.planning.disk import disk_needed
+from kdbench.planning.disk import Disk, disk_needed
 from kdbench.planning.plan import Plan, changed_plugins, make_plan, missing_files
 from kdbench.planning.speed import choose, known_speeds
 from kdbench.store.store import Store
@@ -185,10 +185,7 @@ def describe(facts: dict[str, Any]) -> str:
         if widths := facts["jobs_on_several_devices"]:
             each = ", ".join(f"{count} on {width}" for width, count in widths.items())
             lines.append(f"Jobs on several devices: {each}; the others on one.")
-        disk = {name: _size(count) for name, count in facts["disk_bytes"].items()}
-        lines.append(
-            f"Disk: {disk['weights']} of weights, {disk['logs']} of logs, up to {disk['checkpoints']} of checkpoints."
-        )
+        lines.append(f"Disk: {Disk(**facts['disk_bytes'])}.")
     return "\n".join(lines)
 
 
@@ -197,10 +194,6 @@ def duration(hours: float) -> str:
     if hours >= 1:
         return f"{hours:,.1f} h"
     return f"{hours * 60:.0f} min" if hours * 60 >= 2 else f"{hours * 3600:.0f} s"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def _counted(names: list[str]) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ from kdbench.models.outputs import Outputs
 from kdbench.store.store import Store
 from kdbench.training.measuring import classifier_weights
 
+
+T = TypeVar("T")
 
 MOST_IMAGES = 2000
 """Images of a t-SNE where a request does not say ``most``; of more, as many are drawn at regular places."""
@@ -67,22 +69,25 @@ class Views:
             raise BadInput(f"{len(chosen)} test images are too few for t-SNE: name more classes with --class")
         perplexity = min(30.0, (len(chosen) - 1) / 3)
         plane = TSNE(perplexity=perplexity, init="pca", random_state=self.request["seed"])
-        points = [embed(found.network, self._test(found, chosen))[0] for found in self.networks]
         return {
             "classes": [self.names[label] for label in labels[chosen].tolist()],
             "positions": chosen.tolist(),
-            "points": [plane.fit_transform(each.numpy()).tolist() for each in points],
+            "points": self._each(
+                lambda found: plane.fit_transform(embed(found.network, self._test(found, chosen))[0].numpy()).tolist()
+            ),
             "perplexity": perplexity,
         }
 
     def gradcam(self) -> dict[str, Any]:
         """Chosen test images, and where each network looks for their true class."""
         chosen, labels = self._images()
-        networks = []
-        for found in self.networks:
+
+        def look(found: FinishedNetwork) -> dict[str, Any]:
             maps, predicted = zip(*(_gradcam(found, *each) for each in self._test(found, chosen)), strict=True)
             answers = torch.cat(predicted).tolist()
-            networks.append({"maps": torch.cat(maps).tolist(), "predicted": [self.names[label] for label in answers]})
+            return {"maps": torch.cat(maps).tolist(), "predicted": [self.names[label] for label in answers]}
+
+        networks = self._each(look)
         seen = self.networks[0]
         pixels = torch.cat([_pixels(images, seen) for images, _ in self._test(seen, chosen)])
         names = [self.names[label] for label in labels]
@@ -90,37 +95,37 @@ class Views:
 
     def correlations(self) -> dict[str, Any]:
         """The cosines between the classes of each network's classifier, [K][K]."""
-        weights = (classifier_weights(found.network) for found in self.networks)
-        return {"classes": list(self.names), "matrices": [class_correlation(each).tolist() for each in weights]}
+        matrices = self._each(lambda found: class_correlation(classifier_weights(found.network)).tolist())
+        return {"classes": list(self.names), "matrices": matrices}
 
     def layers(self) -> list[list[list[float]]]:
         """Linear CKA of the stages of each student (rows) and of the teacher after it in the request (columns)."""
         count = len(self.source.sets(self.dataset)[1])
         chosen = torch.arange(0, count, -(-count // COMPARED_IMAGES))
-        stages = {
-            id(found): self._stages(found, chosen) for found in {id(each): each for each in self.networks}.values()
-        }
-        pairs = zip(self.networks[::2], self.networks[1::2], strict=True)
-        return [
-            [[linear_cka(x, y) for y in stages[id(teacher)]] for x in stages[id(student)]] for student, teacher in pairs
-        ]
+        stages = self._each(lambda found: self._stages(found, chosen))
+        pairs = zip(stages[::2], stages[1::2], strict=True)
+        return [[[linear_cka(x, y) for y in teacher] for x in student] for student, teacher in pairs]
 
     def predictions(self) -> dict[str, Any]:
         """Each network's confusion matrix (rows are true classes), and its confidence and accuracy by bins."""
-        networks = []
-        for found in self.networks:
+
+        def predict(found: FinishedNetwork) -> dict[str, Any]:
             logits, labels = classify(found, self.data, self.device)
             images, confidence, right = reliability(logits, labels)
-            networks.append(
-                {
-                    "confusion": confusion_matrix(logits.argmax(1), labels, len(self.names)).tolist(),
-                    "ece": expected_calibration_error(logits, labels),
-                    "images": images.tolist(),
-                    "confidence": confidence.tolist(),
-                    "right": right.tolist(),
-                }
-            )
-        return {"classes": list(self.names), "networks": networks}
+            return {
+                "confusion": confusion_matrix(logits.argmax(1), labels, len(self.names)).tolist(),
+                "ece": expected_calibration_error(logits, labels),
+                "images": images.tolist(),
+                "confidence": confidence.tolist(),
+                "right": right.tolist(),
+            }
+
+        return {"classes": list(self.names), "networks": self._each(predict)}
+
+    def _each(self, show: Callable[[FinishedNetwork], T]) -> list[T]:
+        """What each network shows. One that the request has several times, as several students' teacher, is asked once."""
+        shown = {id(found): show(found) for found in {id(each): each for each in self.networks}.values()}
+        return [shown[id(found)] for found in self.networks]
 
     def _test(self, found: FinishedNetwork, chosen: Tensor) -> TestSet | FileTestSet:
         """The chosen test images as a network sees them."""

@@ -21,6 +21,7 @@ from kdbench.execution.heartbeats import Heartbeats
 from kdbench.execution.pool import Pool
 from kdbench.execution.worker_handle import RunOptions
 from kdbench.planning.cohorts import auxiliaries_of
+from kdbench.planning.disk import disk_needed
 from kdbench.planning.plan import Plan, all_stages, make_plan, missing_files
 from kdbench.planning.speed import known_speeds
 from kdbench.store.store import Store
@@ -145,6 +146,8 @@ def _execute(plan: Plan, suites: Sequence[Suite], options: RunOptions, on_event:
         cluster = stack.enter_context(connected(options, tell)) if options.cluster else None
         slots = cluster.slots() if cluster else make_slots(options.devices, options.jobs_per_device, tell)
         _check_precision(plan, slots)
+        if warning := disk_needed(plan, len(slots)).warning(options.results):
+            tell(warning)
         heartbeats = stack.enter_context(Heartbeats(Store(options.results), suites, on_event))
         heartbeats.listen("", {"event": "planned", "plan": plan})
         if cluster:

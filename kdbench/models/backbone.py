@@ -91,7 +91,17 @@ def shuffle_channels(x: Tensor, groups: int) -> Tensor:
 
 
 def initialise_convolutions(net: nn.Module) -> None:
-    """Draw all convolutions' weights from He's normal distribution over the fan-out (He et al., ICCV 2015)."""
+    """Draw all convolutions' weights from He's normal distribution over the fan-out (He et al., ICCV 2015).
+
+    On the device `meta` nothing is drawn: torch would import torch._dynamo for that, which takes over a second.
+    """
     for module in net.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def initialise_classifier(layer: nn.Linear) -> None:
+    """Draw the weights from a normal distribution with standard deviation 0.01, but on `meta`; the biases are 0."""
+    if not layer.weight.is_meta:
+        nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)

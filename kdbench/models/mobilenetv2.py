@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from kdbench.models.backbone import Backbone, initialise_convolutions
+from kdbench.models.backbone import Backbone, initialise_classifier, initialise_convolutions
 from kdbench.models.outputs import Outputs
 
 
@@ -61,8 +61,7 @@ class MobileNetV2(Backbone):
         head = nn.Linear(WIDTH, classes)
         self.classifier = nn.Sequential(head)
         initialise_convolutions(self)
-        nn.init.normal_(head.weight, std=0.01)
-        nn.init.zeros_(head.bias)
+        initialise_classifier(head)
 
     def forward(self, images: Tensor) -> Outputs:
         """Return the stem's map and four of the stages'. These end without activation: pre-activations are the same."""

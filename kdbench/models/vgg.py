@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.models.backbone import Backbone, initialise_convolutions
+from kdbench.models.backbone import Backbone, initialise_classifier, initialise_convolutions
 from kdbench.models.outputs import Outputs
 
 
@@ -59,8 +59,7 @@ class VGG(Backbone):
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)
+        initialise_classifier(self.classifier)
 
 
 def build(*, classes: int, convolutions: Sequence[int], widths: Sequence[int] = WIDTHS) -> VGG:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import heapq
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 from kdbench.catalogue.terms import costs
+from kdbench.catalogue.text import file_size
 from kdbench.planning.plan import Plan
 from kdbench.suite.networks import info
 from kdbench.suite.specs import Imported, NewLayers, RunSpec, Stage
@@ -31,6 +34,20 @@ class Disk:
     weights: int
     checkpoints: int
     logs: int
+
+    def __str__(self) -> str:
+        weights, checkpoints, logs = map(file_size, (self.weights, self.checkpoints, self.logs))
+        return f"{weights} of weights, {logs} of logs, up to {checkpoints} of checkpoints"
+
+    def warning(self, folder: Path) -> str:
+        """A line for the user where the file system of a folder may not have enough free space; "" where it has."""
+        needed, free = self.weights + self.checkpoints + self.logs, shutil.disk_usage(folder).free
+        if needed <= free:
+            return ""
+        return (
+            f"{folder}: {file_size(free)} are free, and as much as {file_size(needed)} may be needed: {self}. "
+            "Work that finds no space stops, and can be resumed"
+        )
 
 
 def disk_needed(plan: Plan, slots: int) -> Disk:

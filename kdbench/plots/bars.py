@@ -17,21 +17,22 @@ from kdbench.errors import BadInput
 from kdbench.plots.data import LABELS, PLACE, Source, cells, choose, ordered, rows_of, tidy, titled
 from kdbench.plots.lines import provenance
 from kdbench.plots.style import (
-    MethodStyle,
     Picture,
+    Style,
     bar_handle,
+    colour,
     counts,
     legend,
     line_handle,
     mark_published,
     mark_published_line,
     method_style,
+    method_styles,
     note,
     panels,
     point_handle,
     published_handle,
     shades,
-    sheet,
     title,
 )
 from kdbench.reporting.cells import summarise
@@ -101,9 +102,7 @@ def draw_bars(data: pd.DataFrame, lines: Sequence[str], order: Sequence[str] = (
     """
     series = [name for name in ordered(data["series"], order) if name not in lines]
     layers = all(name.startswith("T") and name[1:].isdigit() for name in series)
-    styles = (
-        dict(zip(series, shades(len(series)), strict=True)) if layers else {name: method_style(name) for name in series}
-    )
+    styles = dict(zip(series, shades(len(series)), strict=True)) if layers else method_styles(series)
     rows = _rows(data, lines)
     several = data["panel"].nunique() > 1
     data = data.rename(columns={"values": "by_trial"})
@@ -156,7 +155,7 @@ def _broken(sizes: Mapping[str, int], most: int) -> list[list[str]]:
     return rows
 
 
-def _groups(axes: Axes, rows: pd.DataFrame, groups: Sequence[str], styles: dict[str, MethodStyle]) -> float:
+def _groups(axes: Axes, rows: pd.DataFrame, groups: Sequence[str], styles: dict[str, Style]) -> float:
     """Draw groups of bars, each bar one wide, with a gap of one between groups. Returns where the next would begin."""
     x, centres, rank = 0.0, [], {name: at for at, name in enumerate(styles)}
     for group in groups:
@@ -172,7 +171,7 @@ def _groups(axes: Axes, rows: pd.DataFrame, groups: Sequence[str], styles: dict[
     return x
 
 
-def _bar(axes: Axes, x: float, row: Any, style: MethodStyle) -> None:
+def _bar(axes: Axes, x: float, row: Any, style: Style) -> None:
     if row.mean == row.mean:
         axes.bar(x, row.mean, 0.9, color=style.colour, edgecolor="white", hatch=style.hatch)
     if row.sd == row.sd:
@@ -182,7 +181,7 @@ def _bar(axes: Axes, x: float, row: Any, style: MethodStyle) -> None:
     mark_published(axes, [x], [row.published], style, marker="d", mfc="white", ms=4.5, color=shade)
 
 
-def _line(name: str) -> MethodStyle:
+def _line(name: str) -> Style:
     style = method_style(name)
     return style._replace(line="dashed" if style.line == "solid" else style.line)
 
@@ -261,12 +260,12 @@ def draw_gap(data: pd.DataFrame, order: Sequence[str] = ()) -> Figure:
         for x, height, method in zip(part["mean"], y, part["method"], strict=True):
             style = method_style(method)
             axes.plot(x, height, marker, color=style.colour, mfc=style.face)
-    axes.axvline(0, color=sheet()["colours"]["grey"], linewidth=0.8)
+    axes.axvline(0, color=colour("grey"), linewidth=0.8)
     axes.axvline(100, color="black", linewidth=0.8, linestyle="dotted")
     axes.set_yticks(range(len(methods)), methods)
     axes.set(xlabel="gap to the teacher closed (%)", ylim=(-0.6, len(methods) - 0.4))
     axes.grid(False, axis="y")
-    handles = [point_handle(MethodStyle("black", "solid", "osD^vPXph"[at % 9], "")) for at in range(len(pairs))]
+    handles = [point_handle(Style("black", "solid", "osD^vPXph"[at % 9], "")) for at in range(len(pairs))]
     legend(figure, handles, pairs)
     return figure
 
@@ -343,7 +342,7 @@ def draw_improvement(data: pd.DataFrame, target: str, order: Sequence[str] = ())
             )  # fmt: skip
             marker, face = ("d", "white") if origin == "published" else (style.marker, style.face)
             axes.plot(part, [y] * len(part), marker, color=style.colour, mfc=face, ms=3, alpha=0.8)
-    axes.axvline(0, color=sheet()["colours"]["grey"], linewidth=0.8)
+    axes.axvline(0, color=colour("grey"), linewidth=0.8)
     if data["percent"].max() > 400:
         axes.set_xscale("symlog", linthresh=100)
         axes.xaxis.set_major_formatter(ScalarFormatter())

@@ -18,6 +18,7 @@ from kdbench.plots.style import (
     counts,
     legend,
     method_style,
+    method_styles,
     note,
     panels,
     point_handle,
@@ -70,14 +71,14 @@ def pareto_front(data: pd.DataFrame) -> pd.Series:
 
 def draw_cost(data: pd.DataFrame, label: str, order: tuple[str, ...] = ()) -> Figure:
     """Points with error bars and a stepped front, from the columns panel, method, cost, mean, sd and front."""
-    names, methods = list(dict.fromkeys(data["panel"])), ordered(data["method"], order)
+    names, styles = list(dict.fromkeys(data["panel"])), method_styles(ordered(data["method"], order))
     figure, axes = panels(len(names))
     for at, panel in zip(axes, names, strict=True):
         shown = data[data["panel"] == panel]
         front = shown[shown["front"]].sort_values("cost")
         at.step(front["cost"], front["mean"], where="post", color="#bbbbbb", linewidth=1.5, zorder=1)
         for row in rows_of(shown):
-            style = method_style(str(row.method))
+            style = styles[str(row.method)]
             at.errorbar(
                 row.cost, row.mean, None if row.sd != row.sd else row.sd, fmt=style.marker, color=style.colour,
                 mfc=style.face, ms=5, elinewidth=0.7,
@@ -88,7 +89,7 @@ def draw_cost(data: pd.DataFrame, label: str, order: tuple[str, ...] = ()) -> Fi
             at.set_xlim(0, 1.1 * shown["cost"].max())
         at.set(xlabel=label, ylabel=LABELS["top1"])
         title(at, panel)
-    legend(figure, [point_handle(method_style(method)) for method in methods], methods)
+    legend(figure, [point_handle(style) for style in styles.values()], list(styles))
     return figure
 
 

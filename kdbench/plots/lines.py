@@ -15,14 +15,14 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullFor
 
 from kdbench.plots.data import LABELS, SCENARIO, Source, cells, learning_curves, ordered, own_run, rows_of, swept, tidy
 from kdbench.plots.style import (
-    MethodStyle,
     Picture,
+    Style,
     legend,
     limits,
     line_handle,
     mark_published,
     mark_published_line,
-    method_style,
+    method_styles,
     note,
     panels,
     published_handle,
@@ -66,18 +66,18 @@ def draw_curves(data: pd.DataFrame, metrics: Sequence[str], order: Sequence[str]
     """Mean curves with a band of one deviation, from the columns panel, method, metric, epoch, mean, sd and n."""
     places = [(panel, metric) for panel in dict.fromkeys(data["panel"]) for metric in metrics]
     figure, axes = panels(len(places))
-    methods = ordered(data["method"], order)
+    styles = method_styles(ordered(data["method"], order))
     for at, (panel, metric) in zip(axes, places, strict=True):
         shown = data[(data["panel"] == panel) & (data["metric"] == metric)]
-        for number, method in enumerate(methods):
-            _curve(at, shown[shown["method"] == method], method_style(method), number)
+        for number, (method, style) in enumerate(styles.items()):
+            _curve(at, shown[shown["method"] == method], style, number)
         at.set(xlabel="epoch", ylabel=LABELS.get(metric, metric))
         title(at, panel)
         at.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if not len(shown):
             at.set(xticks=[], yticks=[])
             at.text(0.5, 0.5, "no run yet", transform=at.transAxes, ha="center", color="#808080")
-    handles, labels = [line_handle(method_style(method)) for method in methods], list(methods)
+    handles, labels = [line_handle(style) for style in styles.values()], list(styles)
     if data["published"].notna().any():
         handles.append(published_handle())
         labels.append("published")
@@ -85,7 +85,7 @@ def draw_curves(data: pd.DataFrame, metrics: Sequence[str], order: Sequence[str]
     return figure
 
 
-def _curve(axes: Axes, rows: pd.DataFrame, style: MethodStyle, number: int) -> None:
+def _curve(axes: Axes, rows: pd.DataFrame, style: Style, number: int) -> None:
     points = rows.dropna(subset="mean")
     x, y, sd = (points[name].to_numpy(dtype=float) for name in ("epoch", "mean", "sd"))
     every = max(1, len(x) // 6)
@@ -145,19 +145,12 @@ def draw_sweep(data: pd.DataFrame, over: str, order: Sequence[str] = ()) -> Figu
     return figure
 
 
-def _series(data: pd.DataFrame, order: Sequence[str]) -> dict[str, MethodStyle]:
-    """The style of each series: its method's; a further one of the same method gets other lines and markers."""
-    found: dict[str, MethodStyle] = {}
-    others = iter([("dashed", "o"), ("dotted", "v"), ("dashdot", "X")] * 9)
-    for name in ordered(data["series"], order):
-        style, flat = method_style(name.partition("[")[0]), data.loc[data["series"] == name, "flat"].all()
-        taken = {(each.colour, each.line, each.marker) for each in found.values()}
-        if flat:
-            style = style._replace(line=(0, (1, 1)) if style.line == "solid" else style.line)
-        elif (style.colour, style.line, style.marker) in taken:
-            line, marker = next(others)
-            style = style._replace(line=line, marker=marker)
-        found[name] = style
+def _series(data: pd.DataFrame, order: Sequence[str]) -> dict[str, Style]:
+    """The style of each series: its method's; a horizontal line of one is never solid."""
+    found = method_styles(ordered(data["series"], order))
+    for name, style in found.items():
+        if data.loc[data["series"] == name, "flat"].all() and style.line == "solid":
+            found[name] = style._replace(line=(0, (1, 1)))
     return found
 
 
@@ -179,7 +172,7 @@ def _bare(names: Sequence[str]) -> str:
     return ", ".join(dict.fromkeys(name.partition("[")[0] for name in names))
 
 
-def _swept_line(axes: Axes, rows: pd.DataFrame, style: MethodStyle) -> None:
+def _swept_line(axes: Axes, rows: pd.DataFrame, style: Style) -> None:
     for row in rows_of(rows[rows["flat"]]):
         axes.axhline(row.mean if row.mean == row.mean else row.published, color=style.colour, linestyle=style.line)
         mark_published_line(axes, row.published, style)

@@ -18,7 +18,7 @@ from kdbench.plots.style import (
     Picture,
     legend,
     line_handle,
-    method_style,
+    method_styles,
     note,
     panels,
     shades,
@@ -187,23 +187,23 @@ FEWEST = 5
 
 def draw_calibration(data: pd.DataFrame, ece: pd.DataFrame, order: Sequence[str] = ()) -> Figure:
     """Accuracy over confidence with error bars, from the columns panel, method, confidence, mean and sd."""
-    names, methods = list(dict.fromkeys(data["panel"])), ordered(ece["method"], (TEACHER, *order))
+    names, styles = list(dict.fromkeys(data["panel"])), method_styles(ordered(ece["method"], (TEACHER, *order)))
     figure, axes = panels(len(names))
     for at, panel in zip(axes, names, strict=True):
         at.plot([0, 100], [0, 100], color="#bbbbbb", linewidth=1, zorder=1)
-        for method in methods:
-            part, style = data[(data["panel"] == panel) & (data["method"] == method)], method_style(method)
+        for method, style in styles.items():
+            part = data[(data["panel"] == panel) & (data["method"] == method)]
             at.errorbar(
                 part["confidence"], part["mean"], part["sd"].fillna(0), color=style.colour, linestyle=style.line,
                 marker=style.marker, mfc=style.face, ms=3, elinewidth=0.6, capsize=1,
             )  # fmt: skip
         shown = ece[ece["panel"] == panel].set_index("method")["mean"]
-        errors = [f"ECE {method} {shown[method]:.1f}" for method in methods if method in shown.index]
+        errors = [f"ECE {method} {shown[method]:.1f}" for method in styles if method in shown.index]
         blank = [Line2D([], [], linestyle="")] * len(errors)
         at.legend(blank, errors, loc="best", fontsize=5, handlelength=0, handletextpad=0, labelspacing=0.2)
         at.set(xlabel="confidence (%)", ylabel="accuracy (%)", ylim=(-3, 103))
         low = data.loc[data["panel"] == panel, "confidence"].min()
         at.set_xlim(min(45.0, low - 3), 102)
         title(at, panel)
-    legend(figure, [line_handle(method_style(method)) for method in methods], methods)
+    legend(figure, [line_handle(style) for style in styles.values()], list(styles))
     return figure

@@ -1,4 +1,4 @@
-"""How pictures look: sizes, colours, the style of each method, panels, legends, notes and files."""
+"""How pictures look: sizes, styles as matplotlib takes them, panels, legends, notes and files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
-from zlib import crc32
 
 import matplotlib as mpl
 import numpy as np
@@ -21,17 +20,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from kdbench.catalogue import palette
 from kdbench.errors import BadInput
 from kdbench.files import write_atomically, write_text
-from kdbench.reporting.keys import split_method
 
 
 FORMATS = ("png", "svg", "pdf")
 MOST_PANELS = 40
 
 
-class MethodStyle(NamedTuple):
-    """The colour, line, marker and hatch of a method."""
+class Style(NamedTuple):
+    """The colour, line, marker and hatch of a method, or of another thing, as matplotlib takes them."""
 
     colour: str
     line: Any
@@ -44,13 +43,8 @@ class MethodStyle(NamedTuple):
         return self.colour if self.line == "solid" else "white"
 
 
-_LINES: dict[str, tuple[Any, str]] = {
-    "solid": ("solid", ""),
-    "dashed": ((0, (4, 1.5)), "/////"),
-    "dotted": ((0, (1, 1.2)), "....."),
-    "dashdot": ((0, (5, 1.2, 1, 1.2)), "xxxxx"),
-    "dashdotdot": ((0, (5, 1.2, 1, 1.2, 1, 1.2)), "\\\\\\\\\\"),
-}
+_HATCHES = {"solid": "", "dashed": "/////", "dotted": ".....", "dashdot": "xxxxx", "dashdotdot": "\\\\\\\\\\"}
+"""What fills bars, by line."""
 
 
 @cache
@@ -62,32 +56,32 @@ def sheet() -> dict[str, Any]:
 
 
 def colour(name: str) -> str:
-    """A colour of the sheet."""
-    return str(sheet()["colours"][name])
+    """A colour by name, for a white ground."""
+    return palette.colours()[name][0]
 
 
-def method_style(name: str) -> MethodStyle:
-    """The style of a method, whatever value of a sweep it has; one of its own by its name where the sheet has none."""
-    method = split_method(name)[0]
-    if method == "teacher":
-        return MethodStyle(colour(sheet()["teacher"]), _LINES["dotted"][0], "*", _LINES["dotted"][1])
-    if named := sheet()["methods"].get(method):
-        shade, line, marker = named.split()
-    else:
-        own, shades, number = sheet()["own"], list(sheet()["colours"]), crc32(method.encode())
-        shade, line = shades[number % len(shades)], own["line"]
-        marker = own["markers"][number // len(shades) % len(own["markers"])]
-    return MethodStyle(colour(shade), _LINES[line][0], marker, _LINES[line][1])
+def _drawn(shade: str, line: str, marker: str) -> Style:
+    lengths = palette.dashes(line)
+    return Style(colour(shade), (0, tuple(lengths)) if lengths else "solid", marker, _HATCHES[line])
 
 
-def shades(count: int) -> list[MethodStyle]:
+def method_style(name: str) -> Style:
+    """The style of a method that is drawn by itself, or named beside its marks."""
+    return _drawn(*palette.method_style(name))
+
+
+def method_styles(methods: Iterable[str]) -> dict[str, Style]:
+    """The styles of methods that a legend tells apart, as the report's page draws them."""
+    return {name: _drawn(*style) for name, style in palette.method_styles(methods).items()}
+
+
+def shades(count: int) -> list[Style]:
     """Styles for so many things that are no methods, such as classes or layers."""
-    colours, lines = [colour(name) for name in sheet()["things"]], list(_LINES.values())
-    found = []
-    for at in range(count):
-        line, hatch = lines[at // len(colours) % len(lines)]
-        found.append(MethodStyle(colours[at % len(colours)], line, "osD^vPXph*"[at % 10], hatch))
-    return found
+    things, lines = sheet()["things"], list(_HATCHES)
+    return [
+        _drawn(things[at % len(things)], lines[at // len(things) % len(lines)], "osD^vPXph*"[at % 10])
+        for at in range(count)
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,19 +165,19 @@ def take_note(figure: Figure) -> str:
     return text.replace("\n", " ")
 
 
-def line_handle(style: MethodStyle, *, marker: bool = True) -> Line2D:
+def line_handle(style: Style, *, marker: bool = True) -> Line2D:
     """A method's entry in a legend of lines."""
     return Line2D(
         [], [], color=style.colour, linestyle=style.line, marker=style.marker if marker else "", mfc=style.face
     )
 
 
-def point_handle(style: MethodStyle) -> Line2D:
+def point_handle(style: Style) -> Line2D:
     """A method's entry in a legend of points."""
     return Line2D([], [], color=style.colour, linestyle="", marker=style.marker, mfc=style.face)
 
 
-def bar_handle(style: MethodStyle) -> Patch:
+def bar_handle(style: Style) -> Patch:
     """A method's entry in a legend of bars."""
     return Patch(facecolor=style.colour, edgecolor="white", hatch=style.hatch)
 
@@ -196,12 +190,12 @@ def published_handle(marker: str = "o") -> Line2D:
     return Line2D([], [], **{**_PUBLISHED, "marker": marker, "color": "black", "ms": 7 if marker == "o" else 4.5})
 
 
-def mark_published(axes: Axes, x: Any, y: Any, style: MethodStyle, **settings: Any) -> None:
+def mark_published(axes: Axes, x: Any, y: Any, style: Style, **settings: Any) -> None:
     """Published numbers as the method's marker, large and open."""
     axes.plot(x, y, **{**_PUBLISHED, "marker": style.marker, "color": style.colour, **settings})
 
 
-def mark_published_line(axes: Axes, value: float, style: MethodStyle) -> None:
+def mark_published_line(axes: Axes, value: float, style: Style) -> None:
     """A published number as a mark at the right end of a panel."""
     mark_published(axes, [1], [value], style, transform=axes.get_yaxis_transform(), clip_on=False)
 

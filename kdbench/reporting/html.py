@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from kdbench import __version__
+from kdbench.catalogue import palette
 from kdbench.reporting.captions import environments, latest, sources
 from kdbench.reporting.cells import measured_text
 from kdbench.reporting.keys import (
@@ -89,6 +90,7 @@ def html(report: Report, options: ReportOptions) -> str:
         latest=latest(metadata),
         version=__version__,
         data=_trusted(safe_json(page_data(report, finished))),
+        colours=palette.colours(),
         style=_trusted(_page("style.css")),
         scripts=[_trusted(_page("tables.js")), _trusted(_page("charts.js"))],
     )
@@ -206,7 +208,8 @@ def own_methods(suites: Iterable[Suite]) -> set[tuple[str, str]]:
 def page_data(report: Report, finished: Mapping[str, FinishedRun]) -> list[dict[str, Any]]:
     """The data of the page's scripts: one mapping per grid table, with its cells pair by pair.
 
-    ``own`` are the positions of the methods that the suites are about. ``finished`` are by run id.
+    ``styles`` are colour, dashes (in widths of the line) and marker of each method; ``own`` are the positions of the
+    methods that the suites are about. ``finished`` are by run id.
     """
     own = own_methods(report.suites)
     specs = {id: spec for suite in report.suites for id, spec in suite.specs.items()}
@@ -221,6 +224,10 @@ def page_data(report: Report, finished: Mapping[str, FinishedRun]) -> list[dict[
                 "title": names[table.group],
                 "pairs": [pair_text(pair) for pair in table.pairs],
                 "methods": table.methods,
+                "styles": [
+                    [style.colour, palette.dashes(style.line), style.marker]
+                    for style in palette.method_styles(table.methods).values()
+                ],
                 "own": [at for at, method in enumerate(table.methods) if (table.group.protocol, method) in own],
                 "cells": [
                     _cell(summaries[method, pair], by_cell[*table.group, method, *pair], specs, finished, points)

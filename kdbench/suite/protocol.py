@@ -157,6 +157,8 @@ Schema = TypeVar("Schema", bound=Recipe)
 _RATE: TypeAdapter[float] = TypeAdapter(LearningRate)
 SECTIONS = ("teacher", "head", "head_simultaneous", "pretraining", "fine_tune")
 """The parts of a protocol that override single values of its recipe."""
+_WITHOUT_BATCH_NORM = ("head", "head_simultaneous", "parts")
+"""The parts of a protocol that train layers on a frozen network."""
 
 
 def merged(original: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -199,6 +201,10 @@ def resolve(
     protocol = _check(Protocol, raw, fallback, document, path, problems, own)
     whole = protocol.model_dump(include=set(Recipe.model_fields))
     for where, values in _sections(raw).items():
+        if where[0] in _WITHOUT_BATCH_NORM and "batch_norm_parts" in values:
+            text = "divides a batch where a network's batch norms train, and here none does: leave it out"
+            report_below(*map(str, where))(("batch_norm_parts",), f"'batch_norm_parts' {text}")
+            values = {key: value for key, value in values.items() if key != "batch_norm_parts"}
         _check(Recipe, {**whole, **values}, whole, document, (*path, *where), problems)
     names = [*networks(), *(own["networks"].own if own else ())]
     _report_wrong_rates(raw.get("parts"), names, report_below("parts"))

@@ -1,15 +1,22 @@
 import gc
 import io
+import json
 import os
 import subprocess
 import sys
 import traceback
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict
+from functools import partial
 
 import pytest
+import torch
 
+from kdbench import child
 from kdbench.__main__ import main
-from kdbench.execution import devices
+from kdbench.execution import devices, runner
+from kdbench.execution.pool import Pool
+from kdbench.training import worker
 
 
 @pytest.fixture
@@ -60,6 +67,43 @@ def kdbench_process(tmp_path):
         return done
 
     return call
+
+
+class WorkerHere:
+    """A worker that does its jobs in this process, at once."""
+
+    pid = 0
+
+    def __init__(self, slot, options, inbox):
+        settings = json.loads(json.dumps({**asdict(options), "device": "cpu"}, default=str))
+        self.emit = lambda event, **fields: inbox.put((slot.name, {"event": event, **fields}))
+        self.context = worker._context(settings, torch.device("cpu"), self.emit, lambda: False)
+        self.emit("ready")
+
+    def send(self, message, job=None):
+        self.emit("done", **worker._work(json.loads(json.dumps(message, default=str)), self.context))
+
+    def close(self):
+        return True
+
+
+def ask_here(code, request=None, seconds=None, environment=None):
+    """``kdbench.child.ask`` without a process of its own."""
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "stdin", io.StringIO(json.dumps(request)))
+        try:
+            exec(code, {})
+        except SystemExit as end:
+            status = end.code or 0
+    return subprocess.CompletedProcess(code, status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def one_process(monkeypatch):
+    """Workers and short-lived children do their work in this process, which need not import torch for each."""
+    monkeypatch.setattr(runner, "Pool", partial(Pool, start=WorkerHere))
+    monkeypatch.setattr(child, "ask", ask_here)
 
 
 @pytest.fixture

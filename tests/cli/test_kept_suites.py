@@ -61,6 +61,9 @@ def call(tmp_path, monkeypatch):
     monkeypatch.setattr(Store, "check_teacher", lambda self, teacher: None)
     monkeypatch.setattr(runner, "misfits", lambda teachers, files: [])
     monkeypatch.setattr(devices, "query_devices", lambda **_: devices.Machine(threads=1))
+    bundled = {name: path for name, path in load.bundled_suites().items() if name in ("demo", "smoke")}
+    for module in (load, report):  # the others take long to load
+        monkeypatch.setattr(module, "bundled_suites", lambda: bundled)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my suite.yaml").write_text(SUITE)
     save_file(build("resnet8", 10).state_dict(), tmp_path / "checkpoint.pth")

@@ -2,18 +2,31 @@
 
 import json
 import re
+from functools import cache
 
 import pytest
 from typer.testing import CliRunner
 
-from kdbench.cli import checks
+from kdbench.cli import checks, listing
 from kdbench.cli.app import app
 from kdbench.cli.listing import table
 from kdbench.execution import devices
 from kdbench.execution.devices import Gpu, Machine
+from kdbench.suite.load import load_suite
 
 
 KINDS = ["methods", "models", "datasets", "protocols", "suites", "tables", "teachers", "runs"]
+
+
+@pytest.fixture(scope="module")
+def loading():
+    """Loads each bundled suite once."""
+    return cache(load_suite)
+
+
+@pytest.fixture(autouse=True)
+def suites_loaded_once(monkeypatch, loading):
+    monkeypatch.setattr(listing, "load_suite", loading)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -130,7 +143,8 @@ def test_a_prefix_of_two_ids(kdbench, finished):
     assert "several runs" in done.stderr
 
 
-def test_doctor(kdbench, tmp_path):
+def test_doctor(kdbench, monkeypatch, tmp_path):
+    monkeypatch.setattr(checks, "_not_importable", dict)
     done = kdbench("doctor", "--results", "new")
     assert done.returncode == 0, done.stdout
     for word in (
@@ -148,6 +162,14 @@ def test_doctor(kdbench, tmp_path):
     (tmp_path / "file").write_text("")
     done = kdbench("doctor", "--results", "file/below")
     assert (done.returncode, done.stderr) == (2, "file/below: cannot be a folder of results: Not a directory\n")
+
+
+@pytest.mark.slow
+def test_every_package_that_is_needed_can_be_imported(kdbench):
+    done = kdbench("doctor")
+    assert done.returncode == 0, done.stdout
+    for package in checks.PACKAGES:
+        assert re.search(rf"^(ok  |–   ) {package} [0-9]", done.stdout, re.MULTILINE)
 
 
 def test_doctor_says_what_each_gpu_can_do_and_why_one_cannot(monkeypatch, tmp_path):

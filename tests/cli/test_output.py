@@ -1,5 +1,6 @@
 """-o writes whole files, keeps links and modes, and writes to devices and pipes instead of replacing them."""
 
+import io
 import os
 import stat
 import threading
@@ -9,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kdbench.cli.app import app
-from kdbench.cli.options import print_text
+from kdbench.cli.options import answer_of, print_text
 from kdbench.errors import BadInput
 
 
@@ -101,3 +102,13 @@ def test_what_cannot_be_written_is_one_message_and_leaves_nothing(tmp_path, monk
 def test_text_that_is_no_unicode_is_written_all_the_same(write, tmp_path):
     write(tmp_path / "x.csv", "folder \udcff\n")
     assert (tmp_path / "x.csv").read_text(encoding="utf-8") == "folder ?\n"
+
+
+def test_a_terminal_shows_what_takes_long_and_then_nothing_of_it(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    assert answer_of("print(input())", [7], "not answered", "[7] is read") == [7]
+    assert "[7] is read \x1b[33m0:00:00" in terminal.getvalue()
+    assert terminal.getvalue().endswith("\x1b[1A\x1b[2K")

@@ -31,7 +31,7 @@ def files(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_the_page_works(kdbench, files, command):
+def test_a_command_of_the_page_works(kdbench, one_process, files, command):
     done = kdbench(*shlex.split(command)[1:])
     assert done.returncode == 0, done.stderr
     (entry,) = yaml.safe_load(done.stdout[done.stdout.index("  teachers:") :])["teachers"].values()

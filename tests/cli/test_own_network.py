@@ -67,7 +67,7 @@ def test_a_network_of_a_library_in_full(kdbench):
 
 
 @pytest.mark.slow
-def test_weights_of_a_network_of_a_library(kdbench, tmp_path):
+def test_weights_of_a_network_of_a_library(kdbench, one_process, tmp_path):
     network = build_model("timm:resnet10t", classes=10)
     torch.save(network.net.state_dict(), tmp_path / "mine.pth")
     done = kdbench("teachers", "import", "mine.pth", "--network", "timm:resnet10t", "--dataset", "digits")

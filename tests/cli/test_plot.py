@@ -183,7 +183,7 @@ def test_figures_are_listed(kdbench):
 
 
 @pytest.mark.slow
-def test_pictures_of_networks_that_were_trained(kdbench, tmp_path):
+def test_pictures_of_networks_that_were_trained(kdbench, one_process, tmp_path):
     file = tmp_path / "small.yaml"
     file.write_text("""\
 protocol: {base: smoke, node_embedding: 16}

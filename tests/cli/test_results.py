@@ -5,11 +5,12 @@ import shutil
 
 import pytest
 
+from kdbench.cli import results
 from kdbench.files import file_hash, write_json
 from kdbench.store import packs
 from kdbench.store.store import Store
 from kdbench.store.suites import keep_suites
-from kdbench.suite.load import load_suite
+from kdbench.suite.load import find_suite, load_suite
 
 
 @pytest.fixture
@@ -80,7 +81,8 @@ def test_wrong_words_are_named_and_nothing_is_written(kdbench, record, tmp_path,
     assert record.state_file.exists()
 
 
-def test_unused_is_what_no_known_suite_has(kdbench, record, suite_file):
+def test_unused_is_what_no_known_suite_has(kdbench, record, suite_file, monkeypatch):
+    monkeypatch.setattr(results, "bundled_suites", lambda: {"demo": find_suite("demo")})
     assert (
         "There is nothing to remove"
         in kdbench("results", "prune", "results", "--keep", suite_file, "--what", "unused").stdout

@@ -64,6 +64,7 @@ def here(tmp_path, monkeypatch, capsys):
     return call
 
 
+@pytest.mark.slow
 def test_a_list_of_a_scenario_and_the_same_of_a_run(here, monkeypatch, tmp_path):
     code, listed, err = here("data", "samples", "Digits", *OPTIONS)
     assert (code, err) == (0, "")

@@ -64,7 +64,7 @@ def test_many_processes_train_one_teacher_once(kdbench, kdbench_process, suite, 
 
 
 @pytest.mark.slow
-def test_a_flipped_bit_is_found_said_and_repaired(kdbench, suite, teachers):
+def test_a_flipped_bit_is_found_said_and_repaired(kdbench, one_process, suite, teachers):
     assert kdbench("run", suite, "--jobs-per-device", 1).returncode == 0
     before = [file_hash(record.weights_file) for record in teachers]
     good = kdbench("teachers", "verify")
@@ -142,7 +142,7 @@ def checkpoint(tmp_path):
 
 
 @pytest.mark.slow
-def test_import_export_and_use(kdbench, tmp_path, checkpoint):
+def test_import_export_and_use(kdbench, one_process, tmp_path, checkpoint):
     done = kdbench("teachers", "import", checkpoint, "--network", "resnet8", "--dataset", "digits")
     assert done.returncode == 0, done.stderr
     assert "12.25 % stated by the file" in done.stdout
@@ -168,7 +168,7 @@ def test_import_export_and_use(kdbench, tmp_path, checkpoint):
 
 
 @pytest.mark.slow
-def test_a_stated_accuracy_that_is_not_reached_is_a_warning_each_time(kdbench, tmp_path, checkpoint):
+def test_a_stated_accuracy_that_is_not_reached_is_a_warning_each_time(kdbench, one_process, tmp_path, checkpoint):
     torch.save({**torch.load(checkpoint), "accuracy": 90.5, "best_acc": 91.0}, checkpoint)
     for _ in range(2):
         done = kdbench("teachers", "import", checkpoint, "--network", "resnet8", "--dataset", "digits")
@@ -179,7 +179,7 @@ def test_a_stated_accuracy_that_is_not_reached_is_a_warning_each_time(kdbench, t
 
 
 @pytest.mark.slow
-def test_import_without_its_classifier_and_use(kdbench, tmp_path, checkpoint):
+def test_import_without_its_classifier_and_use(kdbench, one_process, tmp_path, checkpoint):
     done = kdbench("teachers", "import", checkpoint, "--network", "resnet8", "--classes", 10)
     assert done.returncode == 0, done.stderr
     assert "used without a classifier" in done.stdout
@@ -219,6 +219,10 @@ def test_what_cannot_be_imported(kdbench, tmp_path, checkpoint):
     page = tmp_path / "page.pth"
     page.write_text("<!DOCTYPE html><html></html>")
     assert "a web page, not weights" in refused(kdbench, tmp_path, page)
+
+
+@pytest.mark.slow
+def test_weights_of_another_architecture_are_refused_with_the_one_that_fits(kdbench, one_process, tmp_path, checkpoint):
     wrong = refused(kdbench, tmp_path, checkpoint, "--network", "wrn-16-1", "--dataset", "digits")
     assert "weights of another architecture" in wrong
     assert "resnet8" in wrong

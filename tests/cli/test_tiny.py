@@ -46,7 +46,7 @@ grid:
 
 
 @pytest.mark.slow
-def test_a_paper_table_is_filled_from_nothing_and_compared_with_nothing(kdbench, own, check, tmp_path):
+def test_a_paper_table_is_filled_from_nothing_and_compared_with_nothing(kdbench, one_process, own, check, tmp_path):
     done = kdbench("run", own, "--tiny", "--devices", "cpu", "--jobs-per-device", 1, "--data", tmp_path / "empty")
     assert done.returncode == 0, done.stderr
     assert "mean nothing" in done.stdout

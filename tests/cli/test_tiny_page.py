@@ -35,7 +35,7 @@ document.getElementById("probe").textContent = JSON.stringify(found);
 
 
 @pytest.mark.slow
-def test_a_page_of_tiny_runs_opens_without_a_word_in_the_console(kdbench, tmp_path):
+def test_a_page_of_tiny_runs_opens_without_a_word_in_the_console(kdbench, one_process, tmp_path):
     (tmp_path / "own.yaml").write_text(SUITE)
     done = kdbench("run", "own.yaml", "--tiny", "--devices", "cpu", "--jobs-per-device", 1)
     assert done.returncode == 0, done.stderr

@@ -72,10 +72,10 @@ def test_files_that_are_no_suites(kdbench, tmp_path, content):
     assert "1 problem. Nothing was run." in done.stderr
 
 
-def test_a_terminal_without_unicode(kdbench_process, tmp_path):
+def test_a_terminal_without_unicode(kdbench_process, tmp_path, suite_file):
     (tmp_path / "x.yaml").write_text("protocol: crd\ngrid: [5]\n")
     assert "teacher: ?" in kdbench_process("validate", "x.yaml", PYTHONIOENCODING="ascii").stderr
-    assert kdbench_process("report", "demo", PYTHONIOENCODING="latin-1").returncode == 0
+    assert kdbench_process("report", suite_file, PYTHONIOENCODING="latin-1").returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdbench.deployment.evaluate import expected_calibration_error, reliability
+from kdbench.deployment.evaluate import classify, expected_calibration_error, reliability
 from kdbench.deployment.finished import find_teacher_of
 from kdbench.deployment.views import Views, _gradcam, compact
 from kdbench.errors import BadInput
@@ -70,6 +70,15 @@ def test_predictions_and_correlations_of_a_finished_run(shelf):
     assert sum(found["images"]) == 60
     (matrix,) = views.correlations()["matrices"]
     assert torch.tensor(matrix).diag().tolist() == pytest.approx([1.0] * 10)
+
+
+def test_a_network_that_is_named_twice_is_asked_once(shelf, monkeypatch):
+    asked = []
+    monkeypatch.setattr("kdbench.deployment.views.classify", lambda *given: asked.append(given) or classify(*given))
+    one = {"run": shelf.specs["run"].id, "results": str(shelf.root), "of": "student"}
+    first, second = Views({"networks": [one, one], "data": "data"}).predictions()["networks"]
+    assert first == second
+    assert len(asked) == 1
 
 
 def test_a_run_without_a_teacher_has_none(shelf, tmp_path):

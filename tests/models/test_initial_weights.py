@@ -1,6 +1,7 @@
 """First weights are drawn from the authors' distributions."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -110,3 +111,11 @@ def check(laws, count):
     assert seen == count
     for kind, values in pooled.items():
         assert not values or deviation(torch.cat(values), kind) < 4
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_shapes_alone_need_no_compiler(name, monkeypatch):
+    """Its import takes over a second of a worker's start."""
+    monkeypatch.setitem(sys.modules, "torch._dynamo", None)
+    with torch.device("meta"):
+        assert all(each.is_meta for each in build(name, 10).parameters())

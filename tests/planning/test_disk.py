@@ -1,11 +1,13 @@
 """Disk space by hand, and that of a bundled suite."""
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 from kdbench.catalogue.networks import network
 from kdbench.catalogue.terms import costs
 from kdbench.planning.cohorts import Cohort
-from kdbench.planning.disk import disk_needed
+from kdbench.planning.disk import Disk, disk_needed
 from kdbench.planning.plan import Plan
 from kdbench.suite.specs import DatasetSpec, HeadSpec, NewLayers, Recipe, RunSpec, Supervised, WeightedTerm
 
@@ -46,3 +48,13 @@ def test_weights_of_stand_ins_are_not_kept():
     plan = Plan((), (Cohort((run("kd", dataset=tiny),)),), 0, 0)
     assert disk_needed(plan, 1).weights == 0
     assert disk_needed(replace(plan, cohorts=()), 1).checkpoints == 0
+
+
+def test_a_file_system_that_may_be_too_small_is_told_with_its_numbers(monkeypatch):
+    disk = Disk(weights=3_000_000_000, checkpoints=1_500_000_000, logs=500_000_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=5_000_000_000))
+    assert disk.warning(Path("results")) == ""
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=21_000_000))
+    assert disk.warning(Path("results")).startswith(
+        "results: 21.0 MB are free, and as much as 5.0 GB may be needed: 3.0 GB of weights, 500.0 MB of logs, up to 1.5 GB of"
+    )

@@ -7,8 +7,20 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
+from kdbench.catalogue.palette import colours, named_styles
 from kdbench.errors import BadInput
-from kdbench.plots.style import Picture, legend, line_handle, method_style, note, panels, shades, sheet, styled, write
+from kdbench.plots.style import (
+    Picture,
+    legend,
+    line_handle,
+    method_style,
+    method_styles,
+    note,
+    panels,
+    shades,
+    styled,
+    write,
+)
 from kdbench.suite.protocol import bundled_protocol, protocol_names
 
 
@@ -27,38 +39,65 @@ VISIONS = {
 """Machado, Oliveira & Fernandes (2009), for linear RGB, at full severity."""
 
 
+def linear(colour):
+    rgb = np.array(to_rgb(colour))
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
 def lab(colour, vision):
     """CIE L*a*b* of a colour as it is seen."""
-    rgb = np.array(to_rgb(colour))
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    seen = np.clip(VISIONS[vision] @ linear, 0, 1)
+    seen = np.clip(VISIONS[vision] @ linear(colour), 0, 1)
     xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ seen
     x, y, z = np.where((r := xyz / [0.9505, 1, 1.089]) > 0.008856, np.cbrt(r), 7.787 * r + 16 / 116)
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
+def contrast(a, b):
+    """WCAG's contrast of two colours."""
+    dark, light = sorted(float(linear(each) @ [0.2126, 0.7152, 0.0722]) + 0.05 for each in (a, b))
+    return light / dark
+
+
 @pytest.mark.parametrize("vision", VISIONS)
-def test_methods_of_one_line_differ_in_colour_for_any_vision(vision):
-    styles = {name: method_style(name) for name in sheet()["methods"]}
-    for (a, first), (b, second) in combinations(styles.items(), 2):
-        if first.line == second.line and first.marker == second.marker:
-            assert np.linalg.norm(lab(first.colour, vision) - lab(second.colour, vision)) > 10, (a, b)
+@pytest.mark.parametrize("ground", [0, 1])
+def test_any_two_colours_differ_for_any_vision_on_light_and_dark(ground, vision):
+    for (a, first), (b, second) in combinations(colours().items(), 2):
+        assert np.linalg.norm(lab(first[ground], vision) - lab(second[ground], vision)) > 10, (a, b)
+
+
+def test_lines_can_be_seen_on_light_and_dark():
+    for name, (light, dark) in colours().items():
+        assert min(contrast(light, "#ffffff"), contrast(dark, "#14181f")) >= 3, name
 
 
 def test_no_two_methods_share_colour_line_and_marker():
-    styles = [(s.colour, s.line, s.marker) for s in map(method_style, sheet()["methods"])]
-    assert len(set(styles)) == len(styles)
+    assert len(set(named_styles().values())) == len(named_styles())
 
 
-def test_every_bundled_method_is_in_the_sheet():
+def test_every_bundled_method_has_its_style():
     named = {method for name in protocol_names() for method in bundled_protocol(name).terms}
-    assert named <= sheet()["methods"].keys(), named - sheet()["methods"].keys()
+    assert named <= named_styles().keys(), named - named_styles().keys()
 
 
 def test_a_method_of_ones_own_and_a_sweep_keep_their_style():
     assert method_style("semckd[beta=100]") == method_style("semckd[beta=400]") == method_style("semckd")
     assert method_style("my-loss") == method_style("my-loss") != method_style("my-other-loss")
-    assert method_style("my-loss").line not in {method_style(name).line for name in sheet()["methods"]}
+    assert method_style("my-loss").line not in {method_style(name).line for name in named_styles()}
+
+
+def test_methods_in_one_picture_differ_and_keep_their_colours():
+    names = [
+        "kd[weight=1]",
+        *(f"kd[weight={at}]" for at in range(2, 12)),
+        *(f"own-{at}" for at in range(20)),
+        "kd",
+        "ega",
+    ]
+    found = method_styles(names)
+    assert list(found) == names
+    assert len({style[1:3] for style in found.values()}) == len(names)
+    assert (found["kd"], found["ega"]) == (method_style("kd"), method_style("ega"))
+    assert all(style.colour == method_style(name).colour for name, style in found.items())
 
 
 def test_ten_classes_differ():

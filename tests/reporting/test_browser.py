@@ -70,18 +70,20 @@ document.getElementById("probe").textContent = JSON.stringify(found);
 
 @pytest.fixture
 def probe(tmp_path):
-    """Open a page with the probe in it; returns what it found and what the browser wrote to its console."""
+    """Open a page with the probe in it; returns what it found and what else than its error is in the browser's console."""
 
     def look(page, script=PROBE):
         file = tmp_path / "page.html"
-        file.write_text(page.replace("</body>", script + "</body>"), encoding="utf-8")
+        error = "<script>console.error('of the probe')</script>"
+        file.write_text(page.replace("</body>", script + error + "</body>"), encoding="utf-8")
         done = subprocess.run(
             [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
              "--enable-logging=stderr", "--dump-dom",
              f"--user-data-dir={tmp_path / 'profile'}", "--window-size=500,800", file.as_uri()],
             capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
-        console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+        *console, last = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+        assert "of the probe" in last
         text = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.S)[1]
         return json.loads(text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")), console
 
@@ -158,9 +160,8 @@ const shape = (mark) => {
   const [first, ...rest] = mark.getAttribute("points").split(" ").map((point) => point.split(",").map(Number));
   return rest.map(([x, y]) => [Math.round(5 * (x - first[0])), Math.round(5 * (y - first[1]))].join());
 };
-const style = (swatch) => [swatch.children[0].getAttribute("stroke-dasharray"), shape(swatch.children[1])].join(" ");
-const styles = Array.from(document.querySelectorAll("#pick-methods .swatch"), style);
-found.styles = [styles.length, new Set(styles).size];
+found.styles = Array.from(document.querySelectorAll("#pick-methods .swatch"), ({ children: [line, mark] }) =>
+  [getComputedStyle(line).stroke, getComputedStyle(line).strokeDasharray, shape(mark).join(" ")]);
 found.lines = document.querySelectorAll("#curves polyline").length;
 found.marks = document.querySelectorAll("#curves .mark").length;
 document.getElementById("probe").textContent = JSON.stringify(found);
@@ -168,7 +169,8 @@ document.getElementById("probe").textContent = JSON.stringify(found);
 """
 
 
-def test_a_suites_own_methods_are_ticked_and_all_differ_without_colour(trained, probe):
+def test_a_suites_own_methods_are_ticked_and_all_look_as_in_pictures(trained, probe):
+    method_styles = pytest.importorskip("kdbench.plots.style", exc_type=ImportError).method_styles
     names = [f"m{at}" for at in range(8)]  # each better than the ones before
     sweep = ", ".join(f"{{name: {name}, terms: {{ce: 1, kd: {at + 2}}}}}" for at, name in enumerate(names))
     suite, store = trained(
@@ -178,14 +180,18 @@ def test_a_suites_own_methods_are_ticked_and_all_differ_without_colour(trained, 
     report = measured_report([suite], [store])
     found, console = probe(html(report, ReportOptions()), CHOSEN)
     assert (console, found["ticked"]) == ([], ["ce", *names])
-    assert found["styles"] == [15, 15]
+    looks = method_styles(["ce", *names, "kd", "at", "sp", "vid", "rkd", "pkt"]).values()
+    assert [(colour, dashes) for colour, dashes, _ in found["styles"]] == [
+        (
+            f"rgb({', '.join(str(int(look.colour[at : at + 2], 16)) for at in (1, 3, 5))})",
+            "none" if look.line == "solid" else ", ".join(f"{2 * length:g}px" for length in look.line[1]),
+        )
+        for look in looks
+    ]
+    shapes = {(look.marker, shape) for look, (_, _, shape) in zip(looks, found["styles"], strict=True)}
+    assert len(shapes) == len({marker for marker, _ in shapes}) == len({shape for _, shape in shapes})
+    assert len({(dashes, shape) for _, dashes, shape in found["styles"]}) == 15
     assert (found["lines"], found["marks"]) == (14, 14 * 4)  # the last has not been run
-
-
-def test_the_probe_sees_errors(page, probe):
-    _, console = probe(page.replace("</body>", "<script>console.error('seen')</script></body>"))
-    assert len(console) == 1
-    assert "seen" in console[0]
 
 
 @pytest.mark.skipif(shutil.which("pdftotext") is None, reason="needs pdftotext, to read the print")

@@ -268,6 +268,7 @@ def test_environments_without_facts():
     assert len(header) == len(line)
 
 
+@pytest.mark.slow
 def test_two_thousand_runs_make_a_small_page_quickly(load, about, tmp_path):
     suite = load(
         "protocol: crd\ndataset: cifar100\ntrials: 25\n"

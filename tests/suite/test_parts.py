@@ -91,6 +91,19 @@ def test_what_is_refused(grid, changes, message):
         grid(method="ft", **changes)
 
 
+@pytest.mark.parametrize("place", ["head", "head_simultaneous", "parts.ft"])
+@pytest.mark.parametrize("value", [1, 2, 0, "x"])
+def test_batch_norm_parts_are_refused_where_no_batch_norm_trains(grid, place, value):
+    section = f"{place.replace('.', ': {')}: {{batch_norm_parts: {value}}}{'}' * place.count('.')}"
+    with pytest.raises(BadSuite) as caught:
+        grid(method="ft", protocol=f"{{base: crd, {section}}}")
+    (problem,) = caught.value.problems
+    assert problem.path == f"grid[0].protocol.{place}.batch_norm_parts"
+    assert problem.message == (
+        "'batch_norm_parts' divides a batch where a network's batch norms train, and here none does: leave it out"
+    )
+
+
 def test_the_weights_of_ft():
     assert formula(bundled_protocol("crd").terms["ft"]) == "1·ce + 200·ft"
     assert formula(bundled_protocol("sskd").terms["ft"]) == "0.1·ce + 200·ft + 0.9·kd"

@@ -4,19 +4,28 @@
 const NAMESPACE = "http://www.w3.org/2000/svg";
 const picked = { table: 0, pair: 0, methods: new Set() };
 const pick = (name) => document.getElementById("pick-" + name);
-/* Methods differ by colour, by the shape of their marks and by dashes: 280 of them, the first 35 without colour, too. */
-const colour = (index) => "var(--c" + (index % 8) + ")";
-const dashes = (index) => ["none", "7 3", "2 3", "9 3 2 3", "14 4"][Math.floor(index / SHAPES.length) % 5];
+/* A method's colour, dashes in widths of the line, and marker are those of `kdbench plot`. */
+const WIDTH = 2;
+const styleOf = (index) => DATA[picked.table].styles[index];
+const colour = (index) => "var(--" + styleOf(index)[0] + ")";
+const dashes = (index) => styleOf(index)[1].map((length) => WIDTH * length).join(" ") || "none";
 const PLUS = [[-0.4, -1.2], [0.4, -1.2], [0.4, -0.4], [1.2, -0.4], [1.2, 0.4], [0.4, 0.4], [0.4, 1.2], [-0.4, 1.2], [-0.4, 0.4], [-1.2, 0.4], [-1.2, -0.4], [-0.4, -0.4]];
-const SHAPES = [
-  Array.from({ length: 24 }, (_, at) => [Math.cos(at * Math.PI / 12), Math.sin(at * Math.PI / 12)]),
-  [[-0.9, -0.9], [0.9, -0.9], [0.9, 0.9], [-0.9, 0.9]],
-  [[0, -1.2], [1.15, 0.9], [-1.15, 0.9]],
-  [[0, -1.3], [1.3, 0], [0, 1.3], [-1.3, 0]],
-  PLUS,
-  [[0, 1.2], [1.15, -0.9], [-1.15, -0.9]],
-  PLUS.map(([x, y]) => [(x - y) * Math.SQRT1_2, (x + y) * Math.SQRT1_2]),
-];
+const corners = (count, radius, inner = radius) => Array.from({ length: count }, (_, at) => {
+  const angle = (2 * at / count - 0.5) * Math.PI, r = at % 2 ? inner : radius;
+  return [r * Math.cos(angle), r * Math.sin(angle)];
+});
+const SHAPES = {
+  o: corners(24, 1),
+  s: [[-0.9, -0.9], [0.9, -0.9], [0.9, 0.9], [-0.9, 0.9]],
+  D: corners(4, 1.3),
+  "^": [[0, -1.2], [1.15, 0.9], [-1.15, 0.9]],
+  v: [[0, 1.2], [1.15, -0.9], [-1.15, -0.9]],
+  P: PLUS,
+  X: PLUS.map(([x, y]) => [(x - y) * Math.SQRT1_2, (x + y) * Math.SQRT1_2]),
+  p: corners(5, 1.2),
+  h: corners(6, 1.2),
+  "*": corners(10, 1.4, 0.6),
+};
 
 function draw(parent, tag, attributes, text) {
   const element = document.createElementNS(NAMESPACE, tag);
@@ -26,16 +35,18 @@ function draw(parent, tag, attributes, text) {
   return element;
 }
 
-/* The mark of a method around a point. */
+/* The mark of a method around a point, open where its line has dashes. */
 function mark(parent, index, x, y, r, attributes = {}) {
-  const points = SHAPES[index % SHAPES.length].map(([dx, dy]) => (x + r * dx).toFixed(1) + "," + (y + r * dy).toFixed(1));
-  return draw(parent, "polygon", { fill: colour(index), ...attributes, class: ("mark " + (attributes.class || "")).trim(), points: points.join(" ") });
+  const [, gaps, marker] = styleOf(index);
+  const points = SHAPES[marker].map(([dx, dy]) => (x + r * dx).toFixed(1) + "," + (y + r * dy).toFixed(1));
+  const fill = gaps.length ? "var(--ground)" : colour(index);
+  return draw(parent, "polygon", { stroke: colour(index), fill, ...attributes, class: ("mark " + (attributes.class || "")).trim(), points: points.join(" ") });
 }
 
 /* A method's line and mark, before its name. */
 function swatch(parent, index) {
   const svg = draw(parent, "svg", { class: "swatch", viewBox: "0 0 30 10", "aria-hidden": "true" });
-  draw(svg, "line", { x1: 0, x2: 30, y1: 5, y2: 5, "stroke-width": 2, stroke: colour(index), "stroke-dasharray": dashes(index) });
+  draw(svg, "line", { x1: 0, x2: 30, y1: 5, y2: 5, "stroke-width": WIDTH, stroke: colour(index), "stroke-dasharray": dashes(index) });
   mark(svg, index, 15, 5, 3.6);
 }
 
@@ -139,7 +150,7 @@ function drawCurves() {
     }
   }
   for (const curve of curves) {
-    const style = { stroke: colour(curve.index), "stroke-dasharray": dashes(curve.index) };
+    const style = { stroke: colour(curve.index), "stroke-width": WIDTH, "stroke-dasharray": dashes(curve.index) };
     draw(svg, "polyline", { class: "line", points: path(curve.epochs, curve.mean).join(" "), ...style });
     const every = Math.ceil(curve.epochs.length / 6);
     curve.epochs.forEach((epoch, at) => {
@@ -232,7 +243,7 @@ function label(svg, group, y) {
   for (const point of [...group].sort((a, b) => b.cell.mean - a.cell.mean)) {
     above = Math.max(y(point.cell.mean) + 4, above + 13);
     draw(svg, "line", { class: "grid", x1: point.x + 6, x2: right - 3, y1: y(point.cell.mean), y2: above - 4 });
-    draw(svg, "text", { x: right, y: above, style: "fill:" + colour(point.index) }, point.name);
+    draw(svg, "text", { x: right, y: above }, point.name);
   }
 }
 
