@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench import __version__
+from kdbench.errors import KdbenchError, reason_of
 from kdbench.execution.devices import NO_GPUS, Machine, Slot, query_devices
 from kdbench.execution.worker_handle import Inbox, RunOptions, WorkerHandle
 from kdbench.files import write_bytes, write_text
@@ -168,21 +169,33 @@ class Seat:
     def send(self, message: dict[str, Any], files: Files, lent: Sequence[Any] = ()) -> None:
         """Write the records that a job needs, and send it to the worker.
 
-        ``lent``: for each of the message's replicas Ray's reference to what ``lend`` of its seat returns.
+        ``lent``: for each of the message's replicas Ray's reference to what ``lend`` of its seat returns. Where one of these
+        seats is lost, nothing is sent: its holder hears of that. Other failures are told as the worker's ``exit``.
         """
         if lent:
             import ray
 
-            beside = zip(message["replicas"], ray.get(lent), strict=True)
+            try:
+                beside = zip(message["replicas"], ray.get(lent), strict=True)
+            except ray.exceptions.RayError:
+                return
             message = {**message, "replicas": [{**replica, "environment": there} for replica, there in beside]}
-        if self.mirror:
-            self.mirror.write(files)
-        if not self.worker and not message.get("stop"):
-            self.worker = WorkerHandle(self.slot, self.options, self.inbox)
+        try:
             if self.mirror:
-                note_users(self.mirror.root, os.getpid(), self.worker.pid)
+                self.mirror.write(files)
+            if not self.worker and not message.get("stop"):
+                self._start_worker()
+        except (OSError, KdbenchError) as error:
+            reason = f"the worker of {self.slot.name} cannot be started: {reason_of(error)}"
+            self.inbox.put((self.slot.name, {"event": "exit", "code": 1, "reason": reason}))
+            return
         if self.worker:
             self.worker.send(message)
+
+    def _start_worker(self) -> None:
+        self.worker = WorkerHandle(self.slot, self.options, self.inbox)
+        if self.mirror:
+            note_users(self.mirror.root, os.getpid(), self.worker.pid)
 
     def lend(self) -> dict[str, str]:
         """End the worker. Returns the environment in which another process finds the slot's device."""

@@ -256,6 +256,25 @@ def test_a_seat_has_a_worker_from_its_first_job_until_it_is_lent(tmp_path, monke
     assert made == [leader.worker, other.worker]
 
 
+def test_a_worker_that_cannot_be_started_on_a_node_has_ended(tmp_path):
+    (tmp_path / "logs").touch()
+    seat = Seat(Slot("n:cpu:0", "cpu", NO_GPUS), RunOptions(tmp_path), shares_results=True)
+    seat.send({"runs": []}, {})
+    (event,) = seat.events()[1]
+    assert (event["event"], event["code"]) == ("exit", 1)
+    assert event["reason"].startswith("the worker of n:cpu:0 cannot be started: FileExistsError")
+
+
+def test_a_job_is_not_sent_without_a_seat_that_is_lost(tmp_path, monkeypatch):
+    def get(lent):
+        raise RuntimeError
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=get, exceptions=SimpleNamespace(RayError=RuntimeError)))
+    seat = Seat(Slot("n:cpu:0", "cpu", NO_GPUS), RunOptions(tmp_path), shares_results=True)
+    seat.send({"runs": [], "replicas": [{}]}, {}, ["a seat"])
+    assert not seat.worker
+
+
 @pytest.mark.parametrize("per_run", [0, 2])
 def test_shares_of_a_gpu_that_may_be_the_same_train_no_run_together(per_run):
     with pytest.raises(BadInput, match="--jobs-per-device 2: runs that take several GPUs of a cluster take whole ones"):
