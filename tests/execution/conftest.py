@@ -97,7 +97,7 @@ class Place:
 
     def files(self):
         """Everything that must be the same byte for byte."""
-        folders = [folder for kind in ("teachers", "runs") for folder in sorted((self.results / kind).iterdir())]
+        folders = [folder for kind in ("teachers", "runs") for folder in sorted((self.results / kind).glob("*"))]
         return {(f.parent.name, f.name, name): (f / name).read_bytes() for f in folders for name in KEPT}
 
 
