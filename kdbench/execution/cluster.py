@@ -6,11 +6,12 @@ Ray places the actors and tells which have died; what runs where and when is the
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -184,25 +185,42 @@ def connected(options: RunOptions, tell: Callable[[str], None], *, writing: bool
     Raises BadInput where Ray is not installed, or there is no cluster.
     """
     check_options(options)
-    try:
-        import ray
-        import ray.util.scheduling_strategies
-    except ImportError:
-        raise BadInput("--cluster needs Ray: pip install 'kdbench[cluster]'") from None
     how: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
-    if options.cluster == "local":
-        how["include_dashboard"] = False
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(options.cluster, **how)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        raise BadInput(
-            f"--cluster {options.cluster}: no Ray cluster can be reached: {last_line(error)}. Write local, auto, or "
-            "HOST:PORT of one that 'ray start --head' has started"
-        ) from None
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # Ray's prints its stack, and gives an exit code of its own
-    try:
+    with ExitStack() as stack:
+        if options.cluster == "local":
+            how["include_dashboard"] = False
+            stack.enter_context(_own_token())
+        try:
+            import ray
+            import ray.util.scheduling_strategies
+        except ImportError:
+            raise BadInput("--cluster needs Ray: pip install 'kdbench[cluster]'") from None
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            ray.init(options.cluster, **how)
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+            tokens = "" if "RAY_AUTH_MODE" in os.environ else ". If it asks for a token: export RAY_AUTH_MODE=token"
+            raise BadInput(
+                f"--cluster {options.cluster}: no Ray cluster can be reached: {last_line(error)}. Write local, auto, or "
+                f"HOST:PORT of one that 'ray start --head' has started{tokens}"
+            ) from None
+        stack.callback(ray.shutdown)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray's prints its stack, and gives an exit code of its own
         yield Cluster(ray, options, tell, writing=writing)
+
+
+@contextmanager
+def _own_token() -> Iterator[None]:
+    """Let Ray protect what it starts with a token of this process's own.
+
+    Otherwise it leaves one in the home folder: later heads would ask for that, and later nodes and drivers not give it.
+    """
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    added = {} if "RAY_AUTH_MODE" in os.environ else {name: own[name] for name in own if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
     finally:
-        ray.shutdown()
+        for name in added:
+            del os.environ[name]

@@ -325,7 +325,11 @@ def test_an_array_with_a_cancelled_and_a_preempted_task_gives_the_same_records(
 def test_a_ray_cluster_in_a_preempted_job_gives_the_same_records(
     slurm, kdbench, kdbench_process, tmp_path, monkeypatch
 ):
+    """A token in the home folder is asked for by Ray's head alone; nodes and driver would not send it."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as many as a node has cores
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text(64 * "7")
     (tmp_path / "own.yaml").write_text(SUITE)
     job = kdbench("slurm", "own.yaml", "--cluster", 2, "--gpus-per-task", 0, "--trials", 2, "--submit").stdout.split()[
         -1

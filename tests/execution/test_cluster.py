@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -297,6 +297,26 @@ def test_without_ray_one_line_says_how_to_get_it(monkeypatch):
         connected(RunOptions(cluster="auto"), print),
     ):
         pass
+
+
+def test_a_cluster_that_is_started_here_has_a_token_of_its_own(monkeypatch, tmp_path):
+    """Ray would leave one in the home folder, and ask for it in clusters that others start there."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    seen = []
+    ray = ModuleType("ray")
+    ray.init = lambda address, **_: seen.append((os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]))
+    ray.shutdown = lambda: None
+    for name in ("ray", "ray.util", "ray.util.scheduling_strategies"):
+        monkeypatch.setitem(sys.modules, name, ray)
+    for _ in range(2):
+        with connected(RunOptions(tmp_path, tmp_path, cluster="local"), print):
+            pass
+    (mode, first), (_, second) = seen
+    assert mode == "token"
+    assert len(first) == 64
+    assert first != second
+    assert "RAY_AUTH_TOKEN" not in os.environ
 
 
 def test_a_mirror_gives_what_has_changed_and_takes_results_last(tmp_path, monkeypatch):

@@ -220,7 +220,8 @@ import socket, ray.util
 with socket.create_server(("", 0)) as free:
     print(ray.util.get_node_ip_address(), free.getsockname()[1], sep=":")')
 host=${{address%:*}} port=${{address##*:}}
-export RAY_USAGE_STATS_ENABLED=0
+export RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=token RAY_AUTH_TOKEN
+RAY_AUTH_TOKEN=$({python} -c 'import secrets; print(secrets.token_hex(32))')
 start_ray() {{ # NODES FIRST OPTIONS...
     exec srun --nodes="$1" --ntasks="$1" --relative="$2" --cpu-bind=none --output={log} --open-mode=append \\
         {python} -m ray.scripts.scripts start --block --num-cpus="$SLURM_CPUS_ON_NODE" --num-gpus={gpus} "${{@:3}}"
