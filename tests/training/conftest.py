@@ -23,12 +23,12 @@ from kdbench.training.weights import WeightFiles
 
 
 CPU = torch.device("cpu")
-TINY = DatasetSpec(name="digits", train_per_class=4, test_per_class=3, size=16)
+TINY = DatasetSpec(name="digits", train_per_class=4, test_per_class=3, size=8)
 RECIPE = Recipe(epochs=3, batch=16, lr=0.02, momentum=0.9, weight_decay=5e-4, milestones=(2,), crop_padding=2)
 NEEDS_A_FINISHED_TEACHER = {"ft", "sskd"}
 SUITE = """
 protocol: {{base: smoke, lr: 0.02, node_embedding: {node_embedding}{changes}}}
-dataset: {{name: digits, train_per_class: 4, test_per_class: 1, size: 16}}
+dataset: {{name: digits, train_per_class: 4, test_per_class: 1, size: 8}}
 grid:
   - {{teacher: resnet8, student: wrn-10-1, strategy: {strategy}, method: [{methods}]}}
   - {{teacher: resnet8, student: wrn-16-1, strategy: {strategy}, method: hkd}}
