@@ -40,6 +40,7 @@ def test_the_installed_torchvision_loads():
     assert "CIFAR100" in done.stdout
 
 
+@pytest.mark.slow
 def test_missing_operators_are_declared_and_the_import_tried_again():
     done = python(STUB)
     assert done.returncode == 0, done.stderr

@@ -19,24 +19,41 @@ from kdbench.errors import BadInput, KdbenchError
 from kdbench.models import build
 from kdbench.store.result import Result
 from kdbench.suite.networks import network_spec
+from kdbench.suite.specs import DatasetSpec
 from kdbench.training.build import keep_code, new_network
 from kdbench.training.checkpoint import write_tensors
 
 
-OWN = {known.builder: name for name, known in networks().items() if known.builder != "clip"}
+OWN = {known.builder: name for name, known in networks().items() if known.builder != "clip"} | {
+    "imagenet_resnet": "rn50"
+}
 
 
 LOGITS_OF_FOLDERS = """
 import importlib, sys, torch
 images = torch.load("images.pt")
-for name in ("run", "layers"):
+for name in sys.argv[1:]:
     sys.path.insert(0, name)
     model = importlib.import_module("model")
     with torch.no_grad():
         torch.save([model.load()(images), model.load()(images / 255)], f"{name}.pt")
     del sys.modules["model"]
+    sys.modules.pop("exported_nets", None)
 assert not any(name.partition(".")[0] == "kdbench" for name in sys.modules)
 """
+
+
+def assert_folders_give_logits_of(networks, folder):
+    """Each subfolder that is named so, of pixels and of their shares of 255, in a process without kdbench."""
+    raw = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    torch.save(raw, folder / "images.pt")
+    subprocess.run([sys.executable, "-c", LOGITS_OF_FOLDERS, *networks], cwd=folder, check=True)
+    facts = DatasetSpec(name="digits").facts
+    for name, network in networks.items():
+        with torch.no_grad():
+            expected = Classifier(network, (), facts.mean, facts.std).eval()(raw)
+        for logits in torch.load(folder / f"{name}.pt"):
+            torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_folder_gives_the_logits_without_kdbench(shelf, tmp_path):
@@ -44,15 +61,8 @@ def test_the_folder_gives_the_logits_without_kdbench(shelf, tmp_path):
     for name in names:
         files = kdbench.export(shelf.specs[name].id[:8], tmp_path / name, results=shelf.root)
         assert files == ["README.md", "config.json", "model.py", "model.safetensors"]
-    raw = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
-    torch.save(raw, tmp_path / "images.pt")
-    subprocess.run([sys.executable, "-c", LOGITS_OF_FOLDERS], cwd=tmp_path, check=True)
+    assert_folders_give_logits_of({name: shelf.networks[name] for name in names}, tmp_path)
     for name in names:
-        facts = shelf.specs[name].dataset.facts
-        with torch.no_grad():
-            expected = Classifier(shelf.networks[name], (), facts.mean, facts.std).eval()(raw)
-        for logits in torch.load(tmp_path / f"{name}.pt"):
-            torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
         described = json.loads((tmp_path / name / "config.json").read_text())
         assert (described["class_names"], described["size"]) == ([str(digit) for digit in range(10)], 32)
         card = (tmp_path / name / "README.md").read_text()
@@ -71,36 +81,28 @@ class Net(nn.Sequential):
 """
 
 
-@pytest.mark.parametrize("name", ["run", "teacher"])
-def test_a_network_from_elsewhere_brings_its_code(shelf, tmp_path, name):
-    (tmp_path / "exported_nets.py").write_text(NET)
-    with locating_modules({"exported_nets": tmp_path}.get):
-        student = network_spec("mine", "exported_nets:Net", arguments={"width": 6})
-        spec = shelf.specs[name].model_copy(update={"student" if name == "run" else "network": student})
-        network = new_network(student, spec.dataset, None, "student", 0).eval()
-        keep_code(student, shelf.store)
-    record, other = (
-        (shelf.store.run if name == "run" else shelf.store.teacher)(each.id) for each in (spec, shelf.specs[name])
-    )
-    record.begin(spec.canonical())
-    sha256 = write_tensors(record.weights_file, network.state_dict())
-    fields = other.result().model_dump(exclude={"id", "weights_sha256"})
-    record.write_metrics([])
-    record.finish(Result(id=spec.id, weights_sha256=sha256, **fields), {})
-    (tmp_path / "exported_nets.py").unlink()
-    files = kdbench.export(spec.id, tmp_path / "net", results=shelf.root)
-    assert files == ["README.md", "config.json", "exported_nets.py", "model.py", "model.safetensors"]
-    images = torch.rand(2, 3, 32, 32)
-    torch.save(images, tmp_path / "images.pt")
-    code = (
-        "import sys, torch, model; torch.save(model.load()(torch.load('../images.pt')), '../logits.pt')\n"
-        "assert not any(name.partition('.')[0] == 'kdbench' for name in sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "net", check=True)
-    facts = spec.dataset.facts
-    expected = Classifier(network, (), facts.mean, facts.std).eval()(images)
-    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected)
-    assert "the modules beside it" in (tmp_path / "net" / "README.md").read_text()
+def test_a_network_from_elsewhere_brings_its_code(shelf, tmp_path):
+    made, module = {}, tmp_path / "exported_nets.py"
+    for name, role in (("run", "student"), ("teacher", "network")):
+        module.write_text(NET)
+        with locating_modules({"exported_nets": tmp_path}.get):
+            net = network_spec("mine", "exported_nets:Net", arguments={"width": 6})
+            spec = shelf.specs[name].model_copy(update={role: net})
+            made[name] = new_network(net, spec.dataset, None, "student", 0).eval()
+            keep_code(net, shelf.store)
+        record, other = (
+            (shelf.store.run if name == "run" else shelf.store.teacher)(each.id) for each in (spec, shelf.specs[name])
+        )
+        record.begin(spec.canonical())
+        sha256 = write_tensors(record.weights_file, made[name].state_dict())
+        fields = other.result().model_dump(exclude={"id", "weights_sha256"})
+        record.write_metrics([])
+        record.finish(Result(id=spec.id, weights_sha256=sha256, **fields), {})
+        module.unlink()
+        files = kdbench.export(spec.id, tmp_path / name, results=shelf.root)
+        assert files == ["README.md", "config.json", "exported_nets.py", "model.py", "model.safetensors"]
+        assert "the modules beside it" in (tmp_path / name / "README.md").read_text()
+    assert_folders_give_logits_of(made, tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
@@ -129,7 +131,7 @@ def test_the_source_of_each_family_is_whole(builder):
     exec(compile(text, "model.py", "exec"), names)
     mine, theirs = names["build"](classes=10, **known.arguments).eval(), build(known.name, 10).eval()
     mine.load_state_dict(theirs.state_dict())
-    images = torch.rand(2, 3, 64, 64)
+    images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(mine(images).logits, theirs(images).logits)
 

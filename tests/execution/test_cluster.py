@@ -109,7 +109,6 @@ def test_looking_for_a_plan_writes_nothing(tmp_path):
     found = Cluster(FakeRay({"a1": FACTS}), options, print, writing=False).slots()
     assert [slot.name for slot in found] == ["a:cpu:0"]
     assert not (tmp_path / "r").exists()
-    assert look_at_node("", [], gpus=False).shares_results
 
 
 def test_without_any_node_nothing_runs(look):
@@ -117,11 +116,15 @@ def test_without_any_node_nothing_runs(look):
         look({"c1": RuntimeError("gone")})
 
 
-def test_a_nodes_facts(tmp_path):
+def test_a_nodes_facts(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(node, "query_devices", lambda *, gpus: Machine(threads=3 if gpus else 2))
     (tmp_path / "token").touch()
     facts = look_at_node(str(tmp_path / "token"), [str(tmp_path), str(tmp_path / "no")], gpus=False)
-    assert (facts.versions, facts.shares_results, facts.missing) == (versions(), True, [str(tmp_path / "no")])
+    assert facts == NodeFacts(versions(), Machine(threads=2), shares_results=True, missing=[str(tmp_path / "no")])
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
     assert not look_at_node(str(tmp_path / "other"), [], gpus=False).shares_results
+    assert look_at_node("", [], gpus=False).shares_results
 
 
 class Held:

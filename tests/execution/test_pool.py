@@ -585,6 +585,7 @@ def test_a_real_worker_answers_in_json_lines_and_ends_with_its_input(tmp_path):
     assert not list((tmp_path / "logs").iterdir())
 
 
+@pytest.mark.slow
 def test_a_real_worker_whose_device_cannot_be_used_says_why_and_ends(tmp_path):
     import queue
 

@@ -113,7 +113,7 @@ def test_a_resnets_maps(theirs):
         assert torch.equal(before.relu(), after)
 
 
-@pytest.mark.parametrize("theirs", ["clip-vit-b32"], indirect=True)
+@pytest.mark.parametrize("theirs", ["clip-rn50", pytest.param("clip-vit-b32", marks=pytest.mark.slow)], indirect=True)
 @pytest.mark.parametrize("layout", ["bare.safetensors", "bare.bin", "tower.pt"])
 def test_other_layouts(theirs, tmp_path, layout):
     path = tmp_path / layout

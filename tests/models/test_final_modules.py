@@ -1,20 +1,14 @@
 """What the networks say of their own parts."""
 
 import pytest
-import torch
 
 from kdbench.catalogue.networks import network, networks
-from kdbench.models import build
-
-
-def on_meta(name):
-    with torch.device("meta"):
-        return build(name)
+from kdbench.models.checkpoints import _meta_network
 
 
 @pytest.mark.parametrize("name", [name for name, net in networks().items() if net.builder != "clip"])
 def test_every_part_is_named_once(name):
-    net = on_meta(name)
+    net = _meta_network(name)
     children = dict(net.named_children())
     rest = {net.classifier_name, *net.tail_modules}
     assert rest <= children.keys()
@@ -23,7 +17,7 @@ def test_every_part_is_named_once(name):
 
 @pytest.mark.parametrize("name", [name for name, net in networks().items() if len(net.features) > 1])
 def test_the_last_batch_norms_have_their_stages_channels(name):
-    net = on_meta(name)
+    net = _meta_network(name)
     if net.stages == ():
         assert network(name).builder == "imagenet_shufflenetv2"
         return

@@ -18,7 +18,13 @@ THEIRS = {
 STAGES = {"resnet": "layer1 layer2 layer3 layer4", "shufflenet": "stage2 stage3 stage4"}
 
 
-@pytest.fixture(params=THEIRS, scope="module")
+DEEPER = ("resnet34", "rn101")
+"""Networks whose blocks a shallower one has too."""
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=pytest.mark.slow if name in DEEPER else ()) for name in THEIRS], scope="module"
+)
 def pair(request, tmp_path_factory):
     """One of our networks and torchvision's with the same weights and statistics, brought over as a file."""
     import_torchvision()

@@ -23,12 +23,12 @@ from kdbench.training.weights import WeightFiles
 
 
 CPU = torch.device("cpu")
-TINY = DatasetSpec(name="digits", train_per_class=4, test_per_class=3, size=16)
+TINY = DatasetSpec(name="digits", train_per_class=4, test_per_class=3, size=8)
 RECIPE = Recipe(epochs=3, batch=16, lr=0.02, momentum=0.9, weight_decay=5e-4, milestones=(2,), crop_padding=2)
 NEEDS_A_FINISHED_TEACHER = {"ft", "sskd"}
 SUITE = """
 protocol: {{base: smoke, lr: 0.02, node_embedding: {node_embedding}{changes}}}
-dataset: {{name: digits, train_per_class: 4, test_per_class: 1, size: 16}}
+dataset: {{name: digits, train_per_class: 4, test_per_class: 1, size: {size}}}
 grid:
   - {{teacher: resnet8, student: wrn-10-1, strategy: {strategy}, method: [{methods}]}}
   - {{teacher: resnet8, student: wrn-16-1, strategy: {strategy}, method: hkd}}
@@ -229,12 +229,12 @@ def method_of(term):
 
 @pytest.fixture
 def every_term(tmp_path):
-    """every_term(strategy, {changes of the protocol}): a run with each loss term that the strategy allows.
+    """every_term(strategy, {changes of the protocol}, pixels): a run with each loss term that the strategy allows.
 
     A new term needs no line here.
     """
 
-    def runs(strategy, changes=None):
+    def runs(strategy, changes=None, size=8):
         terms = [name for name in term_names() if name != "hkd"]
         if strategy == "simultaneous":
             terms = [name for name in terms if name not in NEEDS_A_FINISHED_TEACHER]
@@ -242,7 +242,9 @@ def every_term(tmp_path):
         node_embedding = "null" if strategy == "pretrained" else 8
         methods = ", ".join(map(method_of, terms))
         more = "".join(f", {key}: {value}" for key, value in (changes or {}).items())
-        file.write_text(SUITE.format(strategy=strategy, methods=methods, node_embedding=node_embedding, changes=more))
+        file.write_text(
+            SUITE.format(strategy=strategy, methods=methods, node_embedding=node_embedding, changes=more, size=size)
+        )
         return [run.spec for run in load_suite(file).runs]
 
     return runs

@@ -18,10 +18,10 @@ def company(bench, make_run):
     """company(culprits, strategy): neighbours train among runs with such terms, and alone; gives how the culprits failed."""
 
     def train(culprits, strategy):
-        setting = {"scenario": Scenario(label_noise=0.5), "teacher_view": Preprocessing(crop_padding=1, size=20)}
+        setting = {"scenario": Scenario(label_noise=0.5), "teacher_view": Preprocessing(crop_padding=1, size=12)}
 
         def run(terms):
-            return make_run({"ce": 1, "kd": 1, **terms}, strategy, {"epochs": 1, "size": 16}, **setting)
+            return make_run({"ce": 1, "kd": 1, **terms}, strategy, {"epochs": 1}, **setting)
 
         neighbours = [run(terms) for terms in NEIGHBOURS]
         bad = [run(terms) for terms in culprits]

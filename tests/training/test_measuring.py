@@ -19,7 +19,7 @@ from kdbench.training.checkpoint import write_tensors
 from kdbench.training.measuring import take_measurement
 
 
-OTHER = DatasetSpec(name="digits", classes=5, train_per_class=6, test_per_class=4, size=16)
+OTHER = DatasetSpec(name="digits", classes=5, train_per_class=6, test_per_class=4, size=8)
 HOW = ProbeProtocol(title="quick", epochs=4, batch=8, lr=0.1, momentum=0.9)
 CPU = torch.device("cpu")
 KEPT = ("spec.json", "metrics.jsonl", "result.json", "weights.safetensors")
@@ -86,7 +86,7 @@ def test_the_images_come_in_the_size_and_with_the_constants_of_the_network(done)
     _, run = done
     source = StudentOf(run=run)
     spec = probe(source, DatasetSpec(name="stl10"), HOW)
-    assert spec.dataset.size == 16
+    assert spec.dataset.size == run.dataset.size == 8
     assert spec.recipe.size is None
     assert spec.recipe.mean == view_of(source).mean == view_of(run.teacher).mean
 

@@ -101,26 +101,27 @@ def test_other_company_after_a_stop(bench, make_run):
     assert apart.files(*runs) == whole.files(*runs)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_damaged_state_is_set_aside_and_the_run_starts_again(bench, make_run, seed):
+def test_a_damaged_state_is_set_aside_and_the_run_starts_again(bench, make_run):
+    """A flipped bit, an empty file and half a file."""
     runs = mixed(make_run, "simultaneous")[:2]
-    whole, hurt = bench("whole"), bench("hurt")
+    whole, stopped = bench("whole"), bench("stopped")
     whole.train(*runs)
-    hurt.teachers(*runs)
-    jobs.train_cohort(runs, hurt.again(stop_after=4).shop)
-    path = hurt.store.run(runs[1].id).state_file
-    content = bytearray(path.read_bytes())
-    draw = random.Random(seed)
-    if seed < 2:
-        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-    else:
-        del content[0 if seed == 2 else len(content) // 2 :]
-    path.write_bytes(content)
-    last = hurt.again()
-    jobs.train_cohort(runs, last.shop)
-    assert any("quarantined as state.pt.damaged-1" in text for text in last.texts("resumed"))
-    assert (path.parent / "state.pt.damaged-1").exists()
-    assert hurt.files(*runs) == whole.files(*runs)
+    stopped.teachers(*runs)
+    stopped.again(stop_after=4).cohort(*runs)
+    for seed in range(4):
+        hurt = stopped.copy(f"hurt{seed}")
+        path = hurt.record(runs[1]).state_file
+        content = bytearray(path.read_bytes())
+        draw = random.Random(seed)
+        if seed < 2:
+            content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        else:
+            del content[0 if seed == 2 else len(content) // 2 :]
+        path.write_bytes(content)
+        hurt.cohort(*runs)
+        assert any("quarantined as state.pt.damaged-1" in text for text in hurt.texts("resumed")), seed
+        assert (path.parent / "state.pt.damaged-1").exists()
+        assert hurt.files(*runs) == whole.files(*runs), seed
 
 
 def test_a_state_of_another_version_is_set_aside_and_its_message_says_why(bench, make_run, monkeypatch):

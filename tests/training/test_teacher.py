@@ -242,14 +242,14 @@ def test_a_teacher_that_diverges_says_so(bench, teacher):
 def test_a_bf16_teacher_casts_its_weights_once_and_shows_what_autocast_computes(name):
     network = build(name, 10)
     teacher = FrozenTeacher(network, bf16=True)
-    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    shown = teacher.forward(Batch(images, torch.zeros(4, dtype=torch.long), torch.arange(4)))
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    shown = teacher.forward(Batch(images, torch.zeros(2, dtype=torch.long), torch.arange(2)))
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         expected = network(images)
     pairs = zip(torch.utils._pytree.tree_leaves(shown), torch.utils._pytree.tree_leaves(expected), strict=True)
     assert all(left.dtype == right.dtype and torch.equal(left, right) for left, right in pairs)
     assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
-    widened = FrozenTeacher(network, bf16=True, widened=True).forward(Batch(images, torch.zeros(4), torch.arange(4)))
+    widened = FrozenTeacher(network, bf16=True, widened=True).forward(Batch(images, torch.zeros(2), torch.arange(2)))
     for left, right in zip(
         torch.utils._pytree.tree_leaves(widened), torch.utils._pytree.tree_leaves(expected), strict=True
     ):
@@ -262,7 +262,7 @@ def test_a_bf16_teacher_that_learns_casts_its_backbone_once(recipe):
     network = NodeEmbedding(build("resnet8x4", 10).requires_grad_(False), classes=10, width=16)
     plain = deepcopy(network).eval()
     teacher = OnlineTeacher(network, recipe, bf16=True)
-    images, labels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(4)
+    images, labels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(2)
     teacher.epoch = 1
     shown = teacher.forward(Batch(images, labels, labels))
     with torch.autocast("cpu", dtype=torch.bfloat16):

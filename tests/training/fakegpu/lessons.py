@@ -43,8 +43,8 @@ NEEDS_ITS_STUDENT = {"hkd", "semckd-pair"}
 def _lessons() -> dict[str, tuple[RunSpec, int]]:
     """A run of each method and strategy of the suite `smoke`, and one with wrong labels, and the epoch to begin with.
 
-    Runs with an initial stage are there twice. The student is a light one where the method permits: the number of
-    operations does not depend on the size of batches and maps, but the time of the test does.
+    Runs with an initial stage are there twice. The student is a light one and the images are small where the method
+    permits: the number of operations does not depend on the size of batches and maps, but the time of the test does.
     """
     (suite,) = load_suites(["smoke"])
     lessons: dict[str, tuple[RunSpec, int]] = {}
@@ -56,7 +56,7 @@ def _lessons() -> dict[str, tuple[RunSpec, int]]:
             continue
         changes = {"recipe": run.spec.recipe.model_copy(update={"batch": 8})}
         if run.method not in NEEDS_ITS_STUDENT:
-            changes["student"] = LIGHT
+            changes |= {"student": LIGHT, "dataset": run.spec.dataset.model_copy(update={"size": 8})}
         spec = run.spec.model_copy(update=changes)
         lessons[name] = spec, 1
         if any(term(use.name).initial for use in spec.terms):
