@@ -55,7 +55,7 @@ encoders do."""
 COHORT = 6
 """Runs of a cohort, unless its teacher is the costlier part: a student of SemCKD takes up to 0.4 gigabytes."""
 
-RATE = 5.0e-7
+RATE = 5.0e-8
 """At a recipe's own rate deep networks diverge on so small batches of so like images. One rate for all recipes leaves fewer
 teachers and parts of them that differ."""
 
