@@ -198,7 +198,7 @@ def test_pictures_of_networks_that_were_trained(kdbench, one_process, tmp_path):
     file = tmp_path / "small.yaml"
     file.write_text("""\
 protocol: {base: smoke, node_embedding: 16}
-dataset: {name: digits, train_per_class: 8, test_per_class: 6}
+dataset: {name: digits, train_per_class: 4, test_per_class: 3}
 grid:
   - {teacher: resnet8, student: resnet8, method: [ce, semckd], protocol: smoke}
   - {teacher: resnet8, student: resnet14, method: ega, strategy: simultaneous}
@@ -211,7 +211,7 @@ grid:
         "correlation": 2 * 100 + 100,
         "similarity": 2 * 9 + 9,
         "confusion": 3 * 100 + 2 * 100,
-        "tsne --class 3 --class 7": 12 * 5,
+        "tsne --class 3 --class 7": 6 * 5,
         "gradcam --image 3 --image 5": 2 * 5 * 8 * 8,
         "calibration": None,
     }
