@@ -195,8 +195,8 @@ def _trouble_with_locks(folder: Path) -> str:
                 return "its file system grants one lock twice" if _flock(descriptor) else ""
             finally:
                 os.close(descriptor)
-    except Taken:
-        return ""  # another process tries the same
+    except (Taken, FileNotFoundError):
+        return ""  # another process tries the same, or has just removed the file
     finally:
         with contextlib.suppress(OSError):
             path.unlink()

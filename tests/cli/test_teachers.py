@@ -44,11 +44,11 @@ def teachers(suite, tmp_path):
 
 
 @pytest.mark.slow
-def test_many_processes_train_one_teacher_once(kdbench, kdbench_process, suite, teachers):
-    with ThreadPoolExecutor(3) as pool:
-        calls = [pool.submit(kdbench_process, "teachers", "train", suite, "--jobs-per-device", 1) for _ in range(3)]
+def test_two_processes_train_one_teacher_once(kdbench, kdbench_process, suite, teachers):
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(kdbench_process, "teachers", "train", suite, "--jobs-per-device", 1) for _ in range(2)]
         done = [call.result() for call in calls]
-    assert [each.returncode for each in done] == [0, 0, 0], done
+    assert [each.returncode for each in done] == [0, 0], done
     assert all("2 teachers are there." in each.stdout for each in done)
     assert [record.metadata()["sessions"] for record in teachers] == [1, 1]
     trained = sum(each.stderr.count("epoch") > 0 or "finished teacher" in each.stderr for each in done)

@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 
 from kdbench.errors import BadInput, KdbenchError
 from kdbench.store import lock as lock_module
 from kdbench.store.liveness import Process, process_state, signature
-from kdbench.store.lock import Lock, Taken
+from kdbench.store.lock import Lock, Taken, prepare_locks
 from kdbench.store.store import Store
 
 
@@ -156,3 +157,17 @@ def test_a_group_may_lock_where_the_umask_lets_it(path, umask, mode):
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == mode
+
+
+def test_a_probe_that_another_process_has_removed_is_no_trouble(tmp_path, monkeypatch):
+    acquire = Lock.acquire
+
+    @contextmanager
+    def acquired(lock, timeout):
+        with acquire(lock, timeout=timeout) as held:
+            lock.path.unlink()
+            yield held
+
+    monkeypatch.setattr(Lock, "acquire", acquired)
+    prepare_locks(tmp_path)
+    assert list(tmp_path.iterdir()) == []
