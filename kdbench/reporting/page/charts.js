@@ -127,7 +127,7 @@ function chosenCurves() {
 /* Curves part at the end: it is drawn first where it holds a few tests. */
 function endIsWorthALook() {
   const epochs = DATA.flatMap((table) => table.cells).map((cell) => (cell && cell.top1 ? cell.top1.epochs : []));
-  return epochs.some((found) => found.filter((epoch) => epoch >= 0.75 * found.at(-1)).length > 3);
+  return epochs.some((found) => found.filter((epoch) => epoch >= 0.75 * found.at(-1)).length >= 3);
 }
 
 let readAt = null;
