@@ -80,7 +80,7 @@ class WorkerHere:
         self.context = worker._context(settings, torch.device("cpu"), self.emit, lambda: False)
         self.emit("ready")
 
-    def send(self, message, job=None):
+    def send(self, message, job=None, beside=()):
         self.emit("done", **worker._work(json.loads(json.dumps(message, default=str)), self.context))
 
     def close(self):
