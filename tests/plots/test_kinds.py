@@ -8,64 +8,10 @@ import pytest
 from kdbench.plots.data import PlotOptions, Source
 from kdbench.plots.kinds import draw
 from kdbench.reporting.report import measured_report
-from kdbench.store.result import Accuracy, Result
-from kdbench.store.store import Store
-from kdbench.suite.load import load_suite
 from kdbench.suite.selection import select
 
 
-SUITE = """\
-protocol: semckd
-trials: 2
-methods:
-  "kd[temperature=2]": {ce: 1, kd: {weight: 1, temperature: 2}}
-  "kd[temperature=8]": {ce: 1, kd: {weight: 1, temperature: 8}}
-  "semckd[pair=S1-T1]": {ce: 1, kd: 1, semckd: {weight: 400, student_layer: 1, teacher_layer: 1}}
-  "semckd[pair=S1-T3]": {ce: 1, kd: 1, semckd: {weight: 400, student_layer: 1, teacher_layer: 3}}
-  "semckd[pair=S2-T3]": {ce: 1, kd: 1, semckd: {weight: 400, student_layer: 2, teacher_layer: 3}}
-grid:
-  - teacher: resnet32x4
-    student: [vgg8, resnet8x4]
-    dataset: cifar100
-    method: [ce, kd, at, semckd, "kd[temperature=2]", "kd[temperature=8]",
-             "semckd[pair=S1-T1]", "semckd[pair=S1-T3]", "semckd[pair=S2-T3]"]
-"""
-VGG8 = {
-    "ce": 70.0, "kd": 75.0, "at": 72.0, "semckd": 76.0, "kd[temperature=2]": 73.0, "kd[temperature=8]": 71.0,
-    "semckd[pair=S1-T1]": 72.5, "semckd[pair=S1-T3]": 75.5, "semckd[pair=S2-T3]": 73.5,
-}  # fmt: skip
-"""Mean accuracy of two trials, one less and one more by one. A resnet8x4 has 68 alone, and gains half as much. The teacher
-has 80."""
 FIRST, SECOND = "resnet32x4 → vgg8", "resnet32x4 → resnet8x4"
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The suite, and the store that holds its runs and its teacher."""
-    folder = tmp_path_factory.mktemp("kinds")
-    (folder / "own.yaml").write_text(SUITE)
-    suite, store = load_suite(folder / "own.yaml"), Store(folder / "results")
-    for number, run in enumerate(suite.runs):
-        record, mean = store.run(run.id), VGG8[run.method]
-        if str(run.spec.student) == "resnet8x4":
-            mean = 68 + (mean - 70) / 2
-        last = Accuracy(epoch=240, top1=mean + (-1, 1)[run.spec.trial], top5=90.0)
-        record.begin(run.spec.canonical())
-        epochs = [
-            {"epoch": epoch, "loss": 240 / epoch, "top1": last.top1 - 10 + epoch / 24} for epoch in (60, 120, 240)
-        ]
-        if run.method == "semckd":
-            epochs[-1]["attention"] = [[0.7, 0.2, 0.1], [0.3, 0.3, 0.4 + 0.1 * run.spec.trial]]
-        record.write_metrics(epochs)
-        record.weights_file.touch()
-        about = {"device": {"kind": "cpu"}, "macs": 1e9 * (1 + number % 7), "seconds": 100.0 + number}
-        record.finish(Result(id=run.id, kind="run", last=last, best=last, weights_sha256=""), about)
-    teacher = next(run.spec.teacher for run in suite.runs if run.spec.teacher)
-    known = Accuracy(epoch=240, top1=80.0, top5=95.0)
-    record = store.teacher(teacher.id)
-    record.begin(teacher.canonical())
-    record.finish(Result(id=teacher.id, kind="teacher", last=known, best=known, weights_sha256=""), {})
-    return suite, store
 
 
 @pytest.fixture
