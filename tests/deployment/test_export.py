@@ -68,6 +68,11 @@ def test_the_folder_gives_the_logits_without_kdbench(shelf, tmp_path):
         card = (tmp_path / name / "README.md").read_text()
         assert shelf.specs[name].id in card
         assert "top-1 10.00 % on the test images" in card
+        assert "- Weights: trained with kdbench from random ones." in card
+    assert "- Method: new layers\n" in card
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "- Method: 1·ce\n- Teacher: none\n- Epochs: 1, trial 0\n" in card
+    assert "The other files" not in card
 
 
 NET = """\
@@ -120,6 +125,21 @@ def test_each_format_takes_any_batch(shelf, tmp_path, format):
         expected = Classifier(shelf.networks["run"], (), facts.mean, facts.std).eval()(images)
         found = read(tmp_path / "net" / file, images)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    card = (tmp_path / "net" / "README.md").read_text()
+    assert "The other files take float images from 0 to 1, [B, 3, 32, 32]" in card
+    assert f"- `{file}`: `" in card
+
+
+@pytest.mark.parametrize(
+    ("largest", "difference", "same"), [(0.1, 9e-5, True), (1, 1.1e-4, False), (50, 4e-3, True), (50, 6e-3, False)]
+)
+def test_logits_may_differ_by_a_ten_thousandth_of_the_largest(largest, difference, same):
+    expected = torch.tensor([[0.0, -largest]])
+    if same:
+        exporting._compare("model.pt2", lambda: expected + difference, expected)
+    else:
+        with pytest.raises(KdbenchError, match=r"model\.pt2 gives other logits than the network"):
+            exporting._compare("model.pt2", lambda: expected + difference, expected)
 
 
 @pytest.mark.parametrize("builder", sorted(OWN))
