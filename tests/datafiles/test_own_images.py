@@ -256,6 +256,7 @@ def test_a_contact_sheet(pets):
     sheet = np.asarray(contact_sheet(read(folder(pets))))
     assert sheet.shape == (128, 384, 3)
     assert sheet[10, 32::64, 0].tolist() == [0, 40, 10, 50, 20, 60]  # by turns
+    assert sheet[74, 32::64, 0].tolist() == [30, 70, 255, 255, 255, 255]
 
 
 def test_an_unwritable_cache(pets, monkeypatch, tmp_path):
