@@ -183,14 +183,14 @@ class Held:
 
 @pytest.fixture
 def sit(tmp_path, monkeypatch):
-    """sit(ray, kind="cpu", **options): a seat of two cores on node 1, or of a GPU, which is given back after a moment, and its inbox."""
+    """sit(ray, …): a seat of two cores on node 1, or of a GPU, which is given back after a moment, and its inbox."""
     monkeypatch.setattr(seats, "PLACE_SECONDS", 0.05)
     monkeypatch.setattr(seats, "WAIT_SECONDS", 0.05)
     made = []
 
     def at(ray, kind="cpu", **options):
         inbox = queue.Queue()
-        slot = Slot(f"n:{kind}:0", kind, NO_GPUS, 2, host="n")
+        slot = Slot(f"n:{kind}:0", kind, NO_GPUS, 2, Gpu("A") if kind == "gpu" else None, host="n")
         made.append(SeatHandle(ray, slot, RunOptions(tmp_path, **options), inbox, Node("1", "n"), Store(tmp_path)))
         return made[-1], inbox
 
