@@ -5,6 +5,7 @@ from itertools import cycle
 import numpy as np
 import pytest
 
+from kdbench.errors import BadInput
 from kdbench.plots.data import PlotOptions, Source
 from kdbench.plots.kinds import draw
 from kdbench.reporting.report import measured_report
@@ -184,3 +185,38 @@ def test_heat_of_each_network_and_image(shown):
     assert list(zip(one["row"], one["column"], one["heat"], one["predicted"], strict=True)) == [
         (0, 0, 0, "cat"), (0, 1, 0.5, "cat"), (1, 0, 1, "cat"), (1, 1, 0.2, "cat"),
     ]  # fmt: skip
+
+
+@pytest.fixture
+def lacking(finished):
+    """Why a kind of picture cannot be drawn of a part of the runs."""
+    suite, store = finished
+
+    def why(kind, *only, **options):
+        with pytest.raises(BadInput) as caught:
+            draw(kind, Source(measured_report(select([suite], only), [store]), PlotOptions(**options)))
+        return str(caught.value)
+
+    return why
+
+
+@pytest.mark.parametrize(
+    ("kind", "methods", "options", "message"),
+    [
+        ("bars", "ce", {"metrics": ("probe",)}, "these suites train no linear probes"),
+        ("layer-pairs", "ce,kd", {}, "no method of these suites is named by a pair of layers"),
+        ("gap", "kd", {}, "no trial has a method, the plain student (ce) and a better teacher"),
+        ("improvement", "ce,kd,at", {}, "--target is missing"),
+        ("improvement", "kd,semckd", {"target": "semckd"}, "these suites have no runs of ce"),
+        ("improvement", "ce,semckd", {"target": "semckd"}, "nothing can be compared with semckd"),
+        ("improvement", "ce,kd", {"target": "kdd"}, "--target kdd: no run has this method. Did you mean 'kd'?"),
+        ("cost", "ce", {"metrics": ("second",)}, "--metric second: a cost is seconds or macs. Did you mean 'seconds'?"),
+        ("curves", "ce", {"metrics": ("losss",)}, "--metric losss: no run of these records it. Did you mean 'loss'?"),
+        ("sweep", "ce,kd", {}, "no setting varies: draw bars instead"),
+        ("cd", "ce,kd", {}, "no critical difference: "),
+        ("attention", "ce,kd", {}, "no run of these suites has recorded attention"),
+        ("calibration", "ce", {}, "this picture needs networks"),
+    ],
+)
+def test_what_results_lack_is_said(lacking, kind, methods, options, message):
+    assert message in lacking(kind, f"method={methods}", **options)
