@@ -66,3 +66,22 @@ def test_the_dead_are_told_from_the_living(store):
     age(store, ELSEWHERE, live.FORGOTTEN_SECONDS + 30)
     forget_the_dead(store)
     assert {sighting.heartbeat.process for sighting in sightings(store)} == {Process.current(), CONTAINER}
+
+
+@pytest.mark.parametrize(
+    ("event", "place", "part", "test"),
+    [
+        ({"epoch": 0, "epochs": 0}, "waiting", 0, ""),
+        ({"epoch": 3, "epochs": 240, "top1": 9.5}, "3/240", 3 / 240, "9.50 @ 3"),
+        ({"epoch": 3, "epochs": 240, "share": 0.25, "top1": 9.5, "tested": 2}, "3.25/240", 3.25 / 240, "9.50 @ 2"),
+        ({"epoch": -27, "epochs": 240, "initial_epochs": 30}, "3/30 (initial)", 3 / 270, ""),
+        ({"epoch": 0, "epochs": 240, "initial_epochs": 30}, "30/30 (initial)", 30 / 270, ""),
+        ({"epoch": 1, "epochs": 240, "initial_epochs": 30}, "1/240", 31 / 270, ""),
+    ],
+)
+def test_where_a_network_is_in_its_training(event, place, part, test):
+    network = NetworkAt(label="kd")
+    network.advance({"initial_epochs": 0, **event})
+    assert (network.place, network.part, network.test) == (place, pytest.approx(part), test)
+    network.advance({"initial_epochs": 0, **event, "top1": None})
+    assert network.test == test
