@@ -116,6 +116,10 @@ def test_without_any_node_nothing_runs(look):
         look({"c1": RuntimeError("gone")})
 
 
+def test_a_patch_of_python_makes_no_difference():
+    assert versions()["Python"] == f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
 def test_a_nodes_facts(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(node, "query_devices", lambda *, gpus: Machine(threads=3 if gpus else 2))
