@@ -116,16 +116,13 @@ def test_without_any_node_nothing_runs(look):
         look({"c1": RuntimeError("gone")})
 
 
-def test_a_patch_of_python_makes_no_difference():
-    assert versions()["Python"] == f"{sys.version_info.major}.{sys.version_info.minor}"
-
-
 def test_a_nodes_facts(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(node, "query_devices", lambda *, gpus: Machine(threads=3 if gpus else 2))
     (tmp_path / "token").touch()
     facts = look_at_node(str(tmp_path / "token"), [str(tmp_path), str(tmp_path / "no")], gpus=False)
     assert facts == NodeFacts(versions(), Machine(threads=2), shares_results=True, missing=[str(tmp_path / "no")])
+    assert versions()["Python"] == f"{sys.version_info.major}.{sys.version_info.minor}"
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
     assert not look_at_node(str(tmp_path / "other"), [], gpus=False).shares_results
     assert look_at_node("", [], gpus=False).shares_results
@@ -203,14 +200,11 @@ def sit(tmp_path, monkeypatch):
         assert handle.close()
 
 
-@pytest.mark.parametrize(
-    ("kind", "jobs", "asked"),
-    [("cpu", None, (2, 0)), ("gpu", None, (0, 1)), ("gpu", 1, (0, 1)), ("gpu", 4, (0, 0.25))],
-)
-def test_a_seat_asks_for_its_cores_or_its_share_of_a_gpu(sit, kind, jobs, asked):
+def test_a_seat_asks_for_its_cores_or_its_share_of_a_gpu(sit):
     ray = Held()
-    sit(ray, kind, jobs_per_device=jobs)
-    assert ray.asked == [("1", *asked)]
+    for kind, jobs in (("cpu", None), ("gpu", None), ("gpu", 4)):
+        sit(ray, kind, jobs_per_device=jobs)
+    assert ray.asked == [("1", 2, 0), ("1", 0, 1), ("1", 0, 0.25)]
 
 
 def test_a_seat_that_another_job_holds_up_gives_its_job_back_and_starts_when_it_can(sit):
