@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from kdbench.catalogue.plugins import locating_modules
 from kdbench.errors import BadInput, BadSuite
 from kdbench.models.build import _facts_or_error
 from kdbench.planning.plan import changed_plugins
@@ -260,3 +261,18 @@ def test_of_several_networks_the_one_whose_code_ends_the_process_is_named(monkey
     monkeypatch.setattr(networks, "_ask", ASK)
     assert ASK([good, bad]) == [{"macs": 7}, {"error": f"bad cannot be built: {reason}"}]
     assert asked == [["good", "bad"], ["good"], ["bad"]]
+
+
+def test_the_process_that_measures_is_told_where_the_modules_are(monkeypatch, tmp_path):
+    asked = []
+
+    def ask(code, request, seconds):
+        asked.append(request["beside"])
+        return SimpleNamespace(returncode=0, stdout="[{}, {}]", stderr="")
+
+    monkeypatch.setattr(networks, "ask", ask)
+    monkeypatch.setitem(networks.SOURCES, "5" * 64, SimpleNamespace(beside=("suite_helpers", "elsewhere")))
+    own = NetworkSpec(name="own", build="suite_nets.inner:Net", source_sha256="5" * 64)
+    with locating_modules({"suite_nets": tmp_path, "suite_helpers": tmp_path / "x", "timm": tmp_path}.get):
+        ASK([own, NetworkSpec(name="other", build="timm:other")])
+    assert asked == [{"suite_nets": str(tmp_path), "suite_helpers": str(tmp_path / "x")}]
