@@ -37,6 +37,7 @@ TERM_CONSTANTS = (
     "paper",
     "reads",
     "needs_teacher",
+    "reads_maps",
     "requires",
     "full_batches",
     "initial",
@@ -71,6 +72,7 @@ class TermInfo:
     paper: str
     reads: str
     needs_teacher: bool
+    reads_maps: bool
     requires: tuple[str, ...]
     full_batches: int
     part: tuple[str, ...] | None

@@ -71,6 +71,12 @@ class Term(nn.Module):
 
     needs_teacher: ClassVar[bool] = True
 
+    reads_maps: ClassVar[bool] = True
+    """Whether it reads the teacher's feature maps or pre-activations, or the teacher itself in ``begin_epoch``.
+
+    Where no term does, the teacher's logits and embeddings may come from a cache, without maps.
+    """
+
     requires: ClassVar[tuple[str, ...]] = ()
     """Conditions on the pair of networks, checked before anything runs (kdbench/suite/compatibility.py)."""
 

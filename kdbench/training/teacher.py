@@ -83,7 +83,9 @@ class FrozenTeacher:
     @torch.no_grad()
     def forward(self, batch: Batch) -> Outputs:
         """The teacher's outputs, without gradient."""
-        return self._look(self.view_of(batch))
+        with self._autocast(batch.images.device):
+            outputs = self._outputs(batch)
+        return self._as_shown(outputs)
 
     def learn(self) -> None:
         """Learn from the batch that was shown last."""
@@ -97,9 +99,29 @@ class FrozenTeacher:
         }
 
     def _look(self, images: Tensor) -> Outputs:
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+        with self._autocast(images.device):
             outputs: Outputs = self.inference(images)
+        return self._as_shown(outputs)
+
+    def _outputs(self, batch: Batch) -> Outputs:
+        """Those that were looked up for a batch, without maps; all, from its images, where none were."""
+        if batch.taught is not None:
+            return Outputs(*batch.taught, [], [])
+        outputs: Outputs = self.inference(self.view_of(batch))
+        return outputs
+
+    def _as_shown(self, outputs: Outputs) -> Outputs:
         return mapped(Tensor.float, outputs) if self.widened else outputs
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    @torch.no_grad()
+    def fixed_outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, K] and embeddings [B, D] of the part that never learns, which an OutputCache keeps."""
+        with self._autocast(images.device):
+            outputs: Outputs = self.inference(images)
+        return outputs.logits, outputs.embedding
 
     @staticmethod
     def view_of(batch: Batch) -> Tensor:
@@ -171,7 +193,7 @@ class OnlineTeacher(FrozenTeacher):
         shown = network.on(_cast_once(network.backbone)) if bf16 else network
         if inference == "compiled":
             shown.backbone.compile(dynamic=False)
-        self.inference = shown
+        self.inference = self.headed = shown
         self.head = nn.ModuleList([network.node, network.fc]).requires_grad_(True)
         self.recipe = recipe
         self.optimiser = make_optimiser(list(self.head.parameters()), recipe)
@@ -209,13 +231,22 @@ class OnlineTeacher(FrozenTeacher):
             return super().forward(batch)
         self.optimiser.zero_grad(set_to_none=True)
         labels = batch.labels if batch.clean_labels is None else batch.clean_labels
-        images = self.view_of(batch)
-        with torch.enable_grad(), torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            outputs: Outputs = self.inference(images)
+        with torch.enable_grad(), self._autocast(batch.images.device):
+            outputs = self._outputs(batch)
             loss = F.cross_entropy(outputs.logits, labels)
         loss.backward()  # type: ignore[no-untyped-call]
         seen = Outputs(outputs.logits.detach(), outputs.embedding.detach(), outputs.features, outputs.preactivations)
-        return mapped(Tensor.float, seen) if self.widened else seen
+        return self._as_shown(seen)
+
+    def _outputs(self, batch: Batch) -> Outputs:
+        return super()._outputs(batch) if batch.taught is None else self.headed.extend(super()._outputs(batch))
+
+    @torch.no_grad()
+    def fixed_outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings [B, D] of the frozen backbone, and no logits: [B, 0]."""
+        with self._autocast(images.device):
+            embedding = self.headed.backbone(images).embedding
+        return embedding[:, :0], embedding
 
     def learn(self) -> None:
         """One step of the new layers, once the students have taken theirs."""

@@ -1,0 +1,82 @@
+"""What could stand in for a frozen teacher's passes: its outputs for all crops of the training images, kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kdbench.catalogue.terms import term
+from kdbench.catalogue.text import file_size
+from kdbench.errors import BadRecord
+from kdbench.planning.cost import NOTHING, Work, forward, image_counts
+from kdbench.store.store import Store
+from kdbench.suite.networks import info
+from kdbench.suite.specs import NewLayers, RunSpec, Scenario, Teacher, digest
+
+
+@dataclass(frozen=True)
+class CachedOutputs:
+    """The outputs of a teacher's frozen network for all ``crops`` of a data set's training images.
+
+    making: what is to be computed for them, all of it or a cohort's share
+    saved:  the share of the time of all cohorts that read them which they save
+    """
+
+    id: str
+    teacher: Teacher
+    dataset: str
+    crops: int
+    images: int
+    bytes: int
+    making: Work = NOTHING
+    saved: float = 0.0
+
+    def __str__(self) -> str:
+        what = f"{self.teacher.network} for {self.crops} crops of {self.images:,} images of {self.dataset}"
+        return f"{what} ({file_size(self.bytes)}), which saves {self.saved:.0%} of their cohorts' time"
+
+    def share(self, factor: float) -> CachedOutputs:
+        """The same for a cohort that makes so much of them."""
+        return replace(self, making=self.making * factor)
+
+    def folder(self, store: Store) -> Path | None:
+        """Where they are, or will be; None as long as the teacher's weights are not there."""
+        try:
+            weights = store.hashes([self.teacher])
+        except BadRecord:
+            return None
+        return store.outputs(f"{self.id}-{weights[:12]}") if weights else None
+
+    def missing(self, store: Store) -> float:
+        """The share of them that is still to be computed."""
+        folder = self.folder(store)
+        return 1 - len([*folder.glob("[!.]*.bin")]) / self.crops if folder else 1.0
+
+
+def cached_outputs(runs: Sequence[RunSpec]) -> CachedOutputs | None:
+    """What could stand in for the passes of a cohort's teacher. None where its students see transformed copies, or read maps.
+
+    Of images that stay files there are too many crops, and a few-shot subset is another one in each trial.
+    """
+    taught = [run for run in runs if run.teacher]
+    if not taught or taught[0].dataset.facts.streamed or taught[0].scenario != Scenario():
+        return None
+    terms = [term(use.name, use.source_sha256) for run in taught for use in run.terms]
+    if any(each.views or (each.needs_teacher and each.reads_maps) for each in terms):
+        return None
+    run, teacher = taught[0], taught[0].teacher
+    assert teacher
+    view, (images, _) = (run.teacher_view or run.recipe).preprocessing, image_counts(run.dataset)
+    precision, shown = run.teacher_precision or run.recipe.precision, images * view.crops
+    key = [teacher.id, bool(run.head), run.dataset.canonical(), view.id, precision, run.teacher_inference]
+    size = shown * _values(run, teacher) * (2 if precision == "bf16" else 4)
+    making = forward(teacher.network, run.dataset, shown, shown / run.recipe.batch, view)
+    return CachedOutputs(digest(key), teacher, run.dataset.name, view.crops, images, size, making)
+
+
+def _values(run: RunSpec, teacher: Teacher) -> int:
+    """How many numbers are kept of each image: embedding and logits, or the embedding below layers that still learn."""
+    width = teacher.head.width if isinstance(teacher, NewLayers) else info(teacher.network).embedding
+    classes = teacher.dataset.class_count if teacher.dataset and teacher.has_classifier and not run.head else 0
+    return width + classes
