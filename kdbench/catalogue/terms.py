@@ -72,7 +72,7 @@ class TermInfo:
     paper: str
     reads: str
     needs_teacher: bool
-    reads_maps: bool
+    reads_maps: bool | str
     requires: tuple[str, ...]
     full_batches: int
     part: tuple[str, ...] | None
@@ -87,6 +87,12 @@ class TermInfo:
     def source_sha256(self) -> str | None:
         """The hash of its source; None for a bundled term, which the version of kdbench identifies."""
         return self.source.sha256 if self.source else None
+
+    def needs_maps(self, given: Mapping[str, Any]) -> bool:
+        """Whether the term reads the teacher's maps, with these hyper-parameters."""
+        if isinstance(self.reads_maps, bool):
+            return self.needs_teacher and self.reads_maps
+        return bool(given.get(self.reads_maps, self.hyperparameters[self.reads_maps].default))
 
     def initial_epochs(self, given: Mapping[str, Any]) -> int:
         """The epochs in which the term pre-trains the student, with these hyper-parameters."""

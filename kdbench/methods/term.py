@@ -71,10 +71,11 @@ class Term(nn.Module):
 
     needs_teacher: ClassVar[bool] = True
 
-    reads_maps: ClassVar[bool] = True
+    reads_maps: ClassVar[bool | str] = True
     """Whether it reads the teacher's feature maps or pre-activations, or the teacher itself in ``begin_epoch``.
 
-    Where no term does, the teacher's logits and embeddings may come from a cache, without maps.
+    Or the name of the hyper-parameter that decides. Where no term of a cohort does, the teacher's logits and embeddings may
+    come from a cache, without maps.
     """
 
     requires: ClassVar[tuple[str, ...]] = ()

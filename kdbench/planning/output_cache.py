@@ -17,7 +17,7 @@ from kdbench.suite.specs import NewLayers, RunSpec, Scenario, Teacher, digest
 
 @dataclass(frozen=True)
 class CachedOutputs:
-    """The outputs of a teacher's frozen network for all ``crops`` of a data set's training images.
+    """The outputs of a ``teacher``, without its new layers, for all ``crops`` of a data set's training images.
 
     making: what is to be computed for them, all of it or a cohort's share
     saved:  the share of the time of all cohorts that read them which they save
@@ -62,21 +62,17 @@ def cached_outputs(runs: Sequence[RunSpec]) -> CachedOutputs | None:
     taught = [run for run in runs if run.teacher]
     if not taught or taught[0].dataset.facts.streamed or taught[0].scenario != Scenario():
         return None
-    terms = [term(use.name, use.source_sha256) for run in taught for use in run.terms]
-    if any(each.views or (each.needs_teacher and each.reads_maps) for each in terms):
+    terms = [(term(use.name, use.source_sha256), use.hyperparameters) for run in taught for use in run.terms]
+    if any(each.views or each.needs_maps(given) for each, given in terms):
         return None
     run, teacher = taught[0], taught[0].teacher
     assert teacher
+    headed = run.head is not None or isinstance(teacher, NewLayers)
+    teacher = teacher.parent if isinstance(teacher, NewLayers) else teacher
     view, (images, _) = (run.teacher_view or run.recipe).preprocessing, image_counts(run.dataset)
     precision, shown = run.teacher_precision or run.recipe.precision, images * view.crops
-    key = [teacher.id, bool(run.head), run.dataset.canonical(), view.id, precision, run.teacher_inference]
-    size = shown * _values(run, teacher) * (2 if precision == "bf16" else 4)
+    key = [teacher.id, headed, run.dataset.canonical(), view.id, precision, run.teacher_inference]
+    classes = teacher.dataset.class_count if teacher.dataset and teacher.has_classifier and not headed else 0
+    size = shown * (info(teacher.network).embedding + classes) * (2 if precision == "bf16" else 4)
     making = forward(teacher.network, run.dataset, shown, shown / run.recipe.batch, view)
     return CachedOutputs(digest(key), teacher, run.dataset.name, view.crops, images, size, making)
-
-
-def _values(run: RunSpec, teacher: Teacher) -> int:
-    """How many numbers are kept of each image: embedding and logits, or the embedding below layers that still learn."""
-    width = teacher.head.width if isinstance(teacher, NewLayers) else info(teacher.network).embedding
-    classes = teacher.dataset.class_count if teacher.dataset and teacher.has_classifier and not run.head else 0
-    return width + classes

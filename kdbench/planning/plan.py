@@ -138,7 +138,10 @@ def make_plan(
 
 
 def with_cached_outputs(cohorts: Sequence[Cohort], store: Store, caching: Caching) -> list[Cohort]:
-    """The same cohorts; where it pays they read their teacher's cached outputs, which all its cohorts make together."""
+    """The same cohorts; where it pays they read their teacher's cached outputs, which all its cohorts make together.
+
+    Where the disk is too small for all, those come first that save most for their size.
+    """
     if caching == "never":
         return [*cohorts]
     possible = [cached_outputs(cohort.runs) for cohort in cohorts]
@@ -146,16 +149,20 @@ def with_cached_outputs(cohorts: Sequence[Cohort], store: Store, caching: Cachin
     for outputs, cohort in zip(possible, cohorts, strict=True):
         if outputs:
             readers[outputs].append(cohort)
-    seconds, free = ASSUMED["cpu"].seconds, MOST_OF_DISK * free_space(store.root)
-    chosen: dict[CachedOutputs | None, CachedOutputs] = {}
+    seconds, missing, saved = ASSUMED["cpu"].seconds, dict[CachedOutputs, float](), dict[CachedOutputs, float]()
     for outputs, sharing in readers.items():
-        missing = outputs.missing(store)
-        saved = sum(seconds(shared_work(cohort.runs)) for cohort in sharing) - missing * seconds(outputs.making)
+        missing[outputs] = outputs.missing(store)
+        passes = sum(seconds(shared_work(cohort.runs)) for cohort in sharing)
+        saved[outputs] = passes - missing[outputs] * seconds(outputs.making)
+    free = MOST_OF_DISK * free_space(store.root)
+    chosen: dict[CachedOutputs | None, CachedOutputs] = {}
+    for outputs in sorted(readers, key=lambda outputs: -saved[outputs] / outputs.bytes):
+        sharing, needed = readers[outputs], missing[outputs] * outputs.bytes
         before = sum(seconds(cohort.work) for cohort in sharing)
-        pays = saved >= max(LEAST_SECONDS, LEAST_SHARE * before) and missing * outputs.bytes <= free
+        pays = saved[outputs] >= max(LEAST_SECONDS, LEAST_SHARE * before) and needed <= free
         if pays or caching == "always":
-            free -= missing * outputs.bytes
-            chosen[outputs] = replace(outputs.share(missing / len(sharing)), saved=saved / before)
+            free -= needed
+            chosen[outputs] = replace(outputs.share(missing[outputs] / len(sharing)), saved=saved[outputs] / before)
     return [replace(cohort, cached=chosen.get(outputs)) for outputs, cohort in zip(possible, cohorts, strict=True)]
 
 

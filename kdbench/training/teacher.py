@@ -105,10 +105,11 @@ class FrozenTeacher:
 
     def _outputs(self, batch: Batch) -> Outputs:
         """Those that were looked up for a batch, without maps; all, from its images, where none were."""
-        if batch.taught is not None:
-            return Outputs(*batch.taught, [], [])
-        outputs: Outputs = self.inference(self.view_of(batch))
-        return outputs
+        if batch.taught is None:
+            outputs: Outputs = self.inference(self.view_of(batch))
+            return outputs
+        below = Outputs(*batch.taught, [], [])
+        return self.inference.extend(below) if isinstance(self.inference, NodeEmbedding) else below
 
     def _as_shown(self, outputs: Outputs) -> Outputs:
         return mapped(Tensor.float, outputs) if self.widened else outputs
@@ -118,10 +119,13 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def fixed_outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B, K] and embeddings [B, D] of the part that never learns, which an OutputCache keeps."""
+        """Logits [B, K] and embeddings [B, D] for an OutputCache; below new layers, frozen or not, the embedding alone."""
         with self._autocast(images.device):
+            if isinstance(self.inference, NodeEmbedding):
+                embedding = self.inference.backbone(images).embedding
+                return embedding[:, :0], embedding
             outputs: Outputs = self.inference(images)
-        return outputs.logits, outputs.embedding
+            return outputs.logits, outputs.embedding
 
     @staticmethod
     def view_of(batch: Batch) -> Tensor:
@@ -193,7 +197,7 @@ class OnlineTeacher(FrozenTeacher):
         shown = network.on(_cast_once(network.backbone)) if bf16 else network
         if inference == "compiled":
             shown.backbone.compile(dynamic=False)
-        self.inference = self.headed = shown
+        self.inference = shown
         self.head = nn.ModuleList([network.node, network.fc]).requires_grad_(True)
         self.recipe = recipe
         self.optimiser = make_optimiser(list(self.head.parameters()), recipe)
@@ -237,16 +241,6 @@ class OnlineTeacher(FrozenTeacher):
         loss.backward()  # type: ignore[no-untyped-call]
         seen = Outputs(outputs.logits.detach(), outputs.embedding.detach(), outputs.features, outputs.preactivations)
         return self._as_shown(seen)
-
-    def _outputs(self, batch: Batch) -> Outputs:
-        return super()._outputs(batch) if batch.taught is None else self.headed.extend(super()._outputs(batch))
-
-    @torch.no_grad()
-    def fixed_outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings [B, D] of the frozen backbone, and no logits: [B, 0]."""
-        with self._autocast(images.device):
-            embedding = self.headed.backbone(images).embedding
-        return embedding[:, :0], embedding
 
     def learn(self) -> None:
         """One step of the new layers, once the students have taken theirs."""

@@ -11,7 +11,7 @@ from kdbench.planning.output_cache import cached_outputs
 from kdbench.suite.specs import Preprocessing
 
 
-TERMS = sorted(name for name in term_names() if term(name).needs_teacher and not term(name).reads_maps)
+TERMS = sorted(name for name in term_names() if term(name).needs_teacher and not term(name).needs_maps({}))
 OWN_VIEW = Preprocessing(crop_padding=1, flip=True, size=12)
 
 
