@@ -55,7 +55,7 @@ class Store:
 
     def outputs_lock(self, name: str, crop: int) -> Lock:
         """The lock of who computes the outputs for a crop."""
-        return Lock(self.root / "locks" / f"outputs-{name}-{crop}.lock")
+        return Lock(self.root / "locks" / f"outputs-{name}-{crop:04d}.lock")
 
     def measured(self, spec: ProbeSpec | SimilaritySpec) -> Result | None:
         """The stored measurement; None if there is none, or the networks' weights have changed since."""
