@@ -12,7 +12,7 @@ from kdbench.errors import BadRecord
 from kdbench.planning.cost import NOTHING, Work, forward, image_counts
 from kdbench.store.store import Store
 from kdbench.suite.networks import info
-from kdbench.suite.specs import NewLayers, RunSpec, Scenario, Teacher, digest
+from kdbench.suite.specs import NewLayers, RunSpec, Teacher, digest
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def cached_outputs(runs: Sequence[RunSpec]) -> CachedOutputs | None:
     Of images that stay files there are too many crops, and a few-shot subset is another one in each trial.
     """
     taught = [run for run in runs if run.teacher]
-    if not taught or taught[0].dataset.facts.streamed or taught[0].scenario != Scenario():
+    if not taught or taught[0].dataset.facts.streamed or taught[0].scenario.fraction < 1:
         return None
     terms = [(term(use.name, use.source_sha256), use.hyperparameters) for run in taught for use in run.terms]
     if any(each.views or each.needs_maps(given) for each, given in terms):

@@ -8,7 +8,7 @@ import torch
 from kdbench.catalogue.terms import term, term_names
 from kdbench.data.output_cache import OutputCache
 from kdbench.planning.output_cache import cached_outputs
-from kdbench.suite.specs import Preprocessing
+from kdbench.suite.specs import Preprocessing, Scenario
 
 
 TERMS = sorted(name for name in term_names() if term(name).needs_teacher and not term(name).needs_maps({}))
@@ -25,10 +25,10 @@ def readers(make_run, strategy, **fields):
     [
         {},
         {"teacher_view": OWN_VIEW, "recipe": {"flip": True}},
-        {"teacher_precision": "bf16"},
+        {"teacher_precision": "bf16", "scenario": Scenario(label_noise=0.5)},
         {"recipe": {"precision": "bf16"}},
     ],
-    ids=["students' view", "own view", "bf16 teacher", "bf16"],
+    ids=["students' view", "own view", "bf16 teacher, wrong labels", "bf16"],
 )
 def test_runs_with_cached_outputs_equal_runs_beside_the_teacher(bench, make_run, strategy, fields):
     runs = readers(make_run, strategy, **fields)
