@@ -90,8 +90,8 @@ class TermInfo:
 
     def needs_maps(self, given: Mapping[str, Any]) -> bool:
         """Whether the term reads the teacher's maps, with these hyper-parameters."""
-        if isinstance(self.reads_maps, bool):
-            return self.needs_teacher and self.reads_maps
+        if not self.needs_teacher or isinstance(self.reads_maps, bool):
+            return self.needs_teacher and bool(self.reads_maps)
         return bool(given.get(self.reads_maps, self.hyperparameters[self.reads_maps].default))
 
     def initial_epochs(self, given: Mapping[str, Any]) -> int:
@@ -162,6 +162,10 @@ def _term(name: str, beside: ModuleLocator | None) -> TermInfo:
         source=read_source(module, [each.module for each in classes]) if own else None,
         **{fact: _constant(fact, classes) for fact in TERM_CONSTANTS},
     )
+    if not isinstance(info.reads_maps, bool) and info.reads_maps not in [*info.hyperparameters]:
+        raise BadInput(
+            f"'{target}': reads_maps is {info.reads_maps!r}, and neither True, False nor a hyper-parameter's name"
+        )
     if info.source:
         _READ[name, info.source.sha256] = info
     return info

@@ -64,7 +64,7 @@ def disk_needed(plan: Plan, slots: int) -> Disk:
     epochs += sum(stage.recipe.epochs for stage in plan.teachers if stage.recipe)
     records = len(runs) + len(plan.teachers) + len(plan.measurements)
     checkpoints, logs = round(sum(heapq.nlargest(slots, states))), _EPOCH * epochs + _RECORD * records
-    return Disk(_WEIGHT * sum(kept), checkpoints, logs, sum(outputs.bytes for outputs in plan.cached))
+    return Disk(_WEIGHT * sum(kept), checkpoints, logs, round(sum(each.missing * each.bytes for each in plan.cached)))
 
 
 def _state(run: RunSpec) -> float:

@@ -19,8 +19,9 @@ from kdbench.suite.specs import NewLayers, RunSpec, Teacher, digest
 class CachedOutputs:
     """The outputs of a ``teacher``, without its new layers, for all ``crops`` of a data set's training images.
 
-    making: what is to be computed for them, all of it or a cohort's share
-    saved:  the share of the time of all cohorts that read them which they save
+    making:  what is to be computed for them, all of it or a cohort's share
+    missing: the share of them that is not there yet
+    saved:   the share of the time of all cohorts that read them which they save
     """
 
     id: str
@@ -30,6 +31,7 @@ class CachedOutputs:
     images: int
     bytes: int
     making: Work = NOTHING
+    missing: float = 1.0
     saved: float = 0.0
 
     def __str__(self) -> str:
@@ -48,10 +50,11 @@ class CachedOutputs:
             return None
         return store.outputs(f"{self.id}-{weights[:12]}") if weights else None
 
-    def missing(self, store: Store) -> float:
-        """The share of them that is still to be computed."""
+    def as_in(self, store: Store) -> CachedOutputs:
+        """The same, less what is there already."""
         folder = self.folder(store)
-        return 1 - len([*folder.glob("[!.]*.bin")]) / self.crops if folder else 1.0
+        missing = 1 - len([*folder.glob("[!.]*.bin")]) / self.crops if folder else 1.0
+        return replace(self, missing=missing, making=self.making * missing)
 
 
 def cached_outputs(runs: Sequence[RunSpec]) -> CachedOutputs | None:

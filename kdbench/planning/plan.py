@@ -145,25 +145,29 @@ def with_cached_outputs(cohorts: Sequence[Cohort], store: Store, caching: Cachin
     if caching == "never":
         return [*cohorts]
     possible = [cached_outputs(cohort.runs) for cohort in cohorts]
-    readers: dict[CachedOutputs, list[Cohort]] = defaultdict(list)
+    readers: dict[str, list[Cohort]] = defaultdict(list)
     for outputs, cohort in zip(possible, cohorts, strict=True):
         if outputs:
-            readers[outputs].append(cohort)
-    seconds, missing, saved = ASSUMED["cpu"].seconds, dict[CachedOutputs, float](), dict[CachedOutputs, float]()
-    for outputs, sharing in readers.items():
-        missing[outputs] = outputs.missing(store)
-        passes = sum(seconds(shared_work(cohort.runs)) for cohort in sharing)
-        saved[outputs] = passes - missing[outputs] * seconds(outputs.making)
+            readers[outputs.id].append(cohort)
+    seconds, candidates = ASSUMED["cpu"].seconds, []
+    for outputs in {outputs.id: outputs for outputs in possible if outputs}.values():
+        left = outputs.as_in(store)
+        passes = sum(seconds(shared_work(cohort.runs)) for cohort in readers[outputs.id])
+        before = sum(seconds(cohort.work) for cohort in readers[outputs.id])
+        saved = passes - seconds(left.making)
+        candidates.append((saved, replace(left.share(1 / len(readers[outputs.id])), saved=saved / before)))
     free = MOST_OF_DISK * free_space(store.root)
-    chosen: dict[CachedOutputs | None, CachedOutputs] = {}
-    for outputs in sorted(readers, key=lambda outputs: -saved[outputs] / outputs.bytes):
-        sharing, needed = readers[outputs], missing[outputs] * outputs.bytes
-        before = sum(seconds(cohort.work) for cohort in sharing)
-        pays = saved[outputs] >= max(LEAST_SECONDS, LEAST_SHARE * before) and needed <= free
+    chosen: dict[str, CachedOutputs] = {}
+    for saved, outputs in sorted(candidates, key=lambda candidate: -candidate[0] / candidate[1].bytes):
+        needed = outputs.missing * outputs.bytes
+        pays = saved >= LEAST_SECONDS and outputs.saved >= LEAST_SHARE and needed <= free
         if pays or caching == "always":
             free -= needed
-            chosen[outputs] = replace(outputs.share(missing[outputs] / len(sharing)), saved=saved[outputs] / before)
-    return [replace(cohort, cached=chosen.get(outputs)) for outputs, cohort in zip(possible, cohorts, strict=True)]
+            chosen[outputs.id] = outputs
+    return [
+        replace(cohort, cached=chosen.get(outputs.id) if outputs else None)
+        for outputs, cohort in zip(possible, cohorts, strict=True)
+    ]
 
 
 def all_stages(specs: Iterable[RunSpec], measurements: Iterable[ProbeSpec | SimilaritySpec]) -> Iterable[Stage]:

@@ -11,6 +11,7 @@ from kdbench.planning.disk import disk_needed
 from kdbench.planning.output_cache import cached_outputs
 from kdbench.planning.plan import Caching, make_plan
 from kdbench.planning.speed import ASSUMED
+from kdbench.store.result import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.suite.specs import (
     DatasetSpec,
@@ -143,9 +144,23 @@ def test_auto_weighs_time_and_disk(store, free):
 
 
 def test_what_is_there_need_not_be_made(store, free):
-    outputs = cached_outputs([run()])
-    assert outputs.folder(store) is None
-    assert outputs.missing(store) == 1.0
+    whole = cached_outputs([run()])
+    assert whole.folder(store) is None
+    assert whole.as_in(store) == whole
+    weights, accuracy = "0123456789abcdef", Accuracy(epoch=1, top1=70.0, top5=90.0)
+    facts = {"train_images": 1, "test_images": 1, "weights_sha256": weights}
+    result = Result(id=TEACHER.id, kind="teacher", last=accuracy, best=accuracy, **facts)
+    store.teacher(TEACHER.id).finish(result, {})
+    folder = whole.folder(store)
+    assert folder.name == f"{whole.id}-{weights[:12]}"
+    folder.mkdir(parents=True)
+    for name in ("0000.bin", "0161.bin", "0007.bin.damaged-1", ".0008.bin.0f.tmp"):
+        (folder / name).touch()
+    plan = make_plan(trials(3), store)
+    assert plan.cached[0].missing == 160 / 162
+    assert disk_needed(plan, 1).outputs == round(SIZE * 160 / 162)
+    free.bytes = 2 * SIZE - 1
+    assert make_plan(trials(3), store).cached
 
 
 def test_a_cohort_on_cached_outputs_stays_on_one_device(store, free):
