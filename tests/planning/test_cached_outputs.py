@@ -128,7 +128,9 @@ def test_halves_make_half_each_and_repeat_nothing(store, free):
 def test_auto_weighs_time_and_disk(store, free):
     few = RECIPE.model_copy(update={"epochs": 100, "milestones": ()})
     assert make_plan(trials(1, recipe=few), store).cached == []  # fewer passes than there are crops
-    assert make_plan(trials(1, recipe=few), store, caching=Caching.always).cached[0].saved < 0
+    (forced,) = make_plan(trials(1, recipe=few), store, caching=Caching.always).cached
+    assert forced.saved < 0
+    assert "162 crops of 50,000 images of cifar100 (11.5 GB), which costs 40% more of their cohorts' time" in str(forced)
     free.bytes = 2 * SIZE - 1
     assert make_plan(trials(3), store).cached == []
     free.bytes = 2 * SIZE
