@@ -28,6 +28,7 @@ class CorrelationCongruence(Term):
 
     paper = "Peng, Jin, Liu, Li, Wu, Liu, Zhou, Zhang. Correlation Congruence for Knowledge Distillation. ICCV 2019"
     reads = "embedding"
+    reads_maps = False
     version = 1
 
     def __init__(self, context: TermContext, *, width: PositiveInt = 128) -> None:

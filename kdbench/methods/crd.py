@@ -45,6 +45,7 @@ class CRD(Term):
 
     paper = "Tian, Krishnan, Isola. Contrastive Representation Distillation. ICLR 2020"
     reads = "embedding, sample indices, the labels of the training set"
+    reads_maps = False
     version = 1
 
     student_bank: Tensor

@@ -71,6 +71,13 @@ class Term(nn.Module):
 
     needs_teacher: ClassVar[bool] = True
 
+    reads_maps: ClassVar[bool | str] = True
+    """Whether it reads the teacher's feature maps or pre-activations, or the teacher itself in ``begin_epoch``.
+
+    Or the name of the hyper-parameter that decides. Where no term of a cohort does, the teacher's logits and embeddings may
+    come from a cache, without maps.
+    """
+
     requires: ClassVar[tuple[str, ...]] = ()
     """Conditions on the pair of networks, checked before anything runs (kdbench/suite/compatibility.py)."""
 
