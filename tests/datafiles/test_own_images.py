@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdbench.datafiles import own_images
+from kdbench.datafiles import own_images, own_pictures
 from kdbench.datafiles.own_files import ImageSource
 from kdbench.datafiles.own_images import contact_sheet, facts_of, list_streamed, load, read, square
 from kdbench.datafiles.own_pictures import upright
@@ -260,6 +260,15 @@ def test_every_kind_of_picture():
     turned.paste(200, (0, 0, 10, 5))
     turned.getexif()[0x0112] = 3
     assert np.asarray(seen(turned, 10))[0, 0, 0] == 0
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(own_pictures, "LARGEST", 20)
+    for width, height in ((5, 4), (7, 3)):
+        Image.new("RGB", (width, height)).save(tmp_path / f"{width}.png")
+    assert own_pictures.read_picture("folder", tmp_path / "5.png").size == (5, 4)
+    with pytest.raises(BadInput, match=r"7\.png: cannot be read any more: .*7 × 3 pixels are too many"):
+        own_pictures.read_picture("folder", tmp_path / "7.png")
 
 
 def broken(pets):
