@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from fakegpu import Recorder
 from lessons import LESSONS, PARTS, Lesson, operations
+
+from kdbench.training.checkpoint import Snapshot
 
 
 CPU = torch.device("cpu")
@@ -23,3 +26,6 @@ def test_a_step_is_the_cpus_and_makes_nobody_wait(gpu, tmp_path, name):
     assert {part: dict(seen.copies) for part, seen in there.seen.items() if seen.copies} == {}
     counts = dict.fromkeys(PARTS, 0) | {part: seen.operations.total() for part, seen in there.seen.items()}
     assert counts == operations()[name], "see lessons.py"
+    with Recorder() as saving:
+        Snapshot.of(there.trainer, {})
+    assert saving.waits | saving.copies == {}
