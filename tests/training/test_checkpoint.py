@@ -4,13 +4,15 @@ import errno
 import os
 import threading
 import time
+from concurrent import futures
 from itertools import count, pairwise
+from types import SimpleNamespace
 
 import pytest
 
 from kdbench.errors import LostLease
 from kdbench.store.record import Record
-from kdbench.training.checkpoint import Snapshot
+from kdbench.training.checkpoint import CheckpointWriter, Snapshot
 from kdbench.training.trainer import Trainer
 
 
@@ -59,9 +61,11 @@ def test_what_is_written_after_the_next_step_is_what_was_there_before_it(bench, 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), LostLease("taken over")])
 @pytest.mark.parametrize("options", [{"checkpoint_seconds": 0}, {"stop_at_call": 1}])
 def test_a_checkpoint_that_cannot_be_written_ends_the_job(bench, make_run, monkeypatch, error, options):
-    run, shop = make_run({"ce": 1}), bench(**options)
+    run, shop, held = make_run({"ce": 1}), bench(**options), []
 
     def refused(record, name, write, **how):
+        time.sleep(0.02)
+        held.append(record.lock().held)
         raise error
 
     with monkeypatch.context() as patched:
@@ -70,7 +74,22 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_job(bench, make_run, monke
         with pytest.raises(type(error), match=str(error.args[-1])):
             shop.cohort(run)
     assert shop.calls <= 2
-    assert shop.record(run).lock().acquire(timeout=0).held
+    assert held == [True]
+
+
+def test_what_the_thread_raises_is_raised_after_the_next_step(monkeypatch):
+    """Not when the next checkpoint is due."""
+
+    def refused():
+        raise LostLease("taken over")
+
+    trainer = SimpleNamespace(active=True, saved_at=0.0)
+    monkeypatch.setattr(Snapshot, "of", lambda *_: SimpleNamespace(write=refused))
+    with CheckpointWriter(1e9) as writer:
+        writer.save([trainer], dict, now=True)
+        futures.wait([writer._writing])
+        with pytest.raises(LostLease):
+            writer.save([trainer], dict, now=False)
 
 
 def test_a_disk_that_fills_up_as_the_state_is_written(bench, make_run, monkeypatch):
