@@ -41,7 +41,7 @@ from kdbench.suite.methods import auxiliary_method, reads_teacher
 from kdbench.suite.protocol import Recipe, bundled_protocol
 from kdbench.suite.specs import Adapter, DatasetSpec, Preprocessing, Pretraining, RunSpec, Supervised, WeightedTerm
 from kdbench.training.build import new_network, on_device, student_trainer
-from kdbench.training.checkpoint import as_safetensors, save_checkpoint
+from kdbench.training.checkpoint import Snapshot, as_safetensors
 from kdbench.training.loop import Callbacks, EpochTimer, train_epoch
 from kdbench.training.replay import Replay, batches_at_once, why_eager
 from kdbench.training.teacher import FrozenTeacher
@@ -397,16 +397,18 @@ def file_stream(setup: Setup, size: int) -> Iterator[FileStream]:
 
 
 def saves(setup: Setup, names: Sequence[str]) -> Iterator[Row]:
-    """A checkpoint, and the final weights, of a run of each method."""
+    """A checkpoint, of which the snapshot stops the training, and the final weights, of a run of each method."""
     with built(setup, names) as cases:
         for name, case in cases.items():
             trainer = case.trainer
             case()
             weights = trainer.trainable_state_dict()
-            checkpoint, final = setup.medians([partial(save_checkpoint, trainer, {}), partial(as_safetensors, weights)])
+            take = partial(Snapshot.of, trainer, {})
+            snapshot, writing, final = setup.medians([take, take().write, partial(as_safetensors, weights)])
             yield {
                 "method": name,
-                "checkpoint_ms": 1000 * checkpoint,
+                "snapshot_ms": 1000 * snapshot,
+                "checkpoint_ms": 1000 * (snapshot + writing),
                 "checkpoint_mib": trainer.record.state_file.stat().st_size / 2**20,
                 "weights_ms": 1000 * final,
                 "weights_mib": len(as_safetensors(weights)) / 2**20,

@@ -45,6 +45,7 @@ TERM_CONSTANTS = (
     "part",
     "views",
     "version",
+    "bf16_version",
 )
 """The constants of a term's class that describe it."""
 
@@ -80,6 +81,7 @@ class TermInfo:
     initial: bool
     auxiliary: str
     version: int
+    bf16_version: int
     hyperparameters: dict[str, Hyperparameter]
     source: Source | None = None
 

@@ -142,7 +142,7 @@ def summarise(
             }
             for c in plan.cohorts
         ],
-        "cached_outputs": [str(outputs) for outputs in plan.cached],
+        "cached_outputs": [f"{outputs}, which {outputs.effect}" for outputs in plan.cached],
         "missing": missing_files(plan, data),
         "damaged": _damaged(store, plan),
         "measurements": [f"{_KINDS[spec.kind]} on {spec.dataset.name}" for spec in plan.measurements],

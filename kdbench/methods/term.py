@@ -111,6 +111,9 @@ class Term(nn.Module):
     version: ClassVar[int] = 1
     """Increased when a change of the code changes results, so that old and new numbers never mix."""
 
+    bf16_version: ClassVar[int] = 0
+    """Increased in its place when only the results of bf16 runs change. It is added to theirs."""
+
     transforms: str = ""
     """The kind of views that a term sees (kdbench.data.views.TRANSFORMS); "": none. ``__init__`` sets it."""
 

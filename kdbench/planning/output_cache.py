@@ -36,8 +36,13 @@ class CachedOutputs:
 
     def __str__(self) -> str:
         what = f"{self.teacher.network} for {self.crops} crops of {self.images:,} images of {self.dataset}"
-        effect = f"saves {self.saved:.0%}" if self.saved >= 0 else f"costs {-self.saved:.0%} more"
-        return f"{what} ({file_size(self.bytes)}), which {effect} of their cohorts' time"
+        return f"{what} ({file_size(self.bytes)})"
+
+    @property
+    def effect(self) -> str:
+        """What they do to their cohorts' time, as a verb and its object."""
+        share = f"saves {self.saved:.0%}" if self.saved >= 0 else f"costs {-self.saved:.0%} more"
+        return f"{share} of their cohorts' time"
 
     def share(self, factor: float) -> CachedOutputs:
         """The same for a cohort that makes so much of them."""

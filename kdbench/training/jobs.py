@@ -262,7 +262,7 @@ def _look_up(cached: CachedOutputs, teacher: FrozenTeacher, stream: Stream | Fil
                 return False
             if time.monotonic() - told >= TELL_SECONDS:
                 told = time.monotonic()
-                ctx.emit("message", text=f"{len(cache.missing())} crops are left to cache: the outputs of {cached}")
+                ctx.emit("message", text=f"caching the outputs of {cached}: {len(cache.missing())} crops left")
             with suppress(Taken), ctx.store.outputs_lock(folder.name, crop).acquire(timeout=0):
                 if not cache.file(crop).is_file():
                     images = (stream.shown.numbered(crop, part) for part in torch.split(indices, stream.batch))
