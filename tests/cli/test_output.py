@@ -1,4 +1,4 @@
-"""-o writes whole files, keeps links and modes, and writes to devices and pipes instead of replacing them."""
+"""Paths as options: -o writes whole files and keeps links, modes, devices and pipes; `~` is the home folder."""
 
 import io
 import os
@@ -112,3 +112,13 @@ def test_a_terminal_shows_what_takes_long_and_then_nothing_of_it(monkeypatch):
     assert answer_of("print(input())", [7], "not answered", "[7] is read") == [7]
     assert "[7] is read \x1b[33m0:00:00" in terminal.getvalue()
     assert terminal.getvalue().endswith("\x1b[1A\x1b[2K")
+
+
+def test_the_home_folder_in_options_and_in_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    call = CliRunner().invoke
+    assert f"no runs in {tmp_path}/r" in call(app, ["list", "runs", "--results=~/r"]).stdout
+    assert f"no runs in {tmp_path}/e" in call(app, ["list", "runs"], env={"KDBENCH_RESULTS": "~/e"}).stdout
+    assert call(app, ["report", "--published", "--table", "ega-1", "-f", "csv", "--output=~/t.csv"]).exit_code == 0
+    assert (tmp_path / "t.csv").read_text(encoding="utf-8").startswith("table,")
+    assert call(app, ["list", "runs", "--results="]).exit_code == 2

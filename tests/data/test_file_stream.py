@@ -106,10 +106,15 @@ def test_a_teachers_view_is_another_cut_of_the_same_image(train, recipe, monkeyp
     same = {"crop_area": part["areas"], "crop_ratio": part["ratios"]}
     view = Preprocessing(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), **same)
     both = FileStream(train, small(recipe), SPEC, ("seed", 0), CPU, view)
-    (batch, *_), alone = epoch_of(both, 1), epoch_of(both, 1, with_teacher=False)
+    (batch, *_), (alone, *_) = (
+        epoch_of(both, 1, with_teacher=with_it, transforms=["four"]) for with_it in (True, False)
+    )
     assert batch.teacher_images.shape == (7, 3, 32, 32)
-    assert torch.equal(batch.images, alone[0].images)
-    assert alone[0].teacher_images is None
+    assert torch.equal(batch.images, alone.images)
+    assert alone.teacher_images is None
+    assert batch.views["four"].teacher_images.shape == (21, 3, 32, 32)
+    assert torch.equal(batch.views["four"].images, alone.views["four"].images)
+    assert alone.views["four"].teacher_images is None
     normalise = Normalisation(view, SPEC, CPU)
     for image, index in zip(batch.teacher_images, batch.indices.tolist(), strict=True):
         draw = generator("cut", 1, "seed", 0, 1, index)

@@ -30,6 +30,15 @@ def test_images_of_the_right_size_are_left_as_they_are(images):
     assert resize(images.images, 32) is images.images
 
 
+@pytest.mark.parametrize("stated", [{}, {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}])
+def test_pixels_from_0_to_255_are_normalised_as_shares(images, digits, stated):
+    """By the view's mean and standard deviation, or the data set's."""
+    facts = digits.facts
+    mean, std = (np.reshape(stated.get(key, getattr(facts, key)), (3, 1, 1)) for key in ("mean", "std"))
+    shown = Normalisation(Preprocessing(**stated), digits, CPU)(images.images).numpy()
+    np.testing.assert_allclose(shown, (images.images.numpy() / 255 - mean) / std, atol=1e-5)
+
+
 @pytest.fixture
 def view():
     return Preprocessing(crop_padding=4, flip=True, size=48, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))

@@ -186,7 +186,7 @@ def test_brightness_contrast_and_saturation_are_pillows(pixels, number, enhancer
 
 
 def test_a_hue_is_turned_about_the_grey_axis():
-    image = 0.3 + 0.1 * torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    image = 0.3 + 0.4 * torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     third = adjust_hue(image, torch.tensor([math.pi / 3, 2 * math.pi]))
     for before, after, angle in zip(image, third, (math.pi / 3, 0.0), strict=True):
         for old, new in zip(before.flatten(1).T.tolist(), after.flatten(1).T.tolist(), strict=True):
@@ -209,3 +209,18 @@ def test_the_colours_of_the_pool_of_four_have_sskds_ranges(pixels, monkeypatch):
         margin = 0.02 * (high - low)
         assert low <= values.min() < low + margin
         assert high - margin < values.max() <= high
+
+
+def test_the_parts_of_the_pool_of_four_have_sskds_ranges(pixels, monkeypatch):
+    given = []
+    monkeypatch.setattr(views, "crop", lambda images, *how: given.append(how) or images)
+    made("four", pixels.repeat(1000, 1, 1, 1))
+    ((area, ratio, *place),) = given
+    for values, low, high in (
+        (area, 0.08, 1),
+        (ratio.log2(), -math.log2(4 / 3), math.log2(4 / 3)),
+        *((each, 0, 1) for each in place),
+    ):
+        margin = 0.02 * (high - low)
+        assert low - 1e-6 <= values.min() < low + margin
+        assert high - margin < values.max() <= high + 1e-6

@@ -2,13 +2,15 @@
 
 import os
 import shutil
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from kdbench.datafiles import own_images
+from kdbench.datafiles import own_images, own_pictures
 from kdbench.datafiles.own_files import ImageSource
 from kdbench.datafiles.own_images import contact_sheet, facts_of, list_streamed, load, read, square
 from kdbench.datafiles.own_pictures import upright
@@ -121,6 +123,103 @@ def test_a_folder_that_datasets_has_saved(pets, tmp_path):
         read(ImageSource("huggingface", str(pets), 12))
 
 
+class Saved:
+    """As much of a split of the package datasets as is read: columns of lists, by name."""
+
+    def __init__(self, columns, kinds):
+        self.columns, self.features = columns, {name: SimpleNamespace() for name in columns}
+        for name, kind in kinds.items():
+            self.features[name] = type(kind, (), {"names": ["cat", "dog"]})()
+
+    def __getitem__(self, key):
+        return self.columns[key] if isinstance(key, str) else {name: each[key] for name, each in self.columns.items()}
+
+    def select_columns(self, names):
+        return Saved({name: self.columns[name] for name in names}, {})
+
+    def cast_column(self, name, feature):
+        assert list(self.columns) == [name]
+        assert feature == {"decode": False}
+        return self
+
+
+KINDS = {"id": "Value", "photo": "Image", "thumbnail": "Image", "animal": "ClassLabel", "size": "ClassLabel"}
+
+
+@pytest.fixture
+def saved(pets, tmp_path, monkeypatch):
+    """saved(part, kinds): a split that the package datasets has saved; what ``save`` is told, the package gives."""
+
+    def split(part, kinds=KINDS):
+        files = sorted((pets / part).glob("*/*.png"))
+        labels = [("cat", "dog").index(file.parent.name) for file in files]
+        photos = [{"bytes": file.read_bytes(), "path": None} for file in files[:-1]]
+        photos.append({"bytes": None, "path": str(files[-1])})
+        columns = {"id": list(labels), "photo": photos, "thumbnail": photos[:1] * len(files), "animal": labels}
+        return Saved(columns | {"size": [0] * len(files)}, kinds)
+
+    def save(content):
+        package = SimpleNamespace(Image=lambda **options: options, load_from_disk=lambda root: content)
+        monkeypatch.setitem(sys.modules, "datasets", package)
+        return ImageSource("huggingface", str(tmp_path / "saved"), 12)
+
+    (tmp_path / "saved").mkdir()
+    return SimpleNamespace(split=split, save=save)
+
+
+def test_a_saved_folder_has_its_first_images_and_labels(saved, pets):
+    """Of several columns of a type the first counts; a picture is there with its bytes, or by its path."""
+    source = saved.save({"train": saved.split("train"), "validation": saved.split("val"), "extra": saved.split("val")})
+    assert read(source).facts == read(folder(pets)).facts
+    alone = replace(saved.save(saved.split("train")), test_split=0.25)
+    assert read(alone).train.labels.tolist() == [0] * 3 + [1] * 3
+
+
+def test_what_a_saved_folder_lacks(saved, monkeypatch):
+    with pytest.raises(BadInput, match=r"has no test split: say test_split: 0\.2"):
+        facts_of(saved.save({"train": saved.split("train")}))
+    with pytest.raises(BadInput, match="has the splits one, two, and none is called train"):
+        facts_of(saved.save({"one": saved.split("train"), "two": saved.split("val")}))
+    for lost in ("Image", "ClassLabel"):
+        kinds = {name: kind for name, kind in KINDS.items() if kind != lost}
+        with pytest.raises(BadInput, match="train has no column of type Image and one of type ClassLabel"):
+            facts_of(saved.save({"train": saved.split("train", kinds)}))
+    source = saved.save({})
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(BadInput, match=r"needs the package: pip install 'kdbench\[huggingface\]'"):
+        facts_of(source)
+
+
+TABLE = "file,label,split\npets/train/cat/0.png,cat,train\npets/train/dog/0.png,dog,train\npets/val/cat/0.png,cat,val\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("file,", "files,", r"pets\.csv:1  has no column 'file'\. Its columns: files, label, split"),
+        (",label", ",labels", "has no column 'label'"),
+        (",val", ",vall", r"pets\.csv:4  split is 'vall': write train or test"),
+        ("train/dog/0", "train/dog/9", r"pets\.csv:3  .*9\.png: no such file"),
+        ("split", "part", r"has no column 'split': say test_split: 0\.2"),
+        (",val", ",train", "holds no test image"),
+    ],
+)
+def test_a_table_is_refused_by_its_line(pets, tmp_path, old, new, message):
+    table = tmp_path / "pets.csv"
+    table.write_text(TABLE.replace(old, new))
+    with pytest.raises(BadInput, match=message):
+        facts_of(ImageSource("csv", str(table), 12))
+
+
+def test_classes_that_are_numbers_have_their_order(pets, tmp_path):
+    names = dict(zip(("10", "9", "x"), sorted((pets / "train" / "cat").iterdir()), strict=False))
+    rows = {name: f"{file},{name},train\n{file},{name},test\n" for name, file in names.items()}
+    for number, (classes, order) in enumerate(((("10", "9"), ["9", "10"]), (("10", "9", "x"), ["10", "9", "x"]))):
+        table = tmp_path / f"{number}.csv"
+        table.write_text("file,label,split\n" + "".join(rows[name] for name in classes))
+        assert facts_of(ImageSource("csv", str(table), 12))["class_names"] == order
+
+
 @pytest.mark.parametrize("channels", [(), (1,), (3,)])
 def test_a_numpy_file(tmp_path, channels):
     rng = np.random.default_rng(0)
@@ -161,6 +260,15 @@ def test_every_kind_of_picture():
     turned.paste(200, (0, 0, 10, 5))
     turned.getexif()[0x0112] = 3
     assert np.asarray(seen(turned, 10))[0, 0, 0] == 0
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(own_pictures, "LARGEST", 20)
+    for width, height in ((5, 4), (7, 3)):
+        Image.new("RGB", (width, height)).save(tmp_path / f"{width}.png")
+    assert own_pictures.read_picture("folder", tmp_path / "5.png").size == (5, 4)
+    with pytest.raises(BadInput, match=r"7\.png: cannot be read any more: .*7 × 3 pixels are too many"):
+        own_pictures.read_picture("folder", tmp_path / "7.png")
 
 
 def broken(pets):
@@ -256,6 +364,7 @@ def test_a_contact_sheet(pets):
     sheet = np.asarray(contact_sheet(read(folder(pets))))
     assert sheet.shape == (128, 384, 3)
     assert sheet[10, 32::64, 0].tolist() == [0, 40, 10, 50, 20, 60]  # by turns
+    assert sheet[74, 32::64, 0].tolist() == [30, 70, 255, 255, 255, 255]
 
 
 def test_an_unwritable_cache(pets, monkeypatch, tmp_path):

@@ -1,4 +1,7 @@
-"""A results folder with a finished teacher, new layers on it, an encoder and a run, all with the weights they start from."""
+"""A results folder: a finished teacher, new layers on it, an encoder, a run and one that learned from the teacher.
+
+All have the weights they start from.
+"""
 
 from types import SimpleNamespace
 
@@ -37,6 +40,7 @@ def shelf(tmp_path_factory):
     encoder = SelfSupervised(network="resnet8", dataset=DIGITS, pretraining=Pretraining(recipe=RECIPE))
     terms = (WeightedTerm(name="ce", weight=1.0, hyperparameters={}),)
     run = RunSpec(student="resnet14", terms=terms, dataset=DIGITS, recipe=RECIPE)
+    taught = run.model_copy(update={"teacher": teacher, "trial": 1})
     (images, _), *_ = DataSource(store.root, CPU).test(DIGITS, RECIPE)
     networks = {"teacher": new_network("resnet8", DIGITS, None, "teacher", 0)}
     networks["teacher"](images)  # batch norms with statistics of these images
@@ -47,19 +51,18 @@ def shelf(tmp_path_factory):
     fresh = new_network("resnet8", DIGITS, None, "teacher", 0)
     fresh.load_state_dict(networks["teacher"].state_dict())
     networks["layers"] = with_head(fresh, layers)
-    specs = {"teacher": teacher, "run": run, "encoder": encoder, "layers": layers}
+    networks["taught"] = networks["run"]
+    specs = {"teacher": teacher, "run": run, "taught": taught, "encoder": encoder, "layers": layers}
     hashes = {}
     for name, spec in specs.items():
-        record = store.run(spec.id) if name == "run" else store.teacher(spec.id)
+        record = store.run(spec.id) if isinstance(spec, RunSpec) else store.teacher(spec.id)
         record.begin(spec.canonical())
         state = networks[name].eval().state_dict()
         kept = {key: each for key, each in state.items() if name != "layers" or not key.startswith("backbone.")}
         hashes[name] = write_tensors(record.weights_file, kept)
-        accuracy = Accuracy(epoch=1, top1=10.0, top5=50.0)
+        last, best = Accuracy(epoch=2, top1=10.0, top5=50.0), Accuracy(epoch=1, top1=20.0, top5=60.0)
         fields = {"train_images": 40, "test_images": 60, "metrics_sha256": record.write_metrics([])}
         fields |= {"parent_sha256": hashes["teacher"]} if name == "layers" else {}
-        kind = "run" if name == "run" else "teacher"
-        record.finish(
-            Result(id=spec.id, kind=kind, last=accuracy, best=accuracy, weights_sha256=hashes[name], **fields), {}
-        )
+        kind = "run" if isinstance(spec, RunSpec) else "teacher"
+        record.finish(Result(id=spec.id, kind=kind, last=last, best=best, weights_sha256=hashes[name], **fields), {})
     return SimpleNamespace(store=store, root=store.root, specs=specs, networks=networks, images=images)

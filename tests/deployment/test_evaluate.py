@@ -1,6 +1,7 @@
 """kdbench evaluate: numbers of other libraries, what is measured on what, and what it says of bad input."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from typer.testing import CliRunner
 import kdbench
 from kdbench.cli.app import app
 from kdbench.data.stream import DataSource
-from kdbench.deployment.evaluate import calibrate, expected_calibration_error, fit_temperature
-from kdbench.errors import BadInput, BadRecord
+from kdbench.deployment.evaluate import calibrate, classify, expected_calibration_error, fit_temperature, time_passes
+from kdbench.errors import BadInput, BadRecord, KdbenchError
+from kdbench.models.outputs import count_macs
 
 
 TORCHMETRICS = 0.2527311
@@ -48,11 +50,41 @@ def test_the_temperature_is_fitted_on_other_images_than_it_is_tested_on():
     measured = calibrate(logits, labels)
     assert measured.temperature == fit_temperature(logits[::2], labels[::2])
     assert (measured.fitted_on, measured.reported_on) == (150, 150)
-    assert measured.after < measured.before
+    rest, right = logits[1::2], labels[1::2]
+    assert measured.before == expected_calibration_error(rest, right)
+    assert measured.after == expected_calibration_error(rest / measured.temperature, right) < measured.before
+    assert measured.ece == expected_calibration_error(logits, labels)
+    assert calibrate(logits[:2], labels[:2]).reported_on == 1
+    with pytest.raises(BadInput, match="the test set has one image"):
+        calibrate(logits[:1], labels[:1])
 
 
 def test_a_classifier_that_is_always_right_has_a_finite_temperature():
     assert 0.01 <= fit_temperature(5 * torch.eye(4), torch.arange(4)) < 1
+
+
+def test_a_classifier_that_is_always_wrong_has_the_highest_temperature():
+    assert fit_temperature(5 * torch.eye(4), torch.arange(4).roll(1)) == 100
+
+
+def test_latency_is_the_median_after_three_passes_to_warm_up(monkeypatch):
+    seconds = [9.0, 9.0, 9.0, 0.001, 0.002, 0.006]
+    clock = iter([time for length in seconds for time in (100.0, 100.0 + length)])
+    monkeypatch.setattr("kdbench.deployment.evaluate.time.perf_counter", lambda: next(clock))
+    seen = []
+    found = time_passes(lambda images: seen.append(images.shape), 2, 8, torch.device("cpu"), passes=3)
+    assert (found.batch, found.milliseconds, found.passes) == (2, pytest.approx(2), 3)
+    assert seen == [(2, 3, 8, 8)] * 6
+
+
+def test_logits_that_are_no_numbers_are_refused(shelf):
+    spec = shelf.specs["run"]
+    broken = SimpleNamespace(
+        dataset=spec.dataset, view=spec.recipe.preprocessing, sources={}, label="a network",
+        network=lambda images: SimpleNamespace(logits=torch.full((len(images), 10), float("nan"))),
+    )  # fmt: skip
+    with pytest.raises(KdbenchError, match="a network gives logits that are no numbers"):
+        classify(broken, shelf.root, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", ["run", "teacher", "layers"])
@@ -72,7 +104,8 @@ def test_the_numbers_are_scikit_learns(shelf, name):
     assert [each.recall for each in found.classes] == pytest.approx(100 * recall)
     assert [each.precision or 0 for each in found.classes] == pytest.approx(100 * precision)
     assert found.parameters == sum(each.numel() for each in network.parameters())
-    assert [each.batch for each in found.latency] == [1, 64]
+    assert found.macs == count_macs(network, 32)
+    assert [(each.batch, each.passes) for each in found.latency] == [(1, 30), (64, 30)]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,17 +14,19 @@ from kdbench.catalogue.networks import networks
 from kdbench.catalogue.plugins import locating_modules
 from kdbench.cli.app import app
 from kdbench.deployment import export as exporting
+from kdbench.deployment.card import _origin
 from kdbench.deployment.classifier import Classifier
 from kdbench.deployment.source import standalone
 from kdbench.errors import BadInput, KdbenchError
 from kdbench.models import build
 from kdbench.store.result import Result
 from kdbench.suite.networks import network_spec
-from kdbench.suite.specs import DatasetSpec
+from kdbench.suite.specs import DatasetSpec, HeadSpec, Imported, NewLayers, Recipe, Supervised, Weights
 from kdbench.training.build import keep_code, new_network
 from kdbench.training.checkpoint import write_tensors
 
 
+IMAGENET = DatasetSpec(name="imagenet")
 OWN = {known.builder: name for name, known in networks().items() if known.builder != "clip"} | {
     "imagenet_resnet": "rn50"
 }
@@ -68,6 +71,11 @@ def test_the_folder_gives_the_logits_without_kdbench(shelf, tmp_path):
         card = (tmp_path / name / "README.md").read_text()
         assert shelf.specs[name].id in card
         assert "top-1 10.00 % on the test images" in card
+        assert "- Weights: trained with kdbench from random ones." in card
+    assert "- Method: new layers\n" in card
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "- Method: 1·ce\n- Teacher: none\n- Epochs: 1, trial 0\n" in card
+    assert "The other files" not in card
 
 
 NET = """\
@@ -120,6 +128,38 @@ def test_each_format_takes_any_batch(shelf, tmp_path, format):
         expected = Classifier(shelf.networks["run"], (), facts.mean, facts.std).eval()(images)
         found = read(tmp_path / "net" / file, images)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    card = (tmp_path / "net" / "README.md").read_text()
+    assert "The other files take float images from 0 to 1, [B, 3, 32, 32]" in card
+    assert f"- `{file}`: `" in card
+
+
+@pytest.mark.parametrize(
+    ("largest", "difference", "same"), [(0.1, 9e-5, True), (1, 1.1e-4, False), (50, 4e-3, True), (50, 6e-3, False)]
+)
+def test_logits_may_differ_by_a_ten_thousandth_of_the_largest(largest, difference, same):
+    expected = torch.tensor([[0.0, -largest]])
+    if same:
+        exporting._compare("model.pt2", lambda: expected + difference, expected)
+    else:
+        with pytest.raises(KdbenchError, match=r"model\.pt2 gives other logits than the network"):
+            exporting._compare("model.pt2", lambda: expected + difference, expected)
+
+
+def origin(spec):
+    return _origin(SimpleNamespace(spec=spec))
+
+
+def test_the_card_says_where_weights_come_from():
+    given = {"torchvision": Weights(source="torchvision"), "file": Weights(source="file", sha256="0" * 64)}
+    first = {name: Imported(network="rn50", weights=each, dataset=IMAGENET) for name, each in given.items()}
+    url = networks()["rn50"].public.url
+    assert origin(first["torchvision"]) == f"began as imported ones (torchvision, {url})"
+    assert origin(first["file"]) == "began as imported ones (file)"
+    recipe = Recipe(epochs=1, batch=16, lr=0.02)
+    layers = NewLayers(parent=first["file"], dataset=IMAGENET, head=HeadSpec(width=16, recipe=recipe))
+    assert origin(layers) == "began as imported ones (file)"
+    assert origin(Supervised(network="resnet8", dataset=IMAGENET, recipe=recipe)).startswith("trained with kdbench")
+    assert origin(None) == "of a file from elsewhere"
 
 
 @pytest.mark.parametrize("builder", sorted(OWN))

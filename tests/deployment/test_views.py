@@ -84,3 +84,48 @@ def test_a_network_that_is_named_twice_is_asked_once(shelf, monkeypatch):
 def test_a_run_without_a_teacher_has_none(shelf, tmp_path):
     with pytest.raises(BadInput, match="learned from no teacher"):
         find_teacher_of(shelf.specs["run"].id, shelf.store, tmp_path, torch.device("cpu"))
+
+
+@pytest.fixture
+def views(shelf):
+    """Views of the run's network, of a request's other fields."""
+    one = {"run": shelf.specs["run"].id, "results": str(shelf.root), "of": "student"}
+    return lambda **fields: Views({"networks": [one, one], "data": "data", "classes": [], "images": [], **fields})
+
+
+def test_embeddings_of_nine_classes_at_regular_places(views):
+    found = views(most=10, seed=0).embeddings()
+    images = [at for at, label in enumerate(views().source.sets(views().dataset)[1].labels) if label < 9]
+    assert found["positions"] == images[::6]  # 54 images, so every sixth
+    assert found["perplexity"] == pytest.approx(8 / 3)
+    assert torch.tensor(found["points"]).shape == (2, 9, 2)
+    with pytest.raises(BadInput, match="4 test images are too few for t-SNE"):
+        views(most=4, seed=0).embeddings()
+
+
+def test_gradcam_of_the_first_image_of_each_class(views, shelf):
+    found = views().gradcam()
+    images = views().source.sets(views().dataset)[1]
+    assert found["labels"] == [str(digit) for digit in range(10)]
+    assert found["positions"] == [images.labels.tolist().index(digit) for digit in range(10)]
+    with torch.no_grad():
+        answers = shelf.networks["run"](shelf.images[found["positions"]]).logits.argmax(1)
+    assert found["networks"][0]["predicted"] == [str(int(answer)) for answer in answers]
+    assert views(images=[7, 3], classes=["5"]).gradcam()["positions"] == [7, 3]
+    assert views(classes=["5"]).gradcam()["labels"] == ["5"]
+    with pytest.raises(BadInput, match="--image 60: there are 60 test images, counted from 0"):
+        views(images=[59, 60]).gradcam()
+
+
+def test_shown_pixels_are_those_of_the_images(views):
+    found, images = views(images=[2]), views().source.sets(views().dataset)[1]
+    shown = torch.tensor(found.gradcam()["images"][0])
+    assert torch.equal(shown, images.select(torch.tensor([2])).images[0].permute(1, 2, 0).long())
+
+
+def test_layers_are_compared_on_all_images_where_these_are_few(views):
+    (matrix,) = views().layers()
+    stages = torch.tensor(matrix)
+    assert stages.diag().tolist() == pytest.approx([1.0] * len(stages), abs=1e-4)
+    assert torch.allclose(stages, stages.T, atol=1e-4)
+    assert 0 < float(stages.min()) < 0.99

@@ -122,6 +122,7 @@ def test_a_nodes_facts(tmp_path, monkeypatch):
     (tmp_path / "token").touch()
     facts = look_at_node(str(tmp_path / "token"), [str(tmp_path), str(tmp_path / "no")], gpus=False)
     assert facts == NodeFacts(versions(), Machine(threads=2), shares_results=True, missing=[str(tmp_path / "no")])
+    assert versions()["Python"] == f"{sys.version_info.major}.{sys.version_info.minor}"
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
     assert not look_at_node(str(tmp_path / "other"), [], gpus=False).shares_results
     assert look_at_node("", [], gpus=False).shares_results
@@ -131,7 +132,7 @@ class Held:
     """As much of Ray as a seat takes whose resources are another job's until ``free`` is set."""
 
     def __init__(self, actors=()):
-        self.free, self.sent, self.killed = threading.Event(), [], []
+        self.free, self.asked, self.sent, self.killed = threading.Event(), [], [], []
         self.exceptions = SimpleNamespace(RayError=RuntimeError, GetTimeoutError=TimeoutError)
         strategy = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda node, soft: node)
         self.util = SimpleNamespace(scheduling_strategies=strategy)
@@ -148,7 +149,11 @@ class Held:
         return SimpleNamespace(get_job_id=lambda: "own")
 
     def remote(self, **_):
-        return lambda cls: SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self.seat))
+        def options(num_cpus, num_gpus, scheduling_strategy):
+            self.asked.append((scheduling_strategy, num_cpus, num_gpus))
+            return SimpleNamespace(remote=self.seat)
+
+        return lambda cls: SimpleNamespace(options=options)
 
     def seat(self, *_, **__):
         sent = []
@@ -179,20 +184,27 @@ class Held:
 
 @pytest.fixture
 def sit(tmp_path, monkeypatch):
-    """sit(ray): a seat of two cores on node 1, which is given back after a moment, and its inbox."""
+    """sit(ray, …): a seat of two cores on node 1, or of a GPU, which is given back after a moment, and its inbox."""
     monkeypatch.setattr(seats, "PLACE_SECONDS", 0.05)
     monkeypatch.setattr(seats, "WAIT_SECONDS", 0.05)
     made = []
 
-    def at(ray):
+    def at(ray, kind="cpu", **options):
         inbox = queue.Queue()
-        slot = Slot("n:cpu:0", "cpu", NO_GPUS, 2, host="n")
-        made.append(SeatHandle(ray, slot, RunOptions(tmp_path), inbox, Node("1", "n"), Store(tmp_path)))
+        slot = Slot(f"n:{kind}:0", kind, NO_GPUS, 2, Gpu("A") if kind == "gpu" else None, host="n")
+        made.append(SeatHandle(ray, slot, RunOptions(tmp_path, **options), inbox, Node("1", "n"), Store(tmp_path)))
         return made[-1], inbox
 
     yield at
     for handle in made:
         assert handle.close()
+
+
+def test_a_seat_asks_for_its_cores_or_its_share_of_a_gpu(sit):
+    ray = Held()
+    for kind, jobs in (("cpu", None), ("gpu", None), ("gpu", 4)):
+        sit(ray, kind, jobs_per_device=jobs)
+    assert ray.asked == [("1", 2, 0), ("1", 0, 1), ("1", 0, 0.25)]
 
 
 def test_a_seat_that_another_job_holds_up_gives_its_job_back_and_starts_when_it_can(sit):

@@ -3,6 +3,8 @@
 import argparse
 import collections
 import datetime
+import io
+import json
 import os
 import pathlib
 import pickle
@@ -17,7 +19,7 @@ from safetensors.torch import save_file
 from kdbench.catalogue.networks import networks
 from kdbench.errors import BadInput
 from kdbench.models import build, load_checkpoint
-from kdbench.models.checkpoints import _meta_network, published_accuracy
+from kdbench.models.checkpoints import _meta_network, published_accuracy, report_misfits
 from kdbench.models.heads import NodeEmbedding
 
 
@@ -496,3 +498,16 @@ def test_archives_of_checkpoints_are_called_what_they_are(source, tmp_path):
     assert refusal(net, path).startswith("an archive of 7 files (0.pth, 1.pth, 2.pth, 3.pth, 4.pth …): unpack it")
     path.write_bytes(b"\xfd7zXZ\0 and more")
     assert refusal(net, path).startswith("a compressed file. Unpack it")
+
+
+def test_what_does_not_fit_is_reported_before_anything_runs(source, tmp_path, monkeypatch, capsys):
+    torch.save(state(source), tmp_path / "net.pth")
+    asked = {"file": str(tmp_path / "net.pth"), "network": "resnet8", "classes": 10, "classifier": True, "key": None}
+    changes = [{}, {"classes": 7}, {"classes": 7, "classifier": False}, {"network": "resnet14"}]
+    request = {"files": [asked | each for each in changes], "beside": {}}
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(request)))
+    report_misfits()
+    right, classes, encoder, network = json.loads(capsys.readouterr().out)
+    assert right == encoder == ""
+    assert "10 classes" in classes
+    assert "resnet8" in network

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdbench.models import build, load_checkpoint
-from kdbench.models.layouts import in_timms_layout
+from kdbench.models.layouts import _from_hugging_face, in_timms_layout
 from kdbench.suite.components import NetworkSpec
 
 
@@ -61,6 +61,31 @@ def test_dinov2_from_hugging_face(tmp_path):
     load_checkpoint(fresh, tmp_path / "model.bin", classifier=False)
     images = torch.randn(2, 3, 28, 28)
     torch.testing.assert_close(fresh(images).embedding, trained(images).embedding)
+
+
+def test_siglips_names_and_those_of_its_pooling():
+    own = "vision_model.encoder.layers.1.self_attn"
+    shapes = {
+        "vision_model.embeddings.patch_embedding.weight": (4, 3, 2, 2),
+        "vision_model.embeddings.position_embedding.weight": (9, 4),
+        **{f"{own}.{part}_proj.weight": (4, 4) for part in "qkv"},
+        f"{own}.out_proj.bias": (4,),
+        "vision_model.post_layernorm.bias": (4,),
+        "vision_model.head.probe": (1, 1, 4),
+        "vision_model.head.attention.in_proj_weight": (12, 4),
+        "vision_model.head.attention.in_proj_bias": (12,),
+    }
+    given = {name: torch.randn(*shape) for name, shape in shapes.items()}
+    patch, positions, *three, out, norm, probe, weight, bias = given.values()
+    expected = {
+        "patch_embed.proj.weight": patch, "pos_embed": positions[None], "blocks.1.attn.qkv.weight": torch.cat(three),
+        "blocks.1.attn.proj.bias": out, "norm.bias": norm, "attn_pool.latent": probe,
+        "attn_pool.q.weight": weight[:4], "attn_pool.kv.weight": weight[4:],
+        "attn_pool.q.bias": bias[:4], "attn_pool.kv.bias": bias[4:],
+    }  # fmt: skip
+    found = _from_hugging_face(given)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.parametrize("kind", ["Dinov2", "Dinov2WithRegisters", "ViT", "SiglipVision"])

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from kdbench.models import build
-from kdbench.models.heads import NodeEmbedding
+from kdbench.models.heads import LinearProbe, NodeEmbedding
 from kdbench.models.outputs import count_parameters, measure_shapes
 
 
@@ -42,3 +42,16 @@ def test_a_step_reaches_every_parameter():
     net = NodeEmbedding(build("resnet8"), classes=10)
     net(torch.randn(2, 3, 32, 32)).logits.square().sum().backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_a_linear_probe_reads_the_embedding_of_a_frozen_backbone():
+    backbone = build("resnet8", 10).eval()
+    images = torch.randn(2, 3, 32, 32)
+    probe = LinearProbe(64, 5, backbone)
+    found = probe(images)
+    assert torch.equal(found.embedding, backbone(images).embedding)
+    assert torch.equal(found.logits, probe.fc(found.embedding))
+    assert (found.logits.shape, found.features) == ((2, 5), [])
+    assert [name for name, each in probe.named_parameters() if each.requires_grad] == ["fc.weight", "fc.bias"]
+    alone = LinearProbe(64, 5)
+    assert alone(found.embedding).embedding is found.embedding

@@ -9,7 +9,17 @@ from kdbench.catalogue.terms import costs
 from kdbench.planning.cohorts import Cohort
 from kdbench.planning.disk import Disk, disk_needed
 from kdbench.planning.plan import Plan
-from kdbench.suite.specs import DatasetSpec, HeadSpec, NewLayers, Recipe, RunSpec, Supervised, WeightedTerm
+from kdbench.suite.specs import (
+    DatasetSpec,
+    HeadSpec,
+    Imported,
+    NewLayers,
+    Recipe,
+    RunSpec,
+    Supervised,
+    WeightedTerm,
+    Weights,
+)
 
 
 RECIPE = Recipe(epochs=10, batch=64, lr=0.1)
@@ -41,6 +51,12 @@ def test_weights_of_the_best_epoch_are_in_the_checkpoint_too():
 def test_of_new_layers_they_alone_are_stored():
     head = NewLayers(parent=TEACHER, dataset=CIFAR, head=HeadSpec(width=256, recipe=RECIPE))
     assert disk_needed(Plan((head,), (), 0, 0), 1).weights == 4 * (513 * 256 + 257 * 100)
+
+
+def test_weights_that_are_used_as_they_are_have_no_checkpoint():
+    weights = Weights(source="file", sha256="0" * 64)
+    disk = disk_needed(Plan((Imported(network="vgg13", weights=weights, dataset=CIFAR),), (), 0, 0), 1)
+    assert (disk.weights, disk.checkpoints) == (4 * VGG13, 0)
 
 
 def test_weights_of_stand_ins_are_not_kept():

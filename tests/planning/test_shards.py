@@ -53,6 +53,19 @@ grid:
     assert networks == [["resnet14"], ["resnet20"]]
 
 
+@pytest.mark.parametrize(("trials", "first"), [((18, 12), 18), ((18, 10), 15)])
+def test_a_teachers_cohorts_stay_together_within_a_tenth_of_a_part(tmp_path, trials, first):
+    """Each trial is a cohort. The middle is after 16 and after 15 of them."""
+    (tmp_path / "two.yaml").write_text(f"""\
+protocol: smoke
+dataset: digits
+grid:
+  - {{teacher: resnet14, student: resnet8, method: kd, trials: {trials[0]}}}
+  - {{teacher: resnet20, student: resnet8, method: kd, trials: {trials[1]}}}
+""")
+    assert len(run_specs(shard(load_suites([str(tmp_path / "two.yaml")]), 1, 2))) == first
+
+
 def test_no_part_is_empty_unless_there_are_more_parts_than_runs(tmp_path):
     """The teacher and its student are by far the largest share, and in the first part alone."""
     (tmp_path / "three.yaml").write_text("""\

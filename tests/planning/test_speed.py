@@ -97,7 +97,8 @@ def test_a_cache_that_cannot_be_read_says_nothing(tmp_path, text):
         {"work": []},
         {"work": {"macs": "x"}},
         {"work": {"macs": -1.0}},
-        {"seconds": 0.001},
+        {"seconds": 0.049},
+        {"work": {"macs": 1e30}},
         {"seconds": "x"},
         {"device": {"kind": "tpu"}},
         {"device": 3},
@@ -107,6 +108,9 @@ def test_metadata_that_says_nothing_is_left_out(tmp_path, fields):
     record(tmp_path, 1, **fields)
     assert samples(Store(tmp_path)) == []
     assert sample_of({}) is None
+    record(tmp_path, 2, seconds=0.05)
+    (sample,) = samples(Store(tmp_path))
+    assert (sample.device, sample.seconds, sample.work) == (EPYC, 0.05, Work(macs=2e9))
 
 
 def test_of_many_records_some_are_read(tmp_path, monkeypatch):
@@ -134,3 +138,22 @@ def test_the_speed_that_fits():
 def test_each_device_and_precision_has_its_own():
     found = [Sample(device, some_work(1), 1.0) for device in (EPYC, H100, H100)]
     assert [(speed.device, speed.records) for speed in speeds_of(found)] == [(H100[1], 2), (EPYC[1], 1)]
+
+
+def test_devices_divide_all_but_launches_and_updates():
+    speed = Speed("gpu", (1.0, 10.0, 100.0, 1000.0, 10_000.0))
+    work = Work(macs=6, activations=6, layers=1, updates=1, files=6)
+    assert speed.seconds(work) == 6 + 60 + 60_000 + 100 + 1000
+    assert speed.seconds(work, 3) == 2 + 20 + 20_000 + 100 + 2 * 1000
+
+
+def test_an_assumed_gpu():
+    seconds = ASSUMED["gpu"].seconds
+    found = [seconds(work) for work in (Work(macs=1e13), Work(layers=1e5), Work(files=1000))]
+    assert found == pytest.approx([1, 1, 1])
+
+
+def test_a_speed_says_what_it_rests_on():
+    assert str(ASSUMED["gpu"]) == "assumed for a GPU"
+    speed = Speed("cpu", (1.0,) * 5, "AMD EPYC, 1 threads", records=12, error=0.074)
+    assert str(speed) == "AMD EPYC, 1 threads, fp32, from 12 records, within 7% for half of them"

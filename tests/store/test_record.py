@@ -187,3 +187,31 @@ def test_not_writable(tmp_path, blocked):
 def test_file_hash(tmp_path):
     (tmp_path / "x").write_bytes(b"abc" + os.urandom(0))
     assert file_hash(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_an_id_is_named_by_its_first_four_digits(tmp_path):
+    store = Store(tmp_path)
+    for id in ("abcd00000001", "abcd00000002", "abce00000001"):
+        (tmp_path / "runs" / id).mkdir(parents=True)
+    assert store.find("runs", "abce").id == "abce00000001"
+    assert store.find("runs", "abc") is store.find("runs", "ffff") is store.find("teachers", "abce") is None
+    with pytest.raises(BadInput, match=r"'abcd' begins the ids of several runs in .*: abcd00000001, abcd00000002$"):
+        store.find("runs", "abcd")
+
+
+@pytest.mark.parametrize(
+    ("stated", "said"),
+    [
+        ({}, ""),
+        ({"published_top1": 51.0}, ""),
+        ({"published_top1": 51.01}, "its file states 51.01 % of its weights, and 50.00 % is measured here"),
+        ({"published_top1": 50.0, "published_best": 60.0}, ""),
+        ({"published_best": 48.9}, "its file states 48.90 % as the best of its training"),
+    ],
+)
+def test_an_accuracy_that_a_file_states_may_be_a_point_away(stated, said):
+    measured = Accuracy(epoch=0, top1=50.0, top5=90.0)
+    result = Result(id="0" * 12, kind="teacher", last=measured, best=measured, weights_sha256="", **stated)
+    assert result.contradiction(measured).startswith(said)
+    assert bool(result.contradiction(measured)) == bool(said)
+    assert result.contradiction(None) == ""

@@ -3,9 +3,11 @@
 import pytest
 
 from kdbench.datafiles.own_files import ImageSource
-from kdbench.files import write_json
+from kdbench.errors import BadInput
+from kdbench.files import quarantine, write_json
+from kdbench.store.result import Failure
 from kdbench.store.store import Store
-from kdbench.store.suites import ArchivedFiles, keep_suites, kept_suites
+from kdbench.store.suites import ArchivedFiles, find_kept, finished_run, image_sources, keep_suites, kept_suites
 from kdbench.suite.components import hashed
 from kdbench.suite.load import load_suite
 from kdbench.suite.yaml_reader import Document
@@ -115,3 +117,69 @@ def test_images_of_ones_own_are_known_from_where_the_suite_was(document, archive
     assert suite.images(ImageSource("folder", str(tmp_path / "own" / "pets"), 32)) == {"size": 32}
     assert suite.images(ImageSource("folder", str(tmp_path / "own" / "other"), 32)) is None
     assert suite.images(ImageSource("folder", str(tmp_path), 32)) is None  # it is there
+
+
+def test_a_suite_is_found_by_its_name_its_file_or_the_stem_of_that(store, suite, tmp_path):
+    keep_suites([suite], store)
+    file = tmp_path / "two.yaml"
+    assert [find_kept([store], name) for name in ("two", "two.yaml", "three")] == [file, file, None]
+    file.write_text(file.read_text().replace("name: two", "name: another"))
+    edited = load_suite(file)
+    kept, kept_edited = (store.root / "suites" / hashed(each.text) / "two.yaml" for each in (suite, edited))
+    assert find_kept([store], "two") == kept, "the file is not what it was"
+    keep_suites([edited], store)
+    assert find_kept([store], "another") == file
+    file.unlink()
+    assert find_kept([store], "another") == kept_edited
+
+
+def test_what_was_known_of_a_suites_weights_and_images_stays(store, suite):
+    folder = store.root / "suites" / hashed(suite.text)
+    folder.mkdir(parents=True)
+    before = {"file": "/x.yaml", "run": "2026", "weights": {"/a.pth": "5" * 64}, "images": {"key": {"size": 8}}}
+    write_json(folder / "about.json", before)
+    keep_suites([suite], store)
+    (kept,) = kept_suites([store])
+    assert (kept.about.weights, kept.about.images) == (before["weights"], before["images"])
+    assert (kept.about.file, kept.about.tiny, kept.about.part) == (suite.file, False, None)
+
+
+def test_of_a_pipe_the_working_folder_is_known(store, document, archive, monkeypatch):
+    folder = archive(document(), "2026-01-02")
+    write_json(folder / "about.json", {"file": "/home/someone/", "run": "2026-01-02", "weights": {}})
+    (kept,) = kept_suites([store])
+    assert (kept.piped, kept.file, kept.original) == (True, folder / "suite.yaml", folder / "suite.yaml")
+    assert (kept.text, kept.name) == (TEXT.encode(), "")
+
+
+def test_sources_of_images_are_those_of_the_last_run(store, document, archive):
+    for number, text in enumerate(("a: 1\n", "a: 2\n")):
+        source = ImageSource("folder", f"/pets-{number}", 32)
+        folder = archive(document(text), f"2026-01-0{number + 1}")
+        images = {source.key: {"sha256": "5" * 64}, "of another version": {"sha256": "6" * 64}, source.key + "x": {}}
+        write_json(
+            folder / "about.json", {"file": "/a", "run": f"2026-01-0{number + 1}", "weights": {}, "images": images}
+        )
+    assert image_sources(store) == {"5" * 64: ImageSource("folder", "/pets-1", 32)}
+
+
+def test_a_finished_run_whose_student_is_to_teach(store, suite, put):
+    done, begun = suite.runs[0], suite.runs[1]
+    assert done.id[:4] != begun.id[:4]
+    with pytest.raises(BadInput, match=f"no run's id in .*results begins with '{done.id[:6]}'"):
+        finished_run([store], done.id[:6])
+    record = store.run(done.id)
+    put(record, done.spec)
+    assert finished_run([store], done.id[:6]) == done.spec.canonical()
+    elsewhere = Store(store.root.parent / "elsewhere")
+    assert finished_run([elsewhere, store], done.id) == done.spec.canonical()
+    store.run(begun.id).begin(begun.spec.canonical())
+    store.run(begun.id).write_metrics([{"epoch": 1}, {"epoch": 2}])
+    with pytest.raises(BadInput, match=rf"run {begun.id} is not finished \(2 epochs so far\)"):
+        finished_run([store], begun.id)
+    store.run(begun.id).fail(Failure(kind="diverged", epoch=2, reason="loss is nan"))
+    with pytest.raises(BadInput, match=r"is not finished \(failed: loss is nan\)"):
+        finished_run([store], begun.id)
+    quarantine(record.folder)
+    with pytest.raises(BadInput, match=f"run {done.id} was damaged and is quarantined"):
+        finished_run([store], done.id)

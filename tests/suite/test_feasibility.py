@@ -139,6 +139,31 @@ def test_levels_that_match(student, teacher, pairs):
     ] == ([] if pairs else [True])
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"student_layer": 1, "teacher_layer": 3}, ""),
+        ({"student_layer": 3, "teacher_layer": 1}, ""),
+        ({"student_layer": 4, "teacher_layer": 1}, "reads student_layer 4, but resnet8x4 has the layers 1 to 3"),
+        ({"teacher_layer": 4, "student_layer": 1}, "reads teacher_layer 4, but resnet32x4 has the layers 1 to 3"),
+        ({"student_layer": 1}, "fixes student_layer but no teacher_layer: set both or neither"),
+        ({"teacher_layer": 1}, "fixes teacher_layer but no student_layer: set both or neither"),
+    ],
+)
+def test_a_fixed_pair_of_layers(options, reason):
+    found = incompatibilities("resnet8x4", "resnet32x4", terms(semckd=options))
+    assert found == ([f"semckd {reason}"] if reason else [])
+
+
+@pytest.mark.parametrize("condition", ["last_norms", "last_stage_again"])
+def test_the_parts_of_networks_from_elsewhere_are_not_known(condition):
+    own = network("resnet8x4")
+    other = replace(own, bundled=False)
+    nets = {"last_norms": (own, other), "last_stage_again": (other, own)}[condition]
+    assert "resnet8x4" in CONDITIONS[condition](*nets, {})
+    assert CONDITIONS[condition](*nets[::-1], {}) is None
+
+
 def test_all_reasons_are_given():
     uses = terms(fitnet={"layer": 9}, **{"kdbench.methods.fitnet:FitNet": {"layer": 8}})
     assert len(incompatibilities("resnet20", "resnet32x4", uses)) == 2

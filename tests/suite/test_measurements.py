@@ -3,7 +3,12 @@
 import pytest
 
 from kdbench.errors import BadSuite
+from kdbench.suite.measurements import ProbeProtocol, name_of, named_probe, probe, probe_protocols, view_of
 from kdbench.suite.selection import select
+from kdbench.suite.specs import DatasetSpec, Imported, Recipe, StudentOf, Supervised, Weights
+
+
+TEACHER = Supervised(network="resnet8", dataset=DatasetSpec(name="cifar100"), recipe=Recipe(epochs=1, batch=16, lr=0.1))
 
 
 def test_each_student_and_each_teacher_is_probed(grid):
@@ -84,3 +89,30 @@ def test_mistakes(grid, measure, message):
 def test_a_renamed_suite_s_measurements_are_its_own(grid):
     suite = grid(measure="{probe: stl10}").renamed("other")
     assert {m.run.suite for m in suite.measurements} == {run.suite for run in suite.runs} == {suite.name} == {"other"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "fixed"),
+    [({}, True), ({"batch_norm": "batch"}, False), ({"crop_padding": 4}, False), ({"flip": True}, False)],
+)
+def test_features_are_fixed_where_each_epoch_sees_the_same_images(changes, fixed):
+    how = ProbeProtocol.model_validate(named_probe({"base": "linear", **changes}))
+    assert probe(TEACHER, DatasetSpec(name="stl10"), how).fixed_features == fixed
+
+
+def test_a_network_is_probed_as_it_was_trained():
+    how = probe_protocols()["linear"]
+    cifar, stl10 = TEACHER.dataset.facts, probe(TEACHER, DatasetSpec(name="stl10"), how)
+    assert (stl10.dataset.size, stl10.recipe.size) == (32, None), "smaller images stay smaller in memory"
+    assert (stl10.recipe.mean, stl10.recipe.std) == (cifar.mean, cifar.std)
+    assert (probe(TEACHER, DatasetSpec(name="svhn"), how).dataset.size) is None
+    encoder = Imported(network="clip-vit-b32", weights=Weights(source="openai", classifier=False))
+    with pytest.raises(ValueError, match="was trained on no data set"):
+        view_of(encoder)
+
+
+def test_networks_in_a_few_words(grid):
+    plain, taught = grid().runs
+    assert name_of(StudentOf(run=plain.spec)) == f"resnet8x4 (run {plain.id}, trial 0)"
+    assert name_of(StudentOf(run=taught.spec)) == f"resnet8x4 of resnet32x4 (run {taught.id}, trial 0)"
+    assert name_of(TEACHER) == "resnet8 on cifar100"

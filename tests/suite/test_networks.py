@@ -4,19 +4,23 @@ import json
 import shutil
 import sys
 from importlib.metadata import EntryPoint
+from types import SimpleNamespace
 
 import pytest
 
-from kdbench.errors import BadSuite
+from kdbench.catalogue.plugins import locating_modules
+from kdbench.errors import BadInput, BadSuite
 from kdbench.models.build import _facts_or_error
 from kdbench.planning.plan import changed_plugins
 from kdbench.store.result import Accuracy, Result
 from kdbench.store.store import Store
 from kdbench.suite import networks
+from kdbench.suite.components import NetworkSpec
 from kdbench.suite.load import load_suite, load_suites
 from kdbench.suite.methods import plugin_folders
 
 
+ASK = networks._ask
 CODE = """\
 from torch import nn
 import suite_helpers as helpers
@@ -220,3 +224,55 @@ def test_two_modules_of_one_name_cannot_run_together(suite, tmp_path):
     other = load_suite(tmp_path / "second" / "suite.yaml")
     with pytest.raises(Exception, match="are both the module 'suite_nets'"):
         plugin_folders([*suites[0].specs.values(), *other.specs.values()])
+
+
+def test_a_name_outside_a_suite():
+    assert networks.find_network("ResNet8x4") == networks.find_network("resnet8x4") == "resnet8x4"
+    with pytest.raises(BadInput, match=r"unknown model 'resnet8x5'\. Did you mean 'resnet8x4'"):
+        networks.find_network("resnet8x5")
+    with pytest.raises(BadInput, match="':Net' names no builder: write package"):
+        networks.find_network(":Net")
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        ({"returncode": 1, "stderr": "Traceback\n\nImportError: no libfoo\n"}, "ImportError: no libfoo"),
+        ({"returncode": 3, "stderr": ""}, "its code ends the process (exit code 3)"),
+        (TimeoutError(), "its code does not end within 300 s"),
+    ],
+)
+def test_of_several_networks_the_one_whose_code_ends_the_process_is_named(monkeypatch, end, reason):
+    """All are asked together, and each alone where that fails."""
+    good, bad = (NetworkSpec(name=name, build=f"timm:{name}") for name in ("good", "bad"))
+    asked = []
+
+    def ask(code, request, seconds):
+        names = [each["name"] for each in request["networks"]]
+        asked.append(names)
+        if "bad" not in names:
+            answer = json.dumps([{"macs": 7} for _ in names])
+            return SimpleNamespace(returncode=0, stdout=f"what a library prints\n{answer}\n", stderr="a warning")
+        if isinstance(end, Exception):
+            raise end
+        return SimpleNamespace(stdout="", **end)
+
+    monkeypatch.setattr(networks, "ask", ask)
+    monkeypatch.setattr(networks, "_ask", ASK)
+    assert ASK([good, bad]) == [{"macs": 7}, {"error": f"bad cannot be built: {reason}"}]
+    assert asked == [["good", "bad"], ["good"], ["bad"]]
+
+
+def test_the_process_that_measures_is_told_where_the_modules_are(monkeypatch, tmp_path):
+    asked = []
+
+    def ask(code, request, seconds):
+        asked.append(request["beside"])
+        return SimpleNamespace(returncode=0, stdout="[{}, {}]", stderr="")
+
+    monkeypatch.setattr(networks, "ask", ask)
+    monkeypatch.setitem(networks.SOURCES, "5" * 64, SimpleNamespace(beside=("suite_helpers", "elsewhere")))
+    own = NetworkSpec(name="own", build="suite_nets.inner:Net", source_sha256="5" * 64)
+    with locating_modules({"suite_nets": tmp_path, "suite_helpers": tmp_path / "x", "timm": tmp_path}.get):
+        ASK([own, NetworkSpec(name="other", build="timm:other")])
+    assert asked == [{"suite_nets": str(tmp_path), "suite_helpers": str(tmp_path / "x")}]

@@ -1,9 +1,10 @@
 """Values out of range: every number and choice that a suite may set is refused where it cannot be trained with."""
 
 import pytest
+from pydantic import ValidationError
 
 from kdbench.errors import BadSuite
-from kdbench.suite.components import Preprocessing, Recipe
+from kdbench.suite.components import HeadSpec, Preprocessing, Recipe, late_milestone, usable_devices
 from kdbench.suite.measurements import ProbeProtocol
 from kdbench.suite.protocol import SET_BY_LOADER, Protocol
 from kdbench.suite.specs import DatasetSpec, Scenario, SimCLR
@@ -178,3 +179,65 @@ def test_full_batches(grid, images, batch, word):
 def test_weights_that_overflow(grid):
     with pytest.raises(BadSuite, match=r"the weight must be at most 1e\+09, not 1e\+10"):
         grid(method="{terms: {ce: 1.0e+10}}")
+
+
+ENDS = [
+    (Recipe, "epochs", [1, 100_000], [0, 100_001]), (Recipe, "batch", [2, 65_536], [1, 65_537]),
+    (Recipe, "lr", [100.0], [0.0, 100.1]), (Recipe, "decay", [1.0], [0.0, 1.01]),
+    (Recipe, "momentum", [0.0, 0.99], [-0.1, 1.0]), (Recipe, "weight_decay", [0.0, 1.0], [-0.1, 1.01]),
+    (Recipe, "crop_padding", [0, 1024], [-1, 1025]), (Recipe, "size", [8, 1024], [7, 1025]),
+    (Recipe, "evaluate_every", [1, 100_000], [0, 100_001]), (Recipe, "node_embedding", [1, 65_536], [0, 65_537]),
+    (Recipe, "batch_norm_parts", [1], [0]),
+    (Recipe, "crop_ratio", [(0.01, 100.0)], [(0.009, 1.0), (1.0, 101.0), (1.1, 1.0)]),
+    (Recipe, "crop_area", [(0.5, 1.0), (0.5, 0.5)], [(0.0, 1.0), (0.5, 1.01), (0.6, 0.5)]),
+    (Recipe, "mean", [(0.0, 0.5, 1.0)], [(-0.1, 0.5, 1.0), (0.0, 0.5, 1.1)]),
+    (Recipe, "std", [(0.1, 0.5, 1.0)], [(0.0, 0.5, 1.0), (0.1, 0.5, 1.1)]),
+    (HeadSpec, "width", [1, 65_536], [0, 65_537]), (SimCLR, "temperature", [1000.0], [0.0, 1001.0]),
+    (SimCLR, "smallest_crop", [1.0], [0.0, 1.01]), (SimCLR, "colour", [0.0, 1.0], [-0.1, 1.01]),
+    (DatasetSpec, "classes", [2], [1]), (DatasetSpec, "train_per_class", [1], [0]),
+    (Scenario, "fraction", [1.0], [0.0, 1.01]), (Scenario, "label_noise", [0.0, 0.99], [-0.1, 1.0]),
+]  # fmt: skip
+NEEDED = {
+    Recipe: {"epochs": 1, "batch": 2, "lr": 0.1},
+    HeadSpec: {"recipe": Recipe(epochs=1, batch=2, lr=0.1)},
+    DatasetSpec: {"name": "cifar100"},
+}
+
+
+@pytest.mark.parametrize(("schema", "key", "inside", "outside"), ENDS)
+def test_ranges_hold_their_ends(schema, key, inside, outside):
+    needed = NEEDED.get(schema, {})
+    for value in inside:
+        assert getattr(schema(**needed | {key: value}), key) == value
+    for value in outside:
+        with pytest.raises(ValidationError, match=key):
+            schema(**needed | {key: value})
+
+
+@pytest.mark.parametrize(("batch", "parts", "fits"), [(16, 8, True), (16, 16, False), (16, 3, False), (3, 1, True)])
+def test_a_part_of_batch_norm_has_two_images_or_more(batch, parts, fits):
+    if fits:
+        Recipe(epochs=1, batch=batch, lr=0.1, batch_norm_parts=parts)
+    else:
+        with pytest.raises(ValidationError, match=f"a batch of {batch} has no {parts} equal parts of 2 images or more"):
+            Recipe(epochs=1, batch=batch, lr=0.1, batch_norm_parts=parts)
+
+
+@pytest.mark.parametrize(
+    ("batches", "parts", "devices", "usable"),
+    [
+        ((64,), 1, 4, 4), ((64,), 1, 3, 2), ((64,), 1, 1, 1), ((9,), 1, 2, 1),
+        ((8,), 1, 8, 4),  # two images for each
+        ((64, 48), 1, 8, 8), ((64, 12), 1, 8, 4),
+        ((64,), 4, 8, 8), ((64,), 4, 2, 2), ((12,), 2, 3, 2),
+    ],
+)  # fmt: skip
+def test_devices_divide_batches_and_their_parts_equally(batches, parts, devices, usable):
+    recipes = [Recipe(epochs=1, batch=batch, lr=0.1, batch_norm_parts=parts) for batch in batches]
+    assert usable_devices(recipes, devices) == usable
+
+
+def test_a_milestone_at_the_last_epoch_is_not_late():
+    assert late_milestone([5, 10], 10) == ""
+    assert late_milestone([5, 11], 10) == "the rate would fall after epoch 11, but there are 10"
+    assert late_milestone(["x"], 10) == late_milestone(7, 5) == late_milestone([7], "x") == ""

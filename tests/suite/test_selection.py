@@ -1,9 +1,7 @@
-"""Choosing runs with --only, and paths as options: every name can be chosen, `~` is the home folder."""
+"""Choosing runs with --only: every name can be chosen, and what no run has is refused with the nearest."""
 
 import pytest
-from typer.testing import CliRunner
 
-from kdbench.cli.app import app
 from kdbench.errors import BadInput
 from kdbench.suite.load import load_suite
 from kdbench.suite.selection import select
@@ -83,13 +81,3 @@ def test_what_no_run_has(suites, condition, message):
         select(suites, [condition])
     assert message in str(caught.value)
     assert len(str(caught.value)) < 500
-
-
-def test_the_home_folder_in_options_and_in_the_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    call = CliRunner().invoke
-    assert f"no runs in {tmp_path}/r" in call(app, ["list", "runs", "--results=~/r"]).stdout
-    assert f"no runs in {tmp_path}/e" in call(app, ["list", "runs"], env={"KDBENCH_RESULTS": "~/e"}).stdout
-    assert call(app, ["report", "--published", "--table", "ega-1", "-f", "csv", "--output=~/t.csv"]).exit_code == 0
-    assert (tmp_path / "t.csv").read_text(encoding="utf-8").startswith("table,")
-    assert call(app, ["list", "runs", "--results="]).exit_code == 2
