@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from kdbench.catalogue.terms import term
 from kdbench.data.batch import Batch, Batches
 from kdbench.data.file_stream import FileStream
 from kdbench.data.image_sets import ImageFiles, ImageSet
+from kdbench.data.output_cache import OutputCache
 from kdbench.data.stream import Stream
 from kdbench.data.views import TRANSFORMS, TwoViews
 from kdbench.methods import Part, TermContext, build_part
@@ -39,7 +41,7 @@ from kdbench.suite.methods import auxiliary_method, reads_teacher
 from kdbench.suite.protocol import Recipe, bundled_protocol
 from kdbench.suite.specs import Adapter, DatasetSpec, Preprocessing, Pretraining, RunSpec, Supervised, WeightedTerm
 from kdbench.training.build import new_network, on_device, student_trainer
-from kdbench.training.checkpoint import as_safetensors, save_checkpoint
+from kdbench.training.checkpoint import Snapshot, as_safetensors
 from kdbench.training.loop import Callbacks, EpochTimer, train_epoch
 from kdbench.training.replay import Replay, batches_at_once, why_eager
 from kdbench.training.teacher import FrozenTeacher
@@ -310,8 +312,8 @@ def _resident(key: str) -> int:
 
 
 @contextmanager
-def cohort(setup: Setup, size: int) -> Iterator[tuple[list[Trainer], FrozenTeacher, Stream]]:
-    """The trainers of runs of kd, their teacher and their stream."""
+def cohort(setup: Setup, size: int) -> Iterator[tuple[list[Trainer], FrozenTeacher, Stream, Stream]]:
+    """Trainers of runs of kd, their teacher, their stream, and the same with the teacher's outputs, made up, to look up."""
     recipe, stream = setup.recipe, setup.stream()
     teacher = Supervised(network=setup.teacher, dataset=CIFAR, recipe=recipe)
     lead = RunSpec(student=setup.student, teacher=teacher, terms=terms_of("kd"), dataset=CIFAR, recipe=recipe)
@@ -319,24 +321,40 @@ def cohort(setup: Setup, size: int) -> Iterator[tuple[list[Trainer], FrozenTeach
     guide = FrozenTeacher(_teacher(setup.teacher, setup.device), bf16=setup.precision == "bf16")
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
-        yield [student_trainer(run, store, guide.network, stream.labels, setup.device) for run in runs], guide, stream
+        trainers = [student_trainer(run, store, guide.network, stream.labels, setup.device) for run in runs]
+        yield trainers, guide, stream, _with_cache(stream, guide, Path(folder) / "outputs")
+
+
+def _with_cache(stream: Stream, guide: FrozenTeacher, folder: Path) -> Stream:
+    images, crops = len(stream), stream.shown.view.crops
+    like = guide.fixed_outputs(stream.shown.numbered(0, torch.arange(images, device=stream.device)))
+    cached = copy(stream)
+    cached.cache = OutputCache(folder, images, crops, like)
+    for crop in range(crops):
+        cached.cache.put(crop, [like])
+    if [*cached.cache.open()]:
+        raise OSError(f"{folder}: does not keep what is written")
+    return cached
 
 
 def cohorts(setup: Setup, sizes: Sequence[int]) -> Iterator[Row]:
-    """One step of cohorts of kd; ``alone`` is how much longer their runs would take one by one."""
+    """One step of cohorts of kd; ``alone`` is how much longer their runs would take one by one, beside the teacher."""
     floor, replay = Floor(setup), setup.replay()
-    with cohort(setup, max(sizes)) as (trainers, guide, stream):
+    with cohort(setup, max(sizes)) as (trainers, guide, stream, cached):
         passes = [partial(pass_over, trainers[:size], guide, stream, replay=replay) for size in (1, *sizes)]
+        passes += [partial(pass_over, trainers[:size], guide, cached, replay=replay) for size in sizes]
         student, forward, one, *times = setup.medians([floor.student(), floor.teacher(guide.network), *passes])
+    beside, looked_up = times[: len(sizes)], times[len(sizes) :]
     yield {"what": "teacher forward (floor)", "ms": 1000 * forward / setup.steps}
     yield {"what": "student step (floor)", "ms": 1000 * student / setup.steps}
-    for size, spent in zip(sizes, times, strict=True):
-        yield {
-            "what": f"kdbench, {size} run{'s' if size > 1 else ''}",
-            "ms": 1000 * spent / setup.steps,
-            "floor": spent / (forward + size * student),
-            "alone": size * one / spent,
-        }
+    for how, seconds in (("", beside), (", outputs cached", looked_up)):
+        for size, spent in zip(sizes, seconds, strict=True):
+            yield {
+                "what": f"kdbench, {size} run{'s' if size > 1 else ''}{how}",
+                "ms": 1000 * spent / setup.steps,
+                "floor": spent / (size * student + (0 if how else forward)),
+                "alone": size * one / spent,
+            }
 
 
 def streams(setup: Setup, images: int) -> Iterator[Row]:
@@ -379,16 +397,18 @@ def file_stream(setup: Setup, size: int) -> Iterator[FileStream]:
 
 
 def saves(setup: Setup, names: Sequence[str]) -> Iterator[Row]:
-    """A checkpoint, and the final weights, of a run of each method."""
+    """A checkpoint, of which the snapshot stops the training, and the final weights, of a run of each method."""
     with built(setup, names) as cases:
         for name, case in cases.items():
             trainer = case.trainer
             case()
             weights = trainer.trainable_state_dict()
-            checkpoint, final = setup.medians([partial(save_checkpoint, trainer, {}), partial(as_safetensors, weights)])
+            take = partial(Snapshot.of, trainer, {})
+            snapshot, writing, final = setup.medians([take, take().write, partial(as_safetensors, weights)])
             yield {
                 "method": name,
-                "checkpoint_ms": 1000 * checkpoint,
+                "snapshot_ms": 1000 * snapshot,
+                "checkpoint_ms": 1000 * (snapshot + writing),
                 "checkpoint_mib": trainer.record.state_file.stat().st_size / 2**20,
                 "weights_ms": 1000 * final,
                 "weights_mib": len(as_safetensors(weights)) / 2**20,

@@ -26,6 +26,7 @@ COLUMNS = {
     "parameters": ("trains", ","),
     "note": ("", ""),
     "images_per_second": ("images per second", ",.0f"),
+    "snapshot_ms": ("snapshot, ms", ",.1f"),
     "checkpoint_ms": ("checkpoint, ms", ",.1f"),
     "checkpoint_mib": ("checkpoint, MiB", ",.1f"),
     "weights_ms": ("weights, ms", ",.1f"),

@@ -169,6 +169,13 @@ _UNSYNCED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.
 """Errors of systems that cannot flush folders: some FUSE and SMB mounts, folders without read permission."""
 
 
+def free_space(folder: Path) -> int:
+    """The free bytes of the file system in which a folder is, or would be made."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
 def file_hash(path: Path, algorithm: str = "sha256") -> str:
     """The hash of a file's content, in hexadecimal. Raises OSError if it cannot be read."""
     with path.open("rb") as file:

@@ -33,9 +33,10 @@ def test_each_pass_of_a_cohort_trains_all_its_batches(load, monkeypatch):
     monkeypatch.setattr(Trainer, "step", lambda trainer, *rest: (trained.append(trainer), step(trainer, *rest))[1])
     setup = steps.Setup(torch.device("cpu"), "resnet8", "resnet8", batch=4, steps=3, repeats=2)
     rows = list(steps.cohorts(setup, (1, 2)))
-    assert [row["what"] for row in rows][2:] == ["kdbench, 1 run", "kdbench, 2 runs"]
+    names = ["kdbench, 1 run", "kdbench, 2 runs"]
+    assert [row["what"] for row in rows][2:] == [*names, *(f"{name}, outputs cached" for name in names)]
     passes = 2 + 1  # with the first, which warms up
-    assert len(trained) == passes * 3 * (1 + 1 + 2)
+    assert len(trained) == passes * 3 * (1 + 2 * (1 + 2))
 
 
 DOCUMENT = {

@@ -37,6 +37,7 @@ TERM_CONSTANTS = (
     "paper",
     "reads",
     "needs_teacher",
+    "reads_maps",
     "requires",
     "full_batches",
     "initial",
@@ -44,6 +45,7 @@ TERM_CONSTANTS = (
     "part",
     "views",
     "version",
+    "bf16_version",
 )
 """The constants of a term's class that describe it."""
 
@@ -71,6 +73,7 @@ class TermInfo:
     paper: str
     reads: str
     needs_teacher: bool
+    reads_maps: bool | str
     requires: tuple[str, ...]
     full_batches: int
     part: tuple[str, ...] | None
@@ -78,6 +81,7 @@ class TermInfo:
     initial: bool
     auxiliary: str
     version: int
+    bf16_version: int
     hyperparameters: dict[str, Hyperparameter]
     source: Source | None = None
 
@@ -85,6 +89,12 @@ class TermInfo:
     def source_sha256(self) -> str | None:
         """The hash of its source; None for a bundled term, which the version of kdbench identifies."""
         return self.source.sha256 if self.source else None
+
+    def needs_maps(self, given: Mapping[str, Any]) -> bool:
+        """Whether the term reads the teacher's maps, with these hyper-parameters."""
+        if not self.needs_teacher or isinstance(self.reads_maps, bool):
+            return self.needs_teacher and bool(self.reads_maps)
+        return bool(given.get(self.reads_maps, self.hyperparameters[self.reads_maps].default))
 
     def initial_epochs(self, given: Mapping[str, Any]) -> int:
         """The epochs in which the term pre-trains the student, with these hyper-parameters."""
@@ -154,6 +164,10 @@ def _term(name: str, beside: ModuleLocator | None) -> TermInfo:
         source=read_source(module, [each.module for each in classes]) if own else None,
         **{fact: _constant(fact, classes) for fact in TERM_CONSTANTS},
     )
+    if not isinstance(info.reads_maps, bool) and info.reads_maps not in [*info.hyperparameters]:
+        raise BadInput(
+            f"'{target}': reads_maps is {info.reads_maps!r}, and neither True, False nor a hyper-parameter's name"
+        )
     if info.source:
         _READ[name, info.source.sha256] = info
     return info

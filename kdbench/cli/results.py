@@ -212,8 +212,8 @@ def prune(
             "--what",
             metavar="KIND,…",
             help="tmp: half-written files; logs: of workers that have ended; damaged: quarantined records; checkpoints: of "
-            "unfinished work, which then starts again; weights: of students that nothing is made on; unused: records that "
-            "no kept or bundled suite has.",
+            "unfinished work, which then starts again; outputs: teachers' cached ones, which are made again where they are "
+            "read; weights: of students that nothing is made on; unused: records that no kept or bundled suite has.",
         ),
     ] = "tmp,logs,damaged",
     keep: Annotated[

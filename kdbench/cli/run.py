@@ -16,13 +16,14 @@ import typer
 
 from kdbench.catalogue.text import command, printable, shell_line
 from kdbench.cli.options import Data, Only, Results, Set, Shard, Suites, Tiny, Trials, load, say
-from kdbench.cli.plan import DevicesPerRun, describe, duration, parse_devices_per_run, summarise
+from kdbench.cli.plan import CacheOutputs, DevicesPerRun, describe, duration, parse_devices_per_run, summarise
 from kdbench.cli.plot import plot
 from kdbench.cli.progress import RunProgress
 from kdbench.cli.report import FormatOption, build_report, command_lines, for_terminal, selection, tell_changed
 from kdbench.errors import BadInput, CannotSave, Interrupted, KdbenchError, NoDevice
 from kdbench.execution.runner import OnEvent, run_suites
 from kdbench.execution.worker_handle import RunOptions
+from kdbench.planning.plan import Caching
 from kdbench.reporting.options import Format, ReportOptions
 from kdbench.reporting.writers import write_report
 from kdbench.store.store import Store
@@ -91,6 +92,7 @@ def run(
     checkpoint_seconds: CheckpointSeconds = 30.0,
     deterministic: Deterministic = False,
     eager: Eager = False,
+    caching: CacheOutputs = Caching.auto,
     track: Annotated[
         Tool | None, typer.Option("--track", help="Show curves there as they grow; each is an extra of the same name.")
     ] = None,
@@ -111,7 +113,7 @@ def run(
     if dry_run:
         several = parse_devices_per_run(per_run)
         count = _device_count(devices, devices_per_run(loaded) if several is None else several)
-        typer.echo(printable(describe(summarise(loaded, results, count, several, data=data))))
+        typer.echo(printable(describe(summarise(loaded, results, count, several, data=data, caching=caching))))
         return
     store = Store(results)
     tell_changed(loaded, [store])
@@ -127,6 +129,7 @@ def run(
         eager,
         cluster,
         parse_devices_per_run(per_run),
+        caching,
     )
     session = Session()
     with tracking(track, loaded, results) as tracked, progress(loaded, tracked, session.listen) as on_event:

@@ -28,10 +28,22 @@ class Augmenter:
         self.windows = padded.unfold(2, side, 1).unfold(3, side, 1)
 
     def draw(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Offsets (row, column) of crops [2, count] int64, and flips [count] bool, for as many images."""
+        """Offsets (row, column) of crops [2, count] int64, and flips [count] bool, for as many images, on the CPU."""
         offsets = torch.randint(0, 2 * self.view.crop_padding + 1, (2, count), generator=rng)
         flips = torch.rand(count, generator=rng) < (0.5 if self.view.flip else 0.0)
-        return offsets.to(self.device), flips.to(self.device)
+        return offsets, flips
+
+    def number(self, offsets: Tensor, flips: Tensor) -> Tensor:
+        """Which of all crops and flips was drawn: [count] int64, each less than ``view.crops``."""
+        places = 2 * self.view.crop_padding + 1
+        return (offsets[0] * places + offsets[1]) * (2 if self.view.flip else 1) + flips
+
+    def numbered(self, number: int, indices: Tensor) -> Tensor:
+        """The normalised views [B, 3, H, W] of the images at ``indices`` [B] under one crop and flip."""
+        place, flip = divmod(number, 2 if self.view.flip else 1)
+        offsets = torch.tensor(divmod(place, 2 * self.view.crop_padding + 1)).view(2, 1).expand(2, len(indices))
+        flips = torch.full((len(indices),), bool(flip))
+        return self(indices, offsets.to(self.device), flips.to(self.device))
 
     def __call__(self, indices: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
         """The normalised views [B, 3, H, W] of the images at ``indices`` [B]."""

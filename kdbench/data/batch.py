@@ -61,6 +61,8 @@ class Batch:
     clean_labels: [B] int64, the labels before label noise; None without noise
     teacher_images: [B, 3, H', W'], the images in the teacher's own preprocessing; None if it sees the students'
     views: transformed views of the images, by kind of transform (kdbench.data.views); only the kinds that a term needs
+    taught: the logits [B, K] and embeddings [B, D] of the teacher's frozen network, where they were looked up instead of
+        being computed from its images (kdbench.data.output_cache)
     portions: the number of equal portions, one for each device, that the batch was divided into; this is one of them
     """
 
@@ -70,6 +72,7 @@ class Batch:
     clean_labels: Tensor | None = None
     teacher_images: Tensor | None = None
     views: Mapping[str, AugmentedViews] = field(default_factory=dict)
+    taught: tuple[Tensor, Tensor] | None = None
     portions: int = 1
 
     def __len__(self) -> int:

@@ -19,6 +19,7 @@ from kdbench.data.augment import Augmenter
 from kdbench.data.batch import UNDIVIDED, VIEWS_PER_IMAGE, Batch, Portion, generator
 from kdbench.data.file_stream import FileStream, FileTestSet
 from kdbench.data.image_sets import ImageFiles, ImageSet, Samples, Sets, apply_scenario, load_images, samples_of
+from kdbench.data.output_cache import OutputCache
 from kdbench.data.preprocess import Normalisation, resize
 from kdbench.data.views import TwoViews, ViewGenerator, view_rows
 from kdbench.datafiles.own_files import ImageSource
@@ -29,7 +30,7 @@ from kdbench.suite.specs import DatasetSpec, Preprocessing, Pretraining, Recipe,
 class Stream:
     """The training batches of a data set under a recipe, with the teacher's own ``view`` of each image where it has one.
 
-    The short last batch is kept.
+    The short last batch is kept. With a ``cache`` the teacher's outputs come in place of its own view.
     """
 
     def __init__(
@@ -48,10 +49,16 @@ class Stream:
         self.teacher = Augmenter(train.images, view, spec, device) if view else None
         self.labels = train.labels.to(device)
         self.clean_labels = None if train.clean_labels is None else train.clean_labels.to(device)
+        self.cache: OutputCache | None = None
 
     def __len__(self) -> int:
         """Images per epoch."""
         return self.labels.shape[0]
+
+    @property
+    def shown(self) -> Augmenter:
+        """What makes the images that the teacher sees."""
+        return self.teacher or self.student
 
     def epoch(
         self,
@@ -70,14 +77,22 @@ class Stream:
         """
         rng = generator("epoch", *self.seed, epoch)
         count = len(self)
-        order = torch.randperm(count, generator=rng).to(self.device)
-        augmenters, crops_and_flips = [self.student], [self.student.draw(count, rng)]
+        places = torch.randperm(count, generator=rng)
+        augmenters, drawn = [self.student], [self.student.draw(count, rng)]
         if self.teacher and with_teacher:
             augmenters.append(self.teacher)
-            crops_and_flips.append(self.teacher.draw(count, generator("teacher's view", *self.seed, epoch)))
+            drawn.append(self.teacher.draw(count, generator("teacher's view", *self.seed, epoch)))
+        cache = self.cache if with_teacher else None
+        if cache:
+            numbers = self.shown.number(*drawn[-1])
+            augmenters = [self.student]
+        order = places.to(self.device)
+        crops_and_flips = [
+            (offsets.to(self.device), flips.to(self.device)) for offsets, flips in drawn[: len(augmenters)]
+        ]
         generators = {name: ViewGenerator(name, count, (*self.seed, epoch), self.device) for name in transforms}
         crops = [
-            augmenter.draw(VIEWS_PER_IMAGE * count, generator("copies", role, *self.seed, epoch))[0]
+            augmenter.draw(VIEWS_PER_IMAGE * count, generator("copies", role, *self.seed, epoch))[0].to(self.device)
             for role, augmenter in enumerate(augmenters if generators else [])
         ]
         for start in range(first * self.batch, count, self.batch):
@@ -104,6 +119,7 @@ class Stream:
                 clean_labels=None if self.clean_labels is None else self.clean_labels[indices],
                 teacher_images=seen[1] if len(seen) > 1 else None,
                 views={name: generate(pixels, normalise, part.start) for name, generate in generators.items()},
+                taught=cache(numbers[part], places[part]) if cache else None,
                 portions=portions,
             )
 

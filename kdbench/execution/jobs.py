@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Any
 
 from kdbench.planning.cohorts import Cohort, Task, recipes_of, tasks, widened
+from kdbench.planning.output_cache import CachedOutputs
 from kdbench.planning.plan import Plan
 from kdbench.planning.speed import Speed
 from kdbench.suite.components import Recipe, usable_devices
@@ -24,7 +25,8 @@ class Job:
     ``waited``: another process was at it before, ``waits_since`` then, and ``holders`` names whom the user has been told to
     wait for, by id; ``crashes``: how often a worker has died over it without getting further than ever before; ``furthest``:
     how many epochs, and batches of the next, each of its networks has behind it; ``devices``: on how many of a host it trains
-    at the same time; ``discard_weights``: the ids of those whose weights nothing will read.
+    at the same time; ``discard_weights``: the ids of those whose weights nothing will read; ``cached``: the outputs that take
+    the place of a cohort's teacher.
     """
 
     teacher: Stage | None = None
@@ -38,6 +40,7 @@ class Job:
     furthest: dict[str, tuple[int, int]] = field(default_factory=dict)
     devices: int = 1
     discard_weights: frozenset[str] = frozenset()
+    cached: CachedOutputs | None = None
 
     @property
     def ids(self) -> list[str]:
@@ -47,8 +50,8 @@ class Job:
 
     @property
     def recipes(self) -> list[Recipe]:
-        """Those of what it trains on batches that can be divided among devices."""
-        return recipes_of(self.teacher, self.runs)
+        """Those of what it trains on batches that can be divided among devices; cached outputs are for one."""
+        return [] if self.cached else recipes_of(self.teacher, self.runs)
 
     @cached_property
     def dependencies(self) -> dict[str, Stage]:
@@ -66,7 +69,7 @@ class Job:
         if single := self.teacher or self.measurement:
             specs = {"teacher" if self.teacher else "measurement": single.model_dump(mode="json")}
         else:
-            specs = {"runs": [run.model_dump(mode="json") for run in self.runs]}
+            specs = {"runs": [run.model_dump(mode="json") for run in self.runs], "cached": self.cached is not None}
         return {**specs, "waited": self.waited, "discard_weights": sorted(self.discard_weights.intersection(self.ids))}
 
     def subset(self, ids: Container[str], **changes: Any) -> Job:
@@ -105,7 +108,8 @@ def jobs_of(plan: Plan) -> list[Job]:
 
 def cohort_job(cohort: Cohort, discard_weights: frozenset[str] = frozenset()) -> Job:
     """The job that trains a cohort."""
-    return Job(runs=cohort.runs, discard_weights=discard_weights.intersection(run.id for run in cohort.runs))
+    ids = [run.id for run in cohort.runs]
+    return Job(runs=cohort.runs, discard_weights=discard_weights.intersection(ids), cached=cohort.cached)
 
 
 def spread(jobs: Sequence[Job], per_run: int, slots: int, most: int, speed: Speed) -> Sequence[Job]:
@@ -127,7 +131,9 @@ def spread(jobs: Sequence[Job], per_run: int, slots: int, most: int, speed: Spee
 
 
 def _task(job: Job, speed: Speed, most: int) -> Task:
-    return tasks([job.teacher], (), speed, most)[0] if job.teacher else Cohort(job.runs).task(speed, most)
+    if job.teacher:
+        return tasks([job.teacher], (), speed, most)[0]
+    return Cohort(job.runs, cached=job.cached).task(speed, most)
 
 
 def job_for(teacher: Stage) -> Job:

@@ -22,7 +22,7 @@ from kdbench.execution.pool import Pool
 from kdbench.execution.worker_handle import RunOptions
 from kdbench.planning.cohorts import auxiliaries_of
 from kdbench.planning.disk import disk_needed
-from kdbench.planning.plan import Plan, all_stages, make_plan, missing_files
+from kdbench.planning.plan import Caching, Plan, all_stages, make_plan, missing_files
 from kdbench.planning.speed import known_speeds
 from kdbench.store.store import Store
 from kdbench.store.suites import keep_suites
@@ -106,6 +106,7 @@ def _run_until_consistent(
             teachers=wanted,
             measurements=measurements,
             largest=min((suite.max_cohort_size for suite in suites if suite.max_cohort_size), default=None),
+            caching=options.caching if caches(suites, options.devices_per_run, options.cluster) else Caching.never,
         )
         if not plan.runs and not plan.teachers and not plan.measurements:
             with suppress(OSError, KdbenchError):  # results that can only be read are shown all the same
@@ -115,6 +116,11 @@ def _run_until_consistent(
         if failed or not (damaged or any(store.measured(spec) is None for spec in measurements)):
             break
     return failed
+
+
+def caches(suites: Sequence[Suite], per_run: int | None, cluster: str) -> bool:
+    """Whether teachers' outputs can be cached: not for several devices per run, nor for hosts that may not share a disk."""
+    return not cluster and (devices_per_run(suites) if per_run is None else per_run) <= 1
 
 
 def _prepare(plan: Plan, suites: Sequence[Suite], store: Store, options: RunOptions, on_event: OnEvent) -> RunOptions:

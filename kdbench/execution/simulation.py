@@ -13,7 +13,7 @@ from kdbench.errors import KdbenchError
 from kdbench.execution.devices import Slot
 from kdbench.execution.jobs import Job
 from kdbench.execution.scheduler import Assignment, Scheduler
-from kdbench.planning.cost import measurement_work, shared_work, student_work, teacher_work
+from kdbench.planning.cost import NOTHING, measurement_work, shared_work, student_work, teacher_work
 from kdbench.planning.plan import Plan
 from kdbench.planning.speed import Speed
 from kdbench.store.result import Failure
@@ -157,7 +157,9 @@ class _Simulation:
             left = [1 - self.shares[run.id] for run in job.runs]
             parts = [self.speed.seconds(student_work(run), width) for run in job.runs]
             own = sum(share * part for share, part in zip(left, parts, strict=True))
-            return own + max(left) * self.speed.seconds(shared_work(job.runs), width)
+            making = job.cached.making if job.cached else NOTHING
+            shared = shared_work(job.runs, cached=job.cached is not None)
+            return own + max(left) * self.speed.seconds(shared, width) + self.speed.seconds(making)
         if job.teacher:
             work = teacher_work(job.teacher)
         else:

@@ -24,6 +24,7 @@ from kdbench.datafiles.own_files import ImageSource
 from kdbench.errors import BadInput
 from kdbench.execution.devices import Slot
 from kdbench.execution.jobs import Job
+from kdbench.planning.plan import Caching
 from kdbench.store.liveness import process_state
 from kdbench.store.store import log_name
 
@@ -146,10 +147,11 @@ class RunOptions:
     ``devices`` is ``auto``, ``cpu``, or GPU numbers such as ``0,1``; ``checkpoint_seconds`` is the age at which a resume
     point is replaced; ``deterministic``: a GPU gives the same bits each time, more slowly; ``eager``: a GPU's kernels are
     launched one by one, instead of as graphs; ``devices_per_run``: on how many each run is trained at the same time (0: on
-    several where it would otherwise keep the others waiting; None: as the suites say); ``weights`` holds files of weights
-    by SHA-256, in addition to those that suites name. ``cluster`` is the address of a Ray cluster, ``local``, ``auto``, or
-    "" for this machine's devices. ``images``, the sources of images of one's own, and ``beside``, the folders of plug-ins'
-    modules that are not on the import path, are found out when a run starts.
+    several where it would otherwise keep the others waiting; None: as the suites say); ``caching``: when teachers' outputs
+    are cached; ``weights`` holds files of weights by SHA-256, in addition to those that suites name. ``cluster`` is the
+    address of a Ray cluster, ``local``, ``auto``, or "" for this machine's devices. ``images``, the sources of images of
+    one's own, and ``beside``, the folders of plug-ins' modules that are not on the import path, are found out when a run
+    starts.
     """
 
     results: Path = Path("results")
@@ -163,6 +165,7 @@ class RunOptions:
     eager: bool = False
     cluster: str = ""
     devices_per_run: int | None = None
+    caching: Caching = Caching.auto
     weights: Mapping[str, Path] = field(default_factory=dict)
     images: Mapping[str, ImageSource] = field(default_factory=dict)
     beside: Mapping[str, Path] = field(default_factory=dict)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from kdbench.catalogue.hyperparameters import PositiveInt
 from kdbench.data.batch import Batch
-from kdbench.methods.functional import in_float32
+from kdbench.methods.functional import in_float32, project
 from kdbench.methods.term import Term, TermContext
 from kdbench.models.outputs import Outputs
 
@@ -28,7 +28,9 @@ class CorrelationCongruence(Term):
 
     paper = "Peng, Jin, Liu, Li, Wu, Liu, Zhou, Zhang. Correlation Congruence for Knowledge Distillation. ICCV 2019"
     reads = "embedding"
+    reads_maps = False
     version = 1
+    bf16_version = 1
 
     def __init__(self, context: TermContext, *, width: PositiveInt = 128) -> None:
         super().__init__(context)
@@ -37,7 +39,8 @@ class CorrelationCongruence(Term):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the mean product of neighbours' residuals."""
-        return cc_loss(self.embed_student(student.embedding), self.embed_teacher(teacher.embedding))
+        ours, theirs = project(self.embed_student, student.embedding), project(self.embed_teacher, teacher.embedding)
+        return cc_loss(ours, theirs)
 
 
 @in_float32

@@ -33,6 +33,7 @@ class CCL(Term):
         "Distilling Audio-Visual Knowledge by Compositional Contrastive Learning. CVPR 2021"
     )
     reads = "embedding, logits, labels"
+    reads_maps = False
     requires = ("equal_embeddings",)
     version = 1
 

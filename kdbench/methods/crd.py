@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kdbench.catalogue.hyperparameters import PositiveInt, PositiveNumber, Share
 from kdbench.data.batch import Batch
 from kdbench.errors import BadInput
-from kdbench.methods.functional import in_float32, unit_rows
+from kdbench.methods.functional import in_float32, project, unit_rows
 from kdbench.methods.term import Term, TermContext
 from kdbench.models.outputs import Outputs
 
@@ -45,7 +45,9 @@ class CRD(Term):
 
     paper = "Tian, Krishnan, Isola. Contrastive Representation Distillation. ICLR 2020"
     reads = "embedding, sample indices, the labels of the training set"
+    reads_maps = False
     version = 1
+    bf16_version = 1
 
     student_bank: Tensor
     teacher_bank: Tensor
@@ -83,8 +85,8 @@ class CRD(Term):
         """Return the sum of both sides' losses."""
         self.after_step()  # where a training loop of one's own left it out
         drawn = self.negatives.draw(batch.indices, relax=self.relax)
-        s = unit(self.embed_student(student.embedding))
-        t = unit(self.embed_teacher(teacher.embedding))
+        s = unit(project(self.embed_student, student.embedding))
+        t = unit(project(self.embed_teacher, teacher.embedding))
         s_scores = exponentials(s, self.teacher_bank, drawn.columns, self.temperature)
         t_scores = exponentials(t, self.student_bank, drawn.columns, self.temperature)
         self._settle(self.student_z, s_scores, drawn.mask)

@@ -31,6 +31,7 @@ class EGA(Term):
 
     paper = "Ma, Chen, Akata. Distilling Knowledge from Self-Supervised Teacher by Embedding Graph Alignment. BMVC 2022"
     reads = "embedding"
+    reads_maps = False
     requires = ("equal_embeddings", "something_to_learn")
     version = 1
 

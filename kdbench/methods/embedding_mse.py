@@ -24,6 +24,7 @@ class EmbeddingMSE(Term):
 
     paper = "Ma, Chen, Akata. Distilling Knowledge from Self-Supervised Teacher by Embedding Graph Alignment. BMVC 2022"
     reads = "embedding"
+    reads_maps = False
     requires = ("equal_embeddings",)
     version = 1
 

@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdbench.errors import BadInput
 from kdbench.methods.term import TermContext
@@ -34,6 +34,12 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
             return cast(R, cast(Any, function)(*wide, **{key: _widen(value) for key, value in kwargs.items()}))
 
     return wrapped
+
+
+@in_float32
+def project(layer: nn.Module, rows: Tensor) -> Tensor:
+    """What a layer gives for rows, in float32."""
+    return cast(Tensor, layer(rows))
 
 
 def _widen(value: object) -> object:

@@ -38,6 +38,7 @@ class IRG(Term):
 
     paper = "Liu, Cao, Li, Yuan, Hu, Li, Duan. Knowledge Distillation via Instance Relationship Graph. CVPR 2019"
     reads = "embedding; with transformations, all stages' feature maps"
+    reads_maps = "transformations"
     requires = ("transformed_stages",)
     version = 1
 

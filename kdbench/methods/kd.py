@@ -28,6 +28,7 @@ class KD(Term):
 
     paper = "Hinton, Vinyals, Dean. Distilling the Knowledge in a Neural Network. arXiv:1503.02531, 2015"
     reads = "logits"
+    reads_maps = False
     version = 1
 
     def __init__(self, context: TermContext, *, temperature: PositiveNumber = 4.0) -> None:

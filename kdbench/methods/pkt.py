@@ -27,6 +27,7 @@ class PKT(Term):
 
     paper = "Passalis, Tefas. Learning Deep Representations with Probabilistic Knowledge Transfer. ECCV 2018"
     reads = "embedding"
+    reads_maps = False
     version = 2
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:

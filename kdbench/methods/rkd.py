@@ -40,6 +40,7 @@ class RKD(Term):
 
     paper = "Park, Kim, Lu, Cho. Relational Knowledge Distillation. CVPR 2019"
     reads = "embedding"
+    reads_maps = False
     requires = ("something_to_learn",)
     version = 1
 

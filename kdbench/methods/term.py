@@ -71,6 +71,13 @@ class Term(nn.Module):
 
     needs_teacher: ClassVar[bool] = True
 
+    reads_maps: ClassVar[bool | str] = True
+    """Whether it reads the teacher's feature maps or pre-activations, or the teacher itself in ``begin_epoch``.
+
+    Or the name of the hyper-parameter that decides. Where no term of a cohort does, the teacher's logits and embeddings may
+    come from a cache, without maps.
+    """
+
     requires: ClassVar[tuple[str, ...]] = ()
     """Conditions on the pair of networks, checked before anything runs (kdbench/suite/compatibility.py)."""
 
@@ -103,6 +110,9 @@ class Term(nn.Module):
 
     version: ClassVar[int] = 1
     """Increased when a change of the code changes results, so that old and new numbers never mix."""
+
+    bf16_version: ClassVar[int] = 0
+    """Increased in its place when only the results of bf16 runs change. It is added to theirs."""
 
     transforms: str = ""
     """The kind of views that a term sees (kdbench.data.views.TRANSFORMS); "": none. ``__init__`` sets it."""

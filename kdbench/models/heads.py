@@ -72,7 +72,10 @@ class NodeEmbedding(Backbone):
 
     def forward(self, images: Tensor) -> Outputs:
         """Return the head's logits and the node embedding with the backbone's maps."""
-        below: Outputs = self.backbone(images)
+        return self.extend(self.backbone(images))
+
+    def extend(self, below: Outputs) -> Outputs:
+        """The same, from what the backbone gives."""
         embedding = self.node(below.embedding)
         return Outputs(self.fc(embedding), embedding, below.features, below.preactivations)
 

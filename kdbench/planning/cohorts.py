@@ -10,7 +10,8 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 
-from kdbench.planning.cost import Work, shared_work, student_work, teacher_work
+from kdbench.planning.cost import NOTHING, Work, shared_work, student_work, teacher_work
+from kdbench.planning.output_cache import CachedOutputs
 from kdbench.planning.speed import ASSUMED, Speed
 from kdbench.suite.components import Recipe, usable_devices
 from kdbench.suite.specs import (
@@ -29,11 +30,13 @@ from kdbench.suite.specs import (
 class Cohort:
     """Runs that share one stream and one teacher and train in one process.
 
-    ``students`` is the work of each run without what they share; it is counted where it is not given.
+    ``students`` is the work of each run without what they share; it is counted where it is not given. ``cached`` outputs
+    take the place of the teacher's passes.
     """
 
     runs: tuple[RunSpec, ...]
     students: tuple[Work, ...] = field(default=(), compare=False)
+    cached: CachedOutputs | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.students) != len(self.runs):
@@ -54,18 +57,20 @@ class Cohort:
     def subset(self, ids: Container[str]) -> Cohort:
         """The same with these of its runs alone."""
         runs = tuple(run for run in self.runs if run.id in ids)
-        return self if len(runs) == len(self.runs) else Cohort(runs)
+        return self if len(runs) == len(self.runs) else Cohort(runs, cached=self.cached)
 
     def task(self, speed: Speed, most: int = 1) -> Task:
         """What it takes and needs, on up to ``most`` devices."""
         needs = {need.id: need for run in self.runs for need in run.dependencies}
         ids = tuple(run.id for run in self.runs)
-        return _task(self.work, ids, needs.values(), recipes_of(None, self.runs), speed, most)
+        recipes = [] if self.cached else recipes_of(None, self.runs)  # cached outputs are for one device
+        return _task(self.work, ids, needs.values(), recipes, speed, most)
 
     @cached_property
     def work(self) -> Work:
-        """All runs, and the teacher pass and images that they share."""
-        return sum(self.students, shared_work(self.runs))
+        """All runs, and the teacher pass or its outputs, and the images, that they share."""
+        making = self.cached.making if self.cached else NOTHING
+        return sum(self.students, shared_work(self.runs, cached=self.cached is not None) + making)
 
 
 def auxiliaries_of(spec: RunSpec) -> list[RunSpec]:
@@ -312,7 +317,8 @@ def _halves(cohort: Cohort) -> tuple[Cohort, Cohort]:
         side = bool(run.adapters) if apart else load[1] < load[0]
         load[side] += work.macs
         sides[side].append((run, work))
-    left, right = (Cohort(*map(tuple, zip(*side, strict=True))) for side in sides)
+    cached = cohort.cached and cohort.cached.share(1 / 2)
+    left, right = (Cohort(tuple(run for run, _ in side), tuple(work for _, work in side), cached) for side in sides)
     return left, right
 
 

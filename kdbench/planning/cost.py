@@ -184,17 +184,17 @@ def measurement_work(spec: ProbeSpec | SimilaritySpec) -> Work:
     return _tests(spec.source.network, spec.dataset, images, spec.recipe)
 
 
-def shared_work(runs: Sequence[RunSpec]) -> Work:
-    """What runs of a cohort share: the teacher's passes, and the images of their stream."""
+def shared_work(runs: Sequence[RunSpec], *, cached: bool = False) -> Work:
+    """What runs of a cohort share: the images of their stream, and the teacher's passes unless its outputs are ``cached``."""
     if not runs:
         return NOTHING
     longest = max(runs, key=_seen)
     train, _ = image_counts(longest.dataset, longest.scenario.fraction)
     read = _reading(longest.dataset, train * max(map(trained_epochs, runs)))
-    taught = [run for run in runs if run.teacher]
+    taught = [] if cached else [run for run in runs if run.teacher]
     return teacher_pass_work(max(taught, key=_seen)) + read if taught else read
 
 
-def cohort_work(runs: Sequence[RunSpec]) -> Work:
+def cohort_work(runs: Sequence[RunSpec], *, cached: bool = False) -> Work:
     """Runs that train together."""
-    return sum(map(student_work, runs), shared_work(runs))
+    return sum(map(student_work, runs), shared_work(runs, cached=cached))

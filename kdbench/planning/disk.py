@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import heapq
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdbench.catalogue.terms import costs
 from kdbench.catalogue.text import file_size
+from kdbench.files import free_space
 from kdbench.planning.plan import Plan
 from kdbench.suite.networks import info
 from kdbench.suite.specs import Imported, NewLayers, RunSpec, Stage
@@ -34,14 +34,16 @@ class Disk:
     weights: int
     checkpoints: int
     logs: int
+    outputs: int = 0
 
     def __str__(self) -> str:
         weights, checkpoints, logs = map(file_size, (self.weights, self.checkpoints, self.logs))
-        return f"{weights} of weights, {logs} of logs, up to {checkpoints} of checkpoints"
+        outputs = f"{file_size(self.outputs)} of teachers' outputs, " if self.outputs else ""
+        return f"{weights} of weights, {outputs}{logs} of logs, up to {checkpoints} of checkpoints"
 
     def warning(self, folder: Path) -> str:
         """A line for the user where the file system of a folder may not have enough free space; "" where it has."""
-        needed, free = self.weights + self.checkpoints + self.logs, shutil.disk_usage(folder).free
+        needed, free = self.weights + self.outputs + self.checkpoints + self.logs, free_space(folder)
         if needed <= free:
             return ""
         return (
@@ -61,7 +63,8 @@ def disk_needed(plan: Plan, slots: int) -> Disk:
     epochs = sum(run.recipe.epochs for run in runs)
     epochs += sum(stage.recipe.epochs for stage in plan.teachers if stage.recipe)
     records = len(runs) + len(plan.teachers) + len(plan.measurements)
-    return Disk(_WEIGHT * sum(kept), round(sum(heapq.nlargest(slots, states))), _EPOCH * epochs + _RECORD * records)
+    checkpoints, logs = round(sum(heapq.nlargest(slots, states))), _EPOCH * epochs + _RECORD * records
+    return Disk(_WEIGHT * sum(kept), checkpoints, logs, round(sum(each.missing * each.bytes for each in plan.cached)))
 
 
 def _state(run: RunSpec) -> float:

@@ -37,6 +37,8 @@ class What(StrEnum):
     """quarantined records and files"""
     checkpoints = "checkpoints"
     """resume states: what is not finished starts again"""
+    outputs = "outputs"
+    """teachers' cached outputs: runs that read them make them again"""
     weights = "weights"
     """weights of finished students that nothing is made on; the numbers stay"""
     unused = "unused"
@@ -138,11 +140,19 @@ def _of_folder(store: Store, choice: Choice) -> Iterator[Item]:
     locks = store.root / "locks"
     for path in sorted(store.root.glob(f"{UNPACKED}*")):
         yield Item(What.tmp, (path,), "an unpacked pack", _size(path), lock=locks / MERGING)
-    for folder in ("suites", "sources"):
-        for path in sorted((store.root / folder).glob("*/.*.tmp")):
-            guard = locks / f"{folder}-{path.parent.name}.lock"
+    for folder in sorted((store.root / "outputs").glob("*")):
+        guard = locks / f"outputs-{folder.name}.lock"
+        yield Item(What.outputs, (folder,), "a teacher's cached outputs", _size(folder), lock=guard)
+        for path in sorted(folder.glob("*.damaged-*")):
+            yield Item(What.damaged, (path,), "quarantined outputs of a teacher", _size(path), lock=guard)
+        for path in sorted(folder.glob(".*.tmp")):
+            crop = locks / f"outputs-{folder.name}-{path.name.split('.')[1]}.lock"
+            yield Item(What.tmp, (path,), "was not written to its end", _size(path), lock=crop)
+    for name in ("suites", "sources"):
+        for path in sorted((store.root / name).glob("*/.*.tmp")):
+            guard = locks / f"{name}-{path.parent.name}.lock"
             yield Item(What.tmp, (path,), "was not written to its end", _size(path), lock=guard)
-    for path in sorted(path for name in ("worker", "slurm") for path in (store.root / "logs").glob(f"{name}-*.log")):
+    for path in sorted(path for kind in ("worker", "slurm") for path in (store.root / "logs").glob(f"{kind}-*.log")):
         if not _still_written(path):
             yield Item(What.logs, (path,), "the log of a worker", _size(path), lock=locks / "logs.lock")
 

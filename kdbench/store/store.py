@@ -49,6 +49,14 @@ class Store:
         """The record of a measurement, existing or not."""
         return Record(f"{self._path}/measurements/{id}", self._locks)
 
+    def outputs(self, name: str) -> Path:
+        """A folder of a teacher's cached outputs, existing or not."""
+        return self.root / "outputs" / name
+
+    def outputs_lock(self, name: str, crop: int) -> Lock:
+        """The lock of who computes the outputs for a crop."""
+        return Lock(self.root / "locks" / f"outputs-{name}-{crop:04d}.lock")
+
     def measured(self, spec: ProbeSpec | SimilaritySpec) -> Result | None:
         """The stored measurement; None if there is none, or the networks' weights have changed since."""
         try:

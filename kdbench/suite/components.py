@@ -146,6 +146,11 @@ class Preprocessing(Spec):
         """The preprocessing alone, without the fields of a subclass."""
         return Preprocessing(**{name: getattr(self, name) for name in Preprocessing.model_fields})
 
+    @property
+    def crops(self) -> int:
+        """How many different crops and flips of an image in memory there are."""
+        return (2 * self.crop_padding + 1) ** 2 * (2 if self.flip else 1)
+
 
 class Recipe(Preprocessing):
     """The training recipe of one network: SGD with stepwise decay on augmented images.

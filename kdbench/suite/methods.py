@@ -81,6 +81,15 @@ def reads_teacher(terms: Terms) -> bool:
     return any(term(use.name, use.source_sha256).needs_teacher for use in terms)
 
 
+def in_bf16(terms: Terms) -> Terms:
+    """The terms of a bf16 run. Their versions count what changes bf16 runs alone, too."""
+    extra = [term(use.name, use.source_sha256).bf16_version for use in terms]
+    return tuple(
+        use.model_copy(update={"version": use.version + more}) if more else use
+        for use, more in zip(terms, extra, strict=True)
+    )
+
+
 def auxiliary_method(terms: Terms) -> str:
     """The method that trains an auxiliary between teacher and student; "" if the method needs none."""
     return next((method for use in terms if (method := term(use.name, use.source_sha256).auxiliary)), "")

@@ -17,7 +17,7 @@ from kdbench.catalogue.text import shorten
 from kdbench.errors import BadInput
 from kdbench.files import file_hash
 from kdbench.suite.components import Channels, PositiveChannels, canonical_text, hashed
-from kdbench.suite.methods import Terms, auxiliary_method, reads_teacher
+from kdbench.suite.methods import Terms, auxiliary_method, in_bf16, reads_teacher
 from kdbench.suite.networks import info
 from kdbench.suite.protocol import Changes, Protocol
 from kdbench.suite.specs import (
@@ -305,7 +305,7 @@ def make_spec(
         teacher_view=view,
         teacher_precision=protocol.teacher_precision if own_precision else None,
         teacher_inference=protocol.teacher_inference if finished else None,
-        terms=terms,
+        terms=in_bf16(terms) if recipe.precision == "bf16" else terms,
         dataset=data,
         scenario=point.scenario,
         recipe=recipe,

@@ -45,7 +45,8 @@ class JobContext:
 
     ``emit(event, **fields)`` tells the parent. ``waited``: another process was training the same when the job first asked,
     so that a failure of that process counts, too. ``discard_weights``: ids of students whose weights nothing will read.
-    ``eager``: steps are not replayed, though the device could. ``options``, what the worker was started with, and
+    ``eager``: steps are not replayed, though the device could. ``cached``: a cohort reads its teacher's cached outputs, and
+    makes those that are not there. ``options``, what the worker was started with, and
     ``replicas`` are for the other processes that train the job with this one on devices of their own; ``ranks`` are all of
     them.
     """
@@ -59,6 +60,7 @@ class JobContext:
     checkpoint_seconds: float
     eager: bool = False
     waited: bool = False
+    cached: bool = False
     discard_weights: frozenset[str] = frozenset()
     options: Mapping[str, Any] = field(default_factory=dict)
     replicas: Sequence[Mapping[str, Any]] = ()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import math
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,14 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.data.batch import Batches
-from kdbench.data.file_stream import FileTestSet
-from kdbench.data.stream import TestSet
-from kdbench.errors import message_of
+from kdbench.data.file_stream import FileStream, FileTestSet
+from kdbench.data.output_cache import OutputCache
+from kdbench.data.stream import Stream, TestSet
+from kdbench.errors import LostTeacher, message_of
 from kdbench.evaluation import Scores, measure, measure_neighbours
 from kdbench.models import build
 from kdbench.models.checkpoints import load_checkpoint, published_accuracy
 from kdbench.models.outputs import Shapes, measure_shapes
 from kdbench.planning.cost import cohort_work, student_work, teacher_pass_work, teacher_work
+from kdbench.planning.output_cache import CachedOutputs, cached_outputs
+from kdbench.store.lock import Taken
 from kdbench.store.record import Record
 from kdbench.store.result import Accuracy, Failure
 from kdbench.suite.specs import (
@@ -206,6 +212,9 @@ def _train_together(specs: Sequence[RunSpec], ctx: JobContext) -> bool:
             shapes = measure_shapes(teacher.network, seen_size(lead.dataset, lead.teacher_view or lead.recipe))
         students = [(spec, _build_student(spec, teacher, shapes, stream.labels, ctx)) for spec in specs]
     built = {spec: student for spec, student in students if student}
+    cached = cached_outputs(specs) if ctx.cached and built else None
+    if cached and teacher and not _look_up(cached, teacher, stream, ctx):
+        return False
     there, *others = (set(ids) for ids in ctx.ranks.exchange([spec.id for spec in built]))
     if any(there - other for other in others):
         raise LostRank(f"a run can be built on the first of {ctx.ranks.size} devices, but not on all")
@@ -214,9 +223,12 @@ def _train_together(specs: Sequence[RunSpec], ctx: JobContext) -> bool:
     if teacher and readers:
         _, earliest = min(readers, key=lambda student: (student[0].progress.epoch, student[0].progress.batches))
         teacher.restore(earliest)
-    share = cohort_work([*built]) * (1 / max(1, len(built)))  # as its seconds are shared
-    own = {spec: student_work(spec) + teacher_pass_work(spec) * (1 / max(1, len(readers))) for spec in built}
+    share = cohort_work([*built], cached=cached is not None) * (1 / max(1, len(built)))  # as its seconds are shared
+    passes = 0.0 if cached else 1 / max(1, len(readers))
+    own = {spec: student_work(spec) + teacher_pass_work(spec) * passes for spec in built}
     costs = {spec.id: cost_fields(work, share, spec.recipe.precision) for spec, work in own.items()}
+    if cached:
+        costs = {id: {**cost, "cached_outputs": cached.id} for id, cost in costs.items()}
     fields: dict[str, Any] = {"train_images": len(stream), "test_images": len(test)}
     if lead.scenario != Scenario():
         fields |= ctx.data.samples(lead.dataset, lead.scenario, lead.trial).result_fields()
@@ -226,6 +238,41 @@ def _train_together(specs: Sequence[RunSpec], ctx: JobContext) -> bool:
     at_once = batches_at_once(shapes, lead.recipe.batch) if teacher and shapes and not teacher.learns else 1
     callbacks, replay = ctx.callbacks(conclude), ctx.replay(lead.recipe, at_once)
     return train(trainers, teacher, stream, partial(_test, test), callbacks, replay, ctx.ranks)
+
+
+TELL_SECONDS, POLL_SECONDS = 30.0, 1.0
+
+
+def _look_up(cached: CachedOutputs, teacher: FrozenTeacher, stream: Stream | FileStream, ctx: JobContext) -> bool:
+    """Have a stream give a teacher's cached outputs, after those that are missing are made. False if asked to stop meanwhile.
+
+    Several processes make them together, each crop once, from the same batches of images whoever does it.
+    """
+    folder = cached.folder(ctx.store)
+    if folder is None or isinstance(stream, FileStream):
+        raise LostTeacher(f"{cached.teacher.network}: the weights of the teacher are gone")
+    indices = torch.arange(len(stream), device=ctx.device)
+    sample = teacher.fixed_outputs(stream.shown.numbered(0, indices[:2]))
+    cache = OutputCache(folder, len(stream), cached.crops, sample)
+    told = -math.inf
+    while not cache.complete:
+        missing = cache.missing()
+        for crop in missing:
+            if ctx.should_stop():
+                return False
+            if time.monotonic() - told >= TELL_SECONDS:
+                told = time.monotonic()
+                ctx.emit("message", text=f"caching the outputs of {cached}: {len(cache.missing())} crops left")
+            with suppress(Taken), ctx.store.outputs_lock(folder.name, crop).acquire(timeout=0):
+                if not cache.file(crop).is_file():
+                    images = (stream.shown.numbered(crop, part) for part in torch.split(indices, stream.batch))
+                    cache.put(crop, map(teacher.fixed_outputs, images))
+        for damaged in cache.open():
+            ctx.emit("message", text=f"{damaged}: is not what was stored there; the outputs are made again")
+        if missing and missing == cache.missing():
+            time.sleep(POLL_SECONDS)  # other processes are at them
+    stream.cache = cache
+    return True
 
 
 def _test(test: TestSet | FileTestSet, networks: Sequence[nn.Module], ranks: Ranks) -> list[Scores]:

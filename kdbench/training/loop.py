@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -18,7 +19,7 @@ from kdbench.evaluation import LayerSimilarity, Scores
 from kdbench.methods.term import Term
 from kdbench.models.outputs import Outputs
 from kdbench.store.result import Failure
-from kdbench.training.checkpoint import save_checkpoint
+from kdbench.training.checkpoint import CheckpointWriter
 from kdbench.training.environment import LostRank, Settings, device_lost, out_of_memory
 from kdbench.training.guard import Watch, aliased, relisted, rows_of
 from kdbench.training.ranks import ALONE, Ranks
@@ -29,8 +30,6 @@ from kdbench.training.trainer import Trainer
 
 TELL_SECONDS = 5.0
 """The time between two reports within an epoch."""
-SAVE_SHARE = 20
-"""Before trainers are saved again, they train at least this many times as long as saving them took."""
 
 Evaluate = Callable[[Sequence[nn.Module], Ranks], list[Scores]]
 """A test of networks by some processes, each on its part of the images. It leaves them in eval mode."""
@@ -43,8 +42,7 @@ class Callbacks:
     ``on_progress`` gets, every few seconds of a long epoch, each trainer, the share of the epoch that it has done, and images
     per second; ``on_epoch`` each trainer after its epoch, and images per second; ``on_finish`` each trainer that has finished
     or failed, at once. Images per second count all trainers. ``should_stop`` is asked after each step whether to save and
-    return. A checkpoint is written whenever the last one is ``checkpoint_seconds`` old, but at most a twentieth of the time
-    is spent on that (0: after each step).
+    return. ``checkpoint_seconds`` is the age at which checkpoints are replaced.
     """
 
     on_progress: Callable[[Trainer, float, float], None]
@@ -71,31 +69,29 @@ def train(
     Trainers that are behind (after a crash, say) train alone until they have caught up: the stream and the teacher replay
     any epoch, so the result is the same in any company.
     """
-    while behind := [trainer.progress.epoch for trainer in trainers if trainer.active]:
-        epoch = min(behind) + 1
-        group = [trainer for trainer in trainers if trainer.active and trainer.progress.epoch == epoch - 1]
-        timer = EpochTimer(group, ranks.size)
-        if not train_epoch(group, teacher, stream, epoch, callbacks, timer, replay, ranks):
-            _report_finished(group, callbacks)
-            return False
-        alive = [trainer for trainer in group if trainer.failure is None]
-        ranks.follow([buffer for trainer in alive for buffer in trainer.network.buffers()])
-        tested = [trainer for trainer in alive if trainer.due_for_test(epoch)]
-        results = _evaluate(tested, teacher, evaluate, epoch, ranks) if evaluate else {}
-        alive = [trainer for trainer in alive if trainer.failure is None]
-        speed = timer.end(alive)
-        for trainer in alive:
-            _guarded(trainer, partial(trainer.end_epoch, epoch, *results.get(id(trainer), (None, {}))), epoch)
-            if trainer.failure is None:
-                callbacks.on_epoch(trainer, speed)
-        _compare_failures(group, ranks, epoch)
-        _report_finished(group, callbacks)
-        stopping = callbacks.should_stop()
-        if ranks.leads:
-            _save(alive, teacher, callbacks, now=stopping)
-        if stopping:
-            return False
-    return True
+    with CheckpointWriter(callbacks.checkpoint_seconds) if ranks.leads else nullcontext() as checkpoints:
+        while behind := [trainer.progress.epoch for trainer in trainers if trainer.active]:
+            epoch = min(behind) + 1
+            group = [trainer for trainer in trainers if trainer.active and trainer.progress.epoch == epoch - 1]
+            timer = EpochTimer(group, ranks.size)
+            if not train_epoch(group, teacher, stream, epoch, callbacks, timer, replay, ranks, checkpoints):
+                _report_finished(group, callbacks, checkpoints)
+                return False
+            alive = [trainer for trainer in group if trainer.failure is None]
+            ranks.follow([buffer for trainer in alive for buffer in trainer.network.buffers()])
+            tested = [trainer for trainer in alive if trainer.due_for_test(epoch)]
+            results = _evaluate(tested, teacher, evaluate, epoch, ranks) if evaluate else {}
+            alive = [trainer for trainer in alive if trainer.failure is None]
+            speed = timer.end(alive)
+            for trainer in alive:
+                _guarded(trainer, partial(trainer.end_epoch, epoch, *results.get(id(trainer), (None, {}))), epoch)
+                if trainer.failure is None:
+                    callbacks.on_epoch(trainer, speed)
+            _compare_failures(group, ranks, epoch)
+            _report_finished(group, callbacks, checkpoints)
+            if _save_or_stop(alive, teacher, callbacks, checkpoints):
+                return False
+        return True
 
 
 class EpochTimer:
@@ -145,6 +141,7 @@ def train_epoch(
     timer: EpochTimer,
     replay: Replay | None = None,
     ranks: Ranks = ALONE,
+    checkpoints: CheckpointWriter | None = None,
 ) -> bool:
     """One pass over the stream, or what each trainer has left of it. Returns False if asked to stop on the way.
 
@@ -190,10 +187,7 @@ def train_epoch(
                 break
             if teacher and number >= teacher_start:
                 teacher.learn()
-            stopping = callbacks.should_stop()
-            if ranks.leads:
-                _save(group, teacher, callbacks, now=stopping)
-            if stopping:
+            if _save_or_stop(group, teacher, callbacks, checkpoints):
                 return False
             timer.tell(callbacks, len(stream))
         else:
@@ -201,10 +195,23 @@ def train_epoch(
     return True
 
 
-def _report_finished(group: Sequence[Trainer], callbacks: Callbacks) -> None:
-    for trainer in group:
-        if not trainer.active:
-            callbacks.on_finish(trainer)
+def _save_or_stop(
+    group: Sequence[Trainer], teacher: FrozenTeacher | None, callbacks: Callbacks, checkpoints: CheckpointWriter | None
+) -> bool:
+    """Save if it is time. Returns whether to stop, for which all are saved."""
+    stopping = callbacks.should_stop()
+    if checkpoints:
+        checkpoints.save(group, teacher.state if teacher else dict, now=stopping)
+    return stopping
+
+
+def _report_finished(group: Sequence[Trainer], callbacks: Callbacks, checkpoints: CheckpointWriter | None) -> None:
+    """Report those that have ended. What is stored of them replaces their checkpoints, which must not come after it."""
+    ended = [trainer for trainer in group if not trainer.active]
+    if ended and checkpoints:
+        checkpoints.flush()
+    for trainer in ended:
+        callbacks.on_finish(trainer)
 
 
 def _evaluate(
@@ -335,17 +342,3 @@ def failure_of(error: BaseException, epoch: int) -> Failure:
     """What is stored of an error that ends a run."""
     reason = reason_of(error, f" in epoch {epoch}" if epoch else "")
     return Failure(kind="error", epoch=epoch, reason=reason, detail="".join(traceback.format_exception(error)))
-
-
-def _save(trainers: Sequence[Trainer], teacher: FrozenTeacher | None, callbacks: Callbacks, *, now: bool) -> None:
-    """Write checkpoints of all that go on, if it is time."""
-    active = [trainer for trainer in trainers if trainer.active]
-    if not active:
-        return
-    wait = callbacks.checkpoint_seconds
-    if wait:
-        wait = max(wait, SAVE_SHARE * sum(trainer.save_seconds for trainer in active))
-    if now or time.monotonic() - min(trainer.saved_at for trainer in active) >= wait:
-        state = teacher.state() if teacher else {}
-        for trainer in active:
-            save_checkpoint(trainer, state)

@@ -249,7 +249,7 @@ def lessons(
     begin = first // at_once
     for number, chunk in enumerate(in_chunks(stream, at_once).epoch(epoch, first=begin, **how), begin):
         asked = teacher if (number + 1) * at_once > teacher_start else None
-        if asked and not asked.learns and len(chunk) == at_once * size:
+        if asked and not asked.learns and len(chunk) == at_once * size and chunk.taught is None:
             chunk = replay.chunks.put(chunk)
             lesson: Lesson = replay.teacher(partial(Lesson.of, chunk, asked), replay.chunks.changes)
         else:

@@ -83,7 +83,9 @@ class FrozenTeacher:
     @torch.no_grad()
     def forward(self, batch: Batch) -> Outputs:
         """The teacher's outputs, without gradient."""
-        return self._look(self.view_of(batch))
+        with self._autocast(batch.images.device):
+            outputs = self._outputs(batch)
+        return self._as_shown(outputs)
 
     def learn(self) -> None:
         """Learn from the batch that was shown last."""
@@ -97,9 +99,33 @@ class FrozenTeacher:
         }
 
     def _look(self, images: Tensor) -> Outputs:
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+        with self._autocast(images.device):
             outputs: Outputs = self.inference(images)
+        return self._as_shown(outputs)
+
+    def _outputs(self, batch: Batch) -> Outputs:
+        """Those that were looked up for a batch, without maps; all, from its images, where none were."""
+        if batch.taught is None:
+            outputs: Outputs = self.inference(self.view_of(batch))
+            return outputs
+        below = Outputs(*batch.taught, [], [])
+        return self.inference.extend(below) if isinstance(self.inference, NodeEmbedding) else below
+
+    def _as_shown(self, outputs: Outputs) -> Outputs:
         return mapped(Tensor.float, outputs) if self.widened else outputs
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    @torch.no_grad()
+    def fixed_outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, K] and embeddings [B, D] for an OutputCache; below new layers, frozen or not, the embedding alone."""
+        with self._autocast(images.device):
+            if isinstance(self.inference, NodeEmbedding):
+                embedding = self.inference.backbone(images).embedding
+                return embedding[:, :0], embedding
+            outputs: Outputs = self.inference(images)
+            return outputs.logits, outputs.embedding
 
     @staticmethod
     def view_of(batch: Batch) -> Tensor:
@@ -209,13 +235,12 @@ class OnlineTeacher(FrozenTeacher):
             return super().forward(batch)
         self.optimiser.zero_grad(set_to_none=True)
         labels = batch.labels if batch.clean_labels is None else batch.clean_labels
-        images = self.view_of(batch)
-        with torch.enable_grad(), torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            outputs: Outputs = self.inference(images)
+        with torch.enable_grad(), self._autocast(batch.images.device):
+            outputs = self._outputs(batch)
             loss = F.cross_entropy(outputs.logits, labels)
         loss.backward()  # type: ignore[no-untyped-call]
         seen = Outputs(outputs.logits.detach(), outputs.embedding.detach(), outputs.features, outputs.preactivations)
-        return mapped(Tensor.float, seen) if self.widened else seen
+        return self._as_shown(seen)
 
     def learn(self) -> None:
         """One step of the new layers, once the students have taken theirs."""

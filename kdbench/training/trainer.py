@@ -136,7 +136,6 @@ class Trainer:
         self.parent_sha256: str | None = None
         self.ranks: Ranks = ALONE
         self.saved_at = time.monotonic()
-        self.save_seconds = 0.0
 
     @property
     def length(self) -> dict[str, int]:

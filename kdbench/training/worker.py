@@ -193,4 +193,5 @@ def _dispatch(job: dict[str, Any], ctx: JobContext) -> JobResult:
         return train_teacher(stage_from(job["teacher"]), ctx)
     if "measurement" in job:
         return take_measurement(measurement_from(job["measurement"]), ctx)
+    ctx = replace(ctx, cached=job["cached"])
     return train_cohort([RunSpec.model_validate(spec) for spec in job["runs"]], ctx)

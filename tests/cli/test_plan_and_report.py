@@ -32,6 +32,7 @@ def test_plan_as_json(kdbench, suite_file, finished):
     assert (facts["estimate"], facts["speed"]["records"]) == ("assumed for a GPU", 0)
     assert 0 < facts["makespan_hours"] <= facts["device_hours"] < facts["device_hours_without_cohorts"] * 1.001
     assert facts["idle_share"] == pytest.approx(1 - facts["device_hours"] / (2 * facts["makespan_hours"]))
+    assert facts["disk_bytes"].pop("outputs") == 0
     assert set(facts["disk_bytes"]) == {"weights", "checkpoints", "logs"}
     assert min(facts["disk_bytes"].values()) > 0
 

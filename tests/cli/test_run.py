@@ -91,6 +91,31 @@ def test_the_plan_the_slots_and_the_options_reach_the_pool(place):
     assert (options.checkpoint_seconds, options.download, options.results) == (7.0, False, place.results)
 
 
+@pytest.mark.parametrize(
+    ("options", "cached"),
+    [
+        ([], False),
+        (["--cache-outputs", "always"], True),
+        (["--cache-outputs", "always", "--devices-per-run", "auto"], True),
+        (["--cache-outputs", "always", "--devices-per-run", "2"], False),
+        (["--cache-outputs", "always", "--only", "method=ce"], False),
+    ],
+)
+def test_teachers_outputs_are_cached_where_that_is_wished_and_possible(place, options, cached):
+    place.run(*options)
+    (plan,) = place.plans
+    assert bool(plan.cached) == cached
+    text = place.run(*options, "--dry-run").stdout
+    assert ("Cached outputs: resnet8 for" in text) == cached
+    assert ("of teachers' outputs" in text) == cached
+
+
+def test_hosts_that_may_share_no_disk_cache_nothing(place):
+    suites = [load_suite(place.suite)]
+    assert runner.caches(suites, None, "")
+    assert not runner.caches(suites, None, "auto")
+
+
 def test_tables_are_printed_at_the_end(place):
     place.work = lambda plan: [place.finish(run) for run in place.runs().values()]
     done = place.run("--format", "csv")

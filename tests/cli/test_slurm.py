@@ -107,7 +107,7 @@ def test_the_script_of_a_ray_cluster(kdbench, suite_file, tmp_path):
 def test_tasks_get_the_options_of_run(kdbench, suite_file):
     """All that say how to train; the others show something, or are of one machine alone."""
     passed = ["--devices", "0,1", "--jobs-per-device", "2", "--devices-per-run", "2", "--download", "--retry-diverged"]
-    passed += ["--checkpoint-seconds", "60.0", "--deterministic", "--eager"]
+    passed += ["--checkpoint-seconds", "60.0", "--deterministic", "--eager", "--cache-outputs", "never"]
     script = kdbench("slurm", "own.yaml", *passed).stdout
     (run,) = (line for line in script.splitlines() if line.endswith(" &"))
     words = {word for word in run.split() if word.startswith("--")}

@@ -568,7 +568,7 @@ def test_a_real_worker_answers_in_json_lines_and_ends_with_its_input(tmp_path):
     inbox = queue.Queue()
     worker = WorkerHandle(Slot("cpu", "cpu", {"OMP_NUM_THREADS": "1"}, 1), RunOptions(tmp_path, tmp_path), inbox)
     run = student().model_copy(update={"dataset": DatasetSpec(name="cifar100")})
-    worker.send({"runs": [json.loads(run.model_dump_json())], "waited": False, "discard_weights": []})
+    worker.send({"runs": [json.loads(run.model_dump_json())], "waited": False, "discard_weights": [], "cached": False})
 
     def hear():
         while (heard := inbox.get(timeout=60))[1]["event"] == "alive":

@@ -1,6 +1,7 @@
 """A plan that is played: its makespan by hand, and nothing lost with the devices."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -92,7 +93,7 @@ def test_nothing_to_do_takes_no_time():
 def test_with_devices_that_get_lost_every_job_comes_to_its_end(devices):
     """Losses every minute and a half, of jobs that take as long: most jobs are begun more than once."""
     runs = [run(method, trial) for method in ("kd", "at", "sp", "vid") for trial in range(5)]
-    plan = make_plan(runs, Store("/nowhere"))
+    plan = make_plan(runs, Store(Path("/nowhere")))
     conditions = Conditions(start=2, prepare=1, checkpoint=10, loss=90, absence=20, seed=3)
     played = play(plan, devices, SPEED, conditions)
     calm = play(plan, devices, SPEED)
@@ -105,6 +106,6 @@ def test_with_devices_that_get_lost_every_job_comes_to_its_end(devices):
 
 
 def test_the_same_seed_plays_the_same():
-    plan = make_plan([run(trial=trial) for trial in range(6)], Store("/nowhere"))
+    plan = make_plan([run(trial=trial) for trial in range(6)], Store(Path("/nowhere")))
     first, again, other = (play(plan, 2, SPEED, Conditions(loss=60, absence=30, seed=seed)) for seed in (1, 1, 2))
     assert first == again != other

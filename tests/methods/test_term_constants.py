@@ -61,6 +61,10 @@ class Computed(Base):
     """Not literal."""
     version = 1 + len("x")
 
+
+class ReadsNothing(Mine):
+    reads_maps = "no_such"
+
 class NoTerm:
     """Something else."""
 '''
@@ -203,6 +207,10 @@ def test_terms_that_an_installed_package_announces(plugin, context, monkeypatch)
     [
         ("mylosses.deep.losses:NoTerm", "is no loss term: it must be a subclass of kdbench.methods.Term"),
         ("mylosses.deep.losses:Computed", "losses.py:.* Computed: version must be a literal"),
+        (
+            "mylosses.deep.losses:ReadsNothing",
+            "reads_maps is 'no_such', and neither True, False nor a hyper-parameter's name",
+        ),
         ("mylosses.deep.broken:A", "broken.py:1  invalid syntax"),
         ("mylosses.deep.failing:Late", "cannot import the term .*RuntimeError: too late"),
         ("mylosses.deep.hidden:Hidden", "is no loss term: it must be a subclass of kdbench.methods.Term"),

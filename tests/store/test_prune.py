@@ -65,6 +65,20 @@ def test_a_student_that_teaches_keeps_its_weights_and_stays(made, suite, found):
     assert f"runs/{suite.runs[1].id}" in found(store, What.unused, used={record.id})
 
 
+def test_cached_outputs_go_whole_and_one_that_is_being_made_stays(made, found):
+    store = made("store", ["ce"])
+    folder = store.outputs("abc")
+    folder.mkdir(parents=True)
+    for name in ("0000.bin", ".0001.bin.0f.tmp", "0002.bin.damaged-1"):
+        (folder / name).write_bytes(b"rows")
+    everything = [f"outputs/abc/{name}" for name in (".0001.bin.0f.tmp", "0002.bin.damaged-1")] + ["outputs/abc"]
+    assert found(store, What.tmp, What.damaged, What.outputs) == everything
+    with store.outputs_lock("abc", 1).acquire(timeout=0):
+        assert found(store, What.tmp) == []
+    assert [item.bytes for item in remove(prunable(store, Choice([What.outputs])))] == [12]
+    assert not folder.exists()
+
+
 def test_what_is_in_use_or_young_stays(made, suite, found):
     store = made("store")
     record = store.run(suite.runs[0].id)

@@ -73,6 +73,17 @@ LITERAL = ["60819f463a56", "90448c839134", "340eb89883f6", "8af588c1945a", "2da4
 LITERAL_TEACHER = "102621cb6276"
 
 
+@pytest.mark.parametrize(("precision", "versions"), [("fp32", (1, 1, 1)), ("bf16", (2, 1, 1))])
+def test_what_changes_bf16_runs_alone_counts_in_their_ids_alone(load, precision, versions):
+    suite = load(f"""
+protocol: {{base: crd, precision: {precision}, methods: {{both: {{ce: 1, kd: 1, crd: 0.8}}}}}}
+dataset: cifar100
+grid: {{teacher: resnet32x4, student: resnet8x4, method: both}}
+""")
+    terms = {use.name: use.version for use in suite.runs[0].spec.terms}
+    assert (terms["crd"], terms["kd"], terms["ce"]) == versions
+
+
 @pytest.mark.parametrize(
     "keys",
     [

@@ -6,6 +6,7 @@ import pytest
 
 from kdbench.store.record import Record
 from kdbench.training import checkpoint, jobs
+from kdbench.training.checkpoint import Snapshot
 
 
 def mixed(make_run, strategy):
@@ -48,21 +49,21 @@ def test_killed_between_the_writes_of_a_checkpoint(bench, make_run, strategy, mo
     runs = mixed(make_run, strategy)
     whole = bench("whole")
     whole.train(*runs)
-    save = checkpoint.save_checkpoint
+    write = Snapshot.write
     for fatal in (2, 8, 11):
         hurt = bench(f"hurt{fatal}", checkpoint_seconds=0)
         hurt.teachers(*runs)
         calls = iter(range(1, 100))
 
-        def dying(trainer, state, calls=calls, fatal=fatal):
+        def dying(snapshot, calls=calls, fatal=fatal):
             if next(calls) == fatal:
                 raise Killed
-            save(trainer, state)
+            write(snapshot)
 
-        monkeypatch.setattr("kdbench.training.loop.save_checkpoint", dying)
+        monkeypatch.setattr(Snapshot, "write", dying)
         with pytest.raises(Killed):
             jobs.train_cohort(runs, hurt.shop)
-        monkeypatch.setattr("kdbench.training.loop.save_checkpoint", save)
+        monkeypatch.setattr(Snapshot, "write", write)
         jobs.train_cohort(runs, hurt.again(checkpoint_seconds=1e9).shop)
         assert hurt.files(*runs) == whole.files(*runs)
 

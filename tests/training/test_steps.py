@@ -1,10 +1,6 @@
 """Stopped after any step, what trains ends bit for bit where the uninterrupted training ends."""
 
-from itertools import pairwise
-
-import pytest
-
-from kdbench.training import checkpoint, jobs, loop
+from kdbench.training import jobs, loop
 
 
 def test_others_join_in_the_middle_of_an_epoch(bench, make_run):
@@ -77,32 +73,3 @@ def test_time_is_shared_by_those_it_was_spent_on(bench, make_run, monkeypatch):
     monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
     shop.train(*runs)
     assert shop.store.run(runs[0].id).metadata()["seconds"] == 3 * 3
-
-
-@pytest.mark.slow
-def test_checkpoints_take_no_more_than_a_twentieth_of_the_time(bench, make_run, monkeypatch):
-    """The clock goes on by a second with each batch; to save takes three. Then there are 60 s between two checkpoints."""
-    now = [0.0]
-    saved = []
-
-    def slow(trainer, state):
-        save(trainer, state)
-        now[0] += 3.0
-        trainer.saved_at, trainer.save_seconds = now[0], 3.0
-        saved.append(now[0])
-
-    save = checkpoint.save_checkpoint
-    run = make_run({"ce": 1}, recipe={"epochs": 60, "batch": 8})
-    shop = bench(checkpoint_seconds=10.0)
-
-    def passes():
-        now[0] += 1.0
-        return False
-
-    shop.stopped = passes
-    monkeypatch.setattr(loop, "save_checkpoint", slow)
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
-    shop.train(run)
-    assert len(saved) > 3
-    assert saved[0] == pytest.approx(13.0, abs=1)
-    assert all(63 <= later - earlier <= 64 for earlier, later in pairwise(saved))

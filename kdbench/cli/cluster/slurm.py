@@ -15,7 +15,7 @@ import typer
 
 from kdbench.catalogue.text import command, shell_line, shorten
 from kdbench.cli.options import Data, Only, Output, Results, Set, Suites, Tiny, Trials, load, print_text, say
-from kdbench.cli.plan import DevicesPerRun, parse_devices_per_run
+from kdbench.cli.plan import CacheOutputs, DevicesPerRun, parse_devices_per_run
 from kdbench.cli.run import (
     CheckpointSeconds,
     Deterministic,
@@ -97,6 +97,7 @@ def slurm(
     checkpoint_seconds: CheckpointSeconds = RunOptions.checkpoint_seconds,
     deterministic: Deterministic = False,
     eager: Eager = False,
+    caching: CacheOutputs = RunOptions.caching,
     output: Output = None,
     submit: Annotated[bool, typer.Option("--submit", help="Give it to sbatch as well.")] = False,
 ) -> None:
@@ -136,6 +137,7 @@ def slurm(
             "checkpoint-seconds": checkpoint_seconds if checkpoint_seconds != RunOptions.checkpoint_seconds else None,
             "deterministic": deterministic,
             "eager": eager,
+            "cache-outputs": caching.value if caching != RunOptions.caching else None,
         }
     )
     logs = Path(os.path.abspath(results), "logs")

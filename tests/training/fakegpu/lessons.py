@@ -2,8 +2,8 @@
 
     python tests/training/fakegpu/lessons.py > tests/training/fakegpu/operations.csv
 
-writes how many operations each lesson launches for a batch: the budget that test_lessons.py holds it to. With names of
-lessons as arguments, it prints theirs.
+writes how many operations each lesson launches for a batch. test_lessons.py holds it to that number, no more and no fewer: a
+number that is too high would hide the next operation that is added. With names of lessons as arguments, it prints theirs.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def _lessons() -> dict[str, tuple[RunSpec, int]]:
 LESSONS = _lessons()
 
 
-def budgets() -> dict[str, dict[str, int]]:
-    """The operations that `operations.csv` allows, by lesson and part."""
+def operations() -> dict[str, dict[str, int]]:
+    """The operations that `operations.csv` has, by lesson and part."""
     with OPERATIONS.open(newline="", encoding="utf-8") as file:
         return {row.pop("lesson"): {part: int(count) for part, count in row.items()} for row in csv.DictReader(file)}
 

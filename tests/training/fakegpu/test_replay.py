@@ -57,6 +57,16 @@ def test_terms_are_replayed_and_end_where_they_end_on_the_cpu(gpu, bench, every_
     assert replayed.files(*runs) == on_cpu.files(*runs)
 
 
+@pytest.mark.parametrize("strategy", ["pretrained", "simultaneous"])
+def test_steps_on_cached_outputs_are_replayed(gpu, bench, make_run, strategy, captures):
+    runs = [make_run(terms, strategy, {"batch": 12}) for terms in ({"ce": 1, "kd": 1}, {"ce": 1, "rkd": 1})]
+    on_cpu, replayed = bench("cpu"), bench("gpu", device=gpu, eager=False)
+    on_cpu.train(*runs)
+    replayed.train(*runs, cached=True)
+    assert len(set(captures)) == 3  # steps of the teacher as it was trained, and of the students
+    assert replayed.files(*runs) == on_cpu.files(*runs)
+
+
 def test_stopped_and_replayed_is_uninterrupted_and_eager(gpu, bench, make_run, captures):
     runs = [
         make_run(terms, "simultaneous", {"batch": 12})

@@ -10,6 +10,7 @@ from PIL import Image
 
 from kdbench.data import file_stream
 from kdbench.data.image_sets import ImageFiles, ImageSet
+from kdbench.data.output_cache import OutputCache
 from kdbench.data.stream import FeatureStream, Stream
 from kdbench.data.views import TRANSFORMS, TwoViews
 from kdbench.suite.specs import DatasetSpec, Preprocessing, Pretraining, Recipe
@@ -29,6 +30,20 @@ def pixels():
 
 def in_memory(device, folder, view=None):
     return Stream(ImageSet(pixels(), LABELS, 10, clean_labels=LABELS.flip(0)), RECIPE, DIGITS, ("seed",), device, view)
+
+
+def with_cached_outputs(device, folder):
+    stream = in_memory(device, folder, OWN_VIEW)
+    draw = torch.Generator().manual_seed(1)
+    outputs = (
+        torch.randn(OWN_VIEW.crops, COUNT, 5, generator=draw),
+        torch.randn(OWN_VIEW.crops, COUNT, 3, generator=draw),
+    )
+    stream.cache = OutputCache(folder, COUNT, OWN_VIEW.crops, tuple(each[0].to(device) for each in outputs))
+    for crop in stream.cache.missing():
+        stream.cache.put(crop, [tuple(each[crop] for each in outputs)])
+    assert [*stream.cache.open()] == []
+    return stream
 
 
 def two_views(device, folder):
@@ -62,7 +77,8 @@ KINDS = sorted(TRANSFORMS)
 STREAMS = {
     "in memory": (in_memory, [], 3),
     "in memory, the teacher's own view": (lambda *where: in_memory(*where, OWN_VIEW), [], 5),
-    **{f"in memory, {kind}": (in_memory, [kind], 7) for kind in KINDS},
+    "in memory, cached outputs": (with_cached_outputs, [], 3),
+    **{f"in memory, {kind}": (in_memory, [kind], 6) for kind in KINDS},
     "two views": (two_views, [], 3),
     "features": (of_features, [], 1),
     "files": (of_files, [], 1),
@@ -74,8 +90,8 @@ STREAMS = {
 def tensors(value):
     if isinstance(value, torch.Tensor):
         return [value.cpu()]
-    if isinstance(value, dict):
-        return [each for view in value.values() for each in tensors(view)]
+    if isinstance(value, dict | tuple):
+        return [each for part in (value.values() if isinstance(value, dict) else value) for each in tensors(part)]
     if value is None or isinstance(value, int):
         return []
     return [each for field in fields(value) for each in tensors(getattr(value, field.name))]
