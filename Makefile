@@ -10,9 +10,11 @@
 #   make bench-tables  write the tables of benchmarks/README.md from what was measured
 #   make tiny    try every bundled suite's grid with tiny runs; SUITES="ega_weights demo" tries these alone
 PYTHON ?= python3
+EXTRAS ?= dev
 VENV := .venv
 READY := $(VENV)/.ready
 KDBENCH := $(VENV)/bin/kdbench
+PIP := $(VENV)/bin/python -m pip install --quiet
 # What kdbench sets for its workers, too: freed memory is kept, and threads that wait for each other soon sleep.
 export MALLOC_TRIM_THRESHOLD_ := 1073741824
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
@@ -30,13 +32,14 @@ PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --d
 test: $(READY)
 	$(PYTEST) -m "not slow" $(ARGS)
 
+# Tests on clusters and of killed processes wait most of their time: one worker more than cores keeps these busy.
 test-all: $(READY)
-	$(PYTEST) $(ARGS)
+	$(PYTEST) --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) $(ARGS)
 
 cluster: $(READY)
 	command -v slurmctld > /dev/null || (apt-get update -qq && apt-get install -qq --yes --no-install-recommends slurmctld slurmd \
 	slurm-client munge > /dev/null) || echo "Slurm cannot be installed here: its test is skipped"
-	$(VENV)/bin/python -c 'import ray' 2> /dev/null || $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster]'
+	$(VENV)/bin/python -c 'import ray' 2> /dev/null || $(PIP) --constraint constraints.txt --editable '.[cluster]'
 
 test-cluster: cluster
 	$(PYTEST) tests/execution/test_ray.py tests/cli/test_slurm.py -rs $(ARGS)
@@ -50,7 +53,7 @@ lint: $(READY)
 	$(VENV)/bin/mypy
 
 docs: $(READY)
-	test -x $(VENV)/bin/mkdocs || $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	test -x $(VENV)/bin/mkdocs || $(PIP) --constraint constraints.txt --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --site-dir $(VENV)/site
 
 smoke: $(READY)
@@ -78,7 +81,7 @@ clean:
 # torch comes first and alone: the build that is installed then decides between CPU and CUDA for all that follows.
 $(READY): pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt torch
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PIP) --upgrade pip
+	$(PIP) --constraint constraints.txt torch
+	$(PIP) --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@

@@ -48,8 +48,9 @@ CLASSES = 8
 PER_CLASS, DIVIDED_PER_CLASS = 1, 2
 """So many images train and test; so many train under a scenario, which needs some to leave out or to rename."""
 
-SIDE = 48
-"""In pixels: larger images are made so small, unless the network takes one size alone, as CLIP's encoders do."""
+SMALL, SIDE = 16, 48
+"""In pixels: images of up to SIDE are made SMALL and larger ones SIDE, unless the network takes one size alone, as CLIP's
+encoders do."""
 
 COHORT = 6
 """Runs of a cohort, unless its teacher is the costlier part: a student of SemCKD takes up to 0.4 gigabytes."""
@@ -264,7 +265,7 @@ def _data(spec: DatasetSpec, seen_by: Network | None = None, train: int = PER_CL
             "classes": None if classes == spec.facts.classes else classes,
             "train_per_class": train,
             "test_per_class": PER_CLASS,
-            "size": _side(spec.image_size, seen_by) if spec.image_size > SIDE else spec.size,
+            "size": _side(spec.image_size, seen_by) if spec.image_size > SMALL else spec.size,
             "stand_in": True,
         }
     )
@@ -287,14 +288,21 @@ def _recipe(recipe: Recipe, seen_by: Network) -> Recipe:
 
 
 def _batch(batch: int) -> int:
-    """16, 32, 64, 128, 256 become 4, 5, 6, 7, 8: still distinct, and no more than the images of the smallest scenario."""
-    return min(CLASSES, max(2, batch.bit_length() - 1))
+    """16, 32, 64, 128, 256 become 6, 5, 4, 7, 8: still distinct, and enough for every term.
+
+    Most protocols have 64, and eight images make two equal batches then: a last batch of two, at whose end a map has one
+    pixel, can make the gradients of batch norm explode.
+    """
+    power = min(CLASSES, max(2, batch.bit_length() - 1))
+    return {4: 6, 6: 4}.get(power, power)
 
 
 def _side(side: int | None, seen_by: Network | None) -> int | None:
     known = info(seen_by) if seen_by else None
     free = known is None or known.size is None
-    return min(side, max(SIDE, known.smallest if known else 0)) if side and free else side
+    if side is None or not free:
+        return side
+    return min(side, max(SIDE if side > SIDE else SMALL, known.smallest if known else 0))
 
 
 def _view(view: Preprocessing, seen_by: Network) -> Preprocessing:

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, confusion_matrix, precision_score, recall_score, top_k_accuracy_score
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
@@ -89,6 +88,8 @@ def test_logits_that_are_no_numbers_are_refused(shelf):
 
 @pytest.mark.parametrize("name", ["run", "teacher", "layers"])
 def test_the_numbers_are_scikit_learns(shelf, name):
+    from sklearn import metrics
+
     spec, network = shelf.specs[name], shelf.networks[name]
     found = kdbench.evaluate(spec.id[:8], shelf.root)
     (images, labels), *_ = DataSource(shelf.root, torch.device("cpu")).test(spec.dataset, spec.recipe)
@@ -96,11 +97,11 @@ def test_the_numbers_are_scikit_learns(shelf, name):
         logits = network(images).logits
     predicted = logits.argmax(1)
     assert found.images == len(labels) == 60
-    assert found.top1 == pytest.approx(100 * accuracy_score(labels, predicted))
-    assert found.top5 == pytest.approx(100 * top_k_accuracy_score(labels, logits, k=5, labels=range(10)))
-    assert found.confusion == confusion_matrix(labels, predicted, labels=range(10)).tolist()
-    recall = recall_score(labels, predicted, average=None, labels=range(10), zero_division=0)
-    precision = precision_score(labels, predicted, average=None, labels=range(10), zero_division=0)
+    assert found.top1 == pytest.approx(100 * metrics.accuracy_score(labels, predicted))
+    assert found.top5 == pytest.approx(100 * metrics.top_k_accuracy_score(labels, logits, k=5, labels=range(10)))
+    assert found.confusion == metrics.confusion_matrix(labels, predicted, labels=range(10)).tolist()
+    recall = metrics.recall_score(labels, predicted, average=None, labels=range(10), zero_division=0)
+    precision = metrics.precision_score(labels, predicted, average=None, labels=range(10), zero_division=0)
     assert [each.recall for each in found.classes] == pytest.approx(100 * recall)
     assert [each.precision or 0 for each in found.classes] == pytest.approx(100 * precision)
     assert found.parameters == sum(each.numel() for each in network.parameters())

@@ -69,13 +69,13 @@ def test_signals_save_and_stop_and_the_same_command_goes_on(place, undisturbed, 
 def test_a_run_on_two_devices_goes_on_when_the_process_of_one_is_killed(place, gone):
     here = place(
         suite="""
-protocol: {base: smoke, epochs: 12, milestones: []}
-dataset: {name: digits, train_per_class: 40, test_per_class: 2}
+protocol: {base: smoke, epochs: 6, milestones: []}
+dataset: {name: digits, train_per_class: 24, test_per_class: 2}
 grid: {student: resnet8, method: ce}
 """
     )
     session = here.start("--devices-per-run", "2", "--jobs-per-device", "2")
-    session.wait_for("trial 0: epoch ")
+    session.wait_until(lambda: list(here.results.glob("runs/*/state.pt")), "a checkpoint")
     (worker,) = session.workers()
     (replica,) = session.children(worker)
     os.kill(replica, signal.SIGKILL)

@@ -77,6 +77,7 @@ def test_networks_of_one_size_keep_it_and_others_see_small_images(loaded):
     assert {run.spec.teacher_view.size for run in tiny["ega_weights"].runs if run.spec.teacher_view} == {224}
     assert {run.spec.teacher_view.size for run in tiny["ega_supervised"].runs if run.spec.teacher_view} <= {None, 48}
     assert {run.spec.dataset.image_size for run in tiny["semckd_imagenet"].runs} == {48}
+    assert {run.spec.dataset.image_size for run in tiny["crd_similar"].runs} == {16}
 
 
 def test_ten_digits_stand_in_for_ten_classes():

@@ -35,7 +35,9 @@ def waits(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_smoke_suite_ends_as_on_the_cpu(gpu, bench, waits):
+def test_the_smoke_suite_ends_as_on_the_cpu(gpu, bench, waits, monkeypatch):
+    """On 16 pixels MobileNetV2's last map has one: torch cannot tell its layout then, and rounds otherwise."""
+    monkeypatch.setattr("kdbench.suite.suite.SMALL", 32)
     (suite,) = load_suites(["smoke"], tiny=True)
     measurements = [measurement.spec for measurement in suite.measurements]
     here, there = bench("cpu"), bench("gpu", device=gpu)
