@@ -111,11 +111,12 @@ def graphs(setup: Setup, counts: Sequence[int]) -> Iterator[Row]:
                 with torch.cuda.stream(on[number] if on else current):
                     student()
 
-    with cohort(setup, most) as (trainers, guide, stream):
+    with cohort(setup, most) as (trainers, guide, stream, cached):
         for count in counts:
             ways = {
                 "kdbench eager, ms": partial(pass_over, trainers[:count], guide, stream),
                 "kdbench replayed, ms": partial(pass_over, trainers[:count], guide, stream, replay=replay),
+                "kdbench replayed, outputs cached, ms": partial(pass_over, trainers[:count], guide, cached, replay=replay),
                 "plain eager, ms": partial(steps, eager[:count]),
                 "plain graphs, ms": partial(steps, captured[:count]),
                 "plain graphs on streams, ms": partial(steps, captured[:count], streams[:count]),
