@@ -116,7 +116,9 @@ def graphs(setup: Setup, counts: Sequence[int]) -> Iterator[Row]:
             ways = {
                 "kdbench eager, ms": partial(pass_over, trainers[:count], guide, stream),
                 "kdbench replayed, ms": partial(pass_over, trainers[:count], guide, stream, replay=replay),
-                "kdbench replayed, outputs cached, ms": partial(pass_over, trainers[:count], guide, cached, replay=replay),
+                "kdbench replayed, outputs cached, ms": partial(
+                    pass_over, trainers[:count], guide, cached, replay=replay
+                ),
                 "plain eager, ms": partial(steps, eager[:count]),
                 "plain graphs, ms": partial(steps, captured[:count]),
                 "plain graphs on streams, ms": partial(steps, captured[:count], streams[:count]),
