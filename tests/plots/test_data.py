@@ -3,7 +3,9 @@
 import pandas as pd
 
 from kdbench.plots.comparisons import pareto_front
-from kdbench.plots.data import tidy, titled
+from kdbench.plots.data import records, tidy, titled
+from kdbench.reporting.report import measured_report
+from kdbench.store.store import Store
 
 
 def test_values_of_trials_become_text():
@@ -27,3 +29,18 @@ def test_titles_say_what_tells_panels_apart():
     ]
     found = titled(pd.DataFrame(rows, columns=columns))
     assert found["panel"].tolist() == ["a → b", "a → b, 20% of the images"]
+    other = ("s", "a", "b", "stl10", "", "pretrained", "ega")
+    found = titled(pd.DataFrame([rows[0], other], columns=columns))
+    assert found["panel"].tolist() == ["a → b, digits", "a → b, stl10"]  # each has one protocol
+    found = titled(pd.DataFrame([rows[0], other, (*rows[0][:-1], "crd")], columns=columns))
+    assert found["panel"].tolist() == ["a → b, digits, demo", "a → b, stl10, ega", "a → b, digits, crd"]
+
+
+def test_of_several_folders_that_counts_in_which_a_run_is_finished(finished, tmp_path):
+    suite, store = finished
+    run = suite.runs[0]
+    begun = Store(tmp_path / "begun").run(run.id)
+    begun.begin(run.spec.canonical())
+    begun.write_metrics([{"epoch": 1, "loss": 9.0, "terms": {"ce": 9.0}}])
+    stores = [Store(tmp_path / "begun"), store]
+    assert records(measured_report([suite], stores))[run.id].folder == store.run(run.id).folder
