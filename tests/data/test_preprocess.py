@@ -1,5 +1,7 @@
 """What a teacher sees of an image when it has a view of its own."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +56,22 @@ def test_a_view_is_cropped_resized_flipped_and_normalised(images, digits, view):
     assert shown.shape == (2, 3, 48, 48)
     assert torch.equal(shown[0], expected[0])
     assert torch.equal(shown[1], expected[1].flip(-1))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_crops_and_flips_are_numbered(images, digits, view, flip):
+    view = view.model_copy(update={"crop_padding": 1, "flip": flip, "size": None})
+    augmenter, indices = Augmenter(images.images, view, digits, CPU), torch.tensor([3, 5])
+    seen = set()
+    for row, column, flipped in itertools.product(range(3), range(3), range(1 + flip)):
+        offsets, flips = (
+            torch.tensor([[row, row], [column, column]]),
+            torch.tensor([flipped, flipped], dtype=torch.bool),
+        )
+        (number,) = set(augmenter.number(offsets, flips).tolist())
+        seen.add(number)
+        assert torch.equal(augmenter.numbered(number, indices), augmenter(indices, offsets, flips))
+    assert seen == set(range(view.crops))
 
 
 def test_the_teachers_view_is_drawn_apart_from_the_students(images, recipe, digits, view):

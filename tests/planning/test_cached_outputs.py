@@ -1,5 +1,6 @@
 """Where a teacher's outputs are cached: what could be, what it saves, and what the disk holds."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -132,6 +133,7 @@ def test_auto_weighs_time_and_disk(store, free):
     assert forced.saved < 0
     assert str(forced) == "resnet32x4 for 162 crops of 50,000 images of cifar100 (11.5 GB)"
     assert forced.effect == "costs 40% more of their cohorts' time"
+    assert replace(forced, saved=0.0).effect == "saves 0% of their cohorts' time"
     free.bytes = 2 * SIZE - 1
     assert make_plan(trials(3), store).cached == []
     free.bytes = 2 * SIZE
@@ -141,9 +143,24 @@ def test_auto_weighs_time_and_disk(store, free):
         (make_plan(trials(3, teacher=each), store).cached[0] for each in (TEACHER, other)), key=lambda o: o.saved
     )
     assert [outputs.teacher for outputs in make_plan(both, store).cached] == [best.teacher]
-    tiny = RECIPE.model_copy(update={"crop_padding": 0, "epochs": 20})
-    digits = DatasetSpec(name="digits", train_per_class=5)
-    assert make_plan([run(recipe=tiny, dataset=digits)], store).cached == []  # it would save less than a minute
+
+
+def test_auto_saves_a_minute_at_least(store, free):
+    data, chosen = DatasetSpec(name="digits", train_per_class=1, test_per_class=1), set()
+    for epochs in range(100, 400, 2):  # which differ by half a second
+        runs = [
+            run(
+                dataset=data,
+                recipe=RECIPE.model_copy(update={"crop_padding": 0, "epochs": epochs, "evaluate_every": 400}),
+            )
+        ]
+        before, after = (
+            sum(ASSUMED["cpu"].seconds(cohort.work) for cohort in make_plan(runs, store, caching=when).cohorts)
+            for when in (Caching.never, Caching.always)
+        )
+        chosen.add(bool(make_plan(runs, store).cached))
+        assert bool(make_plan(runs, store).cached) == (before - after >= 60)
+    assert chosen == {False, True}
 
 
 def test_what_is_there_need_not_be_made(store, free):

@@ -52,6 +52,15 @@ def test_the_life_of_a_record(record):
     assert (record.version(), compute_of(record.metadata())) == ("1", ("cpu", 8.0, 2.0))
 
 
+@pytest.mark.parametrize(
+    ("seconds", "known"),
+    [(0, True), (1e-7, False), (2e-6, True), (9e11, True), (1e13, False), (-1, False), ("2", False)],
+)
+def test_a_cost_is_unknown_where_its_seconds_are_impossible(seconds, known):
+    cost = compute_of({"device": {"kind": "cpu"}, "macs": 8, "seconds": seconds})
+    assert cost == (("cpu", 8.0, seconds) if known else ("", 0.0, 0.0))
+
+
 def test_the_score_rule_chooses_between_the_last_and_the_best_epoch():
     best = Accuracy(epoch=1, top1=60.0, top5=90.0)
     result = RESULT.model_copy(update={"best": best})

@@ -305,3 +305,21 @@ def test_a_selector_with_a_wrong_student_has_its_method_checked_too(grid):
     with pytest.raises(BadSuite) as caught:
         grid(include="{student: vgg9, method: kdd}")
     assert [problem.path for problem in caught.value.problems] == ["grid[0].include.method", "grid[0].include.student"]
+
+
+def test_a_member_of_a_pair_is_found_in_its_line(load):
+    text = """\
+protocol: smoke
+dataset: digits
+grid:
+  - pairs:
+      - - 7
+        - resnet8
+      - - resnet8
+        - [4]
+    method: kd
+"""
+    assert [(each.line, each.path) for each in problems_of(load, text)] == [
+        (5, "grid[0].pairs[0][0]"),
+        (8, "grid[0].pairs[1][1]"),
+    ]
