@@ -241,6 +241,7 @@ def _train_together(specs: Sequence[RunSpec], ctx: JobContext) -> bool:
 
 
 TELL_SECONDS, POLL_SECONDS = 30.0, 1.0
+"""How often the user hears how many crops are left, and how often it is seen whether other processes have made theirs."""
 
 
 def _look_up(cached: CachedOutputs, teacher: FrozenTeacher, stream: Stream | FileStream, ctx: JobContext) -> bool:
