@@ -1,4 +1,8 @@
-"""Every test process has a cache of its own."""
+"""What all tests share: a cache of their own, and a limit of processor time that a slow machine does not break."""
+
+import gc
+import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -8,3 +12,30 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def processor_time_below():
+    """A context that may take so many seconds of processor time on an idle core, and more where a core is slower now."""
+    return _processor_time_below
+
+
+@contextmanager
+def _processor_time_below(seconds):
+    yardstick = _yardstick()
+    gc.freeze()  # what other tests have left is not looked through for each thing that this one makes
+    started = time.process_time()
+    try:
+        yield
+        used = time.process_time() - started
+    finally:
+        gc.unfreeze()
+    limit = seconds * max(1.0, yardstick, _yardstick())
+    assert used < limit, f"{used:.2f} s of processor time, {limit:.2f} s allowed"
+
+
+def _yardstick():
+    """How long a fixed piece of work takes now, as a multiple of what it takes on an idle core: 12 ms."""
+    started = time.process_time()
+    sum(len(str(number)) for number in range(100_000))
+    return (time.process_time() - started) / 0.012

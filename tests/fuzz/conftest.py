@@ -2,7 +2,6 @@
 
 import os
 import resource
-import time
 from contextlib import contextmanager
 
 import pytest
@@ -23,19 +22,19 @@ SECONDS = 2.0
 GIGABYTES = 1.0
 
 
-@contextmanager
-def _within_limits():
-    used, peak = time.process_time(), _peak_gigabytes()
-    yield
-    assert time.process_time() - used < SECONDS, "takes too much processor time"
-    assert _peak_gigabytes() - peak < GIGABYTES, "takes too much memory"
-
-
 def _peak_gigabytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-@pytest.fixture
-def within_limits():
+@pytest.fixture(scope="session")
+def within_limits(processor_time_below):
     """A context in which no more than 2 s of processor time and 1 GB of memory may be used."""
-    return _within_limits
+
+    @contextmanager
+    def limits():
+        peak = _peak_gigabytes()
+        with processor_time_below(SECONDS):
+            yield
+        assert _peak_gigabytes() - peak < GIGABYTES, "takes too much memory"
+
+    return limits

@@ -1,6 +1,5 @@
 """Plans: what runs together, what is done already, and how the rest is spread over slots."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -200,7 +199,7 @@ def test_cohorts_save_teacher_passes():
 
 
 @pytest.mark.parametrize("slots", [1, 8, 64])
-def test_three_thousand_runs_are_planned_within_two_seconds(slots):
+def test_three_thousand_runs_are_planned_within_two_seconds(slots, processor_time_below):
     teachers = [teacher(name) for name in ("vgg13", "vgg16", "vgg19", "resnet110", "resnet56")]
     students = [
         "vgg8",
@@ -217,9 +216,8 @@ def test_three_thousand_runs_are_planned_within_two_seconds(slots):
     methods = ["kd", "at", "sp", "vid", "rkd", "pkt", "fitnet", "ce", "nst", "cc", "crd", "irg"]
     specs = [run(s, m, t, teacher=teach) for s in students for m in methods for teach in teachers for t in range(5)]
     assert len(specs) == 3000
-    start = time.process_time()
-    plan = make_plan(specs, Store(Path("/nowhere"))).split_for(slots)
-    assert time.process_time() - start < 2.0  # half of it on an idle machine
+    with processor_time_below(2.0):  # half of it on an idle machine
+        plan = make_plan(specs, Store(Path("/nowhere"))).split_for(slots)
     assert plan.runs == 3000
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -49,11 +48,9 @@ LONG = "a" * 300
     ],
     ids=["trials", "product", "include", "several grids"],
 )
-def test_too_many_runs_are_refused_before_they_are_made(load, text, line, words):
-    began = time.process_time()
-    with pytest.raises(BadSuite, match=f"a command takes {MOST_RUNS:,} at most") as caught:
+def test_too_many_runs_are_refused_before_they_are_made(load, text, line, words, processor_time_below):
+    with processor_time_below(1), pytest.raises(BadSuite, match=f"a command takes {MOST_RUNS:,} at most") as caught:
         load(HEAD + text)
-    assert time.process_time() - began < 1
     (problem,) = caught.value.problems
     assert problem.line == line
     assert words in problem.message
@@ -68,13 +65,12 @@ def test_too_many_trials_on_the_command_line_and_too_many_suites(tmp_path):
         load_suites([str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")])
 
 
-def test_thousands_of_mistakes_are_found_in_linear_time_and_not_all_printed(tmp_path):
+def test_thousands_of_mistakes_are_found_in_linear_time_and_not_all_printed(tmp_path, processor_time_below):
     file = tmp_path / "x.yaml"
     grids = [f"- {{x{n}: 1, techer: resnet8, studnet: resnet9, metod: kd}}\n" for n in range(2000)]
     file.write_text(HEAD + "grid:\n" + "".join(grids))
-    began = time.process_time()
-    done = CliRunner().invoke(app, ["validate", str(file), "--json"])
-    assert time.process_time() - began < 2.5  # 9 s when each grid looked through the problems of all
+    with processor_time_below(2.5):  # 9 s when each grid looked through the problems of all
+        done = CliRunner().invoke(app, ["validate", str(file), "--json"])
     problems = [Problem(**each) for each in json.loads(done.stdout)["problems"]]
     assert len(problems) == 12000
     printed = str(BadSuite(problems))
@@ -95,26 +91,22 @@ def test_the_nearest_of_many_names_is_not_looked_for_again_and_again(load, monke
     assert (len(caught.value.problems), sorted(compared)) == (200, [0] * (200 - PRINTED) + [300] * PRINTED)
 
 
-def test_a_thousand_exclusions_of_thousands_of_cells(load):
+def test_a_thousand_exclusions_of_thousands_of_cells(load, processor_time_below):
     methods = ", ".join(f"m{n}" for n in range(500))
     own = "methods:\n" + "".join(f"  m{n}: {{ce: 1, kd: {n}}}\n" for n in range(500))
     students = "[resnet8, resnet14, resnet20, resnet32, resnet44, resnet56]"
     grid = (
         f"grid: {{teacher: vgg13, student: {students}, method: [{methods}], exclude: [{{student: [{students[1:-1]}]}}, "
     )
-    began = time.process_time()
-    with pytest.raises(BadSuite, match="describes no run"):
+    with processor_time_below(4), pytest.raises(BadSuite, match="describes no run"):
         load(HEAD + own + grid + ", ".join(["{teacher: vgg13}"] * 1000) + "]}\n")
-    assert time.process_time() - began < 4
 
 
 @pytest.mark.parametrize("text", ["[" + "1," * 200_000 + "]", "'" + "x" * 3_000_000 + "'", "a: 1\n" + "# \n" * 800_000])
-def test_large_files_are_refused_soon(tmp_path, text):
+def test_large_files_are_refused_soon(tmp_path, text, processor_time_below):
     (tmp_path / "x.yaml").write_text(text)
-    began = time.process_time()
-    with pytest.raises(BadSuite, match=r"too many values|larger than 2 MB"):
+    with processor_time_below(1), pytest.raises(BadSuite, match=r"too many values|larger than 2 MB"):
         read_yaml(tmp_path / "x.yaml")
-    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize(
