@@ -6,7 +6,7 @@ import hashlib
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent import futures
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,8 +111,8 @@ class CheckpointWriter:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._thread = ThreadPoolExecutor(1, "checkpoints")
-        self._writing: Future[float] | None = None
+        self._thread = futures.ThreadPoolExecutor(1, "checkpoints")
+        self._writing: futures.Future[float] | None = None
         self._spent = 0.0
 
     def __enter__(self) -> Self:
@@ -138,6 +138,11 @@ class CheckpointWriter:
         self._spent = ended - started
         for trainer in active:
             trainer.saved_at = ended
+
+    def wait(self) -> None:
+        """Wait until the thread does nothing. What it raised is raised later."""
+        if self._writing:
+            futures.wait([self._writing])
 
     def flush(self) -> None:
         """Wait until what was saved is on disk."""

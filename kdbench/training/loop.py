@@ -70,6 +70,8 @@ def train(
     any epoch, so the result is the same in any company.
     """
     with CheckpointWriter(callbacks.checkpoint_seconds) if ranks.leads else nullcontext() as checkpoints:
+        if replay and checkpoints:
+            replay.settle = checkpoints.wait
         while behind := [trainer.progress.epoch for trainer in trainers if trainer.active]:
             epoch = min(behind) + 1
             group = [trainer for trainer in trainers if trainer.active and trainer.progress.epoch == epoch - 1]

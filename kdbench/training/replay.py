@@ -41,12 +41,19 @@ class Captured(Generic[Shown]):
 
     Where it asks the device for a value or binds memory anew, or where its first replay does not do what a call does, it is
     only called, after all; ``tell`` is told why. ``captures`` counts how often it was captured. Functions whose results are
-    not read may share a ``pool`` of memory.
+    not read may share a ``pool`` of memory. ``settle`` waits until no other thread uses the device, before each capture.
     """
 
-    def __init__(self, device: torch.device, tell: Callable[[str], None], pool: Any = None) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        tell: Callable[[str], None],
+        pool: Any = None,
+        settle: Callable[[], None] = lambda: None,
+    ) -> None:
         self._device: Any = torch.get_device_module(device)
         self._tell = tell
+        self._settle = settle
         self._pool = {"pool": pool} if pool is not None else {}
         self._key: Hashable = None
         self._calls = 0
@@ -92,6 +99,7 @@ class Captured(Generic[Shown]):
         shown = _copied(called)
         _put_back(tensors, before)
         graph, reason = self._device.CUDAGraph(), ""
+        self._settle()
         try:
             with self._device.graph(graph, capture_error_mode="thread_local", **self._pool), torch.enable_grad():
                 result = function()
@@ -172,20 +180,25 @@ class Replay:
     batch:   the size of those batches that are replayed; the short last one is not
     tell:    is told what is not replayed, and why
     at_once: the number of batches that are made in one go
+    settle:  waits until no other thread uses the device; it may be replaced
     """
 
     def __init__(self, device: torch.device, batch: int, tell: Callable[[str], None], at_once: int = 1) -> None:
         self.device, self.batch, self.tell, self.at_once = device, batch, tell, at_once
         self.chunks: FixedMemory[Batch] = FixedMemory()
         self.lessons: FixedMemory[Any] = FixedMemory()
-        self.teacher: Captured[Any] = Captured(device, self._teller("the teacher's passes"))
+        self.settle: Callable[[], None] = lambda: None
+        self.teacher: Captured[Any] = Captured(
+            device, self._teller("the teacher's passes"), settle=lambda: self.settle()
+        )
         self._pool = torch.get_device_module(device).graph_pool_handle()
         self._steps: dict[Hashable, Captured[bool]] = {}
 
     def step_of(self, trainer: Hashable, terms: str) -> Captured[bool]:
         """The step of a trainer in one of its stages."""
         if trainer not in self._steps:
-            self._steps[trainer] = Captured(self.device, self._teller(f"the steps of {terms}"), self._pool)
+            tell = self._teller(f"the steps of {terms}")
+            self._steps[trainer] = Captured(self.device, tell, self._pool, lambda: self.settle())
         return self._steps[trainer]
 
     def _teller(self, what: str) -> Callable[[str], None]:

@@ -1,5 +1,7 @@
 """Steps that are replayed as graphs give, byte for byte, what steps give whose operations are launched one by one."""
 
+import time
+
 import pytest
 import torch
 from fakegpu import Graph
@@ -12,6 +14,7 @@ from kdbench.models.outputs import Shapes, measure_shapes
 from kdbench.suite.specs import DatasetSpec, Recipe
 from kdbench.training import replay as module
 from kdbench.training.build import new_network, on_device
+from kdbench.training.checkpoint import Snapshot
 from kdbench.training.gpus import eager_because
 from kdbench.training.replay import WARM_UP, Captured, FixedMemory, Replay, _tensors, batches_at_once, lessons
 from kdbench.training.teacher import FrozenTeacher
@@ -67,7 +70,10 @@ def test_steps_on_cached_outputs_are_replayed(gpu, bench, make_run, strategy, ca
     assert replayed.files(*runs) == on_cpu.files(*runs)
 
 
-def test_stopped_and_replayed_is_uninterrupted_and_eager(gpu, bench, make_run, captures):
+def test_stopped_and_replayed_is_uninterrupted_and_eager(gpu, bench, make_run, captures, monkeypatch):
+    """The thread that saves copies from the device: never while a graph is captured, however long it takes."""
+    write = Snapshot.write
+    monkeypatch.setattr(Snapshot, "write", lambda snapshot: (time.sleep(0.05), write(snapshot)))
     runs = [
         make_run(terms, "simultaneous", {"batch": 12})
         for terms in ({"ce": 1, "kd": 1}, {"ce": 1, "crd": {"negatives": 8}})
