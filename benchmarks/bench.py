@@ -22,17 +22,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+from grid import grid
 from peer import ARGUMENTS as PEER_METHODS
 from reports import make_results
 from steps import Row, Setup, built, cohorts, method_names, methods, pass_over, saves, streams
-from tables import costs_yaml, write_tables
+from tables import costs_yaml, settings_of, write_tables
 
 from kdbench.execution.devices import Slot
 from kdbench.execution.worker_handle import RunOptions, WorkerHandle
@@ -44,7 +45,7 @@ from kdbench.training.environment import describe, prepare
 
 HERE = Path(__file__).parent
 README, COSTS = HERE / "README.md", HERE.parent / "kdbench" / "catalogue" / "costs.yaml"
-PARTS = ("methods", "cohorts", "streams", "saves", "startup", "scale", "peer")
+PARTS = ("methods", "cohorts", "grid", "streams", "saves", "startup", "scale", "peer")
 KDBENCH = [sys.executable, "-m", "kdbench"]
 
 
@@ -97,6 +98,9 @@ def _rows(part: str, setup: Setup, options: argparse.Namespace) -> Iterable[Row]
             return methods(setup, options.methods or (("kd", "ce") if quick else method_names()))
         case "cohorts":
             return cohorts(setup, (1, 3) if quick else (1, 3, 9, 27))
+        case "grid":
+            fewer = replace(setup, **settings_of(part, {"steps": setup.steps, "repeats": setup.repeats}))
+            return grid(fewer, ("kd",)) if quick else grid(fewer)
         case "streams":
             return streams(setup, (2 if quick else 100) * setup.batch)
         case "saves":

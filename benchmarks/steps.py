@@ -73,8 +73,11 @@ class Setup:
     @property
     def recipe(self) -> Recipe:
         """CRD's recipe for the student."""
-        changes = {"batch": self.batch, "precision": self.precision}
-        return bundled_protocol("crd").recipe(self.student, CIFAR).model_copy(update=changes)
+        return self.adapted(bundled_protocol("crd").recipe(self.student, CIFAR))
+
+    def adapted(self, recipe: Recipe) -> Recipe:
+        """A recipe with this batch size and precision."""
+        return recipe.model_copy(update={"batch": self.batch, "precision": self.precision})
 
     def images(self, count: int) -> ImageSet:
         """Random images with random labels."""
@@ -322,10 +325,11 @@ def cohort(setup: Setup, size: int) -> Iterator[tuple[list[Trainer], FrozenTeach
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
         trainers = [student_trainer(run, store, guide.network, stream.labels, setup.device) for run in runs]
-        yield trainers, guide, stream, _with_cache(stream, guide, Path(folder) / "outputs")
+        yield trainers, guide, stream, with_cache(stream, guide, Path(folder) / "outputs")
 
 
-def _with_cache(stream: Stream, guide: FrozenTeacher, folder: Path) -> Stream:
+def with_cache(stream: Stream, guide: FrozenTeacher, folder: Path) -> Stream:
+    """The same stream with the teacher's outputs to look up; they are made up."""
     images, crops = len(stream), stream.shown.view.crops
     like = guide.fixed_outputs(stream.shown.numbered(0, torch.arange(images, device=stream.device)))
     cached = copy(stream)

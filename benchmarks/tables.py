@@ -38,6 +38,10 @@ COLUMNS = {
 """Heading and number format of each column; what is not here is left out."""
 
 
+FEWER = {"grid": {"steps": 2, "repeats": 2}}
+"""Parts whose steps take seconds: with at most so many of them."""
+
+
 def write_tables(text: str, document: Document) -> str:
     """Replace what stands between ``<!-- PART -->`` and ``<!-- end -->`` for each part that was measured."""
     for part, content in document["parts"].items():
@@ -55,9 +59,14 @@ def write_part(text: str, part: str, caption: str, rows: str) -> str:
     return f"{before}{begin}\n{caption}\n\n{rows}\n{end}{after}"
 
 
+def settings_of(part: str, settings: Document) -> Document:
+    """The settings with which a part is measured."""
+    return settings | {key: min(most, settings[key]) for key, most in FEWER.get(part, {}).items()}
+
+
 def conditions(document: Document, part: str) -> str:
     """What was measured, on what, and when, in one line."""
-    machine, settings = document["machine"], document["settings"]
+    machine, settings = document["machine"], settings_of(part, document["settings"])
     device, versions = machine["device"], machine["versions"]
     name = f"{device['name']}, {device['threads']} threads" if device["kind"] == "cpu" else device["name"]
     cuda = f", CUDA {versions['cuda']}" if "cuda" in versions else ""
@@ -65,7 +74,8 @@ def conditions(document: Document, part: str) -> str:
         f"{name}, torch {versions['torch']}{cuda}; {document['parts'][part]['date']}; medians of {settings['repeats']}"
     )
     if part not in ("startup", "scale"):
-        pair = f"{settings['teacher']} → {settings['student']}, batch {settings['batch']}, {settings['precision']}"
+        networks = "clip-vit-b32 → resnet8x4" if part == "grid" else f"{settings['teacher']} → {settings['student']}"
+        pair = f"{networks}, batch {settings['batch']}, {settings['precision']}"
         line = f"{pair}; {line} passes of {settings['steps']} steps"
     return f"{line}." + (" Tried with `--quick`: the numbers mean nothing." if settings["quick"] else "")
 
