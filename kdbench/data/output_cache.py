@@ -71,7 +71,7 @@ class OutputCache:
             row[:] = self._rows[crop][index]
         found = rows.to(self.device, non_blocking=True)
         logits, embedding = (
-            part.contiguous().view(dtype)
+            _typed(part, dtype)
             for part, dtype in zip((found[:, : self._middle], found[:, self._middle :]), self._dtypes, strict=True)
         )
         return logits, embedding
@@ -80,6 +80,13 @@ class OutputCache:
 def _as_bytes(outputs: Tensor) -> np.ndarray:
     """[B, D] of any type as [B, bytes] uint8."""
     return outputs.cpu().contiguous().view(torch.uint8).numpy()
+
+
+def _typed(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, bytes] uint8 as [B, D] of a type, in memory of its own."""
+    outputs = torch.empty(len(rows), rows.shape[1] // dtype.itemsize, dtype=dtype, device=rows.device)
+    outputs.view(torch.uint8).copy_(rows)
+    return outputs
 
 
 def _intact(path: Path) -> bool:

@@ -3,10 +3,8 @@
 import threading
 
 import pytest
-import torch
 
 from kdbench.catalogue.terms import term, term_names
-from kdbench.data.output_cache import OutputCache
 from kdbench.planning.output_cache import cached_outputs
 from kdbench.suite.specs import Preprocessing, Scenario
 
@@ -84,17 +82,3 @@ def test_a_crop_that_another_process_makes_is_waited_for(bench, make_run, monkey
     lock.release()
     worker.join(60.0)
     assert {cached.record(run).done() for run in runs} == {True}
-
-
-def test_rows_are_those_of_the_images_and_crops_asked_for(tmp_path):
-    like = torch.zeros(2, 3, dtype=torch.bfloat16), torch.zeros(2, 5)
-    cache = OutputCache(tmp_path, 7, 4, like)
-    logits, embedding = torch.randn(4, 7, 3).bfloat16(), torch.randn(4, 7, 5)
-    for crop in cache.missing():
-        cache.put(crop, zip(logits[crop].split(3), embedding[crop].split(3), strict=True))
-    assert [*cache.open()] == []
-    crops, indices = torch.tensor([3, 0, 3, 1, 2]), torch.tensor([6, 0, 2, 2, 5])
-    found = cache(crops, indices)
-    assert [each.dtype for each in found] == [torch.bfloat16, torch.float32]
-    assert torch.equal(found[0], logits[crops, indices])
-    assert torch.equal(found[1], embedding[crops, indices])
