@@ -59,6 +59,12 @@ def test_boxes_of_another_area_and_ratio():
     assert random_box(20, 20, draw, (1.0, 1.0), (100.0, 100.0)) == (0, 9, 20, 10)
 
 
+def test_a_box_may_lie_at_each_place_where_it_fits():
+    draw = torch.Generator().manual_seed(4)
+    boxes = {random_box(6, 5, draw, (0.3, 0.3), (1.0, 1.0)) for _ in range(500)}
+    assert boxes == {(left, top, left + 3, top + 3) for left in range(4) for top in range(3)}
+
+
 def test_boxes_are_spread_as_torchvisions():
     """Means of area and ratio of many draws, for an image in which many draws do not fit."""
     import_torchvision()

@@ -227,3 +227,13 @@ def test_a_term_with_an_initial_stage_is_silent_afterwards(name, build, networks
     assert (loss.item(), loss.requires_grad) == (0, False)
     with pytest.raises(BadInput, match="initial_epochs must be a whole number from 1 to 1,000,000, not 0"):
         build_term(name, context, initial_epochs=0)
+
+
+NEW = {"pkt": (2, 0), "cc": (1, 1), "crd": (1, 1)}
+
+
+def test_versions_are_those_of_the_runs_that_are_stored():
+    """They are part of a run's id: another number makes all stored runs of the term unfindable."""
+    assert {name: (term(name).version, term(name).bf16_version) for name in term_names()} == {
+        name: NEW.get(name, (1, 0)) for name in term_names()
+    }

@@ -242,3 +242,13 @@ def test_the_protocol_has_the_method_and_the_ablations_of_table_6():
     assert formula(methods["semckd+crd"]) == "1·ce + 0.8·crd + 1·kd + 400·semckd"
     for variant in VARIANTS[1:]:
         assert formula(methods[f"semckd-{variant}"]) == f"1·ce + 1·kd + 400·semckd(variant={variant})"
+
+
+@pytest.mark.parametrize("variant", ["full", "no-projection"])
+def test_errors_are_mean_squares_of_what_layer_pairs_compare(build, networks, variant):
+    semckd = build(variant=variant).eval()
+    student, teacher = networks
+    sources, targets = semckd._maps(student, teacher)
+    compared = semckd.errors.compared(sources, targets)
+    expected = torch.stack([(ours - theirs).square().flatten(1).mean(1) for ours, theirs in compared], 1)
+    assert torch.allclose(semckd.errors(sources, targets).flatten(1), expected, rtol=1e-5)

@@ -1,13 +1,18 @@
 """The statistics of a table: who is compared with whom, over what, and what is said where it cannot be."""
 
+import json
+from dataclasses import asdict
+
 import pandas as pd
 import pytest
 
 from kdbench.errors import BadInput
+from kdbench.reporting.csv_json import json_text
 from kdbench.reporting.observations import run_frame
 from kdbench.reporting.paired_tests import effect, holm, paired_t
 from kdbench.reporting.rendered import Emphasis
-from kdbench.reporting.statistics import compute, compute_all, not_separable
+from kdbench.reporting.report import Report
+from kdbench.reporting.statistics import Improvement, compute, compute_all, not_separable
 from kdbench.reporting.statistics_tables import p_text, statistics_tables
 from kdbench.reporting.tables import grid_tables
 
@@ -81,7 +86,8 @@ def test_over_pairs(rows):
     assert at.difference.p == 2 / 64
     assert at.corrected == 4 / 64
     assert at.over_baseline.percent == pytest.approx(100 * 3.5 / 2)
-    assert (ce.won, ce.lost, ce.over_baseline.percent) == (0, 6, None)
+    assert (ce.won, ce.lost) == (0, 6)
+    assert (ce.over_baseline, at.of_first) == (Improvement(None, 0, 0), Improvement(None, 0, 0))
     assert statistics.first == "at"
     assert statistics.ranking.ranks == {"ce": 3.0, "kd": 2.0, "at": 1.0}
     each, overall = statistics_tables(statistics, "s")
@@ -93,6 +99,32 @@ def test_over_pairs(rows):
     assert "The smallest b − ce is 2.00 points." in overall.caption
     assert "Pairs that share a teacher or a student are not independent" in overall.caption
     assert each.width == 7
+
+
+def test_pairs_count_as_won_and_lost_down_to_a_billionth_of_a_point_and_draws_as_neither(rows):
+    values = {"won": 73.1, "lost": 72.9, "drawn": 73.0}
+    found = [rows({"kd": [73.0], "at": [value]}, [student]) for student, value in values.items()]
+    found.append(rows({"kd": [72.3 + 0.1], "at": [72.4]}, ["all but drawn"]))  # 0.1 + 72.3 is not quite 72.4
+    found.append(rows({"kd": [73.0], "at": [73.0 - 6e-10]}, ["rounded to a billionth"]))
+    (statistics,) = compute_all(samples_by_table(pd.concat(found)))
+    (at,) = statistics.overall
+    assert (at.won, at.lost, at.difference.n) == (1, 2, 5)
+
+
+def test_the_json_of_statistics_names_methods_and_pairs(rows):
+    report = Report([], rows(CLEAR))
+    statistics = compute_all(samples_by_table(report.runs))
+    (found,) = json.loads(json_text(report, 0.5, statistics))["statistics"]
+    assert "statistics" not in json.loads(json_text(report, 0.5))
+    (each,) = statistics
+    assert (found["suite"], found["protocol"], found["baseline"], found["first"]) == ("s", "crd", "kd", "kd")
+    ce, at = each.comparisons
+    assert found["trials"] == [
+        {"method": of.method, "teacher": PAIR[0], "student": PAIR[1], **asdict(of.difference), "p_holm": of.corrected}
+        for of in (ce, at)
+    ]
+    assert [(line["method"], line["won"], line["lost"]) for line in found["pairs"]] == [("ce", 0, 1), ("at", 0, 1)]
+    assert [(line["teacher"], line["student"], line["trials"]) for line in found["detectable"]] == [(*PAIR, 3)]
 
 
 def test_ranks_and_improvements_are_over_common_trials(rows):
