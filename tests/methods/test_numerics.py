@@ -10,6 +10,7 @@ import torch
 
 from kdbench.errors import BadInput
 from kdbench.methods import TermContext, build_term
+from kdbench.methods.ab import build_connector
 from kdbench.methods.functional import in_float32, pool_to_smaller, unit_rows
 from kdbench.methods.hkd import hkd_loss, rounded_hkd_loss
 from kdbench.methods.pkt import pkt_loss
@@ -220,7 +221,7 @@ def test_fitnet_without_regressor_is_the_plain_error(make_outputs, make_batch):
     [
         ("fitnet", {"layer": 3}, "layer must lie between 0 and 2"),
         ("fitnet", {"regressor": False}, "a regressor is needed"),
-        ("vid", {"epsilon": 6.0}, "epsilon must be below initial_variance"),
+        ("vid", {"epsilon": 5.0}, r"epsilon must be below initial_variance, not 5\.0 and 5\.0"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(term, hyper, message):
@@ -238,3 +239,19 @@ def test_networks_of_different_depth_pair_up_to_the_shorter(name, make_outputs, 
     whole = term(s, t, make_batch(4))
     shorter = t._replace(features=t.features[:-1], preactivations=t.preactivations[:-1])
     assert torch.equal(whole, term(s, shorter, make_batch(4)))
+
+
+@pytest.mark.parametrize("loss", [pkt_loss, sp_loss])
+def test_short_vectors_count_as_much_as_long_ones(loss, normal):
+    """All that is compared are directions."""
+    ours, theirs = normal(6, 4), normal(6, 5)
+    assert loss(ours, theirs) > 0
+    assert torch.allclose(loss(ours * 0.02, theirs * 0.02), loss(ours, theirs), rtol=1e-3)
+
+
+def test_ab_doubles_a_side_at_most():
+    assert build_connector((6, 4, 4), (8, 8, 8))(torch.zeros(2, 6, 4, 4)).shape == (2, 8, 8, 8)
+    assert build_connector((6, 4, 4), (8, 4, 4))(torch.zeros(2, 6, 4, 4)).shape == (2, 8, 4, 4)
+    for side in (5, 7, 9, 16):
+        with pytest.raises(BadInput, match=f"4 to {side} is too far"):
+            build_connector((6, 4, 4), (8, side, side))

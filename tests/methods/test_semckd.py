@@ -216,6 +216,8 @@ def test_batches_must_be_large_enough_and_the_training_set_too(context):
         build_term("semckd", dataclasses.replace(context, batch_size=3))
     with pytest.raises(BadInput, match="learns from full batches only, and 50 training images do not fill one of 64"):
         build_term("semckd", dataclasses.replace(context, batch_size=64))
+    build_term("semckd", dataclasses.replace(context, batch_size=50))
+    build_term("semckd", dataclasses.replace(context, batch_size=4))
 
 
 def terms(**options):

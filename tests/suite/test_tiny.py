@@ -31,6 +31,26 @@ def test_grids_and_tables_stay(loaded):
         assert len(tiny.measurements) == len(own.measurements)
 
 
+def test_a_tiny_run_is_so_small(loaded):
+    """EGA's first run: 224 pixels for CLIP, 16 for the student, eight images in two equal batches."""
+    tiny = next(small for own, small in loaded if own.name == "ega_simultaneous")
+    spec = next(run.spec for run in tiny.runs if (run.method, run.teacher) == ("ega", "clip-vit-b32"))
+    recipe = {key: getattr(spec.recipe, key) for key in ("epochs", "batch", "lr", "momentum", "milestones", "size")}
+    assert recipe == {"epochs": 1, "batch": 4, "lr": 5e-7, "momentum": 0.0, "milestones": (), "size": None}
+    assert spec.teacher_view.size == 224
+    assert spec.dataset == DatasetSpec(
+        name="cifar100", classes=8, train_per_class=1, test_per_class=1, size=16, stand_in=True
+    )
+
+
+def test_a_tiny_data_set_has_eight_classes_or_its_own_and_batch_norm_at_most_two_parts(loaded):
+    specs = [spec for _, tiny in loaded for spec in tiny.specs.values()]
+    classes = {(spec.dataset.name, spec.dataset.classes, spec.dataset.class_count) for spec in specs}
+    assert ("cifar100", 8, 8) in classes
+    assert all(count == 8 for _, _, count in classes)
+    assert {spec.recipe.batch_norm_parts for spec in specs} == {1, 2}
+
+
 def test_no_two_runs_become_one(loaded):
     """Among these are EGA's graphs of 16 to 256 images."""
     for own, tiny in loaded:
