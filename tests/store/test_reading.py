@@ -29,7 +29,7 @@ def sized(tmp_path):
 
 def test_files_of_more_than_four_mebibytes_are_not_read(sized):
     assert read(str(sized(4 * MIB))) == bytes(4 * MIB)
-    with pytest.raises(BadRecord, match="x: is far larger than what was stored$"):
+    with pytest.raises(BadRecord, match=r"x: is far larger than what was stored$"):
         read(str(sized(4 * MIB + 1)))
     assert read(str(sized(10)), 10) == bytes(10)
     with pytest.raises(BadRecord):
