@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from kdbench.errors import BadInput, KdbenchError
+from kdbench.store import packs
 from kdbench.store.merge import merge
 from kdbench.store.packs import _Metered, check_pack, opened, pack, unpack
 from kdbench.store.store import Store
@@ -162,6 +163,7 @@ def test_truncated_packs_and_other_files(made, tmp_path):
 def test_a_file_is_not_unpacked_where_there_is_not_room_for_all(forged, tmp_path, monkeypatch):
     content = bytes(3 * 2**19)
     file, folder = forged([(SPEC, content)], [(member(SPEC), content)]), tmp_path / "to"
+    monkeypatch.setattr(packs, "_LARGEST_MANIFEST", 2**14)
     folder.mkdir()
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=len(content) - 1))
     with pytest.raises(BadInput) as caught:
