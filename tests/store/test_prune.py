@@ -6,7 +6,7 @@ import time
 import pytest
 
 from kdbench.errors import KdbenchError
-from kdbench.store import prune
+from kdbench.store import lock, prune
 from kdbench.store.liveness import Process
 from kdbench.store.prune import Choice, Item, What, prunable, remove
 from kdbench.store.store import Store, log_name
@@ -210,6 +210,11 @@ def test_unused_records_go_unless_what_stays_is_made_on_them(made, suite, found)
     assert sorted(found(store, What.unused, used=kd)) == sorted(f"runs/{id}" for id in ce)
     assert sorted(found(store, What.unused, used=[*kd, ce[0]], only=ce)) == [f"runs/{ce[1]}"]
     assert found(store, What.unused, until=0) == []
+    young = time.time() + 100
+    os.utime(store.run(kd[0]).folder, (young, young))
+    assert f"teachers/{teacher}" not in found(store, What.unused, until=young), "what stays is made on it"
+    with store.run(kd[0]).lock().acquire(timeout=0):
+        assert f"teachers/{teacher}" not in found(store, What.unused)
 
 
 def test_a_record_that_goes_whole_is_not_listed_for_its_weights(made, suite, found):
@@ -229,6 +234,14 @@ def test_links_are_removed_and_not_what_they_lead_to(tmp_path):
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["locks", "there"]
     assert (tmp_path / "there" / "x").exists()
     assert list(remove([item])) == [item], "what is gone already is no trouble"
+
+
+def test_what_has_come_into_use_is_passed_over_and_not_waited_for(made, suite, monkeypatch):
+    store = made("store", ["ce"])
+    items = prunable(store, Choice([What.weights]))
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: pytest.fail("waited"))
+    with store.run(items[0].record.id).lock().acquire(timeout=0):
+        assert list(remove(items)) == items[1:]
 
 
 def test_what_cannot_be_removed_is_told(tmp_path, monkeypatch):
