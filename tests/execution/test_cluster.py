@@ -9,10 +9,12 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from kdbench.datafiles.own_files import ImageSource
 from kdbench.errors import BadInput, NoDevice
 from kdbench.execution import node, seats
 from kdbench.execution.cluster import Cluster, check_options, connected, slots_of
@@ -21,6 +23,7 @@ from kdbench.execution.jobs import Job
 from kdbench.execution.node import Mirror, NodeFacts, Seat, look_at_node, versions
 from kdbench.execution.seats import Node, SeatHandle
 from kdbench.execution.worker_handle import RunOptions
+from kdbench.store.liveness import Process
 from kdbench.store.store import Store
 
 
@@ -37,6 +40,9 @@ FACTS = NodeFacts(versions(), Machine(threads=8), shares_results=True)
         ({"CPU": 8.0, "GPU": 1.0}, GPUS, {"jobs_per_device": 2}, [("n:gpu:0.0", 0), ("n:gpu:0.1", 0)]),
         ({"CPU": 1.0, "GPU": 3.0}, GPUS, {"devices": "cpu"}, [("n:cpu:0", 1)]),
         ({"GPU": 1.0}, Machine(threads=8), {}, []),
+        ({"CPU": 9.0}, Machine(threads=8), {}, [(f"n:cpu:{n}", 2) for n in range(4)]),
+        ({"CPU": 2.0, "GPU": 2.0}, GPUS, {"jobs_per_device": 1}, [("n:gpu:0", 0), ("n:gpu:2", 0)]),
+        ({"CPU": 2.0, "GPU": 0.5}, GPUS, {}, [("n:cpu:0", 1), ("n:cpu:1", 1)]),
     ],
 )
 def test_slots_are_what_ray_gives_out_and_torch_can_use(resources, machine, options, expected):
@@ -50,7 +56,7 @@ class FakeRay:
     """As much of Ray as looking at nodes takes; ``answers`` by node, an exception or facts."""
 
     def __init__(self, answers):
-        self.answers = answers
+        self.answers, self.asked = answers, []
         strategy = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda node, soft: node)
         self.util = SimpleNamespace(scheduling_strategies=strategy)
         self.exceptions = SimpleNamespace(RayError=RuntimeError)
@@ -62,8 +68,12 @@ class FakeRay:
         ]
 
     def remote(self, function):
-        def options(scheduling_strategy, **_):
-            return SimpleNamespace(remote=lambda *_, **__: scheduling_strategy)
+        def options(scheduling_strategy, **asked):
+            def called(*arguments, **named):
+                self.asked.append((function, asked, arguments, named))
+                return scheduling_strategy
+
+            return SimpleNamespace(remote=called)
 
         return SimpleNamespace(options=options)
 
@@ -397,3 +407,157 @@ def test_a_mirrored_record_keeps_the_checkpoint_of_a_failed_try_and_not_that_of_
     assert names() == {"state.pt"}
     mirror.write({"runs/1/failure.json": failure("diverged")})
     assert names() == {"failure.json"}
+
+
+@pytest.mark.parametrize(("devices", "gpus"), [("auto", True), ("cpu", False)])
+def test_a_node_is_asked_for_what_a_run_needs_there_without_a_core_of_its_own(tmp_path, devices, gpus):
+    files = {name: tmp_path / name for name in ("w.pth", "modules", "pets", "data")}
+    files["data"].mkdir()
+    ray = FakeRay({"a1": FACTS})
+    options = RunOptions(
+        results=tmp_path / "r", data=files["data"], devices=devices, weights={"5": files["w.pth"]},
+        beside={"mine": files["modules"]}, images={"6": ImageSource("folder", str(files["pets"]), 32)},
+    )  # fmt: skip
+    cluster = Cluster(ray, options, print)
+    cluster.slots()
+    ((function, asked, (token, paths), named),) = ray.asked
+    assert (function, asked, named) == (look_at_node, {"num_cpus": 0}, {"gpus": gpus})
+    assert paths == [str(path) for path in files.values()]
+    assert os.path.dirname(token) == str(tmp_path / "r")
+    files["data"].rmdir()
+    ray.answers["b1"] = FACTS
+    assert [each.name for each in cluster._new_nodes()] == ["b"]
+    assert ray.asked[1][2][1] == paths[:3]
+    assert cluster._new_nodes() == []
+    assert len(ray.asked) == 2
+
+
+def test_what_is_wrong_with_a_nodes_gpus_and_its_disk_is_told(look, tmp_path):
+    facts = NodeFacts(versions(), replace(GPUS, threads=1), shares_results=False)
+    names, said = look({"a1": facts})
+    assert names == ["a:cpu:0"]
+    assert said == [
+        f"node a does not see {tmp_path / 'r'}: its results are sent here as they are made",
+        "node a: GPU 1, B (compute capability 0.0), cannot be used: too old",
+    ]
+
+
+def test_slots_of_nodes_that_come_and_go_are_told_to_the_inbox(tmp_path, monkeypatch):
+    ray = FakeRay({"a1": FACTS})
+    cluster, inbox = Cluster(ray, RunOptions(results=tmp_path / "r"), print), queue.Queue()
+    (first,) = cluster.slots()
+    ray.answers = {"b1": FACTS}
+    looks = iter([False, False, True])
+    cluster.closing = SimpleNamespace(wait=lambda seconds: next(looks))
+    cluster._watch(inbox)
+    said = [inbox.get_nowait() for _ in range(inbox.qsize())]
+    (slot,) = cluster.nodes["b1"].slots
+    assert said == [
+        (first.name, {"event": "left", "reason": "its node has left the cluster"}),
+        ("b:cpu:0", {"event": "joined", "slot": slot}),
+    ]
+    assert [*cluster.nodes] == ["b1"]
+    ray.answers = {}
+    looks = iter([False, True])
+    cluster._watch(inbox)
+    assert inbox.get_nowait()[1]["event"] == "left"
+    assert cluster.nodes == {}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"devices": "cpu"}, {"jobs_per_device": 2, "devices_per_run": 1}, {"jobs_per_device": 2},
+        {"jobs_per_device": 1, "devices_per_run": 2}, {"devices_per_run": 2},
+    ],
+)  # fmt: skip
+def test_options_that_a_cluster_can_meet_are_taken(options):
+    check_options(RunOptions(**options))
+
+
+@pytest.mark.parametrize(
+    ("mode", "advice"), [(None, ". If it asks for a token: export RAY_AUTH_MODE=token"), ("token", "")]
+)
+def test_a_cluster_that_cannot_be_reached_is_one_sentence(monkeypatch, mode, advice):
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    if mode:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+
+    def init(address, **how):
+        assert how == {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+        raise ConnectionError("Traceback\n nobody answers\n")
+
+    ray = ModuleType("ray")
+    ray.init = init
+    for name in ("ray", "ray.util", "ray.util.scheduling_strategies"):
+        monkeypatch.setitem(sys.modules, name, ray)
+    with pytest.raises(BadInput) as caught, connected(RunOptions(cluster="host:6379"), print):
+        pass
+    assert str(caught.value) == (
+        "--cluster host:6379: no Ray cluster can be reached: nobody answers. Write local, auto, or HOST:PORT of one that "
+        f"'ray start --head' has started{advice}"
+    )
+
+
+def test_a_seat_with_a_folder_of_its_own_mirrors_it_and_removes_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(node, "EVENT_SECONDS", 0.0)
+    sent = []
+    worker = SimpleNamespace(pid=os.getppid(), send=sent.append, close=lambda: False, stderr_tail=lambda: "the end")
+    monkeypatch.setattr(node, "WorkerHandle", lambda slot, options, inbox: started.append(options.results) or worker)
+    started = []
+    seat = Seat(Slot("n:cpu:0", "cpu", NO_GPUS), RunOptions(tmp_path / "r"), shares_results=False)
+    root = seat.mirror.root
+    assert json.loads((root / "users.json").read_text()) == [list(Process.current())]
+    assert seat.stderr_tail() == ""
+    seat.send({"runs": []}, {"runs/1/spec.json": b"{}"})
+    users = [Process.current(), Process.of(os.getppid())]
+    assert json.loads((root / "users.json").read_text()) == [list(user) for user in users]
+    assert (started, sent, (root / "runs" / "1" / "spec.json").read_bytes()) == ([root], [{"runs": []}], b"{}")
+    (root / "runs" / "1" / "state.pt").write_bytes(b"state")
+    for event in ("one", "two"):
+        seat.inbox.put(("n:cpu:0", {"event": event}))
+    assert seat.events() == ({"runs/1/state.pt": b"state"}, [{"event": "one"}, {"event": "two"}])
+    assert seat.events() == ({}, [])
+    assert seat.stderr_tail() == "the end"
+    assert not seat.close()
+    assert not root.exists()
+
+
+def test_a_seat_that_shares_the_results_has_no_folder_and_ends_in_peace(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(node, "EVENT_SECONDS", 0.0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    seat = Seat(Slot("n:gpu:0", "gpu", {"A": "1"}), RunOptions(tmp_path / "r"), shares_results=True)
+    assert (seat.mirror, seat.options.results) == (None, tmp_path / "r")
+    assert seat.lend() == {"CUDA_VISIBLE_DEVICES": "5", "A": "1"}
+    assert (seat.events(), seat.close(), list(tmp_path.iterdir())) == (({}, []), True, [])
+
+
+def test_a_mirror_tells_files_of_sources_and_records_the_result_first_and_the_checkpoint_last(tmp_path):
+    mirror = Mirror(tmp_path)
+    names = ("state.pt", "weights.safetensors", "result.json", "metrics.jsonl", ".hidden", "result.json.damaged-1")
+    files = [f"runs/{'0' * 12}/{name}" for name in names]
+    files += [f"runs/{'0' * 12}.damaged-1/result.json", "sources/5f/pack/a.py", "sources/5f/.b.py", "suites/5f/s.yaml"]
+    for path in files:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(path)
+    expected = ["sources/5f/pack/a.py"]
+    expected += [
+        f"runs/{'0' * 12}/{name}" for name in ("result.json", "metrics.jsonl", "weights.safetensors", "state.pt")
+    ]
+    found = mirror.changes()
+    assert (sorted(found), list(found)[:2], list(found)[-1]) == (sorted(expected), expected[:2], expected[-1])
+    assert next(iter(mirror.record("runs", "0" * 12))) == expected[1]
+    assert mirror.record("runs", "1" * 12) == {}
+    (tmp_path / expected[2]).write_text("longer than it was before, which is noticed whatever the clock says")
+    assert [*mirror.changes()] == [expected[2]]
+
+
+def test_files_land_with_the_checkpoint_first_and_the_result_last(tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr(node, "write_bytes", lambda path, content: (order.append(path.name), path.write_bytes(content)))
+    (tmp_path / "runs" / "1").mkdir(parents=True)
+    names = ("result.json", "failure.json", "spec.json", "state.pt")
+    Mirror(tmp_path).write({f"runs/1/{name}": b"{}" for name in names})
+    assert order == ["state.pt", "spec.json", "failure.json", "result.json"]

@@ -5,6 +5,7 @@ import pytest
 from kdbench.datafiles.own_files import ImageSource
 from kdbench.errors import BadInput
 from kdbench.files import quarantine, write_json
+from kdbench.store.record import NO_WEIGHTS
 from kdbench.store.result import Failure
 from kdbench.store.store import Store
 from kdbench.store.suites import ArchivedFiles, find_kept, finished_run, image_sources, keep_suites, kept_suites
@@ -183,3 +184,42 @@ def test_a_finished_run_whose_student_is_to_teach(store, suite, put):
     quarantine(record.folder)
     with pytest.raises(BadInput, match=f"run {done.id} was damaged and is quarantined"):
         finished_run([store], done.id)
+
+
+def test_a_student_whose_weights_were_not_kept_teaches_nothing(store, suite, put):
+    run = suite.runs[0]
+    put(store.run(run.id), run.spec, about=NO_WEIGHTS)
+    with pytest.raises(BadInput) as caught:
+        finished_run([store], run.id)
+    assert str(caught.value) == f"the weights of run {run.id} were not kept, as those of tiny runs: name another run"
+
+
+def test_suites_of_one_file_with_other_settings_and_all_from_pipes_are_kept(store, document, archive):
+    files = [
+        ("a: 1\n", "/x.yaml", []),
+        ("a: 2\n", "/x.yaml", ["lr=1"]),
+        ("a: 3\n", "/home/", []),
+        ("a: 4\n", "/home/", []),
+    ]
+    for number, (text, file, settings) in enumerate(files):
+        folder = archive(document(text), "2026")
+        write_json(
+            folder / "about.json", {"file": file, "run": f"2026-0{4 - number}", "weights": {}, "settings": settings}
+        )
+    assert [each.about.run for each in kept_suites([store])] == ["2026-01", "2026-02", "2026-03", "2026-04"]
+
+
+def test_images_that_are_there_need_no_archive_though_they_are_known(document, archive, tmp_path):
+    suite = document()
+    source = ImageSource("folder", str(tmp_path / "own" / "pets"), 32)
+    folder = archive(suite, "2026-01-02")
+    about = {"file": suite.file, "run": "2026-01-02", "weights": {}, "images": {source.key: {"size": 32}}}
+    write_json(folder / "about.json", about)
+    files = ArchivedFiles([Store(tmp_path / "results")])
+    files.tell(suite)
+    assert suite.images(source) == {"size": 32}
+    assert list(files.messages) == [
+        f"{source.path} is not there: what is known of its images is taken from the run of 2026-01-02"
+    ]
+    (tmp_path / "own" / "pets").mkdir()
+    assert suite.images(source) is None
