@@ -15,7 +15,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from kdbench.datafiles.own_files import ImageSource
-from kdbench.errors import BadInput, NoDevice
+from kdbench.errors import BadInput, KdbenchError, NoDevice
 from kdbench.execution import node, seats
 from kdbench.execution.cluster import Cluster, check_options, connected, slots_of
 from kdbench.execution.devices import NO_GPUS, Gpu, Machine, Slot
@@ -24,7 +24,9 @@ from kdbench.execution.node import Mirror, NodeFacts, Seat, look_at_node, versio
 from kdbench.execution.seats import Node, SeatHandle
 from kdbench.execution.worker_handle import RunOptions
 from kdbench.store.liveness import Process
+from kdbench.store.lock import Taken
 from kdbench.store.store import Store
+from kdbench.suite.specs import Adapter, DatasetSpec, Recipe, RunSpec, Supervised, WeightedTerm
 
 
 GPUS = Machine(threads=8, gpus=(Gpu("A"), Gpu("B", trouble="too old"), Gpu("C")))
@@ -143,6 +145,7 @@ class Held:
 
     def __init__(self, actors=()):
         self.free, self.asked, self.sent, self.killed = threading.Event(), [], [], []
+        self.told, self.files, self.closes = [], [], []
         self.exceptions = SimpleNamespace(RayError=RuntimeError, GetTimeoutError=TimeoutError)
         strategy = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda node, soft: node)
         self.util = SimpleNamespace(scheduling_strategies=strategy)
@@ -175,14 +178,26 @@ class Held:
 
         def events(timeout):
             time.sleep(0.01)
-            return {}, []
+            found = self.told.pop(0) if self.told else ({}, [])
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        def send(message, files, lent):
+            sent.append(message)
+            self.files.append(files)
+
+        def close(timeout):
+            self.closes.append(timeout)
+            return True
 
         return SimpleNamespace(
             __ray_ready__=SimpleNamespace(remote=lambda: ready),
-            send=SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda message, *_: sent.append(message))),
+            send=SimpleNamespace(options=lambda **_: SimpleNamespace(remote=send)),
             lend=SimpleNamespace(remote=dict),
             events=SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: events)),
-            close=SimpleNamespace(remote=lambda: lambda timeout: True),
+            close=SimpleNamespace(remote=lambda: close),
+            stderr_tail=SimpleNamespace(remote=lambda: lambda timeout: f"its last words, within {timeout:.0f} s"),
         )
 
     def get(self, call, timeout=None):
@@ -199,10 +214,11 @@ def sit(tmp_path, monkeypatch):
     monkeypatch.setattr(seats, "WAIT_SECONDS", 0.05)
     made = []
 
-    def at(ray, kind="cpu", **options):
+    def at(ray, kind="cpu", shares=True, threads=2, **options):
         inbox = queue.Queue()
-        slot = Slot(f"n:{kind}:0", kind, NO_GPUS, 2, Gpu("A") if kind == "gpu" else None, host="n")
-        made.append(SeatHandle(ray, slot, RunOptions(tmp_path, **options), inbox, Node("1", "n"), Store(tmp_path)))
+        slot = Slot(f"n:{kind}:0", kind, NO_GPUS, threads, Gpu("A") if kind == "gpu" else None, host="n")
+        there = Node("1", "n", shares_results=shares)
+        made.append(SeatHandle(ray, slot, RunOptions(tmp_path, **options), inbox, there, Store(tmp_path)))
         return made[-1], inbox
 
     yield at
@@ -240,6 +256,142 @@ def test_a_seat_is_waited_for_by_what_ray_tells_and_can_be_let_go(sit):
     silent = Held()
     del silent._private
     assert sit(silent)[1].get(timeout=10)[1]["reason"] == "node n has started no process for 0 s"
+
+
+def student(trial):
+    terms = (WeightedTerm(name="ce"),)
+    return RunSpec(student="resnet8", terms=terms, dataset=DIGITS, recipe=RECIPE, trial=trial)
+
+
+DIGITS, RECIPE = DatasetSpec(name="digits"), Recipe(epochs=1, batch=16, lr=0.1)
+TEACHER = Supervised(network="resnet20", dataset=DIGITS, recipe=RECIPE)
+
+
+@pytest.fixture
+def far(sit):
+    """A seat that is there, on a node that does not see the results folder; its inbox, and Ray."""
+    ray = Held()
+    ray.free.set()
+    handle, inbox = sit(ray, shares=False)
+    while not handle.placed:
+        time.sleep(0.01)
+    return handle, inbox, ray
+
+
+def test_the_records_of_a_job_are_locked_here_while_a_node_without_the_folder_is_at_it(far, tmp_path):
+    (handle, inbox, ray), here, there = far, student(0), student(1)
+    Store(tmp_path).run(here.id).begin(here.canonical())
+    job = Job(runs=(here, there))
+    with Store(tmp_path).run(there.id).lock().acquire(timeout=0):
+        handle.send(job.message(), job)
+    assert ray.sent == [[{**job.message(), "runs": [here.model_dump(mode="json")]}]]
+    assert [*ray.files[0]] == [f"runs/{here.id}/spec.json"]
+    with pytest.raises(Taken):
+        Store(tmp_path).run(here.id).lock().acquire(timeout=0)
+    ray.told.append(({f"runs/{here.id}/metrics.jsonl": b"{}"}, [{"event": "ready"}, {"event": "done", "busy": ["x"]}]))
+    assert [inbox.get(timeout=10)[1] for _ in range(2)] == [
+        {"event": "ready"},
+        {"event": "done", "busy": ["x", there.id]},
+    ]
+    assert (tmp_path / "runs" / here.id / "metrics.jsonl").read_bytes() == b"{}"
+    Store(tmp_path).run(here.id).lock().acquire(timeout=0).release()
+
+
+@pytest.mark.parametrize("job", [Job(runs=(student(0),)), Job(teacher=TEACHER)])
+def test_a_job_whose_records_are_all_taken_is_not_sent_and_all_are_busy(far, tmp_path, job):
+    handle, inbox, ray = far
+    store = Store(tmp_path)
+    record = store.teacher(TEACHER.id) if job.teacher else store.run(job.ids[0])
+    with record.lock().acquire(timeout=0):
+        handle.send(job.message(), job)
+    assert inbox.get(timeout=10)[1] == {"event": "done", "busy": []}
+    assert (ray.sent, handle.busy) == ([[]], [record.id])
+
+
+def test_a_teacher_is_sent_as_it_is_and_what_it_needs_with_it(far, tmp_path):
+    handle, _, ray = far
+    part = Adapter(parent=TEACHER, dataset=DIGITS, term="ft", recipe=RECIPE)
+    for spec in (TEACHER, part):
+        Store(tmp_path).teacher(spec.id).begin(spec.canonical())
+    job = Job(teacher=part)
+    handle.send(job.message(), job)
+    assert ray.sent == [[job.message()]]
+    assert [*ray.files[0]] == [f"teachers/{spec.id}/spec.json" for spec in (part, TEACHER)]
+    assert handle.needs == [TEACHER]
+
+
+@pytest.mark.parametrize(
+    ("there", "event"),
+    [
+        (True, {"event": "exit", "code": 1, "reason": "Ray lost the worker of n:cpu:0: it died"}),
+        (False, {"event": "left", "reason": "its node is lost"}),
+    ],
+)
+def test_a_seat_that_is_gone_is_told_from_a_node_that_is(sit, monkeypatch, there, event):
+    naps = []
+    monkeypatch.setattr(seats, "time", SimpleNamespace(sleep=naps.append))
+    ray = Held()
+    ray.nodes = lambda: [{"NodeID": "1", "Alive": there}, {"NodeID": "2", "Alive": True}]
+    ray.free.set()
+    ray.told.append(RuntimeError("Traceback\nit died"))
+    _, inbox = sit(ray)
+    assert inbox.get(timeout=10) == ("n:cpu:0", event)
+    assert naps == [0.3] * 20 * there
+
+
+def test_a_seat_that_is_closed_tells_nothing_more(sit):
+    ray = Held()
+    ray.free.set()
+    handle, inbox = sit(ray)
+    while not handle.placed:
+        time.sleep(0.01)
+    assert handle.stderr_tail() == "its last words, within 5 s"
+    handle.closed = True
+    ray.told.append(RuntimeError("it died"))
+    handle.thread.join()
+    assert handle.close()
+    assert (inbox.empty(), ray.closes) == (True, [10.0])
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device", "results/x"), "No space left on device: results/x"),
+        (KdbenchError("it cannot be quarantined"), "it cannot be quarantined"),
+    ],
+)
+def test_results_that_cannot_be_written_here_stop_the_work(far, monkeypatch, error, words):
+    handle, inbox, ray = far
+
+    def refuse(files):
+        raise error
+
+    monkeypatch.setattr(handle.mirror, "write", refuse)
+    ray.told.append(({"runs/1/spec.json": b""}, []))
+    assert inbox.get(timeout=10)[1] == {"event": "done", "error": words, "fatal": True}
+
+
+def test_a_teacher_that_a_node_has_lost_is_looked_at_here_too(far, monkeypatch):
+    handle, inbox, ray = far
+    handle.needs = [TEACHER]
+    monkeypatch.setattr(handle.store, "quarantine_damaged_teachers", lambda needs: [f"{needs[0].network} is redone"])
+    ray.told.append(({}, [{"event": "done", "lost_teacher": "damaged"}]))
+    assert [inbox.get(timeout=10)[1] for _ in range(2)] == [
+        {"event": "message", "text": "resnet20 is redone"}, {"event": "done", "lost_teacher": "damaged", "busy": []},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "threads", "wanted"), [("cpu", 1, "a CPU"), ("cpu", 2, "2 CPUs"), ("gpu", 0, "a GPU")]
+)
+def test_what_a_seat_waits_for_is_named(sit, kind, threads, wanted):
+    _, inbox = sit(Held(actors=[("2a", "1")]), kind, threads=threads)
+    assert inbox.get(timeout=10)[1]["reason"].startswith(f"node n has not had {wanted} free for 0 s: held by job 2a (")
+
+
+@pytest.mark.parametrize(("text", "line"), [("one\n two \n\n", "two"), ("", "ValueError"), (" \n", "ValueError")])
+def test_of_an_error_of_another_process_the_last_line_is_told(text, line):
+    assert seats.last_line(ValueError(text)) == line
 
 
 def test_a_job_that_waits_for_a_seat_beside_is_done_when_it_is_to_stop(sit):
