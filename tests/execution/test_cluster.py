@@ -297,6 +297,22 @@ def test_the_records_of_a_job_are_locked_here_while_a_node_without_the_folder_is
     Store(tmp_path).run(here.id).lock().acquire(timeout=0).release()
 
 
+def test_on_a_node_that_sees_the_folder_the_worker_locks_and_reads_by_itself(sit, tmp_path):
+    ray, job = Held(), Job(runs=(student(0),))
+    ray.free.set()
+    handle, _ = sit(ray)
+    Store(tmp_path).run(job.ids[0]).begin(job.runs[0].canonical())
+    handle.send(job.message(), job)
+    assert (ray.sent, ray.files, handle.pid) == ([[job.message()]], [{}], 0)
+    assert not Store(tmp_path).run(job.ids[0]).is_locked()
+
+
+def test_a_request_to_stop_reaches_a_node_without_the_folder(far):
+    handle, _, ray = far
+    handle.send({"stop": True})
+    assert (ray.sent, ray.files) == ([[{"stop": True}]], [{}])
+
+
 @pytest.mark.parametrize("job", [Job(runs=(student(0),)), Job(teacher=TEACHER)])
 def test_a_job_whose_records_are_all_taken_is_not_sent_and_all_are_busy(far, tmp_path, job):
     handle, inbox, ray = far

@@ -296,3 +296,13 @@ def test_one_that_cannot_be_written_is_not_left_half_made(path, clock, monkeypat
 def test_one_that_is_only_half_written_is_not_taken_for_that_of_a_dead_process(path):
     path.write_text("12\nhost\n")
     assert not Lease(path).take()
+
+
+def test_a_holder_shows_life_every_five_seconds_by_a_number_that_grows(path, monkeypatch):
+    waited, beats = [], []
+    lease = Lease(path)
+    answers = iter([False, False, False, True])
+    lease._released = SimpleNamespace(wait=lambda seconds: waited.append(seconds) or next(answers))
+    monkeypatch.setattr(lease, "_renew", lambda descriptor, beat: beats.append(beat))
+    lease._beat(0)
+    assert (waited, beats) == ([5.0] * 4, [1, 2, 3])
