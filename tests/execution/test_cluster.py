@@ -23,6 +23,7 @@ from kdbench.execution.jobs import Job
 from kdbench.execution.node import Mirror, NodeFacts, Seat, look_at_node, versions
 from kdbench.execution.seats import Node, SeatHandle
 from kdbench.execution.worker_handle import RunOptions
+from kdbench.store import lock
 from kdbench.store.liveness import Process
 from kdbench.store.lock import Taken
 from kdbench.store.store import Store
@@ -161,7 +162,9 @@ class Held:
     def get_runtime_context(self):
         return SimpleNamespace(get_job_id=lambda: "own")
 
-    def remote(self, **_):
+    def remote(self, **groups):
+        assert groups == {"concurrency_groups": {"listening": 1, "sending": 1}}, "one call at a time, in order"
+
         def options(num_cpus, num_gpus, scheduling_strategy):
             self.asked.append((scheduling_strategy, num_cpus, num_gpus))
             return SimpleNamespace(remote=self.seat)
@@ -314,8 +317,11 @@ def test_a_request_to_stop_reaches_a_node_without_the_folder(far):
 
 
 @pytest.mark.parametrize("job", [Job(runs=(student(0),)), Job(teacher=TEACHER)])
-def test_a_job_whose_records_are_all_taken_is_not_sent_and_all_are_busy(far, tmp_path, job):
+def test_a_job_whose_records_are_all_taken_is_not_sent_and_all_are_busy_at_once(far, tmp_path, monkeypatch, job):
     handle, inbox, ray = far
+    monkeypatch.setattr(
+        lock, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: pytest.fail("waited"))
+    )
     store = Store(tmp_path)
     record = store.teacher(TEACHER.id) if job.teacher else store.run(job.ids[0])
     with record.lock().acquire(timeout=0):

@@ -8,9 +8,13 @@ from kdbench.errors import CannotSave
 from kdbench.execution import jobs as jobs_module
 from kdbench.execution.devices import Slot
 from kdbench.execution.jobs import Job
-from kdbench.execution.scheduler import MAX_CRASHES, Outcome, Scheduler, SlotHealth
+from kdbench.execution.scheduler import MAX_CRASHES, Outcome, Scheduler, SlotHealth, StoredRecords
 from kdbench.planning.plan import Cohort, Plan
 from kdbench.planning.speed import ASSUMED, Speed
+from kdbench.store.lock import Lock
+from kdbench.store.record import Record
+from kdbench.store.result import Accuracy, Failure, Result
+from kdbench.store.store import Store
 from kdbench.suite.measurements import ProbeSpec
 from kdbench.suite.specs import DatasetSpec, Recipe, RunSpec, Supervised, WeightedTerm
 
@@ -425,3 +429,24 @@ def test_the_work_stops_when_it_is_interrupted_or_cannot_go_on():
     assert table.scheduler
     table.scheduler.outcome.interrupted = True
     assert not table.scheduler
+
+
+@pytest.mark.parametrize("kind", ["runs", "teachers", "measurements"])
+def test_of_a_results_folder_the_record_of_a_jobs_kind_is_asked(tmp_path, kind):
+    probe = ProbeSpec(source=TEACHER, dataset=DIGITS, recipe=RECIPE)
+    jobs = {"runs": Job(runs=(RUN,)), "teachers": Job(teacher=TEACHER), "measurements": Job(measurement=probe)}
+    job, store = jobs[kind], Store(tmp_path)
+    (id,), records = job.ids, StoredRecords(store)
+    assert (records.done(job, id), records.is_taken(job, id)) == (False, False)
+    records.fail(job, id, Failure(kind="error", epoch=0, reason="x"))
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("failure.json")] == [
+        f"{kind}/{id}/failure.json"
+    ]
+    with Lock(tmp_path / "locks" / f"{kind}-{id}.lock"):
+        assert records.is_taken(job, id)
+        assert records.holder(job, id).startswith("process ")
+    record = Record(tmp_path / kind / id)
+    accuracy = Accuracy(epoch=2, top1=50.0, top5=90.0)
+    record.finish(Result(id=id, kind=kind[:-1], last=accuracy, best=accuracy, weights_sha256=""), {})
+    assert records.done(job, id)
+    assert records.has(TEACHER) == (kind == "teachers")
