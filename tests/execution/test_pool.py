@@ -1,14 +1,18 @@
 """The pool's order of work, with workers that only pretend."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import queue
 import re
 import signal
+import subprocess
 import tempfile
 import threading
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 
@@ -801,3 +805,53 @@ def test_the_last_words_of_a_worker_are_the_last_line_of_its_log(tmp_path, conte
     if content is not None:
         worker.log.write_text(content)
     assert worker.stderr_tail() == words
+
+
+def bare_worker(tmp_path, wait=lambda timeout=None: 0, lines=(), content=""):
+    """A handle whose process only pretends; what was done to it, and its inbox."""
+    done, inbox = [], queue.Queue()
+    worker = WorkerHandle.__new__(WorkerHandle)
+    worker.slot, worker.closed, worker.threads, worker.outbox = Slot("cpu", "cpu"), False, [], queue.SimpleQueue()
+    worker.log = tmp_path / "x.log"
+    worker.log.write_text(content)
+    stdout = contextlib.nullcontext(lines)
+    worker.process = SimpleNamespace(kill=lambda: done.append("kill"), wait=wait, stdout=stdout)
+    return worker, done, inbox
+
+
+@pytest.mark.parametrize(("content", "stays"), [("", False), ("x", True)])
+def test_a_worker_is_killed_and_its_log_stays_if_it_says_something(tmp_path, content, stays):
+    waits = []
+    worker, done, inbox = bare_worker(tmp_path, lambda timeout: waits.append(timeout), content=content)
+    assert worker.close()
+    assert (done, waits, worker.log.exists(), worker.closed) == (["kill"], [5.0], stays, True)
+    worker._pass_on(inbox, {"event": "epoch"})
+    assert inbox.empty()
+
+
+def test_a_worker_that_the_system_does_not_let_end_is_told_from_others(tmp_path):
+    def wait(timeout):
+        raise subprocess.TimeoutExpired("x", timeout)
+
+    worker, _, _ = bare_worker(tmp_path, wait)
+    assert not worker.close()
+
+
+def test_what_a_worker_says_in_json_is_passed_on_and_then_how_it_ended(tmp_path):
+    worker, _, inbox = bare_worker(tmp_path, lambda: -9, ['{"event": "ready"}\n', "noise\n", '{"event": "alive"}\n'])
+    worker._listen(inbox)
+    assert [inbox.get_nowait() for _ in range(inbox.qsize())] == [
+        ("cpu", {"event": "ready"}), ("cpu", {"event": "alive"}), ("cpu", {"event": "exit", "code": -9}),
+    ]  # fmt: skip
+
+
+def test_what_is_sent_to_a_worker_is_written_line_by_line_until_it_is_closed(tmp_path):
+    worker, _, _ = bare_worker(tmp_path)
+    written = io.StringIO()
+    written.close = lambda: None
+    worker.process.stdin = written
+    worker.send({"a": 1})
+    worker.send({"path": tmp_path})
+    worker.close()
+    worker._talk()
+    assert written.getvalue() == f'{{"a": 1}}\n{{"path": "{tmp_path}"}}\n'

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from kdbench.errors import BadInput
+from kdbench.errors import BadInput, CannotSave, Interrupted
 from kdbench.execution import runner
 from kdbench.execution.devices import Gpu, Slot
 from kdbench.execution.runner import _check_files, _check_precision, _stopping_on_signals, run_suites
+from kdbench.execution.scheduler import Outcome
 from kdbench.execution.worker_handle import RunOptions
 from kdbench.planning.cohorts import Cohort
 from kdbench.planning.plan import Plan
@@ -198,3 +199,53 @@ def test_the_process_that_looks_at_weights_is_told_all_of_them_and_says_each_mis
             "beside": {},
         }
     ]
+
+
+@pytest.fixture
+def execute(tmp_path, monkeypatch):
+    """execute(outcome, …): what the pool was made of, what failed and what was said; it does nothing but to end so."""
+
+    def act(outcome=None, warning="", **options):
+        made, said = [], []
+
+        class Pool:
+            inbox = None
+            stop = kill = None
+
+            def __init__(self, slots, options, listen):
+                made.append((slots, options.devices_per_run))
+
+            def run(self, plan):
+                return outcome or Outcome()
+
+        monkeypatch.setattr(runner, "Pool", Pool)
+        monkeypatch.setattr(runner, "make_slots", lambda devices, jobs, tell: [Slot("cpu", "cpu")])
+        needed = SimpleNamespace(warning=lambda results: warning)
+        monkeypatch.setattr(runner, "disk_needed", lambda plan, slots: needed)
+        monkeypatch.setattr(runner, "known_speeds", lambda store: None)
+        monkeypatch.setattr(runner, "devices_per_run", lambda suites: 7)
+        failed = runner._execute(
+            plan_of(), (), RunOptions(tmp_path / "r", **options), lambda slot, event: said.append(event)
+        )
+        return made, failed, [event.get("text", event["event"]) for event in said]
+
+    return act
+
+
+@pytest.mark.parametrize(("given", "taken"), [(None, 7), (1, 1), (0, 0)])
+def test_a_run_is_on_as_many_devices_as_the_options_say_or_else_the_suites(execute, given, taken):
+    assert execute(devices_per_run=given) == ([([Slot("cpu", "cpu")], taken)], {}, ["planned"])
+
+
+def test_what_failed_is_returned_and_a_disk_that_may_be_too_small_is_told(execute):
+    assert execute(Outcome(failed={"a": "broke"}), "the disk is small")[1:] == (
+        {"a": "broke"}, ["the disk is small", "planned"],
+    )  # fmt: skip
+
+
+def test_who_was_interrupted_or_cannot_save_ends_so(execute, tmp_path):
+    with pytest.raises(Interrupted) as caught:
+        execute(Outcome(interrupted=True, fatal=CannotSave("no room")))
+    assert str(caught.value) == f"Stopped. What was trained up to the last checkpoint is saved in {tmp_path / 'r'}"
+    with pytest.raises(CannotSave, match="no room"):
+        execute(Outcome(fatal=CannotSave("no room")))
