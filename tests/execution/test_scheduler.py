@@ -47,6 +47,7 @@ class Table:
     heard: list = field(default_factory=list)
     now: float = 0.0
     taken: dict = field(default_factory=dict)
+    stored: dict = field(default_factory=dict)
 
     def __post_init__(self):
         self.scheduler = Scheduler(self.slots, self, lambda slot, event: self.heard.append(event), lambda: self.now)
@@ -64,7 +65,7 @@ class Table:
         return self.taken.get(id, "")
 
     def fail(self, job, id, failure):
-        self.failures[id] = failure.reason
+        self.failures[id], self.stored[id] = failure.reason, failure
 
     def start(self):
         """The slots that got a job, and the runs or the teacher of each."""
@@ -450,3 +451,23 @@ def test_of_a_results_folder_the_record_of_a_jobs_kind_is_asked(tmp_path, kind):
     record.finish(Result(id=id, kind=kind[:-1], last=accuracy, best=accuracy, weights_sha256=""), {})
     assert records.done(job, id)
     assert records.has(TEACHER) == (kind == "teachers")
+
+
+def test_a_cohort_whose_worker_dies_three_times_is_halved_at_each_further_time():
+    table, text = Table([gpu("a", 0)]), "it died, 3 times: continuing with half of the students at a time"
+    table.scheduler.add(Plan((), (cohort(4),), 0, 0))
+    crashed, said = [], []
+    while started := table.start():
+        crashed += sizes(started)
+        table.scheduler.handle(ONE, {"event": "ready"})
+        if len(crashed) == 5:
+            table.finish(ONE)
+        else:
+            table.scheduler.lose(ONE, "it died")
+        said += table.said()
+    assert crashed == [4, 4, 4, 2, 1, 1, 2, 1, 1]
+    again = "it died; starting it again from the last checkpoint"
+    assert said == [again, again, text, text, text]
+    runs = cohort(4).runs
+    assert {id: failure.reason for id, failure in table.stored.items()} == {run.id: "it died" for run in runs[1:]}
+    assert {(failure.kind, failure.epoch, failure.detail) for failure in table.stored.values()} == {("error", 0, "")}
