@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kdbench.errors import BadInput, CannotSave, Interrupted
+from kdbench.errors import BadInput, BadSuite, CannotSave, Interrupted, Problem
 from kdbench.execution import runner
 from kdbench.execution.devices import Gpu, Slot
 from kdbench.execution.runner import _check_files, _check_precision, _stopping_on_signals, run_suites
@@ -18,7 +18,17 @@ from kdbench.store.result import Accuracy, Failure, Result
 from kdbench.store.store import Store
 from kdbench.suite.load import load_suite
 from kdbench.suite.measurements import ProbeSpec
-from kdbench.suite.specs import DatasetSpec, HeadSpec, Imported, Recipe, RunSpec, Supervised, WeightedTerm, Weights
+from kdbench.suite.specs import (
+    DatasetSpec,
+    HeadSpec,
+    Imported,
+    Recipe,
+    RunSpec,
+    StudentOf,
+    Supervised,
+    WeightedTerm,
+    Weights,
+)
 
 
 DIGITS = DatasetSpec(name="digits")
@@ -249,3 +259,43 @@ def test_who_was_interrupted_or_cannot_save_ends_so(execute, tmp_path):
     assert str(caught.value) == f"Stopped. What was trained up to the last checkpoint is saved in {tmp_path / 'r'}"
     with pytest.raises(CannotSave, match="no room"):
         execute(Outcome(fatal=CannotSave("no room")))
+
+
+def test_files_that_are_missing_are_named_unless_they_may_be_downloaded_or_none_is(tmp_path, monkeypatch):
+    missing = []
+    monkeypatch.setattr(runner, "missing_files", lambda plan, data: missing)
+    monkeypatch.setattr(runner, "misfits", lambda teachers, files: [])
+    _check_files(plan_of(), RunOptions(tmp_path))
+    missing.append("digits: lacks its file")
+    _check_files(plan_of(), RunOptions(tmp_path, download=True))
+    with pytest.raises(BadSuite) as caught:
+        _check_files(plan_of(), RunOptions(tmp_path))
+    assert caught.value.problems == [Problem("--data", 0, "", "digits: lacks its file")]
+
+
+def test_weights_whose_file_is_known_are_looked_at_and_misfits_stop_the_run(tmp_path, monkeypatch):
+    wrong = []
+    monkeypatch.setattr(runner, "misfits", lambda teachers, files: wrong)
+    imported = Imported(network="resnet20", weights=Weights(source="file", sha256="5" * 64), dataset=DIGITS)
+    options = RunOptions(tmp_path, download=True, weights={"5" * 64: tmp_path / "w.pth"})
+    _check_files(plan_of(imported, TEACHER), options)
+    wrong += ["one", "two"]
+    with pytest.raises(BadInput) as caught:
+        _check_files(plan_of(imported), options)
+    assert str(caught.value) == "one\ntwo\nNothing was run."
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_the_runs_whose_students_teach_are_checked_until_the_last_of_them_is_done(tmp_path, monkeypatch, done):
+    below = RUN.model_copy(update={"student": "resnet14"})
+    taught = RUN.model_copy(update={"teacher": StudentOf(run=below)})
+    used = []
+    monkeypatch.setattr(runner, "run_specs", lambda suites: [taught])
+    monkeypatch.setattr(runner, "measurement_specs", lambda suites: [])
+    monkeypatch.setattr(runner, "_run_until_consistent", lambda suites, wanted, stages, *_: used.extend(stages) or {})
+    store = Store(tmp_path)
+    if done:
+        score, record = Accuracy(epoch=2, top1=50.0, top5=90.0), store.run(taught.id)
+        record.finish(Result(id=taught.id, kind="run", last=score, best=score, weights_sha256=""), {})
+    assert run_suites([], RunOptions(tmp_path)) == {}
+    assert [stage for stage in used if stage.source_run] == ([] if done else [taught.teacher])
