@@ -1,12 +1,14 @@
 """Slots: one device each, counted within CUDA_VISIBLE_DEVICES. The GPUs are made up; torch's view of them is faked."""
 
+import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
 from kdbench.errors import BadInput, KdbenchError
 from kdbench.execution import devices
-from kdbench.execution.devices import NO_GPUS, Gpu, Machine, make_slots, query_devices
+from kdbench.execution.devices import NO_GPUS, Gpu, Machine, Slot, make_slots, query_devices
 
 
 @pytest.fixture
@@ -88,7 +90,11 @@ def test_jobs_on_one_device_share_it(machine):
         (0, "0", 1, "torch sees no GPU here"),
         (2, "gpu", 1, "write auto, cpu, or GPU numbers"),
         (2, "0,,1", 1, "write auto, cpu, or GPU numbers"),
-        (2, "auto", 0, "must be 1 or more"),
+        (2, "auto", 0, "^--jobs-per-device must be 1 or more$"),
+        (2, "auto", -1, "^--jobs-per-device must be 1 or more$"),
+        (1, "1", 1, "^--devices 1: there is no GPU 1; the visible GPUs are 0 to 0$"),
+        (3, "1,5,7", 1, "^--devices 1,5,7: there is no GPU 5; the visible GPUs are 0 to 2$"),
+        (0, "0", 1, r"^--devices 0: there is no GPU 0; torch sees no GPU here \(kdbench doctor\)$"),
     ],
 )
 def test_what_is_not_there_is_refused(machine, gpus, wanted, jobs, message):
@@ -198,3 +204,63 @@ def test_a_torch_that_cannot_be_imported_is_said_so(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(KdbenchError, match=r"(?s)torch cannot be imported here.*libcudart is not there"):
         query_devices()
+
+
+def test_what_is_not_known_of_a_device_is_nothing():
+    assert (Gpu("A").capability, Gpu("A").memory, Gpu("A").trouble, Gpu("A").eager) == ((0, 0), 0, "", "")
+    machine = Machine(4)
+    assert (machine.cudnn, machine.archs, machine.gpus, machine.absent, machine.usable) == (0, (), (), False, [])
+    assert (Slot("a", "cpu").threads, Slot("a", "cpu").gpu, Slot("a", "cpu").host) == (0, None, "")
+
+
+def test_slots_that_share_a_gpu_have_one_device_and_those_of_the_cpu_have_their_own(machine):
+    machine(2, visible="5,3")
+    assert [slot.device for slot in make_slots("auto", 2)] == ["5", "3", "5", "3"]
+    assert [slot.gpu.name for slot in make_slots("1", 1)] == ["H100"]
+    machine(0, threads=2)
+    assert [slot.device for slot in make_slots("cpu")] == ["cpu:0", "cpu:1"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "facts", "sentences"),
+    [
+        ([], {}, []),
+        ([], {"trouble": "too old"}, ["no GPU can be used: too old"]),
+        ([], {"trouble": "none", "absent": True}, []),
+        ([OLD], {"trouble": "too old"}, ["GPU 0, Tesla P100 (compute capability 6.0), cannot be used: " + OLD.trouble]),
+        ([Gpu("A")], {"trouble": "too old"}, []),
+    ],
+)
+def test_a_sentence_says_of_each_gpu_or_of_all_why_it_cannot_be_used(gpus, facts, sentences):
+    assert Machine(4, gpus=tuple(gpus), **facts).unusable() == sentences
+
+
+@pytest.mark.parametrize(
+    ("gpus", "hint"),
+    [(True, " With --devices cpu, or an empty CUDA_VISIBLE_DEVICES, no GPU is asked for."), (False, "")],
+)
+def test_who_asks_for_no_gpu_is_not_told_to_ask_for_none(monkeypatch, gpus, hint):
+    def hang(code, request, *, seconds, environment):
+        assert (request, seconds, environment) == ({"try": False}, 300.0, {} if gpus else NO_GPUS)
+        raise TimeoutError
+
+    monkeypatch.setattr(devices, "ask", hang)
+    with pytest.raises(KdbenchError) as caught:
+        query_devices(gpus=gpus)
+    assert str(caught.value) == (
+        "torch has not said within 300 s which devices there are: the GPU's driver hangs (does nvidia-smi?), or the file "
+        f"system of the installation.{hint}"
+    )
+
+
+def test_the_answer_is_the_last_line_and_of_an_error_the_last_two_thousand_characters(monkeypatch):
+    facts = {"threads": 3, "archs": ["sm_75"], "gpus": [{"name": "A", "capability": [9, 0], "memory": 5}], "torch": "2"}
+    answers = [
+        SimpleNamespace(returncode=0, stdout=f"noise\n{json.dumps(facts)}\n", stderr=""),
+        SimpleNamespace(returncode=3, stdout="", stderr="x" * 3000 + "\n"),
+    ]
+    monkeypatch.setattr(devices, "ask", lambda *_, **__: answers.pop(0))
+    assert query_devices() == Machine(3, torch="2", archs=("sm_75",), gpus=(Gpu("A", (9, 0), 5),))
+    with pytest.raises(KdbenchError) as caught:
+        query_devices()
+    assert str(caught.value) == "torch cannot be imported here (exit code 3):\n" + "x" * 2000

@@ -1,6 +1,7 @@
 """Heartbeats: left while a run goes on, of what it is at, and never in the way."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from kdbench.store.live import beat, sightings
 from kdbench.store.liveness import Process
 from kdbench.store.store import Store
 from kdbench.suite.load import load_suite
+from kdbench.suite.measurements import ProbeSpec
 from kdbench.suite.specs import DatasetSpec, Recipe, RunSpec, Supervised, WeightedTerm
 
 
@@ -115,3 +117,45 @@ def test_a_job_is_forgotten_when_it_or_its_worker_ends_and_failures_are_counted(
     now = beats.heartbeat()
     assert (now.done, now.failed, now.left, [*now.slots]) == (0, 1, 2, ["a"])
     assert now.slots["a"].networks[RUN.id].epoch == 2
+
+
+def test_a_heartbeat_is_left_every_ten_seconds_and_twice_a_second_at_most(store, monkeypatch):
+    waited, beats = [], Heartbeats(store, [])
+    left = iter([False, False, True])
+    monkeypatch.setattr("kdbench.execution.heartbeats.beat", lambda *_: waited.append("beat"))
+    beats._ending = SimpleNamespace(wait=waited.append, is_set=lambda: next(left))
+    beats._due = SimpleNamespace(wait=waited.append, clear=lambda: waited.append("clear"))
+    beats._beat()
+    assert waited == [0.5, "clear", "beat", 10.0] * 2 + [0.5, "clear"]
+
+
+@pytest.mark.parametrize(
+    ("event", "due"),
+    [("planned", True), ("started", True), ("done", True), ("exit", True), ("epoch", False), ("ready", False)],
+)
+def test_a_heartbeat_is_due_when_a_job_starts_or_ends(store, event, due):
+    heard = []
+    beats = Heartbeats(store, [], lambda slot, event: heard.append((slot, event["event"])))
+    facts = {"plan": make_plan([RUN], store), "id": RUN.id, "epoch": 1}
+    beats.listen("a", {**started(RUN), **facts, "event": event})
+    assert (beats._due.is_set(), heard) == (due, [("a", event)])
+
+
+def test_a_heartbeat_names_the_one_thing_that_a_teacher_or_a_measurement_is(store):
+    probe = ProbeSpec(source=TEACHER, dataset=DIGITS, recipe=RECIPE)
+    beats = Heartbeats(store, [], clock=lambda: 5.0)
+    beats.listen("a", started(teacher=TEACHER))
+    beats.listen("b", {**started(), "measurement": probe})
+    slots = beats.heartbeat().slots
+    assert {name: ([*at.networks], at.title, at.images_per_second, at.seconds) for name, at in slots.items()} == {
+        "a": ([TEACHER.id], "teacher resnet20 on digits", 0.0, 0.0),
+        "b": ([probe.id], probe.label, 0.0, 0.0),
+    }
+    beats.listen("a", {"event": "epoch", "id": TEACHER.id, "epoch": 2, "epochs": 4, "initial_epochs": 0})
+    assert beats.heartbeat().slots["a"].networks[TEACHER.id] == live.NetworkAt("teacher resnet20 on digits", 2, 4)
+    beats.listen("c", {"event": "epoch", "id": TEACHER.id, "epoch": 3})
+    assert [*beats.heartbeat().slots] == ["a", "b"]
+
+
+def test_one_student_is_no_students():
+    assert title_of(started(RUN), {}) == "1 student of resnet20, trial 2"

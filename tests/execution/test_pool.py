@@ -1,13 +1,18 @@
 """The pool's order of work, with workers that only pretend."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
+import queue
 import re
 import signal
+import subprocess
 import tempfile
 import threading
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 
@@ -188,6 +193,7 @@ def test_a_slot_whose_resources_are_held_gives_its_job_back_until_it_has_them(st
     assert stage.said() == ["cpu:0 is waited for: by another job. Its job goes to the next slot that is free"]
     assert [e["event"] for e in stage.heard if e["event"] in ("exit", "started")][-2:] == ["exit", "started"]
     assert len(stage.sent) == 1
+    assert sorted(stage.closed) == [f"cpu:{n}" for n in range(slots)], "the worker that waits is kept"
 
 
 @pytest.mark.parametrize(("holding", "beside"), [(False, []), (True, ["cpu:1"])])
@@ -563,8 +569,6 @@ def test_a_worker_that_cannot_be_started_is_one_message(stage):
 
 def test_a_real_worker_answers_in_json_lines_and_ends_with_its_input(tmp_path):
     """No training: a job whose data set is not there, signals that are for the parent, and a stop."""
-    import queue
-
     inbox = queue.Queue()
     worker = WorkerHandle(Slot("cpu", "cpu", {"OMP_NUM_THREADS": "1"}, 1), RunOptions(tmp_path, tmp_path), inbox)
     run = student().model_copy(update={"dataset": DatasetSpec(name="cifar100")})
@@ -587,8 +591,6 @@ def test_a_real_worker_answers_in_json_lines_and_ends_with_its_input(tmp_path):
 
 @pytest.mark.slow
 def test_a_real_worker_whose_device_cannot_be_used_says_why_and_ends(tmp_path):
-    import queue
-
     inbox = queue.Queue()
     worker = WorkerHandle(Slot("gpu:0", "gpu", NO_GPUS), RunOptions(tmp_path, tmp_path), inbox)
     events = []
@@ -674,3 +676,182 @@ grid:
         assert spare == probes | {id for id, spec in suite.specs.items() if tiny and spec.student == "vgg8"}
         assert spare == {id for job in jobs for id in job.message()["discard_weights"]}
         assert not {need.source_run.id for spec in measured for need in spec.dependencies if need.source_run} & spare
+
+
+@pytest.fixture
+def pool(stage):
+    """A pool of two slots, of which the first is given a run that is never done."""
+    stage.answers[student().id] = ["never"]
+    slots = [Slot(f"cpu:{n}", "cpu", {}, host="host") for n in range(2)]
+    pool = Pool(slots, RunOptions(stage.root, stage.root), lambda slot, event: stage.heard.append(event), stage.worker)
+    pool.scheduler.add(make_plan([student()], stage.store))
+    for assignment in pool.scheduler.assign():
+        pool._send(assignment)
+    stage.heard.clear()
+    return pool
+
+
+def test_a_slot_that_left_takes_its_worker_along_and_an_unknown_one_nothing(stage, pool):
+    pool._handle("cpu:7", {"event": "left", "reason": "its node is lost"})
+    assert (stage.heard, stage.closed) == ([], [])
+    pool._handle("cpu:0", {"event": "left", "reason": "its node is lost"})
+    assert (stage.closed, [*pool.workers], [*pool.scheduler.slots]) == (["cpu:0"], [], ["cpu:1"])
+    assert [event["event"] for event in stage.heard] == ["message", "exit"]
+
+
+def test_a_slot_that_joined_is_told_and_gets_a_job(stage, pool):
+    pool._handle("cpu:9", {"event": "joined", "slot": Slot("cpu:9", "cpu")})
+    assert stage.said() == ["cpu:9 has joined"]
+    assert [*pool.scheduler.slots] == ["cpu:0", "cpu:1", "cpu:9"]
+
+
+def test_signs_of_life_are_not_passed_on(stage, pool):
+    pool._handle("cpu:0", {"event": "alive"})
+    assert stage.heard == []
+    pool._handle("cpu:0", {"event": "epoch", "id": student().id, "epoch": 1})
+    assert [event["event"] for event in stage.heard] == ["epoch"]
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        (
+            {"code": 1},
+            "the worker process ended (exit code 1): Segmentation fault; starting it again from the last checkpoint",
+        ),
+        ({"code": 1, "reason": "Ray lost it"}, "Ray lost it; starting it again from the last checkpoint"),
+    ],
+)
+def test_the_end_of_a_worker_is_told_with_its_last_words_or_its_reason(stage, pool, event, said):
+    pool._handle("cpu:0", {"event": "ready"})
+    pool._handle("cpu:0", {"event": "exit", **event})
+    assert stage.said() == [said]
+    assert (stage.closed, [*pool.workers]) == (["cpu:0"], [])
+
+
+@pytest.mark.parametrize(("code", "said"), [(0, []), (1, ["what it has trained since its last checkpoint is lost"])])
+def test_a_worker_that_was_told_to_stop_may_end_in_peace(stage, pool, code, said):
+    pool._handle("cpu:0", {"event": "ready"})
+    pool.stop()
+    pool._handle("cpu:0", {"event": "exit", "code": code})
+    assert [text.rpartition("; ")[2] for text in stage.said()] == said
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_alarms_are_told_and_whoever_hangs_is_killed(stage, pool, monkeypatch, ended):
+    pool.inbox = queue.Queue()
+    alarms = [[watch_module.Alarm("cpu:0", "it is slow")], [watch_module.Alarm("cpu:0", "it hangs", fatal=True)]]
+    monkeypatch.setattr(pool.watchdog, "check", lambda workers: alarms.pop(0))
+    monkeypatch.setattr(Pretender, "close", lambda self: ended)
+    pool._handle("cpu:0", {"event": "ready"})
+    pool._check_workers()
+    assert (stage.said(), [*pool.workers]) == (["it is slow"], ["cpu:0"])
+    pool._check_workers()
+    still = "" if ended else ", but the system does not let it end"
+    assert stage.said()[1:] == [f"it hangs and was killed{still}; starting it again from the last checkpoint"]
+    assert (stage.heard[-1], [*pool.workers]) == ({"event": "exit"}, [])
+
+
+def test_workers_are_not_looked_at_while_there_is_something_to_hear(stage, pool, monkeypatch):
+    monkeypatch.setattr(pool.watchdog, "check", lambda workers: pytest.fail("looked"))
+    assert not pool.inbox.empty()
+    pool._check_workers()
+
+
+def test_who_stops_says_so_once_and_only_if_somebody_asked(stage, pool):
+    pool.stop()
+    for _ in range(2):
+        pool._stop_workers()
+    assert stage.said() == ["Saving and stopping; Ctrl-C again stops at once."]
+    assert stage.stops == ["cpu:0"]
+    assert not pool.killed
+    pool.kill()
+    assert (pool.killed, pool.outcome.interrupted) == (True, True)
+
+
+@pytest.mark.parametrize(("length", "moved"), [(70, {}), (71, {"TMPDIR": "/tmp"})])
+def test_a_temporary_folder_may_have_seventy_bytes(monkeypatch, length, moved):
+    monkeypatch.setattr(tempfile, "tempdir", "/home/ä/".ljust(length - 1, "x"))
+    assert worker_handle.temporary_folder() == moved
+
+
+def test_a_worker_has_what_the_user_has_set_and_defaults_besides(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+    monkeypatch.setattr(os, "environ", {"A": "1", "B": "1", "GOMP_SPINCOUNT": "5", "PYTHONUNBUFFERED": ""})
+    assert worker_handle._environment(Slot("cpu", "cpu", {"B": "2"})) == {
+        "A": "1", "B": "2", "GOMP_SPINCOUNT": "5", "PYTHONUNBUFFERED": "1",
+        "MALLOC_TRIM_THRESHOLD_": "1073741824", "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    }  # fmt: skip
+    monkeypatch.setattr(os, "environ", {})
+    assert worker_handle._environment(Slot("cpu", "cpu"))["GOMP_SPINCOUNT"] == "10000"
+
+
+def test_without_options_everything_is_found_out():
+    options = RunOptions()
+    assert (str(options.results), str(options.data), options.devices, options.cluster) == (
+        "results",
+        "data",
+        "auto",
+        "",
+    )
+    assert (options.jobs_per_device, options.devices_per_run, options.checkpoint_seconds) == (None, None, 30.0)
+    assert not any([options.download, options.retry_diverged, options.deterministic, options.eager])
+
+
+@pytest.mark.parametrize(("content", "words"), [(None, ""), ("", ""), ("\n", ""), ("one\ntwo\n\n", "two")])
+def test_the_last_words_of_a_worker_are_the_last_line_of_its_log(tmp_path, content, words):
+    worker = WorkerHandle.__new__(WorkerHandle)
+    worker.log = tmp_path / "x.log"
+    if content is not None:
+        worker.log.write_text(content)
+    assert worker.stderr_tail() == words
+
+
+def bare_worker(tmp_path, wait=lambda timeout=None: 0, lines=(), content=""):
+    """A handle whose process only pretends; what was done to it, and its inbox."""
+    done, inbox = [], queue.Queue()
+    worker = WorkerHandle.__new__(WorkerHandle)
+    worker.slot, worker.closed, worker.threads, worker.outbox = Slot("cpu", "cpu"), False, [], queue.SimpleQueue()
+    worker.log = tmp_path / "x.log"
+    worker.log.write_text(content)
+    stdout = contextlib.nullcontext(lines)
+    worker.process = SimpleNamespace(kill=lambda: done.append("kill"), wait=wait, stdout=stdout)
+    return worker, done, inbox
+
+
+@pytest.mark.parametrize(("content", "stays"), [("", False), ("x", True)])
+def test_a_worker_is_killed_and_its_log_stays_if_it_says_something(tmp_path, content, stays):
+    waits = []
+    worker, done, inbox = bare_worker(tmp_path, lambda timeout: waits.append(timeout), content=content)
+    assert worker.close()
+    assert (done, waits, worker.log.exists(), worker.closed) == (["kill"], [5.0], stays, True)
+    worker._pass_on(inbox, {"event": "epoch"})
+    assert inbox.empty()
+
+
+def test_a_worker_that_the_system_does_not_let_end_is_told_from_others(tmp_path):
+    def wait(timeout):
+        raise subprocess.TimeoutExpired("x", timeout)
+
+    worker, _, _ = bare_worker(tmp_path, wait)
+    assert not worker.close()
+
+
+def test_what_a_worker_says_in_json_is_passed_on_and_then_how_it_ended(tmp_path):
+    worker, _, inbox = bare_worker(tmp_path, lambda: -9, ['{"event": "ready"}\n', "noise\n", '{"event": "alive"}\n'])
+    worker._listen(inbox)
+    assert [inbox.get_nowait() for _ in range(inbox.qsize())] == [
+        ("cpu", {"event": "ready"}), ("cpu", {"event": "alive"}), ("cpu", {"event": "exit", "code": -9}),
+    ]  # fmt: skip
+
+
+def test_what_is_sent_to_a_worker_is_written_line_by_line_until_it_is_closed(tmp_path):
+    worker, _, _ = bare_worker(tmp_path)
+    written = io.StringIO()
+    written.close = lambda: None
+    worker.process.stdin = written
+    worker.send({"a": 1})
+    worker.send({"path": tmp_path})
+    worker.close()
+    worker._talk()
+    assert written.getvalue() == f'{{"a": 1}}\n{{"path": "{tmp_path}"}}\n'

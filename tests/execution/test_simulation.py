@@ -1,16 +1,19 @@
 """A plan that is played: its makespan by hand, and nothing lost with the devices."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from kdbench.execution import simulation
 from kdbench.execution.simulation import Conditions, play
 from kdbench.planning.cohorts import Cohort
-from kdbench.planning.cost import Work, cohort_work, teacher_work
+from kdbench.planning.cost import Work, cohort_work, measurement_work, teacher_work
 from kdbench.planning.plan import Plan, make_plan
 from kdbench.planning.speed import Speed
 from kdbench.store.store import Store
+from kdbench.suite.measurements import ProbeSpec
 from kdbench.suite.specs import Adapter, DatasetSpec, Recipe, RunSpec, Supervised, WeightedTerm
 
 
@@ -109,3 +112,86 @@ def test_the_same_seed_plays_the_same():
     plan = make_plan([run(trial=trial) for trial in range(6)], Store(Path("/nowhere")))
     first, again, other = (play(plan, 2, SPEED, Conditions(loss=60, absence=30, seed=seed)) for seed in (1, 1, 2))
     assert first == again != other
+
+
+@pytest.fixture
+def losses(monkeypatch):
+    """losses(device, *times): this device is lost at these times, whatever the draw; the rates that were drawn from."""
+
+    def at(device, *times):
+        gaps = iter([later - earlier for earlier, later in pairwise((0.0, *times, float("inf")))])
+        rates = []
+
+        class Drawn:
+            def __init__(self, seed):
+                pass
+
+            def expovariate(self, rate):
+                rates.append(rate)
+                return next(gaps)
+
+            def choice(self, names):
+                return device
+
+        monkeypatch.setattr(simulation.random, "Random", Drawn)
+        return rates
+
+    return at
+
+
+ALONE = run("ce", teacher=None)
+LOSSES = Conditions(start=2, prepare=1, checkpoint=10, loss=50, absence=7)
+
+
+def test_the_only_device_comes_back_and_goes_on_from_the_last_checkpoint(losses):
+    rates = losses("device 0", 25)
+    played = play(plan_of(ALONE, teachers=()), 1, SPEED, LOSSES)
+    whole = seconds(ALONE)
+    assert played.makespan == pytest.approx((25 + 7 + 2) + 1 + whole - 20)
+    assert (played.trained, played.repeated) == (pytest.approx(whole + 2), pytest.approx(2))
+    assert (played.losses, played.jobs, played.widths, rates) == (1, 1, {1: 1}, [1 / 50] * 2)
+
+
+def test_another_device_goes_on_from_the_last_checkpoint_of_one_that_is_lost(losses):
+    losses("device 0", 25)
+    played = play(plan_of(ALONE, teachers=()), 2, SPEED, LOSSES)
+    whole = seconds(ALONE)
+    assert played.makespan == pytest.approx(25 + 2 + 1 + whole - 20)
+    assert played.trained - played.repeated == pytest.approx(whole)
+
+
+@pytest.mark.parametrize(("time", "counted"), [(1.0, 0), (1.999, 0), (2.0, 1)])
+def test_a_device_that_is_not_there_yet_cannot_be_lost(losses, time, counted):
+    losses("device 0", time)
+    played = play(plan_of(ALONE, teachers=()), 1, SPEED, LOSSES)
+    assert played.losses == counted
+    assert played.makespan == pytest.approx(3 + seconds(ALONE) + counted * (2 + 7))
+    assert (played.trained, played.repeated) == (pytest.approx(seconds(ALONE)), 0)
+
+
+def test_with_one_device_of_a_group_the_training_of_all_goes_back_to_the_checkpoint(losses):
+    losses("device 1", 25)
+    played = play(plan_of(ALONE, teachers=()), 2, SPEED, LOSSES, devices_per_run=2)
+    whole = seconds(ALONE)
+    assert played.makespan == pytest.approx(25 + 1 + whole - 2 * 20)
+    assert played.trained == pytest.approx(2 * 22 + whole - 2 * 20)
+    assert (played.repeated, played.losses, played.widths) == (pytest.approx(2 * 2), 1, {1: 1})
+
+
+def test_without_more_conditions_only_the_work_takes_time():
+    calm = Conditions()
+    assert (calm.start, calm.prepare, calm.save, calm.loss, calm.seed) == (0, 0, 0, 0, 0)
+    assert (calm.checkpoint, calm.absence, calm.per_host) == (30, 600, 8)
+    assert play(plan_of(ALONE, teachers=()), 1, SPEED).makespan == pytest.approx(seconds(ALONE))
+
+
+def test_a_measurement_comes_after_what_it_is_of():
+    probe = ProbeSpec(source=TEACHER, dataset=CIFAR, recipe=RECIPE)
+    plan = replace(plan_of(), teachers=(TEACHER,), measurements=(probe,))
+    played = play(plan, 3, SPEED)
+    assert played.makespan == pytest.approx(MADE + SPEED.seconds(measurement_work(probe)))
+    assert (played.jobs, played.idle_share) == (2, pytest.approx(2 / 3))
+
+
+def test_what_a_plan_needs_and_does_not_make_is_there():
+    assert play(plan_of(run(), teachers=()), 1, SPEED).makespan == pytest.approx(seconds(run()))

@@ -95,3 +95,63 @@ def test_a_stopped_process_is_called_so(watchdog, clock):
         (told,) = clock(watchdog, 60, process.pid)
         process.kill()
     assert f"and is stopped ('kill -CONT {process.pid}' lets it go on)" in told.text
+
+
+def test_of_a_worker_of_another_machine_no_process_is_named(watchdog, clock):
+    (told,) = clock(watchdog, 60, pid=0)
+    assert told.text == "worker cpu has said nothing for 60 s; after 10 min it is started again"
+    watchdog.restart("cpu")
+    found = []
+    for _ in range(600):
+        watchdog.receive("cpu", "alive")
+        found += clock(watchdog, 1, pid=0)
+    assert [each.text for each in found] == [
+        "worker cpu is alive, but its job has not come further for 600 s: a long step, or a device or file system that "
+        "hangs; if it hangs, 'kill -9' starts it again"
+    ]
+
+
+def test_a_step_that_goes_on_after_a_request_to_stop_is_told_after_half_a_minute(watchdog, clock):
+    watchdog.stop(["cpu"])
+    found = []
+    for _ in range(60):
+        watchdog.receive("cpu", "alive")
+        found += clock(watchdog, 1)
+    (told,) = found
+    assert (told.fatal, told.text) == (
+        False,
+        f"worker cpu (PID {ME}) is alive, but its job has not come further for 30 s: a long step, or a device or file system "
+        "that hangs; Ctrl-C again stops at once",
+    )
+
+
+def test_one_that_was_silent_and_told_of_is_told_of_again_after_a_sign_of_life(watchdog, clock):
+    assert len(clock(watchdog, 100)) == 1
+    watchdog.receive("cpu", "alive")
+    assert len(clock(watchdog, 59)) == 0
+    assert [each.fatal for each in clock(watchdog, 1)] == [False]
+
+
+def test_one_that_stops_while_it_imports_is_ended_soon(clock):
+    watchdog = Watchdog()
+    watchdog.add("cpu")
+    watchdog.stop(["cpu"])
+    assert clock(watchdog, 9) == []
+    assert [(each.fatal, each.text) for each in clock(watchdog, 1)] == [
+        (True, f"worker cpu (PID {ME}) has said nothing for 10 s")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("state", "ready", "cause"),
+    [
+        ("", True, "; after 10 min it is started again"),
+        ("", False, " since its start"),
+        ("stopped", True, " and is stopped ('kill -CONT 7' lets it go on); after 10 min it is started again"),
+        ("held up by the system", False, " and is held up by the system since its start"),
+    ],
+)
+def test_what_may_be_the_matter_is_said(monkeypatch, state, ready, cause):
+    monkeypatch.setattr(worker_handle, "process_state", lambda pid: state)
+    assert worker_handle._cause(7, ready) == cause
+    assert "stopped" not in worker_handle._cause(0, ready)

@@ -16,9 +16,9 @@ from kdbench.store.reading import check_size
 from kdbench.store.record import NO_WEIGHTS
 from kdbench.store.result import Accuracy, Result
 from kdbench.store.store import Store, log_name
-from kdbench.store.verify import verify
+from kdbench.store.verify import label_of, verify
 from kdbench.suite.load import load_suite
-from kdbench.suite.specs import digest
+from kdbench.suite.specs import WeightedTerm, digest
 
 
 HEADER = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
@@ -339,3 +339,97 @@ def test_records_of_the_first_version_are_mentioned_and_not_used(store, suite, f
     found = verify(store)
     assert (found.checked, found.damaged, found.notes) == (0, [], [store.outdated()])
     assert list(store.records("runs")) == []
+
+
+def test_only_the_wanted_records_are_verified_and_then_nothing_of_suites(store, records):
+    run, (teacher, _) = records["run"][0], records["teacher"]
+    run.folder.with_name(f"{run.id}.damaged-1").mkdir()
+    teacher.folder.with_name(f"{teacher.id}.damaged-1").mkdir()
+    (store.root / "suites" / "abc").mkdir(parents=True)
+    quarantined = [
+        f"{record.folder}.damaged-1: was quarantined as damaged. Remove it when it is of no interest any more"
+        for record in (teacher, run)
+    ]
+    unknown = f"{store.root / 'suites' / 'abc'}: its about.json cannot be read, so the suite is not known"
+    assert verify(store).notes == [*quarantined, unknown]
+    some = verify(store, {"teachers": {teacher.id}, "runs": (), "measurements": ()})
+    assert (some.checked, some.damaged, some.notes) == (1, [], quarantined[:1])
+
+
+@pytest.mark.parametrize("kind", ["run", "teacher", "measurement"])
+def test_each_kind_of_record_has_its_next_step(store, records, kind):
+    record = records[kind][0]
+    (record.folder / "metrics.jsonl").write_text("")
+    (damage,) = verify(store).damaged
+    assert (damage.kind, damage.id) == (kind, record.id)
+    assert damage.next_step == (
+        "The next kdbench run that uses it sets it aside and makes it again."
+        if kind == "teacher"
+        else f"Remove {record.folder}, and the next kdbench run of its suite makes it again."
+    )
+
+
+def test_on_what_other_weights_a_record_rests_is_said_of_that_record(store, suite, records, finish):
+    measurement, run = suite.measurements[0].spec, suite.runs[0].spec
+    finish(measurement, "measurement", parent_sha256="0")
+    finish(run, "run", parent_sha256="0")
+    found = {each.kind: each.problem for each in verify(store).damaged}
+    assert found == {
+        "measurement": f"{store.measurement(measurement.id).folder}: was measured on other weights than are there now",
+        "run": f"{store.run(run.id).folder}: was taught by other weights than are there now",
+    }
+
+
+def test_what_rests_on_a_record_that_cannot_be_read_has_no_problem_of_its_own(store, records):
+    teacher = records["teacher"][0]
+    (teacher.folder / "result.json").write_text("{")
+    assert [(each.kind, each.id) for each in verify(store).damaged] == [("teacher", teacher.id)]
+    (teacher.folder / "result.json").unlink()
+    assert [each.problem.rpartition("/")[2].partition(" (")[0] for each in verify(store).damaged] == [
+        f"{records['teacher'][1].id}: what it was made on"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "finished", "note"),
+    [
+        ("state.pt", True, "is of no use beside a result; the next kdbench run removes it"),
+        ("state.pt", False, ""),
+        ("failure.json", True, ""),
+        ("teacher_head.safetensors", True, ""),
+        (".nfs0001", True, ""),
+        ("x.tmp", False, "was left by a process that was killed"),
+        ("notes", False, "is no file of kdbench's"),
+    ],
+)
+def test_what_else_lies_in_a_record_is_noted_unless_it_may(store, suite, finish, name, finished, note):
+    record = finish(suite.runs[0].spec, "run")
+    if not finished:
+        (record.folder / "result.json").unlink()
+        record.weights_file.unlink()
+    (record.folder / name).touch()
+    assert verify(store).notes == ([f"{record.folder / name}: {note}"] if note else [])
+
+
+@pytest.mark.parametrize("state", [False, True])
+def test_weights_without_a_result_are_noted_unless_the_training_can_go_on(store, suite, finish, state):
+    record = finish(suite.runs[0].spec, "run")
+    (record.folder / "result.json").unlink()
+    (record.folder / "metadata.json").unlink()
+    record.state_file.touch() if state else None
+    note = f"{record.weights_file}: there is no result beside it; the next kdbench run that needs it makes both"
+    assert verify(store).notes == ([] if state else [note])
+
+
+def test_a_finished_record_without_metadata_is_noted(store, suite, finish):
+    record = finish(suite.runs[0].spec, "run")
+    (record.folder / "metadata.json").unlink()
+    assert verify(store).notes == [
+        f"{record.folder}: has no metadata.json, so machine, versions and time are not known"
+    ]
+
+
+def test_labels_of_runs_without_a_teacher_and_of_unreadable_specs(store, suite, finish):
+    alone = suite.runs[0].spec.model_copy(update={"teacher": None, "terms": (WeightedTerm(name="ce"),)})
+    assert label_of(finish(alone, "run"), "runs") == "resnet8, 1·ce, trial 0"
+    assert label_of(store.run("0" * 12), "runs") == "(spec.json cannot be read)"

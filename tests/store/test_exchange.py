@@ -3,6 +3,7 @@
 import pytest
 
 from kdbench.errors import BadInput
+from kdbench.store import exchange, lock
 from kdbench.store.exchange import export_teacher, import_teachers
 from kdbench.store.result import Failure
 from kdbench.store.store import Store
@@ -93,3 +94,37 @@ def test_a_record_that_has_ended_stays_and_one_that_has_not_gives_way(store, tmp
     assert files(begun.teacher(BACKBONE.id).folder) == files(exported / BACKBONE.id)
     assert files(damaged.teacher(BACKBONE.id).folder) == files(exported / BACKBONE.id)
     assert [path.name for path in damaged.quarantined("teachers")] == [f"{BACKBONE.id}.damaged-1"]
+
+
+def test_hidden_folders_links_and_others_are_no_records_of_a_teacher(store, tmp_path):
+    exported, other = tmp_path / "exported", Store(tmp_path / "other")
+    export_teacher(store.teacher(BACKBONE.id), exported, store)
+    record = exported / BACKBONE.id
+    record.rename(exported / ".hidden")
+    (exported / BACKBONE.id).symlink_to(".hidden")
+    (exported / "notes").mkdir()
+    with pytest.raises(BadInput, match="exported: holds no teacher"):
+        import_teachers(exported, other)
+    (exported / BACKBONE.id).unlink()
+    (exported / ".hidden").rename(record)
+    assert import_teachers(exported, other) == [BACKBONE]
+
+
+def test_what_cannot_be_written_or_is_being_made_is_told_at_once(store, tmp_path, monkeypatch):
+    exported, other = tmp_path / "exported", Store(tmp_path / "other")
+    export_teacher(store.teacher(BACKBONE.id), exported, store)
+
+    def full(*files):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(exchange.shutil, "copyfileobj", full)
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: pytest.fail("waited"))
+    with pytest.raises(BadInput) as caught:
+        import_teachers(exported, other)
+    assert str(caught.value) == f"{other.teacher(BACKBONE.id).folder}: cannot be written: No space left on device"
+    with pytest.raises(BadInput) as caught:
+        export_teacher(store.teacher(BACKBONE.id), tmp_path / "new", store)
+    assert str(caught.value) == f"{tmp_path / 'new'}: cannot be written: No space left on device"
+    with other.teacher(BACKBONE.id).lock().acquire(), pytest.raises(BadInput) as caught:
+        import_teachers(exported, Store(other.root))
+    assert str(caught.value) == f"teacher {BACKBONE.id} is being made by another process: try again later"

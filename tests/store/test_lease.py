@@ -230,3 +230,79 @@ def test_a_process_that_was_stopped_past_its_lease_leaves_the_record_alone_when_
     assert holder.returncode == 0
     assert record.state_file.read_bytes() == b"theirs"
     other.lock().check()
+
+
+def test_it_names_its_holder_and_counts_its_beats(path, clock):
+    holder = Lease(path)
+    assert holder.take()
+    *names, token, beat = path.read_text().splitlines()
+    assert (names[0], len(names), len(token), beat) == (str(os.getpid()), 5, 16, "0" * 12)
+    holder._renew(holder._descriptor, 7)
+    assert path.read_text().splitlines() == [*names, token, "000000000007"]
+    assert not holder.take(), "it is held already"
+    holder.release()
+    assert not holder.held
+
+
+@pytest.mark.parametrize(("step", "needed"), [(15.0, 4), (14.9, 5), (1000.0, 4), (5.0, 12), (4.9, 13)])
+def test_it_is_stale_after_a_minute_of_which_each_look_counts_a_quarter_at_most(path, clock, step, needed):
+    holder, observer = Lease(path), Lease(path)
+    assert holder.take()
+    looks = 0
+    while not observer.take():
+        looks += 1
+        clock.seconds += step
+    assert looks == needed
+    observer.release()
+    holder.release()
+
+
+def test_the_wrong_lease_is_put_back_and_one_that_is_gone_is_not_removed(path, clock):
+    holder = Lease(path)
+    assert holder.take()
+    content = path.read_bytes()
+    assert not Lease(path)._remove(lambda found: found != content)
+    assert path.read_bytes() == content
+    assert list(path.parent.iterdir()) == [path]
+    holder.check()
+    holder.release()
+    assert not Lease(path)._remove(lambda found: True)
+
+
+def test_what_is_no_lease_gives_way_and_a_folder_that_may_not_be_written_is_told(path, clock, monkeypatch):
+    os.mkfifo(path)
+    assert Lease(path)._remove(lambda found: False)
+    assert list(path.parent.iterdir()) == []
+
+    def refuse(*paths):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(path), "rename", refuse)
+    with pytest.raises(PermissionError):
+        Lease(path)._remove(lambda found: True)
+
+
+def test_one_that_cannot_be_written_is_not_left_half_made(path, clock, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    lease = Lease(path)
+    with pytest.raises(OSError, match="No space left"):
+        lease.take()
+    assert (lease.held, path.exists()) == (False, False)
+
+
+def test_one_that_is_only_half_written_is_not_taken_for_that_of_a_dead_process(path):
+    path.write_text("12\nhost\n")
+    assert not Lease(path).take()
+
+
+def test_a_holder_shows_life_every_five_seconds_by_a_number_that_grows(path, monkeypatch):
+    waited, beats = [], []
+    lease = Lease(path)
+    answers = iter([False, False, False, True])
+    lease._released = SimpleNamespace(wait=lambda seconds: waited.append(seconds) or next(answers))
+    monkeypatch.setattr(lease, "_renew", lambda descriptor, beat: beats.append(beat))
+    lease._beat(0)
+    assert (waited, beats) == ([5.0] * 4, [1, 2, 3])

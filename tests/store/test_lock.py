@@ -1,5 +1,6 @@
 """Locks name their holder, need no permission to write, and have a stand-in where the file system has none."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -171,3 +172,111 @@ def test_a_probe_that_another_process_has_removed_is_no_trouble(tmp_path, monkey
     monkeypatch.setattr(Lock, "acquire", acquired)
     prepare_locks(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only sleeping moves; the lengths of all sleeps."""
+    slept = []
+    monkeypatch.setattr(lock_module.time, "monotonic", lambda: 1000.0 + sum(slept))
+    monkeypatch.setattr(lock_module.time, "sleep", slept.append)
+    return slept
+
+
+@pytest.mark.parametrize(("timeout", "looks"), [(0, 0), (0.25, 1), (0.5, 1), (0.75, 2), (2, 4)])
+def test_a_lock_is_looked_at_twice_a_second_until_the_time_is_up(path, clock, timeout, looks):
+    with Lock(path), pytest.raises(Taken, match=str(path)):
+        Lock(path).acquire(timeout=timeout)
+    assert clock == [0.5] * looks
+
+
+def test_one_object_does_not_take_a_lock_twice_and_may_release_one_that_it_has_not(path, clock):
+    lock = Lock(path).acquire()
+    with pytest.raises(Taken):
+        lock.acquire(timeout=0)
+    with lock as same:
+        assert same is lock
+    assert (lock.held, lock.leased) == (False, False)
+    lock.release()
+    with lock:
+        assert lock.held
+
+
+def test_whoever_waits_says_for_whom(path, monkeypatch):
+    told, first = [], Lock(path)
+    Lock(path).wait("the record", told.append).release()
+    assert told == []
+    first.acquire()
+    monkeypatch.setattr(lock_module.time, "sleep", lambda seconds: first.release())
+    holder = first.holder()
+    Lock(path).wait("the record", told.append).release()
+    assert told == [f"another process is at the record: waiting for it ({holder})"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="the system does not list open files")
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EBADF])
+def test_a_lock_that_is_not_got_leaves_no_file_open(path, monkeypatch, number):
+    before = len(os.listdir("/proc/self/fd"))
+    with Lock(path):
+        with pytest.raises(Taken):
+            Lock(path).acquire(timeout=0)
+        assert len(os.listdir("/proc/self/fd")) == before + 1
+    answers(monkeypatch, number)
+    with contextlib.suppress(KdbenchError), Lock(path):
+        pass
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_lock_of_nobody_known_is_somebody_elses(path, monkeypatch):
+    def nobody(path):
+        raise KeyError
+
+    path.touch()
+    monkeypatch.setattr(type(path), "owner", nobody)
+    answers(monkeypatch, errno.EBADF)
+    with pytest.raises(KdbenchError, match=f"^{path}: belongs to somebody else and cannot be locked: "):
+        Lock(path).acquire(timeout=0)
+
+
+MOUNTS = r"""
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+30 22 0:40 / /data rw - autofs systemd-1 rw
+31 30 0:50 / /data rw - nfs4 server:/export rw
+32 31 0:51 / /data/own\040disk rw - xfs /dev/sdb1 rw
+33 22 0:52 / /dat rw - tmpfs tmpfs rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind"),
+    [
+        ("/home/one", "ext4"),
+        ("/data", "nfs4"),
+        ("/data/results", "nfs4"),
+        ("/data/own disk/results", "xfs"),
+        ("/data/own", "nfs4"),
+        ("/dat/x", "tmpfs"),
+        ("/database", "ext4"),
+    ],
+)
+def test_a_folder_is_on_the_mount_nearest_above_it_and_of_two_at_one_point_on_the_later(monkeypatch, folder, kind):
+    monkeypatch.setattr(lock_module.Path, "read_text", lambda path, **options: MOUNTS.strip())
+    monkeypatch.setattr(os.path, "realpath", str)
+    assert lock_module.file_system(folder) == kind
+
+
+def test_where_the_system_does_not_tell_its_mounts_locks_are_tried(tmp_path, monkeypatch):
+    def absent(path, **options):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(lock_module.Path, "read_text", absent)
+    assert lock_module.file_system(tmp_path) == ""
+    prepare_locks(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_probe_that_another_process_holds_is_no_trouble_and_not_waited_for(tmp_path, clock):
+    with Lock(tmp_path / "probe.lock"):
+        prepare_locks(tmp_path)
+    assert clock == []
+    assert not (tmp_path / "leases").exists()

@@ -1,6 +1,8 @@
 """Merged results folders: what is taken, what stays as it is, what is told, and what a killed merge leaves."""
 
 import errno
+import hashlib
+import json
 import multiprocessing
 import os
 import shutil
@@ -14,11 +16,12 @@ from kdbench.files import write_json
 from kdbench.planning.shards import shard
 from kdbench.store import exchange
 from kdbench.store.archives import portable_about
-from kdbench.store.merge import merge
-from kdbench.store.result import Failure
+from kdbench.store.merge import _apart, merge
+from kdbench.store.result import Accuracy, Failure, Result
 from kdbench.store.store import Store
 from kdbench.store.suites import all_kept, find_kept
 from kdbench.store.verify import verify
+from kdbench.suite.specs import Adapter, DatasetSpec, Recipe, RunSpec, Supervised, WeightedTerm, digest, stage_label
 
 
 @pytest.fixture
@@ -228,3 +231,91 @@ def test_what_travels_of_a_suite_names_no_folder_of_the_machine(tmp_path):
     assert "someone" not in text
     assert '"/w.pth": "1"' in text
     assert '"/shared/v.pth": "2"' in text
+
+
+def test_equal_accuracies_of_other_weights_are_told_by_their_hashes(made, suite):
+    here, there = made("here", ["ce"], weights=b"one"), made("there", ["ce"], weights=b"two")
+    (first, _) = (each.reason for each in merge({"there": there}, here).differing)
+    hashes = [hashlib.sha256(weights).hexdigest()[:8] for weights in (b"one", b"two")]
+    made_by = "(kdbench 0.2.0, torch 2.13.0, A processor)"
+    assert first == f"weights {hashes[0]} here {made_by}, weights {hashes[1]} there {made_by}"
+
+
+ACCURACY = Accuracy(epoch=1, top1=50.0, top5=90.0)
+RUN = Result(id="a" * 12, kind="run", last=ACCURACY, best=ACCURACY, weights_sha256="0" * 64, metrics_sha256="1" * 64)
+MEASUREMENT = Result(id="a" * 12, kind="measurement", weights_sha256="0" * 64, values={"cka": 0.123456, "sm": 20.0})
+DIVERGED = Failure(kind="diverged", epoch=3, reason="the loss is nan")
+
+
+@pytest.mark.parametrize(
+    ("first", "changes", "words"),
+    [
+        (
+            RUN,
+            {"best": Accuracy(epoch=2, top1=50.5, top5=90.0)},
+            ("last 50.00 % best 50.00 %", "last 50.00 % best 50.50 %"),
+        ),
+        (RUN, {"weights_sha256": "f" * 64}, ("weights 00000000", "weights ffffffff")),
+        (RUN, {"metrics_sha256": "2" * 64}, ("curve 11111111", "curve 22222222")),
+        (RUN, {"metrics_sha256": None}, ("curve 11111111", "curve ")),
+        (RUN, {"train_images": 7}, ("one result", "another")),
+        (MEASUREMENT, {"values": {"cka": 0.2}}, ("cka 0.1235 sm 20", "cka 0.2")),
+    ],
+)
+def test_two_outcomes_are_told_apart_by_the_first_thing_in_which_they_differ(first, changes, words):
+    assert _apart(first, first.model_copy(update=changes)) == words
+
+
+def test_a_run_that_diverged_is_told_from_one_that_did_not():
+    assert _apart(DIVERGED, RUN) == ("diverged", "last 50.00 % best 50.00 %")
+    assert _apart(RUN, DIVERGED) == ("last 50.00 % best 50.00 %", "diverged")
+
+
+@pytest.mark.parametrize("changed", [0, 1])
+def test_of_several_networks_the_one_with_other_weights_is_named(tmp_path, put, changed):
+    recipe = Recipe(epochs=1, batch=16, lr=0.1)
+    digits = DatasetSpec(name="digits")
+    teacher = Supervised(network="resnet20", dataset=digits, recipe=recipe)
+    part = Adapter(parent=teacher, dataset=digits, term="ft", recipe=recipe)
+    terms = (WeightedTerm(name="ft"),)
+    spec = RunSpec(student="resnet8", teacher=teacher, terms=terms, dataset=digits, recipe=recipe, adapters=(part,))
+    networks = [teacher, part]
+    here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
+    hashes = {}
+    for store in (here, there):
+        of_store = []
+        for number, network in enumerate(networks):
+            weights = b"changed" if (store, number) == (here, changed) else b"weights"
+            of_store.append(put(store.teacher(network.id), network, "teacher", weights=weights).weights_sha256)
+        hashes[store] = of_store
+    put(there.run(spec.id), spec, parent="+".join(hashes[there]))
+    (left,) = merge({"there": there}, here).left_out
+    assert left.reason == (
+        f"rests on other weights of {stage_label(networks[changed])} ({hashes[there][changed][:8]}) than are here "
+        f"({hashes[here][changed][:8]}). Merge into an empty folder to keep both, and report the two side by side"
+    )
+
+
+def test_networks_come_with_what_was_made_on_them_and_nothing_is_counted_twice(made, suite, tmp_path):
+    source, target = made("source", ["kd"]), Store(tmp_path / "target")
+    merged = merge({"one": source, "two": source}, target)
+    assert merged.taken == {"teachers": 1, "runs": 2, "measurements": 0, "suites": 1, "sources": 0}
+    assert (merged.same, merged.unfinished, merged.differing, merged.left_out) == (3, 0, [], [])
+
+
+def test_a_record_of_another_version_or_with_another_spec_is_left_out(made, suite, tmp_path):
+    source = made("source", ["ce"])
+    first, second = (source.run(run.id) for run in suite.runs if run.method == "ce")
+    write_json(first.folder / "spec.json", {"student": "changed"})
+    foreign = source.run(digest({"kind": "of tomorrow"}))
+    second.folder.rename(foreign.folder)
+    write_json(foreign.folder / "spec.json", {"kind": "of tomorrow"})
+    content = json.loads((foreign.folder / "result.json").read_text())
+    content = {**content, "id": foreign.id}
+    del content["checksum"]
+    write_json(foreign.folder / "result.json", {**content, "checksum": digest(content)})
+    merged = merge({"their pack": source}, Store(tmp_path / "target"))
+    assert {(each.kind, each.id, each.source): each.reason for each in merged.left_out} == {
+        ("run", first.id, "their pack"): f"their pack/runs/{first.id}/spec.json: is not what was stored",
+        ("run", foreign.id, "their pack"): "its spec.json says nothing that this version of kdbench understands",
+    }

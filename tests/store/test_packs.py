@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 from kdbench.errors import BadInput, KdbenchError
+from kdbench.store import packs
 from kdbench.store.merge import merge
-from kdbench.store.packs import opened, pack, unpack
+from kdbench.store.packs import _Metered, check_pack, opened, pack, unpack
 from kdbench.store.store import Store
 from kdbench.store.verify import verify
 
@@ -93,12 +94,21 @@ def test_a_part_has_only_what_is_wanted(made, suite, tmp_path):
 @pytest.mark.parametrize(
     "path",
     ["/etc/passwd", "../x", "runs/../../x", "suites/0123456789ab/../../x", "suites/0123456789ab/.hidden", "runs/x/y",
-     f"sources/{'0' * 64}/a//b.py", "runs/0123456789ab/state.pt"],
+     f"sources/{'0' * 64}/a//b.py", "runs/0123456789ab/state.pt", "runs/0123456789a/spec.json",
+     "runs/0123456789abc/spec.json", "logs/0123456789ab/spec.json", f"sources/{'0' * 63}/b.py", f"sources/{'0' * 65}/b.py",
+     "suites/0123456789abc/s.yaml", f"suites/0123456789ab/{'a/' * 30}b", f"suites/0123456789ab/{'a' * 252}",
+     "suites/0123456789ab", "suites/0123456789ab/a\nb"],
 )  # fmt: skip
 def test_paths_that_lead_elsewhere_are_refused(forged, tmp_path, path):
     with pytest.raises(BadInput, match="is no path of a file in a pack"):
         unpack(forged([(path, b"x")], [(member(path), b"x")]), tmp_path / "to")
     assert not (tmp_path / "to").exists()
+
+
+def test_paths_of_a_suite_may_be_thirty_deep_and_names_251_characters_long(forged, tmp_path):
+    paths = [f"suites/0123456789ab/{'a/' * 29}b", f"suites/0123456789ab/{'b' * 251}", f"sources/{'0' * 64}/a/b.py"]
+    unpack(forged([(path, b"x") for path in sorted(paths)], [(member(path), b"x") for path in sorted(paths)]), tmp_path)
+    assert all((tmp_path / path).read_bytes() == b"x" for path in paths)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +121,13 @@ def test_paths_that_lead_elsewhere_are_refused(forged, tmp_path, path):
         ([(SPEC, b"a")], [], "holds nothing where its manifest lists"),
         ([], [(member(SPEC), b"a")], "holds more files than its manifest lists"),
         ([(SPEC, b"a"), (SPEC, b"a")], [], "lists files twice"),
+        ([(SPEC, b"a"), ("runs/0123456789ab/result.json", b"a")], [], "lists files twice, or out of order$"),
+        ([(SPEC, b"")], [(member(SPEC, tarfile.DIRTYPE), b"")], f"holds {SPEC}, no plain file, of 0 bytes where its"),
+        (
+            [(SPEC, bytes(1234))],
+            [(member(SPEC), bytes(1235))],
+            f"holds {SPEC} of 1,235 bytes where its manifest lists {SPEC} of 1,234 bytes$",
+        ),
     ],
 )
 def test_what_is_not_as_the_manifest_says_is_refused(forged, tmp_path, listed, held, message):
@@ -141,3 +158,122 @@ def test_truncated_packs_and_other_files(made, tmp_path):
             pass
     with pytest.raises(BadInput, match="nowhere: no such results folder or pack"), opened(tmp_path / "nowhere"):
         pass
+
+
+def test_a_file_is_not_unpacked_where_there_is_not_room_for_all(forged, tmp_path, monkeypatch):
+    content = bytes(3 * 2**19)
+    file, folder = forged([(SPEC, content)], [(member(SPEC), content)]), tmp_path / "to"
+    monkeypatch.setattr(packs, "_LARGEST_MANIFEST", 2**14)
+    folder.mkdir()
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=len(content) - 1))
+    with pytest.raises(BadInput) as caught:
+        unpack(file, folder)
+    assert str(caught.value) == f"{file}: unpacks to 1.5 MiB, and {tmp_path} has room for 1.5 MiB"
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=len(content)))
+    unpack(file, folder)
+    assert (folder / SPEC).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("size", "message"), [(64 * 2**20, "is no whole pack of results"), (64 * 2**20 + 1, "is no pack")]
+)
+def test_a_manifest_has_64_mebibytes_at_most(tmp_path, size, message):
+    first = member("manifest.json")
+    first.size = size
+    (tmp_path / "p.tar").write_bytes(first.tobuf(tarfile.USTAR_FORMAT) + bytes(10 * 512))
+    with pytest.raises(KdbenchError, match=rf"p\.tar: {message}"):
+        check_pack(tmp_path / "p.tar")
+
+
+@pytest.mark.parametrize("first", [member("other.json"), member("manifest.json", tarfile.DIRTYPE), None])
+def test_an_archive_without_a_manifest_is_no_pack(tmp_path, first):
+    with tarfile.open(tmp_path / "p.tar", "w") as archive:
+        if first:
+            archive.addfile(first)
+    with pytest.raises(BadInput, match=r"p\.tar: is no pack of results, which kdbench results pack writes$"):
+        check_pack(tmp_path / "p.tar")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bytes": -1}, "files.0.bytes '-1': Input should be greater than or equal to 0"),
+        ({"sha256": "0"}, "files.0.sha256 '0': String should match pattern '^[0-9a-f]{64}$'"),
+        ({"more": 1}, "files.0.more '1': Extra inputs are not permitted"),
+    ],
+)
+def test_a_manifest_that_lists_what_cannot_be_is_refused_with_the_place(tmp_path, change, message):
+    entry = {"path": SPEC, "bytes": 0, "sha256": "0" * 64, **change}
+    manifest = json.dumps({"format": "kdbench results 1", "kdbench": "0.2.0", "files": [entry]}).encode()
+    first = member("manifest.json")
+    first.size = len(manifest)
+    with tarfile.open(tmp_path / "p.tar", "w") as archive:
+        archive.addfile(first, io.BytesIO(manifest))
+    with pytest.raises(BadInput) as caught:
+        check_pack(tmp_path / "p.tar")
+    assert str(caught.value) == f"{tmp_path / 'p.tar'}: its manifest cannot be read: {message}"
+
+
+def test_no_more_is_read_than_was_allowed_in_whole_blocks():
+    raw = io.BytesIO(bytes(10_000))
+    stream = _Metered(raw)
+    stream.allow(1)
+    stream.allow(512)
+    assert stream.read(1000) == bytes(1000)
+    assert stream.read(24) == bytes(24)
+    assert stream.read(0) == b""
+    with pytest.raises(tarfile.ReadError, match="a header is larger than any that was written"):
+        stream.read(5000)
+    assert raw.tell() == 1025
+
+
+def test_archived_suites_go_with_their_records_or_those_that_are_named(made, suite, tmp_path):
+    store = made("store", ["ce"])
+    (folder,) = (store.root / "suites").iterdir()
+    broken = store.root / "suites" / "0123456789ab"
+    broken.mkdir()
+    line = f"{broken}: its about.json cannot be read, so the suite is not known"
+    for suites, packed_suites, left_out in (
+        (None, {folder.name}, [line]),
+        ([folder.name], {folder.name}, []),
+        ([broken.name], set(), [line]),
+        ([], set(), []),
+    ):
+        assert pack(store, tmp_path / "p.tar", suites=suites).left_out == left_out
+        with tarfile.open(tmp_path / "p.tar") as archive:
+            names = [name.split("/") for name in archive.getnames()]
+        assert {name[1] for name in names if name[0] == "suites"} == packed_suites
+
+
+def test_records_that_have_not_ended_and_files_of_other_names_are_not_packed(made, suite, tmp_path):
+    store = made("store", ["ce"])
+    unfinished, finished = store.run(suite.runs[0].id), store.run(suite.runs[1].id)
+    (unfinished.folder / "result.json").unlink()
+    finished.state_file.write_bytes(b"state")
+    (store.root / "sources" / "notes").mkdir(parents=True)
+    (store.root / "sources" / "notes" / "a.py").write_text("")
+    packed = pack(store, tmp_path / "p.tar", {"runs": {unfinished.id, finished.id}, "teachers": (), "measurements": ()})
+    assert (packed.records["runs"], packed.left_out) == (1, [])
+    with tarfile.open(tmp_path / "p.tar") as archive:
+        assert sorted(name.rpartition("/")[2] for name in archive.getnames() if name.startswith("runs/")) == [
+            "metadata.json", "metrics.jsonl", "result.json", "spec.json", "weights.safetensors",
+        ]  # fmt: skip
+        assert not [name for name in archive.getnames() if name.startswith("sources")]
+        assert {(each.mtime, each.uid, each.uname) for each in archive.getmembers()} == {(0, 0, "")}
+
+
+def test_what_stays_behind_of_a_record_is_noted_in_its_metadata(made, suite, tmp_path):
+    store = made("store", ["ce"])
+    pack(store, tmp_path / "p.tar", without_weights={suite.runs[0].id})
+    with opened(tmp_path / "p.tar") as unpacked:
+        records = {record.id: record for record in unpacked.records("runs")}
+        without, whole = (records[run.id] for run in suite.runs if run.method == "ce")
+        assert without.metadata() == {**store.run(without.id).metadata(), "weights": "not kept"}
+        assert (without.weights_file.exists(), whole.weights_file.exists()) == (False, True)
+        assert whole.metadata() == store.run(whole.id).metadata()
+
+
+def test_a_folder_is_opened_as_it_is(tmp_path):
+    with opened(tmp_path) as store:
+        assert store.root == tmp_path
+    assert tmp_path.is_dir()

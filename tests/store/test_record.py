@@ -9,8 +9,10 @@ import pytest
 
 from kdbench.errors import BadInput, BadRecord, LostLease
 from kdbench.files import file_hash
+from kdbench.store.record import NO_WEIGHTS
 from kdbench.store.result import Accuracy, Failure, Result, compute_of
 from kdbench.store.store import Store
+from kdbench.suite.specs import digest
 
 
 ID = "0123456789ab"
@@ -54,11 +56,197 @@ def test_the_life_of_a_record(record):
 
 @pytest.mark.parametrize(
     ("seconds", "known"),
-    [(0, True), (1e-7, False), (2e-6, True), (9e11, True), (1e13, False), (-1, False), ("2", False)],
+    [
+        (0, True),
+        (1e-6, False),
+        (1.001e-6, True),
+        (9.99e11, True),
+        (1e12, False),
+        (-1, False),
+        ("2", False),
+        (None, False),
+    ],
 )
 def test_a_cost_is_unknown_where_its_seconds_are_impossible(seconds, known):
     cost = compute_of({"device": {"kind": "cpu"}, "macs": 8, "seconds": seconds})
     assert cost == (("cpu", 8.0, seconds) if known else ("", 0.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("facts", "known"),
+    [
+        ({}, True), ({"macs": 0}, True), ({"macs": 9.99e29}, True), ({"macs": 1e30}, False), ({"macs": -1}, False),
+        ({"macs": "8"}, False), ({"device": "cpu"}, False), ({"device": {"kind": 1}}, False),
+    ],
+)  # fmt: skip
+def test_a_cost_needs_a_device_and_possible_accumulates(facts, known):
+    facts = {"device": {"kind": "cpu"}, "macs": 8, "seconds": 2, **facts}
+    assert compute_of(facts) == (("cpu", float(facts["macs"]), 2.0) if known else ("", 0.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "bad"),
+    [
+        ("published_top1", (0.0, 100.0), (-0.1, 100.1)),
+        ("published_best", (0.0, 100.0), (-0.1, 100.1)),
+        ("sm_score", (-1e100, 1e100), (-1.1e100, 1.1e100)),
+        ("train_images", (0, 2**53 - 1), (-1, 2**53)),
+        ("changed_labels", (0, 2**53 - 1), (-1, 2**53)),
+    ],
+)
+def test_numbers_of_a_result_are_within_their_bounds(field, good, bad):
+    facts = RESULT.model_dump()
+    for value in good:
+        assert getattr(Result.model_validate(facts | {field: value}), field) == value
+    for value in bad:
+        with pytest.raises(ValueError, match=field):
+            Result.model_validate(facts | {field: value})
+
+
+def test_of_a_result_without_more_nothing_more_is_known():
+    result = Result(id=ID, kind="teacher", weights_sha256="00")
+    assert result.model_dump(exclude_defaults=True) == {"id": ID, "kind": "teacher", "weights_sha256": "00"}
+    assert (result.train_images, result.test_images, result.measure) == (0, 0, "classifier")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ({}, "machine and versions unknown"),
+        ({"versions": {"kdbench": "1", "torch": "2"}, "device": {"name": "A card"}}, "kdbench 1, torch 2, A card"),
+        ({"versions": {"kdbench": 1, "torch": "2"}, "device": "A card"}, "torch 2"),
+        ({"versions": "1", "device": {"name": "A card"}}, "A card"),
+    ],
+)
+def test_a_record_names_what_made_it_as_far_as_known(record, metadata, words):
+    write(record, "metadata.json", json.dumps(metadata))
+    assert str(record.made_by()) == words
+
+
+def finished(record, about=None, **facts):
+    """Finish a record whose files are what its result says."""
+    record.begin({"a": 1})
+    record.weights_file.write_bytes(b"weights")
+    hashes = {"weights_sha256": file_hash(record.weights_file), "metrics_sha256": record.write_metrics([{"epoch": 1}])}
+    record.finish(RESULT.model_copy(update={"id": record.id, **hashes, **facts}), about or {})
+    return record.result()
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """A record of the spec {"a": 1}."""
+    return Store(tmp_path / "results").run(digest({"a": 1}))
+
+
+def problems(record):
+    result = record.result()
+    return [str(each).removeprefix(f"{record.folder}/") for each in record.small_file_problems(result)] + [
+        str(each).removeprefix(f"{record.folder}/") for each in record.weight_problems(result)
+    ]
+
+
+def test_each_file_of_a_record_that_is_not_what_was_stored_is_a_problem(whole):
+    with pytest.raises(BadRecord, match=f"{whole.folder}: there is no finished network$"):
+        whole.check()
+    result = finished(whole)
+    assert (problems(whole), whole.check()) == ([], result)
+    for name, content in (("spec.json", '{"a": 2}'), ("metrics.jsonl", ""), ("weights.safetensors", "")):
+        (whole.folder / name).write_text(content)
+    assert problems(whole) == [
+        "spec.json: is not what was stored",
+        "metrics.jsonl: is not the file that was stored (its SHA-256 has changed)",
+        "weights.safetensors: is not the file that was stored (its SHA-256 has changed)",
+    ]
+    (whole.folder / "spec.json").unlink()
+    whole.weights_file.unlink()
+    assert problems(whole)[::2] == ["spec.json: is missing", "weights.safetensors: is missing"]
+
+
+def test_without_a_hash_a_file_is_not_looked_at(whole):
+    finished(whole, metrics_sha256=None)
+    (whole.folder / "metrics.jsonl").write_text("changed")
+    whole.teacher_head_file.write_text("of no result")
+    assert problems(whole) == []
+
+
+@pytest.mark.parametrize(
+    ("about", "there", "said"),
+    [
+        (NO_WEIGHTS, False, "was not kept"),
+        ({}, False, "is missing"),
+        (NO_WEIGHTS, True, "is not the file that was stored (its SHA-256 has changed)"),
+    ],
+)
+def test_weights_that_were_not_kept_are_told_from_those_that_are_gone(whole, about, there, said):
+    finished(whole, about, teacher_head_sha256="5" * 64)
+    whole.weights_file.write_text("changed") if there else whole.weights_file.unlink()
+    assert problems(whole) == [
+        f"weights.safetensors: {said}",
+        f"teacher_head.safetensors: {'is missing' if about == {} else 'was not kept'}",
+    ]
+    assert whole.keeps_weights() == (about == {})
+
+
+def test_a_quick_check_looks_at_the_length_of_weights_that_are_there(whole):
+    result = finished(whole)
+    whole.weights_file.unlink()
+    assert whole.check(quick=True) == result
+    whole.teacher_head_file.write_bytes(b"no header")
+    with pytest.raises(BadRecord, match=r"teacher_head\.safetensors: is not the file that was stored"):
+        whole.check(quick=True)
+
+
+@pytest.mark.parametrize("kind", ["diverged", "error"])
+def test_a_record_has_ended_with_a_result_or_when_it_diverged(whole, kind):
+    assert (whole.outcome(), whole.diverged()) == (None, False)
+    failure = Failure(kind=kind, epoch=3, reason="x")
+    whole.begin({"a": 1})
+    whole.fail(failure)
+    assert (whole.outcome(), whole.diverged()) == ((failure, True) if kind == "diverged" else (None, False))
+    result = finished(whole)
+    whole.fail(failure)
+    assert (whole.outcome(), whole.diverged()) == (result, False)
+
+
+def test_a_result_of_another_record_or_with_another_checksum_is_refused(whole):
+    finished(whole)
+    file = whole.folder / "result.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "train_images": 11}))
+    with pytest.raises(BadRecord, match=r"is not what was stored \(its checksum does not fit\)$"):
+        whole.result()
+    file.write_text(json.dumps({**content, "checksum": None}))
+    with pytest.raises(BadRecord, match="its checksum does not fit"):
+        whole.result()
+    whole.folder.rename(whole.folder.with_name("f" * 12))
+    (whole.folder.with_name("f" * 12) / "result.json").write_text(json.dumps(content))
+    with pytest.raises(BadRecord, match=f"belongs to {whole.id}$"):
+        Store(whole.folder.parent.parent).run("f" * 12).result()
+
+
+def test_a_spec_is_written_once(record):
+    record.begin({"a": 1})
+    written = (record.folder / "spec.json").stat().st_ino
+    assert record.begin({"a": 1}) == []
+    assert (record.folder / "spec.json").stat().st_ino == written
+    record.begin({"a": 2})
+    assert record.spec() == {"a": 2}
+
+
+def test_whoever_finds_a_finished_record_has_come_too_late(record):
+    record.check_unfinished()
+    record.begin({})
+    record.check_unfinished()
+    write(record, "result.json", "{}")
+    with pytest.raises(LostLease, match=f"{record.folder}: another process has finished it meanwhile$"):
+        record.check_unfinished()
+
+
+def test_a_record_is_locked_beside_the_records_and_by_one_lock_for_all_of_a_store(tmp_path):
+    store = Store(tmp_path)
+    assert store.run(ID).lock() is store.run(ID).lock()
+    assert store.run(ID).lock().path == tmp_path / "locks" / f"runs-{ID}.lock"
+    assert store.teacher(ID).lock() is not store.run(ID).lock()
 
 
 def test_the_score_rule_chooses_between_the_last_and_the_best_epoch():
@@ -213,6 +401,12 @@ def test_an_id_is_named_by_its_first_four_digits(tmp_path):
     [
         ({}, ""),
         ({"published_top1": 51.0}, ""),
+        ({"published_top1": 49.0}, ""),
+        (
+            {"published_top1": 48.99},
+            "its file states 48.99 % of its weights, and 50.00 % is measured here: check mean and std, the images' size, "
+            "and the order of the classes",
+        ),
         ({"published_top1": 51.01}, "its file states 51.01 % of its weights, and 50.00 % is measured here"),
         ({"published_top1": 50.0, "published_best": 60.0}, ""),
         ({"published_best": 48.9}, "its file states 48.90 % as the best of its training"),

@@ -1,19 +1,25 @@
 """Archived suites: which is the latest, and where the modules and weights are that are gone from their folder."""
 
+from pathlib import Path
+
 import pytest
 
 from kdbench.datafiles.own_files import ImageSource
 from kdbench.errors import BadInput
 from kdbench.files import quarantine, write_json
+from kdbench.planning.shards import shard
+from kdbench.store.record import NO_WEIGHTS
 from kdbench.store.result import Failure
 from kdbench.store.store import Store
 from kdbench.store.suites import ArchivedFiles, find_kept, finished_run, image_sources, keep_suites, kept_suites
 from kdbench.suite.components import hashed
 from kdbench.suite.load import load_suite
+from kdbench.suite.specs import DatasetSpec, Imported, Recipe, Supervised, Weights
 from kdbench.suite.yaml_reader import Document
 
 
 TEXT = "protocol: smoke\n"
+DIGITS = DatasetSpec(name="digits")
 
 
 @pytest.fixture
@@ -183,3 +189,97 @@ def test_a_finished_run_whose_student_is_to_teach(store, suite, put):
     quarantine(record.folder)
     with pytest.raises(BadInput, match=f"run {done.id} was damaged and is quarantined"):
         finished_run([store], done.id)
+
+
+def test_a_student_whose_weights_were_not_kept_teaches_nothing(store, suite, put):
+    run = suite.runs[0]
+    put(store.run(run.id), run.spec, about=NO_WEIGHTS)
+    with pytest.raises(BadInput) as caught:
+        finished_run([store], run.id)
+    assert str(caught.value) == f"the weights of run {run.id} were not kept, as those of tiny runs: name another run"
+
+
+def test_suites_of_one_file_with_other_settings_and_all_from_pipes_are_kept(store, document, archive):
+    files = [
+        ("a: 1\n", "/x.yaml", []),
+        ("a: 2\n", "/x.yaml", ["lr=1"]),
+        ("a: 3\n", "/home/", []),
+        ("a: 4\n", "/home/", []),
+    ]
+    for number, (text, file, settings) in enumerate(files):
+        folder = archive(document(text), "2026")
+        write_json(
+            folder / "about.json", {"file": file, "run": f"2026-0{4 - number}", "weights": {}, "settings": settings}
+        )
+    assert [each.about.run for each in kept_suites([store])] == ["2026-01", "2026-02", "2026-03", "2026-04"]
+
+
+def test_images_that_are_there_need_no_archive_though_they_are_known(document, archive, tmp_path):
+    suite = document()
+    source = ImageSource("folder", str(tmp_path / "own" / "pets"), 32)
+    folder = archive(suite, "2026-01-02")
+    about = {"file": suite.file, "run": "2026-01-02", "weights": {}, "images": {source.key: {"size": 32}}}
+    write_json(folder / "about.json", about)
+    files = ArchivedFiles([Store(tmp_path / "results")])
+    files.tell(suite)
+    assert suite.images(source) == {"size": 32}
+    assert list(files.messages) == [
+        f"{source.path} is not there: what is known of its images is taken from the run of 2026-01-02"
+    ]
+    (tmp_path / "own" / "pets").mkdir()
+    assert suite.images(source) is None
+
+
+def test_of_several_stores_the_one_in_which_a_run_is_finished_counts(store, suite, put):
+    run, other = suite.runs[0], Store(store.root.parent / "other")
+    store.run(run.id).begin(run.spec.canonical())
+    put(other.run(run.id), run.spec)
+    assert finished_run([store, other], run.id) == run.spec.canonical()
+    (other.run(run.id).folder / "result.json").write_text("{")
+    with pytest.raises(BadInput, match=r"result\.json: .*\. The next kdbench run of its suite makes it again$"):
+        finished_run([store, other], run.id)
+
+
+def test_of_a_run_that_is_not_there_four_digits_are_asked_for(store):
+    with pytest.raises(BadInput) as caught:
+        finished_run([store], "abc")
+    assert str(caught.value) == (
+        f"no run's id in {store.root} begins with 'abc' (four digits or more): kdbench list runs"
+    )
+
+
+@pytest.mark.parametrize(
+    ("stored", "classes"),
+    [
+        ([], None),
+        (["classifier"], {10}),
+        (["encoder"], set()),
+        (["classifier", "encoder"], {10}),
+        (["other key"], None),
+    ],
+)
+def test_for_how_many_classes_a_file_was_imported_is_known_from_its_records(store, document, stored, classes):
+    weights = {
+        "classifier": Weights(source="file", sha256="5" * 64),
+        "encoder": Weights(source="file", sha256="5" * 64, classifier=False),
+        "other key": Weights(source="file", sha256="5" * 64, key="ema"),
+    }
+    trained = Supervised(network="resnet8", dataset=DIGITS, recipe=Recipe(epochs=1, batch=16, lr=0.1))
+    specs = [
+        Imported(network="resnet8", weights=weights[each], dataset=None if each == "encoder" else DIGITS)
+        for each in stored
+    ]
+    for spec in [trained, *specs]:
+        store.teacher(spec.id).begin(spec.canonical())
+    suite = document()
+    ArchivedFiles([store]).tell(suite)
+    assert suite.class_counts("5" * 64, None) == classes
+    assert suite.class_counts("6" * 64, None) is None
+
+
+def test_a_suite_that_was_run_in_part_is_kept_with_the_ids_of_the_part(store, suite):
+    part = shard([suite], 1, 2)[0]
+    keep_suites([part], store)
+    (kept,) = kept_suites([store])
+    assert kept.about.part == list(part.specs)
+    assert (kept.name, kept.piped, kept.original) == ("two", False, Path(suite.file))
