@@ -5,8 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kdbench.deployment.finished import _accuracy, find_network, find_teacher_of
+from kdbench.deployment.finished import FinishedNetwork, _accuracy, find_network, find_teacher_of
 from kdbench.errors import BadInput
+from kdbench.models import build
+from kdbench.suite.specs import DatasetSpec, Preprocessing
 
 
 CPU = torch.device("cpu")
@@ -39,3 +41,19 @@ def test_a_teacher_in_training_is_not_finished(shelf):
     shelf.store.teacher(stage.id).begin(stage.canonical())
     with pytest.raises(BadInput, match=f"teacher {stage.id} in .* is not finished"):
         find_network(stage.id, shelf.store, shelf.root, CPU)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "names"),
+    [
+        (DatasetSpec(name="cifar10"), ("airplane", "automobile", "bird")),
+        (DatasetSpec(name="tinyimagenet"), ("0", "1", "2")),
+        (DatasetSpec(name="stl10", classes=2), ("airplane", "bird")),
+    ],
+)
+def test_classes_have_their_names_or_else_their_numbers(tmp_path, dataset, names):
+    network = build("resnet8", dataset.class_count)
+    view = Preprocessing()
+    found = FinishedNetwork("a" * 12, "a network", network, None, "resnet8", dataset, view)
+    assert found.class_names(tmp_path)[:3] == names
+    assert len(found.class_names(tmp_path)) == dataset.class_count

@@ -12,6 +12,7 @@ from kdbench.deployment.views import Views, _gradcam, compact
 from kdbench.errors import BadInput
 from kdbench.evaluation import linear_cka
 from kdbench.models.outputs import Outputs
+from kdbench.suite.specs import DatasetSpec
 
 
 class Channels(nn.Module):
@@ -129,3 +130,27 @@ def test_layers_are_compared_on_all_images_where_these_are_few(views):
     assert stages.diag().tolist() == pytest.approx([1.0] * len(stages), abs=1e-4)
     assert torch.allclose(stages, stages.T, atol=1e-4)
     assert 0 < float(stages.min()) < 0.99
+
+
+@pytest.fixture
+def views_of(monkeypatch, tmp_path):
+    """Views of networks that were trained on these data sets, each found by its run."""
+
+    def make(*datasets):
+        found = {
+            f"run {at}": SimpleNamespace(dataset=spec, class_names=lambda data, spec=spec: spec.facts.class_names)
+            for at, spec in enumerate(datasets)
+        }
+        monkeypatch.setattr(Views, "_find", lambda self, run, results, of: found[run])
+        networks = [{"run": run, "results": "results", "of": "student"} for run in found]
+        return Views({"networks": networks, "data": str(tmp_path)})
+
+    return make
+
+
+def test_networks_of_one_picture_share_a_data_set(views_of):
+    digits, resized = DatasetSpec(name="digits"), DatasetSpec(name="digits", size=16)
+    assert views_of(digits, DatasetSpec(name="digits")).dataset == digits
+    for other in (resized, DatasetSpec(name="cifar10")):
+        with pytest.raises(BadInput, match="networks of several data sets cannot share a picture"):
+            views_of(digits, other)
