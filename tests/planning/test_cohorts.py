@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdbench.planning.cohorts import Cohort, Task, by_depth, makespan, recipes_of, tasks, widened
+from kdbench.planning.cohorts import Cohort, Task, _chains, by_depth, makespan, recipes_of, tasks, widened
 from kdbench.planning.cost import teacher_work
 from kdbench.planning.speed import Speed
 from kdbench.suite.specs import (
@@ -70,3 +70,10 @@ def test_students_that_teach_come_before_those_that_learn_from_them():
     learner = RUN.model_copy(update={"teacher": StudentOf(run=RUN)})
     groups = by_depth([Cohort((learner,)), Cohort((RUN,))])
     assert [[cohort.runs for cohort in each] for each in groups] == [[(RUN,)], [(learner,)]]
+
+
+def test_the_longest_chain_through_a_task_counts_it_once():
+    jobs = [task(4, "teacher"), task(2, "head", "teacher"), task(1, "run", "head"), task(3, "other", "teacher")]
+    jobs += [task(9, "alone")]
+    assert _chains(jobs) == [7, 7, 7, 7, 9]
+    assert _chains([task(4, "a"), task(5, "b"), task(1, "c", "a", "b"), task(2, "d", "a")]) == [6, 6, 6, 6]

@@ -3,7 +3,7 @@
 import pytest
 
 from kdbench.planning.plan import make_plan
-from kdbench.planning.shards import shard
+from kdbench.planning.shards import _cut, shard
 from kdbench.planning.speed import ASSUMED
 from kdbench.store.store import Store
 from kdbench.suite.load import load_suites
@@ -79,3 +79,17 @@ grid:
     suites = load_suites([str(tmp_path / "three.yaml")])
     for count, runs in ((2, [1, 2]), (3, [1, 1, 1]), (4, [1, 1, 1, 0])):
         assert [len(run_specs(shard(suites, number, count))) for number in range(1, count + 1)] == runs
+
+
+@pytest.mark.parametrize(
+    ("wanted", "tolerance", "cut"),
+    [
+        (5.0, 1.0, 4),  # after a teacher's runs, exactly as far as is tolerated
+        (5.0, 0.9, 5),  # after a cohort
+        (7.9, 0.0, 8),  # after the nearest run
+        (1.0, 1.0, 2),  # position 1 is not allowed
+    ],
+)
+def test_a_line_is_cut_near_the_wanted_place_at_the_best_of_ends(wanted, tolerance, cut):
+    at = [float(position) for position in range(11)]
+    assert _cut(at, ({4, 10}, {2, 5, 9}), range(2, 10), wanted, tolerance) == cut

@@ -19,6 +19,7 @@ from kdbench.plots.style import (
     panels,
     shades,
     styled,
+    title,
     write,
 )
 from kdbench.suite.protocol import bundled_protocol, protocol_names
@@ -137,3 +138,28 @@ def test_what_cannot_be_written_is_said(tmp_path, picture):
 def test_a_page_has_room_for_so_many_panels():
     with pytest.raises(BadInput, match="41 panels are more than a page takes"):
         panels(41)
+
+
+@pytest.mark.parametrize(
+    ("count", "rows", "across"),
+    [(1, 1, 1), (2, 1, 2), (3, 1, 3), (4, 2, 2), (5, 2, 3), (6, 2, 3), (7, 2, 4), (8, 2, 4), (9, 3, 3), (10, 3, 4)],
+)
+def test_panels_fill_a_grid_of_at_most_four_in_a_row(count, rows, across):
+    figure, axes = panels(count, height=1.5)
+    grid = axes[0].get_subplotspec().get_gridspec()
+    assert (grid.nrows, grid.ncols, len(axes), len(figure.axes)) == (rows, across, count, count)
+    assert figure.get_size_inches()[1] == pytest.approx(1.5 * rows + 0.5)
+
+
+def test_more_panels_than_a_page_takes_are_refused():
+    assert len(panels(3, most=3)[1]) == 3
+    with pytest.raises(BadInput, match=r"4 panels are more than a page takes \(3\): choose some with --only"):
+        panels(4, most=3)
+
+
+def test_a_title_is_broken_after_fifteen_letters_an_inch_of_its_panel():
+    figure, axes = panels(2, wide=True)
+    inches = figure.get_size_inches()[0] / 2
+    letters = int(15 * inches)
+    title(axes[0], "a" * (letters - 2) + " b c\nd")
+    assert axes[0].get_title() == "a" * (letters - 2) + " b\nc\nd"
