@@ -27,9 +27,10 @@ def finished(source: Source, *, trials: bool) -> pd.DataFrame:
         done = done.sort_values("trial", kind="stable").drop_duplicates(["panel", "method"]).sort_index()
     found = records(source.report)
     if lost := [id for id in done["run_id"] if not found[id].weights_file.is_file()]:
+        more = {0: "", 1: " and 1 more run"}.get(len(lost) - 1, f" and {len(lost) - 1} more runs")
         raise BadInput(
-            f"the weights of {lost[0]}{f' and {len(lost) - 1} more runs' if len(lost) > 1 else ''} are not there, and this "
-            "picture needs them: those of tiny runs are not kept, so train without --tiny"
+            f"the weights of {lost[0]}{more} are not there, and this picture needs them: those of tiny runs are not kept, "
+            "so train without --tiny"
         )
     done = done.assign(results=[str(found[id].folder.parents[1]) for id in done["run_id"]])
     rank = {name: at for at, name in enumerate(ordered(done["method"], source.options.order))}

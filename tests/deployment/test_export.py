@@ -14,8 +14,9 @@ from kdbench.catalogue.networks import networks
 from kdbench.catalogue.plugins import locating_modules
 from kdbench.cli.app import app
 from kdbench.deployment import export as exporting
-from kdbench.deployment.card import _origin
+from kdbench.deployment.card import _origin, model_card
 from kdbench.deployment.classifier import Classifier
+from kdbench.deployment.finished import find_network
 from kdbench.deployment.source import standalone
 from kdbench.errors import BadInput, KdbenchError
 from kdbench.models import build
@@ -206,3 +207,13 @@ def test_the_command_names_its_files(shelf, tmp_path):
     assert "README.md, config.json, model.py, model.safetensors" in done.stdout
     done = CliRunner().invoke(app, ["export", *arguments])
     assert "not empty" in str(done.exception)
+
+
+def test_a_card_says_what_the_folder_holds(shelf):
+    found = find_network(shelf.specs["run"].id[:8], shelf.store, shelf.root, torch.device("cpu"))
+    bare, whole = model_card(found, {}, False, ()), model_card(found, {}, True, ("onnx",))
+    assert "There is no `model.py`: part of this network's code is not kdbench's." in bare
+    assert "The other files" not in bare
+    assert "There is no `model.py`" not in whole
+    assert "`model.py` needs torch, safetensors" in whole
+    assert "The other files take float images from 0 to 1, [B, 3, 32, 32], and normalise them:" in whole

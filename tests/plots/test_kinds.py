@@ -8,6 +8,7 @@ import pytest
 from kdbench.errors import BadInput
 from kdbench.plots.data import PlotOptions, Source
 from kdbench.plots.kinds import draw
+from kdbench.plots.views import finished as finished_runs
 from kdbench.reporting.report import measured_report
 from kdbench.suite.selection import select
 
@@ -220,3 +221,20 @@ def lacking(finished):
 )
 def test_what_results_lack_is_said(lacking, kind, methods, options, message):
     assert message in lacking(kind, f"method={methods}", **options)
+
+
+def test_weights_that_are_not_there_are_counted(finished):
+    suite, store = finished
+    source = Source(measured_report(select([suite], ["method=ce,kd", "student=vgg8"]), [store]), PlotOptions())
+    runs = {run.id: store.run(run.id) for run in source.report.suites[0].runs}
+    for record in runs.values():
+        record.weights_file.touch()
+    assert set(finished_runs(source, trials=True)["run_id"]) == runs.keys()
+    done, lost = [*finished_runs(source, trials=True)["run_id"]], []
+    for more in ("", " and 1 more run", " and 2 more runs"):
+        lost.append(done[len(lost)])
+        runs[lost[-1]].weights_file.unlink()
+        with pytest.raises(
+            BadInput, match=rf"^the weights of [0-9a-f]{{12}}{more} are not there, and this picture needs"
+        ):
+            finished_runs(source, trials=True)

@@ -1,10 +1,12 @@
 """Choosing runs with --only: every name can be chosen, and what no run has is refused with the nearest."""
 
+import re
+
 import pytest
 
 from kdbench.errors import BadInput
 from kdbench.suite.load import load_suite
-from kdbench.suite.selection import select
+from kdbench.suite.selection import _named, select
 
 
 NAMES = ["ce", "kd", "kd, T=2", "kd[temperature=2,weight=3]", "KD,ce", "=1+1", " spaced ", "кд·α→β"]
@@ -81,3 +83,24 @@ def test_what_no_run_has(suites, condition, message):
         select(suites, [condition])
     assert message in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ("a[b=1,c=2,d=3],a", [{"a[b=1,c=2,d=3]"}, {"a"}]),
+        ("a,a[b=1,c=2,d=3]", [{"a"}, {"a[b=1,c=2,d=3]"}]),
+        ("A, a", [{"a"}, {"a"}]),
+        (",a,", [{"a"}]),
+    ],
+)
+def test_a_name_may_hold_commas_itself(values, found):
+    assert [*_named(values, "method", ["a", "a[b=1,c=2,d=3]"])] == found
+
+
+@pytest.mark.parametrize(
+    ("values", "wrong"), [("a,b", "b"), ("a[b=1,c=9],a", "a[b=1,c=9]"), ("x[y=1,z=2]q,a", "x[y=1,z=2]q")]
+)
+def test_a_name_that_no_run_has_is_told_whole(values, wrong):
+    with pytest.raises(KeyError, match=re.escape(wrong)):
+        [*_named(values, "method", ["a", "a[b=1,c=2]"])]
