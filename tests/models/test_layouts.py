@@ -1,5 +1,7 @@
 """Vision transformers' weights under other authors' names, and for images of another size."""
 
+import sys
+
 import pytest
 import torch
 
@@ -108,3 +110,22 @@ def test_transformers_own_networks(kind):
     output = theirs(images)
     expected = output.pooler_output if kind == "SiglipVision" else output.last_hidden_state[:, 0]
     torch.testing.assert_close(ours(images).embedding, expected, rtol=1e-2, atol=2e-3)
+
+
+def test_what_is_in_no_known_layout_keeps_its_names():
+    given = {"classifier.weight": torch.zeros(2, 3), "layernorm.bias": torch.zeros(3)}
+    assert _from_hugging_face(given) == given
+
+
+def test_networks_that_are_not_timms_or_that_timm_does_not_convert_have_no_layouts():
+    timm = pytest.importorskip("timm")
+
+    class Elsewhere(torch.nn.Module):
+        """A network beside which there is a function of timm's name."""
+
+    here = sys.modules[__name__]
+    assert in_timms_layout(timm.layers.DropPath(), {}) is None
+    assert in_timms_layout(Elsewhere(), {}) is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(here, "checkpoint_filter_fn", lambda tensors, net: tensors, raising=False)
+        assert in_timms_layout(Elsewhere(), {}) is None
