@@ -166,6 +166,21 @@ def test_csv_and_json_come_back(row):
     assert {cell["n"] for cell in data["cells"]} == {1}
 
 
+def test_json_has_a_cells_published_number_and_how_they_compare(row):
+    """74.42 ± 0.05 is published of kd for this pair; nothing of a method of one's own."""
+    rows = [row(t, v, method=name, paper="semckd") for name in ("kd", "mine") for t, v in ((0, 74.0), (1, 75.0))]
+    kd, mine = json.loads(text_of(rows, Format.json))["cells"]
+    assert kd["published"] == {"value": 74.42, "sd": 0.05, "text": "74.42 ± 0.05"}
+    assert (kd["difference"], kd["verdict"]) == (pytest.approx(0.08), "agrees")
+    assert (mine["published"], mine["difference"], mine["verdict"]) == (None, None, None)
+
+
+@pytest.mark.parametrize(("at", "verdict"), [(74.52, "agrees"), (74.53, "higher"), (74.32, "agrees"), (74.31, "lower")])
+def test_a_mean_agrees_within_twice_the_published_deviation(row, at, verdict):
+    (cell,) = json.loads(text_of([row(t, at, method="kd", paper="semckd") for t in range(2)], Format.json))["cells"]
+    assert cell["verdict"] == verdict
+
+
 def test_no_rows():
     assert tables_of([]) == []
     assert text_of([], Format.csv).startswith("paper,protocol,method,")
