@@ -226,3 +226,11 @@ def test_how_a_teacher_computes_is_part_of_the_identity(grid):
     assert len({plain.id, folded.id}) == len({plain.cohort_key, folded.cohort_key}) == 2
     both = one(grid, protocol="{base: crd, precision: bf16, teacher_precision: bf16}").spec
     assert both.id == one(grid, protocol="{base: crd, precision: bf16}").spec.id
+
+
+@pytest.mark.parametrize(("checkpoint", "every"), [("last", 1), ("best", 7)])
+def test_how_often_a_teacher_is_tested_matters_only_where_its_best_epoch_is_kept(load, checkpoint, every):
+    protocol = f"{{base: semckd, evaluate_every: 7, teacher_checkpoint: {checkpoint}}}"
+    own = {"teacher": "shufflenetv2", "student": "mobilenetv2", "strategy": "pretrained"}
+    spec = spec_under(load, protocol, **own)
+    assert (spec.teacher.recipe.evaluate_every, spec.recipe.evaluate_every) == (every, 7)
