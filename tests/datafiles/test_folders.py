@@ -7,7 +7,7 @@ import pytest
 
 from kdbench.catalogue.datasets import dataset
 from kdbench.datafiles.fetch import status
-from kdbench.datafiles.folders import list_folders
+from kdbench.datafiles.folders import class_names, list_folders
 from kdbench.datafiles.readers import prepare
 from kdbench.errors import BadInput
 
@@ -54,3 +54,9 @@ def test_folders_that_do_not_hold_what_they_should(small, tmp_path):
     (folder / "val").rename(folder / "validation")
     with pytest.raises(BadInput, match="imagenet lacks one of the files train, val"):
         list_folders(small, tmp_path)
+
+
+def test_classes_are_named_by_the_catalogue_or_else_by_the_folders_that_are_there(small, tmp_path):
+    assert class_names(dataset("cifar10"), tmp_path)[:2] == ("airplane", "automobile")
+    assert class_names(small, tmp_path / "elsewhere") == ()
+    assert class_names(small, tmp_path) == ("n01", "n02", "n03")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from kdbench.datafiles import own_images
 from kdbench.datafiles.own_files import ImageSource
 from kdbench.datafiles.own_images import facts_of, read
 from kdbench.errors import BadInput
@@ -72,3 +73,11 @@ def test_what_is_no_numpy_file_is_refused(tmp_path):
     (tmp_path / "own.npz").write_bytes(b"PK")
     with pytest.raises(BadInput, match="is no NumPy file of images"):
         facts_of(ImageSource("npz", str(tmp_path / "own.npz")))
+
+
+def test_arrays_may_fill_the_memory_that_is_theirs_and_no_more(source, monkeypatch):
+    monkeypatch.setattr(own_images, "MOST_BYTES", len(IMAGES) * 10 * 10 * 3)
+    read(source(HALVES))
+    monkeypatch.setattr(own_images, "MOST_BYTES", len(IMAGES) * 10 * 10 * 3 - 1)
+    with pytest.raises(BadInput, match="save them as files, which are streamed"):
+        read(source(HALVES))

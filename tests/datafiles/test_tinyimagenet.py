@@ -1,6 +1,7 @@
 """TinyImageNet's folders: right labels, right counts, decoded once, and never half."""
 
 import errno
+import os
 
 import numpy as np
 import pytest
@@ -122,3 +123,11 @@ def test_an_image_of_another_size_is_refused(tiny, official, tmp_path):
     (tmp_path / tiny.folder / "val/images/val_1.JPEG").write_bytes(official.jpeg((1, 2, 3), (64, 32)))
     with pytest.raises(BadInput, match=r"val_1\.JPEG: has 64×32 pixels, expected 64×64"):
         read_splits(tiny, tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_to_is_decoded_and_left_as_it_is(tiny, tmp_path, monkeypatch):
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
+    train, _ = read_splits(tiny, tmp_path)
+    assert len(train.labels) == tiny.train
+    assert sorted(tmp_path.rglob("*")) == before

@@ -157,3 +157,16 @@ def test_a_speed_says_what_it_rests_on():
     assert str(ASSUMED["gpu"]) == "assumed for a GPU"
     speed = Speed("cpu", (1.0,) * 5, "AMD EPYC, 1 threads", records=12, error=0.074)
     assert str(speed) == "AMD EPYC, 1 threads, fp32, from 12 records, within 7% for half of them"
+
+
+@pytest.mark.parametrize(
+    ("kind", "costs"),
+    [
+        ("cpu", {"macs": 2.4e-11, "activations": 2.3e-9, "layers": 7e-5, "updates": 5e-9, "files": 7e-3}),
+        ("gpu", {"macs": 1e-13, "activations": 2e-11, "layers": 1e-5, "updates": 2e-11, "files": 1e-3}),
+    ],
+)
+def test_what_each_part_of_the_work_is_assumed_to_take(kind, costs):
+    assert {name: ASSUMED[kind].seconds(Work(**{name: 1.0})) for name in costs} == costs
+    assert ASSUMED[kind].seconds(Work(updates=1.0), 4) == 2 * costs["updates"]
+    assert ASSUMED[kind].seconds(Work(macs=1.0, layers=1.0), 4) == costs["macs"] / 4 + costs["layers"]
