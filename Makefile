@@ -57,7 +57,7 @@ docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --site-dir $(VENV)/site
 
 smoke: $(READY)
-	$(KDBENCH) run smoke --results $(VENV)/smoke
+	nice $(KDBENCH) run smoke --results $(VENV)/smoke
 	$(VENV)/bin/python .ci/tables.py $(VENV)/smoke smoke
 
 # All suites in one go, from nothing: what several share is trained once. Their tables and the progress go to files.
@@ -65,7 +65,7 @@ SUITES ?= $(patsubst suites/%.yaml,%,$(wildcard suites/*.yaml))
 TINY := $(VENV)/tiny
 tiny: $(READY)
 	@rm -rf $(TINY) && mkdir -p $(TINY)
-	@$(KDBENCH) run $(SUITES) --tiny --devices cpu --checkpoint-seconds 600 --results $(TINY) > $(TINY)/tables.txt 2> $(TINY)/progress.txt; \
+	@nice $(KDBENCH) run $(SUITES) --tiny --devices cpu --checkpoint-seconds 600 --results $(TINY) > $(TINY)/tables.txt 2> $(TINY)/progress.txt; \
 	code=$$?; $(VENV)/bin/python .ci/tables.py --tiny $(TINY) $(SUITES); checked=$$?; \
 	if [ $$code -ne 0 ]; then tail -n 20 $(TINY)/progress.txt >&2; exit $$code; fi; exit $$checked
 

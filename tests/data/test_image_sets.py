@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from kdbench.catalogue.datasets import dataset
-from kdbench.data.image_sets import _digits_table, load_images
+from kdbench.data.image_sets import ImageFiles, ImageSet, _digits_table, load_images
+from kdbench.datafiles.own_files import ImageSource
+from kdbench.datafiles.own_images import facts_of
 from kdbench.errors import BadInput
 from kdbench.suite import data_specs
 from kdbench.suite.specs import DatasetSpec
@@ -181,3 +184,20 @@ def test_what_is_missing_or_damaged_is_fetched_when_asked_for(tmp_path, monkeypa
         load_images(spec, root)
     assert len(load_images(spec, root, download=True)[0]) == 200
     assert len(load_images(spec, root)[1]) == 100
+
+
+@pytest.mark.parametrize(("stream", "kind"), [(False, ImageSet), (True, ImageFiles)])
+def test_images_of_ones_own_are_decoded_once_or_stay_files(tmp_path, stream, kind):
+    for part, level in (("train", 40), ("train", 80), ("test", 120)):
+        for label in range(2):
+            folder = tmp_path / "own" / part / f"class{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (9, 9), (level + label,) * 3).save(folder / f"{level}.png")
+    source = ImageSource("folder", str(tmp_path / "own"), size=8, stream=stream)
+    facts = facts_of(source)
+    train, test = load_images(DatasetSpec(name="own", images=facts), tmp_path, sources={facts["sha256"]: source})
+    assert isinstance(train, kind)
+    assert isinstance(test, kind)
+    assert (train.classes, train.labels.tolist(), test.labels.tolist()) == (2, [0, 0, 1, 1], [0, 1])
+    levels = [np.asarray(train.read(i))[0, 0, 0] if stream else train.images[i, 0, 0, 0] for i in range(len(train))]
+    assert [int(level) for level in levels] == [40, 80, 41, 81]

@@ -1,5 +1,6 @@
 """Real `kdbench run` processes on a suite of seconds, and ways to look at them from outside."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -81,7 +82,7 @@ class Place:
     started: list = field(default_factory=list)
 
     def __post_init__(self):
-        self.root.mkdir(parents=True)
+        self.root.mkdir(parents=True, exist_ok=True)
         self.results = self.root / "results"
         (self.root / "tiny.yaml").write_text(self.suite)
 
@@ -138,8 +139,14 @@ def place(tmp_path):
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
-    """What an uninterrupted run leaves."""
-    place = Place(tmp_path_factory.mktemp("undisturbed") / "place")
-    code, said = place.run()
-    assert code == 0, said
+    """What an uninterrupted run leaves: made by the first test process that asks, read by the others."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    place = Place(shared / "undisturbed")
+    with (shared / "undisturbed.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not place.results.exists():
+            code, said = place.run()
+            assert code == 0, said
     return place.files()

@@ -31,11 +31,11 @@ def without_locks(tmp_path, monkeypatch):
     return landings
 
 
-def test_six_processes_with_kills_finish_each_run_once(place, undisturbed, without_locks):
+def test_four_processes_with_kills_finish_each_run_once(place, undisturbed, without_locks):
     landings = without_locks
     draw, here = random.Random(1), place()
-    sessions = [here.start("--jobs-per-device", "1") for _ in range(6)]
-    for _ in range(4):
+    sessions = [here.start("--jobs-per-device", "1") for _ in range(4)]
+    for _ in range(3):
         time.sleep(draw.uniform(2, 6))
         if not (alive := [session for session in sessions if session.process.poll() is None]):
             break

@@ -33,22 +33,18 @@ LARGER = {
     "vgg19",
     "rn101",
 }
-"""Networks whose blocks a shallower or narrower one of the same builder has too."""
+"""Networks whose blocks a shallower or narrower one of the same builder has too, and that take long."""
+SEVERAL_SIZES = {*LIGHT.values(), "vgg13", "resnet50", "rn50", "cifar-resnet18"}
+"""Networks of all kinds of blocks, stems and last poolings."""
 SIZES, CLASSES = (32, 64, 96), (10, 100, 200)
 
 
 def cases():
-    """Light networks at every size with every number of classes, the others at every size with one of them."""
-    for name in LIGHT.values():
-        for size in SIZES:
-            for classes in CLASSES:
-                quick = SIZES.index(size) == CLASSES.index(classes)
-                yield pytest.param(name, size, classes, marks=() if quick else pytest.mark.slow)
-    heavy = [net.name for net in networks().values() if net.classifier and net.name not in LIGHT.values()]
-    for row, name in enumerate(heavy):
-        for column, size in enumerate(SIZES):
-            marks = pytest.mark.slow if size > min(SIZES) or name in LARGER else ()
-            yield pytest.param(name, size, CLASSES[(row + column) % 3], marks=marks)
+    """Networks at the smallest size, and those of SEVERAL_SIZES at all, each time with other classes."""
+    for row, name in enumerate(net.name for net in networks().values() if net.classifier):
+        for column, size in enumerate(SIZES if name in SEVERAL_SIZES else SIZES[:1]):
+            quick = name in LIGHT.values() or (size == SIZES[0] and name not in LARGER)
+            yield pytest.param(name, size, CLASSES[(row + column) % 3], marks=() if quick else pytest.mark.slow)
 
 
 @pytest.mark.parametrize(("name", "size", "classes"), list(cases()))

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from kdbench.errors import BadInput
-from kdbench.plots.data import PlotOptions, Source
+from kdbench.plots.data import PlotOptions, Source, cells, swept
 from kdbench.plots.kinds import draw
 from kdbench.plots.views import finished as finished_runs
 from kdbench.reporting.report import measured_report
+from kdbench.store.store import Store
 from kdbench.suite.selection import select
 
 
@@ -238,3 +239,22 @@ def test_weights_that_are_not_there_are_counted(finished):
             BadInput, match=rf"^the weights of [0-9a-f]{{12}}{more} are not there, and this picture needs"
         ):
             finished_runs(source, trials=True)
+
+
+def test_without_a_finished_run_published_numbers_alone_are_drawn(finished, tmp_path):
+    suite, _ = finished
+    source = Source(measured_report([suite], [Store(tmp_path)]), PlotOptions())
+    assert cells(source)["published"].notna().any()
+    assert draw("bars", source).data["published"].notna().any()
+    unpublished = Source(measured_report(select([suite], ["method=kd[temperature=2]"]), [Store(tmp_path)]), PlotOptions())
+    for kind, of in (("cost", source), ("bars", unpublished)):
+        with pytest.raises(BadInput, match=r"^no run of own is finished\. "):
+            draw(kind, of)
+
+
+def test_a_sweep_takes_the_one_setting_that_varies(finished):
+    suite, store = finished
+    sweep = Source(measured_report(select([suite], ["method=kd,kd[temperature=2],kd[temperature=8]"]), [store]), PlotOptions())
+    data, over = swept(sweep, None)
+    assert over == "temperature"
+    assert set(data["series"]) == {"kd[temperature]", "kd"}

@@ -151,6 +151,8 @@ def test_tiny_runs_are_told_in_the_title(trained):
     page = make_page(tiny_suite(suite), store)
     assert f"<title>{suite.name} (tiny runs) – kdbench</title>" in page
     assert f"<h1>{suite.name} (tiny runs)</h1>" in page
+    assert f"<title>{suite.name} – kdbench</title>" in make_page(suite, store)
+    assert "<title>The papers’ tables – kdbench</title>" in html(published_report(["sskd-3"]), ReportOptions())
 
 
 def test_what_is_not_separable_is_marked(trained, finish):

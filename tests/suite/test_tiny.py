@@ -32,11 +32,11 @@ def test_grids_and_tables_stay(loaded):
 
 
 def test_a_tiny_run_is_so_small(loaded):
-    """EGA's first run: 224 pixels for CLIP, 16 for the student, eight images in two equal batches."""
+    """EGA's first run: 224 pixels for CLIP, 16 for the student, eight images in one batch."""
     tiny = next(small for own, small in loaded if own.name == "ega_simultaneous")
     spec = next(run.spec for run in tiny.runs if (run.method, run.teacher) == ("ega", "clip-vit-b32"))
     recipe = {key: getattr(spec.recipe, key) for key in ("epochs", "batch", "lr", "momentum", "milestones", "size")}
-    assert recipe == {"epochs": 1, "batch": 4, "lr": 5e-7, "momentum": 0.0, "milestones": (), "size": None}
+    assert recipe == {"epochs": 1, "batch": 8, "lr": 5e-7, "momentum": 0.0, "milestones": (), "size": None}
     assert spec.teacher_view.size == 224
     assert spec.dataset == DatasetSpec(
         name="cifar100", classes=8, train_per_class=1, test_per_class=1, size=16, stand_in=True
