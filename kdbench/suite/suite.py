@@ -290,8 +290,8 @@ def _recipe(recipe: Recipe, seen_by: Network) -> Recipe:
 def _batch(batch: int) -> int:
     """16, 32, 64, 128, 256 become 6, 5, 8, 7, 4: still distinct, and enough for every term.
 
-    Most protocols have 64, and one step takes all eight images then: so few cost little more than the weights do. A last batch
-    of two, at whose end a map has one pixel, can make the gradients of batch norm explode.
+    Most protocols have 64, and one step takes all eight images then: each step costs its weights more than its images. A last
+    batch of two, at whose end a map has one pixel, can make the gradients of batch norm explode.
     """
     power = min(CLASSES, max(2, batch.bit_length() - 1))
     return {4: 6, 6: 8, 8: 4}.get(power, power)

@@ -246,7 +246,9 @@ def test_without_a_finished_run_published_numbers_alone_are_drawn(finished, tmp_
     source = Source(measured_report([suite], [Store(tmp_path)]), PlotOptions())
     assert cells(source)["published"].notna().any()
     assert draw("bars", source).data["published"].notna().any()
-    unpublished = Source(measured_report(select([suite], ["method=kd[temperature=2]"]), [Store(tmp_path)]), PlotOptions())
+    unpublished = Source(
+        measured_report(select([suite], ["method=kd[temperature=2]"]), [Store(tmp_path)]), PlotOptions()
+    )
     for kind, of in (("cost", source), ("bars", unpublished)):
         with pytest.raises(BadInput, match=r"^no run of own is finished\. "):
             draw(kind, of)
@@ -254,7 +256,7 @@ def test_without_a_finished_run_published_numbers_alone_are_drawn(finished, tmp_
 
 def test_a_sweep_takes_the_one_setting_that_varies(finished):
     suite, store = finished
-    sweep = Source(measured_report(select([suite], ["method=kd,kd[temperature=2],kd[temperature=8]"]), [store]), PlotOptions())
-    data, over = swept(sweep, None)
+    chosen = select([suite], ["method=kd,kd[temperature=2],kd[temperature=8]"])
+    data, over = swept(Source(measured_report(chosen, [store]), PlotOptions()), None)
     assert over == "temperature"
     assert set(data["series"]) == {"kd[temperature]", "kd"}
