@@ -1,4 +1,4 @@
-"""What all tests share: a cache of their own, and a limit of processor time that a slow machine does not break."""
+"""What all tests share: their order, a cache of their own, and a limit of processor time that a slow machine does not break."""
 
 import gc
 import os
@@ -6,6 +6,11 @@ import time
 from contextlib import contextmanager
 
 import pytest
+
+
+def pytest_collection_modifyitems(items):
+    """Slow tests come first: while those of clusters and killed processes wait, other test processes do the rest."""
+    items.sort(key=lambda item: "slow" not in item.keywords)
 
 
 @pytest.fixture(scope="session", autouse=True)

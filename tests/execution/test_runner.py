@@ -87,12 +87,16 @@ def test_weights_that_nothing_here_was_made_from_are_named(tmp_path):
 def test_the_second_interrupt_ends_at_once_what_the_first_stops(signals, calls):
     called = []
     pool = SimpleNamespace(stop=lambda: called.append("stop"), kill=lambda: called.append("kill"))
+    outside = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    with _stopping_on_signals(pool):
-        for number in signals:
-            signal.raise_signal(number)
-    assert called == calls
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+    try:
+        with _stopping_on_signals(pool):
+            for number in signals:
+                signal.raise_signal(number)
+        assert called == calls
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+    finally:
+        signal.signal(signal.SIGHUP, outside)
 
 
 def test_a_process_under_nohup_outlives_its_terminal():

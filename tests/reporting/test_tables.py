@@ -195,6 +195,7 @@ def test_teachers_show_their_own_accuracy(load, tmp_path, finish):
     finish(store.teacher(suite.runs[1].spec.teacher.id), kind="teacher", last=88.5)
     (table,) = measured_report([suite], [store]).grids
     assert table.teachers == {"resnet8x4": 88.5}
+    assert table.teacher_scores == ("last",)
     lines = [line for line in render_grid(table, View.both).lines if line[0].text == "(teacher)"]
     assert [entry.text for entry in lines[0]] == ["(teacher)", "88.50"]
     assert not [line for line in render_grid(table, View.verdict).lines if line[0].text == "(teacher)"]
@@ -246,6 +247,9 @@ def test_a_teacher_that_learns_beside_its_students_has_an_accuracy_for_each_tria
     ]  # fmt: skip
     (table,) = tables_of(rows)
     assert table.teachers == {"resnet32x4": 61.5}
+    assert table.teacher_scores == ("last",)
+    (alone,) = tables_of([row(0, 50.0, teacher_checkpoint="best")])
+    assert (alone.teachers, alone.teacher_scores) == ({}, ())
     texts = [[entry.text for entry in line] for line in render_grid(table, View.measured).lines]
     assert ["(teacher)", "61.50", ""] in texts
 
