@@ -1,4 +1,4 @@
-"""What all tests share: their order, a cache of their own, and a limit of processor time that a slow machine does not break."""
+"""What all tests share: their order, their own cache, and a limit of processor time that a slow machine does not break."""
 
 import gc
 import os
