@@ -9,8 +9,11 @@ import pytest
 
 
 def pytest_collection_modifyitems(items):
-    """Slow tests come first: while those of clusters and killed processes wait, other test processes do the rest."""
-    items.sort(key=lambda item: "slow" not in item.keywords)
+    """Each test process begins with its share of the slow tests: while some wait for processes, others do the rest."""
+    slow, quick = ([item for item in items if ("slow" in item.keywords) is kind] for kind in (True, False))
+    parts = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    ends = [len(quick) * part // parts for part in range(parts + 1)]
+    items[:] = [each for part in range(parts) for each in slow[part::parts] + quick[ends[part] : ends[part + 1]]]
 
 
 @pytest.fixture(scope="session", autouse=True)
