@@ -34,9 +34,9 @@ PYTEST := $(MEMORY) OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesse
 test: $(READY)
 	$(PYTEST) -m "not slow" $(ARGS)
 
-# Tests on clusters and of killed processes wait most of their time: one worker more than cores keeps these busy.
+# Tests on clusters and of killed processes wait most of their time: two workers more than cores keep these busy.
 test-all: $(READY)
-	$(PYTEST) --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) $(ARGS)
+	$(PYTEST) --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 2)) $(ARGS)
 
 cluster: $(READY)
 	command -v slurmctld > /dev/null || (apt-get update -qq && apt-get install -qq --yes --no-install-recommends slurmctld slurmd \
