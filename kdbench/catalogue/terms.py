@@ -87,7 +87,7 @@ class TermInfo:
 
     @property
     def source_sha256(self) -> str | None:
-        """The hash of its source; None for a bundled term, which the version of kdbench identifies."""
+        """The hash of its source; None for a bundled term, for which its `version` stands."""
         return self.source.sha256 if self.source else None
 
     def needs_maps(self, given: Mapping[str, Any]) -> bool:

@@ -82,7 +82,7 @@ def plan(
             slots = there.slots()
         hosts, on = [slot.host for slot in slots], on or slots[0].kind
         caching = Caching.never
-    facts = summarise(loaded, results, hosts or devices, several, on, data=data, caching=caching)
+    facts = plan_facts(loaded, results, hosts or devices, several, on, data=data, caching=caching)
     if json_output:
         typer.echo(json.dumps(facts, indent=1))
     else:
@@ -102,7 +102,7 @@ def parse_devices_per_run(wanted: str | None) -> int | None:
 _KINDS = {"probe": "linear probe", "similarity": "similarity"}
 
 
-def summarise(
+def plan_facts(
     suites: Sequence[Suite],
     results: Path,
     devices: int | Sequence[str],

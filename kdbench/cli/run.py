@@ -16,7 +16,7 @@ import typer
 
 from kdbench.catalogue.text import command, printable, shell_line
 from kdbench.cli.options import Data, Only, Results, Set, Shard, Suites, Tiny, Trials, load, say
-from kdbench.cli.plan import CacheOutputs, DevicesPerRun, describe, duration, parse_devices_per_run, summarise
+from kdbench.cli.plan import CacheOutputs, DevicesPerRun, describe, duration, parse_devices_per_run, plan_facts
 from kdbench.cli.plot import plot
 from kdbench.cli.progress import RunProgress
 from kdbench.cli.report import FormatOption, build_report, command_lines, for_terminal, selection, tell_changed
@@ -113,7 +113,7 @@ def run(
     if dry_run:
         several = parse_devices_per_run(per_run)
         count = _device_count(devices, devices_per_run(loaded) if several is None else several)
-        typer.echo(printable(describe(summarise(loaded, results, count, several, data=data, caching=caching))))
+        typer.echo(printable(describe(plan_facts(loaded, results, count, several, data=data, caching=caching))))
         return
     store = Store(results)
     tell_changed(loaded, [store])

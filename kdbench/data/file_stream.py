@@ -201,7 +201,7 @@ class FileTestSet:
         return self.batches()
 
     def batches(self, first: int = 0, step: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pairs of images [B, 3, H, W] and labels [B]; of every so manieth batch, from number ``first`` on."""
+        """Pairs of images [B, 3, H, W] and labels [B]; of every ``step``-th batch, from number ``first`` on."""
         labels = torch.split(self.labels, self.batch)[first::step]
         for (stack,), right in zip(self.load(self.requests[first::step]), labels, strict=True):
             yield self.normalise(stack), right

@@ -19,7 +19,7 @@ _DIGEST = hashlib.sha256().digest_size
 
 
 class OutputCache:
-    """One file for each crop (``Augmenter.number``) with the logits [N, K] and embeddings [N, D] of all N images.
+    """One file for each crop and flip (``Augmenter.number``) with the logits [N, K] and embeddings [N, D] of all N images.
 
     They are stored as they are computed, side by side, each image's in a row of bytes. The files lie in ``folder``, which
     several processes may fill at the same time, and are mapped into memory: what is read often stays there. ``like`` are the

@@ -1,7 +1,7 @@
 """The sequence of training batches: a pure function of data set, scenario, settings, trial and epoch.
 
-The whole data set lives on the device as padded uint8 pixels, so that a batch is one gather, one flip and one
-multiply-add: no loader, no workers, no state.
+Images in memory: the whole data set lives on the device as padded uint8 pixels, so that a batch is one gather, one flip and
+one multiply-add, without a loader. Images that stay files: ``file_stream``.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class TestSet:
         return self.batches()
 
     def batches(self, first: int = 0, step: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pairs of images [B, 3, H, W] and labels [B]; of every so manieth batch, from number ``first`` on."""
+        """Pairs of images [B, 3, H, W] and labels [B]; of every ``step``-th batch, from number ``first`` on."""
         for start in range(first * self.batch, len(self), step * self.batch):
             part = slice(start, start + self.batch)
             yield self.normalise(resize(self.images[part], self.size)), self.labels[part]

@@ -55,7 +55,7 @@ class Job:
 
     @cached_property
     def dependencies(self) -> dict[str, Stage]:
-        """All stages of teachers, and parts of them, that must be there before it can start, by the id of their record."""
+        """All stages of teachers, and adapters on them, that must be there before it can start, by the id of their record."""
         if self.teacher:
             stages = lineage(self.teacher)[:-1]
         else:

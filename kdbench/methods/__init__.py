@@ -1,4 +1,7 @@
-"""The loss terms. One file each; what they are without importing them: kdbench.catalogue.terms."""
+"""The loss terms, one file each, and what several share: ``functional``, ``crosslayer``, ``pretext``.
+
+What they are without importing them: ``kdbench.catalogue.terms``. A method, the sum of some: ``kdbench.suite.methods``.
+"""
 
 from __future__ import annotations
 

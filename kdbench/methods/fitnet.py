@@ -44,7 +44,7 @@ class FitNet(Term):
     def __init__(self, context: TermContext, *, layer: NonNegativeInt = 2, regressor: bool = True) -> None:
         super().__init__(context)
         last = min(len(context.student.features), len(context.teacher.features)) - 1
-        if not 0 <= layer <= last:
+        if layer > last:
             raise BadInput(f"fitnet: layer must lie between 0 and {last} for these networks, not {layer}")
         source, target = context.student.features[layer], context.teacher.features[layer]
         if not regressor and source != target:

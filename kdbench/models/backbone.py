@@ -15,6 +15,9 @@ from kdbench.models.outputs import Outputs
 class Backbone(nn.Module):
     """A network whose forward takes images [B, 3, H, W] and gives Outputs.
 
+    A subclass has ``forward``, ``width``, ``stages`` and ``embed_from``, and names modules on shortcuts "shortcut" or
+    "downsample".
+
     classifier_name: the path of the classifier's module; None for networks that have none
     prefix:          what the names of its tensors begin with, and those in its makers' files do not
     stages:          where the modules are that make f1 … fL

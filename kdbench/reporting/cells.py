@@ -18,7 +18,7 @@ DECIMALS = 2
 """Decimals where no paper's table says otherwise."""
 
 SUMMARY = ["mean", "sd", "n", "planned", "note"]
-"""Mean and sample deviation (ddof 1; NaN for one trial) over `n` trials of `planned`, and why others have no value."""
+"""Mean and sample deviation (ddof 1; NaN for one trial) over `n` trials of `planned`, and why the other trials have none."""
 
 
 class Verdict(StrEnum):
@@ -31,7 +31,10 @@ class Verdict(StrEnum):
 
 
 def summarise(trials: pd.DataFrame, by: list[str], value: str = "value") -> pd.DataFrame:
-    """The SUMMARY of each group of trials and its ``values`` by trial, in order of appearance and indexed by ``by``."""
+    """The SUMMARY of each group of trials and its ``values`` by trial, in order of appearance and indexed by ``by``.
+
+    ``trials`` has the columns ``trial``, ``value``'s and ``reason``, why there is none.
+    """
     grouped = trials.groupby(by, sort=False)[["trial", value, "reason"]].agg(list)
     summaries = [_summary(*lists) for lists in grouped.itertuples(index=False)]
     return pd.DataFrame(summaries, index=grouped.index, columns=[*SUMMARY, "values"])

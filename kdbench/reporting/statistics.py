@@ -1,4 +1,4 @@
-"""Statistics over trials: which methods differ, and what n trials can detect."""
+"""Statistics over trials: which methods differ, and what n trials can detect. Mean and deviation: ``cells``."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ class Preprocessing(Spec):
 
     Of images that stay files (ImageNet) training sees a random part instead of a crop of the padded image: of an area, as a
     share of the image's, within ``crop_area``, and a ratio of width to height within ``crop_ratio``. None: 0.08 to 1, and 3:4
-    to 4:3. Tests see their centre.
+    to 4:3. Tests see their centre. Both are resized bilinearly.
     """
 
     crop_padding: Annotated[StrictInt, Field(ge=0, le=1024)] = 0

@@ -1,4 +1,4 @@
-"""Specifications of runs and teachers: every field that can change a result, and nothing else.
+"""Specifications of runs and teachers: every setting of a suite that can change a result, and nothing else.
 
 A teacher is made in stages, each with a record of its own: a union that ``kind`` tells apart.
 

@@ -89,7 +89,7 @@ def nt_xent(projections: Tensor, temperature: float) -> Tensor:
 
 
 def seed_key(spec: RunSpec | Stage) -> str:
-    """Twelve hexadecimal digits that the randomness of a run, or of a teacher's stage, depends on.
+    """Twelve hexadecimal digits that the randomness of a run, or of a teacher's stage, depends on. They are not its id.
 
     They are the hash of a fixed form of the spec, so renaming a field changes ids and leaves every result as it was.
     """
@@ -258,7 +258,7 @@ def online_layers(run: RunSpec) -> NewLayers:
 
 
 def load_teacher(spec: Teacher, store: Store, device: torch.device) -> Backbone:
-    """A trained teacher, each stage checked against the hash in its record.
+    """A trained teacher: its files, and below new layers its parent's, are checked against the hashes in their records.
 
     Raises DamagedTeacher where a file is not what was stored.
     """

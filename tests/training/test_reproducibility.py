@@ -79,7 +79,7 @@ def make_cohort(make_run, with_adapter):
 
 
 def in_pieces(work, folder, calls):
-    """Do a job in visits, each of which is told to stop when it asks for the so manieth time; the number of visits."""
+    """Do a job in visits, each of which is told to stop at its ``calls``-th question; the number of visits."""
     visits = 1
     while work(folder.again(stop_at_call=calls)).stopped:
         visits += 1
@@ -99,7 +99,7 @@ def differences(runs, left, right):
 
 
 def agree_in_any_company_and_after_stops(runs, bench, calls):
-    """Train each run alone, then all in their cohorts, then these with a stop at every so manieth step; the first folder."""
+    """Train each run alone, then all in their cohorts, then these stopping after every ``calls`` steps; the first folder."""
     start = bench("start")
     for run in runs:
         if run.teacher and run.teacher.source_run:
