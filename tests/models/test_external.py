@@ -73,6 +73,26 @@ class Drawn(Net):
         self.head.weight.data += float(np.random.default_rng().normal())
 
 
+class Wrapped(nn.Module):  # one module that holds all blocks
+    def __init__(self, classes):
+        super().__init__()
+        self.body = Net(classes)
+
+    def forward(self, images):
+        return self.body(images)
+
+
+class Trunk(nn.Module):  # one module that gives a map, with the blocks within
+    def __init__(self, classes):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.trunk = nn.Sequential(nn.Sequential(*(nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU()) for _ in range(3))))
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, images):
+        return self.head(self.trunk(self.stem(images)).mean((2, 3)))
+
+
 def number(classes):
     return classes
 
@@ -134,6 +154,8 @@ def test_maps_and_embedding_by_name(spec):
         ),
         ("torchvision:swin_t", ("features.0", "features.1", "features.3", "features.5", "features")),
         ("timm:convnext_femto", ("stem", "stages.0", "stages.1", "stages.2", "stages")),
+        ("Wrapped", ("body.stem", "body.layer1", "body.layer2")),
+        ("Trunk", ("stem", "trunk.0.0", "trunk.0.1", "trunk.0.2")),
         ("timm:test_vit", ("norm_pre", "blocks.0", "blocks.2", "blocks.3", "blocks.5")),
     ],
 )
