@@ -82,11 +82,20 @@ class Wrapped(nn.Module):  # one module that holds all blocks
         return self.body(images)
 
 
+class Blocks(nn.Module):
+    def __init__(self, count):
+        super().__init__()
+        self.inner = nn.Sequential(*(nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU()) for _ in range(count)))
+
+    def forward(self, maps):
+        return self.inner(maps)
+
+
 class Trunk(nn.Module):  # one module that gives a map, with the blocks within
     def __init__(self, classes):
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
-        self.trunk = nn.Sequential(nn.Sequential(*(nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU()) for _ in range(3))))
+        self.trunk = Blocks(3)
         self.head = nn.Linear(8, classes)
 
     def forward(self, images):
@@ -155,7 +164,7 @@ def test_maps_and_embedding_by_name(spec):
         ("torchvision:swin_t", ("features.0", "features.1", "features.3", "features.5", "features")),
         ("timm:convnext_femto", ("stem", "stages.0", "stages.1", "stages.2", "stages")),
         ("Wrapped", ("body.stem", "body.layer1", "body.layer2")),
-        ("Trunk", ("stem", "trunk.0.0", "trunk.0.1", "trunk.0.2")),
+        ("Trunk", ("stem", "trunk.inner.0", "trunk.inner.1", "trunk.inner.2")),
         ("timm:test_vit", ("norm_pre", "blocks.0", "blocks.2", "blocks.3", "blocks.5")),
     ],
 )
