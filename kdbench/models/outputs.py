@@ -103,12 +103,12 @@ class Operations(NamedTuple):
     layers: int
 
 
-def count_macs(net: nn.Module, size: int = 32) -> int:
+def count_macs(net: nn.Module, size: int) -> int:
     """Multiply-accumulates of convolutions and linear layers for one image of ``size`` × ``size`` pixels."""
     return count_operations(net, size).macs
 
 
-def count_operations(net: nn.Module, size: int = 32) -> Operations:
+def count_operations(net: nn.Module, size: int) -> Operations:
     """What convolutions and linear layers do for one image of ``size`` × ``size`` pixels.
 
     Biases, batch norms, activations and pooling are not counted, as is the field's habit; nor is what attention

@@ -72,7 +72,7 @@ def test_measuring_leaves_a_network_as_it_was():
     net.block1.eval()
     modes = [module.training for module in net.modules()]
     state = {key: value.clone() for key, value in net.state_dict().items()}
-    count_macs(net)
+    count_macs(net, 32)
     assert [module.training for module in net.modules()] == modes
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
     assert not any(module._forward_hooks for module in net.modules())

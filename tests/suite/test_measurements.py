@@ -24,11 +24,14 @@ def test_a_student_is_compared_with_the_teacher_of_its_column(grid):
     suite = grid(teacher="[resnet32x4, resnet110]", measure="{similarity: [cifar100, svhn]}")
     pairs = {(m.run.teacher, m.run.method, m.spec.teacher.network) for m in suite.measurements}
     assert pairs == {(t, m, t) for t in ("resnet32x4", "resnet110") for m in ("ce", "kd")}
+    assert all(m.spec.dependencies == (m.spec.source, m.spec.teacher) for m in suite.measurements)
 
 
 def test_layers_that_learned_beside_the_student_are_the_run_s(grid):
     suite = grid(protocol="ega", strategy="simultaneous", teacher="wrn-40-2", measure="{similarity: cifar100}")
     assert [(m.run.method, m.spec.teacher) for m in suite.measurements] == [("kd", None)]
+    (each,) = suite.measurements
+    assert each.spec.dependencies == (each.spec.source, each.run.spec.teacher)
 
 
 def test_large_images_are_resized_batch_by_batch(grid):
