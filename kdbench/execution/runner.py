@@ -88,7 +88,7 @@ def _run_until_consistent(
 ) -> dict[str, str]:
     """Quarantine damaged records and train what is missing, until nothing rests on a teacher that was replaced.
 
-    A retrained teacher may differ, so new layers and parts that were made on the damaged one are made again.
+    A retrained teacher may differ, so new layers and adapters that were made on the damaged one are made again.
     """
     store = Store(options.results)
     specs, measurements = run_specs(suites), measurement_specs(suites)

@@ -121,7 +121,7 @@ class Store:
         return record.folder.is_dir() or any(record.folder.parent.glob(f"{record.id}.damaged-*"))
 
     def check_teacher(self, teacher: Stage) -> None:
-        """Raise BadRecord unless all files are what was stored, and the parent of new layers has its weights of then."""
+        """Raise BadRecord unless all files are what was stored, and a parent has the weights of then (`check_origin`)."""
         self.record_of(teacher).check()
         self.check_origin(teacher)
 

@@ -16,12 +16,12 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="lo
 
 @pytest.mark.slow
 def test_killed_at_any_moment_and_run_again(place, undisturbed, gone):
-    """Parent, worker or both, wherever the clock finds them: importing, loading, training, writing."""
+    """Both or the parent wherever the clock finds them: importing, loading, training, writing; a worker once it has a job."""
     draw, here = random.Random(20), place()
     for target in ("both", "parent", "worker"):
         session = here.start()
         session.wait_for("starts")
-        time.sleep(draw.uniform(1.0, 3.5) if target != "worker" else 0)  # a worker has something to do for sure then
+        time.sleep(draw.uniform(1.0, 3.5) if target != "worker" else 0)
         workers = session.workers()
         victims = (workers if target != "parent" else []) + ([session.process.pid] if target != "worker" else [])
         for pid in victims:
